@@ -1,0 +1,143 @@
+"""What controller and supervisor say to the server, and what it answers.
+
+These documents never leave a deployment, so they are strict on both sides and their names stay snake_case. A controller
+authenticates with the controller key and may only claim and look after attempts; a supervisor authenticates with its
+attempt token and may only speak for that one attempt. ``docs/run-lifecycle.md`` tells the story in order.
+
+    POST /internal/v1/claims                        controller: Claim -> Claimed           (long poll)
+    GET  /internal/v1/machines/{machine_id}         controller: -> Placed                  (what it should hold)
+    POST /internal/v1/attempt/process               supervisor: ProcessReport -> Wanted
+    POST /internal/v1/attempt/renew                 supervisor: Renewal -> Wanted
+    POST /internal/v1/attempt/lines                 supervisor: Lines -> LinesAccepted
+    HEAD /internal/v1/attempt/blobs/{sha256}        supervisor: 200 when the server holds it, 404 when not
+    PUT  /internal/v1/attempt/blobs/{sha256}        supervisor: the bytes -> 201
+    POST /internal/v1/attempt/checkpoints           supervisor: CheckpointReport -> 201     (only after its bytes)
+    POST /internal/v1/attempt/finish                supervisor, or the reaper with its token: ExitReport -> 204
+
+A refusal carries the code ``LeaseLost`` (409): the attempt belongs to nobody or to somebody else now, so its process
+must end at once. No answer at all is something else: the trainer goes on and its words wait in the run folder.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from vi.api.resources.runs.responses import Run
+
+CONTROLLER_HEADER = "Authorization"
+LEASE_LOST = "LeaseLost"
+
+
+class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of every message: keyword-only, strict."""
+
+
+class Claim(Message):
+    """A controller offers room. Repeating a claim with the same ``claim_id`` returns the same assignment."""
+
+    claim_id: str
+    machine_id: str
+    host: str
+    slots: int
+    labels: dict[str, list[str]] = {}
+    wait_s: float = 20.0
+
+
+class Assignment(Message):
+    """One attempt to place: the run as it was frozen, the lease's length, and the token that speaks for the attempt."""
+
+    organization_id: str
+    run_id: str
+    attempt: int
+    token: str
+    lease_s: float
+    grace_s: float
+    run: Run
+    resume_checkpoint: str | None = None
+
+
+class Claimed(Message):
+    """The answer to a claim; no assignment means that nothing came while we waited."""
+
+    assignment: Assignment | None = None
+
+
+class Placed(Message):
+    """Every attempt the server believes open on one machine, with the tokens to report for them."""
+
+    attempts: list[Assignment]
+
+
+class ProcessReport(Message):
+    """Who the supervisor is. Only now does the attempt count."""
+
+    machine_id: str
+    boot_id: str
+    pid: int
+    start_ticks: int
+
+
+class Renewal(Message):
+    """The supervisor is alive. ``phase`` is what the trainer last said it was doing."""
+
+    phase: str | None = None
+
+
+class Wanted(Message):
+    """What shall become of the attempt now: go on, or save and stop because of a kill."""
+
+    action: Literal["continue", "kill"] = "continue"
+    lease_s: float = 15.0
+    grace_s: float = 30.0
+
+
+class Lines(Message):
+    """Whole lines of one stream, beginning at byte ``offset`` of its file and ending before ``next_offset``.
+
+    The server takes them only if ``offset`` is where it stands, so a repeat changes nothing.
+    """
+
+    stream: Literal["events", "stdout", "stderr"]
+    offset: int
+    next_offset: int
+    lines: list[str]
+
+
+class LinesAccepted(Message):
+    """Where the server stands in that stream now; the supervisor goes on from there."""
+
+    offset: int
+
+
+class CheckpointFile(Message):
+    """One file of a checkpoint: its path inside the checkpoint folder, its length and its hash."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class CheckpointReport(Message):
+    """A proven checkpoint. Files below ``training_state/`` are for resuming and stay out of the download."""
+
+    checkpoint_id: str
+    step: int
+    epoch: int
+    metrics: dict[str, float]
+    is_best: bool
+    time: int
+    files: list[CheckpointFile]
+
+
+class ExitReport(Message):
+    """How the attempt's process ended, proven: ``group_empty`` says that nothing of it lives.
+
+    ``result`` is ``result.json`` as the trainer left it, or None if it left none.
+    """
+
+    exit_code: int | None
+    signal: str | None
+    group_empty: bool
+    cause: str
+    time: int
+    result: dict[str, Any] | None = None

@@ -1,0 +1,156 @@
+"""The folder of an attempt: names, readers and writers. Files are the only protocol between supervisor and trainer.
+
+    <runs>/<organization>/<run>/run.lock            held (flock) by whoever trains; by inode, not by name
+    <runs>/<organization>/<run>/attempts/3/
+        run.json        supervisor   the run's document, settings of this attempt (``TrainerConfig``)
+        resume.json     supervisor   where the checkpoint to resume from lies; absent on a fresh start
+        stop.json       supervisor   appears when the trainer shall save and stop
+        process.json    supervisor   who the supervisor and the trainer are (boot id, pid, start ticks)
+        exit.json       supervisor   how the trainer ended
+        events.jsonl    trainer      numbered lines, see ``EVENTS``
+        logs/stdout.log, logs/stderr.log             the trainer's own output, files and never pipes
+        checkpoints/step-00000500/ ... manifest.json  complete once the manifest is there
+        result.json     trainer      the last word: outcome, reason, message, newest checkpoint
+
+One writer a file. JSON is written whole: beside, fsynced, renamed, folder fsynced. A file that cannot be read counts as
+absent. Standard library only, so that every part may import this.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+RUN = "run.json"
+RESUME = "resume.json"
+STOP = "stop.json"
+PROCESS = "process.json"
+EXIT = "exit.json"
+RESULT = "result.json"
+EVENTS_FILE = "events.jsonl"
+STDOUT = "logs/stdout.log"
+STDERR = "logs/stderr.log"
+CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"
+LOCK = "run.lock"
+
+# What lies in a checkpoint folder: what people download, and what only a resume needs.
+MODEL_FULL = "model_full"
+MODEL_ADAPTER = "model_adapter"
+TRAINING_STATE = "training_state"
+
+# Trainer exit codes.
+EXIT_DONE = 0
+EXIT_CANNOT_RUN = 64  # recipe or data at fault: trying again would fail again
+EXIT_STOPPED = 75  # stopped after saving, on request
+
+# The lines of events.jsonl. Each is {"n": 1, 2, ..., "t": epoch ms, "ev": name, ...} with these further fields.
+# A step has values loss, learningRate, samplesPerSecond ...; an evaluation validation/loss and validation/<metric>.
+EVENTS = {
+    "phase": ("phase", "message"),  # Preparing | Training | Evaluating | Saving
+    "plan": ("plan",),  # every number of the recipe, written out
+    "step": (
+        "step",
+        "epoch",
+        "totalSteps",
+        "secondsLeft",
+        "values",
+    ),
+    "evaluation": ("step", "epoch", "metricName", "values", "previews"),
+    "checkpoint": ("checkpoint", "step", "epoch", "folder", "metrics", "isBest"),
+    "warning": ("message",),
+}
+
+
+def attempt_dir(runs_dir: Path, organization_id: str, run_id: str, attempt: int) -> Path:
+    """The folder of one attempt. All three names come from the server, never from a caller's free text."""
+    return runs_dir / organization_id / run_id / "attempts" / str(attempt)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that after loss of power it is there whole or not at all."""
+    write_bytes(path, json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that after loss of power it is there whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(beside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    fsync_dir(path.parent)
+
+
+def fsync_dir(path: Path) -> None:
+    """Make renames and new names in a folder survive loss of power."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None when it is absent, torn, or anything but an object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class EventWriter:
+    """Appends numbered lines to ``events.jsonl``; each line is one write, so a reader sees whole lines or none."""
+
+    def __init__(self, folder: Path, now_ms: Callable[[], int]):
+        self._path = folder / EVENTS_FILE
+        self._now_ms = now_ms
+        self._number = sum(1 for _ in self._path.open("rb")) if self._path.exists() else 0
+        self._file: IO[bytes] = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event. Raises ValueError for a name or a field that ``EVENTS`` does not list."""
+        if unknown := set(fields) - set(EVENTS.get(event, ())):
+            raise ValueError(f"event {event!r} has no field {sorted(unknown)}; EVENTS lists what it has")
+        self._number += 1
+        line = json.dumps({"n": self._number, "t": self._now_ms(), "ev": event, **fields}, ensure_ascii=False)
+        self._file.write(line.encode() + b"\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_lines(path: Path, offset: int, limit_bytes: int = 1 << 20) -> tuple[list[str], int]:
+    """Whole lines of a growing file from byte ``offset`` on, and the offset after the last of them.
+
+    A torn last line stays for the next call; a line longer than ``limit_bytes`` is cut there and marked. Bytes that are
+    no UTF-8 are replaced.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(limit_bytes)
+    except FileNotFoundError:
+        return [], offset
+    end = data.rfind(b"\n") + 1
+    if end == 0 and len(data) == limit_bytes:
+        return [data.decode(errors="replace") + " [line cut]"], offset + len(data)
+    text = data[:end].decode(errors="replace").replace("\x00", "\ufffd")
+    return text.split("\n")[:-1], offset + end
+
+
+def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every regular file below a folder, as (path inside it with forward slashes, full path), in stable order."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            yield path.relative_to(folder).as_posix(), path
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file's content, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,117 @@
+"""The settings of one deployment: argument over environment over default, read once into a frozen object.
+
+Every setting has a default that works on a laptop, an environment variable ``RUNYARD_<NAME>``, and a line in
+``runyard config show``. Nothing else in ``runyard`` reads the environment.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+PREFIX = "RUNYARD_"
+DEFAULT_PORT = 7878
+
+
+class SettingError(ValueError):
+    """A setting holds a value it cannot have; the message names setting, value and remedy."""
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field with its one-line help."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What ``runyard up`` and the processes it starts go by."""
+
+    data_dir: Path = setting(Path("~/.runyard"), "folder that holds everything: database, blobs, runs, keys")
+    host: str = setting("127.0.0.1", "address to listen on; beyond loopback needs insecure_bind or TLS in front")
+    port: int = setting(DEFAULT_PORT, "port of API and pages; 0 takes a free one")
+    allowed_hosts: str = setting("", "further Host header values to accept, separated by commas")
+    insecure_bind: bool = setting(False, "listen beyond loopback without TLS")
+    slots: int = setting(1, "how many runs train at once on this machine")
+    threads: int = setting(0, "CPU threads of a trainer; 0 shares the cores among the slots")
+    warm: bool = setting(True, "keep a parent process with torch imported, so that runs start at once")
+    lease_s: float = setting(15.0, "seconds a supervisor may be silent before its attempt counts as lost")
+    grace_s: float = setting(30.0, "seconds a killed run has to save and stop before SIGKILL")
+    attempts: int = setting(3, "tries a run has when the platform is at fault; a flow's settings.attempts overrides it")
+    link_hours: float = setting(24.0, "hours a signed download link is valid")
+    log_level: str = setting("info", "debug, info, warning or error")
+
+    @property
+    def database(self) -> Path:
+        return self.data_dir / "server.db"
+
+    @property
+    def blobs_dir(self) -> Path:
+        return self.data_dir / "blobs"
+
+    @property
+    def runs_dir(self) -> Path:
+        """``<runs_dir>/<organization>/<run>/attempts/<n>/`` is the folder of an attempt (see ``runyard.rundir``)."""
+        return self.data_dir / "runs"
+
+    @property
+    def machine_dir(self) -> Path:
+        """What belongs to this machine: its id, the controller's lock, the warm parent's socket."""
+        return self.data_dir / "machine"
+
+    @property
+    def secrets_dir(self) -> Path:
+        """Pepper, signing key and controller key; 0700, each file 0600."""
+        return self.data_dir / "secrets"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.data_dir / "logs"
+
+    @property
+    def credentials_file(self) -> Path:
+        """What ``vi.Client(config_file=...)`` reads: endpoint, secret_key, organization_id; 0600."""
+        return self.data_dir / "credentials.json"
+
+    @property
+    def server_file(self) -> Path:
+        """Where the running server says where it listens: ``{"endpoint": ..., "pid": ...}``."""
+        return self.data_dir / "server.json"
+
+
+def read_settings(environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
+    """Build the settings; an argument that is None counts as not given.
+
+    Raises:
+        SettingError: a value cannot be read as the setting's type.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    for item in fields(Settings):
+        given = arguments.pop(item.name, None)
+        if given is None:
+            given = environ.get(PREFIX + item.name.upper())
+        if given is not None:
+            values[item.name] = _convert(item.name, item.type, given)
+    if arguments:
+        raise TypeError(f"unknown settings: {', '.join(sorted(arguments))}")
+    values["data_dir"] = Path(values.get("data_dir", Settings.data_dir)).expanduser().absolute()
+    return Settings(**values)
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables that make a child process read the same settings."""
+    return {PREFIX + item.name.upper(): str(getattr(settings, item.name)) for item in fields(Settings)}
+
+
+def _convert(name: str, kind: Any, given: Any) -> Any:
+    try:
+        if kind is bool and isinstance(given, str):
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[
+                given.lower()
+            ]
+        return kind(given)
+    except (KeyError, ValueError) as error:
+        raise SettingError(
+            f"{PREFIX}{name.upper()} is {given!r}, which is not a {kind.__name__}; see `runyard config show`"
+        ) from error

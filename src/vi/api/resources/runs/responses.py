@@ -1,0 +1,102 @@
+"""Runs on the wire: one execution of a frozen flow.
+
+``spec`` is what was asked for and only users write it; ``status`` is what was seen and only the platform writes it.
+``status.conditions`` is the history of the run, one entry per transition, most recent last.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from vi.api.resources.flows.responses import FlowSpec
+from vi.api.responses import ConditionKind, Document, ResourceCondition, ResourceMetadata
+
+
+class RunSpec(Document):
+    """What was asked for: the flow as it was when the run was made, and whether the run shall end early."""
+
+    flow: FlowSpec = msgspec.field(default_factory=FlowSpec)
+    killed_at: int | None = None
+    training_project: str | None = None
+
+
+class RunProgress(Document):
+    """Where training stands, as last reported by the trainer.
+
+    ``metric`` and ``metric_name`` are those of the newest evaluation; ``seconds_left`` estimates training alone.
+    """
+
+    step: int = 0
+    total_steps: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    metric_name: str | None = None
+    metric: float | None = None
+    seconds_left: float | None = None
+
+
+class RunAttempt(Document):
+    """One try at a run: where and when it ran, and how it ended (``cause`` is empty while it runs)."""
+
+    attempt: int
+    machine: str = ""
+    time_started: int = 0
+    time_ended: int | None = None
+    exit_code: int | None = None
+    signal: str | None = None
+    cause: str = ""
+
+
+class RunStatus(Document):
+    """What the platform has seen. ``plan`` holds every number of the recipe as it was resolved before training."""
+
+    log: str = ""
+    observed_generation: int = 0
+    conditions: list[ResourceCondition] = []
+    progress: RunProgress | None = None
+    plan: dict[str, Any] | None = None
+    attempts: list[RunAttempt] = []
+
+
+class Run(Document):
+    """One training execution."""
+
+    kind: Literal["Run"] = "Run"
+    organization_id: str = msgspec.field(name="workspaceId", default="")
+    run_id: str = ""
+    spec: RunSpec = msgspec.field(default_factory=RunSpec)
+    status: RunStatus = msgspec.field(default_factory=RunStatus)
+    metadata: ResourceMetadata = msgspec.field(default_factory=ResourceMetadata)
+    self_link: str = ""
+    etag: str = ""
+
+    @property
+    def condition(self) -> ConditionKind | None:
+        """The state the run is in now; None for a run that has no history yet."""
+        return self.status.conditions[-1].condition if self.status.conditions else None
+
+    def info(self) -> None:
+        """Print a summary of the run."""
+        from vi.api.resources.runs._info import print_run  # rich loads on first use, not on import
+
+        print_run(self)
+
+
+class LogLine(Document):
+    """One line a run's trainer wrote. ``number`` grows by one a line over all attempts, so it says where to go on."""
+
+    number: int
+    time: int
+    attempt: int
+    stream: Literal["events", "stdout", "stderr"]
+    text: str
+
+
+class MetricPoint(Document):
+    """What was measured at one optimizer step: ``values`` maps names such as ``validation/loss`` to numbers."""
+
+    step: int
+    epoch: float
+    time: int
+    attempt: int
+    values: dict[str, float]
