@@ -1,0 +1,301 @@
+"""Blobs in a folder: ``<root>/<first two digits>/<hash>``, and beside each its checksums, ``<hash>.crc``.
+
+A blob appears whole or not at all: it is written under ``incoming``, compared with its announced length and hash,
+fsynced, renamed, and its folder fsynced, because without the last step a power cut takes the renamed file with it.
+Two uploads of the same hash each write a file of their own, and the later rename replaces equal bytes.
+
+Disks flip bits. Hashing a whole blob for every range of a download would be slow, so each blob has a CRC-32 for every
+64 KiB. A reader fetches whole blocks and compares before it hands out a byte: a flip is reported, never served, at the
+cost of about a millisecond per MiB. The checksums are only a cache of what the hash proves: when they are missing or
+disagree, the whole blob is hashed; if the hash holds, the checksums were at fault and are written anew.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import re
+import shutil
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from runyard.blobs.errors import BlobDamaged, BlobMismatch, BlobMissing, InvalidBlobName
+
+BLOCK_BYTES = 64 * 1024
+
+log = logging.getLogger(__name__)
+
+
+class FolderBlobs:
+    """The embedded store; see ``runyard.blobs.protocol.Blobs`` for what each method promises."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._incoming = root / "incoming"
+
+    def put(self, stream: BinaryIO, *, sha256: str, size_bytes: int) -> None:
+        with self.receive(sha256=sha256, size_bytes=size_bytes) as upload:
+            while chunk := stream.read(BLOCK_BYTES):
+                upload.write(chunk)
+
+    @contextmanager
+    def receive(self, *, sha256: str, size_bytes: int) -> Iterator["FolderUpload"]:
+        path = self._path(sha256)
+        self._make_incoming()
+        descriptor, name = tempfile.mkstemp(dir=self._incoming)
+        beside = Path(name)
+        try:
+            with open(descriptor, "wb") as file:
+                upload = FolderUpload(file, sha256=sha256, size_bytes=size_bytes)
+                yield upload
+                upload.check()
+                file.flush()
+                os.fsync(file.fileno())
+            self._make_shard(path.parent)
+            # Checksums first: a blob without them is only slower to open, but then every blob would be.
+            self._write_checksums(path, upload.checksums.packed())
+            os.replace(beside, path)
+            _fsync_folder(path.parent)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def has(self, sha256: str) -> bool:
+        return self._path(sha256).is_file()
+
+    def size_bytes(self, sha256: str) -> int:
+        try:
+            return self._path(sha256).stat().st_size
+        except FileNotFoundError as error:
+            raise BlobMissing(sha256) from error
+
+    def open(self, sha256: str) -> BinaryIO:
+        path = self._path(sha256)
+        try:
+            file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by the reader
+        except FileNotFoundError as error:
+            raise BlobMissing(sha256) from error
+        try:
+            raw = _CheckedFile(
+                file,
+                sha256=sha256,
+                checksums=self._read_checksums(path, file),
+                rebuild=lambda: self._rebuild_checksums(path, file),
+            )
+        except BaseException:
+            file.close()
+            raise
+        return io.BufferedReader(raw, buffer_size=BLOCK_BYTES)
+
+    def verify(self, sha256: str) -> bool:
+        try:
+            with open(self._path(sha256), "rb", buffering=0) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        except FileNotFoundError as error:
+            raise BlobMissing(sha256) from error
+
+    def delete(self, sha256: str) -> None:
+        path = self._path(sha256)
+        # The blob goes first: checksums without a blob are rubbish, a blob without checksums is a blob.
+        path.unlink(missing_ok=True)
+        _checksums_path(path).unlink(missing_ok=True)
+        if path.parent.is_dir():
+            _fsync_folder(path.parent)
+
+    def hashes(self) -> Iterator[str]:
+        for shard in self.root.glob("[0-9a-f][0-9a-f]"):
+            for path in shard.iterdir():
+                if _is_hash(path.name):
+                    yield path.name
+
+    def clear_incoming(self) -> None:
+        """Remove what uploads cut off by a crash left behind. Only for the store's one owner, before it serves."""
+        shutil.rmtree(self._incoming, ignore_errors=True)
+
+    def _path(self, sha256: str) -> Path:
+        if not _is_hash(sha256):
+            raise InvalidBlobName(sha256)
+        return self.root / sha256[:2] / sha256
+
+    def _make_incoming(self) -> None:
+        if not self._incoming.is_dir():
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            _fsync_folder(self.root.parent)
+
+    def _make_shard(self, shard: Path) -> None:
+        try:
+            shard.mkdir()
+        except FileExistsError:
+            return
+        _fsync_folder(self.root)
+
+    def _write_checksums(self, path: Path, packed: bytes) -> None:
+        descriptor, name = tempfile.mkstemp(dir=self._incoming)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(packed)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, _checksums_path(path))
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def _read_checksums(self, path: Path, file: io.FileIO) -> list[int]:
+        """The blob's checksums. Made anew, after hashing the blob, when they do not fit its length."""
+        size_bytes = os.fstat(file.fileno()).st_size
+        try:
+            packed = _checksums_path(path).read_bytes()
+        except FileNotFoundError:
+            packed = b""
+        if len(packed) != 4 * _block_count(size_bytes) + 8 or packed[-8:] != struct.pack("<Q", size_bytes):
+            return self._rebuild_checksums(path, file)
+        return _unpacked(packed)
+
+    def _rebuild_checksums(self, path: Path, file: io.FileIO) -> list[int]:
+        """Hash the blob: if it is sound its checksums were not, else it is damaged."""
+        digest, checksums = hashlib.sha256(), _Checksums()
+        file.seek(0)
+        while chunk := file.read(BLOCK_BYTES):
+            digest.update(chunk)
+            checksums.update(chunk)
+        if digest.hexdigest() != path.name:
+            log.error("A blob changed on disk and is not served.", extra={"sha256": path.name})
+            raise BlobDamaged(path.name)
+        log.warning("Checksums of a blob were missing or wrong and were made anew.", extra={"sha256": path.name})
+        packed = checksums.packed()
+        self._make_incoming()
+        self._write_checksums(path, packed)
+        return _unpacked(packed)
+
+
+class FolderUpload:
+    """A blob being written: counts, hashes and checksums what passes."""
+
+    def __init__(self, file: io.BufferedWriter, *, sha256: str, size_bytes: int) -> None:
+        self.checksums = _Checksums()
+        self._file = file
+        self._sha256 = sha256
+        self._size_bytes = size_bytes
+        self._digest = hashlib.sha256()
+
+    def write(self, chunk: bytes) -> None:
+        self._digest.update(chunk)
+        self.checksums.update(chunk)
+        if self.checksums.size_bytes > self._size_bytes:
+            raise self._mismatch(None)
+        self._file.write(chunk)
+
+    def check(self) -> None:
+        """Raise BlobMismatch unless exactly the announced bytes have passed."""
+        got = self._digest.hexdigest()
+        if got != self._sha256 or self.checksums.size_bytes != self._size_bytes:
+            raise self._mismatch(got)
+
+    def _mismatch(self, got_sha256: str | None) -> BlobMismatch:
+        return BlobMismatch(
+            sha256=self._sha256,
+            size_bytes=self._size_bytes,
+            got_sha256=got_sha256,
+            got_size_bytes=self.checksums.size_bytes,
+        )
+
+
+class _Checksums:
+    """CRC-32 of every block of a stream that arrives in pieces of any length."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._finished: list[int] = []
+        self._current = 0
+
+    def update(self, chunk: bytes) -> None:
+        view = memoryview(chunk)
+        while view:
+            room = BLOCK_BYTES - self.size_bytes % BLOCK_BYTES
+            piece = view[:room]
+            self._current = zlib.crc32(piece, self._current)
+            self.size_bytes += len(piece)
+            if len(piece) == room:
+                self._finished.append(self._current)
+                self._current = 0
+            view = view[room:]
+
+    def packed(self) -> bytes:
+        """Four bytes a block, then the blob's length in eight: blobs of other lengths never share checksums."""
+        crcs = self._finished + ([self._current] if self.size_bytes % BLOCK_BYTES else [])
+        return struct.pack(f"<{len(crcs)}IQ", *crcs, self.size_bytes)
+
+
+class _CheckedFile(io.RawIOBase):
+    """A blob read in whole blocks, each compared with its checksum before any of it is handed out."""
+
+    def __init__(self, file: io.FileIO, *, sha256: str, checksums: list[int], rebuild: Callable[[], list[int]]) -> None:
+        self._file = file
+        self._sha256 = sha256
+        self._checksums = checksums
+        self._rebuild = rebuild
+        self._size_bytes = os.fstat(file.fileno()).st_size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        if self._position >= self._size_bytes:
+            return 0
+        number, start = divmod(self._position, BLOCK_BYTES)
+        piece = self._block(number)[start : start + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _block(self, number: int) -> bytes:
+        block = os.pread(self._file.fileno(), BLOCK_BYTES, number * BLOCK_BYTES)
+        if zlib.crc32(block) != self._checksums[number]:
+            self._checksums = self._rebuild()  # raises unless it was the checksum that was wrong
+            if zlib.crc32(block) != self._checksums[number]:
+                raise BlobDamaged(self._sha256)
+        return block
+
+
+def _checksums_path(path: Path) -> Path:
+    return path.with_name(path.name + ".crc")
+
+
+def _unpacked(packed: bytes) -> list[int]:
+    return [crc for (crc,) in struct.iter_unpack("<I", packed[:-8])]
+
+
+def _block_count(size_bytes: int) -> int:
+    return -(-size_bytes // BLOCK_BYTES)
+
+
+def _is_hash(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[0-9a-f]{64}", name, re.ASCII) is not None
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
