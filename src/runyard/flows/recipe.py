@@ -1,0 +1,157 @@
+"""A recipe with nothing left open: what the trainer reads, and how it is written into ``run.json``.
+
+``complete`` fills every gap of a checked flow. Defaults that depend on other fields are decided here and nowhere else;
+what stays ``auto`` is the trainer's to decide, once it sees data and machine.
+"""
+
+from typing import Any
+
+import msgspec
+
+from runyard.flows.blocks import (
+    BUILT_IN_DATASETS,
+    TINY,
+    DatasetSettings,
+    FlowSettings,
+    ModelSettings,
+    Shape,
+    SystemPromptSettings,
+    Task,
+)
+from runyard.flows.families import AUTO, FAMILIES, STAND_IN_LOADER
+
+# Short, because the tiny model reads them too, and each names the exact form of the answer: the published client's
+# inference reads only that. Boxes are corners, in integers from 0 to 1024, whatever the picture's size.
+SYSTEM_PROMPTS: dict[Task, str] = {
+    "vqa": 'Answer the question about the picture with one JSON object: {"vqa":{"answer":"..."}}',
+    "phrase-grounding": (
+        "Describe the picture and give a box for each phrase, as corners in integers from 0 to 1024, "
+        'with one JSON object: {"phrase_grounding":{"sentence":"...",'
+        '"groundings":[{"phrase":"...","grounding":[[xmin,ymin,xmax,ymax]]}]}}'
+    ),
+    "freeform": 'Describe the picture with one JSON object: {"freeform":{"caption":"..."}}',
+}
+
+
+class Recipe(Shape, frozen=True):
+    """A complete training recipe."""
+
+    name: str
+    schema: str
+    training_project: str | None
+    tolerations: dict[str, list[str]]
+    settings: FlowSettings
+    dataset: DatasetSettings
+    system_prompt: SystemPromptSettings
+    model: ModelSettings
+
+    @property
+    def task(self) -> Task:
+        """What the model learns to do."""
+        return self.dataset.project_kind
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the built-in model is trained, from scratch unless weights are named."""
+        return self.model.architecture.size == TINY
+
+
+def complete(
+    flow: dict[str, Any],
+    settings_of: dict[str, dict[str, Any]],
+    *,
+    dataset_kind: str | None = None,
+    dataset_id: str | None = None,
+) -> Recipe:
+    """Fill every gap. ``flow`` and the blocks' settings (by block type) have passed the checks."""
+    dataset = _dataset(settings_of.get("vi-dataset", {}), flow.get("trainingProject"), dataset_kind, dataset_id)
+    prompt = {"systemPrompt": SYSTEM_PROMPTS[dataset.project_kind]} | settings_of.get("vi-system-prompt", {})
+    return Recipe(
+        name=flow["name"],
+        schema=flow["schema"],
+        training_project=flow.get("trainingProject"),
+        tolerations=flow["tolerations"],
+        settings=msgspec.convert(flow["settings"], FlowSettings),
+        dataset=dataset,
+        system_prompt=msgspec.convert(prompt, SystemPromptSettings),
+        model=_model(settings_of.get("vi-model", {})),
+    )
+
+
+def _dataset(
+    given: dict[str, Any], training_project: str | None, dataset_kind: str | None, dataset_id: str | None
+) -> DatasetSettings:
+    # A training project may be named by its dataset, and the built-in ones are known without asking anybody.
+    of_project = dataset_id or (training_project if training_project in BUILT_IN_DATASETS else None)
+    chosen = given.get("datasetId", of_project or "digits")
+    kind = BUILT_IN_DATASETS.get(chosen, dataset_kind or "vqa")
+    return msgspec.convert({"projectKind": kind} | given | {"datasetId": chosen}, DatasetSettings)
+
+
+def _model(given: dict[str, Any]) -> ModelSettings:
+    architecture = _architecture(given.get("architecture", {}))
+    is_tiny = architecture["size"] == TINY
+    mode = given.get("training", {}).get("mode", "full" if is_tiny else "lora")
+    ordinary_rate = 2e-4 if mode == "lora" else 1e-5
+    defaults = {
+        "training": {"mode": mode, "freeze": ["vision"] if mode == "lora" else []},
+        "hyperparameters": {
+            "epochs": 10 if is_tiny else 3,
+            "batchSize": 32 if is_tiny else 8,
+            "learningRate": 3e-3 if is_tiny else ordinary_rate,
+        },
+    }
+    return msgspec.convert(_fill(given, defaults) | {"architecture": architecture}, ModelSettings)
+
+
+def _architecture(given: dict[str, Any]) -> dict[str, Any]:
+    has_weights = given.get("weights") is not None
+    name = given.get("family") or given.get("name") or (AUTO if has_weights else "idefics3")
+    if "size" in given:
+        size = given["size"]
+    elif has_weights:
+        size = AUTO
+    else:
+        size = FAMILIES[name].default_size if name in FAMILIES else TINY
+    if name == AUTO and size == TINY and not has_weights:
+        name = "idefics3"
+    return {"name": name, "size": size, "weights": given.get("weights")}
+
+
+def _fill(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """``given`` with what only ``defaults`` has, at every level."""
+    merged = defaults | given
+    for name, value in defaults.items():
+        if isinstance(value, dict) and name in given:
+            merged[name] = _fill(given[name], value)
+    return merged
+
+
+def recipe_document(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a flow with every default written out, for a model's ``run.json``.
+
+    The published client reads it too, so ``architecture.name`` is a word its loader knows, with our own family beside
+    it where that differs, and what it would misread is left out: an ``auto`` precision, and token ids that are null.
+    """
+    model = msgspec.to_builtins(recipe.model)
+    architecture = model["architecture"]
+    family = FAMILIES.get(recipe.model.architecture.name)
+    architecture["name"] = family.loader if family else STAND_IN_LOADER
+    architecture["family"] = recipe.model.architecture.name
+    if model["compute"]["precisionType"] == AUTO:
+        del model["compute"]["precisionType"]
+    model["evaluation"] = {name: value for name, value in model["evaluation"].items() if value is not None}
+    document = {
+        "name": recipe.name,
+        "schema": recipe.schema,
+        "tolerations": {key: list(values) for key, values in recipe.tolerations.items()},
+        "settings": msgspec.to_builtins(recipe.settings),
+        "blocks": [
+            {"block": "vi-system-prompt", "settings": msgspec.to_builtins(recipe.system_prompt), "style": {}},
+            {"block": "vi-dataset", "settings": msgspec.to_builtins(recipe.dataset), "style": {}},
+            {"block": "vi-model", "settings": model, "style": {}},
+        ],
+    }
+    if recipe.training_project is not None:
+        document["trainingProject"] = recipe.training_project
+    return document
