@@ -99,6 +99,12 @@ def read_settings(environ: Mapping[str, str] | None = None, **arguments: Any) ->
     return Settings(**values)
 
 
+def source_of(name: str, environ: Mapping[str, str] | None = None) -> str:
+    """Where a setting that was not given as an argument comes from: its variable's name, or ``default``."""
+    variable = PREFIX + name.upper()
+    return variable if variable in (os.environ if environ is None else environ) else "default"
+
+
 def environment(settings: Settings) -> dict[str, str]:
     """The variables that make a child process read the same settings."""
     return {PREFIX + item.name.upper(): str(getattr(settings, item.name)) for item in fields(Settings)}

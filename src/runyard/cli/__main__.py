@@ -1,0 +1,6 @@
+"""``python -m runyard.cli`` is the ``runyard`` command."""
+
+from runyard.cli.main import main
+
+if __name__ == "__main__":
+    main()

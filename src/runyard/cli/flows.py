@@ -1,0 +1,150 @@
+"""``runyard flows``: saved recipes, and looking at a recipe without a server.
+
+``check``, ``plan`` and ``schema`` use the same code as the server, here: they need no instance unless the recipe is
+named by its flow id.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runyard.cli.connection import connect, data_dir_option
+from runyard.cli.output import age, json_option, local_time, print_fields, print_json, print_table
+from runyard.cli.recipes import names_file, read_recipe, recipe_for, set_option, with_assignments
+
+
+@click.group()
+def flows() -> None:
+    """Keep recipes, check them, and see them with every default."""
+
+
+@flows.command("list")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many.")
+@data_dir_option
+@json_option
+def list_flows(limit: int, data_dir: Path | None, as_json: bool) -> None:
+    """List saved flows."""
+    from itertools import islice
+
+    from vi.api.types import PaginationParams
+
+    with connect(data_dir) as client:
+        page = client.flows.list(pagination=PaginationParams(page_size=min(limit, 1000)))
+        found = list(islice(page.all_items(), limit))
+    if as_json:
+        print_json({"items": found})
+    else:
+        rows = [
+            (
+                flow.flow_id,
+                flow.spec.name,
+                age(flow.metadata.time_created),
+                ", ".join(b.block for b in flow.spec.blocks),
+            )
+            for flow in found
+        ]
+        print_table(("FLOW", "NAME", "AGE", "BLOCKS"), rows)
+
+
+@flows.command("get")
+@click.argument("flow_id")
+@data_dir_option
+@json_option
+def get_flow(flow_id: str, data_dir: Path | None, as_json: bool) -> None:
+    """Show one flow with its whole recipe."""
+    with connect(data_dir) as client:
+        flow = client.flows.get(flow_id)
+    if as_json:
+        print_json(flow)
+        return
+    print_fields(
+        [
+            ("Flow", flow.flow_id),
+            ("Name", flow.spec.name),
+            ("Created", local_time(flow.metadata.time_created)),
+            ("Changed", local_time(flow.metadata.last_updated)),
+            ("Generation", flow.metadata.generation),
+        ]
+    )
+    _print_indented(flow.spec)
+
+
+@flows.command("create")
+@click.argument("file", required=False)
+@set_option
+@data_dir_option
+@json_option
+def create_flow(file: str | None, assignments: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
+    """Save the recipe in FILE (.yaml or .json; the empty recipe without FILE) and print its flow id."""
+    with connect(data_dir) as client:
+        flow = client.flows.create(spec=with_assignments(recipe_for(client, file), assignments))
+    if as_json:
+        print_json(flow)
+    else:
+        click.echo(flow.flow_id)
+
+
+@flows.command("delete")
+@click.argument("flow_ids", nargs=-1, required=True, metavar="FLOW_ID...")
+@data_dir_option
+def delete_flows(flow_ids: tuple[str, ...], data_dir: Path | None) -> None:
+    """Delete flows. Runs made from them keep their own frozen copy."""
+    with connect(data_dir) as client:
+        for flow_id in flow_ids:
+            click.echo(f"deleted {client.flows.delete(flow_id).id}")
+
+
+@flows.command("check")
+@click.argument("flow", metavar="FILE|FLOW_ID")
+@set_option
+@data_dir_option
+def check_flow(flow: str, assignments: tuple[str, ...], data_dir: Path | None) -> None:
+    """Check a recipe; exit code 1 and one line for each problem when it cannot run."""
+    from runyard.flows import validate
+
+    spec = validate(_recipe(flow, assignments, data_dir))
+    click.echo(f"{spec.name}: no problems")
+
+
+@flows.command("plan")
+@click.argument("flow", required=False, metavar="[FILE|FLOW_ID]")
+@set_option
+@data_dir_option
+@json_option
+def plan_flow(flow: str | None, assignments: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
+    """Show a recipe with every default written out, as a run of it would train."""
+    from runyard.flows import recipe_document, resolve, validate
+
+    document = recipe_document(resolve(validate(_recipe(flow, assignments, data_dir))))
+    if as_json:
+        print_json(document)
+    else:
+        _print_indented(document)
+
+
+@flows.command("schema")
+def print_schema() -> None:
+    """Print the JSON Schema of recipes, for editors that complete and check while you type."""
+    from runyard.flows import schema
+
+    _print_indented(schema())
+
+
+def _recipe(given: str | None, assignments: Sequence[str], data_dir: Path | None) -> Any:
+    """The recipe behind a file name or a flow id; only an id needs a server."""
+    if given is not None and names_file(given):
+        return with_assignments(read_recipe(given), assignments)
+    if given is None:
+        from runyard.cli.recipes import EMPTY_RECIPE
+
+        return with_assignments(EMPTY_RECIPE, assignments)
+    with connect(data_dir) as client:
+        return with_assignments(recipe_for(client, given), assignments)
+
+
+def _print_indented(document: object) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())

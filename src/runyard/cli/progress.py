@@ -1,0 +1,87 @@
+"""The live line of a run that somebody follows: step, loss, metric, time left.
+
+On a terminal it is one line that changes in place; elsewhere it is a plain line whenever the run's state changes and
+every few seconds between, so that the log of a build stays readable. It goes to stderr, so stdout stays for results.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from runyard.cli.output import duration, number, one_line
+
+if TYPE_CHECKING:
+    from vi.api.resources.runs.responses import Run
+
+PLAIN_LINE_EVERY_S = 5.0
+BAR_WIDTH = 24
+
+
+class ProgressLine:
+    """Give ``update`` to ``client.runs.wait(on_update=...)``; leaving the context ends the line."""
+
+    def __init__(self, stream: TextIO | None = None, *, now: Callable[[], float] = time.monotonic):
+        self._stream = stream or sys.stderr
+        self._now = now
+        self._is_live = self._stream.isatty()
+        self._last_state = ""
+        self._last_text = ""
+        self._printed_s = float("-inf")
+
+    def __enter__(self) -> "ProgressLine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_live and self._last_text:
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def update(self, run: "Run") -> None:
+        """Show where a run stands now."""
+        state, text = state_of(run), line_of(run)
+        if text == self._last_text:
+            return
+        if self._is_live:
+            # A line that wraps could not be rewritten in place.
+            self._stream.write(f"\r\x1b[2K{text[: shutil.get_terminal_size().columns - 1]}")
+        elif state != self._last_state or self._now() - self._printed_s >= PLAIN_LINE_EVERY_S:
+            self._stream.write(f"{text}\n")
+            self._printed_s = self._now()
+        else:
+            return
+        self._stream.flush()
+        self._last_state, self._last_text = state, text
+
+
+def state_of(run: "Run") -> str:
+    """Condition and reason in words."""
+    if not run.status.conditions:
+        return "Waiting"
+    latest = run.status.conditions[-1]
+    return one_line(f"{latest.condition.value}, {latest.reason}" if latest.reason else latest.condition.value)
+
+
+def line_of(run: "Run") -> str:
+    """One line about where a run stands."""
+    progress = run.status.progress
+    if progress is None or not progress.total_steps:
+        return state_of(run)
+    parts = [state_of(run), f"step {progress.step}/{progress.total_steps}"]
+    if progress.loss is not None:
+        parts.append(f"loss {number(progress.loss)}")
+    if progress.metric_name and progress.metric is not None:
+        parts.append(f"{one_line(progress.metric_name)} {number(progress.metric)}")
+    if progress.seconds_left and not (run.condition and run.condition.is_final):
+        parts.append(f"{duration(progress.seconds_left)} left")
+    return f"{bar(progress.step / progress.total_steps)}  {'  '.join(parts)}"
+
+
+def bar(share: float) -> str:
+    """A bar of plain characters."""
+    full = round(min(1.0, max(0.0, share)) * BAR_WIDTH)
+    return "[" + "=" * full + " " * (BAR_WIDTH - full) + "]"
