@@ -1,0 +1,72 @@
+"""Flows and training projects: rows that are a document under an id. The table is the first argument after the
+connection; ``runyard.store.tables`` has both."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, Table, and_, delete, insert, or_, select, update
+
+from runyard.store.tables import AnyRow
+
+
+def get(connection: Connection, table: Table, *, org: str, id: str) -> AnyRow | None:
+    """Columns document, etag, generation, body_sha256."""
+    return connection.execute(
+        select(table.c.document, table.c.etag, table.c.generation, table.c.body_sha256).where(
+            table.c.org == org, table.c.id == id
+        )
+    ).one_or_none()
+
+
+def exists(connection: Connection, table: Table, *, org: str, id: str) -> bool:
+    return connection.execute(select(table.c.id).where(table.c.org == org, table.c.id == id)).first() is not None
+
+
+def add(
+    connection: Connection,
+    table: Table,
+    *,
+    org: str,
+    id: str,
+    document: bytes,
+    etag: str,
+    body_sha256: bytes,
+    time_ms: int,
+) -> None:
+    connection.execute(
+        insert(table).values(
+            org=org,
+            id=id,
+            document=document,
+            etag=etag,
+            generation=1,
+            body_sha256=body_sha256,
+            time_created=time_ms,
+        )
+    )
+
+
+def replace(
+    connection: Connection, table: Table, *, org: str, id: str, document: bytes, etag: str, generation: int
+) -> None:
+    connection.execute(
+        update(table)
+        .where(table.c.org == org, table.c.id == id)
+        .values(document=document, etag=etag, generation=generation)
+    )
+
+
+def remove(connection: Connection, table: Table, *, org: str, id: str) -> bool:
+    return connection.execute(delete(table).where(table.c.org == org, table.c.id == id)).rowcount == 1
+
+
+def page(
+    connection: Connection, table: Table, *, org: str, after: tuple[int, str] | None, limit: int
+) -> Sequence[AnyRow]:
+    """Newest first, from after the position (time, id) on; columns document, time_created, id."""
+    query = select(table.c.document, table.c.time_created, table.c.id).where(table.c.org == org)
+    if after is not None:
+        time_ms, last_id = after
+        query = query.where(
+            or_(table.c.time_created < time_ms, and_(table.c.time_created == time_ms, table.c.id < last_id))
+        )
+    return connection.execute(query.order_by(table.c.time_created.desc(), table.c.id.desc()).limit(limit)).all()

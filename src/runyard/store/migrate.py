@@ -1,0 +1,53 @@
+"""Brings a database to the schema this code knows: forward only, in one transaction.
+
+Alembic is loaded only when there is something to do, since it takes longer to import than the rest of the store.
+A database that is newer than the code is refused: writing to it with old rules would damage it.
+"""
+
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, inspect, text
+
+HEAD = "0001"
+
+
+class StoreTooNew(Exception):
+    """The database was written by a newer Runyard."""
+
+
+def migrate(engine: Engine) -> None:
+    """Upgrade the database to ``HEAD``.
+
+    Raises:
+        StoreTooNew: it stands at a version this code does not know.
+    """
+    with engine.begin() as connection:
+        version = _version(connection)
+        if version == HEAD:
+            return
+        if version is not None and not list(_migrations_dir().glob(f"versions/{version}_*.py")):
+            raise StoreTooNew(
+                f"the database {engine.url.database} is at schema {version}, newer than {HEAD}; "
+                "start the Runyard version that wrote it, or a later one"
+            )
+        _upgrade(connection)
+
+
+def _version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic.command import upgrade  # slow to import, needed once
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_migrations_dir()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    upgrade(config, HEAD)
+
+
+def _migrations_dir() -> Path:
+    return Path(__file__).parent / "migrations"

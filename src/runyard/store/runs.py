@@ -1,0 +1,108 @@
+"""Rows of runs. The document is the truth that is served; the columns beside it are for lists and queues."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+
+from runyard.store.tables import AnyRow, log_lines, metrics, output_files, outputs, run_attributes, runs, stream_offsets
+from runyard.store.tables import attempts as attempts_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFilter:
+    """What a list is narrowed to; all given ones must hold."""
+
+    condition: str | None = None
+    flow_id: str | None = None
+    training_project: str | None = None
+    attributes: Sequence[tuple[str, str]] = field(default=())
+    created_after: int | None = None
+    created_before: int | None = None
+
+
+# The hot read of the whole server: built once, so that its compiled form is found by identity.
+_DOCUMENT = select(runs.c.document, runs.c.etag)
+
+
+def document(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
+    """Columns document, etag of a run that is not deleted."""
+    return connection.execute(
+        _DOCUMENT.where(runs.c.org == org, runs.c.id == run_id, runs.c.deleted.is_(False))
+    ).one_or_none()
+
+
+def get(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
+    """Every column, of deleted runs as well."""
+    return connection.execute(select(runs).where(runs.c.org == org, runs.c.id == run_id)).one_or_none()
+
+
+def add(connection: Connection, values: Mapping[str, Any], *, attributes: Mapping[str, str]) -> None:
+    connection.execute(insert(runs).values(deleted=False, killed=False, log_count=0, metric_count=0, **values))
+    set_attributes(connection, org=values["org"], run_id=values["id"], attributes=attributes)
+
+
+def change(connection: Connection, *, org: str, run_id: str, values: Mapping[str, Any]) -> None:
+    connection.execute(update(runs).where(runs.c.org == org, runs.c.id == run_id).values(**values))
+
+
+def set_attributes(connection: Connection, *, org: str, run_id: str, attributes: Mapping[str, str]) -> None:
+    connection.execute(delete(run_attributes).where(run_attributes.c.org == org, run_attributes.c.run_id == run_id))
+    if attributes:
+        rows = [{"org": org, "run_id": run_id, "key": key, "value": value} for key, value in attributes.items()]
+        connection.execute(insert(run_attributes), rows)
+
+
+def page(
+    connection: Connection, *, org: str, wanted: RunFilter, after: tuple[int, str] | None, limit: int
+) -> Sequence[AnyRow]:
+    """Newest first, from after the position (time, id) on; columns document, time_created, id."""
+    query = select(runs.c.document, runs.c.time_created, runs.c.id).where(runs.c.org == org, runs.c.deleted.is_(False))
+    for column, value in (
+        (runs.c.condition, wanted.condition),
+        (runs.c.flow_id, wanted.flow_id),
+        (runs.c.training_project, wanted.training_project),
+    ):
+        if value is not None:
+            query = query.where(column == value)
+    if wanted.created_after is not None:
+        query = query.where(runs.c.time_created > wanted.created_after)
+    if wanted.created_before is not None:
+        query = query.where(runs.c.time_created < wanted.created_before)
+    for key, value in wanted.attributes:
+        query = query.where(
+            runs.c.id.in_(
+                select(run_attributes.c.run_id).where(
+                    run_attributes.c.org == org, run_attributes.c.key == key, run_attributes.c.value == value
+                )
+            )
+        )
+    if after is not None:
+        time_ms, last_id = after
+        query = query.where(
+            or_(runs.c.time_created < time_ms, and_(runs.c.time_created == time_ms, runs.c.id < last_id))
+        )
+    return connection.execute(query.order_by(runs.c.time_created.desc(), runs.c.id.desc()).limit(limit)).all()
+
+
+def waiting(connection: Connection, *, limit: int) -> Sequence[AnyRow]:
+    """Pending runs of every organisation, those to be taken first in front. Only the queue may ask across them."""
+    return connection.execute(
+        select(runs)
+        .where(runs.c.condition == "Pending", runs.c.deleted.is_(False), runs.c.killed.is_(False))
+        .order_by(runs.c.priority.desc(), runs.c.time_created, runs.c.id)
+        .limit(limit)
+    ).all()
+
+
+def deleted(connection: Connection) -> Sequence[AnyRow]:
+    """Deleted runs of every organisation whose rows are still here; columns org, id. For the sweep at start."""
+    return connection.execute(select(runs.c.org, runs.c.id).where(runs.c.deleted.is_(True))).all()
+
+
+def remove(connection: Connection, *, org: str, run_id: str) -> None:
+    """Remove a run and everything that belongs to it."""
+    for table in (run_attributes, attempts_table, stream_offsets, log_lines, metrics, output_files, outputs):
+        connection.execute(delete(table).where(table.c.org == org, table.c.run_id == run_id))
+    connection.execute(delete(runs).where(runs.c.org == org, runs.c.id == run_id))

@@ -1,0 +1,239 @@
+"""Every table, on one page.
+
+Primary keys begin with the organisation, so that a query without it cannot use them and an id may exist once in each
+organisation. Documents (runs, flows, training projects) are stored as the JSON that is served; beside it stand only the
+columns that lists filter and sort by. Times are epoch milliseconds by the server's clock, except the ``*_pulse``
+columns: those count milliseconds of a living server (see ``runyard.store.pulse``) and so need no clock to agree.
+Only plain types are used, so that the same tables work on PostgreSQL.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+AnyRow = Row[*tuple[Any, ...]]
+metadata = MetaData()
+
+# Facts about the store itself: ``epoch`` (a new one after each restore, first half of every fencing token).
+meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False))
+
+# One row: milliseconds the server has lived, and the last fencing number given out.
+pulse = Table(
+    "pulse",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("lived_ms", BigInteger, nullable=False),
+    Column("token_number", BigInteger, nullable=False),
+)
+
+organizations = Table(
+    "organizations",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+)
+
+# Looked up by id alone, since a key is what tells the organisation. The controller's key has none.
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("org", String(64)),
+    Column("role", String(16), nullable=False),
+    Column("secret_mac", LargeBinary(32), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Column("expires", BigInteger),
+    Column("revoked", BigInteger),
+)
+
+flows = Table(
+    "flows",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("document", LargeBinary, nullable=False),
+    Column("etag", String(32), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("body_sha256", LargeBinary(32), nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Index("flows_by_time", "org", "time_created", "id"),
+)
+
+training_projects = Table(
+    "training_projects",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("document", LargeBinary, nullable=False),
+    Column("etag", String(32), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("body_sha256", LargeBinary(32), nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Index("training_projects_by_time", "org", "time_created", "id"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("document", LargeBinary, nullable=False),
+    Column("etag", String(32), nullable=False),
+    Column("body_sha256", LargeBinary(32), nullable=False),
+    Column("condition", String(32), nullable=False),
+    Column("flow_id", String(255)),
+    Column("training_project", String(255)),
+    Column("priority", Integer, nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Column("killed", Boolean, nullable=False),
+    # A deleted run whose processes may still live: gone for the API, kept until its attempts are closed.
+    Column("deleted", Boolean, nullable=False),
+    Column("log_count", BigInteger, nullable=False),
+    Column("metric_count", BigInteger, nullable=False),
+    Index("runs_by_time", "org", "deleted", "time_created", "id"),
+    Index("runs_by_condition", "org", "condition", "deleted", "time_created", "id"),
+    Index("runs_by_flow", "org", "flow_id", "deleted", "time_created", "id"),
+    Index("runs_by_training_project", "org", "training_project", "deleted", "time_created", "id"),
+    Index("runs_waiting", "condition", "deleted", "priority", "time_created"),
+)
+
+run_attributes = Table(
+    "run_attributes",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Index("run_attributes_by_value", "org", "key", "value", "run_id"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    # The fencing token: (store epoch, number). Numbers are never given out twice.
+    Column("epoch", String(32), nullable=False),
+    Column("token_number", BigInteger, nullable=False),
+    Column("claim_id", String(255), nullable=False),
+    Column("machine_id", String(255), nullable=False),
+    Column("host", Text, nullable=False),
+    Column("expires_pulse", BigInteger, nullable=False),
+    # When the lease ran out without proof that its process is gone.
+    Column("lost_pulse", BigInteger),
+    Column("started", Boolean, nullable=False),
+    Column("charged", Boolean, nullable=False),
+    Column("closed", Boolean, nullable=False),
+    Column("boot_id", String(64), nullable=False),
+    Column("pid", BigInteger, nullable=False),
+    Column("start_ticks", BigInteger, nullable=False),
+    Column("time_claimed", BigInteger, nullable=False),
+    UniqueConstraint("claim_id", name="attempts_claim_once"),
+    UniqueConstraint("epoch", "token_number", name="attempts_token_once"),
+    Index("attempts_open", "closed", "machine_id"),
+)
+
+# Where the server stands in each stream of an attempt; advanced in the transaction of the lines' effect.
+stream_offsets = Table(
+    "stream_offsets",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("stream", String(16), primary_key=True),
+    Column("offset", BigInteger, nullable=False),
+)
+
+log_lines = Table(
+    "log_lines",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("time", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("stream", String(16), nullable=False),
+    Column("text", Text, nullable=False),
+)
+
+metrics = Table(
+    "metrics",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("step", BigInteger, nullable=False),
+    Column("epoch", Float, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("measured", LargeBinary, nullable=False),
+)
+
+outputs = Table(
+    "outputs",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("number", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("measured", LargeBinary, nullable=False),
+    Column("is_best", Boolean, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Column("archive_size_bytes", BigInteger, nullable=False),
+    Column("archive_sha256", String(64), nullable=False),
+)
+
+output_files = Table(
+    "output_files",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("output_id", String(255), primary_key=True),
+    Column("path", String(1024), primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Index("output_files_by_hash", "org", "sha256"),
+)
+
+# Ids that were deleted: a late repeat of the PUT that made one must not bring it back.
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("kind", String(32), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("time", BigInteger, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("org", String(64), nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("target", Text, nullable=False),
+    Index("audit_by_time", "org", "time"),
+)
