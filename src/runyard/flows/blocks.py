@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from runyard.flows.families import AUTO, FAMILIES
+
 Auto = Literal["auto"]
 Task = Literal["vqa", "phrase-grounding", "freeform"]
 Part = Literal["vision", "projector", "language"]
@@ -40,6 +42,9 @@ Word = Annotated[
         extra={"form": "a word of at most 64 letters, digits, dots, dashes, slashes and underscores"},
     ),
 ]
+
+
+FamilyName = Annotated[str, Meta(pattern=f"^({'|'.join([AUTO, *FAMILIES])})$", extra={"words": (AUTO, *FAMILIES)})]
 
 
 def told(text: str, *, default: str | None = None) -> Meta:
@@ -134,7 +139,8 @@ class Architecture(Shape, frozen=True):
     """Which model, and where its weights come from."""
 
     name: Annotated[
-        Word, told("family of the model, or auto: the weights' own", default="idefics3; auto when weights are given")
+        FamilyName,
+        told("family of the model, or auto: the weights' own", default="idefics3; auto when weights are given"),
     ] = "idefics3"
     size: Annotated[
         Word,
@@ -148,7 +154,7 @@ class Architecture(Shape, frozen=True):
         told("a local folder, a registered model run:RUN_ID/CHECKPOINT, or a hub id; null takes the family's usual"),
     ] = None
     family: Annotated[
-        Word | None, told("the true family where name has to be the published client's word for a loader; wins")
+        FamilyName | None, told("the true family where name has to be the published client's word for a loader; wins")
     ] = None
 
 
@@ -197,12 +203,12 @@ class Compute(Shape, frozen=True):
     """How the arithmetic is done; auto is chosen by the trainer and said in the plan."""
 
     precision_type: Annotated[
-        Auto | Literal["bfloat16", "float16", "float32"],
+        Literal["auto", "bfloat16", "float16", "float32"],
         told("number format of training; auto: bfloat16 where the device does it well, else float32"),
     ] = "auto"
     gradient_checkpointing: Annotated[bool | Auto, told("recompute activations to save memory")] = "auto"
     compile: Annotated[bool | Auto, told("compile the model before training")] = "auto"
-    attention: Annotated[Auto | Literal["eager", "sdpa", "flash_attention_2"], told("implementation of attention")] = (
+    attention: Annotated[Literal["auto", "eager", "sdpa", "flash_attention_2"], told("implementation of attention")] = (
         "auto"
     )
 
@@ -283,7 +289,7 @@ class Checkpoint(Shape, frozen=True):
     keep: Annotated[int, Meta(ge=1, le=10_000), told("how many of the newest checkpoints are kept")] = 3
     keep_best: Annotated[bool, told("keep the best one besides")] = True
     metric: Annotated[Word, told("what best means, such as loss; auto: the task's own metric")] = "auto"
-    mode: Annotated[Auto | Literal["min", "max"], told("whether small or large values of it are good")] = "auto"
+    mode: Annotated[Literal["auto", "min", "max"], told("whether small or large values of it are good")] = "auto"
 
 
 class EarlyStopping(Shape, frozen=True):
@@ -363,7 +369,11 @@ BLOCKS: dict[str, type[Shape]] = {
 class Block(Shape, frozen=True):
     """One element of a flow. Which settings it may have depends on what its name contains."""
 
-    block: Annotated[str, Meta(min_length=1, max_length=100), told("vi-system-prompt, vi-dataset or vi-model")]
+    block: Annotated[
+        str,
+        Meta(min_length=1, max_length=100, extra={"form": "vi-system-prompt, vi-dataset or vi-model"}),
+        told("which type of block it is; what the name contains decides"),
+    ]
     settings: Annotated[dict[str, Any], told("the block's settings", default="{}")] = {}
     style: Annotated[dict[str, Any], told("for drawing only; may hold anything", default="{}")] = {}
 
@@ -382,5 +392,7 @@ class FlowShape(Shape, frozen=True):
         default_factory=FlowSettings
     )
     blocks: Annotated[
-        list[Block], told("the recipe's elements, each type at most once; an empty list is complete", default="[]")
+        list[Block],
+        Meta(max_length=100),
+        told("the recipe's elements, each type at most once; an empty list is complete", default="[]"),
     ] = []

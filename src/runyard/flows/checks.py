@@ -1,15 +1,16 @@
 """Walks a value beside a struct of ``blocks`` and notes every mistake, where msgspec's own decoding stops at the first.
 
 A check is built once per struct from msgspec's description of it, so the structs stay the only definition. Each check
-returns the value cleaned of nulls that mean "not given": a null where the default is ``auto``, or depends on other
-fields, is dropped. What passes a check without a finding decodes with msgspec; a property test holds the two together.
+returns the value cleaned: nulls that mean "not given" are dropped (a null where the default is ``auto``, or depends on
+other fields), and so is whatever is faulty, so that what is left always decodes with msgspec and the checks across
+fields can go on. A property test holds the two together.
 """
 
 import difflib
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,11 @@ from runyard.flows.problems import Findings, step
 
 # Deeper than any recipe, and shallow enough that every JSON reader on the way copes.
 DEEPEST = 32
+LONGEST_LIST = 1000
+
+# Stands for a value that was found faulty, until the object around it drops it.
+FAULTY: Any = object()
+NOTHING: Mapping[str, Any] = {}
 
 
 class Check(Protocol):
@@ -35,7 +41,7 @@ class Check(Protocol):
         ...
 
     def walk(self, value: Any, path: str, findings: Findings) -> Any:
-        """Note what is wrong with the value and return it cleaned."""
+        """Note what is wrong with the value; return it cleaned, or FAULTY."""
         ...
 
 
@@ -45,14 +51,17 @@ class Leaf:
 
     allowed: str
     is_right: Callable[[Any], bool]
+    words: tuple[str, ...] = ()
 
     def fits(self, value: Any) -> bool:
         return self.is_right(value)
 
     def walk(self, value: Any, path: str, findings: Findings) -> Any:
-        if not self.is_right(value):
-            findings.add(path, value, self.allowed)
-        return value
+        if self.is_right(value):
+            return value
+        hint = None if findings.is_full else did_you_mean(value, self.words)
+        findings.add(path, value, self.allowed, hint=hint)
+        return FAULTY
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,10 @@ class Choice:
         for option in self.options:
             if option.fits(value):
                 return option.walk(value, path, findings)
-        findings.add(path, value, self.allowed)
-        return value
+        words = [word for option in self.options if isinstance(option, Leaf) for word in option.words]
+        hint = None if findings.is_full else did_you_mean(value, words)
+        findings.add(path, value, self.allowed, hint=hint)
+        return FAULTY
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,7 @@ class Items:
     item: Check
     shortest: int
     longest: int
+    keeps_faulty: bool
 
     def fits(self, value: Any) -> bool:
         return isinstance(value, list | tuple)
@@ -88,8 +100,9 @@ class Items:
     def walk(self, value: Any, path: str, findings: Findings) -> Any:
         if not self.fits(value) or not self.shortest <= len(value) <= self.longest:
             findings.add(path, value, self.allowed)
-            return value
-        return [self.item.walk(item, f"{path}/{index}", findings) for index, item in enumerate(value)]
+            return FAULTY
+        cleaned = [self.item.walk(item, f"{path}/{index}", findings) for index, item in enumerate(value)]
+        return FAULTY if FAULTY in cleaned and not self.keeps_faulty else cleaned
 
 
 @dataclass(frozen=True)
@@ -105,8 +118,9 @@ class Entries:
     def walk(self, value: Any, path: str, findings: Findings) -> Any:
         if not self.fits(value):
             findings.add(path, value, self.allowed)
-            return value
-        return {name: self.item.walk(item, step(path, name), findings) for name, item in value.items()}
+            return FAULTY
+        cleaned = {name: self.item.walk(item, step(path, name), findings) for name, item in value.items()}
+        return {name: item for name, item in cleaned.items() if item is not FAULTY}
 
 
 @dataclass(frozen=True)
@@ -123,6 +137,7 @@ class Fields:
 
     allowed: str
     fields: dict[str, FieldCheck]
+    required: tuple[str, ...]
     elsewhere: dict[str, str]
 
     def fits(self, value: Any) -> bool:
@@ -131,17 +146,27 @@ class Fields:
     def walk(self, value: Any, path: str, findings: Findings) -> Any:
         if not isinstance(value, dict):
             findings.add(path, value, self.allowed)
-            return value
+            return FAULTY
         cleaned: dict[str, Any] = {}
         for name, item in value.items():
             known = self.fields.get(name) if isinstance(name, str) else None
             if known is None:
                 self._add_unknown(name, item, path, findings)
             elif not (item is None and known.is_null_absent):
-                cleaned[name] = known.check.walk(item, f"{path}/{name}", findings)
-        return cleaned
+                kept = known.check.walk(item, f"{path}/{name}", findings)
+                if kept is not FAULTY:
+                    cleaned[name] = kept
+        for name in self.required:
+            if name not in value:
+                allowed = self.fields[name].check.allowed
+                findings.add(
+                    f"{path}/{name}", None, allowed, message=f"{path}/{name} is missing; it must be {allowed}."
+                )
+        return cleaned if all(name in cleaned for name in self.required) else FAULTY
 
     def _add_unknown(self, name: Any, item: Any, path: str, findings: Findings) -> None:
+        if findings.is_full:
+            return  # looking for what was meant costs more than a hostile flow's thousandth mistake is worth
         suggestion = nearest(name, self.fields)
         if suggestion is None and (elsewhere := nearest(name, self.elsewhere)):
             suggestion = self.elsewhere[elsewhere]
@@ -154,7 +179,13 @@ class Fields:
         )
 
 
-def nearest(name: object, known: Any) -> str | None:
+def did_you_mean(value: object, words: Iterable[str]) -> str | None:
+    """The end of a message about a word that is nearly right."""
+    suggestion = nearest(value, words)
+    return f"Did you mean {suggestion}?" if suggestion else None
+
+
+def nearest(name: object, known: Iterable[str]) -> str | None:
     """The known name that was most likely meant, or None."""
     if not isinstance(name, str) or len(name) > 100:
         return None
@@ -166,13 +197,14 @@ def nearest(name: object, known: Any) -> str | None:
 @functools.cache
 def check_of(struct: type[msgspec.Struct]) -> Check:
     """The check of a struct, built on first use."""
-    return _check(inspect.type_info(struct))
+    return check_of_type(inspect.type_info(struct))
 
 
-def _check(kind: inspect.Type, form: str | None = None) -> Check:
+def check_of_type(kind: inspect.Type, extra: Mapping[str, Any] = NOTHING) -> Check:
+    """The check of anything a field may be typed as; ``extra`` is what its ``Meta`` says besides the limits."""
     match kind:
         case inspect.Metadata():
-            return _check(kind.type, (kind.extra or {}).get("form", form))
+            return check_of_type(kind.type, {**extra, **(kind.extra or {})})
         case inspect.BoolType():
             return Leaf("true or false", lambda value: isinstance(value, bool))
         case inspect.NoneType():
@@ -182,19 +214,18 @@ def _check(kind: inspect.Type, form: str | None = None) -> Check:
         case inspect.IntType() | inspect.FloatType():
             return _number(kind)
         case inspect.StrType():
-            return _text(kind, form)
+            return _text(kind, extra)
         case inspect.LiteralType():
-            words = frozenset(kind.values)
-            return Leaf(_or([f'"{word}"' for word in kind.values]), lambda v: isinstance(v, str) and v in words)
+            return _words(tuple(str(word) for word in kind.values))
         case inspect.UnionType():
-            options = tuple(_check(option, form) for option in kind.types)
-            return Choice(_or([option.allowed for option in options]), options)
+            options = tuple(check_of_type(option, extra) for option in kind.types)
+            return Choice(_or(sorted([option.allowed for option in options], key=_null_last)), options)
         case inspect.ListType():
-            return _items(_check(kind.item_type), kind.min_length or 0, kind.max_length)
+            return _items(check_of_type(kind.item_type), kind.min_length or 0, kind.max_length)
         case inspect.TupleType():
-            return _items(_check(kind.item_types[0]), len(kind.item_types), len(kind.item_types))
+            return _items(check_of_type(kind.item_types[0]), len(kind.item_types), len(kind.item_types))
         case inspect.DictType():
-            item = _check(kind.value_type)
+            item = check_of_type(kind.value_type)
             return Entries(f"an object whose values are each {item.allowed}", item)
         case inspect.StructType():
             return _fields(kind)
@@ -222,7 +253,14 @@ def _number(kind: inspect.IntType | inspect.FloatType) -> Leaf:
     return Leaf(words, fits)
 
 
-def _text(kind: inspect.StrType, form: str | None) -> Leaf:
+def _words(words: tuple[str, ...]) -> Leaf:
+    known = frozenset(words)
+    return Leaf(_or([f'"{word}"' for word in words]), lambda value: isinstance(value, str) and value in known, words)
+
+
+def _text(kind: inspect.StrType, extra: Mapping[str, Any]) -> Leaf:
+    if "words" in extra:
+        return _words(extra["words"])
     shortest, longest = kind.min_length or 0, kind.max_length or math.inf
     pattern = re.compile(kind.pattern) if kind.pattern else None
 
@@ -233,26 +271,24 @@ def _text(kind: inspect.StrType, form: str | None) -> Leaf:
             and (pattern is None or pattern.fullmatch(value) is not None)
         )
 
-    if form is None:
-        form = f"a text of {f'{shortest} to ' if shortest else 'at most '}{longest} characters"
-    return Leaf(form, fits)
+    form = extra.get("form") or f"a text of {f'{shortest} to ' if shortest else 'at most '}{longest} characters"
+    return Leaf(str(form), fits)
 
 
 def _items(item: Check, shortest: int, longest: int | None) -> Items:
-    if longest == shortest:
-        words = f"a list of {shortest}, each {item.allowed}"
-    elif isinstance(item, Fields):
-        words = "a list of objects"
-    else:
-        words = f"a list{' of at least one' if shortest else ''}, each {item.allowed}"
-    return Items(words, item, shortest, 10_000 if longest is None else longest)
+    longest = LONGEST_LIST if longest is None else longest
+    count = str(shortest) if longest == shortest else f"{f'{shortest} to' if shortest else 'at most'} {longest}"
+    # A faulty block leaves the others their places; a list of plain values with a hole would mean something else.
+    if isinstance(item, Fields):
+        return Items(f"a list of {count} objects", item, shortest, longest, True)
+    return Items(f"a list of {count}, each {item.allowed}", item, shortest, longest, False)
 
 
 def _fields(kind: inspect.StructType) -> Fields:
     fields = {}
     elsewhere: dict[str, str] = {}
     for field in kind.fields:
-        check = _check(field.type)
+        check = check_of_type(field.type)
         fields[field.encode_name] = FieldCheck(check, field.default == "auto" or default_in_words(field) is not None)
         for option in check.options if isinstance(check, Choice) else (check,):
             if isinstance(option, Fields):
@@ -260,7 +296,8 @@ def _fields(kind: inspect.StructType) -> Fields:
                     elsewhere.setdefault(name, f"{field.encode_name}.{name}")
                 for name, path in option.elsewhere.items():
                     elsewhere.setdefault(name, f"{field.encode_name}.{path}")
-    return Fields(f"an object with the fields {', '.join(fields)}", fields, elsewhere)
+    required = tuple(field.encode_name for field in kind.fields if field.required)
+    return Fields(f"an object with the fields {', '.join(fields)}", fields, required, elsewhere)
 
 
 def default_in_words(field: inspect.Field) -> str | None:
@@ -271,6 +308,10 @@ def default_in_words(field: inspect.Field) -> str | None:
             return str(kind.extra["default"])
         kind = kind.type
     return None
+
+
+def _null_last(words: str) -> tuple[bool, int]:
+    return words == "null", len(words)
 
 
 def _or(words: list[str]) -> str:

@@ -12,6 +12,7 @@ import msgspec
 # Enough for a person; a hostile flow with a hundred thousand mistakes must not get an answer of many megabytes.
 MOST_PROBLEMS = 100
 LONGEST_SHOWN = 80
+LONGEST_NAME = 200
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,26 +38,37 @@ class Findings:
 
     def __init__(self) -> None:
         self._by_path: dict[str, Problem] = {}
+        self._told = 0
 
-    def add(self, path: str, given: Any, allowed: str, *, message: str | None = None) -> None:
-        """Note one problem; without ``message`` the sentence says what stands there and what may."""
-        if path in self._by_path or len(self._by_path) >= MOST_PROBLEMS:
+    def add(self, path: str, given: Any, allowed: str, *, message: str | None = None, hint: str | None = None) -> None:
+        """Note one problem; without ``message`` the sentence says what stands there and what may, then the hint."""
+        self._told += 1
+        if path in self._by_path or self.is_full:
             return
-        place = path or "The flow"
-        self._by_path[path] = Problem(
-            path=path,
-            given=shown(given),
-            allowed=allowed,
-            message=message or f"{place} is {in_words(given)}; it must be {allowed}.",
-        )
+        if message is None:
+            message = f"{path or 'The flow'} is {in_words(given)}; it must be {allowed}."
+            message += f" {hint}" if hint else ""
+        self._by_path[path] = Problem(path=path, given=shown(given), allowed=allowed, message=message)
+
+    def has_none_at(self, *paths: str) -> bool:
+        """Whether the values at these places are sound: no problem there, above or below."""
+        return not any(_is_within(found, path) or _is_within(path, found) for found in self._by_path for path in paths)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether further problems are left out."""
+        return len(self._by_path) >= MOST_PROBLEMS or self._told >= 10 * MOST_PROBLEMS
 
     def __bool__(self) -> bool:
         return bool(self._by_path)
 
-    def raise_if_any(self) -> None:
-        """Raise FlowProblems if there is something to tell."""
-        if self._by_path:
-            raise FlowProblems(list(self._by_path.values()))
+    def problems(self) -> FlowProblems:
+        """What was found, as the exception to raise."""
+        return FlowProblems(list(self._by_path.values()))
+
+
+def _is_within(inner: str, outer: str) -> bool:
+    return inner == outer or inner.startswith(outer + "/")
 
 
 def shown(value: Any) -> Any:
@@ -68,8 +80,7 @@ def shown(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, str):
-        short = value if len(value) <= LONGEST_SHOWN else value[:LONGEST_SHOWN] + "…"
-        return short.encode(errors="replace").decode()
+        return _text(value, LONGEST_SHOWN)
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
     if isinstance(value, dict):
@@ -86,7 +97,12 @@ def in_words(value: Any) -> str:
     return f'"{shown(value)}"' if isinstance(value, str) else str(shown(value))
 
 
+def _text(text: str, longest: int) -> str:
+    short = text if len(text) <= longest else text[:longest] + "…"
+    return short.encode(errors="replace").decode()
+
+
 def step(path: str, name: object) -> str:
-    """The JSON pointer one step below ``path``."""
-    text = shown(name) if isinstance(name, str) else str(name)
+    """The JSON pointer one step below ``path``; a name that no recipe has is cut short."""
+    text = _text(name, LONGEST_NAME) if isinstance(name, str) else str(shown(name))
     return f"{path}/{text.replace('~', '~0').replace('/', '~1')}"
