@@ -1,0 +1,1 @@
+"""The two clients, and where they find their credentials; public as ``vi.client``."""

@@ -1,0 +1,145 @@
+"""Which key, which organisation, which server: argument over environment over configuration file.
+
+The file is the one named as ``config_file``, or ``~/.runyard/credentials.json`` if a server of this user wrote one.
+Each value is looked for on its own, and remembers where it was found, so that a message can say which place to mend.
+The key itself appears in no message.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vi.errors import ViConfigurationError, ViErrorCode
+
+DEFAULT_ENDPOINT = "http://127.0.0.1:7878/"
+DEFAULT_CONFIG_FILE = "~/.runyard/credentials.json"
+KEY_PREFIX = "dtvi_"
+KEY_LENGTH = 103
+
+_VARIABLES = {
+    "secret_key": "DATATURE_VI_SECRET_KEY",
+    "organization_id": "DATATURE_VI_ORGANIZATION_ID",
+    "endpoint": "DATATURE_VI_API_ENDPOINT",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """Who asks whom."""
+
+    secret_key: str
+    organization_id: str
+    endpoint: str
+
+    def __repr__(self) -> str:
+        return f"Credentials(organization_id={self.organization_id!r}, endpoint={self.endpoint!r})"
+
+
+def find_credentials(
+    *,
+    secret_key: str | None = None,
+    organization_id: str | None = None,
+    endpoint: str | None = None,
+    config_file: str | Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Credentials:
+    """Look each value up.
+
+    Raises:
+        ViConfigurationError: one is missing or malformed.
+    """
+    arguments = {"secret_key": secret_key, "organization_id": organization_id, "endpoint": endpoint}
+    environ = os.environ if environ is None else environ
+    file = _ConfigFile(config_file)
+    found = {name: _find(name, arguments[name], environ, file) for name in arguments}
+    key, key_place = _required("secret_key", found)
+    organization, organization_place = _required("organization_id", found)
+    _check_key(key, place=key_place)
+    _check_organization(organization, place=organization_place)
+    return Credentials(secret_key=key, organization_id=organization, endpoint=found["endpoint"][0] or DEFAULT_ENDPOINT)
+
+
+class _ConfigFile:
+    """The configuration file, read when the first value is looked for in it."""
+
+    def __init__(self, named: str | Path | None) -> None:
+        self._is_named = named is not None
+        self.path = Path(DEFAULT_CONFIG_FILE if named is None else named).expanduser()
+        self._values: dict[str, object] | None = None
+
+    def get(self, name: str) -> str | None:
+        if self._values is None:
+            self._values = self._read()
+        value = self._values.get(name)
+        if value is None or isinstance(value, str):
+            return value or None
+        raise ViConfigurationError(f"{name} in {self.path} is not a string", suggestion="Write it in quotes.")
+
+    def _read(self) -> dict[str, object]:
+        try:
+            values = json.loads(self.path.read_text("utf-8"))
+        except FileNotFoundError as error:
+            if not self._is_named:
+                return {}
+            raise ViConfigurationError(
+                f"config_file {self.path} does not exist", suggestion="Check the path.", cause=error
+            ) from error
+        except (OSError, ValueError) as error:
+            raise ViConfigurationError(
+                f"{self.path} cannot be read as JSON ({type(error).__name__})",
+                suggestion='It holds {"secret_key": "...", "organization_id": "...", "endpoint": "..."}.',
+                cause=error if isinstance(error, OSError) else None,
+            ) from None
+        if not isinstance(values, dict):
+            raise ViConfigurationError(f"{self.path} holds no JSON object", suggestion="Begin it with {.")
+        return values
+
+
+def _find(name: str, argument: str | None, environ: Mapping[str, str], file: _ConfigFile) -> tuple[str | None, str]:
+    """The value, and the place it comes from."""
+    if argument is not None:
+        return argument, f"argument {name}"
+    variable = _VARIABLES[name]
+    if environ.get(variable):
+        return environ[variable], f"environment variable {variable}"
+    return file.get(name), str(file.path)
+
+
+def _required(name: str, found: Mapping[str, tuple[str | None, str]]) -> tuple[str, str]:
+    value, place = found[name]
+    if not value:
+        raise ViConfigurationError(
+            f"{name} is missing" if value is None else f"{name} is empty ({place})",
+            error_code=ViErrorCode.MISSING_REQUIRED_FIELD,
+            suggestion=f"Give {name}=..., or set {_VARIABLES[name]}, or name a file with config_file=...; "
+            "`runyard up` writes one.",
+        )
+    return value, place
+
+
+def _check_key(key: str, *, place: str) -> None:
+    if not key.startswith(KEY_PREFIX):
+        fault = f"does not begin with {KEY_PREFIX!r}"
+    elif len(key) != KEY_LENGTH:
+        fault = f"has {len(key)} characters"
+    elif not (key.isascii() and key.isprintable() and " " not in key):
+        fault = "holds a character no key has"
+    else:
+        return
+    raise ViConfigurationError(
+        f"secret_key ({place}) {fault}",
+        error_code=ViErrorCode.INVALID_PARAMETER,
+        suggestion=f"A key begins with {KEY_PREFIX!r} and has {KEY_LENGTH} characters in all; copy it again.",
+    )
+
+
+def _check_organization(organization_id: str, *, place: str) -> None:
+    is_plain = organization_id.isascii() and organization_id.replace("-", "").replace("_", "").isalnum()
+    if not is_plain or len(organization_id) > 255:
+        raise ViConfigurationError(
+            f"organization_id ({place}) is {organization_id[:255]!r}, which is no id",
+            error_code=ViErrorCode.INVALID_PARAMETER,
+            suggestion="An id is 1 to 255 letters, digits, '_' and '-'.",
+        )

@@ -1,0 +1,137 @@
+"""What callers hand in, checked and put into wire form before anything is sent: pure functions.
+
+A wrong argument is told here, with its name, its value and what would be right, rather than by a server far away.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from vi.api.types import PaginationParams
+from vi.errors import ViInvalidParameterError
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,255}", re.ASCII)
+_LARGEST_PAGE = 1000
+
+
+def check_id(value: object, *, name: str) -> str:
+    """The id, if it can be one; anything else would end up as another path on the server."""
+    if isinstance(value, str) and _ID.fullmatch(value):
+        return value
+    shown = repr(value) if len(repr(value)) <= 300 else repr(value)[:300] + "…"
+    raise ViInvalidParameterError(
+        f"{name} is {shown}, which is no id",
+        suggestion="An id is 1 to 255 letters, digits, '_' and '-'.",
+        details={"parameter": name},
+    )
+
+
+def check_pagination(value: PaginationParams | Mapping[str, Any] | None) -> PaginationParams:
+    """The slice of a list that is wanted."""
+    if value is None:
+        return PaginationParams()
+    if isinstance(value, Mapping):
+        unknown = set(value) - {"page_size", "page_token"}
+        if unknown:
+            raise ViInvalidParameterError(
+                f"pagination has the unknown key {min(map(str, unknown))!r}",
+                suggestion="It takes page_size and page_token.",
+            )
+        value = PaginationParams(**value)
+    if not isinstance(value, PaginationParams):
+        raise ViInvalidParameterError(
+            f"pagination is {value!r}", suggestion="Give PaginationParams(page_size=50) or {'page_size': 50}."
+        )
+    size = value.page_size
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= _LARGEST_PAGE:
+        raise ViInvalidParameterError(
+            f"page_size is {size!r}", suggestion=f"It is a whole number from 1 to {_LARGEST_PAGE}."
+        )
+    if value.page_token is not None and not isinstance(value.page_token, str):
+        raise ViInvalidParameterError(
+            f"page_token is {value.page_token!r}", suggestion="It is the next_page of an earlier answer."
+        )
+    return value
+
+
+def metadata_document(attributes: Mapping[str, Any] | None, *, removable: bool = False) -> dict[str, Any]:
+    """The part of a body that carries attributes; empty if none were given.
+
+    ``removable`` allows None as a value, which takes an attribute away.
+    """
+    if attributes is None:
+        return {}
+    if not isinstance(attributes, Mapping):
+        raise ViInvalidParameterError(
+            f"metadata is {attributes!r}", suggestion="Give a dict of strings, such as {'experiment': 'baseline'}."
+        )
+    for key, value in attributes.items():
+        if not isinstance(key, str) or not (isinstance(value, str) or (removable and value is None)):
+            raise ViInvalidParameterError(
+                f"metadata[{key!r}] is {value!r}",
+                suggestion=f"Names and values of attributes are strings; write {str(value)!r}.",
+            )
+    return {"metadata": {"attributes": dict(attributes)}}
+
+
+def spec_document(spec: object, *, name: str = "spec") -> dict[str, Any]:
+    """A spec in wire form: of a struct the fields that differ from their defaults, a dict with its keys in camelCase.
+
+    Only the keys of the spec itself, and of a flow inside it, are rewritten: what lies in settings belongs to the
+    caller.
+    """
+    if isinstance(spec, msgspec.Struct):
+        return {
+            field.encode_name: _value_document(getattr(spec, field.name))
+            for field in msgspec.structs.fields(spec)
+            if getattr(spec, field.name) != _default_of(field)
+        }
+    if isinstance(spec, Mapping):
+        return {camel_case(key): _value_document(value, key=key) for key, value in spec.items()}
+    raise ViInvalidParameterError(f"{name} is {spec!r}", suggestion="Give a dict, or the spec of a resource.")
+
+
+def camel_case(key: object) -> str:
+    """``training_project`` becomes ``trainingProject``; what has no underscore stays as it is."""
+    if not isinstance(key, str):
+        raise ViInvalidParameterError(f"a key is {key!r}", suggestion="Keys of a spec are strings.")
+    first, *others = key.split("_")
+    return first + "".join(word[:1].upper() + word[1:] for word in others)
+
+
+def flow_document(flow: object) -> dict[str, Any]:
+    """A whole flow in wire form, every field of a struct written out; a dict is sent as it is, the server judges it."""
+    if isinstance(flow, msgspec.Struct):
+        document: dict[str, Any] = msgspec.to_builtins(flow)
+        return {key: value for key, value in document.items() if value is not None}
+    if isinstance(flow, Mapping):
+        return dict(flow)
+    raise ViInvalidParameterError(
+        f"flow is {flow!r}", suggestion="Give the id of a flow, a FlowSpec, or a dict with the flow's fields."
+    )
+
+
+def milliseconds(value: datetime | int | None, *, name: str) -> int | None:
+    """A moment as epoch milliseconds; a datetime without a zone is local time."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, datetime):
+        return round(value.timestamp() * 1000)
+    raise ViInvalidParameterError(f"{name} is {value!r}", suggestion="Give a datetime, or epoch milliseconds.")
+
+
+def _value_document(value: Any, *, key: object = None) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return flow_document(value)
+    if key == "flow" and isinstance(value, Mapping):
+        return {camel_case(inner): item for inner, item in value.items()}
+    return value
+
+
+def _default_of(field: msgspec.structs.FieldInfo) -> Any:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return field.default_factory()
+    return field.default

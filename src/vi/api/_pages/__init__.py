@@ -1,0 +1,1 @@
+"""Lists that come in pages; public as ``vi.api.pagination``."""

@@ -1,0 +1,90 @@
+# Generated from _async.py by scripts/unasync: change that file, then run the script.
+"""A list that fetches its next page when somebody gets there."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar, overload
+
+from vi._http import Http
+from vi._http.requests import Scalar
+from vi.api._arguments import check_pagination
+from vi.api._pages.page import Page
+from vi.api.types import PaginationParams
+from vi.errors import PaginationError
+
+T = TypeVar("T")
+
+
+class PaginatedResponse(Generic[T]):
+    """The first page of a list, and the way to the others.
+
+    Iterating yields pages, beginning with this one; ``all_items()`` yields the items of all of them. ``items``,
+    ``len()``, indexing and truth speak of this page alone.
+    """
+
+    def __init__(self, page: Page[T], *, fetch: Callable[[str], Page[T]]) -> None:
+        self.items = page.items
+        self.next_page = page.next_page or None
+        self.prev_page = page.prev_page or None
+        self._fetch = fetch
+
+    def pages(self) -> "Iterator[PaginatedResponse[T]]":
+        """This page, then each further one as it is asked for.
+
+        Raises:
+            PaginationError: the server names a page it has named before.
+        """
+        page, seen = self, set[str]()
+        yield page
+        while page.next_page is not None:
+            if page.next_page in seen:
+                raise PaginationError(
+                    f"the list repeats itself: page token {page.next_page!r} came twice",
+                    suggestion="This is a fault of the server; the items so far are right.",
+                )
+            seen.add(page.next_page)
+            page = PaginatedResponse(self._fetch(page.next_page), fetch=self._fetch)
+            yield page
+
+    def all_items(self) -> Iterator[T]:
+        """Every item from here to the end of the list."""
+        for page in self.pages():
+            yield from page.items
+
+    def __iter__(self) -> "Iterator[PaginatedResponse[T]]":
+        return self.pages()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __bool__(self) -> bool:
+        return bool(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        return self.items[index]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.items)} items, next_page={self.next_page!r})"
+
+
+def list_pages(
+    http: Http,
+    path: str,
+    *,
+    item: type[T],
+    pagination: PaginationParams | dict[str, Any],
+    filters: list[tuple[str, Scalar]] | None = None,
+) -> PaginatedResponse[T]:
+    """Fetch the page that ``pagination`` names; every further one is asked for with the same size and filters."""
+    checked = check_pagination(pagination)
+
+    def fetch(token: str | None) -> Page[T]:
+        params = [("p", token), ("s", checked.page_size), *(filters or [])]
+        return http.call("GET", path, params=params, decode_as=Page[item])  # type: ignore[valid-type]
+
+    return PaginatedResponse(fetch(checked.page_token), fetch=fetch)

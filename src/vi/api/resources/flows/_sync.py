@@ -1,0 +1,83 @@
+# Generated from _async.py by scripts/unasync: change that file, then run the script.
+"""``client.flows``: keep recipes, and give one to ``client.runs.create`` by its id."""
+
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vi._http import Http
+from vi.api._arguments import check_id, flow_document, metadata_document, spec_document
+from vi.api._pages._sync import PaginatedResponse, list_pages
+from vi.api.resources.flows.responses import Flow, FlowSpec
+from vi.api.responses import DeletedResource
+from vi.api.types import PaginationParams
+
+
+class Flows:
+    """The organisation's flows; iterating yields every one of them."""
+
+    def __init__(self, http: Http, organization_id: str) -> None:
+        self._http = http
+        self._base = f"/workspaces/{organization_id}/flows"
+
+    def list(self, pagination: PaginationParams | dict[str, Any] = PaginationParams()) -> PaginatedResponse[Flow]:
+        """A page of flows, newest first."""
+        return list_pages(self._http, self._base, item=Flow, pagination=pagination)
+
+    def get(self, flow_id: str) -> Flow:
+        """One flow.
+
+        Raises:
+            ViNotFoundError: there is none with this id.
+        """
+        return self._http.call("GET", self._path(flow_id), decode_as=Flow)
+
+    def create(
+        self,
+        spec: FlowSpec | Mapping[str, Any],
+        metadata: Mapping[str, str] | None = None,
+        *,
+        flow_id: str | None = None,
+    ) -> Flow:
+        """Save a recipe. Its id is made here unless given, so a repeat over a bad line never makes a second one.
+
+        Raises:
+            ViValidationError: the recipe is wrong; ``details["problems"]`` lists every fault with its path.
+        """
+        path = self._path(str(uuid.uuid4()) if flow_id is None else flow_id)
+        body = {"spec": flow_document(spec), **metadata_document(metadata)}
+        return self._http.call("PUT", path, body=body, decode_as=Flow)
+
+    def update(
+        self,
+        flow_id: str,
+        spec: FlowSpec | Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str | None] | None = None,
+        *,
+        if_match: str | None = None,
+    ) -> Flow:
+        """Change the given fields and attributes; runs made before keep the recipe they were made with.
+
+        Raises:
+            ViConflictError: ``if_match`` was given and is no longer the flow's etag.
+        """
+        body = {
+            **({} if spec is None else {"spec": spec_document(spec)}),
+            **metadata_document(metadata, removable=True),
+        }
+        headers = {"If-Match": if_match} if if_match else None
+        return self._http.call("PATCH", self._path(flow_id), body=body, headers=headers, decode_as=Flow)
+
+    def delete(self, flow_id: str) -> DeletedResource:
+        """Delete a flow; its runs keep their own copy."""
+        self._http.call("DELETE", self._path(flow_id))
+        return DeletedResource(id=flow_id)
+
+    def __iter__(self) -> Iterator[Flow]:
+        yield from (self.list(PaginationParams(page_size=100))).all_items()
+
+    def __call__(self) -> Iterator[Flow]:
+        return self.__iter__()
+
+    def _path(self, flow_id: str) -> str:
+        return f"{self._base}/{check_id(flow_id, name='flow_id')}"

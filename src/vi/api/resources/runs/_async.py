@@ -1,0 +1,284 @@
+"""``client.runs``: start trainings, follow them, end them.
+
+A run's id is made by the caller, so creating it can be repeated over a bad line and is still one run. What takes long
+(``wait``, following ``logs``) outlasts a server that is away for a while: training goes on without it, so there is no
+reason to stop waiting. A missing run is no such case and ends the waiting at once.
+"""
+
+import builtins
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+from vi._concurrency import asynchronous as concurrency
+from vi._http import NO_RETRY, AsyncHttp
+from vi._http.requests import Scalar
+from vi.api._arguments import check_id, flow_document, metadata_document, milliseconds, spec_document
+from vi.api._pages._async import AsyncPaginatedResponse, list_pages
+from vi.api._progress import run_progress
+from vi.api.resources.flows.responses import FlowSpec
+from vi.api.resources.runs._endings import is_over, succeeded, too_long, vanished
+from vi.api.resources.runs._pages import LogSlice, MetricSlice
+from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunSpec
+from vi.api.responses import ConditionKind, DeletedResource
+from vi.api.types import PaginationParams
+from vi.errors import (
+    PaginationError,
+    ViNetworkError,
+    ViNotFoundError,
+    ViRateLimitError,
+    ViServerError,
+    ViTimeoutError,
+)
+
+T = TypeVar("T")
+
+_AWAY = (ViNetworkError, ViTimeoutError, ViServerError, ViRateLimitError)
+_PATIENCE_S = 120.0
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 1.0
+_LONG_POLL_S = 15
+
+
+class AsyncRuns:
+    """The organisation's runs; iterating yields every one of them."""
+
+    def __init__(self, http: AsyncHttp, organization_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._http = http
+        self._base = f"/workspaces/{organization_id}/runs"
+        self._clock = clock
+
+    async def list(
+        self,
+        pagination: PaginationParams | dict[str, Any] = PaginationParams(),
+        *,
+        condition: ConditionKind | str | None = None,
+        flow: str | None = None,
+        training_project: str | None = None,
+        attribute: Mapping[str, str] | None = None,
+        created_after: datetime | int | None = None,
+        created_before: datetime | int | None = None,
+    ) -> AsyncPaginatedResponse[Run]:
+        """A page of runs, newest first, of those that match every given filter.
+
+        Args:
+            pagination: page size and where to go on.
+            condition: the state the runs are in now, such as ``"Running"``.
+            flow: id of the flow they were made from.
+            training_project: what they were made for.
+            attribute: attributes they carry, all of them.
+            created_after: a datetime, or epoch milliseconds; the same goes for ``created_before``.
+        """
+        filters: list[tuple[str, Scalar]] = [
+            ("condition", condition.value if isinstance(condition, ConditionKind) else condition),
+            ("flow", flow),
+            ("trainingProject", training_project),
+            *(("attribute", f"{key}:{value}") for key, value in (attribute or {}).items()),
+            ("createdAfter", milliseconds(created_after, name="created_after")),
+            ("createdBefore", milliseconds(created_before, name="created_before")),
+        ]
+        return await list_pages(self._http, self._base, item=Run, pagination=pagination, filters=filters)
+
+    async def get(self, run_id: str) -> Run:
+        """One run as it is now.
+
+        Raises:
+            ViNotFoundError: there is none with this id.
+        """
+        return await self._http.call("GET", self._path(run_id), decode_as=Run)
+
+    async def create(
+        self,
+        flow: str | FlowSpec | Mapping[str, Any],
+        training_project: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+    ) -> Run:
+        """Create a run and start it as soon as there is room.
+
+        Args:
+            flow: id of a saved flow, or the recipe itself. The run keeps its own copy.
+            training_project: id of a training project or a dataset.
+            metadata: attributes to find the run by.
+            run_id: an id of your own; the same id with the same body is the same run.
+
+        Raises:
+            ViValidationError: the recipe is wrong; ``details["problems"]`` lists every fault with its path.
+            ViConflictError: the id belongs to a run made from something else.
+        """
+        path = self._path(str(uuid.uuid4()) if run_id is None else run_id)
+        spec: dict[str, Any]
+        spec = {"flowId": check_id(flow, name="flow")} if isinstance(flow, str) else {"flow": flow_document(flow)}
+        if training_project is not None:
+            spec["trainingProject"] = training_project
+        return await self._http.call("PUT", path, body={"spec": spec, **metadata_document(metadata)}, decode_as=Run)
+
+    start = create
+
+    async def update(
+        self,
+        run_id: str,
+        spec: RunSpec | Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str | None] | None = None,
+        *,
+        if_match: str | None = None,
+    ) -> Run:
+        """Change the given fields and attributes and no others; an attribute that is None goes away.
+
+        Raises:
+            ViConflictError: the run's state forbids it, or ``if_match`` is no longer its etag.
+        """
+        body = {
+            **({} if spec is None else {"spec": spec_document(spec)}),
+            **metadata_document(metadata, removable=True),
+        }
+        headers = {"If-Match": if_match} if if_match else None
+        return await self._http.call("PATCH", self._path(run_id), body=body, headers=headers, decode_as=Run)
+
+    async def kill(self, run_id: str) -> Run:
+        """Ask for the end of a run. It saves and stops; ``wait`` tells when nothing of it lives any more.
+
+        Raises:
+            ViConflictError: the run is over already.
+        """
+        body = {"spec": {"killedAt": time.time_ns() // 1_000_000}}
+        return await self._http.call("PATCH", self._path(run_id), body=body, decode_as=Run)
+
+    async def delete(self, run_id: str) -> DeletedResource:
+        """Delete a run with its logs, metrics and checkpoints, for good.
+
+        Raises:
+            ViNotFoundError: there is none with this id.
+        """
+        await self._http.call("DELETE", self._path(run_id))
+        return DeletedResource(id=run_id)
+
+    async def wait(
+        self,
+        run_id: str,
+        timeout: float | None = None,
+        on_update: Callable[[Run], Any] | None = None,
+        *,
+        poll_interval: float | None = None,
+        show_progress: bool = True,
+    ) -> Run:
+        """Wait until a run is over, and return it if it succeeded.
+
+        Args:
+            run_id: which run.
+            timeout: seconds to wait at most; without it, as long as it takes.
+            on_update: called with the run each time it has changed.
+            poll_interval: seconds between two looks; without it they grow from 0.1 to 1.
+            show_progress: draw a progress bar, if there is a terminal to draw on.
+
+        Raises:
+            ViRunFailedError: it ended in Failed, Error or Cancelled; the error carries the run.
+            ViRunVanishedError: it was deleted meanwhile. One that never was raises ViNotFoundError.
+            ViTimeoutError: it is still going on after ``timeout`` seconds.
+        """
+        path, start_s = self._path(run_id), self._clock()
+        deadline_s = float("inf") if timeout is None else start_s + timeout
+        pause_s = _FIRST_PAUSE_S
+        run, told = await self.get(run_id), None
+        with run_progress(show_progress) as draw:
+            while True:
+                if run != told:
+                    draw(run)
+                    if on_update is not None:
+                        await concurrency.tell(on_update, run)
+                    told = run
+                if is_over(run):
+                    return succeeded(run)
+                left_s = deadline_s - self._clock()
+                if left_s <= 0:
+                    raise too_long(run_id, run, timeout_s=timeout or 0)
+                await self._http.sleep(min(poll_interval or pause_s, left_s))
+                pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+                try:
+                    run = await self._outlast(
+                        lambda: self._http.call("GET", path, decode_as=Run, retry=NO_RETRY), deadline_s=deadline_s
+                    )
+                except ViNotFoundError as error:
+                    raise vanished(run_id, error) from error
+                except _AWAY as error:
+                    if self._clock() < deadline_s:
+                        raise
+                    raise too_long(run_id, run, timeout_s=timeout or 0) from error
+
+    def logs(
+        self,
+        run_id: str,
+        follow: bool = False,
+        *,
+        since: int = 0,
+        limit: int | None = None,
+        block: str | None = None,
+    ) -> AsyncIterator[LogLine]:
+        """The lines a run's trainer has written, oldest first.
+
+        Args:
+            run_id: which run.
+            follow: go on with lines as they are written, until the run is over.
+            since: number of the line to begin with.
+            limit: most lines to yield.
+            block: lines of this block of the flow alone.
+        """
+        return self._lines(self._path(run_id) + "/logs", follow=follow, since=since, limit=limit, block=block)
+
+    async def metrics(self, run_id: str, *, since: int = 0) -> builtins.list[MetricPoint]:
+        """Everything measured so far, oldest first; ``since`` leaves out that many points."""
+        path, points, number = self._path(run_id) + "/metrics", [], since
+        while True:
+            piece = await self._http.call("GET", path, params={"since": number}, decode_as=MetricSlice)
+            points += piece.items
+            if not piece.items or piece.next is None:
+                return points
+            number = _further(piece.next, than=number)
+
+    async def __aiter__(self) -> AsyncIterator[Run]:
+        async for run in (await self.list(PaginationParams(page_size=100))).all_items():
+            yield run
+
+    async def __call__(self, **filters: Any) -> AsyncIterator[Run]:
+        """Every run that matches the filters of ``list``."""
+        async for run in (await self.list(PaginationParams(page_size=100), **filters)).all_items():
+            yield run
+
+    async def _lines(
+        self, path: str, *, follow: bool, since: int, limit: int | None, block: str | None
+    ) -> AsyncIterator[LogLine]:
+        number, left = since, limit
+        while left is None or left > 0:
+            params = {"since": number, "limit": left, "block": block, "wait": _LONG_POLL_S if follow else None}
+            piece = await self._outlast(lambda: self._http.call("GET", path, params=params, decode_as=LogSlice))  # noqa: B023
+            for line in piece.items[:left]:
+                yield line
+            left = None if left is None else left - len(piece.items)
+            if piece.items and piece.next is not None:
+                number = _further(piece.next, than=number)
+            elif piece.ended or not follow:
+                return
+            else:
+                await self._http.sleep(_FIRST_PAUSE_S)  # a server that does not hold the question must not be flooded
+
+    async def _outlast(self, ask: Callable[[], Awaitable[T]], *, deadline_s: float = float("inf")) -> T:
+        """Ask until there is an answer, or the server has been away for too long."""
+        patience_s = min(self._clock() + _PATIENCE_S, deadline_s)
+        while True:
+            try:
+                return await ask()
+            except _AWAY:
+                if self._clock() >= patience_s:
+                    raise
+            await self._http.sleep(_LONGEST_PAUSE_S)
+
+    def _path(self, run_id: str) -> str:
+        return f"{self._base}/{check_id(run_id, name='run_id')}"
+
+
+def _further(number: int, *, than: int) -> int:
+    if number <= than:
+        raise PaginationError(f"the server says to go on from {number}, after having been asked from {than}")
+    return number
