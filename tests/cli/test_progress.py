@@ -1,0 +1,68 @@
+"""The live line of a run."""
+
+import io
+
+from runyard.cli.progress import ProgressLine, line_of
+from vi.api.resources.runs.responses import Run, RunProgress, RunStatus
+from vi.api.responses import ConditionKind, ResourceCondition
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run_at(step: int, *, reason: str = "Training", kind: ConditionKind = ConditionKind.RUNNING) -> Run:
+    progress = RunProgress(
+        step=step, total_steps=100, loss=0.51234, metric_name="accuracy", metric=0.9, seconds_left=12.0
+    )
+    return Run(status=RunStatus(conditions=[ResourceCondition(condition=kind, reason=reason)], progress=progress))
+
+
+def test_the_line_says_step_loss_metric_and_time_left() -> None:
+    assert line_of(run_at(50)) == (
+        "[============            ]  Running, Training  step 50/100  loss 0.5123  accuracy 0.9  12s left"
+    )
+
+
+def test_a_finished_run_has_no_time_left() -> None:
+    assert "left" not in line_of(run_at(100, reason="Completed", kind=ConditionKind.SUCCEEDED))
+
+
+def test_before_the_first_step_the_line_is_the_state() -> None:
+    waiting = Run(status=RunStatus(conditions=[ResourceCondition(condition=ConditionKind.PENDING, reason="Queued")]))
+    assert line_of(waiting) == "Pending, Queued"
+    assert line_of(Run()) == "Waiting"
+
+
+def test_off_a_terminal_a_line_comes_with_each_new_state_and_every_few_seconds() -> None:
+    clock = [0.0]
+    stream = io.StringIO()
+    with ProgressLine(stream, now=lambda: clock[0]) as line:
+        for second, run in enumerate(
+            [run_at(1), run_at(2), run_at(3, reason="Evaluating"), run_at(4, reason="Evaluating")]
+        ):
+            clock[0] = second
+            line.update(run)
+        clock[0] = 60
+        line.update(run_at(5, reason="Evaluating"))
+    steps = [text.partition("step ")[2].partition("/")[0] for text in stream.getvalue().splitlines()]
+    assert steps == ["1", "3", "5"]
+    assert "\r" not in stream.getvalue()
+
+
+def test_on_a_terminal_the_line_changes_in_place() -> None:
+    stream = Terminal()
+    with ProgressLine(stream) as line:
+        line.update(run_at(1))
+        line.update(run_at(2))
+    assert stream.getvalue().count("\r\x1b[2K") == 2
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_the_same_state_is_not_written_twice() -> None:
+    stream = Terminal()
+    with ProgressLine(stream) as line:
+        line.update(run_at(1))
+        line.update(run_at(1))
+    assert stream.getvalue().count("\r") == 1

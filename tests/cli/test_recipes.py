@@ -1,0 +1,126 @@
+"""Recipes from files, and single values set on top."""
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+
+from runyard.cli.failures import CommandFailed
+from runyard.cli.recipes import EMPTY_RECIPE, names_file, read_recipe, with_assignments
+
+
+@pytest.mark.parametrize("given", ["a.json", "a.yaml", "A.YML", "./flow", "-"])
+def test_names_of_files(given: str) -> None:
+    assert names_file(given)
+
+
+@pytest.mark.parametrize("given", ["flow_abc123", "0b9f6f0e-2f6f-4d1c-9d3f-0a4a3f2d5c11"])
+def test_names_of_flows(given: str) -> None:
+    assert not names_file(given)
+
+
+def test_yaml_and_json_of_one_recipe_read_the_same(tmp_path: Path) -> None:
+    recipe = {"name": "x", "blocks": [{"block": "vi-model", "settings": {"hyperparameters": {"learningRate": 2e-4}}}]}
+    (tmp_path / "a.json").write_text(json.dumps(recipe))
+    (tmp_path / "a.yaml").write_text(
+        "name: x\nblocks:\n- block: vi-model\n  settings: {hyperparameters: {learningRate: 2e-4}}\n"
+    )
+    assert read_recipe(str(tmp_path / "a.json")) == read_recipe(str(tmp_path / "a.yaml")) == recipe
+
+
+def test_a_date_in_yaml_stays_text(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: 2026-01-31\n")
+    assert read_recipe(str(tmp_path / "a.yaml")) == {"name": "2026-01-31"}
+
+
+def test_yaml_that_names_python_objects_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(CommandFailed, match="is not YAML: could not determine a constructor"):
+        read_recipe(str(tmp_path / "a.yaml"))
+
+
+def test_yaml_aliases_are_refused_with_their_line(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("a: &a [x, x]\nb: [*a, *a]\n")
+    with pytest.raises(CommandFailed, match="uses an alias in line 2"):
+        read_recipe(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("{name: [")
+    with pytest.raises(CommandFailed, match=f"a.{suffix} is not {suffix.upper()}"):
+        read_recipe(str(path))
+
+
+def test_assignments_reach_top_level_fields_and_blocks() -> None:
+    changed = with_assignments(
+        EMPTY_RECIPE, ["name=shelf", "settings.seed=3", "vi-model.hyperparameters.epochs=5", "vi-model.images={}"]
+    )
+    assert changed["name"] == "shelf"
+    assert changed["settings"] == {"seed": 3}
+    assert changed["blocks"] == [
+        {"block": "vi-model", "settings": {"hyperparameters": {"epochs": 5}, "images": {}}, "style": {}}
+    ]
+
+
+def test_assignments_leave_what_they_were_given_alone() -> None:
+    before = json.dumps(EMPTY_RECIPE)
+    with_assignments(EMPTY_RECIPE, ["vi-dataset.datasetId=digits"])
+    assert json.dumps(EMPTY_RECIPE) == before
+
+
+def test_an_assignment_changes_a_block_that_is_there() -> None:
+    recipe = {"blocks": [{"block": "vi-dataset", "settings": {"datasetId": "digits", "shuffle": False}}]}
+    changed = with_assignments(recipe, ["vi-dataset.datasetId=digits-grounding"])
+    assert changed["blocks"] == [
+        {"block": "vi-dataset", "settings": {"datasetId": "digits-grounding", "shuffle": False}}
+    ]
+
+
+@pytest.mark.parametrize("assignment", ["epochs", "=3", "vi-model..x=1", "vi-model=3"])
+def test_a_malformed_assignment_is_wrong_usage(assignment: str) -> None:
+    with pytest.raises(click.ClickException) as caught:
+        with_assignments(EMPTY_RECIPE, [assignment])
+    assert caught.value.exit_code == 2
+    assert assignment in caught.value.message
+
+
+def test_an_assignment_through_a_number_says_so() -> None:
+    with pytest.raises(CommandFailed, match="leads through a value that is no object"):
+        with_assignments({"settings": {"seed": 3}}, ["settings.seed.x=1"])
+
+
+def test_check_names_every_problem_of_a_recipe(runyard, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(
+        "settings: {seeds: 3}\nblocks:\n- block: vi-model\n  settings: {hyperparameters: {epochs: 0}}\n"
+    )
+    result = runyard("flows", "check", "bad.yaml")
+    assert result.exit_code == 1
+    assert "/settings/seeds" in result.stderr
+    assert "/blocks/0/settings/hyperparameters/epochs" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_check_passes_a_good_recipe(runyard, tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text("name: shelf\n")
+    result = runyard("flows", "check", "good.yaml", "--set", "vi-model.hyperparameters.epochs=2")
+    assert (result.exit_code, result.stdout) == (0, "shelf: no problems\n")
+
+
+def test_plan_writes_every_default_out(runyard) -> None:
+    result = runyard("flows", "plan", "--json", "--set", "vi-model.hyperparameters.epochs=2")
+    blocks = {block["block"]: block["settings"] for block in json.loads(result.stdout)["blocks"]}
+    assert blocks["vi-dataset"]["datasetId"] == "digits"
+    assert blocks["vi-model"]["hyperparameters"]["epochs"] == 2
+    assert blocks["vi-model"]["hyperparameters"]["batchSize"] == 32
+
+
+def test_a_recipe_is_read_from_standard_input(runyard) -> None:
+    result = runyard("flows", "check", "-", stdin="name: piped\n")
+    assert result.stdout == "piped: no problems\n"
+
+
+def test_the_schema_is_a_json_schema(runyard) -> None:
+    assert "$defs" in json.loads(runyard("flows", "schema").stdout)
