@@ -1,0 +1,259 @@
+"""One real instance for every test that needs one: ``runyard up`` over a fresh data folder, on a free port.
+
+Training is what costs time, so one run of the empty recipe starts with the instance, in the background, and
+``finished_run`` waits for it; tests that need it are put last. Under xdist everything that uses the instance goes to
+one worker (``--dist loadgroup``), so that there is one instance, one training, and an order that can be reasoned about:
+with one slot, a test that holds a long run open knows what waits behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vi
+from vi.api.resources.runs.responses import Run
+
+REPOSITORY = Path(__file__).parent.parent
+EMPTY_RECIPE: dict[str, Any] = {
+    "name": "Quick Training",
+    "schema": "v1",
+    "blocks": [],
+    "settings": {},
+    "tolerations": {},
+}
+# Trains for hours unless killed, and never stops to evaluate or save.
+LONG_RECIPE: dict[str, Any] = {
+    "name": "Long training",
+    "blocks": [
+        {
+            "block": "vi-model",
+            "settings": {
+                "hyperparameters": {"epochs": 10000},
+                "checkpoint": {"every": {"steps": 1000000}},
+                "validation": {"every": {"steps": 1000000}},
+            },
+        }
+    ],
+}
+START_TIMEOUT_S = 60
+TRAIN_TIMEOUT_S = 240
+END_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A running server and controller, and the run of the empty recipe that began with them."""
+
+    data_dir: Path
+    endpoint: str
+    secret_key: str
+    organization_id: str
+    trained_run_id: str
+
+    @property
+    def credentials_file(self) -> Path:
+        return self.data_dir / "credentials.json"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The three variables that point either client at this instance."""
+        return {
+            "DATATURE_VI_API_ENDPOINT": self.endpoint,
+            "DATATURE_VI_SECRET_KEY": self.secret_key,
+            "DATATURE_VI_ORGANIZATION_ID": self.organization_id,
+        }
+
+    def client(self) -> vi.Client:
+        return vi.Client(secret_key=self.secret_key, organization_id=self.organization_id, endpoint=self.endpoint)
+
+
+class LongRuns:
+    """Runs that do not end by themselves: one holds the only slot and is Running, others wait behind it."""
+
+    def __init__(self, client: vi.Client) -> None:
+        self._client = client
+        self._started: list[str] = []
+
+    def running(self) -> Run:
+        """A run that is Running now; another one if a test has killed the last."""
+        if not self._in("Pending", "Running"):
+            self._start()
+        found: list[Run] = eventually(lambda: self._in("Running"), timeout_s=60, what="a long run is running")
+        return found[0]
+
+    def pending(self) -> Run:
+        """A run that waits for the slot."""
+        self.running()
+        if not self._in("Pending"):
+            self._start()
+        return self._in("Pending")[0]
+
+    def end(self) -> None:
+        """Kill them all, the newest first: killing the one that runs would let the next one start."""
+        for run_id in reversed(self._started):
+            end_run(self._client, run_id)
+
+    def _start(self) -> None:
+        self._started.append(self._client.runs.create(flow=LONG_RECIPE).run_id)
+
+    def _in(self, *names: str) -> list[Run]:
+        found = []
+        for run_id in self._started:
+            with suppress(vi.ViNotFoundError):
+                run = self._client.runs.get(run_id)
+                if run.condition is not None and run.condition.value in names:
+                    found.append(run)
+        return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what uses the instance on one worker, and what needs the finished training for last."""
+    for item in items:
+        if "instance" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("instance"))
+            item.add_marker(pytest.mark.e2e)
+        if "finished_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.train)
+    items.sort(key=lambda item: "finished_run" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """``runyard up``, ended with everything it started when the last test is done."""
+    data_dir = tmp_path_factory.mktemp("instance") / "data"
+    # A killed test session closes our end of the pipe, and the instance ends with it.
+    command = [sys.executable, "-m", "runyard.cli", "up", "--port", "0", "--end-with-stdin"]
+    environ = {**os.environ, "RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_GRACE_S": "5", "RUNYARD_SLOTS": "1"}
+    log = data_dir.with_name("up.log")
+    with (
+        open(log, "wb") as output,
+        subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=output, stderr=output) as up,
+    ):
+        try:
+            running = _started(data_dir, up, log)
+            yield running
+            _kill_open_runs(running)
+        finally:
+            _end(up)
+            _kill_what_is_left(data_dir)
+
+
+@pytest.fixture(scope="session")
+def client(instance: Instance) -> Iterator[vi.Client]:
+    """Our SDK, pointed at the instance."""
+    with instance.client() as ours:
+        yield ours
+
+
+@pytest.fixture(scope="session")
+def finished_run(instance: Instance, client: vi.Client) -> Run:
+    """The run of the empty recipe, Succeeded."""
+    return client.runs.wait(instance.trained_run_id, timeout=TRAIN_TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def long_runs(client: vi.Client, finished_run: Run) -> Iterator[LongRuns]:
+    """Runs that are truly running or pending for as long as a module's tests need them."""
+    runs = LongRuns(client)
+    yield runs
+    runs.end()
+
+
+@pytest.fixture(scope="session", name="end_run")
+def _end_run() -> Callable[[vi.Client, str], None]:
+    """Kill a run and wait until it has ended."""
+    return end_run
+
+
+@pytest.fixture(scope="session", name="eventually")
+def _eventually() -> Callable[..., Any]:
+    """Look until something true comes back: ``eventually(look, timeout_s=..., what=...)``."""
+    return eventually
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+def eventually(look: Callable[[], Any], *, timeout_s: float, what: str) -> Any:
+    """Look until something true comes back; for other processes, whose clock a test cannot hold."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.1)
+    raise TimeoutError(f"{what}: not within {timeout_s:g} s")
+
+
+def _started(data_dir: Path, up: subprocess.Popen[bytes], log: Path) -> Instance:
+    def said() -> dict[str, str] | None:
+        assert up.poll() is None, f"runyard up ended with {up.returncode}:\n{log.read_text()}"
+        with suppress(OSError, ValueError):
+            if (data_dir / "server.json").exists() and "Runyard is up" in log.read_text():
+                credentials: dict[str, str] = json.loads((data_dir / "credentials.json").read_text())
+                return credentials
+        return None
+
+    credentials = eventually(said, timeout_s=START_TIMEOUT_S, what=f"runyard up, which says\n{log.read_text()}")
+    with vi.Client(config_file=data_dir / "credentials.json") as client:
+        run = client.runs.create(flow=EMPTY_RECIPE)
+    return Instance(
+        data_dir=data_dir,
+        endpoint=credentials["endpoint"],
+        secret_key=credentials["secret_key"],
+        organization_id=credentials["organization_id"],
+        trained_run_id=run.run_id,
+    )
+
+
+def end_run(client: vi.Client, run_id: str) -> None:
+    """Kill a run and wait until it has ended; one that is gone or has ended already needs nothing."""
+    with suppress(vi.ViNotFoundError, vi.ViConflictError):
+        client.runs.kill(run_id)
+        eventually(
+            lambda: (now := client.runs.get(run_id).condition) and now.is_final,
+            timeout_s=END_TIMEOUT_S,
+            what=f"run {run_id} has ended",
+        )
+
+
+def _kill_open_runs(instance: Instance) -> None:
+    with instance.client() as client:
+        for run in list(client.runs.list(pagination={"page_size": 1000}).all_items()):
+            if run.condition is None or not run.condition.is_final:
+                end_run(client, run.run_id)
+
+
+def _end(up: subprocess.Popen[bytes]) -> None:
+    up.send_signal(signal.SIGTERM)
+    try:
+        up.wait(END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        up.kill()
+        raise
+
+
+def _kill_what_is_left(data_dir: Path) -> None:
+    """Supervisors and trainers outlive the server on purpose; after a failed test nobody else would end them.
+
+    Only processes that carry the data folder of this session in their environment are ours to end.
+    """
+    mark = f"RUNYARD_DATA_DIR={data_dir}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int(entry.name) != os.getpid() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                os.kill(int(entry.name), signal.SIGKILL)
