@@ -1,0 +1,33 @@
+"""docs/cli.md tells every command and every exit code."""
+
+from pathlib import Path
+
+import click
+import pytest
+
+from runyard.cli import failures
+from runyard.cli.main import cli
+
+PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+
+
+def commands() -> list[str]:
+    """Every command that does something, as it is typed."""
+    context = click.Context(cli)
+    found = []
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        nested = command.commands if isinstance(command, click.Group) else {}
+        found += [f"runyard {name} {below}" for below in nested] or [f"runyard {name}"]
+    return found
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_page_has_a_line_for_the_command(command: str) -> None:
+    assert f"| `{command}" in PAGE
+
+
+def test_the_page_tells_every_exit_code() -> None:
+    for name, code in vars(failures).items():
+        if name.startswith("EXIT_"):
+            assert f"\n| {code} |" in PAGE, name
