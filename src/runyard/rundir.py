@@ -2,14 +2,17 @@
 
     <runs>/<organization>/<run>/run.lock            held (flock) by whoever trains; by inode, not by name
     <runs>/<organization>/<run>/attempts/3/
-        run.json        supervisor   the run's document, settings of this attempt (``TrainerConfig``)
+        placed.json     controller   which attempt this is and which machine holds it; no secret
+        run.json        controller   the run's document and the settings of this attempt
+        supervisor.lock              held (flock) by the one supervisor that looks after this folder
         resume.json     supervisor   where the checkpoint to resume from lies; absent on a fresh start
         stop.json       supervisor   appears when the trainer shall save and stop
         process.json    supervisor   who the supervisor and the trainer are (boot id, pid, start ticks)
-        exit.json       supervisor   how the trainer ended
+        exit.json       supervisor   how the trainer ended, once nothing of it lives
+        closed.json     supervisor   the server has taken the last word, or wants none: nothing is left to report
         events.jsonl    trainer      numbered lines, see ``EVENTS``
         logs/stdout.log, logs/stderr.log             the trainer's own output, files and never pipes
-        checkpoints/step-00000500/ ... manifest.json  complete once the manifest is there
+        checkpoints/epoch-3/ ... manifest.json        complete once the manifest is there
         result.json     trainer      the last word: outcome, reason, message, newest checkpoint
 
 One writer a file. JSON is written whole: beside, fsynced, renamed, folder fsynced. A file that cannot be read counts as
@@ -23,18 +26,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+PLACED = "placed.json"
 RUN = "run.json"
 RESUME = "resume.json"
 STOP = "stop.json"
 PROCESS = "process.json"
 EXIT = "exit.json"
+CLOSED = "closed.json"
 RESULT = "result.json"
 EVENTS_FILE = "events.jsonl"
 STDOUT = "logs/stdout.log"
 STDERR = "logs/stderr.log"
+SUPERVISOR_LOG = "logs/supervisor.log"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
+SUPERVISOR_LOCK = "supervisor.lock"
 
 # What lies in a checkpoint folder: what people download, and what only a resume needs.
 MODEL_FULL = "model_full"
@@ -124,11 +131,11 @@ class EventWriter:
         self._file.close()
 
 
-def read_lines(path: Path, offset: int, limit_bytes: int = 1 << 20) -> tuple[list[str], int]:
+def read_lines(path: Path, offset: int, limit_bytes: int = 1 << 20, *, is_final: bool = False) -> tuple[list[str], int]:
     """Whole lines of a growing file from byte ``offset`` on, and the offset after the last of them.
 
-    A torn last line stays for the next call; a line longer than ``limit_bytes`` is cut there and marked. Bytes that are
-    no UTF-8 are replaced.
+    A torn last line stays for the next call, unless ``is_final`` says that nobody writes any more; a line longer than
+    ``limit_bytes`` is cut there and marked. Bytes that are no UTF-8 are replaced.
     """
     try:
         with open(path, "rb") as file:
@@ -138,9 +145,44 @@ def read_lines(path: Path, offset: int, limit_bytes: int = 1 << 20) -> tuple[lis
         return [], offset
     end = data.rfind(b"\n") + 1
     if end == 0 and len(data) == limit_bytes:
-        return [data.decode(errors="replace") + " [line cut]"], offset + len(data)
-    text = data[:end].decode(errors="replace").replace("\x00", "\ufffd")
-    return text.split("\n")[:-1], offset + end
+        return [_text(data) + " [line cut]"], offset + len(data)
+    if end == 0 and data and is_final:
+        return [_text(data)], offset + len(data)
+    return _text(data[:end]).split("\n")[:-1], offset + end
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace").replace("\x00", "\ufffd")
+
+
+def checkpoints(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The complete checkpoints of an attempt's folder with their manifests, oldest first.
+
+    A folder without a readable manifest is being written, being removed, or torn: it does not count.
+    """
+    found = []
+    for path in sorted((folder / CHECKPOINTS).glob(f"*/{MANIFEST}")):
+        manifest = read_json(path)
+        if manifest is not None and _is_manifest(manifest):
+            found.append((path.parent, manifest))
+    return sorted(found, key=lambda item: (item[1]["step"], item[1]["time"]))
+
+
+def _is_manifest(manifest: dict[str, Any]) -> bool:
+    kinds = {"checkpoint": str, "step": int, "time": int, "files": list}
+    return all(isinstance(manifest.get(name), kind) for name, kind in kinds.items())
+
+
+def is_proven(checkpoint: Path, manifest: dict[str, Any]) -> bool:
+    """Whether every file the manifest lists is there with its length and hash. Reads all of it."""
+    try:
+        return all(
+            (checkpoint / file["path"]).stat().st_size == file["sizeBytes"]
+            and sha256_of(checkpoint / file["path"]) == file["sha256"]
+            for file in manifest["files"]
+        )
+    except (OSError, KeyError, TypeError):
+        return False
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -1,0 +1,20 @@
+"""``python -P -m runyard.supervisor FOLDER --credentials-fd N``: the cold start of a supervisor."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from runyard.supervisor.main import read_credentials, supervise
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m runyard.supervisor", description="Look after one attempt.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--credentials-fd", type=int, required=True, help="descriptor with endpoint and token as JSON")
+    arguments = parser.parse_args()
+    endpoint, token = read_credentials(arguments.credentials_fd)
+    return supervise(arguments.folder, endpoint=endpoint, token=token)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

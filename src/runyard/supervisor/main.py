@@ -1,0 +1,328 @@
+"""The thin rim of a supervisor: it turns what happens into inputs for ``step`` and carries out what ``step`` answers.
+
+The main thread does what is quick: forks, waits, signals, reads lines, writes small files. Whatever may wait for the
+network or read much goes to one of three lanes, each a thread that carries out one action at a time and hands its
+outcome back as an input. Renewing has a lane of its own and so never stands behind an upload. The main thread sleeps
+on one descriptor that signals (a child ended, SIGTERM) and lanes write to, so a trainer's death is seen at once.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from runyard import processes as machine
+from runyard import rundir
+from runyard.protocol import ProcessReport
+from runyard.seams import Clock, Files, Identity, Processes, SystemClock
+from runyard.supervisor import step as st
+from runyard.supervisor.group import Group
+from runyard.supervisor.launch import RunLock, Train, Trainer, fork_trainer
+from runyard.supervisor.resume import prepare
+from runyard.supervisor.server import Server
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+TICK_WHILE_CLEARING_S = 0.05
+CHUNK_BYTES = 256 << 10
+_PATHS: dict[st.Stream, str] = {"events": rundir.EVENTS_FILE, "stdout": rundir.STDOUT, "stderr": rundir.STDERR}
+
+EXIT_OK, EXIT_TAKEN, EXIT_UNPLACED, EXIT_BROKEN = 0, 3, 4, 70
+
+
+def supervise(folder: Path, *, endpoint: str, token: str, train: Train | None = None) -> int:
+    """Look after the attempt in ``folder`` until its last word is said; to be called in a process of its own.
+
+    With ``train`` the trainer is a fork of this process in which ``train(folder)`` is called, otherwise it is
+    ``python -m runyard.trainer``. Returns the exit code: 0 in the end, 3 when another supervisor looks after this
+    folder, 4 when ``placed.json`` is not there or not readable.
+    """
+    placed = rundir.read_json(folder / rundir.PLACED)
+    if placed is None:
+        print(f"{folder / rundir.PLACED} is absent or unreadable: nobody has placed an attempt here", file=sys.stderr)
+        return EXIT_UNPLACED
+    if not _hold(folder / rundir.SUPERVISOR_LOCK):
+        print(f"another supervisor looks after {folder}", file=sys.stderr)
+        return EXIT_TAKEN
+    _log_to_stderr()
+    mark = machine.attempt_mark(placed["organizationId"], placed["runId"], placed["attempt"])
+    machine.set_mark(machine.SUPERVISOR_MARK, mark)
+    machine.become_subreaper()
+    Supervisor(folder, placed, mark=mark, endpoint=endpoint, token=token, train=train).run()
+    return EXIT_OK
+
+
+class Supervisor:
+    """One attempt, from the fork of its trainer to its last word."""
+
+    def __init__(
+        self,
+        folder: Path,
+        placed: dict[str, Any],
+        *,
+        mark: str,
+        endpoint: str,
+        token: str,
+        train: Train | None,
+        clock: Clock | None = None,
+        files: Files = rundir,
+        processes: Processes = machine,
+    ):
+        self._folder, self._placed, self._mark, self._train = folder, placed, mark, train
+        self._clock, self._files, self._processes = clock or SystemClock(), files, processes
+        self._group = Group(mark, folder, processes)
+        self._server = Server(endpoint, token=token, folder=folder)
+        self._inbox: SimpleQueue[st.Input] = SimpleQueue()
+        self._alarm, self._bell = os.pipe()
+        os.set_blocking(self._bell, False)
+        os.set_blocking(self._alarm, False)
+        self._lanes: dict[st.Lane, SimpleQueue[Callable[[], st.Input]]] = {}
+        self._trainer: Trainer | None = None
+        self._lock: RunLock | None = None
+        self._memory_kills_before = processes.out_of_memory_kills()
+        self._state = self._first_state()
+
+    def run(self) -> None:
+        """Run until nothing is left to say."""
+        if self._state.phase == "announcing":
+            self._fork()
+        self._listen()
+        while self._state.phase != "ended":
+            self._take(st.Tick())
+            self._wait()
+            self._reap()
+            while not self._inbox.empty():
+                self._take(self._inbox.get())
+
+    def _first_state(self) -> st.State:
+        """A folder with a ``process.json`` had a supervisor before us: its trainer is never started again."""
+        lease_s, grace_s = float(self._placed["leaseS"]), float(self._placed["graceS"])
+        before = self._files.read_json(self._folder / rundir.PROCESS)
+        if before is None:
+            return st.State(lease_s=lease_s, grace_s=grace_s)
+        ended = exit_of(self._files.read_json(self._folder / rundir.EXIT)) or self._lost_exit(before)
+        return st.settling(ended, lease_s=lease_s, grace_s=grace_s)
+
+    def _lost_exit(self, before: dict[str, Any]) -> st.Exit:
+        if self._files.read_json(self._folder / rundir.RESULT) is not None:
+            return st.Exit(cause="the supervisor was lost after the trainer had left its result")
+        if before.get("bootId") != self._processes.boot_id():
+            return st.Exit(cause="the machine was restarted")
+        if self._memory_kills_before > before.get("memoryKills", self._memory_kills_before):
+            return st.Exit(cause="the supervisor was lost (kernel oom_kill counter rose)")
+        return st.Exit(cause="the supervisor was lost, and its trainer was ended")
+
+    def _fork(self) -> None:
+        self._lock = RunLock.open(self._folder)
+        self._trainer = fork_trainer(self._folder, mark=self._mark, lock=self._lock, train=self._train)
+        trainer = self._processes.identify(self._trainer.pid)
+        myself = self._myself()
+        self._files.write_json(
+            self._folder / rundir.PROCESS,
+            {
+                "bootId": myself.boot_id,
+                "supervisor": {"pid": myself.pid, "startTicks": myself.start_ticks},
+                "trainer": {"pid": trainer.pid, "startTicks": trainer.start_ticks} if trainer else None,
+                "mark": self._mark,
+                "memoryKills": self._memory_kills_before,
+                "time": self._clock.now_ms(),
+            },
+        )
+
+    def _myself(self) -> Identity:
+        identity = self._processes.identify(os.getpid())
+        assert identity is not None  # noqa: S101 - we live
+        return identity
+
+    def _listen(self) -> None:
+        """Threads and signals begin here, after the fork."""
+        signal.signal(signal.SIGTERM, lambda *_: self._inbox.put(st.Told()))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
+        for lane in ("lease", "words", "bytes"):
+            self._lanes[lane] = SimpleQueue()
+            threading.Thread(target=self._drive, args=(self._lanes[lane],), name=lane, daemon=True).start()
+
+    def _drive(self, lane: SimpleQueue[Callable[[], st.Input]]) -> None:
+        while True:
+            call = lane.get()
+            try:
+                outcome = call()
+            except BaseException:
+                # Without this lane the attempt would hang for ever. Ended loudly, its trainer ends with us by the
+                # parent-death signal, and the controller starts another supervisor that settles what lies there.
+                log.exception("A lane of %s failed", self._mark)
+                os._exit(EXIT_BROKEN)
+            self._inbox.put(outcome)
+            with contextlib.suppress(BlockingIOError):  # the pipe is full, so the main thread will wake up anyway
+                os.write(self._bell, b"\0")
+
+    def _wait(self) -> None:
+        if not self._inbox.empty():
+            return
+        tick_s = TICK_WHILE_CLEARING_S if self._state.phase == "clearing" else TICK_S
+        if select.select([self._alarm], [], [], tick_s)[0]:
+            os.read(self._alarm, 4096)
+
+    def _reap(self) -> None:
+        for pid, status in self._group.reap():
+            if self._trainer is not None and pid == self._trainer.pid:
+                kills = self._processes.out_of_memory_kills() - self._memory_kills_before
+                self._take(exited(status, memory_kills=kills))
+
+    def _take(self, event: st.Input) -> None:
+        self._state, actions = st.step(self._state, event, self._clock.monotonic())
+        for action in actions:
+            self._perform(action)
+
+    def _perform(self, action: st.Action) -> None:
+        match action:
+            case st.Announce():
+                self._send("words", lambda: self._server.announce(self._process_report()))
+            case st.Renew(phase):
+                self._send("lease", lambda: self._server.renew(phase))
+            case st.ShipLines():
+                self._send("words", lambda: self._server.ship(action))
+            case st.StoreCheckpoint(name):
+                self._send("bytes", lambda: self._server.store(name))
+            case st.Report(ended):
+                result = self._files.read_json(self._folder / rundir.RESULT)
+                now_ms = self._clock.now_ms()
+                self._send("words", lambda: self._server.report(ended, time_ms=now_ms, result=result))
+            case st.Prepare():
+                self._send("bytes", self._prepare)
+            case st.ReadLines(stream, offset, is_final):
+                self._read_lines(stream, offset, is_final=is_final)
+            case st.FindCheckpoints():
+                found = self._files.checkpoints(self._folder)
+                self._inbox.put(st.CheckpointsFound(tuple(path.name for path, _ in found)))
+            case _:
+                self._perform_on_trainer(action)
+
+    def _perform_on_trainer(self, action: st.Action) -> None:
+        match action:
+            case st.TakeLock():
+                if self._lock is not None and self._lock.take():
+                    self._inbox.put(st.LockTaken())
+            case st.OpenGate() if self._trainer is not None and self._lock is not None:
+                self._trainer.open_gate()
+                self._lock.close()
+            case st.CloseGate() if self._trainer is not None:
+                self._trainer.close_gate()
+            case st.Terminate() if self._trainer is not None:
+                self._signal_trainer(signal.SIGTERM)
+                self._signal_trainer(signal.SIGCONT)  # a stopped process takes no SIGTERM until it goes on
+            case st.KillAll():
+                self._kill_all()
+            case _:
+                self._write_down(action)
+
+    def _write_down(self, action: st.Action) -> None:
+        now_ms = self._clock.now_ms()
+        match action:
+            case st.WriteStop(reason):
+                self._files.write_json(self._folder / rundir.STOP, {"reason": reason, "time": now_ms})
+            case st.WriteExit(ended):
+                self._files.write_json(self._folder / rundir.EXIT, exit_document(ended, time_ms=now_ms))
+                log.info("The trainer of %s has ended: %s", self._mark, ended.cause)
+            case st.WriteClosed(how):
+                self._files.write_json(self._folder / rundir.CLOSED, {"how": how, "time": now_ms})
+            case st.Warn(message):
+                log.warning("%s: %s", self._mark, message)
+
+    def _send(self, lane: st.Lane, call: Callable[[], st.Input]) -> None:
+        self._lanes[lane].put(call)
+
+    def _process_report(self) -> ProcessReport:
+        me = self._myself()
+        return ProcessReport(
+            machine_id=self._placed["machineId"], boot_id=me.boot_id, pid=me.pid, start_ticks=me.start_ticks
+        )
+
+    def _prepare(self) -> st.Input:
+        prepare(self._folder, files=self._files)
+        return st.Prepared()
+
+    def _read_lines(self, stream: st.Stream, offset: int, *, is_final: bool) -> None:
+        path = self._folder / _PATHS[stream]
+        lines, next_offset = self._files.read_lines(path, offset, CHUNK_BYTES, is_final=is_final)
+        self._inbox.put(st.LinesRead(stream, offset, next_offset, tuple(lines)))
+
+    def _signal_trainer(self, number: int) -> None:
+        """Our own child keeps its pid until we reap it, so the id can be nobody else's."""
+        assert self._trainer is not None  # noqa: S101
+        identity = self._processes.identify(self._trainer.pid)
+        if identity is not None:
+            self._processes.send_signal(identity, number)
+
+    def _kill_all(self) -> None:
+        if self._trainer is not None:
+            self._trainer.close_gate()
+        if self._lock is not None:
+            self._lock.close()
+        if self._group.kill():
+            self._inbox.put(st.GroupEmpty())
+
+
+def exited(status: int, *, memory_kills: int) -> st.TrainerExited:
+    """A wait status in the words of ``step``."""
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        return st.TrainerExited(None, signal.Signals(-code).name, memory_kills)
+    return st.TrainerExited(code, None, memory_kills)
+
+
+def exit_document(ended: st.Exit, *, time_ms: int) -> dict[str, Any]:
+    """``exit.json``."""
+    return {
+        "exitCode": ended.exit_code,
+        "signal": ended.signal,
+        "groupEmpty": ended.group_empty,
+        "cause": ended.cause,
+        "time": time_ms,
+    }
+
+
+def exit_of(document: dict[str, Any] | None) -> st.Exit | None:
+    """What an ``exit.json`` says; None when there is none that can be read."""
+    if document is None or not isinstance(document.get("cause"), str):
+        return None
+    return st.Exit(
+        exit_code=document.get("exitCode"),
+        signal=document.get("signal"),
+        group_empty=document.get("groupEmpty") is True,
+        cause=document["cause"],
+    )
+
+
+def _hold(path: Path) -> bool:
+    """Take a lock for the life of this process; the descriptor is left open on purpose."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    return True
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+
+
+def read_credentials(descriptor: int) -> tuple[str, str]:
+    """Endpoint and token from an inherited descriptor, where neither ``ps`` nor the environment shows them."""
+    with os.fdopen(descriptor, "rb") as file:
+        document = json.loads(file.read())
+    return document["endpoint"], document["token"]

@@ -1,0 +1,129 @@
+"""What a supervisor says to the server, one call an action, and what each answer means to it.
+
+Only one word of the server ends an attempt: a refusal, which is the code ``LeaseLost`` or a token the server does not
+know any more. Everything else that is no success counts as unreachable and is tried again later, except what is plainly
+wrong with the thing itself (a client error): that one thing is given up, so that it cannot hold up the rest.
+
+There are no retries down here: the lanes try again by their own clock, and the next try may have newer things to say.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from runyard import rundir
+from runyard.protocol import (
+    LEASE_LOST,
+    CheckpointFile,
+    CheckpointReport,
+    ExitReport,
+    Lines,
+    LinesAccepted,
+    ProcessReport,
+    Renewal,
+    Wanted,
+)
+from runyard.supervisor import step as st
+from vi._http import NO_RETRY, Http
+from vi.errors import ViError
+
+ROOT = "/internal/v1/attempt"
+CALL_TIMEOUT_S = 10.0
+BYTES_TIMEOUT_S = 120.0
+_PASSING_STATUS = (408, 425, 429)  # client errors that say "later", not "never"
+
+
+class Server:
+    """The server, spoken to with the token of one attempt. Thread-safe: each lane calls from a thread of its own."""
+
+    def __init__(self, endpoint: str, *, token: str, folder: Path, transport: Any = None):
+        self._folder = folder
+        self._http = Http(
+            endpoint,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout_s=CALL_TIMEOUT_S,
+            retry=NO_RETRY,
+            transport=transport,
+        )
+
+    def announce(self, report: ProcessReport) -> st.Input:
+        try:
+            return st.Announced(self._http.call("POST", f"{ROOT}/process", body=report, decode_as=Wanted))
+        except ViError as error:
+            return _failed(error, "words", what=None)
+
+    def renew(self, phase: str | None) -> st.Input:
+        try:
+            return st.Renewed(self._http.call("POST", f"{ROOT}/renew", body=Renewal(phase=phase), decode_as=Wanted))
+        except ViError as error:
+            return _failed(error, "lease", what=None)
+
+    def ship(self, action: st.ShipLines) -> st.Input:
+        body = Lines(
+            stream=action.stream, offset=action.offset, next_offset=action.next_offset, lines=list(action.lines)
+        )
+        try:
+            accepted = self._http.call("POST", f"{ROOT}/lines", body=body, decode_as=LinesAccepted)
+        except ViError as error:
+            return _failed(error, "words", what=action.stream)
+        return st.LinesAccepted(action.stream, accepted.offset)
+
+    def store(self, name: str) -> st.Input:
+        """Send the files of a checkpoint that the server does not hold yet, then say that it is there."""
+        checkpoint = self._folder / rundir.CHECKPOINTS / name
+        manifest = rundir.read_json(checkpoint / rundir.MANIFEST)
+        if manifest is None:
+            return st.Rejected("bytes", name, "it was removed from the run folder before it could be sent")
+        try:
+            report = checkpoint_report(manifest)
+            for file in report.files:
+                self._store_file(checkpoint / file.path, file.sha256)
+            self._http.call("POST", f"{ROOT}/checkpoints", body=report)
+        except ViError as error:
+            return _failed(error, "bytes", what=name)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            return st.Rejected("bytes", name, f"it cannot be read: {error!r}")
+        return st.CheckpointStored(name)
+
+    def _store_file(self, path: Path, sha256: str) -> None:
+        address = f"{ROOT}/blobs/{sha256}"
+        if not self._http.exists(address):
+            self._http.put_file(address, path, timeout_s=BYTES_TIMEOUT_S)
+
+    def report(self, ended: st.Exit, *, time_ms: int, result: dict[str, Any] | None) -> st.Input:
+        body = ExitReport(
+            exit_code=ended.exit_code,
+            signal=ended.signal,
+            group_empty=ended.group_empty,
+            cause=ended.cause,
+            time=time_ms,
+            result=result,
+        )
+        try:
+            self._http.call("POST", f"{ROOT}/finish", body=body)
+        except ViError as error:
+            return _failed(error, "words", what=st.REPORT)
+        return st.ReportAccepted()
+
+
+def checkpoint_report(manifest: dict[str, Any]) -> CheckpointReport:
+    """A manifest, as the trainer writes it, in the words of the protocol."""
+    files = manifest["files"]
+    return CheckpointReport(
+        checkpoint_id=manifest["checkpoint"],
+        step=manifest["step"],
+        epoch=int(manifest.get("epoch", 0)),
+        metrics=manifest.get("metrics") or {},
+        is_best=bool(manifest.get("isBest")),
+        time=manifest["time"],
+        files=[CheckpointFile(path=f["path"], size_bytes=f["sizeBytes"], sha256=f["sha256"]) for f in files],
+    )
+
+
+def _failed(error: ViError, lane: st.Lane, *, what: str | None) -> st.Input:
+    """``what`` names the thing sent, where the server could refuse it for good."""
+    if error.code == LEASE_LOST or (error.status_code == 401 and error.code is not None):
+        return st.Refused()
+    status = error.status_code or 0
+    if what is not None and 400 <= status < 500 and status not in (401, *_PASSING_STATUS):
+        return st.Rejected(lane, what, error.message)
+    return st.Unreachable(lane)

@@ -1,0 +1,610 @@
+"""What a supervisor does next: a pure function from its state and one input to the next state and what to do.
+
+The life of a supervisor, phase by phase:
+
+    announcing   the trainer is forked and waits behind a gate; the server is told who we are: now the attempt counts
+    locking      the run's lock is waited for: a trainer of an earlier attempt may still hold it
+    preparing    the checkpoint to resume from is looked for and proven
+    training     the gate is open
+    stopping     stop.json and SIGTERM are out; SIGKILL follows when the grace is over
+    clearing     the trainer has ended; whatever it left behind is killed until nothing is left
+    reporting    exit.json is written; the rest of lines and checkpoints is shipped, then the last word is said
+    ended
+
+A supervisor that finds another's ``process.json`` in its folder came after one that died. It never starts a trainer: it
+begins in ``clearing`` and settles what is left, so that a result on disk is reported and never tried again.
+
+Three things may be under way at once, each in a lane of its own: renewing the lease (which therefore never waits behind
+shipping), words (lines and reports), bytes (checkpoints). *Refused* and *unreachable* are different inputs: refused
+means that the attempt is somebody else's now, so the trainer is killed at once; unreachable means that it goes on, and
+its words wait in the folder, from where they are shipped later by offset.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from runyard.protocol import Wanted
+
+Phase = Literal["announcing", "locking", "preparing", "training", "stopping", "clearing", "reporting", "ended"]
+Stream = Literal["events", "stdout", "stderr"]
+Lane = Literal["lease", "words", "bytes"]
+StopReason = Literal["kill", "leave", "refused"]
+STREAMS: tuple[Stream, ...] = ("events", "stdout", "stderr")
+REPORT = "the report"
+
+RENEWALS_PER_LEASE = 6
+RENEW_AT_MOST_EVERY_S = 2.0  # a kill is noticed at a renewal, so they come more often than the lease needs
+LOOK_EVERY_S = 0.25
+LOOK_FOR_CHECKPOINTS_EVERY_S = 1.0
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 10.0
+CLEAR_FOR_S = 60.0  # what survives SIGKILL that long is reported as alive
+LEAVE_AFTER_S = 5.0  # how long a supervisor that was told to end waits for a server that does not answer
+WAIT_FOR_SERVER_S = 3600.0  # with the trainer gone there is nothing to guard: the controller will settle later
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exit:
+    """How the trainer ended. ``cause`` is for people."""
+
+    exit_code: int | None = None
+    signal: str | None = None
+    group_empty: bool = True
+    cause: str
+
+
+# Inputs: what has happened.
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Nothing but time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """SIGTERM: the machine wants this attempt saved and stopped, to go on another time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    wanted: Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    wanted: Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The server said that this attempt is not ours any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """No answer, or one that says nothing about the attempt."""
+
+    lane: Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The server will never take this: a stream, a checkpoint, or the report."""
+
+    lane: Lane
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class LockTaken:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerExited:
+    """``memory_kills`` counts the kernel's kills for want of memory since the trainer began."""
+
+    code: int | None
+    signal: str | None
+    memory_kills: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupEmpty:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class LinesRead:
+    """Whole lines of a stream; empty when there is nothing new."""
+
+    stream: Stream
+    offset: int
+    next_offset: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LinesAccepted:
+    """Where the server stands in the stream now."""
+
+    stream: Stream
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointsFound:
+    """Every complete checkpoint in the folder, oldest first."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointStored:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportAccepted:
+    pass
+
+
+Input = (
+    Tick
+    | Told
+    | Announced
+    | Renewed
+    | Refused
+    | Unreachable
+    | Rejected
+    | LockTaken
+    | Prepared
+    | TrainerExited
+    | GroupEmpty
+    | LinesRead
+    | LinesAccepted
+    | CheckpointsFound
+    | CheckpointStored
+    | ReportAccepted
+)
+
+
+# Actions: what to do.
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    phase: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TakeLock:
+    """Try once; ``LockTaken`` follows if it was free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGate:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class CloseGate:
+    """End the trainer that has not begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteStop:
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """SIGTERM to the trainer alone: its children are needed while it saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillAll:
+    """SIGKILL to everything that belongs to the attempt; ``GroupEmpty`` follows once nothing of it lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLines:
+    stream: Stream
+    offset: int
+    is_final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShipLines:
+    stream: Stream
+    offset: int
+    next_offset: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FindCheckpoints:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCheckpoint:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteExit:
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class WriteClosed:
+    """Nothing is left to report; ``how`` is ``reported``, ``refused`` or ``rejected``."""
+
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warn:
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    pass
+
+
+Action = (
+    Announce
+    | Renew
+    | TakeLock
+    | Prepare
+    | OpenGate
+    | CloseGate
+    | WriteStop
+    | Terminate
+    | KillAll
+    | ReadLines
+    | ShipLines
+    | FindCheckpoints
+    | StoreCheckpoint
+    | WriteExit
+    | Report
+    | WriteClosed
+    | Warn
+    | End
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """Everything a supervisor knows. Times are those of the monotonic clock."""
+
+    phase: Phase = "announcing"
+    lease_s: float = 15.0
+    grace_s: float = 30.0
+    phase_word: str | None = None  # what the trainer last said it was doing
+    stop: StopReason | None = None
+    kill_at: float | None = None
+    exit: Exit | None = None
+    clear_until: float | None = None
+    quiet_since: float | None = None  # since when no call has been answered
+    renew_at: float = 0.0
+    look_at: float = 0.0
+    find_at: float = 0.0
+    is_leaving: bool = False
+    busy: frozenset[Lane] = frozenset()
+    retry_at: Mapping[Lane, float] = field(default_factory=dict)
+    backoff_s: Mapping[Lane, float] = field(default_factory=dict)
+    offsets: Mapping[Stream, int | None] = field(default_factory=lambda: dict.fromkeys(STREAMS, 0))
+    drained: frozenset[Stream] = frozenset()  # streams read to their end since the trainer ended
+    given_up: frozenset[str] = frozenset()  # streams and checkpoints the server will never take
+    found: tuple[str, ...] = ()
+    has_looked: bool = False  # for checkpoints, since the trainer ended
+    stored: frozenset[str] = frozenset()
+
+    @property
+    def has_trainer(self) -> bool:
+        return self.phase in ("announcing", "locking", "preparing", "training", "stopping")
+
+    @property
+    def is_before_training(self) -> bool:
+        return self.phase in ("announcing", "locking", "preparing")
+
+
+def settling(exit: Exit, *, lease_s: float, grace_s: float) -> State:
+    """The first state of a supervisor whose forerunner died: end what is left, then report what lies there.
+
+    Where the server stands in each stream is unknown and asked for first.
+    """
+    offsets: dict[Stream, int | None] = dict.fromkeys(STREAMS)
+    return State(phase="clearing", exit=exit, lease_s=lease_s, grace_s=grace_s, offsets=offsets)
+
+
+def step(state: State, event: Input, now: float) -> tuple[State, list[Action]]:
+    """Take one input in; answer the next state and what to do, in order."""
+    if state.phase == "ended":
+        return state, []
+    state = _hear(state, event, now)
+    match event:
+        case Tick():
+            return _on_tick(state, now)
+        case Told():
+            return _stop(replace(state, is_leaving=True), "leave", now)
+        case Announced(wanted):
+            return _on_announced(state, wanted, now)
+        case Renewed(wanted):
+            state = _go_by(state, wanted)
+            return _stop(state, "kill", now) if wanted.action == "kill" else (state, [])
+        case Refused():
+            return _on_refused(state, now)
+        case Rejected():
+            return _on_rejected(state, event)
+        case LockTaken() if state.phase == "locking":
+            return replace(state, phase="preparing"), [Prepare()]
+        case Prepared() if state.phase == "preparing":
+            return replace(state, phase="training"), [OpenGate()]
+        case TrainerExited():
+            return _on_exit(state, event, now)
+        case GroupEmpty() if state.phase == "clearing":
+            return _on_cleared(state, group_empty=True)
+        case LinesRead():
+            return _on_lines(state, event)
+        case LinesAccepted(stream, offset):
+            # Go on at once, unless the server stands still: then it would be asked the same thing without a pause.
+            look_at = now if offset != state.offsets[stream] else state.look_at
+            return replace(state, offsets={**state.offsets, stream: offset}, look_at=look_at), []
+        case CheckpointsFound(names):
+            return replace(state, found=names, has_looked=state.phase == "reporting"), []
+        case CheckpointStored(name):
+            return replace(state, stored=state.stored | {name}), []
+        case ReportAccepted():
+            return replace(state, phase="ended"), [WriteClosed("reported"), End()]
+        case _:
+            return state, []
+
+
+def _hear(state: State, event: Input, now: float) -> State:
+    """Keep the books of the lanes: which is free again, and when one that failed may try again."""
+    match event:
+        case Unreachable(lane):
+            backoff_s = min(state.backoff_s.get(lane, FIRST_BACKOFF_S / 2) * 2, LONGEST_BACKOFF_S)
+            return replace(
+                state,
+                busy=state.busy - {lane},
+                retry_at={**state.retry_at, lane: now + backoff_s},
+                backoff_s={**state.backoff_s, lane: backoff_s},
+                quiet_since=now if state.quiet_since is None else state.quiet_since,
+            )
+        case Renewed():
+            return _answered(state, "lease")
+        case Announced() | LinesAccepted() | ReportAccepted():
+            return _answered(state, "words")
+        case CheckpointStored() | Prepared():
+            return _answered(state, "bytes")
+        case Rejected(lane):
+            return _answered(state, lane)
+        case _:
+            return state
+
+
+def _answered(state: State, lane: Lane) -> State:
+    others_backoff = {other: value for other, value in state.backoff_s.items() if other != lane}
+    return replace(state, busy=state.busy - {lane}, backoff_s=others_backoff, quiet_since=None)
+
+
+def _on_announced(state: State, wanted: Wanted, now: float) -> tuple[State, list[Action]]:
+    state = replace(_go_by(state, wanted), renew_at=now + renew_every_s(wanted.lease_s))
+    if state.phase != "announcing":
+        return state, []
+    if wanted.action == "kill":
+        return _stop(state, "kill", now)
+    return replace(state, phase="locking"), [TakeLock()]
+
+
+def _go_by(state: State, wanted: Wanted) -> State:
+    return replace(state, lease_s=wanted.lease_s, grace_s=wanted.grace_s)
+
+
+def _stop(state: State, reason: StopReason, now: float) -> tuple[State, list[Action]]:
+    """Begin to end the trainer; the first reason stands, except that a kill outranks a leave."""
+    if state.stop is not None or not state.has_trainer:
+        is_stronger = reason == "kill" and state.stop == "leave"
+        return (replace(state, stop=reason) if state.stop is None or is_stronger else state), []
+    actions: list[Action] = [WriteStop(reason)]
+    actions += [CloseGate()] if state.is_before_training else [Terminate()]
+    return replace(state, phase="stopping", stop=reason, kill_at=now + state.grace_s), actions
+
+
+def _on_refused(state: State, now: float) -> tuple[State, list[Action]]:
+    """Nothing we say counts any more, and another attempt may begin: the trainer goes at once, unsaved."""
+    if state.has_trainer:
+        return replace(state, phase="stopping", stop="refused", kill_at=now), [WriteStop("refused"), KillAll()]
+    if state.phase == "clearing":
+        return replace(state, stop="refused"), []
+    return replace(state, phase="ended", stop="refused"), [WriteClosed("refused"), End()]
+
+
+def _on_rejected(state: State, event: Rejected) -> tuple[State, list[Action]]:
+    warning = Warn(f"The server will not take {event.what}: {event.why}")
+    if event.what == REPORT:
+        return replace(state, phase="ended"), [warning, WriteClosed("rejected"), End()]
+    return replace(state, given_up=state.given_up | {event.what}), [warning]
+
+
+def _on_exit(state: State, event: TrainerExited, now: float) -> tuple[State, list[Action]]:
+    if not state.has_trainer:
+        return state, []
+    was_killed = event.signal == "SIGKILL" and state.kill_at is not None and now >= state.kill_at
+    cause = cause_of(event, stop=state.stop, was_killed=was_killed)
+    ended = Exit(exit_code=event.code, signal=event.signal, cause=cause)
+    return replace(state, phase="clearing", exit=ended, clear_until=now + CLEAR_FOR_S, kill_at=None), [KillAll()]
+
+
+def _on_cleared(state: State, *, group_empty: bool) -> tuple[State, list[Action]]:
+    assert state.exit is not None  # noqa: S101 - clearing begins with an exit
+    ended = replace(state.exit, group_empty=group_empty)
+    state = replace(
+        state, phase="reporting", exit=ended, drained=frozenset(), has_looked=False, look_at=0.0, find_at=0.0
+    )
+    if state.stop == "refused":
+        return replace(state, phase="ended"), [WriteExit(ended), WriteClosed("refused"), End()]
+    return state, [WriteExit(ended)]
+
+
+def _on_lines(state: State, event: LinesRead) -> tuple[State, list[Action]]:
+    if not event.lines:
+        is_end = state.phase == "reporting"
+        return replace(state, drained=state.drained | {event.stream}) if is_end else state, []
+    if "words" in state.busy:  # one call at a time; what was read is read again when the lane is free
+        return state, []
+    word = said_phase(event.lines) if event.stream == "events" else None
+    state = replace(state, busy=state.busy | {"words"}, phase_word=word or state.phase_word)
+    lines = tuple(masked(line) for line in event.lines)
+    return state, [ShipLines(event.stream, event.offset, event.next_offset, lines)]
+
+
+def _on_tick(state: State, now: float) -> tuple[State, list[Action]]:
+    if _gives_up_on_server(state, now):
+        return replace(state, phase="ended"), [End()]
+    actions: list[Action] = []
+    if state.kill_at is not None and now >= state.kill_at:
+        actions.append(KillAll())
+    if state.phase == "clearing":
+        return _tick_while_clearing(state, actions, now)
+    state = _renew_if_due(state, actions, now)
+    if state.phase == "locking":
+        actions.append(TakeLock())
+    elif state.phase == "announcing":
+        state = _send(state, "words", Announce(), actions, now)
+    elif not state.is_before_training:
+        state = _look_and_ship(state, actions, now)
+    return state, actions
+
+
+def _tick_while_clearing(state: State, actions: list[Action], now: float) -> tuple[State, list[Action]]:
+    until = now + CLEAR_FOR_S if state.clear_until is None else state.clear_until
+    state = _renew_if_due(replace(state, clear_until=until), actions, now)
+    if now < until:
+        return state, [*actions, KillAll()]
+    state, more = _on_cleared(state, group_empty=False)
+    return state, [*actions, Warn("Something of this attempt survives SIGKILL"), *more]
+
+
+def _renew_if_due(state: State, actions: list[Action], now: float) -> State:
+    if state.phase == "announcing" or state.stop == "refused" or now < state.renew_at:
+        return state
+    renewed = _send(state, "lease", Renew(state.phase_word), actions, now)
+    return replace(renewed, renew_at=now + renew_every_s(state.lease_s)) if renewed is not state else state
+
+
+def _look_and_ship(state: State, actions: list[Action], now: float) -> State:
+    """Read what is new, most important stream first, and send what has been found; at the very end, report."""
+    if state.stop == "refused":
+        return state
+    if now >= state.find_at:
+        state = replace(state, find_at=now + LOOK_FOR_CHECKPOINTS_EVERY_S)
+        actions.append(FindCheckpoints())
+    if now >= state.look_at and "words" not in state.busy and now >= state.retry_at.get("words", 0.0):
+        state = replace(state, look_at=now + LOOK_EVERY_S)
+        actions += _readings(state)
+        unknown = next((stream for stream in _open_streams(state) if state.offsets[stream] is None), None)
+        if unknown is not None:
+            state = _send(state, "words", ShipLines(unknown, 0, 0, ()), actions, now)
+    waiting = next((name for name in state.found if name not in state.stored | state.given_up), None)
+    if waiting is not None:
+        state = _send(state, "bytes", StoreCheckpoint(waiting), actions, now)
+    elif state.phase == "reporting" and state.has_looked and not _open_streams(state) and state.exit is not None:
+        state = _send(state, "words", Report(state.exit), actions, now)
+    return state
+
+
+def _readings(state: State) -> list[Action]:
+    is_final = state.phase == "reporting"
+    return [
+        ReadLines(stream, offset, is_final and stream != "events")
+        for stream in _open_streams(state)
+        if (offset := state.offsets[stream]) is not None
+    ]
+
+
+def _open_streams(state: State) -> list[Stream]:
+    return [stream for stream in STREAMS if stream not in state.drained and stream not in state.given_up]
+
+
+def _send(state: State, lane: Lane, action: Action, actions: list[Action], now: float) -> State:
+    """Give a lane its next call, unless it is busy or has to wait after a failure."""
+    if lane in state.busy or now < state.retry_at.get(lane, 0.0):
+        return state
+    actions.append(action)
+    return replace(state, busy=state.busy | {lane})
+
+
+def _gives_up_on_server(state: State, now: float) -> bool:
+    if state.phase != "reporting" or state.quiet_since is None:
+        return False
+    return now - state.quiet_since > (LEAVE_AFTER_S if state.is_leaving else WAIT_FOR_SERVER_S)
+
+
+def renew_every_s(lease_s: float) -> float:
+    return min(lease_s / RENEWALS_PER_LEASE, RENEW_AT_MOST_EVERY_S)
+
+
+def cause_of(exit: TrainerExited, *, stop: StopReason | None, was_killed: bool) -> str:
+    """Why the trainer ended, in words."""
+    if stop == "refused":
+        return "killed because the attempt was no longer ours"
+    if was_killed:
+        return "killed with SIGKILL after the grace period"
+    if exit.signal == "SIGKILL" and exit.memory_kills > 0:
+        return "out of memory (kernel oom_kill counter rose)"
+    if exit.signal is not None:
+        return f"killed by {exit.signal}"
+    if exit.code == 75:
+        return "stopped on request" if stop is not None else "stopped after saving"
+    return f"exit code {exit.code}"
+
+
+def said_phase(lines: tuple[str, ...]) -> str | None:
+    """What the newest ``phase`` event among these lines says."""
+    for line in reversed(lines):
+        if '"phase"' in line:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and event.get("ev") == "phase" and isinstance(event.get("phase"), str):
+                return str(event["phase"])
+    return None
+
+
+_SECRETS = re.compile(r"\b(dtvi_|whsec_|hf_|ghp_|AKIA)[A-Za-z0-9+/=_-]{8,}")
+
+
+def masked(line: str) -> str:
+    """The line without what looks like a key: a trainer's output is read by more people than may use the key."""
+    return _SECRETS.sub(lambda found: found[1] + "…", line)

@@ -1,0 +1,101 @@
+"""A server for one attempt that keeps what it is told, and can be told to refuse, to fail, or to lose its answers."""
+
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class FakeServer:
+    """Speaks the attempt's part of ``runyard.protocol`` over a real socket."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.lines: dict[str, list[str]] = defaultdict(list)
+        self.offsets: dict[str, int] = defaultdict(int)
+        self.blobs: dict[str, bytes] = {}
+        self.checkpoints: list[dict[str, Any]] = []
+        self.reports: list[dict[str, Any]] = []
+        self.processes: list[dict[str, Any]] = []
+        self.phases: list[str | None] = []
+        self.wanted: dict[str, Any] = {"action": "continue", "lease_s": 1.2, "grace_s": 5.0}
+        self.is_refusing = False
+        # From a path and how often it has been called: "503", "lose" (done, but the answer is lost), or None.
+        self.fail: Callable[[str, int], str | None] = lambda path, times: None
+        self.changed = threading.Condition()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+        self.endpoint = f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+    def wait_for(self, condition: Callable[[], Any], timeout_s: float = 15.0) -> None:
+        with self.changed:
+            assert self.changed.wait_for(condition, timeout_s), self.calls[-20:]
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
+        word = path.removeprefix("/internal/v1/attempt/")
+        if self.is_refusing:
+            return 409, {"code": "LeaseLost", "message": "the attempt is somebody else's"}
+        if word.startswith("blobs/"):
+            return self._blob(method, word.removeprefix("blobs/"), body)
+        document = json.loads(body)
+        if word == "lines":
+            return 200, {"offset": self._lines(document)}
+        if word == "renew":
+            self.phases.append(document["phase"])
+        {"process": self.processes, "checkpoints": self.checkpoints, "finish": self.reports}.get(word, []).append(
+            document
+        )
+        return {"checkpoints": (201, None), "finish": (204, None)}.get(word, (200, self.wanted))
+
+    def _blob(self, method: str, sha256: str, body: bytes) -> tuple[int, Any]:
+        if method == "HEAD":
+            return (200 if sha256 in self.blobs else 404), None
+        self.blobs[sha256] = body
+        return 201, None
+
+    def _lines(self, document: dict[str, Any]) -> int:
+        stream = document["stream"]
+        if document["offset"] == self.offsets[stream]:
+            self.lines[stream] += document["lines"]
+            self.offsets[stream] = document["next_offset"]
+        return self.offsets[stream]
+
+    def _handler(fake: "FakeServer") -> type[BaseHTTPRequestHandler]:  # noqa: N805
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_any(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                with fake.changed:
+                    fake.calls.append(f"{self.command} {self.path}")
+                    failure = fake.fail(self.path, fake.calls.count(f"{self.command} {self.path}"))
+                    status, answer = (
+                        (503, {"code": "Busy"}) if failure == "503" else fake.answer(self.command, self.path, body)
+                    )
+                    fake.changed.notify_all()
+                if failure == "lose":
+                    self.close_connection = True
+                    return
+                data = b"" if answer is None or self.command == "HEAD" else json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/problem+json" if status >= 400 else "application/json")
+                if status != 204:
+                    self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_PUT = do_HEAD = do_any
+
+        return Handler

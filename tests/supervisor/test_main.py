@@ -1,0 +1,218 @@
+"""Real supervisors with real trainers (small Python functions) against a server that keeps what it is told."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runyard import processes
+
+pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
+
+Start = Callable[[Path, str], subprocess.Popen[bytes]]
+
+GOOD = """
+import json, os, hashlib, time
+def train(folder):
+    from runyard import rundir
+    events = rundir.EventWriter(folder, lambda: 1)
+    events.write("phase", phase="Training", message="")
+    for step in range(30):
+        events.write("step", step=step, epoch=0, values={"loss": 1.0})
+    checkpoint = folder / "checkpoints" / "epoch-1"
+    (checkpoint / "model_full").mkdir(parents=True)
+    (checkpoint / "training_state").mkdir()
+    files = []
+    for name in ("model_full/model.safetensors", "training_state/state.json"):
+        (checkpoint / name).write_bytes(name.encode())
+        files.append({"path": name, "sizeBytes": len(name), "sha256": hashlib.sha256(name.encode()).hexdigest()})
+    rundir.write_json(checkpoint / "manifest.json", {"checkpoint": "epoch-1", "step": 30, "epoch": 1,
+        "metrics": {"validation/loss": 0.5}, "isBest": True, "time": 5, "files": files})
+    rundir.write_json(folder / "result.json", {"outcome": "Succeeded", "reason": "Completed", "message": ""})
+    print("environment", json.dumps(sorted(os.environ)))
+    print("key dtvi_abcdefghijklmnop end", flush=True)
+    os.write(1, b"a torn last line")
+    return 0
+"""
+
+
+def wait(process: subprocess.Popen[bytes], timeout_s: float = 20.0) -> int:
+    return process.wait(timeout=timeout_s)
+
+
+def read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def steps(server: Any) -> list[int]:
+    events = [json.loads(line) for line in server.lines["events"]]
+    return [event["step"] for event in events if event["ev"] == "step"]
+
+
+def survivors(folder: Path) -> list[Any]:
+    mark = "/".join((folder.parts[-4], folder.parts[-3], folder.parts[-1]))
+    return processes.marked(processes.ATTEMPT_MARK, mark.__eq__)
+
+
+def test_a_good_attempt_is_announced_shipped_stored_and_reported(folder: Path, server: Any, start: Start) -> None:
+    assert wait(start(folder, GOOD)) == 0
+    assert server.processes[0]["machine_id"] == "machine-1"
+    assert steps(server) == list(range(30))
+    assert server.checkpoints[0]["checkpoint_id"] == "epoch-1"
+    assert {file["path"] for file in server.checkpoints[0]["files"]} == {
+        "model_full/model.safetensors",
+        "training_state/state.json",
+    }
+    assert sorted(server.blobs.values()) == [b"model_full/model.safetensors", b"training_state/state.json"]
+    report = server.reports[0]
+    assert (report["exit_code"], report["signal"], report["group_empty"]) == (0, None, True)
+    assert report["result"]["outcome"] == "Succeeded"
+    assert read(folder / "exit.json")["cause"] == "exit code 0"
+    assert read(folder / "closed.json")["how"] == "reported"
+    assert read(folder / "process.json")["trainer"]["pid"] > 0
+    assert server.calls[-1].endswith("/finish")
+
+
+def test_a_trainer_sees_no_secret_and_ships_none(folder: Path, server: Any, start: Start) -> None:
+    wait(start(folder, GOOD))
+    names = json.loads(server.lines["stdout"][0].removeprefix("environment "))
+    assert "RUNYARD_ATTEMPT" in names and "PATH" in names
+    assert not {"SECRET_TOKEN", "RUNYARD_SUPERVISOR"} & set(names)
+    assert server.lines["stdout"][1:] == ["key dtvi_… end", "a torn last line"]
+
+
+@pytest.mark.parametrize("failure", ["503", "lose"])
+def test_each_line_arrives_once_although_the_server_fails(
+    folder: Path, server: Any, start: Start, failure: str
+) -> None:
+    server.fail = lambda path, times: failure if times % 2 else None
+    assert wait(start(folder, GOOD)) == 0
+    assert steps(server) == list(range(30))
+    assert server.lines["stdout"][-1] == "a torn last line"
+    assert {report["checkpoint_id"] for report in server.checkpoints} == {"epoch-1"}
+    assert len({json.dumps(report["result"]) for report in server.reports}) == 1
+
+
+STUBBORN = """
+import os, signal, subprocess, sys, time
+def train(folder):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sleeper = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    subprocess.Popen([sys.executable, "-c", sleeper])
+    subprocess.Popen(["/usr/bin/env", "-i", "/usr/bin/setsid", "-f", sys.executable, "-c", sleeper])
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            time.sleep(600)
+        os._exit(0)
+    stopped = subprocess.Popen([sys.executable, "-c", sleeper])
+    os.kill(stopped.pid, signal.SIGSTOP)
+    time.sleep(1)
+    (folder / "ready").write_text("")
+    while True:
+        time.sleep(600)
+"""
+
+
+def descendants_once_ready(folder: Path, supervisor: subprocess.Popen[bytes], server: Any) -> list[Any]:
+    server.wait_for((folder / "ready").exists)
+    below = processes.descendants(supervisor.pid)
+    assert len(below) >= 5
+    return below
+
+
+def test_a_kill_leaves_nothing_of_a_stubborn_tree(folder: Path, server: Any, start: Start) -> None:
+    supervisor = start(folder, STUBBORN)
+    below = descendants_once_ready(folder, supervisor, server)
+    with server.changed:
+        server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": 0.3}
+    assert wait(supervisor) == 0
+    assert [processes.liveness(identity) for identity in below] == ["dead"] * len(below)
+    assert survivors(folder) == []
+    report = server.reports[0]
+    assert (report["signal"], report["group_empty"]) == ("SIGKILL", True)
+    assert report["cause"] == "killed with SIGKILL after the grace period"
+    assert read(folder / "stop.json")["reason"] == "kill"
+
+
+def test_a_refused_renewal_kills_the_trainer_and_reports_nothing(folder: Path, server: Any, start: Start) -> None:
+    supervisor = start(folder, STUBBORN)
+    below = descendants_once_ready(folder, supervisor, server)
+    server.is_refusing = True
+    assert wait(supervisor) == 0
+    assert [processes.liveness(identity) for identity in below] == ["dead"] * len(below)
+    assert server.reports == []
+    assert read(folder / "closed.json")["how"] == "refused"
+
+
+POLITE = """
+import signal, sys, time
+from pathlib import Path
+def train(folder):
+    def stop(*_):
+        print("saving because of", (folder / "stop.json").read_text(), flush=True)
+        sys.exit(75)
+    signal.signal(signal.SIGTERM, stop)
+    (folder / "ready").write_text("")
+    while True:
+        time.sleep(600)
+"""
+
+
+def test_a_supervisor_told_to_end_lets_its_trainer_save(folder: Path, server: Any, start: Start) -> None:
+    supervisor = start(folder, POLITE)
+    server.wait_for((folder / "ready").exists)
+    supervisor.terminate()
+    assert wait(supervisor) == 0
+    assert '"leave"' in server.lines["stdout"][0]
+    assert (server.reports[0]["exit_code"], server.reports[0]["cause"]) == (75, "stopped on request")
+
+
+def test_a_trainer_dies_with_its_supervisor_and_the_next_one_settles(folder: Path, server: Any, start: Start) -> None:
+    first = start(folder, POLITE + "    # never reached\n")
+    server.wait_for((folder / "ready").exists)
+    trainer = read(folder / "process.json")["trainer"]["pid"]
+    first.kill()
+    first.wait()
+    (folder / "ready").unlink()
+    assert wait(start(folder, POLITE)) == 0
+    assert processes.identify(trainer) is None
+    assert not (folder / "ready").exists()
+    assert server.reports[0]["cause"] == "the supervisor was lost, and its trainer was ended"
+    assert server.reports[0]["exit_code"] is None
+
+
+def test_a_result_left_by_a_lost_attempt_is_reported(folder: Path, server: Any, start: Start) -> None:
+    server.fail = lambda path, times: "503" if path.endswith(("/finish", "/lines")) else None
+    first = start(folder, GOOD)
+    server.wait_for(lambda: (folder / "exit.json").exists())
+    first.kill()
+    first.wait()
+    server.fail = lambda path, times: None
+    assert wait(start(folder, GOOD)) == 0
+    assert server.reports[0]["result"]["outcome"] == "Succeeded"
+    assert server.reports[0]["exit_code"] == 0
+    assert steps(server) == list(range(30))
+
+
+def test_a_second_supervisor_leaves_the_folder_alone(folder: Path, server: Any, start: Start) -> None:
+    first = start(folder, POLITE)
+    server.wait_for((folder / "ready").exists)
+    assert wait(start(folder, POLITE)) == 3
+    assert first.poll() is None
+    os.kill(first.pid, signal.SIGTERM)
+    assert wait(first) == 0
+
+
+def test_a_trainer_killed_from_outside_is_named(folder: Path, server: Any, start: Start) -> None:
+    supervisor = start(folder, POLITE)
+    server.wait_for((folder / "ready").exists)
+    os.kill(read(folder / "process.json")["trainer"]["pid"], signal.SIGSEGV)
+    assert wait(supervisor) == 0
+    assert (server.reports[0]["signal"], server.reports[0]["cause"]) == ("SIGSEGV", "killed by SIGSEGV")
