@@ -280,3 +280,10 @@ def test_what_a_crash_left_in_incoming_is_cleared(blobs: FolderBlobs) -> None:
     assert not (blobs.root / "incoming").exists()
     assert list(blobs.hashes()) == [sha256]
     put(blobs, b"pears")
+
+
+@given(name=st.text())
+def test_no_text_but_a_hash_is_a_name(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    blobs = FolderBlobs(tmp_path_factory.getbasetemp() / "names")
+    with pytest.raises(InvalidBlobName):
+        blobs.has(name)
