@@ -7,11 +7,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
-from runyard.cli.failures import EXIT_UNREACHABLE, CommandFailed
+from runyard.cli.failures import EXIT_UNREACHABLE, EXIT_USAGE, CommandFailed
 
 if TYPE_CHECKING:
     import vi
@@ -23,16 +23,44 @@ data_dir_option = click.option(
 )
 
 
+class Known(TypedDict, total=False):
+    """What is known about the server; the rest the SDK looks up itself."""
+
+    endpoint: str
+    secret_key: str
+    organization_id: str
+    config_file: str
+
+
+# A person at a terminal wants to hear soon that nobody answers; what changes something is worth more patience.
+QUICK_RETRIES, PATIENT_RETRIES = 1, 3
+
+
 @contextmanager
-def connect(data_dir: Path | None) -> "Iterator[vi.Client]":
-    """A client of the server that the command line means."""
+def connect(data_dir: Path | None, *, is_patient: bool = False) -> "Iterator[vi.Client]":
+    """A client of the server that the command line means; a patient one outlasts a restart of the server.
+
+    Raises:
+        CommandFailed: there is no key to talk to a server with.
+    """
     import vi
 
-    with vi.Client(**_credentials(data_dir)) as client:
+    retries = PATIENT_RETRIES if is_patient else QUICK_RETRIES
+    try:
+        client = vi.Client(**_known(data_dir), max_retries=retries)
+    except vi.ViConfigurationError as error:
+        if error.error_code is not vi.ViErrorCode.MISSING_REQUIRED_FIELD:
+            raise
+        raise CommandFailed(
+            f"{error.message}; start an instance with `runyard up`, name the data folder of one with --data-dir, or set "
+            "DATATURE_VI_SECRET_KEY and DATATURE_VI_ORGANIZATION_ID",
+            exit_code=EXIT_USAGE,
+        ) from error
+    with client:
         yield client
 
 
-def _credentials(data_dir: Path | None) -> dict[str, str]:
+def _known(data_dir: Path | None) -> "Known":
     """The arguments of ``vi.Client``: everything from a named data folder, or only where to look last."""
     import json
 
@@ -43,7 +71,11 @@ def _credentials(data_dir: Path | None) -> dict[str, str]:
         return {"config_file": str(file)} if file.exists() else {}
     try:
         known = json.loads(file.read_bytes())
-        return {name: known[name] for name in ("endpoint", "secret_key", "organization_id")}
+        return {
+            "endpoint": known["endpoint"],
+            "secret_key": known["secret_key"],
+            "organization_id": known["organization_id"],
+        }
     except FileNotFoundError:
         raise CommandFailed(
             f"no instance has been started with the data folder {data_dir} yet ({file.name} is missing there); "
@@ -51,4 +83,4 @@ def _credentials(data_dir: Path | None) -> dict[str, str]:
             exit_code=EXIT_UNREACHABLE,
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise CommandFailed(f"{file} is damaged ({error}); the next `runyard up` writes it anew") from error
+        raise CommandFailed(f"{file} is damaged ({error}); put back a copy of it") from error

@@ -72,7 +72,11 @@ def demo(data_dir: Path | None, out: Path, as_json: bool) -> None:
     def say(sentence: str) -> None:
         click.echo(sentence, err=as_json)
 
-    with _sigterm_as_interrupt(), running_instance(settings, say=say), connect(settings.data_dir) as client:
+    with (
+        _sigterm_as_interrupt(),
+        running_instance(settings, say=say),
+        connect(settings.data_dir, is_patient=True) as client,
+    ):
         trained = train(client, say=say)
         run_id = trained.run.run_id
         model_dir = client.models.download(run_id, save_dir=out, show_progress=not as_json).model_path

@@ -65,6 +65,8 @@ def _words_of(error: Any) -> str:
     problems = [problem for problem in error.details.get("problems") or [] if isinstance(problem, dict)]
     if problems:
         return _lines(error.message, [str(problem.get("message")) for problem in problems])
+    if "condition" in error.details and "runId" in error.details:  # the SDK's suggestion is a line of Python
+        return f"{error.message}\nWhat it wrote: runyard runs logs {error.details['runId']}"
     return "\n".join(filter(None, [error.message, error.suggestion]))
 
 

@@ -12,6 +12,8 @@ from runyard.cli.output import age, json_option, number, one_line, print_fields,
 if TYPE_CHECKING:
     from vi.api.resources.models.responses import Model
 
+DOWNLOADS = Path("models")
+
 
 @click.group()
 def models() -> None:
@@ -35,9 +37,7 @@ def list_models(run_id: str, data_dir: Path | None, as_json: bool) -> None:
 @models.command("download")
 @click.argument("run_id")
 @click.argument("checkpoint", default="latest")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("models"), show_default=True, help="Folder to fill."
-)
+@click.option("--out", type=click.Path(path_type=Path), default=DOWNLOADS, show_default=True, help="Folder to fill.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier download left there.")
 @data_dir_option
 @json_option
@@ -45,7 +45,7 @@ def download_model(
     run_id: str, checkpoint: str, out: Path, overwrite: bool, data_dir: Path | None, as_json: bool
 ) -> None:
     """Download a checkpoint (an id from `models list`, `latest` or `best`)."""
-    with connect(data_dir) as client:
+    with connect(data_dir, is_patient=True) as client:
         model = client.models.download(run_id, checkpoint, save_dir=out, overwrite=overwrite, show_progress=not as_json)
     if as_json:
         print_json(model)
@@ -103,13 +103,8 @@ def _model_folder(given: str, data_dir: Path | None) -> Path:
     if folder.is_dir():
         return folder / "model_full" if (folder / "model_full").is_dir() else folder
     run_id, _, checkpoint = given.partition("/")
-    checkpoint = checkpoint or "latest"
-    with connect(data_dir) as client:
-        if checkpoint in ("latest", "best"):
-            checkpoint = client.models.get(run_id, checkpoint).model_id
-        kept = Path("models") / f"{run_id}-{checkpoint}"
-        found = kept / run_id / "model_full"
-        return found if found.is_dir() else client.models.download(run_id, checkpoint, save_dir=kept).model_path
+    with connect(data_dir, is_patient=True) as client:
+        return client.models.download(run_id, checkpoint or None, save_dir=DOWNLOADS).model_path
 
 
 def _row(model: "Model") -> tuple[object, ...]:

@@ -64,7 +64,7 @@ def list_runs(
         "condition": condition,
         "flow": flow,
         "training_project": training_project,
-        "attributes": attributes_of(attributes) or None,
+        "attribute": attributes_of(attributes) or None,
         "created_after": None if since_hours is None else round((time.time() - since_hours * 3600) * 1000),
     }
     given = {name: value for name, value in filters.items() if value is not None}
@@ -119,13 +119,12 @@ def create_run(
     Without --flow it trains the tiny model on the built-in handwritten digits. Values are set on top of any recipe:
     `runyard runs create --set vi-model.hyperparameters.epochs=5 --wait`.
     """
-    with connect(data_dir) as client:
-        optional = {"run_id": run_id} if run_id else {}
+    with connect(data_dir, is_patient=True) as client:
         run = client.runs.create(
             flow=flow_for(client, flow, assignments),
             training_project=training_project,
             metadata=attributes_of(attributes) or None,
-            **optional,
+            run_id=run_id,
         )
         if wait:
             if not as_json:
@@ -146,7 +145,7 @@ def create_run(
 @json_option
 def wait_for_run(run_id: str, timeout_s: float | None, data_dir: Path | None, as_json: bool) -> None:
     """Follow a run until it ends: exit code 0 when it succeeded, 3 when not, 4 when it was deleted meanwhile."""
-    with connect(data_dir) as client:
+    with connect(data_dir, is_patient=True) as client:
         run = follow(client, run_id, timeout_s=timeout_s)
     if as_json:
         print_json(run)
@@ -198,7 +197,7 @@ def print_metrics(run_id: str, names: tuple[str, ...], last: int, data_dir: Path
 @json_option
 def kill_run(run_id: str, wait: bool, data_dir: Path | None, as_json: bool) -> None:
     """End a run now. It keeps the checkpoints it has."""
-    with connect(data_dir) as client:
+    with connect(data_dir, is_patient=True) as client:
         run = client.runs.kill(run_id)
         if wait:
             run = ended(client, run_id)
@@ -217,7 +216,7 @@ def delete_runs(run_ids: tuple[str, ...], yes: bool, data_dir: Path | None) -> N
     if not yes:
         what = run_ids[0] if len(run_ids) == 1 else f"{len(run_ids)} runs"
         click.confirm(f"Delete {what} with all logs, metrics and checkpoints?", abort=True)
-    with connect(data_dir) as client:
+    with connect(data_dir, is_patient=True) as client:
         for run_id in run_ids:
             click.echo(f"deleted {client.runs.delete(run_id).id}")
 
@@ -225,7 +224,7 @@ def delete_runs(run_ids: tuple[str, ...], yes: bool, data_dir: Path | None) -> N
 def follow(client: "vi.Client", run_id: str, *, timeout_s: float | None = None) -> "Run":
     """Wait for a run with a live progress line on stderr; raises what ``client.runs.wait`` raises."""
     with ProgressLine() as line:
-        return client.runs.wait(run_id, timeout=timeout_s, on_update=line.update)
+        return client.runs.wait(run_id, timeout=timeout_s, on_update=line.update, show_progress=False)
 
 
 def ended(client: "vi.Client", run_id: str) -> "Run":
@@ -233,7 +232,7 @@ def ended(client: "vi.Client", run_id: str) -> "Run":
     from vi import ViRunFailedError
 
     try:
-        return client.runs.wait(run_id)
+        return client.runs.wait(run_id, show_progress=False)
     except ViRunFailedError as error:
         if error.run is None:
             raise
