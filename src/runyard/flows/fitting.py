@@ -17,28 +17,32 @@ from runyard.flows.recipe import Recipe
 RUN_WEIGHTS = re.compile(r"run:[A-Za-z0-9][A-Za-z0-9._-]{0,127}/[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-def check_across(recipe: Recipe, at: Mapping[str, str], findings: Findings, *, dataset_kind: str | None = None) -> None:
-    """Note every misfit. ``at`` tells where in the flow the settings of each block type stand."""
+def check_across(
+    recipe: Recipe, at: Mapping[str, str], faults: Findings, *, dataset_kind: str | None = None
+) -> Findings:
+    """Every misfit. ``at`` tells where the settings of each block type stand, ``faults`` what is wrong by itself."""
+    findings = Findings()
     dataset, model = at["vi-dataset"], at["vi-model"]
     architecture, training = f"{model}/architecture", f"{model}/training"
-    if findings.has_none_at(f"{dataset}/datasetId", f"{dataset}/projectKind"):
+    if faults.has_none_at(f"{dataset}/datasetId", f"{dataset}/projectKind"):
         _check_task(recipe, dataset, dataset_kind, findings)
-    if findings.has_none_at(architecture):
+    if faults.has_none_at(architecture):
         _check_architecture(recipe, architecture, findings)
-    if findings.has_none_at(architecture, f"{training}/mode", f"{model}/quantization"):
+    if faults.has_none_at(architecture, f"{training}/mode", f"{model}/quantization"):
         _check_quantization(recipe, f"{model}/quantization", findings)
-    if findings.has_none_at(architecture, f"{training}/mode", f"{training}/freeze"):
+    if faults.has_none_at(architecture, f"{training}/mode", f"{training}/freeze"):
         _check_freeze(recipe, f"{training}/freeze", findings)
-    if findings.has_none_at(f"{model}/validation/earlyStopping", f"{dataset}/validationFraction"):
+    if faults.has_none_at(f"{model}/validation/earlyStopping", f"{dataset}/validationFraction"):
         _check_early_stopping(recipe, f"{model}/validation/earlyStopping", findings)
     numbers = f"{model}/hyperparameters"
-    if findings.has_none_at(architecture, f"{numbers}/batchSize", f"{numbers}/microBatchSize"):
+    if faults.has_none_at(architecture, f"{numbers}/batchSize", f"{numbers}/microBatchSize"):
         _check_batches(recipe, numbers, findings)
-    if findings.has_none_at(f"{model}/images"):
+    if faults.has_none_at(f"{model}/images"):
         _check_images(recipe, f"{model}/images", findings)
     for part, every in (("checkpoint", recipe.model.checkpoint.every), ("validation", recipe.model.validation.every)):
-        if findings.has_none_at(f"{model}/{part}/every"):
+        if faults.has_none_at(f"{model}/{part}/every"):
             _check_every(every, f"{model}/{part}/every", findings)
+    return findings
 
 
 def _check_task(recipe: Recipe, at: str, dataset_kind: str | None, findings: Findings) -> None:

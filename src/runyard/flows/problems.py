@@ -4,6 +4,7 @@ A person who sends a recipe with five mistakes should hear of five, each with th
 stand there, and a sentence. The server turns these into a 400 answer without looking inside.
 """
 
+import json
 import math
 from typing import Any
 
@@ -62,9 +63,9 @@ class Findings:
     def __bool__(self) -> bool:
         return bool(self._by_path)
 
-    def problems(self) -> FlowProblems:
-        """What was found, as the exception to raise."""
-        return FlowProblems(list(self._by_path.values()))
+    def found(self) -> list[Problem]:
+        """The problems, in the order they were found."""
+        return list(self._by_path.values())
 
 
 def _is_within(inner: str, outer: str) -> bool:
@@ -94,7 +95,7 @@ def in_words(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f'"{shown(value)}"' if isinstance(value, str) else str(shown(value))
+    return json.dumps(shown(value), ensure_ascii=False) if isinstance(value, str) else str(shown(value))
 
 
 def _text(text: str, longest: int) -> str:

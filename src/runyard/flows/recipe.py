@@ -127,13 +127,19 @@ def _fill(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _as_json(value: Shape) -> dict[str, Any]:
+    # Not to_builtins: it keeps a tuple, which no JSON reader would give back.
+    document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(value))
+    return document
+
+
 def recipe_document(recipe: Recipe) -> dict[str, Any]:
     """The recipe as a flow with every default written out, for a model's ``run.json``.
 
     The published client reads it too, so ``architecture.name`` is a word its loader knows, with our own family beside
     it where that differs, and what it would misread is left out: an ``auto`` precision, and token ids that are null.
     """
-    model = msgspec.to_builtins(recipe.model)
+    model = _as_json(recipe.model)
     architecture = model["architecture"]
     family = FAMILIES.get(recipe.model.architecture.name)
     architecture["name"] = family.loader if family else STAND_IN_LOADER
@@ -145,10 +151,10 @@ def recipe_document(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "schema": recipe.schema,
         "tolerations": {key: list(values) for key, values in recipe.tolerations.items()},
-        "settings": msgspec.to_builtins(recipe.settings),
+        "settings": _as_json(recipe.settings),
         "blocks": [
-            {"block": "vi-system-prompt", "settings": msgspec.to_builtins(recipe.system_prompt), "style": {}},
-            {"block": "vi-dataset", "settings": msgspec.to_builtins(recipe.dataset), "style": {}},
+            {"block": "vi-system-prompt", "settings": _as_json(recipe.system_prompt), "style": {}},
+            {"block": "vi-dataset", "settings": _as_json(recipe.dataset), "style": {}},
             {"block": "vi-model", "settings": model, "style": {}},
         ],
     }

@@ -11,7 +11,7 @@ import msgspec
 from runyard.flows.blocks import BLOCKS, FRAGMENTS, TASKS, FlowShape
 from runyard.flows.checks import FAULTY, check_is_json, check_of, nearest
 from runyard.flows.fitting import check_across
-from runyard.flows.problems import Findings, in_words
+from runyard.flows.problems import Findings, FlowProblems, in_words
 from runyard.flows.recipe import Recipe, complete
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
 
@@ -54,7 +54,7 @@ def _read(
     check_is_json(flow, findings)
     given = check_of(FlowShape).walk(_in_camel_case(flow), "", findings)
     if given is FAULTY:
-        raise findings.problems()
+        raise FlowProblems(findings.found())
     checked: dict[str, Any] = {"name": "Untitled", "schema": "v1", "tolerations": {}, "settings": {}, "blocks": []}
     checked |= given
     kinds = _check_blocks(checked["blocks"], findings)
@@ -65,9 +65,9 @@ def _read(
     # Whatever is faulty has been dropped, so that this works on what is left and all problems are told at once.
     recipe = complete(checked, settings_of, dataset_kind=dataset_kind, dataset_id=dataset_id)
     at = {kind: f"/blocks/{kinds[kind]}/settings" if kind in kinds else "/blocks" for kind in BLOCKS}
-    check_across(recipe, at, findings, dataset_kind=dataset_kind)
-    if findings:
-        raise findings.problems()
+    misfits = check_across(recipe, at, findings, dataset_kind=dataset_kind)
+    if findings or misfits:
+        raise FlowProblems(findings.found() + misfits.found())
     return checked, recipe
 
 

@@ -1,0 +1,103 @@
+"""Whatever is sent, ``validate`` accepts it or raises FlowProblems, and what it accepts can be stored and trained."""
+
+import copy
+import json
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runyard.flows import FlowProblems, recipe_document, resolve, validate
+from vi.api.resources.flows.responses import FlowSpec
+
+numbers = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([0, 1, -1, 0.5, 10**30])
+texts = st.text(max_size=8) | st.sampled_from(["auto", "epoch", "tiny", "vi-model", "dataset", "lora", "v1"])
+anything = st.recursive(
+    numbers | texts, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=8
+)
+COMPLETE = recipe_document(
+    resolve(
+        validate(
+            {
+                "settings": {"flow": {"id": "flow_1", "generation": 1}},
+                "blocks": [
+                    {"block": "vi-dataset", "settings": {"augmentation": {}}},
+                    {
+                        "block": "vi-model",
+                        "settings": {
+                            "training": {"learningRates": {}},
+                            "checkpoint": {"every": {"steps": 5}},
+                            "validation": {"earlyStopping": {}},
+                        },
+                    },
+                ],
+            }
+        )
+    )
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a document where something stands."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for name, item in inner for place in places(item, (*path, name)))]
+
+
+PLACES = [place for place in places(COMPLETE) if place]
+
+
+@st.composite
+def nearly_good_flows(draw: st.DrawFn) -> dict[str, Any]:
+    """A complete flow with a few places changed, dropped or added to: far deeper than anything random gets."""
+    flow = copy.deepcopy(COMPLETE)
+    for place in draw(st.lists(st.sampled_from(PLACES), max_size=4)):
+        inside: Any = flow
+        try:
+            for name in place[:-1]:
+                inside = inside[name]
+            match draw(st.sampled_from(["change", "drop", "add"])):
+                case "change":
+                    inside[place[-1]] = draw(anything)
+                case "drop":
+                    del inside[place[-1]]
+                case "add":
+                    inside[draw(texts)] = draw(anything)
+        except (KeyError, IndexError, TypeError):
+            pass  # an earlier change has removed this place
+    return flow
+
+
+def accepted(flow: object) -> FlowSpec | None:
+    try:
+        return validate(flow)
+    except FlowProblems as refused:
+        assert refused.problems
+        json.dumps(msgspec.to_builtins(refused.problems), allow_nan=False).encode()
+        return None
+
+
+@settings(max_examples=150, deadline=None)
+@given(anything)
+def test_any_json_is_accepted_or_refused_with_problems(flow: object):
+    accepted(flow)
+
+
+@settings(max_examples=300, deadline=None)
+@given(nearly_good_flows())
+def test_what_is_accepted_can_be_stored_completed_and_read_again(flow: dict[str, Any]):
+    spec = accepted(flow)
+    if spec is None:
+        return
+    stored = msgspec.json.decode(msgspec.json.encode(spec), type=FlowSpec)
+    recipe = resolve(stored)
+    document = json.loads(json.dumps(recipe_document(recipe), allow_nan=False))
+    assert resolve(validate(document)) == recipe
+
+
+@settings(max_examples=100, deadline=None)
+@given(nearly_good_flows())
+def test_checking_twice_changes_nothing(flow: dict[str, Any]):
+    spec = accepted(flow)
+    if spec is not None:
+        assert validate(msgspec.to_builtins(spec)) == spec

@@ -1,0 +1,24 @@
+"""The flow reference says what the checks do."""
+
+from pathlib import Path
+
+import pytest
+
+from runyard.flows import resolve, validate
+from runyard.flows.families import FAMILIES
+from runyard.flows.reference import EXAMPLE, reference
+
+PAGE = Path(__file__).parents[2] / "docs/flow-reference.md"
+
+
+def test_the_page_is_what_the_fields_say():
+    assert PAGE.read_text() == reference(), "run scripts/flow-reference"
+
+
+def test_the_pages_example_can_be_trained():
+    assert resolve(validate(EXAMPLE)).model.hyperparameters.epochs == 5
+
+
+@pytest.mark.parametrize("name", ["onOutOfMemory", "hyperparameters.optimizer.betas", "augmentation.zoom", *FAMILIES])
+def test_the_page_names_it(name: str):
+    assert f"`{name}`" in reference()
