@@ -17,8 +17,10 @@ import os
 import re
 import shutil
 import struct
+import sys
 import tempfile
 import zlib
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +48,7 @@ class FolderBlobs:
     @contextmanager
     def receive(self, *, sha256: str, size_bytes: int) -> Iterator["FolderUpload"]:
         path = self._path(sha256)
-        self._make_incoming()
+        _make_folder(self._incoming)
         descriptor, name = tempfile.mkstemp(dir=self._incoming)
         beside = Path(name)
         try:
@@ -56,7 +58,7 @@ class FolderBlobs:
                 upload.check()
                 file.flush()
                 os.fsync(file.fileno())
-            self._make_shard(path.parent)
+            _make_folder(path.parent)
             # Checksums first: a blob without them is only slower to open, but then every blob would be.
             self._write_checksums(path, upload.checksums.packed())
             os.replace(beside, path)
@@ -121,18 +123,6 @@ class FolderBlobs:
             raise InvalidBlobName(sha256)
         return self.root / sha256[:2] / sha256
 
-    def _make_incoming(self) -> None:
-        if not self._incoming.is_dir():
-            self._incoming.mkdir(parents=True, exist_ok=True)
-            _fsync_folder(self.root.parent)
-
-    def _make_shard(self, shard: Path) -> None:
-        try:
-            shard.mkdir()
-        except FileExistsError:
-            return
-        _fsync_folder(self.root)
-
     def _write_checksums(self, path: Path, packed: bytes) -> None:
         descriptor, name = tempfile.mkstemp(dir=self._incoming)
         try:
@@ -144,7 +134,7 @@ class FolderBlobs:
         finally:
             Path(name).unlink(missing_ok=True)
 
-    def _read_checksums(self, path: Path, file: io.FileIO) -> list[int]:
+    def _read_checksums(self, path: Path, file: io.FileIO) -> "array[int]":
         """The blob's checksums. Made anew, after hashing the blob, when they do not fit its length."""
         size_bytes = os.fstat(file.fileno()).st_size
         try:
@@ -155,7 +145,7 @@ class FolderBlobs:
             return self._rebuild_checksums(path, file)
         return _unpacked(packed)
 
-    def _rebuild_checksums(self, path: Path, file: io.FileIO) -> list[int]:
+    def _rebuild_checksums(self, path: Path, file: io.FileIO) -> "array[int]":
         """Hash the blob: if it is sound its checksums were not, else it is damaged."""
         digest, checksums = hashlib.sha256(), _Checksums()
         file.seek(0)
@@ -167,7 +157,7 @@ class FolderBlobs:
             raise BlobDamaged(path.name)
         log.warning("Checksums of a blob were missing or wrong and were made anew.", extra={"sha256": path.name})
         packed = checksums.packed()
-        self._make_incoming()
+        _make_folder(self._incoming)
         self._write_checksums(path, packed)
         return _unpacked(packed)
 
@@ -233,7 +223,9 @@ class _Checksums:
 class _CheckedFile(io.RawIOBase):
     """A blob read in whole blocks, each compared with its checksum before any of it is handed out."""
 
-    def __init__(self, file: io.FileIO, *, sha256: str, checksums: list[int], rebuild: Callable[[], list[int]]) -> None:
+    def __init__(
+        self, file: io.FileIO, *, sha256: str, checksums: "array[int]", rebuild: Callable[[], "array[int]"]
+    ) -> None:
         self._file = file
         self._sha256 = sha256
         self._checksums = checksums
@@ -281,8 +273,12 @@ def _checksums_path(path: Path) -> Path:
     return path.with_name(path.name + ".crc")
 
 
-def _unpacked(packed: bytes) -> list[int]:
-    return [crc for (crc,) in struct.iter_unpack("<I", packed[:-8])]
+def _unpacked(packed: bytes) -> "array[int]":
+    """The checksums alone; an array, because a blob of 10 GiB has 160,000 of them and every range reads them."""
+    crcs = array("I", packed[:-8])
+    if sys.byteorder == "big":
+        crcs.byteswap()
+    return crcs
 
 
 def _block_count(size_bytes: int) -> int:
@@ -291,6 +287,14 @@ def _block_count(size_bytes: int) -> int:
 
 def _is_hash(name: object) -> bool:
     return isinstance(name, str) and re.fullmatch(r"[0-9a-f]{64}", name, re.ASCII) is not None
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it so that each survives a loss of power."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _fsync_folder(folder.parent)
 
 
 def _fsync_folder(folder: Path) -> None:
