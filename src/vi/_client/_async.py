@@ -7,7 +7,8 @@ from typing import Self
 import httpx2
 
 from vi._client.credentials import find_credentials
-from vi._http import NO_RETRY, AsyncHttp, RetryPolicy
+from vi._http._async import AsyncHttp
+from vi._http.retry import NO_RETRY, RetryPolicy
 from vi.api.resources.flows._async import AsyncFlows
 from vi.api.resources.models._async import AsyncModels
 from vi.api.resources.models.responses import DownloadedModel

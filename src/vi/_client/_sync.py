@@ -8,7 +8,8 @@ from typing import Self
 import httpx2
 
 from vi._client.credentials import find_credentials
-from vi._http import NO_RETRY, Http, RetryPolicy
+from vi._http._sync import Http
+from vi._http.retry import NO_RETRY, RetryPolicy
 from vi.api.resources.flows._sync import Flows
 from vi.api.resources.models._sync import Models
 from vi.api.resources.models.responses import DownloadedModel

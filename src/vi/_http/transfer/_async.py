@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx2
 
-from vi._http import AsyncHttp
+from vi._http._async import AsyncHttp
 from vi._http.answers import Answer, error_of
 from vi._http.requests import error_without_answer, failure_without_answer
 from vi._http.retry import Failure, failure_of

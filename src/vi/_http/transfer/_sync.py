@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx2
 
-from vi._http import Http
+from vi._http._sync import Http
 from vi._http.answers import Answer, error_of
 from vi._http.requests import error_without_answer, failure_without_answer
 from vi._http.retry import Failure, failure_of

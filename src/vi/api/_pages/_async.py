@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Generic, TypeVar, overload
 
-from vi._http import AsyncHttp
+from vi._http._async import AsyncHttp
 from vi._http.requests import Scalar
 from vi.api._arguments import check_pagination
 from vi.api._pages.page import Page

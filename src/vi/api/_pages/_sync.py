@@ -4,7 +4,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar, overload
 
-from vi._http import Http
+from vi._http._sync import Http
 from vi._http.requests import Scalar
 from vi.api._arguments import check_pagination
 from vi.api._pages.page import Page

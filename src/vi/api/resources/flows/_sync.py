@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vi._http import Http
+from vi._http._sync import Http
 from vi.api._arguments import check_id, flow_document, metadata_document, spec_document
 from vi.api._pages._sync import PaginatedResponse, list_pages
 from vi.api.resources.flows.responses import Flow, FlowSpec

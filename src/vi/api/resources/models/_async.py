@@ -6,12 +6,10 @@ from typing import Any
 import msgspec
 
 from vi._concurrency import asynchronous as concurrency
-from vi._http import AsyncHttp
-from vi._http.transfer._async import download
+from vi._http._async import AsyncHttp
 from vi.api._arguments import check_id
 from vi.api._pages._async import AsyncPaginatedResponse, list_pages
 from vi.api._progress import byte_progress
-from vi.api.resources.models._archive import unpack
 from vi.api.resources.models._folder import archive_of, folder_of, model_in
 from vi.api.resources.models.responses import DownloadedModel, Model
 from vi.api.types import PaginationParams
@@ -84,6 +82,9 @@ class AsyncModels:
             ViNotFoundError: there is no such run or checkpoint.
             ViDownloadError: what arrived is damaged or cannot be stored; nothing of it is left under the final name.
         """
+        from vi._http.transfer._async import download  # what only downloads need is loaded for them
+        from vi.api.resources.models._archive import unpack
+
         model = await self.get(run_id, ckpt, contents=True)
         folder = folder_of(model, save_dir=save_dir)
         if folder.is_dir() and not overwrite:

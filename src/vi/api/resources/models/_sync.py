@@ -7,12 +7,10 @@ from typing import Any
 import msgspec
 
 from vi._concurrency import synchronous as concurrency
-from vi._http import Http
-from vi._http.transfer._sync import download
+from vi._http._sync import Http
 from vi.api._arguments import check_id
 from vi.api._pages._sync import PaginatedResponse, list_pages
 from vi.api._progress import byte_progress
-from vi.api.resources.models._archive import unpack
 from vi.api.resources.models._folder import archive_of, folder_of, model_in
 from vi.api.resources.models.responses import DownloadedModel, Model
 from vi.api.types import PaginationParams
@@ -85,6 +83,9 @@ class Models:
             ViNotFoundError: there is no such run or checkpoint.
             ViDownloadError: what arrived is damaged or cannot be stored; nothing of it is left under the final name.
         """
+        from vi._http.transfer._sync import download  # what only downloads need is loaded for them
+        from vi.api.resources.models._archive import unpack
+
         model = self.get(run_id, ckpt, contents=True)
         folder = folder_of(model, save_dir=save_dir)
         if folder.is_dir() and not overwrite:

@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from vi._concurrency import asynchronous as concurrency
-from vi._http import NO_RETRY, AsyncHttp
+from vi._http._async import AsyncHttp
 from vi._http.requests import Scalar
+from vi._http.retry import NO_RETRY
 from vi.api._arguments import check_id, flow_document, metadata_document, milliseconds, spec_document
 from vi.api._pages._async import AsyncPaginatedResponse, list_pages
 from vi.api._progress import run_progress

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from vi._http import AsyncHttp
+from vi._http._async import AsyncHttp
 from vi.api._arguments import check_id, metadata_document, spec_document
 from vi.api._pages._async import AsyncPaginatedResponse, list_pages
 from vi.api.resources.training_projects.responses import TrainingProject, TrainingProjectSpec
