@@ -106,7 +106,7 @@ FLOWS: list[Any] = [
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: json.dumps(flow)[:60])
-def test_schema_and_checks_agree(flow: Any):
+def test_schema_and_checks_agree(flow: Any) -> None:
     try:
         validate(flow)
         is_accepted = True
@@ -115,7 +115,7 @@ def test_schema_and_checks_agree(flow: Any):
     assert is_valid(flow, schema(), schema()) is is_accepted
 
 
-def test_the_schema_is_plain_json_and_tells_each_field():
+def test_the_schema_is_plain_json_and_tells_each_field() -> None:
     document = json.loads(json.dumps(schema()))
     for name, part in document["$defs"].items():
         for field, told in part["properties"].items():

@@ -25,7 +25,7 @@ def block_of(document: dict[str, Any], name: str) -> dict[str, Any]:
     return next(block["settings"] for block in document["blocks"] if block["block"] == name)
 
 
-def test_the_empty_recipe_trains_the_tiny_model_on_the_digits():
+def test_the_empty_recipe_trains_the_tiny_model_on_the_digits() -> None:
     recipe = recipe_of()
     assert (recipe.task, recipe.dataset.dataset_id, recipe.is_tiny) == ("vqa", "digits", True)
     assert (recipe.model.architecture.name, recipe.model.training.mode, recipe.model.training.freeze) == (
@@ -46,7 +46,7 @@ def test_the_empty_recipe_trains_the_tiny_model_on_the_digits():
     ("training", "rate", "freeze"),
     [({}, 2e-4, ["vision"]), ({"mode": "lora"}, 2e-4, ["vision"]), ({"mode": "full"}, 1e-5, [])],
 )
-def test_a_real_model_has_gentler_defaults(training: dict[str, Any], rate: float, freeze: list[str]):
+def test_a_real_model_has_gentler_defaults(training: dict[str, Any], rate: float, freeze: list[str]) -> None:
     settings = recipe_of(model(architecture={"name": "qwen25vl"}, training=training)).model
     assert (settings.architecture.size, settings.training.mode) == ("3B", training.get("mode", "lora"))
     assert settings.training.freeze == freeze
@@ -54,7 +54,7 @@ def test_a_real_model_has_gentler_defaults(training: dict[str, Any], rate: float
     assert (numbers.epochs, numbers.batch_size, numbers.learning_rate) == (3, 8, rate)
 
 
-def test_what_is_given_wins_over_every_default():
+def test_what_is_given_wins_over_every_default() -> None:
     settings = recipe_of(
         model(
             training={"mode": "lora", "freeze": []},
@@ -77,7 +77,7 @@ def test_what_is_given_wins_over_every_default():
         ({"name": "idefics3", "size": "8B"}, "idefics3", "8B"),
     ],
 )
-def test_family_and_size_follow_from_each_other(architecture: dict[str, Any], name: str, size: str):
+def test_family_and_size_follow_from_each_other(architecture: dict[str, Any], name: str, size: str) -> None:
     resolved = recipe_of(model(architecture=architecture)).model.architecture
     assert (resolved.name, resolved.size) == (name, size)
 
@@ -96,7 +96,7 @@ def test_family_and_size_follow_from_each_other(architecture: dict[str, Any], na
 )
 def test_data_and_task_follow_from_dataset_and_project(
     flow: dict[str, Any], kind: str | None, of_project: str | None, dataset_id: str, task: str
-):
+) -> None:
     recipe = resolve(validate(flow), dataset_kind=kind, dataset_id=of_project)
     assert (recipe.dataset.dataset_id, recipe.task) == (dataset_id, task)
 
@@ -108,7 +108,7 @@ def test_data_and_task_follow_from_dataset_and_project(
         ("video", '/blocks is "video"; it must be a dataset of kind vqa, phrase-grounding, freeform.'),
     ],
 )
-def test_a_dataset_of_another_kind_is_a_problem(kind: str, message: str):
+def test_a_dataset_of_another_kind_is_a_problem(kind: str, message: str) -> None:
     flow = validate({"blocks": [dataset(datasetId="ds5", projectKind="freeform")]})
     with pytest.raises(FlowProblems) as caught:
         resolve(flow, dataset_kind=kind)
@@ -118,16 +118,16 @@ def test_a_dataset_of_another_kind_is_a_problem(kind: str, message: str):
 @pytest.mark.parametrize(
     ("task", "word"), [("vqa", "vqa"), ("phrase-grounding", "phrase_grounding"), ("freeform", "freeform")]
 )
-def test_each_tasks_own_prompt_names_the_form_of_the_answer(task: str, word: str):
+def test_each_tasks_own_prompt_names_the_form_of_the_answer(task: str, word: str) -> None:
     recipe = recipe_of(dataset(datasetId="ds5", projectKind=task))
     assert f'{{"{word}":' in recipe.system_prompt.system_prompt
 
 
-def test_an_own_prompt_is_kept_even_when_it_is_empty():
+def test_an_own_prompt_is_kept_even_when_it_is_empty() -> None:
     assert recipe_of({"block": "vi-system-prompt", "settings": {"systemPrompt": ""}}).system_prompt.system_prompt == ""
 
 
-def test_run_json_holds_what_the_published_client_reads():
+def test_run_json_holds_what_the_published_client_reads() -> None:
     document = recipe_document(recipe_of())
     assert all({"block", "settings", "style"} <= set(block) for block in document["blocks"])
     settings = block_of(document, "vi-model")
@@ -148,7 +148,7 @@ def test_run_json_holds_what_the_published_client_reads():
     assert block_of(document, "vi-system-prompt")["systemPrompt"] == SYSTEM_PROMPTS["vqa"]
 
 
-def test_run_json_keeps_the_family_that_has_a_loader_of_its_own():
+def test_run_json_keeps_the_family_that_has_a_loader_of_its_own() -> None:
     document = recipe_document(
         recipe_of(model(architecture={"name": "internvl35"}, compute={"precisionType": "float32"}))
     )
@@ -156,7 +156,7 @@ def test_run_json_keeps_the_family_that_has_a_loader_of_its_own():
     assert (settings["architecture"]["name"], settings["compute"]["precisionType"]) == ("internvl35", "float32")
 
 
-def test_the_document_gives_the_same_recipe_again():
+def test_the_document_gives_the_same_recipe_again() -> None:
     recipe = recipe_of(
         {"block": "system-prompt", "settings": {"systemPrompt": "Look."}, "style": {"x": 3}},
         dataset(datasetId="ds5", projectKind="freeform", augmentation={"zoom": 0.1}),
@@ -175,8 +175,9 @@ def test_the_document_gives_the_same_recipe_again():
     assert resolve(validate(recipe_document(recipe))) == recipe
 
 
-def test_a_family_is_found_by_the_weights_model_type():
-    assert {key: family_of_model_type(family.model_type).key for key, family in FAMILIES.items()} == {
+def test_a_family_is_found_by_the_weights_model_type() -> None:
+    found = {key: family_of_model_type(family.model_type) for key, family in FAMILIES.items()}
+    assert {key: family.key for key, family in found.items() if family} == {
         **{key: key for key in FAMILIES},
         "cosmosreason1": "qwen25vl",
         "cosmosreason2": "qwen3vl",
@@ -184,6 +185,6 @@ def test_a_family_is_found_by_the_weights_model_type():
     assert family_of_model_type("gpt2") is None
 
 
-def test_every_family_can_be_trained_by_naming_it_alone():
+def test_every_family_can_be_trained_by_naming_it_alone() -> None:
     for key in FAMILIES:
         assert recipe_of(model(architecture={"name": key})).model.architecture.name == key

@@ -11,14 +11,14 @@ from runyard.flows.reference import EXAMPLE, reference
 PAGE = Path(__file__).parents[2] / "docs/flow-reference.md"
 
 
-def test_the_page_is_what_the_fields_say():
+def test_the_page_is_what_the_fields_say() -> None:
     assert PAGE.read_text() == reference(), "run scripts/flow-reference"
 
 
-def test_the_pages_example_can_be_trained():
+def test_the_pages_example_can_be_trained() -> None:
     assert resolve(validate(EXAMPLE)).model.hyperparameters.epochs == 5
 
 
 @pytest.mark.parametrize("name", ["onOutOfMemory", "hyperparameters.optimizer.betas", "augmentation.zoom", *FAMILIES])
-def test_the_page_names_it(name: str):
+def test_the_page_names_it(name: str) -> None:
     assert f"`{name}`" in reference()

@@ -29,7 +29,7 @@ def only_problem(flow: object) -> Problem:
     return problem
 
 
-def test_the_empty_recipe_is_a_good_recipe():
+def test_the_empty_recipe_is_a_good_recipe() -> None:
     flow = validate({"name": "Quick Training", "schema": "v1", "blocks": [], "settings": {}, "tolerations": {}})
     assert flow == FlowSpec(name="Quick Training", schema="v1", blocks=[], settings={}, tolerations={})
 
@@ -41,52 +41,52 @@ def test_the_empty_recipe_is_a_good_recipe():
         {"name": None, "schema": None, "blocks": None, "settings": None, "tolerations": None, "trainingProject": None},
     ],
 )
-def test_gaps_of_the_flow_are_filled(gap: dict[str, Any]):
+def test_gaps_of_the_flow_are_filled(gap: dict[str, Any]) -> None:
     assert validate(gap) == FlowSpec(name="Untitled", schema="v1", blocks=[], settings={}, tolerations={})
 
 
 @pytest.mark.parametrize("block", [{}, {"settings": None}, {"style": None}, {"settings": {}, "style": {}}])
-def test_gaps_of_a_block_are_filled(block: dict[str, Any]):
+def test_gaps_of_a_block_are_filled(block: dict[str, Any]) -> None:
     flow = validate({"blocks": [{"block": "vi-dataset", **block}]})
     assert flow.blocks == [FlowBlock(block="vi-dataset", settings={}, style={})]
 
 
 @pytest.mark.parametrize("name", ["vi-model", "model", "my-model-2", "vi_model"])
-def test_a_block_is_known_by_what_its_name_contains_and_keeps_its_name(name: str):
+def test_a_block_is_known_by_what_its_name_contains_and_keeps_its_name(name: str) -> None:
     flow = validate({"blocks": [{"block": name, "settings": {"packing": True}}]})
     assert flow.blocks[0].block == name
 
 
-def test_settings_are_kept_as_given():
+def test_settings_are_kept_as_given() -> None:
     settings = {"hyperparameters": {"epochs": 4}, "evaluation": {"top_k": 3}}
     assert validate(model(**settings)).blocks[0].settings == settings
 
 
-def test_null_means_not_given_where_the_default_is_auto_or_depends_on_others():
+def test_null_means_not_given_where_the_default_is_auto_or_depends_on_others() -> None:
     flow = validate(model(packing=None, hyperparameters={"epochs": None, "microBatchSize": None, "maxSteps": None}))
     assert flow.blocks[0].settings == {"hyperparameters": {"maxSteps": None}}
 
 
-def test_null_is_a_problem_where_a_value_is_needed():
+def test_null_is_a_problem_where_a_value_is_needed() -> None:
     problem = only_problem(dataset(validationFraction=None))
     assert problem.message == ("/blocks/0/settings/validationFraction is null; it must be a number from 0 to 0.9.")
 
 
-def test_style_may_hold_anything_that_json_has():
+def test_style_may_hold_anything_that_json_has() -> None:
     style = {"x": 1.5, "nested": [{"deep": [None, True, "ü"]}]}
     assert validate({"blocks": [{"block": "vi-model", "style": style}]}).blocks[0].style == style
 
 
-def test_the_servers_own_mark_of_the_flow_is_allowed():
+def test_the_servers_own_mark_of_the_flow_is_allowed() -> None:
     settings = {"flow": {"id": "flow_1", "generation": 3}}
     assert validate({"settings": settings}).settings == settings
 
 
-def test_the_training_project_may_be_written_in_snake_case():
+def test_the_training_project_may_be_written_in_snake_case() -> None:
     assert validate({"training_project": "tp-3"}).training_project == "tp-3"
 
 
-def test_a_flow_spec_is_read_like_the_flow_it_came_from():
+def test_a_flow_spec_is_read_like_the_flow_it_came_from() -> None:
     flow = validate(model(hyperparameters={"epochs": 2}))
     assert validate(json.loads(json.dumps({"blocks": [{"block": "vi-model", "settings": flow.blocks[0].settings}]})))
 
@@ -108,7 +108,7 @@ def test_a_flow_spec_is_read_like_the_flow_it_came_from():
         {"hyperparameters": {"optimizer": {"betas": [0, 0.5], "maxGradNorm": None}}},
     ],
 )
-def test_good_model_settings(settings: dict[str, Any]):
+def test_good_model_settings(settings: dict[str, Any]) -> None:
     validate(model(**settings))
 
 
@@ -224,7 +224,7 @@ BAD = [
 @pytest.mark.parametrize(
     ("flow", "path", "allowed", "message"), BAD, ids=[f"{n}:{row[1]}" for n, row in enumerate(BAD)]
 )
-def test_a_bad_flow_is_told_where_and_what(flow: object, path: str, allowed: str | None, message: str | None):
+def test_a_bad_flow_is_told_where_and_what(flow: object, path: str, allowed: str | None, message: str | None) -> None:
     problem = only_problem(flow)
     assert problem.path == path
     assert problem.allowed == allowed or allowed is None
@@ -232,7 +232,7 @@ def test_a_bad_flow_is_told_where_and_what(flow: object, path: str, allowed: str
     assert problem.message.isprintable()
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_told_at_once() -> None:
     flow = {
         "schema": "v3",
         "settings": {"seed": -1},
@@ -261,28 +261,28 @@ def test_all_problems_are_told_at_once():
     }
 
 
-def test_a_mistake_in_one_field_is_not_told_again_as_a_misfit_with_another():
+def test_a_mistake_in_one_field_is_not_told_again_as_a_misfit_with_another() -> None:
     problem = only_problem(model(hyperparameters={"batchSize": "many", "microBatchSize": 7}))
     assert problem.path == "/blocks/0/settings/hyperparameters/batchSize"
 
 
-def test_the_exception_tells_every_problem_in_its_message():
+def test_the_exception_tells_every_problem_in_its_message() -> None:
     with pytest.raises(FlowProblems, match=r"The flow has 2 problems: /schema is 1; .*; /settings is 2; "):
         validate({"schema": 1, "settings": 2})
 
 
-def test_a_hostile_flow_gets_a_short_answer():
+def test_a_hostile_flow_gets_a_short_answer() -> None:
     flow = {"settings": {f"{'epoch' * 18}{n}": n for n in range(20_000)}}
     assert len(problems_of(flow)) == MOST_PROBLEMS
 
 
-def test_what_was_given_is_shown_short():
+def test_what_was_given_is_shown_short() -> None:
     problem = only_problem({"schema": "x" * 100_000})
     assert problem.given == "x" * 80 + "…"
     assert len(problem.message) < 200
 
 
-def test_a_style_deeper_than_any_recipe_is_refused():
+def test_a_style_deeper_than_any_recipe_is_refused() -> None:
     style: dict[str, Any] = {}
     for _ in range(100_000):
         style = {"in": style}
