@@ -52,8 +52,8 @@ def connect(data_dir: Path | None, *, is_patient: bool = False) -> "Iterator[vi.
         if error.error_code is not vi.ViErrorCode.MISSING_REQUIRED_FIELD:
             raise
         raise CommandFailed(
-            f"{error.message}; start an instance with `runyard up`, name the data folder of one with --data-dir, or set "
-            "DATATURE_VI_SECRET_KEY and DATATURE_VI_ORGANIZATION_ID",
+            f"{error.message}; start an instance with `runyard up`, name the data folder of one with --data-dir, or "
+            "set DATATURE_VI_SECRET_KEY and DATATURE_VI_ORGANIZATION_ID",
             exit_code=EXIT_USAGE,
         ) from error
     with client:

@@ -62,15 +62,24 @@ class Instance:
     """Server and controller over one data folder, from ``start`` to ``end``.
 
     ``say`` gets one sentence for everything worth knowing; ``is_unwanted`` tells a start that somebody has asked for
-    the end meanwhile. Use inside ``holding``, which keeps others out.
+    the end meanwhile; ``server`` and ``controller`` are the modules to run. Use inside ``holding``, which keeps others
+    out.
     """
 
-    def __init__(self, settings: Settings, *, say: Callable[[str], None], is_unwanted: Callable[[], bool]):
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        say: Callable[[str], None],
+        is_unwanted: Callable[[], bool],
+        server: str = "runyard.server",
+        controller: str = "runyard.controller",
+    ):
         self._settings = settings
         self._say = say
         self._is_unwanted = is_unwanted
-        self._server = Child("server", "runyard.server", owns_group=True)
-        self._controller = Child("controller", "runyard.controller", owns_group=False)
+        self._server = Child("server", server, owns_group=True)
+        self._controller = Child("controller", controller, owns_group=False)
 
     @property
     def children(self) -> list[Child]:

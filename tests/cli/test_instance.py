@@ -1,0 +1,186 @@
+"""Watching over server and controller, with two small programs in their place."""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from runyard.cli import instance as module
+from runyard.cli.failures import CommandFailed
+from runyard.cli.instance import (
+    Instance,
+    check_port_free,
+    holding,
+    live_endpoint,
+    pause_before_restart,
+    port_of,
+    start_ticks,
+)
+from runyard.settings import Settings, read_settings
+
+SERVER = """
+import http.server, json, os, pathlib
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b'{"status": "ok"}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["RUNYARD_PORT"])), Health)
+note = {"endpoint": f"http://127.0.0.1:{server.server_port}/", "pid": os.getpid()}
+pathlib.Path(os.environ["RUNYARD_DATA_DIR"], "server.json").write_text(json.dumps(note))
+server.serve_forever()
+"""
+CONTROLLER = "import time\ntime.sleep(60)\n"
+CRASHING = "import sys\nsys.exit('the database is locked')\n"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings over an empty folder, with the stand-in programs importable by the children."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, text in {"stand_in_server": SERVER, "stand_in_controller": CONTROLLER, "crashing": CRASHING}.items():
+        (programs / f"{name}.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(programs))
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
+    return read_settings({}, data_dir=tmp_path / "data", port=0)
+
+
+@contextmanager
+def started(settings: Settings, said: list[str], **modules: str) -> Iterator[Instance]:
+    programs = {"server": "stand_in_server", "controller": "stand_in_controller"} | modules
+    instance = Instance(settings, say=said.append, is_unwanted=lambda: False, **programs)
+    with holding(settings):
+        try:
+            instance.start()
+            yield instance
+        finally:
+            instance.end()
+
+
+def until(is_true: Callable[[], object], *, timeout_s: float = 10) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < deadline_s, "it never came"
+        time.sleep(0.01)
+
+
+def pids(instance: Instance) -> list[int]:
+    return [child.process.pid for child in instance.children if child.process is not None]
+
+
+@pytest.mark.parametrize(("crashes", "pause_s"), [(1, 0.5), (2, 1.0), (3, 2.0), (4, None), (9, None)])
+def test_pauses_grow_until_it_is_no_use(crashes: int, pause_s: float | None) -> None:
+    assert pause_before_restart(crashes) == pause_s
+
+
+def test_both_are_up_after_start_and_gone_after_end(settings: Settings) -> None:
+    with started(settings, []) as instance:
+        children = pids(instance)
+        assert live_endpoint(settings) is not None
+        assert [start_ticks(pid) is not None for pid in children] == [True, True]
+    assert [start_ticks(pid) for pid in children] == [None, None]
+    assert not (settings.data_dir / "instance.json").exists()
+
+
+def test_each_child_leads_its_own_process_group_away_from_ctrl_c(settings: Settings) -> None:
+    with started(settings, []) as instance:
+        assert [os.getpgid(pid) for pid in pids(instance)] == pids(instance)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_killed_child_is_started_again_and_said_so(settings: Settings, which: int) -> None:
+    said: list[str] = []
+    with started(settings, said) as instance:
+        endpoint, before = live_endpoint(settings), pids(instance)
+        os.kill(before[which], signal.SIGKILL)
+
+        def is_replaced() -> bool:
+            instance.watch()
+            return pids(instance)[which] != before[which]
+
+        until(is_replaced)
+        until(lambda: live_endpoint(settings) == endpoint)
+    name = ("server", "controller")[which]
+    assert said == [
+        f"The {name} was ended by SIGKILL; starting it again in 0.01 s. Its log: {settings.logs_dir}/{name}.log"
+    ]
+
+
+def test_a_server_that_cannot_start_ends_the_start_with_its_last_words(settings: Settings) -> None:
+    with (
+        pytest.raises(CommandFailed, match=r"4 times in a row.*\n  the database is locked"),
+        started(settings, [], server="crashing"),
+    ):
+        pass
+
+
+def test_a_controller_that_keeps_crashing_ends_the_watch_with_its_last_words(settings: Settings) -> None:
+    def watch(instance: Instance) -> bool:
+        instance.watch()
+        return False
+
+    with (
+        pytest.raises(CommandFailed, match=r"the controller ended with exit code 1.*\n  the database is locked"),
+        started(settings, [], controller="crashing") as instance,
+    ):
+        until(lambda: watch(instance))
+
+
+def test_a_start_that_is_no_longer_wanted_launches_no_controller(settings: Settings) -> None:
+    instance = Instance(settings, say=print, is_unwanted=lambda: True, server="stand_in_server", controller="crashing")
+    with holding(settings):
+        assert instance.start() is None
+        assert len(pids(instance)) == 1
+        instance.end()
+
+
+def test_a_second_instance_over_one_folder_is_refused_with_the_address_of_the_first(settings: Settings) -> None:
+    with started(settings, []):
+        with pytest.raises(CommandFailed, match="already running with the data folder") as caught, holding(settings):
+            pass
+        assert str(live_endpoint(settings)) in caught.value.message
+
+
+def test_children_of_a_killed_watcher_are_ended_by_the_next_one(settings: Settings) -> None:
+    said: list[str] = []
+    with started(settings, []) as killed:
+        following = Instance(settings, say=said.append, is_unwanted=lambda: False)
+        following.end_orphans()
+        assert [start_ticks(pid) for pid in pids(killed)] == [None, None]
+        assert len(said) == 2
+
+
+def test_a_stranger_with_a_recycled_process_id_is_left_alone(settings: Settings) -> None:
+    settings.data_dir.mkdir()
+    with started(settings, []) as instance:
+        note = settings.data_dir / "instance.json"
+        known = json.loads(note.read_text())
+        note.write_text(json.dumps({name: who | {"startTicks": 1} for name, who in known.items()}))
+        Instance(settings, say=print, is_unwanted=lambda: False).end_orphans()
+        assert all(start_ticks(pid) is not None for pid in pids(instance))
+
+
+def test_a_port_in_use_is_named_with_a_way_out(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CommandFailed, match=f"port {port} on 127.0.0.1 is in use.*--port {port + 1}"):
+            check_port_free(read_settings({}, data_dir=tmp_path, port=port))
+
+
+def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed, match=r"cannot listen on 192\.0\.2\.1"):
+        check_port_free(read_settings({}, data_dir=tmp_path, port=0, host="192.0.2.1"))
+
+
+def test_an_endpoint_without_a_port_has_the_usual_one() -> None:
+    assert (port_of("http://localhost:7878/"), port_of("http://localhost/")) == (7878, 80)
