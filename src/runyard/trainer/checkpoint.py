@@ -1,0 +1,229 @@
+"""Checkpoints: everything needed to use the model, and everything needed to go on training it.
+
+    checkpoints/epoch-3/
+        model_full/       weights, config, processor, tokenizer, run.json; with an adapter: the unchanged base weights
+        model_adapter/    the adapter, if there is one
+        training_state/   optimizer, random states, counters; never leaves the machine as part of a model
+        manifest.json     last: every file with size and hash
+
+A checkpoint is staged beside its place, every file fsynced and hashed, the manifest written last, the folder renamed,
+and the folders above fsynced: after loss of power it is there whole or not at all. A failed fsync raises, and the next
+save starts from nothing. Nothing is pickled: tensors are safetensors, the rest is JSON.
+"""
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from runyard.rundir import (
+    CHECKPOINTS,
+    MANIFEST,
+    MODEL_ADAPTER,
+    MODEL_FULL,
+    TRAINING_STATE,
+    files_below,
+    fsync_dir,
+    read_json,
+    sha256_of,
+    write_json,
+)
+from runyard.trainer.model import Model
+
+RUN = "run.json"
+STATE, TENSORS = "state.json", "state.safetensors"
+STAGING = ".staging"
+
+
+class Progress(msgspec.Struct, rename="camel", kw_only=True):
+    """Where training stands; all that is not tensors."""
+
+    step: int = 0
+    epoch: float = 0.0
+    best: float | None = None  # of the saved ones
+    best_seen: float | None = None  # of all evaluations
+    best_checkpoint: str | None = None
+    evaluations_without_gain: int = 0
+    metrics: dict[str, float] = {}
+    train_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint of this attempt that is complete."""
+
+    name: str
+    folder: Path
+
+
+def save_checkpoint(
+    attempt: Path,
+    name: str,
+    model: Model,
+    optimizers: list[torch.optim.Optimizer],
+    progress: Progress,
+    *,
+    metrics: dict[str, float],
+    run_document: dict[str, Any],
+    is_best: bool,
+    scaler: dict[str, Any] | None = None,
+    previous: Saved | None = None,
+) -> Saved:
+    """Write a checkpoint whole. ``previous`` lends its base weights, which are the same, by hard link."""
+    final = attempt / CHECKPOINTS / name
+    staged = attempt / CHECKPOINTS / f"{STAGING}-{name}"
+    for left_over in (staged, final):
+        if left_over.exists():
+            shutil.rmtree(left_over)
+    staged.mkdir(parents=True)
+    _write_model(staged, model, run_document, previous)
+    _write_state(staged / TRAINING_STATE, optimizers, progress, scaler)
+    files = []
+    for path, full in files_below(staged):
+        _fsync_file(full)
+        files.append({"path": path, "sizeBytes": full.stat().st_size, "sha256": sha256_of(full)})
+    for folder in sorted(item for item in staged.rglob("*") if item.is_dir()):
+        fsync_dir(folder)
+    manifest = {
+        "checkpoint": name,
+        "step": progress.step,
+        "epoch": int(progress.epoch),
+        "metrics": metrics,
+        "isBest": is_best,
+        "time": time.time_ns() // 1_000_000,
+        "files": files,
+    }
+    write_json(staged / MANIFEST, manifest)
+    os.rename(staged, final)
+    fsync_dir(final.parent)
+    fsync_dir(attempt)
+    return Saved(name, final)
+
+
+def is_proven(folder: Path) -> bool:
+    """Whether every file of the manifest is there with its size and hash."""
+    manifest = read_json(folder / MANIFEST)
+    if manifest is None:
+        return False
+    try:
+        return all(
+            (folder / item["path"]).stat().st_size == item["sizeBytes"]
+            and sha256_of(folder / item["path"]) == item["sha256"]
+            for item in manifest["files"]
+        )
+    except (OSError, KeyError, TypeError):
+        return False
+
+
+def load_state(folder: Path, optimizers: list[torch.optim.Optimizer]) -> tuple[Progress, dict[str, Any] | None]:
+    """Put optimizers and random states back as they were; returns the counters and the loss scaler's state."""
+    from safetensors.torch import load_file
+
+    state = read_json(folder / TRAINING_STATE / STATE) or {}
+    tensors = load_file(folder / TRAINING_STATE / TENSORS)
+    for number, (optimizer, saved) in enumerate(zip(optimizers, state["optimizers"], strict=True)):
+        optimizer.load_state_dict(_unflatten(saved, tensors, f"optimizer.{number}"))
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return msgspec.convert(state["progress"], Progress), state.get("scaler")
+
+
+def prune(saved: list[Saved], *, keep: int, keep_best: bool, best: str | None) -> list[Saved]:
+    """Remove all but the ``keep`` newest, and the best if wanted; returns what is left, oldest first."""
+    kept = []
+    for place, item in enumerate(saved):
+        if place >= len(saved) - max(1, keep) or (keep_best and item.name == best):
+            kept.append(item)
+            continue
+        # The manifest goes first, so that a half-removed checkpoint is never taken for a whole one.
+        (item.folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(item.folder)
+    return kept
+
+
+def _write_model(staged: Path, model: Model, run_document: dict[str, Any], previous: Saved | None) -> None:
+    full = staged / MODEL_FULL
+    full.mkdir()
+    if model.base is None:
+        model.module.save_pretrained(full)
+    else:
+        for path, source in files_below(model.base):
+            if source.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja") and path != RUN:
+                _link_or_copy(source, full / path, previous.folder / MODEL_FULL / path if previous else None)
+        model.module.save_pretrained(staged / MODEL_ADAPTER)
+        for note in ("README.md",):
+            (staged / MODEL_ADAPTER / note).unlink(missing_ok=True)
+    model.processor.save_pretrained(full)
+    write_json(full / RUN, run_document)
+
+
+def _link_or_copy(source: Path, target: Path, before: Path | None) -> None:
+    """Take the bytes from the previous checkpoint without copying them; the first one copies.
+
+    Only weights are linked: small files may be written again by what follows, which would write into both.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if before is not None and before.is_file() and source.suffix == ".safetensors":
+        try:
+            os.link(before, target)
+            return
+        except OSError:  # another file system, or one without links: a copy does as well
+            pass
+    shutil.copyfile(source, target)
+
+
+def _write_state(
+    folder: Path, optimizers: list[torch.optim.Optimizer], progress: Progress, scaler: dict[str, Any] | None
+) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    tensors: dict[str, torch.Tensor] = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    flat = [_flatten(optimizer.state_dict(), tensors, f"optimizer.{i}") for i, optimizer in enumerate(optimizers)]
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / TENSORS)
+    write_json(folder / STATE, {"progress": msgspec.to_builtins(progress), "optimizers": flat, "scaler": scaler})
+
+
+def _flatten(state: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, Any]:
+    """Tensors of an optimizer's state into ``tensors`` under a name each; what is left is JSON."""
+    values: dict[str, dict[str, Any]] = {}
+    for parameter, entries in state["state"].items():
+        plain = values.setdefault(str(parameter), {})
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{prefix}.{parameter}.{name}"] = value
+            else:
+                plain[name] = value
+    groups = [
+        {name: value for name, value in group.items() if isinstance(value, _PLAIN)} for group in state["param_groups"]
+    ]
+    return {"values": values, "groups": groups}
+
+
+_PLAIN = (int, float, str, bool, list, tuple, type(None))
+
+
+def _unflatten(saved: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {int(name): dict(values) for name, values in saved["values"].items()}
+    for key, tensor in tensors.items():
+        if key.startswith(prefix + "."):
+            parameter, name = key.removeprefix(prefix + ".").split(".", 1)
+            state.setdefault(int(parameter), {})[name] = tensor
+    groups = [{name: tuple(v) if name == "betas" else v for name, v in group.items()} for group in saved["groups"]]
+    return {"state": state, "param_groups": groups}
+
+
+def _fsync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,165 @@
+"""What is trained on: samples, the split into training and held-out ones, and the two built-in datasets.
+
+``digits`` asks which digit a real handwritten scan shows; ``digits-grounding`` asks where digits are on a canvas. Both
+are made of the 1,797 scans that scikit-learn carries, so they need no download. What is held out is decided by scan, by
+content hash and seed: adding pictures moves none across, and no canvas for training holds a held-out scan.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from runyard.trainer.answers import PHRASE_GROUNDING, VQA, Answer, Grounding, scale_box
+from runyard.trainer.errors import InvalidData, InvalidFlow
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_QUESTION = "Which digit is this?"
+SCAN_SIDE = 32
+CANVAS_SIDE, CANVAS_DIGIT, CANVAS_GRID = 48, 16, 8
+TRAINING_CANVASES, HELD_OUT_CANVASES = 6000, 400
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one picture, and the true answer."""
+
+    image: "Image.Image"
+    question: str
+    truth: Answer
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples to train on and samples held out. ``phrases`` are texts that occur again and again, for a new tokenizer."""
+
+    name: str
+    task: str
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
+    phrases: tuple[str, ...] = ()
+
+
+def load_dataset(name: str, *, seed: int, validation_fraction: float, max_samples: int | None = None) -> Dataset:
+    """Make or read the dataset of that id, split, with at most ``max_samples`` of each part.
+
+    Raises:
+        InvalidFlow: no such dataset.
+        InvalidData: nothing to train on is left.
+    """
+    if name not in BUILT_IN:
+        raise InvalidFlow(f"dataset {name!r} is not known here; the built-in ones are {', '.join(BUILT_IN)}")
+    dataset = BUILT_IN[name](seed, validation_fraction)
+    if max_samples is not None:
+        dataset = replace(
+            dataset,
+            train=_some(dataset.train, max_samples, seed),
+            validation=_some(dataset.validation, max_samples, seed),
+        )
+    if not dataset.train:
+        raise InvalidData(f"dataset {name!r} has nothing to train on with validationFraction {validation_fraction}")
+    return dataset
+
+
+def is_held_out(content: bytes, *, seed: int, fraction: float) -> bool:
+    """Whether a picture belongs to the held-out part; depends on nothing but itself, the seed and the fraction."""
+    digest = hashlib.sha256(seed.to_bytes(8, "big") + hashlib.sha256(content).digest()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def digits(seed: int, validation_fraction: float) -> Dataset:
+    """Which digit is this? One scan a sample, enlarged to 32 x 32."""
+    from PIL import Image
+
+    train: list[Sample] = []
+    held_out: list[Sample] = []
+    for scan, label in _scans():
+        picture = Image.fromarray(scan).resize((SCAN_SIDE, SCAN_SIDE), Image.Resampling.BILINEAR).convert("RGB")
+        side = held_out if is_held_out(scan.tobytes(), seed=seed, fraction=validation_fraction) else train
+        side.append(Sample(picture, DIGIT_QUESTION, Answer(str(label))))
+    return Dataset("digits", VQA, train, held_out, (DIGIT_QUESTION,))
+
+
+def digits_grounding(seed: int, validation_fraction: float) -> Dataset:
+    """Where are these digits? One to three different scans on a canvas of 48 x 48; the sentence names all of them."""
+    import numpy as np
+
+    train: list[tuple[Any, int]] = []
+    held_out: list[tuple[Any, int]] = []
+    for scan, label in _scans():
+        side = held_out if is_held_out(scan.tobytes(), seed=seed, fraction=validation_fraction) else train
+        side.append((scan, label))
+    return Dataset(
+        "digits-grounding",
+        PHRASE_GROUNDING,
+        _canvases(train, TRAINING_CANVASES, np.random.default_rng([seed, 1])),
+        _canvases(held_out, HELD_OUT_CANVASES, np.random.default_rng([seed, 2])),
+        (" and ",),
+    )
+
+
+def _canvases(scans: list[tuple[Any, int]], count: int, random: "np.random.Generator") -> list[Sample]:
+    """``count`` canvases, each of scans from this list alone."""
+    from PIL import Image
+
+    enlarged = [
+        (Image.fromarray(scan).resize((CANVAS_DIGIT, CANVAS_DIGIT), Image.Resampling.BILINEAR), label)
+        for scan, label in scans
+    ]
+    by_label: dict[int, list[Any]] = {}
+    for picture, label in enlarged:
+        by_label.setdefault(label, []).append(picture)
+    if not by_label:
+        return []
+    samples = []
+    for _ in range(count):
+        how_many = int(random.integers(1, min(3, len(by_label)) + 1))
+        labels = [int(label) for label in random.choice(sorted(by_label), how_many, replace=False)]
+        canvas = Image.new("L", (CANVAS_SIDE, CANVAS_SIDE))
+        found = []
+        for label, (x, y) in zip(labels, _places(how_many, random), strict=True):
+            pictures = by_label[label]
+            canvas.paste(pictures[int(random.integers(len(pictures)))], (x, y))
+            box = scale_box((x, y, x + CANVAS_DIGIT, y + CANVAS_DIGIT), width=CANVAS_SIDE, height=CANVAS_SIDE)
+            found.append(Grounding(WORDS[label], (box,)))
+        sentence = " and ".join(item.phrase for item in found)
+        samples.append(Sample(canvas.convert("RGB"), sentence, Answer(sentence, tuple(found))))
+    return samples
+
+
+def _places(count: int, random: "np.random.Generator") -> list[tuple[int, int]]:
+    """Upper left corners on the grid, so that no two digits overlap."""
+    while True:
+        steps = (CANVAS_SIDE - CANVAS_DIGIT) // CANVAS_GRID + 1
+        corners = [(int(x) * CANVAS_GRID, int(y) * CANVAS_GRID) for x, y in random.integers(steps, size=(count, 2))]
+        if all(
+            abs(a[0] - b[0]) >= CANVAS_DIGIT or abs(a[1] - b[1]) >= CANVAS_DIGIT
+            for i, a in enumerate(corners)
+            for b in corners[:i]
+        ):
+            return corners
+
+
+def _scans() -> list[tuple["np.ndarray[Any, Any]", int]]:
+    """The 1,797 scans as 8 x 8 grey pictures with their labels."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    scans = (data.images / 16 * 255).astype(np.uint8)
+    return [(scan, int(label)) for scan, label in zip(scans, data.target, strict=True)]
+
+
+def _some(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+    """The first ``count`` after shuffling by seed."""
+    import numpy as np
+
+    order = np.random.default_rng([seed, 3]).permutation(len(samples))[:count]
+    return [samples[int(i)] for i in order]
+
+
+BUILT_IN: dict[str, Callable[[int, float], Dataset]] = {"digits": digits, "digits-grounding": digits_grounding}

@@ -1,0 +1,325 @@
+"""From samples to tensors: each picture decoded and processed once, each text tokenised once, then batches by index.
+
+The model's own processor does the work, one sample at a time, so whatever a family does to pictures and text happens
+here as it will when the model is used. What it returns is kept: token ids as they are, pixels as indices into the table
+of values that occur (a processor that starts from 8-bit pictures gives few hundred different numbers), which is a
+quarter of the size and gives back the very same floats. A step then only gathers.
+
+Labels stand on the answer alone: its tokens are those that ``generate`` would have to produce after the prompt.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from runyard.trainer.answers import write_answer
+from runyard.trainer.datasets import Sample
+from runyard.trainer.errors import InvalidData
+from runyard.trainer.families import Parts
+
+IGNORED = -100  # the label of a token that is not learnt
+LARGEST_TABLE = 65_536
+# Per-token fields of a processor's answer; everything else belongs to pictures.
+TOKEN_FIELDS = ("token_type_ids", "mm_token_type_ids")
+_Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Encoded:
+    """One sample: the prompt with its pictures' places, the answer, and what the processor made of the pictures."""
+
+    prompt: _Array
+    answer: _Array
+    token_fields: dict[str, _Array]
+    images: dict[str, _Array]
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+class Encoder:
+    """Turns a sample into tokens and pixels with the model's processor."""
+
+    def __init__(self, processor: Any, parts: Parts, *, system_prompt: str, task: str):
+        self._processor, self._parts = processor, parts
+        self._system_prompt, self._task = system_prompt, task
+        self._texts: dict[tuple[str, str], tuple[str, str]] = {}
+        self._image_fields: set[str] = set()
+
+    def encode(self, sample: Sample) -> Encoded:
+        prompt, answer = self._text(sample.question, write_answer(self._task, sample.truth))
+        fields = self._encode_prompt(sample.image, prompt)
+        answer_ids = self._processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return Encoded(answer=np.asarray(answer_ids, np.int64), **fields)
+
+    def encode_question(self, image: Any, question: str) -> Encoded:
+        """A question without an answer, as ``generate`` takes it."""
+        prompt = self._text(question, "")[0]
+        return Encoded(answer=np.zeros(0, np.int64), **self._encode_prompt(image, prompt))
+
+    def encode_again(self, before: Encoded, sample: Sample, varied: Sample) -> Encoded:
+        """``sample`` once more with a picture of the same size that looks different, and perhaps other boxes."""
+        answer = before.answer
+        if varied.truth != sample.truth:
+            _, text = self._text(varied.question, write_answer(self._task, varied.truth))
+            answer = np.asarray(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
+        made = self._processor.image_processor(images=[[varied.image]], return_tensors="np")
+        images = {name: np.asarray(value) for name, value in made.items() if name in self._image_fields}
+        return replace(before, answer=answer, images=images)
+
+    def _encode_prompt(self, image: Any, prompt: str) -> dict[str, Any]:
+        """The processor's answer for one picture and one prompt, sorted into tokens and pictures."""
+        made = self._processor(images=[image.convert("RGB")], text=[prompt], return_tensors="np")
+        images = {
+            name: np.asarray(value)
+            for name, value in made.items()
+            if name not in (*TOKEN_FIELDS, "input_ids", "attention_mask") and value is not None
+        }
+        self._image_fields = set(images)
+        return {
+            "prompt": np.asarray(made["input_ids"])[0].astype(np.int64),
+            "token_fields": {name: np.asarray(made[name])[0] for name in TOKEN_FIELDS if name in made},
+            "images": images,
+        }
+
+    def _text(self, question: str, answer: str) -> tuple[str, str]:
+        """Prompt and answer as the chat template writes them; the answer ends where the model shall stop."""
+        key = (question, answer)
+        if key not in self._texts:
+            self._texts[key] = self._render(question, answer)
+        return self._texts[key]
+
+    def _render(self, question: str, answer: str) -> tuple[str, str]:
+        end = self._processor.tokenizer.eos_token or ""
+        if not getattr(self._processor, "chat_template", None):
+            plain = self._parts.plain_prompt
+            if plain is None:
+                raise InvalidData("the model's processor has no chat template, so its prompts cannot be written")
+            return plain.format(system=self._system_prompt, question=question), answer + end
+        messages = conversation(self._system_prompt, question)
+        prompt = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        whole = self._processor.apply_chat_template([*messages, said], tokenize=False)
+        # Templates differ in how they end a turn. What stands after the prompt in the whole is the answer as the model
+        # shall say it; a template whose whole does not begin with the prompt gets the plain end-of-text token.
+        rest = whole[len(prompt) :].rstrip() if whole.startswith(prompt) else ""
+        if not rest.startswith(answer) or rest == answer:
+            rest = answer + end
+        return prompt, rest
+
+
+def conversation(system_prompt: str, question: str) -> list[dict[str, Any]]:
+    """The chat shape of training and of use: system text; user picture, then text."""
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    if not system_prompt:
+        return [user]
+    return [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}, user]
+
+
+class PixelTable:
+    """Floats kept as indices into the sorted table of the values that occur; exact, and a quarter of the size."""
+
+    def __init__(self, arrays: Sequence[_Array]):
+        values = np.unique(np.concatenate([np.unique(array) for array in arrays]))
+        self._values = values if len(values) <= LARGEST_TABLE and values.dtype == np.float32 else None
+        self._kept = [self._index(array) for array in arrays]
+        shapes = {array.shape for array in self._kept}
+        # Pictures of one size lie in one block, so that a batch is one gather.
+        self._block = np.stack(self._kept) if len(shapes) == 1 else None
+        if self._block is not None:
+            self._kept = []
+
+    def get(self, indices: Sequence[int]) -> _Array:
+        """The arrays at these places, one after the other along the first axis, filled up with zeros to one size."""
+        if self._block is not None:
+            chosen = self._block[np.asarray(indices)]
+            joined = chosen.reshape(-1, *chosen.shape[2:])
+            return joined if self._values is None else self._values[joined]
+        parts = [self._kept[i] if self._values is None else self._values[self._kept[i]] for i in indices]
+        return join(parts)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(array.nbytes for array in self._kept) + (0 if self._block is None else self._block.nbytes)
+
+    def _index(self, array: _Array) -> _Array:
+        if self._values is None:
+            return array
+        kind = np.uint8 if len(self._values) <= 256 else np.uint16
+        return np.searchsorted(self._values, array).astype(kind)
+
+
+def join(arrays: Sequence[_Array]) -> _Array:
+    """Arrays one after the other along the first axis, the other axes filled up with zeros to the largest."""
+    trailing = tuple(max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True))
+    if all(array.shape[1:] == trailing for array in arrays):
+        return np.concatenate(arrays)
+    whole = np.zeros((sum(len(array) for array in arrays), *trailing), arrays[0].dtype)
+    start = 0
+    for array in arrays:
+        whole[(slice(start, start + len(array)), *(slice(0, size) for size in array.shape[1:]))] = array
+        start += len(array)
+    return whole
+
+
+@dataclass
+class Batch:
+    """Model inputs and labels. No label stands before column ``first_label``."""
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    first_label: int
+
+    @property
+    def learnt_tokens(self) -> int:
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        return Batch(inputs, self.labels.to(device, non_blocking=True), self.first_label)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows are made: what fills them up, and which tokens carry labels."""
+
+    pad_id: int
+    image_token_id: int | None = None
+    answer_token_type: int = 0
+    answers_only: bool = True
+
+
+def assemble(rows: Sequence[Encoded], images: Mapping[str, _Array], layout: Layout) -> Batch:
+    """Prompts with answers, filled up on the right, for teacher forcing."""
+    width = max(row.length for row in rows)
+    ids = np.full((len(rows), width), layout.pad_id, np.int64)
+    mask = np.zeros((len(rows), width), np.int64)
+    labels = np.full((len(rows), width), IGNORED, np.int64)
+    types = {name: np.zeros((len(rows), width), np.int64) for name in rows[0].token_fields}
+    for at, row in enumerate(rows):
+        begin, end = len(row.prompt), row.length
+        ids[at, :begin], ids[at, begin:end] = row.prompt, row.answer
+        mask[at, :end] = 1
+        labels[at, begin:end] = row.answer
+        if not layout.answers_only:
+            labels[at, :begin] = np.where(row.prompt == layout.image_token_id, IGNORED, row.prompt)
+        for name, values in types.items():
+            values[at, :begin] = row.token_fields[name]
+            if name == "token_type_ids":
+                values[at, begin:end] = layout.answer_token_type
+    fields = {"input_ids": ids, "attention_mask": mask, **types, **images}
+    return Batch(
+        inputs={name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()},
+        labels=torch.from_numpy(labels),
+        first_label=min(len(row.prompt) for row in rows) if layout.answers_only else 1,
+    )
+
+
+class EncodedSamples:
+    """The cache: every sample of one part of the data, ready to be gathered."""
+
+    def __init__(self, encoded: Sequence[Encoded], layout: Layout):
+        self._layout = layout
+        self._images = (
+            {name: PixelTable([item.images[name] for item in encoded]) for name in encoded[0].images} if encoded else {}
+        )
+        self._rows = [replace(item, images={}) for item in encoded]
+        self.lengths = np.asarray([item.length for item in encoded])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(table.size_bytes for table in self._images.values())
+
+    @property
+    def longest_answer(self) -> int:
+        return max((len(row.answer) for row in self._rows), default=0)
+
+    def row(self, index: int) -> Encoded:
+        """The tokens of one sample, without pixels."""
+        return self._rows[index]
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Samples with their answers, from the cache."""
+        return assemble([self._rows[i] for i in indices], self._pixels(indices), self._layout)
+
+    def prompts(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Prompts of one length without their answers, for ``generate``."""
+        return prompts_of([self._rows[i] for i in indices], self._pixels(indices))
+
+    def groups_by_prompt_length(self, count: int, batch_size: int) -> list[list[int]]:
+        """The first ``count`` samples in batches of equal prompt length, so that ``generate`` needs no filling up."""
+        by_length: dict[int, list[int]] = {}
+        for index in range(min(count, len(self))):
+            by_length.setdefault(len(self._rows[index].prompt), []).append(index)
+        return [
+            group[start : start + batch_size]
+            for _, group in sorted(by_length.items())
+            for start in range(0, len(group), batch_size)
+        ]
+
+    def _pixels(self, indices: Sequence[int]) -> dict[str, _Array]:
+        return {name: table.get(indices) for name, table in self._images.items()}
+
+
+class VariedSamples:
+    """Samples whose pictures are varied anew each time they are drawn; boxes follow, so answers are written anew too.
+
+    Pictures keep their size, so the prompt with the places of its pictures stays as it was. ``vary`` is given sample,
+    epoch and index, and must depend on nothing else.
+    """
+
+    def __init__(
+        self,
+        cached: EncodedSamples,
+        samples: Sequence[Sample],
+        encoder: Encoder,
+        layout: Layout,
+        vary: Callable[[Sample, int, int], Sample],
+    ):
+        self._cached, self._samples, self._encoder, self._layout, self._vary = cached, samples, encoder, layout, vary
+        self.lengths = cached.lengths
+
+    def batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        rows = []
+        for index in indices:
+            varied = self._vary(self._samples[index], epoch, index)
+            rows.append(self._encoder.encode_again(self._cached.row(index), self._samples[index], varied))
+        images = {name: join([row.images[name] for row in rows]) for name in rows[0].images}
+        return assemble(rows, images, self._layout)
+
+
+def prompts_of(rows: Sequence[Encoded], images: Mapping[str, _Array]) -> dict[str, torch.Tensor]:
+    """Prompts of equal length as model inputs."""
+    ids = np.stack([row.prompt for row in rows])
+    fields = {"input_ids": ids, "attention_mask": np.ones_like(ids), **images}
+    fields |= {name: np.stack([row.token_fields[name] for row in rows]) for name in rows[0].token_fields}
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()}
+
+
+def epoch_batches(lengths: _Array, *, batch_size: int, seed: int, epoch: int, shuffle: bool = True) -> list[list[int]]:
+    """The batches of one epoch, from seed and epoch alone, so that any position in any epoch can be found again.
+
+    Within stretches of fifty batches samples are sorted by length before they are cut into batches, and the batches
+    are mixed again: little is spent on filling up, and every epoch has other neighbours.
+    """
+    if not shuffle:
+        order = np.arange(len(lengths))
+        return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    stretch = 50 * batch_size
+    order = np.concatenate(
+        [
+            part[np.argsort(lengths[part], kind="stable")]
+            for part in (order[i : i + stretch] for i in range(0, len(order), stretch))
+        ]
+    )
+    batches = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+    return [batches[int(i)] for i in random.permutation(len(batches))]

@@ -1,0 +1,40 @@
+"""What may go wrong while training, by whose fault it is.
+
+    TrainingFailed              the recipe or the data cannot run; trying again would fail again (exit code 64)
+        InvalidFlow             the recipe asks for something that does not exist or does not fit
+        InvalidData             the data cannot be read or is not what the task needs
+        OutOfMemory             the machine has too little memory for it
+        Diverged                the loss is no longer a number
+    LockHeld                    another trainer of the same run is alive (exit code 1, the platform's affair)
+
+Class names are the reasons that ``result.json`` carries. Everything else that escapes is a defect or the platform's
+fault: exit code 1, the traceback on stderr.
+"""
+
+
+class TrainingFailed(Exception):
+    """The run cannot succeed as it is; ``reason`` is the word people see."""
+
+    @property
+    def reason(self) -> str:
+        return type(self).__name__
+
+
+class InvalidFlow(TrainingFailed):
+    """The recipe asks for something that does not exist or does not fit."""
+
+
+class InvalidData(TrainingFailed):
+    """The data cannot be read or is not what the task needs."""
+
+
+class OutOfMemory(TrainingFailed):
+    """The machine has too little memory."""
+
+
+class Diverged(TrainingFailed):
+    """The loss is no longer a number."""
+
+
+class LockHeld(Exception):
+    """Another trainer of the same run is alive."""

@@ -1,0 +1,127 @@
+"""How good the model is on pictures it never saw: the loss with the truth given, and answers it has to find itself.
+
+Answers come from ``generate`` exactly as they will when the model is used, with the recipe's generation settings, so
+the metric is the one a user would measure. They are scored as answers (``answers.py``), not as tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from runyard.trainer.answers import (
+    PHRASE_GROUNDING,
+    VQA,
+    Answer,
+    grounding_ious,
+    is_same_text,
+    read_answer,
+    write_answer,
+)
+from runyard.trainer.datasets import Sample
+from runyard.trainer.encode import EncodedSamples
+from runyard.trainer.losses import TokenLosses
+
+BATCH_SIZE = 64
+GOOD_OVERLAP = 0.5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured: names without ``validation/``, and some answers beside the truth."""
+
+    values: dict[str, float]
+    previews: list[dict[str, Any]]
+
+
+def evaluate(
+    module: Any,
+    tokenizer: Any,
+    data: EncodedSamples,
+    samples: Sequence[Sample],
+    *,
+    task: str,
+    count: int,
+    previews: int,
+    losses: TokenLosses,
+    generation: dict[str, Any],
+    device: torch.device,
+) -> Evaluation:
+    """Measure the first ``count`` held-out samples. Leaves the module in the mode it was in, and no random state moved."""
+    was_training = module.training
+    module.eval()
+    with torch.inference_mode(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        values = {"loss": mean_loss(data, count, losses, device)}
+        with losses.arithmetic():
+            said = generate_answers(module, tokenizer, data, count, generation=generation, device=device)
+    module.train(was_training)
+    read = [read_answer(text) for text in said]
+    values |= score(task, read, [sample.truth for sample in samples[:count]])
+    return Evaluation(values, [_preview(task, i, read[i], samples[i]) for i in range(min(previews, count))])
+
+
+def mean_loss(data: EncodedSamples, count: int, losses: TokenLosses, device: torch.device) -> float:
+    """Mean loss of the answers' tokens."""
+    total, tokens = 0.0, 0
+    for start in range(0, count, BATCH_SIZE):
+        batch = data.batch(list(range(start, min(start + BATCH_SIZE, count)))).to(device)
+        total += float(losses(batch))
+        tokens += batch.learnt_tokens
+    return total / max(1, tokens)
+
+
+def generate_answers(
+    module: Any,
+    tokenizer: Any,
+    data: EncodedSamples,
+    count: int,
+    *,
+    generation: dict[str, Any],
+    device: torch.device,
+) -> list[str]:
+    """What the model says to the first ``count`` prompts, in their order."""
+    said = [""] * count
+    for group in data.groups_by_prompt_length(count, BATCH_SIZE):
+        inputs = {name: value.to(device) for name, value in data.prompts(group).items()}
+        width = inputs["input_ids"].shape[1]
+        tokens = module.generate(**inputs, **generation)
+        texts = tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)
+        for index, text in zip(group, texts, strict=True):
+            said[index] = text
+    return said
+
+
+def score(task: str, given: Sequence[Answer], truth: Sequence[Answer]) -> dict[str, float]:
+    """The task's metrics. Text counts when it is the same but for case and outer space; boxes by their overlap."""
+    if not truth:
+        return {}
+    well_formed = sum(answer.is_well_formed for answer in given) / len(truth)
+    if task == PHRASE_GROUNDING:
+        overlaps = [
+            overlap
+            for said, true in zip(given, truth, strict=True)
+            for overlap in grounding_ious(said.groundings, true.groundings)
+        ]
+        count = max(1, len(overlaps))
+        return {
+            "iou": sum(overlaps) / count,
+            "accuracyAt50": sum(overlap >= GOOD_OVERLAP for overlap in overlaps) / count,
+            "wellFormed": well_formed,
+        }
+    if task == VQA:
+        # An answer that is not in the agreed form is wrong, even if the word is in it: nobody's reader would find it.
+        right = sum(
+            said.is_well_formed and is_same_text(said.text, true.text) for said, true in zip(given, truth, strict=True)
+        )
+        return {"exactMatch": right / len(truth), "wellFormed": well_formed}
+    return {"wellFormed": well_formed}
+
+
+def _preview(task: str, index: int, said: Answer, sample: Sample) -> dict[str, Any]:
+    return {
+        "index": index,
+        "question": sample.question,
+        "truth": write_answer(task, sample.truth),
+        "answer": said.raw,
+    }

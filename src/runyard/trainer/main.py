@@ -1,0 +1,252 @@
+"""One attempt from its folder to an exit code: take the lock, train, say how it ended.
+
+``result.json`` is the last file written, after the manifest of the last checkpoint, and a result on disk is never
+retried. So it is written for what is final (done, stopped on request, the recipe's or the data's fault, a defect of
+ours) and not for what another try may mend, such as a full disk.
+"""
+
+import contextlib
+import errno
+import fcntl
+import gc
+import logging
+import os
+import platform
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from runyard.rundir import (
+    EXIT_CANNOT_RUN,
+    EXIT_DONE,
+    EXIT_STOPPED,
+    LOCK,
+    RESULT,
+    RESUME,
+    RUN,
+    STOP,
+    EventWriter,
+    read_json,
+    write_json,
+)
+from runyard.trainer.errors import InvalidFlow, LockHeld, TrainingFailed
+
+EXIT_FAILED = 1
+LOCK_WAIT_S = 10.0
+# Faults of the machine: another try, perhaps elsewhere, may go well.
+MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
+
+logger = logging.getLogger(__name__)
+
+
+def train_attempt(folder: Path) -> int:
+    """Train what ``folder/run.json`` asks for; returns the exit code (see ``runyard.rundir``).
+
+    Runs in a process of its own, started by ``python -m runyard.trainer`` or forked from the warm parent. SIGTERM and
+    ``stop.json`` both mean: save, then end with ``EXIT_STOPPED``.
+    """
+    is_told = _listen_for_sigterm()
+    lock = None
+    events = None
+    try:
+        lock = hold_run_lock(folder.parent.parent / LOCK, wait_s=LOCK_WAIT_S)
+        events = EventWriter(folder, _now_ms)
+        outcome = _train(folder, events, lambda: bool(is_told) or (folder / STOP).exists())
+    except TrainingFailed as error:
+        _say(f"{error.reason}: {error}")
+        write_json(folder / RESULT, {"outcome": "Failed", "reason": error.reason, "message": str(error)})
+        return EXIT_CANNOT_RUN
+    except LockHeld as error:
+        _say(str(error))
+        return EXIT_FAILED
+    except Exception as error:
+        traceback.print_exc()
+        if not (isinstance(error, OSError) and error.errno in MACHINE_FAULTS):
+            message = f"{type(error).__name__}: {error}"
+            write_json(folder / RESULT, {"outcome": "Failed", "reason": "TrainerError", "message": message})
+        return EXIT_FAILED
+    finally:
+        if events is not None:
+            events.close()
+        if lock is not None:
+            os.close(lock)
+    write_json(folder / RESULT, outcome)
+    return EXIT_STOPPED if outcome["outcome"] == "Stopped" else EXIT_DONE
+
+
+def preload() -> None:
+    """Import all that training the tiny model takes; starts no thread and touches no accelerator.
+
+    The warm parent calls this once, so that a fork of it takes its first step at once.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would start on import and not survive a fork
+    _stay_offline()
+    import importlib
+
+    for name in PRELOADED:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+PRELOADED = (
+    "torch",
+    "torch.optim",
+    "torch._dynamo",
+    "transformers",
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.processing_auto",
+    "transformers.models.idefics3.modeling_idefics3",
+    "transformers.models.idefics3.processing_idefics3",
+    "transformers.models.idefics3.image_processing_pil_idefics3",
+    "transformers.models.llama.modeling_llama",
+    "safetensors.torch",
+    "sklearn.datasets",
+    "PIL.Image",
+    "PIL.ImageEnhance",
+    "runyard.trainer.train",
+)
+
+
+def hold_run_lock(path: Path, *, wait_s: float) -> int:
+    """Hold the run's lock; returns the descriptor to keep open as long as the trainer lives.
+
+    A supervisor hands the lock on as an open descriptor, which is found by inode among those inherited. Without one the
+    lock is taken here. Closing every copy of the descriptor, as the kernel does when we die, gives it up.
+
+    Raises:
+        LockHeld: another trainer of this run is alive.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        wanted = path.stat()
+        for descriptor in _open_descriptors():
+            with contextlib.suppress(OSError):
+                found = os.fstat(descriptor)
+                if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.set_inheritable(descriptor, False)
+                    return descriptor
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                raise LockHeld(f"another trainer of this run holds {path.name}; end it first") from error
+        time.sleep(0.05)
+
+
+def _train(folder: Path, events: EventWriter, should_stop: Any) -> dict[str, Any]:
+    """Read what is asked for, train, and put the ending into words for ``result.json``."""
+    _stay_offline()
+    config = read_json(folder / RUN)
+    if config is None:
+        raise InvalidFlow(f"{RUN} is missing or unreadable in {folder}")
+    import torch
+    import transformers
+
+    from runyard.trainer.checkpoint import is_proven
+    from runyard.trainer.prepare import Job
+    from runyard.trainer.train import train
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    threads = max(1, int(config.get("threads") or os.cpu_count() or 1))
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    run, recipe = _read_run(config)
+    resume = None
+    if (wanted := read_json(folder / RESUME)) is not None:
+        resume = Path(str(wanted.get("folder")))
+        if not is_proven(resume):
+            events.write("warning", message=f"checkpoint {resume.name} is damaged or gone; training from the beginning")
+            resume = None
+    models = {str(name): str(path) for name, path in (config.get("models") or {}).items()}
+    job = Job(folder=folder, run=run, recipe=recipe, models=models, resume=resume)
+    outcome = train(job, _machine(threads), events, should_stop=should_stop, say=_say)
+    ending = {"outcome": "Stopped" if outcome.reason == "Stopped" else "Succeeded", "reason": outcome.reason}
+    return ending | {"message": outcome.message, "checkpoint": outcome.checkpoint, "metrics": outcome.metrics}
+
+
+def _read_run(config: dict[str, Any]) -> tuple[Any, Any]:
+    """The run's document and its recipe with every default filled in."""
+    import msgspec
+
+    from runyard.flows import FlowProblems, resolve
+    from vi.api.resources.runs.responses import Run
+
+    try:
+        run = msgspec.convert(config.get("run"), Run)
+        return run, resolve(run.spec.flow, dataset_kind=config.get("datasetKind"))
+    except msgspec.ValidationError as error:
+        raise InvalidFlow(f"{RUN} holds no run document: {error}") from error
+    except FlowProblems as error:
+        raise InvalidFlow("; ".join(problem.message for problem in error.problems)) from error
+
+
+def _machine(threads: int) -> Any:
+    """What the plan has to know of this machine."""
+    import torch
+    import transformers
+
+    from runyard.trainer.plan import Machine
+
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    if torch.cuda.is_available():
+        good = torch.cuda.is_bf16_supported()
+        return Machine(
+            device="cuda",
+            device_name=torch.cuda.get_device_name(),
+            has_good_bfloat16=good,
+            threads=threads,
+            versions=versions,
+        )
+    # Emulated bfloat16 is slower than float32; the processor says whether it has instructions for it.
+    return Machine(
+        device="cpu",
+        device_name="CPU",
+        has_good_bfloat16=torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        threads=threads,
+        versions=versions,
+    )
+
+
+def _listen_for_sigterm() -> list[int]:
+    """A list that is no longer empty once SIGTERM has come. The step under way is finished first."""
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    return told
+
+
+def _stay_offline() -> None:
+    """Trainers use no network: what is not on the machine is refused, not fetched."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ[name] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _open_descriptors() -> Iterator[int]:
+    folder = "/proc/self/fd" if Path("/proc/self/fd").is_dir() else "/dev/fd"
+    yield from sorted(int(name) for name in os.listdir(folder))
+
+
+def _say(line: str) -> None:
+    """A line of the trainer's own log; stdout is a file of the attempt's folder."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

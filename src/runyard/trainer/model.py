@@ -1,0 +1,187 @@
+"""The model that is trained: built new (tiny) or loaded from a checked folder, then frozen and adapted as the recipe says.
+
+Everything goes through transformers' generic classes, so families differ by ``families.PARTS`` alone. Weights of a full
+training are float32, whatever the arithmetic, because small steps vanish in bfloat16; base weights under an adapter
+never change, so they may lie in the arithmetic's own format.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runyard.flows.blocks import Architecture, Lora, Training
+from runyard.flows.families import FAMILIES, family_of_model_type
+from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
+from runyard.trainer.datasets import Sample
+from runyard.trainer.errors import InvalidFlow
+from runyard.trainer.families import Parts, part_of, parts_of
+from runyard.trainer.model_folder import check_model_folder
+from runyard.trainer.tiny import SHAPES, make_model, make_processor
+from runyard.trainer.video import install_video_stand_in
+
+IMAGE_BACKEND = "pil"
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass
+class Model:
+    """A model with its processor. ``base`` is the folder of unchanged weights below an adapter, None without one."""
+
+    module: Any
+    processor: Any
+    model_type: str
+    parts: Parts
+    base: Path | None = None
+
+    @property
+    def is_adapted(self) -> bool:
+        return self.base is not None
+
+    @property
+    def image_token_id(self) -> int | None:
+        config = self.module.config
+        return getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+
+    def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Names (as the family has them) and parameters that training may change."""
+        return [(n.removeprefix(PEFT_PREFIX), p) for n, p in self.module.named_parameters() if p.requires_grad]
+
+
+def weights_folder(architecture: Architecture, models: dict[str, str]) -> Path | None:
+    """The folder to start from; None for the tiny model trained from scratch.
+
+    Raises:
+        InvalidFlow: the weights are not on this machine.
+    """
+    weights = architecture.weights
+    if weights is None:
+        if architecture.size == "tiny":
+            return None
+        family = FAMILIES.get(architecture.name)
+        weights = family.sizes.get(architecture.size) if family else None
+        if weights is None:
+            raise InvalidFlow(f"architecture {architecture.name!r} has no size {architecture.size!r} known here")
+    if weights in models:
+        return Path(models[weights])
+    folder = Path(weights).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    raise InvalidFlow(
+        f"weights {weights!r} are not on this machine; trainers use no network, so download them first and give the folder"
+    )
+
+
+def build_tiny(*, task: str, phrases: Sequence[str], samples: Sequence[Sample], seed: int) -> Model:
+    """The built-in model with fresh weights. Pixels are centred on the mean of ``samples``."""
+    import numpy as np
+
+    shape = SHAPES.get(task, SHAPES["vqa"])
+    pixels = np.concatenate([np.asarray(sample.image, np.float32).ravel() for sample in samples[:2000]]) / 255
+    processor = make_processor(
+        shape, list(phrases), pixel_mean=float(pixels.mean()), pixel_std=max(0.01, float(pixels.std()))
+    )
+    torch.manual_seed(seed)
+    return Model(make_model(shape, processor), processor, "idefics3", parts_of("idefics3"))
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, attention: str | None = None) -> Model:
+    """A model from a local folder, after the folder has been checked. A checkpoint's own tree is taken too.
+
+    Raises:
+        InvalidFlow: the folder may not be opened, or lacks weights.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    root, folder = folder, folder / MODEL_FULL if (folder / MODEL_FULL).is_dir() else folder
+    model_type = check_model_folder(folder)
+    parts = parts_of(model_type)
+    install_video_stand_in()
+    options = {"attn_implementation": attention} if attention else {}
+    module, report = AutoModelForImageTextToText.from_pretrained(
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise InvalidFlow(f"the weights in {folder.name} lack {len(missing)} tensors, such as {missing[0]}")
+    if (root / MODEL_ADAPTER).is_dir() and root != folder:
+        module = merge_adapter(module, root / MODEL_ADAPTER)
+    return Model(module, load_processor(folder), model_type, parts)
+
+
+def load_processor(folder: Path) -> Any:
+    """The folder's processor with the PIL image backend."""
+    from transformers import AutoProcessor
+
+    install_video_stand_in()
+    return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend=IMAGE_BACKEND)
+
+
+def check_family(architecture: Architecture, model_type: str) -> None:
+    """Refuse weights of another family than the recipe names; ``auto`` takes any."""
+    family = FAMILIES.get(architecture.name)
+    if family is not None and family.model_type != model_type:
+        found = family_of_model_type(model_type)
+        raise InvalidFlow(
+            f"architecture.name is {architecture.name!r}, but the weights are of family "
+            f"{found.key if found else model_type!r}; name that, or auto"
+        )
+
+
+def freeze(model: Model, frozen: Sequence[str]) -> None:
+    """Switch training off for the parts named."""
+    for name, parameter in model.module.named_parameters():
+        if part_of(name, model.parts) in frozen:
+            parameter.requires_grad_(False)
+
+
+def adapt(model: Model, training: Training, *, base: Path, adapter: Path | None = None) -> Model:
+    """Put a low-rank adapter on the model; with ``adapter`` its weights come from there.
+
+    Only the adapter is trained. ``training.freeze`` takes parts out of its targets; ``auto`` targets the linear layers
+    of the language model.
+    """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    config = LoraConfig(
+        r=training.lora.rank,
+        lora_alpha=training.lora.alpha,
+        lora_dropout=training.lora.dropout,
+        target_modules=_targets(model, training.lora, training.freeze),
+        bias="none",
+    )
+    module = get_peft_model(model.module, config)
+    if adapter is not None:
+        set_peft_model_state_dict(module, load_file(adapter / "adapter_model.safetensors"))
+    for _, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return Model(module, model.processor, model.model_type, model.parts, base)
+
+
+def merge_adapter(module: Any, adapter: Path) -> Any:
+    """The model with an adapter's weights added into its own."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(module, adapter, local_files_only=True).merge_and_unload()
+
+
+def _targets(model: Model, lora: Lora, frozen: Sequence[str]) -> list[str] | str:
+    linear = [n for n, m in model.module.named_modules() if isinstance(m, torch.nn.Linear)]
+    free = [name for name in linear if part_of(name, model.parts) not in frozen]
+    if lora.targets == "auto":
+        found = [n for n in free if part_of(n, model.parts) == "language" and "lm_head" not in n]
+    else:
+        found = [n for n in free if any(re.search(rf"(^|\.){re.escape(t)}($|\.)", n) for t in lora.targets)]
+    if not found:
+        raise InvalidFlow(f"lora.targets {lora.targets!r} names no linear layer that is not frozen")
+    return found

@@ -1,0 +1,165 @@
+"""Whether a model folder may be opened at all. Asked before any library sees it.
+
+A folder of weights is data from strangers. It may not choose code: its ``model_type`` must be in our table, nothing in
+it may name modules to import, and no file may be a program or a pickle. It may not be a bomb either: texts that
+libraries read whole are capped, and the headers of safetensors files are checked, so that sizes in them are true.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from runyard.flows.families import family_of_model_type
+from runyard.trainer.errors import InvalidFlow
+
+FORBIDDEN_SUFFIXES = (
+    ".py",
+    ".pyc",
+    ".so",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".pickle",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".npy",
+)
+FORBIDDEN_KEYS = ("auto_map", "trust_remote_code", "custom_generate", "custom_pipelines")
+LARGEST_JSON_BYTES = 64 << 20  # tokenizer.json of the largest vocabularies has about 20 MiB
+LARGEST_TEMPLATE_BYTES = 256 << 10
+LARGEST_HEADER_BYTES = 16 << 20
+MOST_TENSORS = 65_536
+MOST_FILES = 10_000
+BYTES_OF = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+
+
+def check_model_folder(folder: Path) -> str:
+    """The folder's ``model_type``.
+
+    Raises:
+        InvalidFlow: the folder is missing, is of a family we do not know, or holds what a model folder may not hold.
+    """
+    if not folder.is_dir():
+        raise InvalidFlow(
+            f"model folder {str(folder)!r} does not exist; give a folder with config.json and safetensors"
+        )
+    config = _read_config(folder)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or family_of_model_type(model_type) is None:
+        raise InvalidFlow(f"model_type {model_type!r} in {folder.name}/config.json is not a family known here")
+    weights = 0
+    for path in _files(folder):
+        where = path.relative_to(folder).as_posix()
+        if path.suffix.lower() in FORBIDDEN_SUFFIXES:
+            raise InvalidFlow(f"{where} may not be in a model folder: weights must be safetensors, and code is refused")
+        if path.suffix == ".json":
+            _check_json(path, where)
+        elif path.suffix == ".jinja":
+            _check_size(path, where, LARGEST_TEMPLATE_BYTES)
+        elif path.suffix == ".safetensors":
+            check_safetensors(path, where)
+            weights += 1
+    if not weights:
+        raise InvalidFlow(f"model folder {folder.name} holds no safetensors weights")
+    return model_type
+
+
+def check_safetensors(path: Path, where: str) -> None:
+    """Refuse a header that is too large, names a tensor twice, or tells other sizes than the file has."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+        if not 2 <= length <= min(LARGEST_HEADER_BYTES, size - 8):
+            raise InvalidFlow(f"{where} is not a safetensors file: its header would have {length} bytes")
+        text = file.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_without_twins)
+    except (ValueError, RecursionError) as error:
+        raise InvalidFlow(f"{where} has a damaged safetensors header: {error}") from error
+    if not isinstance(header, dict) or len(header) > MOST_TENSORS:
+        raise InvalidFlow(f"{where} has a safetensors header that is no table of at most {MOST_TENSORS} tensors")
+    end = 0
+    for begin, stop in sorted(_span(name, entry, where) for name, entry in header.items() if name != "__metadata__"):
+        if begin != end:
+            raise InvalidFlow(f"{where} has tensors that overlap or leave a gap at byte {begin}")
+        end = stop
+    if end != size - 8 - length:
+        raise InvalidFlow(f"{where} has {size - 8 - length} bytes of tensors where its header tells of {end}")
+
+
+def _span(name: str, entry: Any, where: str) -> tuple[int, int]:
+    """Where a tensor lies in the file; its shape and type must say the same."""
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(stop)]} if dtype in BYTES_OF:
+            count = 1
+            for side in shape:
+                if not isinstance(side, int) or not 0 <= side < 2**48:
+                    break
+                count *= side
+            else:
+                if 0 <= begin <= stop and stop - begin == count * BYTES_OF[dtype]:
+                    return begin, stop
+    raise InvalidFlow(f"{where} tells sizes of tensor {name[:100]!r} that do not fit together")
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return table
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        _check_size(path, "config.json", 1 << 20)
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidFlow(f"model folder {folder.name} has no readable config.json: {error}") from error
+    if not isinstance(config, dict):
+        raise InvalidFlow(f"{folder.name}/config.json is not an object")
+    return config
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below the folder. Links are followed to files (the hub's cache is made of them), not to folders."""
+    for number, path in enumerate(sorted(folder.rglob("*"))):
+        if number >= MOST_FILES:
+            raise InvalidFlow(f"model folder {folder.name} holds more than {MOST_FILES} files")
+        if path.is_file():
+            yield path
+
+
+def _check_json(path: Path, where: str) -> None:
+    _check_size(path, where, LARGEST_JSON_BYTES)
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InvalidFlow(f"{where} is not JSON: {error}") from error
+    pending = [value]
+    while pending:
+        here = pending.pop()
+        if isinstance(here, dict):
+            if named := [key for key in FORBIDDEN_KEYS if key in here]:
+                raise InvalidFlow(f"{where} holds {named[0]!r}: a model folder may not choose code")
+            template = here.get("chat_template")
+            if isinstance(template, str) and len(template) > LARGEST_TEMPLATE_BYTES:
+                raise InvalidFlow(f"{where} has a chat template of {len(template)} characters")
+            # A vocabulary is a table of numbers with a hundred thousand names: nothing to look into.
+            pending += [item for item in here.values() if isinstance(item, dict | list)]
+        elif isinstance(here, list):
+            pending += [item for item in here if isinstance(item, dict | list)]
+
+
+def _check_size(path: Path, where: str, limit: int) -> None:
+    size = path.stat().st_size
+    if size > limit:
+        raise InvalidFlow(f"{where} has {size} bytes; at most {limit} are read")

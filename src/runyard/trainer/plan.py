@@ -1,0 +1,213 @@
+"""The plan: every ``auto`` of a recipe turned into a number, with the reason, before the first step.
+
+Made once, from the recipe, the machine and the sizes of data and model; written to the events (``status.plan`` shows
+it), into the checkpoint's ``run.json``, and once to stdout. Pure: it decides and touches nothing.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from runyard.flows import Recipe
+from runyard.flows.blocks import Every
+from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA
+from runyard.trainer.errors import InvalidFlow
+
+METRIC_OF = {VQA: "exactMatch", PHRASE_GROUNDING: "iou", FREEFORM: "loss"}
+SPARE_ANSWER_TOKENS = 8
+LARGE_MODEL_PARAMETERS = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the plan has to know of where it will run."""
+
+    device: str
+    device_name: str
+    has_good_bfloat16: bool
+    threads: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What the plan has to know of data and model."""
+
+    training_samples: int
+    validation_samples: int
+    longest_answer: int
+    cache_bytes: int
+    parameters: int
+    trainable_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The numbers training goes by. ``document`` has each of them with its reason."""
+
+    device: str
+    precision: str
+    threads: int
+    batch_size: int
+    micro_batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    metric: str
+    is_smaller_better: bool
+    validation_samples: int
+    answer_tokens: int
+    gradient_checkpointing: bool
+    compile: bool
+    document: dict[str, Any]
+
+
+def choose_precision(recipe: Recipe, machine: Machine) -> tuple[str, str]:
+    """The number format of the arithmetic, and why. Asked before the model is loaded."""
+    wanted = recipe.model.compute.precision_type
+    if wanted == "float16" and machine.device == "cpu":
+        raise InvalidFlow("precisionType 'float16' needs CUDA; use 'bfloat16', 'float32' or 'auto'")
+    if wanted != "auto":
+        return wanted, "recipe"
+    if recipe.is_tiny:
+        return "float32", "the tiny model is slower in bfloat16 (measured)"
+    if machine.has_good_bfloat16:
+        return "bfloat16", f"{machine.device_name} does it well"
+    return "float32", f"{machine.device_name} has no fast bfloat16"
+
+
+def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
+    """Resolve every ``auto``.
+
+    Raises:
+        InvalidFlow: two numbers do not fit together, or something cannot be done here.
+    """
+    model, numbers = recipe.model, recipe.model.hyperparameters
+    _refuse_what_is_missing(recipe, machine)
+    reasons: dict[str, dict[str, Any]] = {}
+
+    def say(name: str, value: Any, reason: str) -> Any:
+        reasons[name] = {"value": value, "reason": reason}
+        return value
+
+    say("device", machine.device, machine.device_name)
+    precision, why = choose_precision(recipe, machine)
+    say("precision", precision, why)
+    say("threads", machine.threads, "this attempt's share of the cores; changes results in the last bits")
+    say("imageBackend", "pil", "needs no torchvision; serve with the same one")
+    say("seed", recipe.settings.seed, "recipe")
+    say("parameters", sizes.parameters, "counted")
+    say("trainableParameters", sizes.trainable_parameters, f"training.mode is {model.training.mode}")
+    say("trainingSamples", sizes.training_samples, f"{1 - recipe.dataset.validation_fraction:.0%} of the data")
+    say("cacheBytes", sizes.cache_bytes, "pictures are decoded and processed once")
+
+    batch_size = say("batchSize", numbers.batch_size, "samples per optimizer step")
+    micro = _micro_batch(recipe, machine)
+    if batch_size % micro[0]:
+        raise InvalidFlow(f"microBatchSize {micro[0]} does not divide batchSize {batch_size}")
+    say("microBatchSize", *micro)
+    say("accumulation", batch_size // micro[0], "batchSize / microBatchSize")
+    steps_per_epoch = math.ceil(sizes.training_samples / batch_size)
+    say(
+        "stepsPerEpoch",
+        steps_per_epoch,
+        f"{sizes.training_samples} samples in batches of {batch_size}, the last shorter",
+    )
+    total = numbers.epochs * steps_per_epoch
+    why = f"{numbers.epochs} epochs"
+    if numbers.max_steps is not None and numbers.max_steps < total:
+        total, why = numbers.max_steps, "maxSteps"
+    say("totalSteps", total, why)
+    share = numbers.schedule.warmup_fraction
+    warmup = say("warmupSteps", math.ceil(share * total), f"{share:.0%} of the steps")
+    say("learningRate", numbers.learning_rate, f"{numbers.schedule.name} to {numbers.schedule.min_factor:g} of it")
+    say("optimizer", numbers.optimizer.name, "recipe")
+
+    held_out = min(sizes.validation_samples, model.validation.max_samples or sizes.validation_samples)
+    say("validationSamples", held_out, f"of {sizes.validation_samples} held out")
+    answer_tokens = min(model.evaluation.max_new_tokens, sizes.longest_answer + SPARE_ANSWER_TOKENS)
+    say("answerTokens", answer_tokens, "longest true answer and some more, at each evaluation")
+    metric, smaller, why = _metric(recipe)
+    say("metric", metric, why)
+    say("mode", "min" if smaller else "max", "which values of the metric are good")
+    is_large = sizes.parameters >= LARGE_MODEL_PARAMETERS
+    wanted = model.compute.gradient_checkpointing
+    checkpointing = is_large if wanted == "auto" else wanted
+    say("gradientCheckpointing", checkpointing, f"{sizes.parameters:,} parameters" if wanted == "auto" else "recipe")
+    compiled = False if model.compute.compile == "auto" else model.compute.compile
+    say("compile", compiled, "compiling takes longer than it saves" if model.compute.compile == "auto" else "recipe")
+    attention = "sdpa" if model.compute.attention == "auto" else model.compute.attention
+    say("attention", attention, "the library's default" if model.compute.attention == "auto" else "recipe")
+    say("packing", False, "one sample a row; batches are made of samples of like length")
+    say("versions", machine.versions, "installed")
+    return Plan(
+        device=machine.device,
+        precision=precision,
+        threads=machine.threads,
+        batch_size=batch_size,
+        micro_batch_size=micro[0],
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=warmup,
+        metric=metric,
+        is_smaller_better=smaller,
+        validation_samples=held_out,
+        answer_tokens=answer_tokens,
+        gradient_checkpointing=checkpointing,
+        compile=compiled,
+        document=reasons,
+    )
+
+
+def is_due(every: str | Every, *, step: int, steps_per_epoch: int, seconds_since_last: float) -> bool:
+    """Whether it is time after ``step`` (from 1): at the end of an epoch, each n steps, or after so many minutes."""
+    if isinstance(every, Every):
+        if every.steps is not None:
+            return step % every.steps == 0
+        return every.minutes is not None and seconds_since_last >= every.minutes * 60
+    return step % steps_per_epoch == 0
+
+
+def plan_in_words(plan: Plan) -> str:
+    """The plan as a table for stdout."""
+    width = max(len(name) for name in plan.document)
+    return "\n".join(f"{name:<{width}}  {item['value']}  ({item['reason']})" for name, item in plan.document.items())
+
+
+def _micro_batch(recipe: Recipe, machine: Machine) -> tuple[int, str]:
+    wanted, batch_size = recipe.model.hyperparameters.micro_batch_size, recipe.model.hyperparameters.batch_size
+    if wanted != "auto":
+        return wanted, "recipe"
+    if recipe.is_tiny:
+        return batch_size, "the tiny model fits in memory with all samples of a step"
+    largest = 8 if machine.device == "cuda" else 4
+    found = max(size for size in range(1, min(largest, batch_size) + 1) if batch_size % size == 0)
+    return found, f"the largest divisor of batchSize up to {largest}, careful with memory"
+
+
+def _metric(recipe: Recipe) -> tuple[str, bool, str]:
+    wanted, mode = recipe.model.checkpoint.metric, recipe.model.checkpoint.mode
+    own = METRIC_OF[recipe.task]
+    known = {"loss", own, *(["accuracyAt50"] if recipe.task == PHRASE_GROUNDING else [])}
+    metric = own if wanted == "auto" else wanted.removeprefix("validation/")
+    if metric not in known:
+        raise InvalidFlow(
+            f"checkpoint.metric {wanted!r} is not measured for {recipe.task}; {', '.join(sorted(known))} are"
+        )
+    smaller = metric == "loss" if mode == "auto" else mode == "min"
+    return metric, smaller, f"the metric of {recipe.task}" if wanted == "auto" else "recipe"
+
+
+def _refuse_what_is_missing(recipe: Recipe, machine: Machine) -> None:
+    """Say clearly what this trainer cannot do, rather than do something else."""
+    model = recipe.model
+    if model.quantization.enabled:
+        raise InvalidFlow("quantization.enabled needs CUDA and bitsandbytes, which this trainer does not use yet")
+    if model.packing is True:
+        raise InvalidFlow("packing is not available yet; leave it auto")
+    if model.hyperparameters.optimizer.name == "adamw8bit" and machine.device != "cuda":
+        raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; use 'adamw'")
+    if model.compute.attention == "flash_attention_2" and machine.device != "cuda":
+        raise InvalidFlow("attention 'flash_attention_2' needs CUDA; use 'auto'")
+    if recipe.settings.resources.workers > 1:
+        raise InvalidFlow("settings.resources.workers above 1 is not available yet")

@@ -1,0 +1,248 @@
+"""Everything the loop works with, made in the order flow -> data -> model -> plan -> optimizer.
+
+A checkpoint to resume from brings weights, optimizer, counters and random states; all else is made as the first time,
+from the recipe and its seed, and so comes out the same.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from runyard.flows import Recipe, recipe_document
+from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
+from runyard.trainer.augment import varied_by
+from runyard.trainer.checkpoint import Progress, load_state
+from runyard.trainer.datasets import Dataset, load_dataset
+from runyard.trainer.encode import Batch, EncodedSamples, Encoder, Layout, VariedSamples
+from runyard.trainer.errors import InvalidFlow
+from runyard.trainer.losses import TokenLosses
+from runyard.trainer.model import (
+    Model,
+    adapt,
+    build_tiny,
+    check_family,
+    freeze,
+    load_model,
+    load_processor,
+    weights_folder,
+)
+from runyard.trainer.optim import make_optimizers
+from runyard.trainer.plan import Machine, Plan, Sizes, choose_precision, make_plan
+from vi.api.resources.runs.responses import Run
+
+BASE = "base"  # below the attempt's folder: the unchanged weights under an adapter that came from no folder
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One attempt: its folder, the run, its recipe, where registered models lie, and a proven checkpoint to resume."""
+
+    folder: Path
+    run: Run
+    recipe: Recipe
+    models: dict[str, str]
+    resume: Path | None = None
+
+
+@dataclass(kw_only=True)
+class Prepared:
+    """What the loop works with."""
+
+    plan: Plan
+    model: Model
+    data: Dataset
+    lengths: Any
+    draw: Callable[[Sequence[int], int], Batch]  # indices and epoch to a batch
+    held_out: EncodedSamples
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    losses: TokenLosses  # as trained
+    plain_losses: TokenLosses  # without label smoothing, to measure
+    generation: dict[str, Any]
+    progress: Progress
+    run_document: dict[str, Any]
+    device: torch.device
+
+
+def prepare(job: Job, machine: Machine) -> Prepared:
+    """Read data and model and make the plan.
+
+    Raises:
+        TrainingFailed: recipe or data are at fault.
+    """
+    recipe, settings = job.recipe, job.recipe.model
+    numbers, device = settings.hyperparameters, torch.device(machine.device)
+    data = _read_data(recipe)
+    precision, _ = choose_precision(recipe, machine)
+    model = _make_model(job, data, DTYPES[precision])
+    layout = Layout(
+        pad_id=pad_id(model.processor.tokenizer),
+        image_token_id=model.image_token_id,
+        answer_token_type=model.parts.answer_token_type,
+        answers_only=numbers.loss.answers_only,
+    )
+    encoder = Encoder(model.processor, model.parts, system_prompt=recipe.system_prompt.system_prompt, task=recipe.task)
+    cached = EncodedSamples([encoder.encode(sample) for sample in data.train], layout)
+    held_out = EncodedSamples([encoder.encode(sample) for sample in data.validation], layout)
+    plan = make_plan(recipe, machine, _sizes(model, cached, held_out))
+
+    module = model.module.to(device)
+    module.train()
+    if plan.gradient_checkpointing:
+        module.gradient_checkpointing_enable()
+        module.enable_input_require_grads()
+    if plan.compile:
+        module.compile()
+    optimizers = make_optimizers(
+        model.trainable(),
+        numbers.optimizer,
+        learning_rate=numbers.learning_rate,
+        rates=settings.training.learning_rates,
+        parts=model.parts,
+        device=device,
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+    progress = Progress()
+    torch.manual_seed(recipe.settings.seed)
+    if job.resume is not None:
+        progress, scaler_state = load_state(job.resume, optimizers)
+        if scaler_state:
+            scaler.load_state_dict(scaler_state)
+    smoothing = numbers.loss.label_smoothing
+    return Prepared(
+        plan=plan,
+        model=model,
+        data=data,
+        lengths=cached.lengths,
+        draw=_draw(recipe, data, cached, encoder, layout),
+        held_out=held_out,
+        optimizers=optimizers,
+        scaler=scaler,
+        losses=TokenLosses(module, precision=precision, device=device, label_smoothing=smoothing),
+        plain_losses=TokenLosses(module, precision=precision, device=device, label_smoothing=0.0),
+        generation=_generation(recipe, model, plan.answer_tokens),
+        progress=progress,
+        run_document=_run_document(job, model, plan),
+        device=device,
+    )
+
+
+def pad_id(tokenizer: Any) -> int:
+    """What fills up short rows; a tokenizer without such a token gets its end token, as the mask hides it anyway."""
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(found or 0)
+
+
+def _read_data(recipe: Recipe) -> Dataset:
+    data = load_dataset(
+        recipe.dataset.dataset_id,
+        seed=recipe.settings.seed,
+        validation_fraction=recipe.dataset.validation_fraction,
+        max_samples=recipe.dataset.max_samples,
+    )
+    if data.task != recipe.task:
+        raise InvalidFlow(f"dataset {data.name!r} is for {data.task}, but projectKind is {recipe.task!r}")
+    return data
+
+
+def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
+    """The model as it stands before the first step of this attempt."""
+    recipe, settings = job.recipe, job.recipe.model
+    with_adapter = settings.training.mode == "lora"
+    # Weights that are trained themselves are float32: the small steps of training vanish in 16 bits.
+    dtype = dtype if with_adapter else torch.float32
+    attention = None if settings.compute.attention == "auto" else settings.compute.attention
+    folder = weights_folder(settings.architecture, job.models)
+    if job.resume is not None:
+        model = load_model(job.resume / MODEL_FULL, dtype=dtype, attention=attention)
+    elif folder is not None:
+        model = load_model(folder, dtype=dtype, attention=attention)
+    else:
+        model = build_tiny(
+            task=recipe.task,
+            phrases=[recipe.system_prompt.system_prompt, *data.phrases],
+            samples=data.train,
+            seed=recipe.settings.seed,
+        )
+    check_family(settings.architecture, model.model_type)
+    if not with_adapter:
+        freeze(model, settings.training.freeze)
+        if not model.trainable():
+            raise InvalidFlow(f"training.freeze {settings.training.freeze} leaves nothing to train")
+        return model
+    base = job.resume / MODEL_FULL if job.resume is not None else folder
+    if base is None or (base / MODEL_ADAPTER).is_dir():
+        base = job.folder / BASE
+        model.module.save_pretrained(base)
+        model.processor.save_pretrained(base)
+    if (base / MODEL_FULL).is_dir():
+        base = base / MODEL_FULL
+    adapter = job.resume / MODEL_ADAPTER if job.resume is not None else None
+    return adapt(model, settings.training, base=base, adapter=adapter)
+
+
+def _draw(
+    recipe: Recipe, data: Dataset, cached: EncodedSamples, encoder: Encoder, layout: Layout
+) -> Callable[[Sequence[int], int], Batch]:
+    strengths = recipe.dataset.augmentation
+    if strengths is None:
+        return lambda indices, epoch: cached.batch(indices)
+    varied = VariedSamples(cached, data.train, encoder, layout, varied_by(strengths, recipe.settings.seed))
+    return varied.batch
+
+
+def _sizes(model: Model, cached: EncodedSamples, held_out: EncodedSamples) -> Sizes:
+    return Sizes(
+        training_samples=len(cached),
+        validation_samples=len(held_out),
+        longest_answer=max(cached.longest_answer, held_out.longest_answer),
+        cache_bytes=cached.size_bytes + held_out.size_bytes,
+        parameters=sum(parameter.numel() for parameter in model.module.parameters()),
+        trainable_parameters=sum(parameter.numel() for _, parameter in model.trainable()),
+    )
+
+
+def _generation(recipe: Recipe, model: Model, answer_tokens: int) -> dict[str, Any]:
+    """The recipe's generation settings as transformers wants them, and the same kept in the model's own settings."""
+    wanted, tokenizer = recipe.model.evaluation, model.processor.tokenizer
+    settings: dict[str, Any] = {
+        "do_sample": wanted.do_sample,
+        "repetition_penalty": wanted.repetition_penalty,
+        "max_new_tokens": wanted.max_new_tokens,
+    }
+    if wanted.do_sample:
+        settings |= {"temperature": wanted.temperature, "top_k": wanted.top_k, "top_p": wanted.top_p}
+    own = model.module.generation_config
+    ends = wanted.eos_token_id if wanted.eos_token_id is not None else own.eos_token_id or tokenizer.eos_token_id
+    settings["eos_token_id"] = list(ends) if isinstance(ends, list | tuple) else ends
+    settings["pad_token_id"] = wanted.pad_token_id if wanted.pad_token_id is not None else pad_id(tokenizer)
+    if not wanted.do_sample:
+        # Settings of drawing beside "do not draw" would be refused when the model is saved.
+        own.temperature = own.top_k = own.top_p = None
+    for name, value in settings.items():
+        setattr(own, name, value)
+    return settings | {"max_new_tokens": answer_tokens}
+
+
+def _run_document(job: Job, model: Model, plan: Plan) -> dict[str, Any]:
+    """The run with every default and the plan written out: the checkpoint's ``run.json``."""
+    document: dict[str, Any] = msgspec.to_builtins(job.run)
+    flow = recipe_document(job.recipe)
+    for block in flow["blocks"]:
+        if block["block"] == "vi-model":
+            # Readers of the checkpoint need these; the recipe may have left them open.
+            block["settings"]["compute"]["precisionType"] = str(next(model.module.parameters()).dtype).split(".")[-1]
+            own = model.module.generation_config
+            block["settings"]["evaluation"] |= {
+                "pad_token_id": own.pad_token_id,
+                "eos_token_id": own.eos_token_id,
+                **({} if own.bos_token_id is None else {"bos_token_id": own.bos_token_id}),
+            }
+    document["spec"]["flow"] = flow
+    document["status"]["plan"] = plan.document
+    return document

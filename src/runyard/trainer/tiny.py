@@ -1,0 +1,165 @@
+"""The ``tiny`` preset: an Idefics3-shaped model of about 200,000 parameters, built here and trained from scratch.
+
+It exists so that a laptop without an accelerator learns something real in half a minute, through the very code that
+trains large models: same processor, same chat template, same checkpoint. It needs no download and no torchvision, and
+loads with plain transformers.
+
+Three choices carry the result (measured, see docs/decisions/0101-tiny-model.md). The weights start at a standard
+deviation of 0.06, because transformers' own 0.02 is far too small for a width of 64. Pixels are shifted and scaled by
+mean and deviation of the data, not of photographs. And text the model always sees or says (prompt, question, the
+scaffolding of an answer) is one token each, so that nearly every token of an answer is a decision.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from runyard.trainer.answers import SCAFFOLDING
+
+IMAGE_TOKEN = "<image>"  # noqa: S105 - a word of the vocabulary
+PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<end_of_utterance>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+SPECIALS = (PAD, BEGIN, END, *ROLES, IMAGE_TOKEN, "<fake_token_around_image>", "<global-img>")
+
+# What the ordinary merges are learnt from: words for questions people may ask, numbers for boxes on small canvases.
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CORPUS = (
+    *WORDS,
+    *(f"Which {w} is this? What is the answer? Where is the {w}? Locate the {w}." for w in WORDS),
+    *(str(round(pixel * 1024 / 48)) for pixel in range(49)),
+)
+LEARNT_MERGES = 220
+# Runs of letters, single spaces and runs of digits stay apart, so that a word is the same token wherever it stands.
+PIECES = r"[A-Za-z]+|[0-9]+|[^A-Za-z0-9]"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}<end_of_utterance>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyShape:
+    """Sizes of the preset. ``merge`` is how many patches a side are joined into one image token."""
+
+    image_size: int = 32
+    patch_size: int = 8
+    merge: int = 2
+    vision_width: int = 64
+    vision_layers: int = 2
+    text_width: int = 64
+    text_layers: int = 2
+    heads: int = 2
+    text_feed_forward: int = 128
+    init_std: float = 0.06
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.image_size // self.patch_size // self.merge) ** 2
+
+
+# One answer about one picture needs few image tokens; finding things in it needs one a patch.
+SHAPES = {
+    "vqa": TinyShape(),
+    "phrase-grounding": TinyShape(image_size=48, merge=1),
+}
+
+
+def make_tokenizer(phrases: list[str]) -> Any:
+    """A byte-level BPE tokenizer in which each of ``phrases`` and the scaffolding of answers is one token.
+
+    Deterministic: the same phrases give the same vocabulary. Bytes are its ground, so no text is ever unknown.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=256 + len(SPECIALS) + LEARNT_MERGES,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    whole = [*SCAFFOLDING, *(phrase for phrase in phrases if len(phrase) > 1)]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in dict.fromkeys(whole)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BEGIN,
+        eos_token=END,
+        pad_token=PAD,
+        padding_side="right",
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_processor(shape: TinyShape, phrases: list[str], *, pixel_mean: float, pixel_std: float) -> Any:
+    """The family's own processor around our tokenizer, with the PIL image backend."""
+    from transformers import Idefics3ImageProcessorPil, Idefics3Processor
+
+    images = Idefics3ImageProcessorPil(
+        size={"longest_edge": shape.image_size},
+        max_image_size={"longest_edge": shape.image_size},
+        do_image_splitting=False,
+        image_mean=[pixel_mean] * 3,
+        image_std=[pixel_std] * 3,
+    )
+    return Idefics3Processor(
+        image_processor=images,
+        tokenizer=make_tokenizer(phrases),
+        image_seq_len=shape.image_tokens,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_model(shape: TinyShape, processor: Any) -> Any:
+    """A fresh model with weights from torch's random state (seed it first)."""
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+
+    tokenizer = processor.tokenizer
+    text = {
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "hidden_size": shape.text_width,
+        "intermediate_size": shape.text_feed_forward,
+        "num_hidden_layers": shape.text_layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.heads,
+        "max_position_embeddings": 2048,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "initializer_range": shape.init_std,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": True,
+    }
+    vision = {
+        "hidden_size": shape.vision_width,
+        "intermediate_size": shape.vision_width * 2,
+        "num_hidden_layers": shape.vision_layers,
+        "num_attention_heads": shape.heads,
+        "image_size": shape.image_size,
+        "patch_size": shape.patch_size,
+        "initializer_range": shape.init_std,
+    }
+    config = Idefics3Config(
+        text_config=text,
+        vision_config=vision,
+        scale_factor=shape.merge,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+        initializer_range=shape.init_std,
+    )
+    return Idefics3ForConditionalGeneration(config)
