@@ -1,0 +1,32 @@
+"""Train the tiny model to say where things are: phrase grounding on the built-in canvases of digits.
+
+Prints what was measured at each evaluation while the run goes on.
+"""
+
+import vi
+from vi.api.resources.runs.responses import Run
+
+FLOW = {
+    "name": "find-digits",
+    "blocks": [
+        {"block": "vi-dataset", "settings": {"datasetId": "digits-grounding"}},
+        {"block": "vi-model", "settings": {"hyperparameters": {"maxSteps": 40}, "validation": {"maxSamples": 50}}},
+    ],
+}
+seen: set[int] = set()
+
+
+def tell(run: Run) -> None:
+    """Print a line for each new step the server knows of."""
+    progress = run.status.progress
+    if progress and progress.step not in seen:
+        seen.add(progress.step)
+        print(f"step {progress.step} of {progress.total_steps}: loss {progress.loss}")
+
+
+with vi.Client() as client:
+    run = client.runs.wait(client.runs.create(flow=FLOW).run_id, timeout=600, on_update=tell, show_progress=False)
+    for point in client.runs.metrics(run.run_id):
+        measured = {name: value for name, value in point.values.items() if name.startswith("validation/")}
+        if measured:
+            print(f"epoch {point.epoch:.2f}: " + ", ".join(f"{name} {value:.3f}" for name, value in measured.items()))

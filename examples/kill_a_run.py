@@ -1,0 +1,24 @@
+"""End a run that trains too long: follow its log, kill it, and see that nothing of it is left.
+
+`kill` asks; the run saves what it has and stops. `Cancelled` stands in its history once none of its processes lives.
+"""
+
+import vi
+
+ENDLESS = {"blocks": [{"block": "vi-model", "settings": {"hyperparameters": {"epochs": 10_000}}}]}
+
+with vi.Client() as client:
+    run = client.runs.create(flow=ENDLESS, metadata={"example": "kill"})
+    for line in client.runs.logs(run.run_id, follow=True):
+        print(line.text[:120])
+        if '"ev": "step"' in line.text:
+            break
+
+    print(f"killed at {client.runs.kill(run.run_id).spec.killed_at}")
+    try:
+        client.runs.wait(run.run_id, timeout=120)
+    except vi.ViRunFailedError as error:
+        print(error)
+
+    for condition in client.runs.get(run.run_id).status.conditions:
+        print(f"{condition.condition.value}: {condition.reason} {condition.message or ''}")
