@@ -148,6 +148,11 @@ def test_run_json_holds_what_the_published_client_reads() -> None:
     assert block_of(document, "vi-system-prompt")["systemPrompt"] == SYSTEM_PROMPTS["vqa"]
 
 
+def test_a_recipe_to_look_at_names_its_own_family() -> None:
+    settings = block_of(recipe_document(recipe_of(), for_published_client=False), "vi-model")
+    assert (settings["architecture"]["name"], settings["compute"]["precisionType"]) == ("idefics3", "auto")
+
+
 def test_run_json_keeps_the_family_that_has_a_loader_of_its_own() -> None:
     document = recipe_document(
         recipe_of(model(architecture={"name": "internvl35"}, compute={"precisionType": "float32"}))
@@ -173,6 +178,7 @@ def test_the_document_gives_the_same_recipe_again() -> None:
         settings={"seed": 1, "resources": {"memoryGiB": 16}, "flow": {"id": "flow_1", "generation": 2}},
     )
     assert resolve(validate(recipe_document(recipe))) == recipe
+    assert resolve(validate(recipe_document(recipe, for_published_client=False))) == recipe
 
 
 def test_a_family_is_found_by_the_weights_model_type() -> None:

@@ -133,20 +133,21 @@ def _as_json(value: Shape) -> dict[str, Any]:
     return document
 
 
-def recipe_document(recipe: Recipe) -> dict[str, Any]:
+def recipe_document(recipe: Recipe, *, for_published_client: bool = True) -> dict[str, Any]:
     """The recipe as a flow with every default written out, for a model's ``run.json``.
 
-    The published client reads it too, so ``architecture.name`` is a word its loader knows, with our own family beside
-    it where that differs, and what it would misread is left out: an ``auto`` precision, and token ids that are null.
+    The published client reads that file too, so ``architecture.name`` is a word its loader knows, with our own family
+    beside it, and what it would misread is left out: an ``auto`` precision, and token ids that are null. People who
+    want to look at a recipe take ``for_published_client=False``. Both give the same recipe again.
     """
     model = _as_json(recipe.model)
-    architecture = model["architecture"]
-    family = FAMILIES.get(recipe.model.architecture.name)
-    architecture["name"] = family.loader if family else STAND_IN_LOADER
-    architecture["family"] = recipe.model.architecture.name
-    if model["compute"]["precisionType"] == AUTO:
-        del model["compute"]["precisionType"]
-    model["evaluation"] = {name: value for name, value in model["evaluation"].items() if value is not None}
+    if for_published_client:
+        family = FAMILIES.get(recipe.model.architecture.name)
+        model["architecture"]["name"] = family.loader if family else STAND_IN_LOADER
+        model["architecture"]["family"] = recipe.model.architecture.name
+        model["evaluation"] = {name: value for name, value in model["evaluation"].items() if value is not None}
+        if model["compute"]["precisionType"] == AUTO:
+            del model["compute"]["precisionType"]
     document = {
         "name": recipe.name,
         "schema": recipe.schema,
