@@ -23,6 +23,7 @@ from runyard.cli.instance import END_TIMEOUT_S, live_endpoint, tail
 from runyard.cli.output import duration, json_option, print_json
 from runyard.cli.picture import Asked, draw_answers, evenly_spaced
 from runyard.cli.recipes import EMPTY_RECIPE
+from runyard.rundir import read_json
 from runyard.settings import Settings, read_settings, source_of
 
 if TYPE_CHECKING:
@@ -226,7 +227,8 @@ def report(
 
 def _wait_until_up(settings: Settings, process: "subprocess.Popen[bytes]", log_path: Path) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    while not (settings.credentials_file.exists() and live_endpoint(settings)):
+    # The key file names the address too, and is what we connect with: both must say the same before it is of use.
+    while not (endpoint := live_endpoint(settings)) or known_endpoint(settings) != endpoint:
         if process.poll() is not None:
             raise CommandFailed(f"the private instance did not start:\n{tail(log_path)}")
         if time.monotonic() > deadline_s:
@@ -234,6 +236,11 @@ def _wait_until_up(settings: Settings, process: "subprocess.Popen[bytes]", log_p
                 f"the private instance is not up after {START_TIMEOUT_S:g} s:\n{tail(log_path)}", exit_code=EXIT_TIME_UP
             )
         time.sleep(0.05)
+
+
+def known_endpoint(settings: Settings) -> object:
+    """The address in the credentials of a data folder; None when there is none yet."""
+    return (read_json(settings.credentials_file) or {}).get("endpoint")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

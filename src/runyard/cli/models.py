@@ -10,6 +10,8 @@ from runyard.cli.failures import EXIT_NOT_FOUND, CommandFailed
 from runyard.cli.output import age, json_option, number, one_line, print_fields, print_json, print_table
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from vi.api.resources.models.responses import Model
 
 DOWNLOADS = Path("models")
@@ -66,21 +68,11 @@ def predict(model: str, image: Path, question: str, out: Path | None, data_dir: 
     MODEL is a downloaded folder, or a run's id, optionally with a checkpoint; that is downloaded into ./models first. A
     grounding comes with a picture of its boxes, beside the image's name in the current folder unless --out says where.
     """
-    if not image.is_file():
-        raise CommandFailed(f"there is no image {image}", exit_code=EXIT_NOT_FOUND)
+    picture = _open(image)
     folder = _model_folder(model, data_dir)
-
-    from PIL import Image, UnidentifiedImageError
 
     from runyard.trainer.predict import Predictor
 
-    try:
-        with Image.open(image) as opened:
-            picture = opened.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise CommandFailed(
-            f"{image} is no image that can be read here; JPEG, PNG, WebP, BMP, GIF and TIFF can"
-        ) from error
     answer = Predictor(folder).ask(picture, question)
     boxes = [(item.phrase, box) for item in answer.groundings for box in item.boxes]
     drawn = out or (Path(f"{image.stem}-boxes.png") if boxes else None)
@@ -95,6 +87,19 @@ def predict(model: str, image: Path, question: str, out: Path | None, data_dir: 
     click.echo(one_line(answer.text))
     if drawn is not None:
         print_fields([*((phrase, " ".join(map(str, box))) for phrase, box in boxes), ("picture", drawn)])
+
+
+def _open(path: Path) -> "Image":
+    """The picture in a file; read before anything that takes long, so that a wrong name is said at once."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not path.is_file():
+        raise CommandFailed(f"there is no image {path}", exit_code=EXIT_NOT_FOUND)
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise CommandFailed(f"{path} is no image that can be read; JPEG, PNG, WebP, BMP, GIF and TIFF can") from error
 
 
 def _model_folder(given: str, data_dir: Path | None) -> Path:

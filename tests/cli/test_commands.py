@@ -1,0 +1,219 @@
+"""Reading and changing runs, flows and models through a real server, as people type it."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def data_dir(instance) -> str:
+    return str(instance.data_dir)
+
+
+@pytest.fixture
+def waiting_run(runyard, data_dir: str, long_runs) -> str:
+    """A run that waits behind another one."""
+    return long_runs.pending().run_id
+
+
+def document(result) -> dict:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_a_created_run_is_listed_shown_killed_and_deleted(runyard, data_dir: str, long_runs) -> None:
+    long_runs.running()  # holds the only slot, so the new run waits
+    arguments = ("--set", "name=typed", "--set", "vi-model.hyperparameters.epochs=2", "--attribute", "made=by-hand")
+    run_id = runyard("runs", "create", *arguments, "--data-dir", data_dir).stdout.strip()
+
+    listed = document(runyard("runs", "list", "--attribute", "made=by-hand", "--json", "--data-dir", data_dir))
+    assert [run["runId"] for run in listed["items"]] == [run_id]
+
+    run = document(runyard("runs", "get", run_id, "--json", "--data-dir", data_dir))
+    assert run["kind"] == "Run"
+    assert run["spec"]["flow"]["name"] == "typed"
+    assert run["metadata"]["attributes"] == {"made": "by-hand"}
+
+    shown = runyard("runs", "get", run_id, "--data-dir", data_dir).stdout
+    assert "Condition" in shown and "Pending" in shown and "made=by-hand" in shown
+
+    killed = runyard("runs", "kill", run_id, "--wait", "--data-dir", data_dir)
+    assert (killed.exit_code, killed.stdout) == (0, f"{run_id} is ended: Cancelled\n")
+
+    waited = runyard("runs", "wait", run_id, "--data-dir", data_dir)
+    assert waited.exit_code == 3
+    assert f"run {run_id} ended in Cancelled" in waited.stderr
+
+    deleted = runyard("runs", "delete", "--yes", run_id, "--data-dir", data_dir)
+    assert deleted.stdout == f"deleted {run_id}\n"
+    assert runyard("runs", "get", run_id, "--data-dir", data_dir).exit_code == 4
+
+
+def test_a_run_id_of_ones_own_starts_nothing_twice(runyard, data_dir: str, long_runs) -> None:
+    long_runs.running()
+    run_id = str(uuid.uuid4())
+    for _ in range(2):
+        result = runyard("runs", "create", "--run-id", run_id, "--data-dir", data_dir)
+        assert result.stdout == f"{run_id}\n"
+    runyard("runs", "kill", run_id, "--data-dir", data_dir)
+
+
+def test_waiting_has_a_limit_and_says_so(runyard, data_dir: str, waiting_run: str) -> None:
+    result = runyard("runs", "wait", waiting_run, "--timeout", "0.2", "--data-dir", data_dir)
+    assert result.exit_code == 7
+    assert "did not end within 0.2 s" in result.stderr
+
+
+def test_a_run_in_the_table_has_its_condition(runyard, data_dir: str, waiting_run: str) -> None:
+    lines = runyard("runs", "list", "--condition", "pending", "--data-dir", data_dir).stdout.splitlines()
+    assert lines[0].split()[:2] == ["RUN", "CONDITION"]
+    assert waiting_run in [line.split()[0] for line in lines[1:]]
+    assert {line.split()[1] for line in lines[1:]} == {"Pending"}
+
+
+def test_a_recipe_with_problems_is_refused_with_all_of_them(runyard, data_dir: str) -> None:
+    bad = ("--set", "vi-model.hyperparameters.epochs=0", "--set", "settings.seeds=3")
+    result = runyard("runs", "create", *bad, "--data-dir", data_dir)
+    assert result.exit_code == 1
+    assert "epochs" in result.stderr and "seeds" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_flows_are_saved_listed_shown_and_deleted(runyard, data_dir: str) -> None:
+    Path("shelf.yaml").write_text("name: shelf\nblocks:\n- {block: vi-dataset, settings: {datasetId: digits}}\n")
+    flow_id = runyard("flows", "create", "shelf.yaml", "--data-dir", data_dir).stdout.strip()
+
+    assert flow_id in runyard("flows", "list", "--data-dir", data_dir).stdout
+    flow = document(runyard("flows", "get", flow_id, "--json", "--data-dir", data_dir))
+    assert (flow["kind"], flow["spec"]["name"]) == ("Flow", "shelf")
+
+    changed = ("--set", "vi-model.hyperparameters.epochs=7", "--json", "--data-dir", data_dir)
+    plan = document(runyard("flows", "plan", flow_id, *changed))
+    assert plan["blocks"][2]["settings"]["hyperparameters"]["epochs"] == 7
+    assert runyard("flows", "check", flow_id, "--data-dir", data_dir).stdout == "shelf: no problems\n"
+
+    assert runyard("flows", "delete", flow_id, "--data-dir", data_dir).exit_code == 0
+    assert runyard("flows", "get", flow_id, "--data-dir", data_dir).exit_code == 4
+
+
+@pytest.mark.parametrize("command", [("runs", "get"), ("runs", "logs"), ("runs", "wait"), ("models", "list")])
+def test_an_unknown_run_is_not_found(runyard, data_dir: str, command: tuple[str, str]) -> None:
+    result = runyard(*command, "no-such-run", "--data-dir", data_dir)
+    assert result.exit_code == 4
+    assert "no-such-run" in result.stderr
+
+
+def test_a_wrong_key_is_refused(runyard, instance, monkeypatch) -> None:
+    for name, value in (instance.environ | {"DATATURE_VI_SECRET_KEY": "dtvi_" + "a" * 98}).items():
+        monkeypatch.setenv(name, value)
+    result = runyard("runs", "list")
+    assert result.exit_code == 6
+    assert "a" * 20 not in result.stderr
+
+
+def test_the_variables_of_the_sdk_are_enough(runyard, instance, monkeypatch) -> None:
+    for name, value in instance.environ.items():
+        monkeypatch.setenv(name, value)
+    assert runyard("runs", "list", "--limit", "1", "--json").exit_code == 0
+
+
+def test_a_second_up_over_the_same_folder_is_refused(runyard, instance) -> None:
+    result = runyard("up", "--port", "0", "--data-dir", str(instance.data_dir))
+    assert result.exit_code == 1
+    assert f"already running with the data folder {instance.data_dir}, at {instance.endpoint}" in result.stderr
+
+
+def test_the_doctor_sees_the_instance(runyard, instance, monkeypatch) -> None:
+    from runyard.cli import doctor
+
+    monkeypatch.setattr(doctor, "ask_torch", lambda: {"version": "2", "cuda": [], "mps": False, "threads": 1})
+    findings = document(runyard("doctor", "--json", "--data-dir", str(instance.data_dir)))["findings"]
+    seen = {finding["name"]: (finding["state"], finding["seen"]) for finding in findings}
+    assert seen["instance"] == ("ok", f"up at {instance.endpoint}")
+
+
+def test_the_key_is_in_no_output_of_up(instance) -> None:
+    said = instance.data_dir.with_name("up.log").read_text()
+    assert "Runyard is up" in said
+    assert instance.secret_key not in said
+
+
+def test_the_credentials_are_for_their_owner_alone(instance) -> None:
+    assert instance.credentials_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_reading_runs_loads_no_rich_and_no_torch(instance) -> None:
+    script = (
+        "import sys; from runyard.cli.main import cli; cli(['runs', 'list'], standalone_mode=False)\n"
+        "print('loaded', *[n for n in ('rich', 'torch', 'PIL', 'yaml', 'litestar') if n in sys.modules])"
+    )
+    environ = {**os.environ, **instance.environ}
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded"
+
+
+def test_logs_metrics_and_models_of_a_finished_run(runyard, data_dir: str, finished_run) -> None:
+    run_id = finished_run.run_id
+    logs = runyard("runs", "logs", run_id, "--json", "--data-dir", data_dir).stdout.splitlines()
+    assert [json.loads(line)["number"] for line in logs] == list(range(1, len(logs) + 1))
+
+    points = runyard("runs", "metrics", run_id, "--json", "--data-dir", data_dir).stdout.splitlines()
+    assert {"step", "values"} <= set(json.loads(points[0]))
+    table = runyard("runs", "metrics", run_id, "--name", "loss", "--last", "3", "--data-dir", data_dir).stdout
+    assert table.splitlines()[0].split() == ["STEP", "EPOCH", "loss"]
+    assert len(table.splitlines()) == 4
+
+    checkpoints = document(runyard("models", "list", run_id, "--json", "--data-dir", data_dir))["items"]
+    assert {checkpoint["runId"] for checkpoint in checkpoints} == {run_id}
+    assert runyard("runs", "wait", run_id, "--data-dir", data_dir).exit_code == 0
+
+
+def test_a_downloaded_model_answers_on_the_command_line(runyard, data_dir: str, finished_run) -> None:
+    from runyard.cli.demo import held_out
+
+    sample = held_out(finished_run.spec.flow)[0]
+    sample.image.save("digit.png")
+    folder = runyard("models", "download", finished_run.run_id, "best", "--data-dir", data_dir).stdout.strip()
+    asked = runyard("models", "predict", folder, "digit.png", sample.question, "--json")
+    answer = document(asked)
+    assert answer["answer"].isdigit()
+    assert answer["groundings"] == []
+    by_run = runyard(
+        "models", "predict", f"{finished_run.run_id}/best", "digit.png", sample.question, "--data-dir", data_dir
+    )
+    assert by_run.stdout == f"{answer['answer']}\n"
+
+
+def test_an_image_that_is_none_is_named(runyard, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "text.png").write_text("no picture")
+    assert runyard("models", "predict", "model", "missing.png", "?").exit_code == 4
+    result = runyard("models", "predict", "model", "text.png", "?")
+    assert result.exit_code == 1
+    assert "text.png is no image" in result.stderr
+
+
+def test_nobody_at_the_address_is_unreachable(runyard, monkeypatch) -> None:
+    monkeypatch.setenv("DATATURE_VI_SECRET_KEY", "dtvi_" + "a" * 98)
+    monkeypatch.setenv("DATATURE_VI_ORGANIZATION_ID", "org-1")
+    monkeypatch.setenv("DATATURE_VI_API_ENDPOINT", "http://127.0.0.1:1/")
+    result = runyard("runs", "list")
+    assert result.exit_code == 5
+    assert "runyard up" in result.stderr
+
+
+def test_without_any_key_the_remedy_is_named(runyard) -> None:
+    result = runyard("runs", "list")
+    assert result.exit_code == 2
+    assert "runyard up" in result.stderr and "--data-dir" in result.stderr
+
+
+def test_a_data_folder_without_an_instance_is_unreachable(runyard) -> None:
+    result = runyard("runs", "list", "--data-dir", "nowhere")
+    assert result.exit_code == 5
+    assert "runyard up --data-dir nowhere" in result.stderr
