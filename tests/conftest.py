@@ -1,9 +1,10 @@
 """One real instance for every test that needs one: ``runyard up`` over a fresh data folder, on a free port.
 
-Training is what costs time, so one run of the empty recipe starts with the instance, in the background, and
-``finished_run`` waits for it; tests that need it are put last. Under xdist everything that uses the instance goes to
-one worker (``--dist loadgroup``), so that there is one instance, one training, and an order that can be reasoned about:
-with one slot, a test that holds a long run open knows what waits behind it.
+Training is what costs time, so there is one full training of the empty recipe for all: the example that shows it starts
+with the instance, in the background, and ``finished_run`` waits for it; tests that need it are put last. Under xdist
+everything that uses the instance goes to one worker (``--dist loadgroup``), so that there is one instance, one
+training, and an order that can be reasoned about: with one slot, a test that holds a long run open knows what waits
+behind it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,6 @@ import vi
 from vi.api.resources.runs.responses import Run
 
 REPOSITORY = Path(__file__).parent.parent
-EMPTY_RECIPE: dict[str, Any] = {
-    "name": "Quick Training",
-    "schema": "v1",
-    "blocks": [],
-    "settings": {},
-    "tolerations": {},
-}
 # Trains for hours unless killed, and never stops to evaluate or save.
 LONG_RECIPE: dict[str, Any] = {
     "name": "Long training",
@@ -54,13 +48,18 @@ END_TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Instance:
-    """A running server and controller, and the run of the empty recipe that began with them."""
+    """A running server and controller, and the run of the empty recipe that began with them.
+
+    ``training`` is the process of ``examples/quick_training.py``, whose output goes to ``training_output``.
+    """
 
     data_dir: Path
     endpoint: str
     secret_key: str
     organization_id: str
     trained_run_id: str
+    training: subprocess.Popen[bytes]
+    training_output: Path
 
     @property
     def credentials_file(self) -> Path:
@@ -69,11 +68,13 @@ class Instance:
     @property
     def environ(self) -> dict[str, str]:
         """The three variables that point either client at this instance."""
-        return {
-            "DATATURE_VI_API_ENDPOINT": self.endpoint,
-            "DATATURE_VI_SECRET_KEY": self.secret_key,
-            "DATATURE_VI_ORGANIZATION_ID": self.organization_id,
-        }
+        return _environ(
+            {
+                "endpoint": self.endpoint,
+                "secret_key": self.secret_key,
+                "organization_id": self.organization_id,
+            }
+        )
 
     def client(self) -> vi.Client:
         return vi.Client(secret_key=self.secret_key, organization_id=self.organization_id, endpoint=self.endpoint)
@@ -133,21 +134,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """``runyard up``, ended with everything it started when the last test is done."""
     data_dir = tmp_path_factory.mktemp("instance") / "data"
+    home = tmp_path_factory.mktemp("home")
     # A killed test session closes our end of the pipe, and the instance ends with it.
-    command = [sys.executable, "-m", "runyard.cli", "up", "--port", "0", "--end-with-stdin"]
-    environ = {**os.environ, "RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_GRACE_S": "5", "RUNYARD_SLOTS": "1"}
-    log = data_dir.with_name("up.log")
-    with (
-        open(log, "wb") as output,
-        subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=output, stderr=output) as up,
-    ):
-        try:
-            running = _started(data_dir, up, log)
-            yield running
-            _kill_open_runs(running)
-        finally:
-            _end(up)
-            _kill_what_is_left(data_dir)
+    command = [sys.executable, "-P", "-m", "runyard.cli", "up", "--port", "0", "--end-with-stdin"]
+    environ = {
+        **os.environ,
+        "HOME": str(home),
+        "RUNYARD_DATA_DIR": str(data_dir),
+        "RUNYARD_GRACE_S": "5",
+        "RUNYARD_SLOTS": "1",
+    }
+    log, training_output = home / "up.log", home / "quick_training.log"
+    with ExitStack() as ends:
+        ends.callback(_kill_what_is_left, data_dir)
+        output = ends.enter_context(open(log, "wb"))
+        up = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=output, stderr=output)
+        ends.enter_context(up)
+        ends.callback(_end, up)
+        credentials = _credentials(data_dir, up, log)
+        output = ends.enter_context(open(training_output, "wb"))
+        training = subprocess.Popen(
+            [sys.executable, REPOSITORY / "examples" / "quick_training.py"],
+            env={**environ, **_environ(credentials)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+        ends.enter_context(training)
+        ends.callback(training.kill)
+        running = _with_first_run(data_dir, credentials, training, training_output)
+        ends.callback(_kill_open_runs, running)
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +177,16 @@ def client(instance: Instance) -> Iterator[vi.Client]:
 @pytest.fixture(scope="session")
 def finished_run(instance: Instance, client: vi.Client) -> Run:
     """The run of the empty recipe, Succeeded."""
-    return client.runs.wait(instance.trained_run_id, timeout=TRAIN_TIMEOUT_S)
+    return client.runs.wait(instance.trained_run_id, timeout=TRAIN_TIMEOUT_S, show_progress=False)
+
+
+@pytest.fixture(scope="session")
+def quick_training(instance: Instance, finished_run: Run) -> str:
+    """What ``examples/quick_training.py`` has printed at its end."""
+    code = instance.training.wait(END_TIMEOUT_S)
+    printed = instance.training_output.read_text()
+    assert code == 0, printed
+    return printed
 
 
 @pytest.fixture(scope="module")
@@ -199,25 +225,48 @@ def eventually(look: Callable[[], Any], *, timeout_s: float, what: str) -> Any:
     raise TimeoutError(f"{what}: not within {timeout_s:g} s")
 
 
-def _started(data_dir: Path, up: subprocess.Popen[bytes], log: Path) -> Instance:
-    def said() -> dict[str, str] | None:
+def _credentials(data_dir: Path, up: subprocess.Popen[bytes], log: Path) -> dict[str, str]:
+    """The credentials of the instance, as soon as it says that it is up."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while "Runyard is up" not in log.read_text():
         assert up.poll() is None, f"runyard up ended with {up.returncode}:\n{log.read_text()}"
-        with suppress(OSError, ValueError):
-            if (data_dir / "server.json").exists() and "Runyard is up" in log.read_text():
-                credentials: dict[str, str] = json.loads((data_dir / "credentials.json").read_text())
-                return credentials
-        return None
+        assert time.monotonic() < deadline, f"runyard up is not up after {START_TIMEOUT_S} s:\n{log.read_text()}"
+        time.sleep(0.1)
+    credentials: dict[str, str] = json.loads((data_dir / "credentials.json").read_text())
+    return credentials
 
-    credentials = eventually(said, timeout_s=START_TIMEOUT_S, what=f"runyard up, which says\n{log.read_text()}")
-    with vi.Client(config_file=data_dir / "credentials.json") as client:
-        run = client.runs.create(flow=EMPTY_RECIPE)
-    return Instance(
+
+def _environ(credentials: dict[str, str]) -> dict[str, str]:
+    return {
+        "DATATURE_VI_API_ENDPOINT": credentials["endpoint"],
+        "DATATURE_VI_SECRET_KEY": credentials["secret_key"],
+        "DATATURE_VI_ORGANIZATION_ID": credentials["organization_id"],
+    }
+
+
+def _with_first_run(
+    data_dir: Path, credentials: dict[str, str], training: subprocess.Popen[bytes], output: Path
+) -> Instance:
+    """The instance, once the example has created its run."""
+    instance = Instance(
         data_dir=data_dir,
         endpoint=credentials["endpoint"],
         secret_key=credentials["secret_key"],
         organization_id=credentials["organization_id"],
-        trained_run_id=run.run_id,
+        trained_run_id="",
+        training=training,
+        training_output=output,
     )
+
+    with instance.client() as ours:
+
+        def first_run() -> str | None:
+            assert training.poll() is None, output.read_text()
+            runs = ours.runs.list().items
+            return runs[0].run_id if runs else None
+
+        run_id = eventually(first_run, timeout_s=START_TIMEOUT_S, what="examples/quick_training.py creates a run")
+    return replace(instance, trained_run_id=run_id)
 
 
 def end_run(client: vi.Client, run_id: str) -> None:
