@@ -161,7 +161,7 @@ def checkpoints(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     A folder without a readable manifest is being written, being removed, or torn: it does not count.
     """
     found = []
-    for path in sorted((folder / CHECKPOINTS).glob(f"*/{MANIFEST}")):
+    for path in sorted((folder / CHECKPOINTS).glob(f"[!.]*/{MANIFEST}")):  # what begins with a dot is being written
         manifest = read_json(path)
         if manifest is not None and _is_manifest(manifest):
             found.append((path.parent, manifest))

@@ -37,6 +37,7 @@ class Settings:
     warm: bool = setting(True, "keep a parent process with torch imported, so that runs start at once")
     lease_s: float = setting(15.0, "seconds a supervisor may be silent before its attempt counts as lost")
     grace_s: float = setting(30.0, "seconds a killed run has to save and stop before SIGKILL")
+    leave_running: bool = setting(False, "when ending, let runs train on instead of saving and stopping them")
     attempts: int = setting(3, "tries a run has when the platform is at fault; a flow's settings.attempts overrides it")
     link_hours: float = setting(24.0, "hours a signed download link is valid")
     log_level: str = setting("info", "debug, info, warning or error")

@@ -96,6 +96,6 @@ class FakeServer:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_GET = do_POST = do_PUT = do_HEAD = do_any
+            do_POST = do_PUT = do_HEAD = do_any  # noqa: N815
 
         return Handler

@@ -81,7 +81,8 @@ class Supervisor:
         self._folder, self._placed, self._mark, self._train = folder, placed, mark, train
         self._clock, self._files, self._processes = clock or SystemClock(), files, processes
         self._group = Group(mark, folder, processes)
-        self._server = Server(endpoint, token=token, folder=folder)
+        server_file = Path(placed["serverFile"]) if placed.get("serverFile") else None
+        self._server = Server(endpoint, token=token, folder=folder, server_file=server_file)
         self._inbox: SimpleQueue[st.Input] = SimpleQueue()
         self._alarm, self._bell = os.pipe()
         os.set_blocking(self._bell, False)

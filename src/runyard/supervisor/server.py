@@ -5,6 +5,7 @@ know any more. Everything else that is no success counts as unreachable and is t
 wrong with the thing itself (a client error): that one thing is given up, so that it cannot hold up the rest.
 
 There are no retries down here: the lanes try again by their own clock, and the next try may have newer things to say.
+The files of a checkpoint are the exception: there are many of them, and one lost answer shall not begin them all anew.
 """
 
 from pathlib import Path
@@ -23,39 +24,58 @@ from runyard.protocol import (
     Wanted,
 )
 from runyard.supervisor import step as st
-from vi._http import NO_RETRY, Http
+from vi._http import NO_RETRY, Http, RetryPolicy
 from vi.errors import ViError
 
+BLOB_MISSING = "BlobMissing"
 ROOT = "/internal/v1/attempt"
 CALL_TIMEOUT_S = 10.0
 BYTES_TIMEOUT_S = 120.0
+FILE_RETRY = RetryPolicy(max_retries=3, base_delay_s=0.2, max_delay_s=2.0)
 _PASSING_STATUS = (408, 425, 429)  # client errors that say "later", not "never"
 
 
 class Server:
     """The server, spoken to with the token of one attempt. Thread-safe: each lane calls from a thread of its own."""
 
-    def __init__(self, endpoint: str, *, token: str, folder: Path, transport: Any = None):
-        self._folder = folder
-        self._http = Http(
-            endpoint,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout_s=CALL_TIMEOUT_S,
-            retry=NO_RETRY,
-            transport=transport,
-        )
+    def __init__(self, endpoint: str, *, token: str, folder: Path, server_file: Path | None = None):
+        self._folder, self._token, self._server_file = folder, token, server_file
+        self._held: set[str] = set()  # what the server is known to hold
+        self._http = self._open(endpoint)
+
+    def _open(self, endpoint: str) -> Http:
+        headers = {"Authorization": f"Bearer {self._token}"}
+        return Http(endpoint, headers=headers, timeout_s=CALL_TIMEOUT_S, retry=NO_RETRY)
+
+    def _failed(self, error: ViError, lane: st.Lane, *, what: str | None) -> st.Input:
+        """What a failure means; ``what`` names the thing sent, where the server could refuse it for good."""
+        if error.code == LEASE_LOST or (error.status_code == 401 and error.code is not None):
+            return st.Refused()
+        status = error.status_code or 0
+        if what is not None and 400 <= status < 500 and status not in (401, *_PASSING_STATUS):
+            return st.Rejected(lane, what, error.message)
+        if error.status_code is None:
+            self._follow()
+        return st.Unreachable(lane)
+
+    def _follow(self) -> None:
+        """The server may have come back elsewhere: it says where in its own file, if that is on this machine."""
+        said = rundir.read_json(self._server_file) if self._server_file else None
+        endpoint = said.get("endpoint") if said else None
+        if isinstance(endpoint, str) and endpoint.rstrip("/") != self._http.endpoint.rstrip("/"):
+            self._http = self._open(endpoint)  # the old one is left to calls that other lanes may be making
 
     def announce(self, report: ProcessReport) -> st.Input:
         try:
             return st.Announced(self._http.call("POST", f"{ROOT}/process", body=report, decode_as=Wanted))
         except ViError as error:
-            return _failed(error, "words", what=None)
+            return self._failed(error, "words", what=None)
 
     def renew(self, phase: str | None) -> st.Input:
         try:
             return st.Renewed(self._http.call("POST", f"{ROOT}/renew", body=Renewal(phase=phase), decode_as=Wanted))
         except ViError as error:
-            return _failed(error, "lease", what=None)
+            return self._failed(error, "lease", what=None)
 
     def ship(self, action: st.ShipLines) -> st.Input:
         body = Lines(
@@ -64,7 +84,7 @@ class Server:
         try:
             accepted = self._http.call("POST", f"{ROOT}/lines", body=body, decode_as=LinesAccepted)
         except ViError as error:
-            return _failed(error, "words", what=action.stream)
+            return self._failed(error, "words", what=action.stream)
         return st.LinesAccepted(action.stream, accepted.offset)
 
     def store(self, name: str) -> st.Input:
@@ -77,17 +97,23 @@ class Server:
             report = checkpoint_report(manifest)
             for file in report.files:
                 self._store_file(checkpoint / file.path, file.sha256)
-            self._http.call("POST", f"{ROOT}/checkpoints", body=report)
+            self._http.call("POST", f"{ROOT}/checkpoints", body=report, timeout_s=BYTES_TIMEOUT_S)
         except ViError as error:
-            return _failed(error, "bytes", what=name)
+            if error.code == BLOB_MISSING:  # collected between our two calls: send everything again
+                self._held.clear()
+                return st.Unreachable("bytes")
+            return self._failed(error, "bytes", what=name)
         except (OSError, KeyError, TypeError, ValueError) as error:
             return st.Rejected("bytes", name, f"it cannot be read: {error!r}")
         return st.CheckpointStored(name)
 
     def _store_file(self, path: Path, sha256: str) -> None:
         address = f"{ROOT}/blobs/{sha256}"
-        if not self._http.exists(address):
-            self._http.put_file(address, path, timeout_s=BYTES_TIMEOUT_S)
+        if sha256 in self._held:
+            return
+        if not self._http.exists(address, retry=FILE_RETRY):
+            self._http.put_file(address, path, timeout_s=BYTES_TIMEOUT_S, retry=FILE_RETRY)
+        self._held.add(sha256)
 
     def report(self, ended: st.Exit, *, time_ms: int, result: dict[str, Any] | None) -> st.Input:
         body = ExitReport(
@@ -101,7 +127,7 @@ class Server:
         try:
             self._http.call("POST", f"{ROOT}/finish", body=body)
         except ViError as error:
-            return _failed(error, "words", what=st.REPORT)
+            return self._failed(error, "words", what=st.REPORT)
         return st.ReportAccepted()
 
 
@@ -117,13 +143,3 @@ def checkpoint_report(manifest: dict[str, Any]) -> CheckpointReport:
         time=manifest["time"],
         files=[CheckpointFile(path=f["path"], size_bytes=f["sizeBytes"], sha256=f["sha256"]) for f in files],
     )
-
-
-def _failed(error: ViError, lane: st.Lane, *, what: str | None) -> st.Input:
-    """``what`` names the thing sent, where the server could refuse it for good."""
-    if error.code == LEASE_LOST or (error.status_code == 401 and error.code is not None):
-        return st.Refused()
-    status = error.status_code or 0
-    if what is not None and 400 <= status < 500 and status not in (401, *_PASSING_STATUS):
-        return st.Rejected(lane, what, error.message)
-    return st.Unreachable(lane)

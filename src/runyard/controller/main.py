@@ -1,0 +1,319 @@
+"""The thin rim of the controller: it looks, asks ``decide`` what to do, and does it.
+
+The main thread looks and acts. Talking to the server may take as long as a long poll, so each question has a thread of
+its own, which hands the answer to the main thread; that one alone changes what is held. Claims carry an id that is kept
+until an answer came: a repeat after a lost answer gets the same attempt, not a second one.
+
+On SIGTERM or SIGINT nothing new is claimed, every supervisor is told to save and stop, and the controller ends when
+they have: the next start resumes from what was saved (``docs/decisions`` says why). With ``leave_running`` they are
+left alone instead; a controller that starts later finds and adopts them. A second signal ends the controller at once.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from runyard import processes as machine_processes
+from runyard import protocol, rundir
+from runyard.controller import machine
+from runyard.controller.decide import (
+    Action,
+    Adopt,
+    Claim,
+    End,
+    Forget,
+    Key,
+    Seen,
+    Start,
+    Tell,
+    View,
+    WarmUp,
+    decide,
+)
+from runyard.controller.place import folder_of, key_of, place
+from runyard.controller.server import NoKey, Server
+from runyard.executors import Executor, Order
+from runyard.executors.local import LocalExecutor
+from runyard.processes import ATTEMPT_MARK, SUPERVISOR_MARK
+from runyard.protocol import Assignment
+from runyard.seams import Clock, Files, Identity, Liveness, Processes, SystemClock
+from runyard.settings import Settings, read_settings
+from vi.errors import ViError
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.25
+CLAIM_WAIT_S = 20.0
+ASK_AGAIN_AFTER_S = 1.0
+END_BEYOND_GRACE_S = 10.0
+
+
+@dataclass(slots=True)
+class Held:
+    """One attempt of ours, and the supervisor that looks after it."""
+
+    assignment: Assignment
+    folder: Path
+    held_at_s: float
+    supervisor: Identity | None = None
+    is_told: bool = False
+    starts: int = 0
+    started_at_s: float = 0.0
+
+
+class Controller:
+    """One machine's controller, from its start to its end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        machine_id: str,
+        server: Server,
+        executor: Executor,
+        clock: Clock | None = None,
+        processes: Processes = machine_processes,
+        files: Files = rundir,
+    ):
+        self._settings, self._machine_id, self._server, self._executor = settings, machine_id, server, executor
+        self._clock, self._processes, self._files = clock or SystemClock(), processes, files
+        self._held: dict[Key, Held] = {}
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._labels = machine.labels()
+        self._claim_id = uuid.uuid4().hex
+        self._is_claiming = self._is_adopting = self._has_ended = False
+        self._adopted_at_s: float | None = None
+        self._warmed_at_s: float | None = None
+        self._ending_at_s: float | None = None
+        self._quiet_about = ""
+
+    def run(self) -> None:
+        """Work until asked to end, and until then has nothing of ours left to wait for."""
+        while not self._has_ended:
+            self._executor.reap()
+            for action in decide(self._look()):
+                self._perform(action)
+            self._receive()
+        self._executor.close()
+
+    def ask_to_end(self) -> None:
+        """Begin to end; asked again, end now. May be called from a signal handler."""
+        if self._ending_at_s is not None:
+            self._has_ended = True
+        self._ending_at_s = self._clock.monotonic()
+        self._inbox.put(lambda: None)
+
+    def _look(self) -> View:
+        return View(
+            slots=self._settings.slots,
+            attempts=[self._look_at(key, held) for key, held in sorted(self._held.items())],
+            since_adopted_s=self._since(self._adopted_at_s),
+            is_adopting=self._is_adopting,
+            is_claiming=self._is_claiming,
+            ending_for_s=self._since(self._ending_at_s),
+            end_within_s=self._settings.grace_s + END_BEYOND_GRACE_S,
+            leaves_running=self._settings.leave_running,
+            warmth=self._executor.warmth(),
+            since_warm_up_s=self._since(self._warmed_at_s),
+        )
+
+    def _look_at(self, key: Key, held: Held) -> Seen:
+        liveness = self._liveness(held)
+        return Seen(
+            key=key,
+            supervisor=liveness,
+            # Closed means nothing while the supervisor lives: it writes that file just before it ends.
+            is_closed=liveness != "alive" and self._files.read_json(held.folder / rundir.CLOSED) is not None,
+            is_told=held.is_told,
+            starts=held.starts,
+            since_start_s=self._clock.monotonic() - held.started_at_s,
+            held_for_s=self._clock.monotonic() - held.held_at_s,
+            lease_s=held.assignment.lease_s,
+        )
+
+    def _liveness(self, held: Held) -> Liveness | None:
+        return None if held.supervisor is None else self._processes.liveness(held.supervisor)
+
+    def _since(self, moment_s: float | None) -> float | None:
+        return None if moment_s is None else self._clock.monotonic() - moment_s
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Adopt():
+                self._is_adopting = True
+                self._ask(lambda: self._server.placed(self._machine_id), self._on_placed, self._on_not_adopted)
+            case Claim(slots):
+                self._is_claiming = True
+                claim = self._claim(slots)
+                self._ask(lambda: self._server.claim(claim), self._on_claimed, self._on_not_claimed)
+            case Start(key):
+                self._start(self._held[key])
+            case Tell(key):
+                self._tell(key, self._held[key])
+            case Forget(key):
+                del self._held[key]
+            case WarmUp():
+                self._warmed_at_s = self._clock.monotonic()
+                self._executor.warm_up()
+            case End():
+                self._has_ended = True
+
+    def _receive(self) -> None:
+        """Wait for an answer, at most until it is time to look again; then take all that have come."""
+        try:
+            self._inbox.get(timeout=LOOK_EVERY_S)()
+            while True:
+                self._inbox.get_nowait()()
+        except Empty:
+            pass
+
+    def _ask(self, call: Callable[[], Any], on_answer: Callable[[Any], None], on_failure: Callable[[], None]) -> None:
+        """Ask the server in a thread of its own; the outcome is taken in by the main thread."""
+
+        def asking() -> None:
+            try:
+                answer = call()
+            except (ViError, NoKey) as error:
+                self._say_once(str(error))
+                self._clock.sleep(ASK_AGAIN_AFTER_S)
+                self._inbox.put(on_failure)
+            else:
+                self._say_once("")
+                self._inbox.put(lambda: on_answer(answer))
+
+        threading.Thread(target=asking, name="asking", daemon=True).start()
+
+    def _say_once(self, message: str) -> None:
+        """One line when the server goes away and one when it is back, not one a try."""
+        before, self._quiet_about = self._quiet_about, message
+        if message and not before:
+            log.warning("The server does not answer: %s", message)
+        elif before and not message:
+            log.info("The server answers again")
+
+    def _claim(self, slots: int) -> protocol.Claim:
+        return protocol.Claim(
+            claim_id=self._claim_id,
+            machine_id=self._machine_id,
+            host=socket.gethostname(),
+            slots=slots,
+            labels=self._labels,
+            wait_s=CLAIM_WAIT_S,
+        )
+
+    def _on_claimed(self, assignment: Assignment | None) -> None:
+        self._is_claiming = False
+        self._claim_id = uuid.uuid4().hex
+        if assignment is not None:
+            log.info("Claimed %s", key_of(assignment))
+            self._hold(assignment)
+
+    def _on_not_claimed(self) -> None:
+        """The claim id stays: if the server did take the claim, its repeat brings that attempt."""
+        self._is_claiming = False
+
+    def _on_placed(self, assignments: list[Assignment]) -> None:
+        self._is_adopting = False
+        is_first = self._adopted_at_s is None
+        self._adopted_at_s = self._clock.monotonic()
+        for assignment in assignments:
+            self._hold(assignment)
+        if is_first:
+            log.info("Adopted %d attempts", len(assignments))
+            self._end_leftovers()
+
+    def _on_not_adopted(self) -> None:
+        self._is_adopting = False
+
+    def _hold(self, assignment: Assignment) -> None:
+        key = key_of(assignment)
+        if key not in self._held:
+            folder = place(assignment, settings=self._settings, machine_id=self._machine_id)
+            supervisor = self._find_supervisor(key, folder)
+            self._held[key] = Held(assignment, folder, self._clock.monotonic(), supervisor=supervisor)
+
+    def _find_supervisor(self, key: Key, folder: Path) -> Identity | None:
+        """Who looks after a folder already: as its process.json says, or, before that is written, by the mark."""
+        document = self._files.read_json(folder / rundir.PROCESS)
+        if document is not None:
+            identity = identity_of(document)
+            if identity is not None and self._processes.liveness(identity) != "dead":
+                return identity
+        found = self._processes.marked(SUPERVISOR_MARK, str(key).__eq__)
+        return found[0][0] if found else None
+
+    def _start(self, held: Held) -> None:
+        key = key_of(held.assignment)
+        order = Order(folder=held.folder, mark=str(key), endpoint=self._server.endpoint, token=held.assignment.token)
+        held.starts += 1
+        held.started_at_s = self._clock.monotonic()
+        held.supervisor = self._executor.start(order)
+        log.info("Started a supervisor for %s: process %s", key, held.supervisor.pid if held.supervisor else "unknown")
+
+    def _tell(self, key: Key, held: Held) -> None:
+        held.is_told = True
+        if held.supervisor is not None:
+            log.info("Telling %s to save and stop", key)
+            self._processes.send_signal(held.supervisor, signal.SIGTERM)
+
+    def _end_leftovers(self) -> None:
+        """End trainers of ours that nobody looks after and the server does not ask about any more.
+
+        A mark is ours when its attempt has a folder in our data folder; other instances on this machine have others.
+        """
+        guarded = {mark for _, mark in self._processes.marked(SUPERVISOR_MARK, lambda _: True)}
+        for identity, mark in self._processes.marked(ATTEMPT_MARK, lambda mark: mark not in guarded):
+            key = key_from_mark(mark)
+            if key is not None and key not in self._held and folder_of(self._settings, key).is_dir():
+                log.warning("Ending process %d, left over from %s", identity.pid, mark)
+                self._processes.send_signal(identity, signal.SIGKILL)
+
+
+def identity_of(document: dict[str, Any]) -> Identity | None:
+    """The supervisor a ``process.json`` names."""
+    supervisor = document.get("supervisor")
+    try:
+        return Identity(str(document["bootId"]), int(supervisor["pid"]), int(supervisor["startTicks"]))  # type: ignore[index]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def key_from_mark(mark: str) -> Key | None:
+    """The attempt a mark names; None for a warm parent's empty room and anything else that is none."""
+    words = mark.split("/")
+    if len(words) != 3 or not words[2].isdigit() or any(word in ("", ".", "..") for word in words):
+        return None
+    return Key(words[0], words[1], int(words[2]))
+
+
+def main() -> int:
+    """``python -m runyard.controller``."""
+    settings = read_settings()
+    logging.basicConfig(
+        stream=sys.stderr, level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
+    )
+    try:
+        machine.hold_machine(settings.machine_dir)
+    except machine.MachineTaken as error:
+        log.error("%s", error)
+        return 1
+    controller = Controller(
+        settings,
+        machine_id=machine.machine_id(settings.machine_dir),
+        server=Server(settings.secrets_dir / "controller.json"),
+        executor=LocalExecutor(settings),
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: controller.ask_to_end())
+    log.info("The controller of this machine is process %d", os.getpid())
+    controller.run()
+    return 0

@@ -1,0 +1,88 @@
+"""Write the folder of an attempt: everything its supervisor and trainer need to know, and no secret.
+
+``placed.json`` is written last: a supervisor that finds it finds the rest.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runyard import rundir
+from runyard.controller.decide import Key
+from runyard.controller.machine import threads_per_run
+from runyard.protocol import Assignment
+from runyard.settings import Settings
+
+_MODEL = re.compile(r"run:([A-Za-z0-9._-]+)/([A-Za-z0-9._-]+)")
+
+
+def key_of(assignment: Assignment) -> Key:
+    return Key(assignment.organization_id, assignment.run_id, assignment.attempt)
+
+
+def folder_of(settings: Settings, key: Key) -> Path:
+    return rundir.attempt_dir(settings.runs_dir, key.organization_id, key.run_id, key.attempt)
+
+
+def place(assignment: Assignment, *, settings: Settings, machine_id: str) -> Path:
+    """Make the folder of an attempt ready for its supervisor; harmless to repeat."""
+    folder = folder_of(settings, key_of(assignment))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if rundir.read_json(folder / rundir.PLACED) is not None:
+        return folder
+    rundir.write_json(folder / rundir.RUN, run_document(assignment, settings))
+    rundir.write_json(
+        folder / rundir.PLACED,
+        {
+            "organizationId": assignment.organization_id,
+            "runId": assignment.run_id,
+            "attempt": assignment.attempt,
+            "machineId": machine_id,
+            "leaseS": assignment.lease_s,
+            "graceS": assignment.grace_s,
+            "serverFile": str(settings.server_file),
+        },
+    )
+    return folder
+
+
+def run_document(assignment: Assignment, settings: Settings) -> dict[str, Any]:
+    """``run.json``: the run as it was frozen, and what this machine adds."""
+    run = msgspec.to_builtins(assignment.run)
+    own_runs = settings.runs_dir / assignment.organization_id
+    return {
+        "run": run,
+        "attempt": assignment.attempt,
+        "threads": threads_per_run(settings.threads, slots=settings.slots, cores=os.cpu_count() or 1),
+        "dataDir": str(settings.data_dir),
+        "models": {name: str(path) for name in sorted(model_names(run)) if (path := find_model(own_runs, name))},
+    }
+
+
+def model_names(value: Any) -> set[str]:
+    """Every ``run:RUN_ID/CHECKPOINT`` anywhere in a document."""
+    if isinstance(value, str):
+        return {value} if _MODEL.fullmatch(value) else set()
+    if isinstance(value, dict):
+        return set().union(*map(model_names, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(model_names, value))
+    return set()
+
+
+def find_model(own_runs: Path, name: str) -> Path | None:
+    """Where the weights of a registered model lie on this machine; the newest attempt that saved it counts."""
+    found = _MODEL.fullmatch(name)
+    attempts = sorted((own_runs / found[1] / "attempts").glob("*"), key=_number, reverse=True) if found else []
+    for attempt in attempts:
+        for checkpoint, manifest in reversed(rundir.checkpoints(attempt)):
+            if found and found[2] in (manifest["checkpoint"], "latest"):
+                return Path(checkpoint, rundir.MODEL_FULL)
+    return None
+
+
+def _number(path: Path) -> int:
+    return int(path.name) if path.name.isdigit() else 0
