@@ -1,4 +1,4 @@
-"""What the SDK's tests share: a scripted server, a clock that only moves when somebody sleeps, and a server of bytes."""
+"""What the tests of the SDK share: a scripted server, a clock that moves only in sleep, a server of bytes."""
 
 import hashlib
 import json
@@ -124,7 +124,9 @@ def run_document() -> Callable[..., dict[str, Any]]:
 
 
 class ByteServer:
-    """A real HTTP server with one file, that can be told to misbehave once for each entry of ``faults``.
+    """A real HTTP server with one file below ``/downloads/``, and ``documents`` to answer other questions with in turn.
+
+    It can be told to misbehave once for each entry of ``faults`` when somebody asks for the file.
 
     A fault is a number (cut the connection after so many bytes of the body), a status to answer with, or a word:
     ``no-ranges`` sends the whole file whatever was asked, ``wrong-range`` begins one byte too late.
@@ -133,6 +135,8 @@ class ByteServer:
     def __init__(self, content: bytes) -> None:
         self.content = content
         self.faults: list[int | str | tuple[int, dict[str, str]]] = []
+        self.documents: list[Any] = []
+        self.asked: list[str] = []
         self.ranges: list[str] = []
         self.headers_seen: list[dict[str, str]] = []
         self.etag: str | None = None
@@ -170,6 +174,12 @@ class _ByteHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server = self.bytes_server
+        if not self.path.startswith("/downloads/"):
+            server.asked.append(f"GET {self.path}")
+            document = json.dumps(server.documents.pop(0)).encode()
+            self._head(200, {"Content-Length": str(len(document))})
+            self.wfile.write(document)
+            return
         server.headers_seen.append(dict(self.headers))
         asked = self.headers.get("Range", "bytes=0-")
         server.ranges.append(asked)

@@ -46,7 +46,9 @@ def test_waits_double_up_to_the_cap() -> None:
 
 def test_waits_are_random_between_nothing_and_the_doubled_base() -> None:
     earlier = {Failure.UNKNOWN: 2}
-    assert [delay(Failure.UNKNOWN, earlier=earlier, random=lambda: share) for share in (0.0, 0.5, 1.0)] == [0, 2, 4]
+    assert [
+        delay(Failure.UNKNOWN, earlier=earlier, random=random) for random in (lambda: 0.0, lambda: 0.5, lambda: 1.0)
+    ] == [0, 2, 4]
 
 
 def test_a_wait_the_server_asks_for_is_kept_to_but_capped() -> None:

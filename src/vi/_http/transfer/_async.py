@@ -103,7 +103,7 @@ async def _fetch_some(
             if response.status_code >= 300:
                 return await _refusal(response, part)
             _align(response, part)
-            async for chunk in response.aiter_raw():
+            async for chunk in response.aiter_bytes():
                 part.write(chunk)
                 on_progress(part.offset)
     except httpx2.RequestError as cause:

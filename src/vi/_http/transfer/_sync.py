@@ -104,7 +104,7 @@ def _fetch_some(
             if response.status_code >= 300:
                 return _refusal(response, part)
             _align(response, part)
-            for chunk in response.iter_raw():
+            for chunk in response.iter_bytes():
                 part.write(chunk)
                 on_progress(part.offset)
     except httpx2.RequestError as cause:

@@ -1,0 +1,82 @@
+# Generated from test_flows_async.py by scripts/unasync: change that file, then run the script.
+"""``client.flows`` and ``client.training_projects``: what each call sends."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import vi
+from vi.api.resources.flows.responses import FlowSpec
+from vi.api.resources.training_projects.responses import TrainingProjectSpec
+
+FLOW = {"kind": "Flow", "workspaceId": "lab", "flowId": "f-1", "spec": {"name": "shelf", "schema": "v1"}}
+PROJECT = {"kind": "TrainingProject", "workspaceId": "lab", "trainingProjectId": "p-1", "spec": {"name": "Shelves"}}
+
+
+@pytest.fixture
+def client(server: Any, key: str) -> Iterator[vi.Client]:
+    with vi.Client(key, "lab", transport=server.transport) as client:
+        yield client
+
+
+def test_a_flow_is_created_read_changed_and_deleted(client: vi.Client, server: Any) -> None:
+    for _ in range(3):
+        server.answers(FLOW)
+    server.answers()
+    created = client.flows.create(FlowSpec(name="shelf"), metadata={"a": "b"}, flow_id="f-1")
+    read = client.flows.get("f-1")
+    client.flows.update("f-1", spec={"name": "other", "training_project": "p-1"}, if_match="e1")
+    deleted = client.flows.delete("f-1")
+    assert created == read
+    assert (read.flow_id, read.spec.name, deleted.id) == ("f-1", "shelf", "f-1")
+    assert server.asked == [f"{verb} /workspaces/lab/flows/f-1" for verb in ("PUT", "GET", "PATCH", "DELETE")]
+    assert server.body(0)["spec"]["name"] == "shelf"
+    assert server.body(2) == {"spec": {"name": "other", "trainingProject": "p-1"}}
+    assert server.requests[2].headers["if-match"] == "e1"
+
+
+def test_a_doubled_flow_answer_is_a_flow(client: vi.Client, server: Any) -> None:
+    server.answers({**FLOW, "name": "shelf", "schema": "v1", "tolerations": {}, "settings": {}, "blocks": []})
+    assert (client.flows.get("f-1")).spec.name == "shelf"
+
+
+def test_flows_are_listed_over_all_pages(client: vi.Client, server: Any) -> None:
+    for _ in range(2):
+        server.answers({"items": [FLOW], "nextPage": "t"})
+        server.answers({"items": [FLOW]})
+    assert len(list(client.flows)) == 2
+    assert len(list(client.flows())) == 2
+
+
+def test_a_training_project_is_created_read_changed_and_deleted(client: vi.Client, server: Any) -> None:
+    for _ in range(3):
+        server.answers(PROJECT)
+    server.answers()
+    spec = TrainingProjectSpec(name="Shelves", type="vqa", dataset_id="digits")
+    client.training_projects.create(spec, training_project_id="p-1")
+    project = client.training_projects.get("p-1")
+    client.training_projects.update("p-1", spec={"dataset_id": "shelves"}, metadata={"a": None})
+    deleted = client.training_projects.delete("p-1")
+    assert (project.spec.name, deleted.id) == ("Shelves", "p-1")
+    assert server.asked == [
+        f"{verb} /workspaces/lab/trainingProjects/p-1" for verb in ("PUT", "GET", "PATCH", "DELETE")
+    ]
+    assert server.body(0) == {"spec": {"name": "Shelves", "type": "vqa", "datasetId": "digits"}}
+    assert server.body(2) == {"spec": {"datasetId": "shelves"}, "metadata": {"attributes": {"a": None}}}
+
+
+def test_training_projects_are_listed_over_all_pages(client: vi.Client, server: Any) -> None:
+    for _ in range(2):
+        server.answers({"items": [PROJECT], "nextPage": "t"})
+        server.answers({"items": [PROJECT]})
+    assert len(list(client.training_projects)) == 2
+    assert len(list(client.training_projects())) == 2
+
+
+def test_a_refused_flow_tells_every_problem(client: vi.Client, server: Any) -> None:
+    problems = [{"path": "/blocks/0/block", "given": "x", "allowed": "dataset", "message": "unknown block 'x'"}]
+    server.answers({"message": "the flow has 1 problem", "code": "InvalidFlow", "problems": problems}, status=400)
+    with pytest.raises(vi.ViValidationError, match="/blocks/0/block: unknown block 'x'") as raised:
+        client.flows.create({"blocks": [{"block": "x"}]})
+    assert raised.value.details["problems"] == problems

@@ -1,0 +1,184 @@
+"""``client.models``: finding a checkpoint, and fetching it over a real connection."""
+
+import io
+import tarfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vi
+from vi.api.resources.models._folder import DEFAULT_SAVE_DIR
+
+pytestmark = pytest.mark.anyio
+
+FILES = {"model_full/run.json": b"{}", "model_full/model.safetensors": b"w" * 50_000, "model_full/config.json": b"{}"}
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def model_document(byte_server: Any) -> Callable[..., dict[str, Any]]:
+    def build(model_id: str = "epoch-3", **contents: Any) -> dict[str, Any]:
+        link = {"downloadUrl": {"url": byte_server.url, "expiresAt": 0}, "sha256": byte_server.sha256, **contents}
+        return {
+            "kind": "RunOutput",
+            "workspaceId": "lab",
+            "runId": "r-1",
+            "runOutputId": model_id,
+            "spec": {"kind": "Checkpoint", "epoch": 3, "evaluationMetrics": {"accuracy": 0.97}},
+            "status": {"observedGeneration": 1, "conditions": [], "storageObject": "-", "contents": link},
+        }
+
+    return build
+
+
+@pytest.fixture
+async def client(key: str, byte_server: Any) -> AsyncIterator[vi.AsyncClient]:
+    byte_server.content = tar_of(FILES)
+    async with vi.AsyncClient(key, "lab", endpoint=byte_server.endpoint, max_retries=0) as client:
+        yield client
+
+
+async def test_models_are_listed_in_pages(client: vi.AsyncClient, byte_server: Any, model_document: Any) -> None:
+    byte_server.documents.append({"items": [model_document("epoch-1"), model_document("epoch-2")], "nextPage": None})
+    models = await client.models.list("r-1")
+    assert [model.model_id for model in models.items] == ["epoch-1", "epoch-2"]
+    assert models[0].spec.evaluation_metrics == {"accuracy": 0.97}
+    assert byte_server.asked == ["GET /workspaces/lab/runs/r-1/outputs?s=10"]
+
+
+@pytest.mark.parametrize(("ckpt", "name"), [(None, "latest"), ("best", "best"), ("epoch-3", "epoch-3")])
+async def test_one_model_is_asked_for_by_name(
+    client: vi.AsyncClient, byte_server: Any, model_document: Any, ckpt: str | None, name: str
+) -> None:
+    document = model_document()
+    for answer in (document, {"items": [document]}, {**document, "items": [document]}):
+        byte_server.documents.append(answer)
+        model = await client.models.get("r-1", ckpt)
+        assert (type(model).__name__, model.model_id) == ("Model", "epoch-3")
+    assert byte_server.asked[0] == f"GET /workspaces/lab/runs/r-1/outputs/{name}"
+
+
+async def test_a_run_without_models_says_so(client: vi.AsyncClient, byte_server: Any, server: Any) -> None:
+    byte_server.documents.append({"items": []})
+    with pytest.raises(vi.ViOperationError, match="run r-1 has no checkpoint"):
+        await client.models.get("r-1")
+
+
+async def test_a_model_arrives_in_a_folder_of_its_own(
+    client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
+) -> None:
+    byte_server.documents.append(model_document(sizeBytes=len(byte_server.content)))
+    found = await client.models.download("r-1", save_dir=tmp_path)
+    assert found.model_path == tmp_path / "r-1" / "epoch-3" / "model_full"
+    assert found.run_config_path.read_bytes() == b"{}"
+    assert (found.run_id, found.model_id, found.adapter_path) == ("r-1", "epoch-3", None)
+    assert (found.model_path / "model.safetensors").read_bytes() == FILES["model_full/model.safetensors"]
+    assert [path.name for path in (tmp_path / "r-1").iterdir()] == ["epoch-3"]
+    assert byte_server.asked == ["GET /workspaces/lab/runs/r-1/outputs/latest?contents=y"]
+
+
+async def test_get_model_is_the_short_way(
+    client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    byte_server.documents.append(model_document())
+    found = await client.get_model("r-1")
+    assert found.model_path == Path(DEFAULT_SAVE_DIR).expanduser() / "r-1" / "epoch-3" / "model_full"
+
+
+async def test_two_checkpoints_of_one_run_do_not_mix(
+    client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
+) -> None:
+    byte_server.documents.append(model_document("epoch-1"))
+    first = await client.models.download("r-1", "epoch-1", save_dir=tmp_path)
+    byte_server.content = tar_of({**FILES, "model_full/model.safetensors": b"v" * 50_000})
+    byte_server.documents.append(model_document("epoch-2"))
+    second = await client.models.download("r-1", "epoch-2", save_dir=tmp_path)
+    assert (first.model_path / "model.safetensors").read_bytes()[:1] == b"w"
+    assert (second.model_path / "model.safetensors").read_bytes()[:1] == b"v"
+
+
+async def test_a_model_that_is_there_is_fetched_again_only_when_told(
+    client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
+) -> None:
+    byte_server.documents.append(model_document())
+    first = await client.models.download("r-1", save_dir=tmp_path)
+    byte_server.documents.append(model_document())
+    assert await client.models.download("r-1", save_dir=tmp_path) == first
+    assert len(byte_server.ranges) == 1
+    (first.model_path / "stale.bin").write_bytes(b"old")
+    byte_server.documents.append(model_document())
+    await client.models.download("r-1", save_dir=tmp_path, overwrite=True)
+    assert len(byte_server.ranges) == 2
+    assert not (first.model_path / "stale.bin").exists()
+    assert [path.name for path in (tmp_path / "r-1").iterdir()] == ["epoch-3"]
+
+
+async def test_a_damaged_model_is_never_left_behind(
+    client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
+) -> None:
+    byte_server.documents.append(model_document(sha256="0" * 64))
+    with pytest.raises(vi.ViDownloadError, match="damaged"):
+        await client.models.download("r-1", save_dir=tmp_path)
+    assert list((tmp_path / "r-1").iterdir()) == []
+
+
+async def test_a_cut_download_goes_on_in_the_next_call(
+    client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
+) -> None:
+    byte_server.faults = [20_000]
+    byte_server.documents.append(model_document())
+    with pytest.raises(vi.ViDownloadError, match="20000 bytes, which are kept"):
+        await client.models.download("r-1", save_dir=tmp_path)
+    assert not (tmp_path / "r-1" / "epoch-3").exists()
+    byte_server.documents.append(model_document())
+    await client.models.download("r-1", save_dir=tmp_path)
+    assert byte_server.ranges == ["bytes=0-", "bytes=20000-"]
+
+
+async def test_names_from_the_server_never_leave_the_folder(
+    client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
+) -> None:
+    byte_server.documents.append(model_document("../../evil"))
+    with pytest.raises(vi.ViInvalidParameterError, match="runOutputId"):
+        await client.models.download("r-1", save_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_model_without_a_link_says_so(
+    client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
+) -> None:
+    document = model_document()
+    document["status"]["contents"] = None
+    byte_server.documents.append(document)
+    with pytest.raises(vi.ViDownloadError, match="no download link"):
+        await client.models.download("r-1", save_dir=tmp_path)
+
+
+async def test_a_place_that_cannot_be_written_is_told(
+    client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "r-1").write_text("in the way")
+    byte_server.documents.append(model_document())
+    with pytest.raises(vi.ViDownloadError, match="cannot be stored"):
+        await client.models.download("r-1", save_dir=tmp_path)
+
+
+async def test_a_link_without_a_host_belongs_to_the_api(
+    client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
+) -> None:
+    byte_server.documents.append(model_document(downloadUrl={"url": "/downloads/abc?signature=x"}))
+    found = await client.models.download("r-1", save_dir=tmp_path)
+    assert found.model_path.is_dir()
+    assert all("Authorization" not in headers for headers in byte_server.headers_seen)
