@@ -1,0 +1,1 @@
+"""The server's HTTP face. ``routes`` lists every route, ``door`` lets in, ``compat`` holds other clients' quirks."""

@@ -1,0 +1,105 @@
+"""Puts the server together: store, secrets and rules opened by the lifespan, routes behind the one door."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from litestar import Litestar, asgi
+from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
+
+from runyard.server.clock import Clock, SystemClock
+from runyard.server.http import downloads, problems
+from runyard.server.http.door import Door, allowed_hosts
+from runyard.server.http.routes import ROUTES
+from runyard.server.services import bootstrap, deletion, leases
+from runyard.server.services.context import Services
+from runyard.server.services.errors import Refusal
+from runyard.server.services.keys import Keyring
+from runyard.server.services.secrets import open_secrets
+from runyard.server.services.signing import Signer
+from runyard.settings import Settings
+from runyard.store import Store, StoreUnavailable, organizations
+from runyard.store import keys as key_rows
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = True) -> Door:
+    """The ASGI application. Its lifespan opens the store; without ``pulse`` leases age only by ``leases.tick``."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Litestar) -> AsyncIterator[None]:
+        async with open_services(settings, clock or SystemClock(), pulse=pulse) as services:
+            door.services = services
+            try:
+                yield
+            finally:
+                services.changes.close()
+
+    handlers = [
+        HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(route.answer) for route in ROUTES
+    ]
+    inside = Litestar(
+        route_handlers=[*handlers, asgi("/downloads/{link:str}", copy_scope=False)(downloads.download)],
+        lifespan=[lifespan],
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=None,  # the door counts
+        exception_handlers={
+            Refusal: problems.refused,
+            StoreUnavailable: problems.unavailable,
+            HTTPException: problems.http_error,
+            Exception: problems.failed,
+        },
+    )
+    door = Door(inside, allowed_hosts=allowed_hosts(settings.host, settings.allowed_hosts))
+    return door
+
+
+@contextlib.asynccontextmanager
+async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> AsyncIterator[Services]:
+    """Everything behind the routes, opened in order and closed in reverse."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    secrets = open_secrets(settings.secrets_dir)
+    store = Store(settings.database)
+    try:
+        if await bootstrap.bootstrap(settings, store, secrets.pepper, now_ms=clock.now_ms()):
+            log.info("made an organization and its key; they are in %s", settings.credentials_file)
+        services = Services(
+            settings=settings,
+            store=store,
+            clock=clock,
+            keyring=Keyring(secrets.pepper, store.read(key_rows.all_rows)),
+            signer=Signer(secrets),
+            epoch=store.read(lambda connection: organizations.fact(connection, bootstrap.EPOCH)) or "",
+            pepper=secrets.pepper,
+        )
+        await deletion.sweep(services)
+        async with contextlib.AsyncExitStack() as stack:
+            if pulse:
+                task = asyncio.create_task(_beat(services), name="pulse")
+                stack.push_async_callback(_stopped, task)
+            yield services
+    finally:
+        store.close()
+
+
+async def _beat(services: Services) -> None:
+    """Once a second, tell the leases how long we have lived."""
+    last_s = services.clock.monotonic_s()
+    while True:
+        await services.clock.sleep(leases.TICK_S)
+        now_s = services.clock.monotonic_s()
+        try:
+            await leases.tick(services, now_s - last_s)
+        except StoreUnavailable as error:
+            log.error("leases could not be looked after: %s", error)
+        last_s = now_s
+
+
+async def _stopped(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,92 @@
+"""Routes of controllers and supervisors; ``runyard.protocol`` tells what they say."""
+
+import asyncio
+import re
+from typing import cast
+
+import msgspec
+
+from runyard import protocol
+from runyard.server.http.asking import TOKEN, Answer, Asked, Id, T, actor_of, answer, empty, services_of
+from runyard.server.services import leases, lines, models
+from runyard.server.services.errors import Refusal
+from runyard.server.services.signing import AttemptToken
+
+
+async def post_claim(request: Asked) -> Answer:
+    offer = await _message(request, protocol.Claim)
+    return answer(await leases.claim(services_of(request), actor_of(request), offer))
+
+
+async def get_machine(request: Asked, machine_id: Id) -> Answer:
+    return answer(await leases.placed(services_of(request), machine_id))
+
+
+async def post_process(request: Asked) -> Answer:
+    report = await _message(request, protocol.ProcessReport)
+    return answer(await leases.report_process(services_of(request), _token(request), report))
+
+
+async def post_renewal(request: Asked) -> Answer:
+    renewal = await _message(request, protocol.Renewal)
+    return answer(await leases.renew(services_of(request), _token(request), renewal))
+
+
+async def post_lines(request: Asked) -> Answer:
+    shipped = await _message(request, protocol.Lines)
+    return answer(await lines.accept(services_of(request), _token(request), shipped))
+
+
+async def head_blob(request: Asked, sha256: Id) -> Answer:
+    has_it = models.has_blob(services_of(request), _token(request), _checked_hash(sha256))
+    return empty(200 if has_it else 404)
+
+
+async def put_blob(request: Asked, sha256: Id) -> Answer:
+    size_bytes = request.content_length
+    if size_bytes is None:
+        raise Refusal("InvalidBody", "a blob's length must be announced; send Content-Length")
+    receiving = models.receiving_blob(
+        services_of(request), _token(request), sha256=_checked_hash(sha256), size_bytes=size_bytes
+    )
+    # Hashing and writing block, so they run on a thread; entering and leaving does as well, since it fsyncs.
+    upload = await asyncio.to_thread(receiving.__enter__)
+    try:
+        async for chunk in request.stream():
+            if chunk:
+                await asyncio.to_thread(upload.write, chunk)
+    except BaseException as error:
+        if not await asyncio.to_thread(receiving.__exit__, type(error), error, error.__traceback__):
+            raise
+    else:
+        await asyncio.to_thread(receiving.__exit__, None, None, None)
+    return empty(201)
+
+
+async def post_checkpoint(request: Asked) -> Answer:
+    report = await _message(request, protocol.CheckpointReport)
+    await models.register(services_of(request), _token(request), report)
+    return empty(201)
+
+
+async def post_finish(request: Asked) -> Answer:
+    report = await _message(request, protocol.ExitReport)
+    await leases.finish(services_of(request), _token(request), report)
+    return empty()
+
+
+async def _message(request: Asked, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(await request.body(), type=kind)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise Refusal("InvalidBody", f"the body is no {kind.__name__}: {error}") from error
+
+
+def _token(request: Asked) -> AttemptToken:
+    return cast(AttemptToken, request.scope[TOKEN])  # type: ignore[literal-required]
+
+
+def _checked_hash(sha256: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise Refusal("InvalidId", f"{sha256[:80]!r} is no SHA-256; give 64 lower-case hexadecimal digits")
+    return sha256

@@ -1,0 +1,256 @@
+"""The one door: the outermost layer, through which every request comes, whatever stands behind it.
+
+It denies by default. In this order it looks at: how long URL and headers are, whom the Host header names (a rebound
+domain name must not reach us), which site the request comes from, who is asking, whether path and ``Organization-Id``
+agree with the key, whether ids are well-formed, and how large the body is. Only the paths of ``PUBLIC`` need no key;
+download links carry their own signature. What belongs to another organisation gets the answer of what does not exist.
+
+It also writes one line per request to the access log: no query, no header, no link, so no secret.
+"""
+
+import ipaddress
+import logging
+import re
+from typing import Any
+
+import msgspec
+
+from runyard.server.http.asking import ACTOR, SERVICES, TOKEN
+from runyard.server.http.problems import problem_body
+from runyard.server.services.context import Actor, Services
+from runyard.server.services.errors import Refusal
+from runyard.server.services.leases import lease_lost
+
+access_log = logging.getLogger("runyard.access")
+log = logging.getLogger(__name__)
+
+# The only routes without a key. The OpenAPI document is not among them: nothing is public that need not be.
+PUBLIC = ("/health",)
+PUBLIC_PREFIXES = ("/downloads/",)
+
+LONGEST_URL, LONGEST_HEADERS = 8 * 1024, 16 * 1024
+LARGEST_BODY, LARGEST_MESSAGE = 1024 * 1024, 16 * 1024 * 1024
+ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
+HIDDEN_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
+SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+ATTEMPT_PREFIX = "/internal/v1/attempt/"
+
+HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class Door:
+    """An ASGI application around another one. ``services`` is set by the application's lifespan."""
+
+    def __init__(self, inside: Any, *, allowed_hosts: set[str]) -> None:
+        self._inside = inside
+        self._allowed_hosts = allowed_hosts
+        self.services: Services | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._inside(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it yet
+
+    async def _http(self, scope: Any, receive: Any, send: Any) -> None:
+        services = self.services
+        assert services is not None, "requests come after the lifespan has begun"  # noqa: S101
+        begun_s = services.clock.monotonic_s()
+        status = 0
+
+        async def send_marked(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+            await send(message)
+
+        try:
+            headers = _headers(scope)
+            self._admit(services, scope, headers)
+            limit = _body_limit(scope)
+            if limit is not None:
+                receive = _limited(receive, headers, limit)
+            await self._inside(scope, receive, send_marked)
+        except Refusal as refusal:
+            if status:
+                raise
+            await _refuse(send_marked, refusal)
+        finally:
+            if access_log.isEnabledFor(logging.INFO):
+                _log_access(services, scope, status, begun_s)
+
+    def _admit(self, services: Services, scope: Any, headers: dict[bytes, bytes]) -> None:
+        """Let a request in, its asker written into the scope, or raise Refusal."""
+        path, raw_path = scope["path"], scope.get("raw_path") or scope["path"].encode()
+        if len(raw_path) + len(scope["query_string"]) > LONGEST_URL:
+            raise Refusal("UrlTooLong", f"the URL is longer than {LONGEST_URL} bytes; send less in it")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > LONGEST_HEADERS:
+            raise Refusal("HeadersTooLarge", f"the headers are larger than {LONGEST_HEADERS} bytes; send less")
+        self._check_host(headers.get(b"host", b""))
+        self._check_origin(headers.get(b"origin"))
+        scope[SERVICES] = services
+        if path in PUBLIC or path.startswith(PUBLIC_PREFIXES):
+            return
+        credential = _bearer(headers.get(b"authorization", b""))
+        if path.startswith(ATTEMPT_PREFIX):
+            _admit_attempt(services, scope, credential)
+        else:
+            _admit_key(services, scope, credential, headers.get(b"organization-id"))
+        if HIDDEN_SEPARATOR.search(raw_path):
+            raise Refusal("InvalidId", "an id in the URL holds a slash; ids are letters, digits, '_' and '-' alone")
+
+    def _check_host(self, given: bytes) -> None:
+        host = _without_port(given.decode("latin-1").lower())
+        if host not in self._allowed_hosts:
+            raise Refusal(
+                "InvalidHost",
+                f"Host {host[:80]!r} is not one this server answers to; use its address, or name it in "
+                "RUNYARD_ALLOWED_HOSTS",
+            )
+
+    def _check_origin(self, given: bytes | None) -> None:
+        if given is None:
+            return
+        host = _without_port(given.decode("latin-1").lower().partition("://")[2])
+        if host not in self._allowed_hosts:
+            raise Refusal("OriginRefused", "this request comes from a page of another site; open Runyard's own pages")
+
+
+def allowed_hosts(host: str, further: str) -> set[str]:
+    """Host names to answer to: loopback, the address we listen on, and what the settings add."""
+    named = {part.strip().lower() for part in further.split(",") if part.strip()}
+    own = set() if ipaddress_is_any(host) else {_bracketed(host.lower())}
+    return {"localhost", "127.0.0.1", "[::1]"} | own | named
+
+
+def ipaddress_is_any(host: str) -> bool:
+    """Whether ``host`` means every address, and so is nobody's name."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _admit_attempt(services: Services, scope: Any, credential: str) -> None:
+    token = services.signer.attempt(credential)
+    if token is None:
+        raise _unauthorized()
+    if token.epoch != services.epoch:
+        raise lease_lost()  # given out before the store was restored from a backup
+    scope[TOKEN] = token
+    scope[ACTOR] = Actor(org=token.org, name=f"attempt {token.number}", role="attempt", address=_address(scope))
+
+
+def _admit_key(services: Services, scope: Any, credential: str, named_org: bytes | None) -> None:
+    key = services.keyring.find(credential, now_ms=services.clock.now_ms())
+    path, is_internal = scope["path"], scope["path"].startswith("/internal/")
+    # A controller's key opens the controller's routes and nothing else, and no other key opens those.
+    if key is None or (key.role == "controller") is not is_internal:
+        raise _unauthorized()
+    scope[ACTOR] = Actor(org=key.org or "", name=f"key {key.id}", role=key.role, address=_address(scope))
+    if is_internal:
+        return
+    segments = path.split("/")
+    is_own = key.org == segments[2] if len(segments) > 2 and segments[1] == "workspaces" else True
+    if not is_own or (named_org is not None and named_org.decode("latin-1") != key.org):
+        raise Refusal("NotFound", "there is nothing here for this key; check the organization id and the path")
+    for segment in segments[4::2]:
+        if segment and not ID.fullmatch(segment):
+            raise Refusal(
+                "InvalidId",
+                f"id {segment[:80]!r} is not well-formed; ids are 1 to 255 letters, digits, '_' and '-'",
+            )
+    if key.role == "viewer" and scope["method"] not in SAFE_METHODS:
+        raise Refusal("RoleForbidden", "a viewer's key only reads; use the key of a member or an admin")
+
+
+def _unauthorized() -> Refusal:
+    return Refusal(
+        "Unauthorized",
+        "the key is missing or wrong; send it as 'Authorization: Bearer dtvi_...', "
+        "as it stands in credentials.json of the data folder",
+    )
+
+
+def _headers(scope: Any) -> dict[bytes, bytes]:
+    return dict(scope["headers"])
+
+
+def _bearer(value: bytes) -> str:
+    kind, _, credential = value.decode("latin-1").partition(" ")
+    return credential.strip() if kind.lower() == "bearer" else ""
+
+
+def _address(scope: Any) -> str:
+    return scope["client"][0] if scope.get("client") else ""
+
+
+def _without_port(host: str) -> str:
+    return re.sub(r":[0-9]*$", "", host)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _body_limit(scope: Any) -> int | None:
+    path = scope["path"]
+    if path.startswith(f"{ATTEMPT_PREFIX}blobs/"):
+        return None  # as long as it announced, which the store checks while it arrives
+    return LARGEST_MESSAGE if path.startswith("/internal/") else LARGEST_BODY
+
+
+def _limited(receive: Any, headers: dict[bytes, bytes], limit: int) -> Any:
+    """``receive`` that refuses a body above the limit, at once if it was announced, else as soon as it is."""
+    announced = headers.get(b"content-length", b"0")
+    if not announced.isdigit() or int(announced) > limit:
+        raise _too_large(limit)
+    taken = 0
+
+    async def receive_some() -> Any:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > limit:
+            raise _too_large(limit)
+        return message
+
+    return receive_some
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal("BodyTooLarge", f"the request body is larger than {limit // 1024} KiB; send less at once")
+
+
+async def _refuse(send: Any, refusal: Refusal) -> None:
+    body = problem_body(refusal)
+    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if refusal.code in ("BodyTooLarge", "HeadersTooLarge"):
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _log_access(services: Services, scope: Any, status: int, begun_s: float) -> None:
+    actor = scope.get(ACTOR)
+    path = scope["path"]
+    line = {
+        "time": services.clock.now_ms(),
+        "method": scope["method"],
+        "path": "/downloads/..." if path.startswith("/downloads/") else path[:500],
+        "status": status,
+        "ms": round((services.clock.monotonic_s() - begun_s) * 1000, 2),
+        "actor": actor.name if actor else "",
+        "address": _address(scope),
+    }
+    access_log.info(msgspec.json.encode(line).decode())

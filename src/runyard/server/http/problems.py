@@ -1,0 +1,78 @@
+"""Problem documents: every answer that is not a success, whoever raised it.
+
+``message`` is the sentence people read (the published client shows that field and no other); ``code`` is the word
+programs compare. Nothing of our inside goes out: no stack, no SQL, no path of this machine.
+"""
+
+import logging
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+
+from runyard.server.services.errors import Problem, Refusal
+from runyard.store import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+
+class ProblemDocument(msgspec.Struct, omit_defaults=True):
+    """The body of an error answer (RFC 9457, with ``message``, ``code`` and ``problems``)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    message: str
+    code: str
+    problems: list[Problem] = []
+
+
+def problem_body(refusal: Refusal) -> bytes:
+    return msgspec.json.encode(
+        ProblemDocument(
+            type=f"urn:runyard:error:{refusal.code}",
+            title=refusal.title,
+            status=refusal.status,
+            detail=refusal.message,
+            message=refusal.message,
+            code=refusal.code,
+            problems=refusal.problems,
+        )
+    )
+
+
+def refused(request: Request[Any, Any, Any], error: Refusal) -> Response[Any]:
+    headers = {"retry-after": "2"} if error.status == 503 else None
+    return Response(
+        content=problem_body(error),
+        media_type="application/problem+json",
+        status_code=error.status,
+        headers=headers,
+    )
+
+
+def unavailable(request: Request[Any, Any, Any], error: StoreUnavailable) -> Response[Any]:
+    log.error("the store is unavailable: %s", error)
+    return refused(request, Refusal("StorageUnavailable", "the store cannot be used right now; try again soon"))
+
+
+def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    """What the web framework itself refuses."""
+    path = request.scope["path"][:200]
+    if error.status_code == 404:
+        return refused(request, Refusal("NotFound", f"there is no route {path!r}; the OpenAPI document lists all"))
+    if error.status_code == 405:
+        method = request.scope["method"]
+        return refused(
+            request, Refusal("MethodNotAllowed", f"{path!r} does not take {method}; see the OpenAPI document")
+        )
+    if error.status_code < 500:
+        return refused(request, Refusal("InvalidBody", "the request could not be read; check it against the docs"))
+    return failed(request, error)
+
+
+def failed(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    log.error("%s %s failed", request.scope["method"], request.scope["path"], exc_info=error)
+    return refused(request, Refusal("Internal", "the server made a mistake; its log says more, and repeating may help"))

@@ -1,0 +1,102 @@
+"""THE page that lists every route: method, path, function, what it takes and gives.
+
+The application, the OpenAPI document and the tests of the door are all made from ``ROUTES``; a route that is not here
+does not exist. Beside these stand ``/downloads/{link}`` (``downloads``), which signs for itself.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from runyard import protocol
+from runyard.server.http import attempts, bodies, flows, health, models, runs, training_projects
+from runyard.server.services.lines import LogPage, MetricPage
+from vi.api.resources.flows.responses import Flow
+from vi.api.resources.models.responses import Model
+from vi.api.resources.runs.responses import Run
+from vi.api.resources.training_projects.responses import TrainingProject
+
+Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One route. ``takes`` is the struct of its body; ``gives`` of its answer, None for an empty one."""
+
+    method: Method
+    path: str
+    answer: Callable[..., Awaitable[Any]]
+    summary: str
+    takes: Any = None
+    gives: Any = None
+    is_page: bool = False
+    query: tuple[str, ...] = ()
+
+
+PAGE = ("s", "p")
+FILTERS = ("condition", "flow", "trainingProject", "attribute", "createdAfter", "createdBefore")
+ORG = "/workspaces/{org:str}"
+RUN = ORG + "/runs/{run_id:str}"
+FLOW = ORG + "/flows/{flow_id:str}"
+PROJECT = ORG + "/trainingProjects/{project_id:str}"
+ATTEMPT = "/internal/v1/attempt"
+
+# fmt: off
+ROUTES = (
+    Route("GET", "/health", health.get_health, "Whether the server is up; no key needed", gives=health.Health),
+    Route("GET", "/openapi.json", health.get_openapi, "This document", gives=dict[str, Any]),
+
+    Route("GET", ORG + "/runs", runs.list_runs, "List runs, newest first", gives=Run, is_page=True,
+          query=PAGE + FILTERS),
+    Route("GET", ORG + "/simpleRuns", runs.list_runs, "List runs, newest first", gives=Run, is_page=True,
+          query=PAGE + FILTERS),
+    Route("GET", RUN, runs.get_run, "Read a run", gives=Run),
+    Route("PUT", RUN, runs.put_run, "Create a run; repeating it is harmless", takes=bodies.NewRun, gives=Run),
+    Route("PATCH", RUN, runs.patch_run, "Update or kill a run", takes=bodies.ChangedRun, gives=Run),
+    Route("DELETE", RUN, runs.delete_run, "Delete a run and all that belongs to it"),
+    Route("GET", RUN + "/logs", runs.get_logs, "Read log lines", gives=LogPage,
+          query=("since", "until", "limit", "block", "wait")),
+    Route("GET", RUN + "/metrics", runs.get_metrics, "Read metric points", gives=MetricPage,
+          query=("since", "limit")),
+    Route("GET", RUN + "/outputs", models.list_models, "List a run's models, latest last", gives=Model,
+          is_page=True, query=(*PAGE, "contents")),
+    Route("GET", RUN + "/outputs/{checkpoint:str}", models.get_model, "Read a model; `latest` and `best` are ids too",
+          gives=Model, query=("contents",)),
+
+    Route("GET", ORG + "/flows", flows.list_flows, "List flows, newest first", gives=Flow, is_page=True, query=PAGE),
+    Route("GET", ORG + "/simpleFlows", flows.list_flows, "List flows, newest first", gives=Flow, is_page=True,
+          query=PAGE),
+    Route("GET", FLOW, flows.get_flow, "Read a flow", gives=Flow),
+    Route("PUT", FLOW, flows.put_flow, "Create or replace a flow", takes=bodies.NewFlow, gives=Flow),
+    Route("PATCH", FLOW, flows.patch_flow, "Update a flow", takes=bodies.ChangedFlow, gives=Flow),
+    Route("DELETE", FLOW, flows.delete_flow, "Delete a flow"),
+    Route("GET", ORG + "/flowSchemas/{version:str}", flows.get_flow_schema, "JSON Schema of flows",
+          gives=dict[str, Any]),
+
+    Route("GET", ORG + "/trainingProjects", training_projects.list_projects, "List training projects, newest first",
+          gives=TrainingProject, is_page=True, query=PAGE),
+    Route("GET", PROJECT, training_projects.get_project, "Read a training project", gives=TrainingProject),
+    Route("PUT", PROJECT, training_projects.put_project, "Create or replace a training project",
+          takes=bodies.NewProject, gives=TrainingProject),
+    Route("PATCH", PROJECT, training_projects.patch_project, "Update a training project",
+          takes=bodies.ChangedProject, gives=TrainingProject),
+    Route("DELETE", PROJECT, training_projects.delete_project, "Delete a training project"),
+
+    Route("POST", "/internal/v1/claims", attempts.post_claim, "Controller: offer room, get an attempt",
+          takes=protocol.Claim, gives=protocol.Claimed),
+    Route("GET", "/internal/v1/machines/{machine_id:str}", attempts.get_machine, "Controller: a machine's attempts",
+          gives=protocol.Placed),
+    Route("POST", ATTEMPT + "/process", attempts.post_process, "Supervisor: who I am",
+          takes=protocol.ProcessReport, gives=protocol.Wanted),
+    Route("POST", ATTEMPT + "/renew", attempts.post_renewal, "Supervisor: I am alive",
+          takes=protocol.Renewal, gives=protocol.Wanted),
+    Route("POST", ATTEMPT + "/lines", attempts.post_lines, "Supervisor: what the trainer said",
+          takes=protocol.Lines, gives=protocol.LinesAccepted),
+    Route("HEAD", ATTEMPT + "/blobs/{sha256:str}", attempts.head_blob, "Supervisor: is this file here"),
+    Route("PUT", ATTEMPT + "/blobs/{sha256:str}", attempts.put_blob, "Supervisor: here is a file"),
+    Route("POST", ATTEMPT + "/checkpoints", attempts.post_checkpoint, "Supervisor: a checkpoint is complete",
+          takes=protocol.CheckpointReport),
+    Route("POST", ATTEMPT + "/finish", attempts.post_finish, "Supervisor: how the attempt ended",
+          takes=protocol.ExitReport),
+)
+# fmt: on

@@ -1,0 +1,122 @@
+"""Routes of runs: each reads its request, calls one service, answers."""
+
+import re
+from typing import Any
+
+from msgspec import UNSET
+
+from runyard.server.http import bodies, compat
+from runyard.server.http.asking import (
+    Answer,
+    Asked,
+    Id,
+    Query,
+    actor_of,
+    answer,
+    bad_query,
+    empty,
+    fitted,
+    if_match_of,
+    json_answer,
+    json_body,
+    services_of,
+)
+from runyard.server.services import deletion, lines, runs
+from runyard.server.services.conditions import REASONS
+from runyard.store.runs import RunFilter
+
+STREAMS = ("events", "stdout", "stderr")
+
+
+async def list_runs(request: Asked, org: Id) -> Answer:
+    query = Query(request)
+    filter = _filter(query)
+    wanted = query.page(f"runs {filter}")
+    return json_answer(await runs.page(services_of(request), org=org, filter=filter, wanted=wanted))
+
+
+async def get_run(request: Asked, org: Id, run_id: Id) -> Answer:
+    document, etag = runs.get(services_of(request), org=org, run_id=run_id)
+    return json_answer(document, etag=etag)
+
+
+async def put_run(request: Asked, org: Id, run_id: Id) -> Answer:
+    body, value = await json_body(request)
+    given = fitted(compat.camel_spec(value), bodies.NewRun)
+    document, etag, is_new = await runs.create(
+        services_of(request),
+        actor_of(request),
+        run_id,
+        body=body,
+        flow=given.spec.flow,
+        flow_id=given.spec.flow_id,
+        training_project=given.spec.training_project,
+        attributes=bodies.attributes_of(given.metadata),
+    )
+    return json_answer(document, etag=etag, status=201 if is_new else 200)
+
+
+async def patch_run(request: Asked, org: Id, run_id: Id) -> Answer:
+    _, value = await json_body(request)
+    given = fitted(compat.camel_spec(value), bodies.ChangedRun)
+    spec = given.spec or bodies.ChangedRunSpec()
+    document, etag = await runs.update(
+        services_of(request),
+        actor_of(request),
+        run_id,
+        kill=spec.killed_at is not UNSET,
+        training_project=spec.training_project,
+        attributes=bodies.attributes_of(given.metadata),
+        if_match=if_match_of(request),
+    )
+    return json_answer(document, etag=etag)
+
+
+async def delete_run(request: Asked, org: Id, run_id: Id) -> Answer:
+    await deletion.delete(services_of(request), actor_of(request), run_id, if_match=if_match_of(request))
+    return empty()
+
+
+async def get_logs(request: Asked, org: Id, run_id: Id) -> Answer:
+    query = Query(request)
+    page = await lines.log_page(
+        services_of(request),
+        org=org,
+        run_id=run_id,
+        since=query.integer("since", 0) or 0,
+        until=query.integer("until"),
+        stream=query.one_of("block", STREAMS),
+        limit=query.integer("limit", lines.MOST, least=1, most=lines.MOST) or lines.MOST,
+        wait_s=query.seconds("wait"),
+    )
+    return answer(page)
+
+
+async def get_metrics(request: Asked, org: Id, run_id: Id) -> Answer:
+    query = Query(request)
+    page = await lines.metric_page(
+        services_of(request),
+        org=org,
+        run_id=run_id,
+        since=query.integer("since", 0) or 0,
+        limit=query.integer("limit", lines.MOST, least=1, most=10 * lines.MOST) or lines.MOST,
+    )
+    return answer(page)
+
+
+def _filter(query: Query) -> RunFilter:
+    return RunFilter(
+        condition=query.one_of("condition", tuple(kind.value for kind in REASONS)),
+        flow_id=query.text("flow"),
+        training_project=query.text("trainingProject"),
+        attributes=tuple(_attribute(given) for given in query.all("attribute")),
+        created_after=query.integer("createdAfter"),
+        created_before=query.integer("createdBefore"),
+    )
+
+
+def _attribute(given: str) -> tuple[Any, Any]:
+    found = re.fullmatch(r"([^:]+):(.*)", given, re.DOTALL)
+    if found is None:
+        raise bad_query("attribute", given, "key:value, once for each attribute")
+    return found.group(1), found.group(2)

@@ -1,0 +1,174 @@
+"""The server as a process: one data folder, one port, one event loop.
+
+Two servers must never share a database, so the folder is locked first. The port is tried before the web server takes
+it, because that one would share a taken port silently. Where we listen is written down only when a request to it has
+been answered. SIGTERM and SIGINT end it cleanly: waiters are let go, what is queued is committed, files are removed.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from granian.constants import Interfaces
+from granian.server.embed import Server
+
+from runyard.rundir import read_json
+from runyard.server.http.app import create_app
+from runyard.server.http.door import Door
+from runyard.server.services.bootstrap import announce
+from runyard.server.services.secrets import write_private
+from runyard.settings import Settings, read_settings
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 30.0
+EXIT_BUSY = 3
+
+
+class CannotServe(Exception):
+    """The server cannot start; the message says why and what to do."""
+
+
+def main() -> int:
+    """Serve until told to stop; the process's exit status."""
+    settings = read_settings()
+    logging.basicConfig(stream=sys.stderr, level=settings.log_level.upper(), format="%(message)s")
+    try:
+        with _data_dir_locked(settings):
+            asyncio.run(serve(settings))
+    except CannotServe as error:
+        log.error("%s", error)
+        return EXIT_BUSY
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        CannotServe: the address is taken or refused.
+    """
+    _check_bind(settings)
+    port = _free_port(settings)
+    endpoint = f"http://{_client_host(settings.host)}:{port}/"
+    door = create_app(settings)
+    server = Server(
+        door,
+        address=settings.host,
+        port=port,
+        interface=Interfaces.ASGI,
+        log_enabled=False,
+        websockets=False,
+        backlog=1024,
+    )
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    serving = asyncio.create_task(server.serve(), name="http")
+    waiting = asyncio.create_task(stopping.wait(), name="signals")
+    announcing = asyncio.create_task(_announce_when_up(settings, endpoint, port), name="announce")
+    try:
+        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        announcing.cancel()
+        await _stop(server, door, serving)
+        for task in (waiting, announcing):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, CannotServe):
+                await task
+        _forget(settings.server_file)
+
+
+async def _stop(server: Server, door: Door, serving: asyncio.Task[None]) -> None:
+    if door.services is not None:
+        door.services.changes.close()  # long polls answer now, or stopping would wait for them
+    server.stop()  # type: ignore[no-untyped-call]
+    await serving
+
+
+async def _announce_when_up(settings: Settings, endpoint: str, port: int) -> None:
+    """Write down where we listen, once a request has really been answered."""
+    host = _client_host(settings.host)
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while not await _answers(host.strip("[]"), port, host):
+            await asyncio.sleep(0.02)
+    announce(settings, endpoint)
+    write_private(settings.server_file, json.dumps({"endpoint": endpoint, "pid": os.getpid()}) + "\n")
+    log.info(json.dumps({"event": "listening", "endpoint": endpoint, "dataDir": str(settings.data_dir)}))
+
+
+async def _answers(address: str, port: int, host: str) -> bool:
+    try:
+        reader, writer = await asyncio.open_connection(address, port)
+    except OSError:
+        return False
+    try:
+        writer.write(f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        await writer.drain()
+        return b" 200 " in await reader.readline()
+    except OSError:
+        return False
+    finally:
+        writer.close()
+
+
+@contextlib.contextmanager
+def _data_dir_locked(settings: Settings) -> Iterator[None]:
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(settings.data_dir / "server.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            told = read_json(settings.server_file) or {}
+            where = told.get("endpoint", "an address it has not written down yet")
+            raise CannotServe(
+                f"a server already uses {settings.data_dir} (at {where}); stop it, or choose another --data-dir"
+            ) from None
+        yield
+
+
+def _check_bind(settings: Settings) -> None:
+    is_loopback = settings.host in ("localhost", "::1") or settings.host.startswith("127.")
+    if not is_loopback and not settings.insecure_bind:
+        raise CannotServe(
+            f"{settings.host} is not a loopback address: keys and pictures would cross the network unencrypted. "
+            "Put a TLS proxy in front of 127.0.0.1, or accept that with RUNYARD_INSECURE_BIND=1"
+        )
+
+
+def _free_port(settings: Settings) -> int:
+    """The port to listen on, known to be free; a free one for port 0."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise CannotServe(
+                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
+                "stop what uses it, or choose another --port (0 takes a free one)"
+            ) from error
+        address: tuple[Any, ...] = probe.getsockname()
+        return int(address[1])
+
+
+def _client_host(host: str) -> str:
+    """The address a client on this machine uses."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return "127.0.0.1" if host == "0.0.0.0" else "[::1]"  # noqa: S104
+    return f"[{host}]" if ":" in host else host
+
+
+def _forget(server_file: Path) -> None:
+    told = read_json(server_file)
+    if told is not None and told.get("pid") == os.getpid():
+        server_file.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The rules of runs, leases, flows, models and keys: no HTTP, no SQL."""

@@ -1,0 +1,78 @@
+"""The first start: an organisation, its admin key, the controller's key.
+
+The key file is written before the rows, because a key exists in clear only once: a crash in between leaves a file
+whose key the next start adopts, never a database whose key nobody knows. Keys go to files of mode 0600 and nowhere
+else.
+"""
+
+import json
+import secrets
+import string
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from runyard.rundir import read_json
+from runyard.server.services import keys as key_format
+from runyard.server.services.secrets import write_private
+from runyard.settings import Settings
+from runyard.store import Store, organizations, pulse
+from runyard.store import keys as key_rows
+
+ORG_ALPHABET = string.ascii_lowercase + string.digits
+CONTROLLER_FILE = "controller.json"
+EPOCH = "epoch"
+
+
+async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: int) -> bool:
+    """Make what a new store lacks; whether it was new."""
+    if store.read(lambda connection: organizations.fact(connection, EPOCH)) is not None:
+        return False
+    org, secret_key = _credentials(settings.credentials_file)
+    controller_key = _controller_key(settings.secrets_dir / CONTROLLER_FILE)
+
+    def work(connection: Connection) -> None:
+        organizations.set_fact(connection, EPOCH, secrets.token_hex(4))
+        pulse.begin(connection)
+        organizations.add(connection, org=org, name="My organization", time_ms=now_ms)
+        _add_key(connection, secret_key, pepper, org=org, role="admin", name="first key", now_ms=now_ms)
+        _add_key(connection, controller_key, pepper, org=None, role="controller", name="controller", now_ms=now_ms)
+
+    await store.write(work)
+    return True
+
+
+def announce(settings: Settings, endpoint: str) -> None:
+    """Write where we listen into the files that hold keys, keeping the keys."""
+    for path in (settings.credentials_file, settings.secrets_dir / CONTROLLER_FILE):
+        told = read_json(path)
+        if told is not None and told.get("endpoint") != endpoint:
+            write_private(path, json.dumps(told | {"endpoint": endpoint}, indent=2) + "\n")
+
+
+def _add_key(
+    connection: Connection, key: str, pepper: bytes, *, org: str | None, role: str, name: str, now_ms: int
+) -> None:
+    parts = key_format.parse(key)
+    if parts is None:
+        raise ValueError(f"the {name} in the data folder is not a key; remove its file to have a new one made")
+    mac = key_format.secret_mac(pepper, parts.secret)
+    key_rows.add(connection, key_id=parts.key_id, org=org, role=role, secret_mac=mac, name=name, time_ms=now_ms)
+
+
+def _credentials(path: Path) -> tuple[str, str]:
+    told = read_json(path) or {}
+    if not ("organization_id" in told and key_format.parse(str(told.get("secret_key")))):
+        # No underscore: dataset ids travel as {org}_{dataset} and are cut at the last one.
+        told["organization_id"] = "org-" + "".join(secrets.choice(ORG_ALPHABET) for _ in range(8))
+        told["secret_key"] = key_format.new_key()
+        write_private(path, json.dumps({"endpoint": "", **told}, indent=2) + "\n")
+    return str(told["organization_id"]), str(told["secret_key"])
+
+
+def _controller_key(path: Path) -> str:
+    told = read_json(path) or {}
+    if not key_format.parse(str(told.get("key"))):
+        told["key"] = key_format.new_key()
+        write_private(path, json.dumps({"endpoint": "", **told}, indent=2) + "\n")
+    return str(told["key"])

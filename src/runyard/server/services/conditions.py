@@ -1,0 +1,124 @@
+"""How a run's state moves. Pure: every function takes what it needs and returns data.
+
+    Pending  -> Running | Cancelled | Failed
+    Running  -> Pending (attempt lost or stopped) | Succeeded | Failed | Error | Cancelled
+    Succeeded, Failed, Error, Cancelled are final: the first one stands.
+
+A change of reason inside a state updates the newest entry in place, so the history has one entry per transition.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from runyard.protocol import ExitReport
+from runyard.rundir import EXIT_CANNOT_RUN, EXIT_STOPPED
+from vi.api.responses import ConditionKind, ResourceCondition
+
+PENDING, RUNNING = ConditionKind.PENDING, ConditionKind.RUNNING
+SUCCEEDED, FAILED, ERROR = ConditionKind.SUCCEEDED, ConditionKind.FAILED, ConditionKind.ERROR
+CANCELLED = ConditionKind.CANCELLED
+
+LEGAL = {PENDING: {RUNNING, CANCELLED, FAILED}, RUNNING: {PENDING, SUCCEEDED, FAILED, ERROR, CANCELLED}}
+
+REASONS: dict[ConditionKind, tuple[str, ...]] = {
+    PENDING: (
+        "Queued",
+        "WaitingForCapacity",
+        "WaitingForWorker",
+        "WaitingForDisk",
+        "Retrying",
+        "Stopping",
+    ),
+    RUNNING: ("Preparing", "Training", "Evaluating", "Saving", "Stopping"),
+    SUCCEEDED: ("Completed", "EarlyStopped"),
+    FAILED: ("InvalidFlow", "InvalidData", "OutOfMemory", "Diverged", "TrainerError"),
+    ERROR: ("WorkerLost", "StorageUnavailable", "Internal"),
+    CANCELLED: ("KilledByUser",),
+}
+
+
+class IllegalMove(Exception):
+    """A transition the table does not have: a mistake in the server."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """Where a run shall go, or the new reason and message where it is."""
+
+    kind: ConditionKind
+    reason: str
+    message: str | None = None
+
+
+def moved(history: Sequence[ResourceCondition], move: Move, *, now_ms: int) -> list[ResourceCondition]:
+    """The history after a move; unchanged when it has ended already, since the first final word stands.
+
+    Raises:
+        IllegalMove: the table has no such transition, or no such reason.
+    """
+    if move.reason not in REASONS[move.kind]:
+        raise IllegalMove(f"{move.kind.value} has no reason {move.reason!r}")
+    latest = history[-1] if history else None
+    if latest is not None and latest.condition.is_final:
+        return list(history)
+    if latest is not None and latest.condition is move.kind:
+        return [*history[:-1], msgspec.structs.replace(latest, reason=move.reason, message=move.message)]
+    if move.kind not in (LEGAL[latest.condition] if latest else {PENDING}):
+        raise IllegalMove(f"{latest.condition.value if latest else 'nothing'} -> {move.kind.value}")
+    entry = ResourceCondition(
+        condition=move.kind, last_transition_time=now_ms, reason=move.reason, message=move.message
+    )
+    return [*history, entry]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptEnd:
+    """What counts when an attempt has ended: was the run killed, which try was it, is there a checkpoint."""
+
+    killed: bool
+    tries_used: int
+    tries_allowed: int
+    has_checkpoint: bool
+
+
+def is_charged(report: ExitReport) -> bool:
+    """Whether an ended attempt uses up a try. Stopping on request does not."""
+    return report.exit_code != EXIT_STOPPED
+
+
+def after_exit(report: ExitReport, end: AttemptEnd) -> Move:
+    """What becomes of a run whose attempt is proven closed.
+
+    The trainer's result counts before the exit code: what it left on disk is done, however its process ended.
+    """
+    result = report.result or {}
+    if result.get("outcome") == "Succeeded":
+        return _succeeded(result, end)
+    if end.killed:
+        return Move(CANCELLED, "KilledByUser", f"killed; {report.cause}" if report.cause else "killed")
+    if result.get("outcome") == "Failed" or report.exit_code == EXIT_CANNOT_RUN:
+        reason = str(result.get("reason"))
+        message = str(result.get("message") or report.cause)
+        return Move(FAILED, reason if reason in REASONS[FAILED] else "TrainerError", message)
+    if report.exit_code == EXIT_STOPPED:
+        return Move(PENDING, "Retrying", "stopped after saving; goes on from the newest checkpoint")
+    return after_loss(report.cause or "the trainer ended without a result", end)
+
+
+def after_loss(cause: str, end: AttemptEnd) -> Move:
+    """What becomes of a run whose attempt was lost through no fault of its recipe."""
+    if end.killed:
+        return Move(CANCELLED, "KilledByUser", f"killed; {cause}")
+    if end.tries_used < end.tries_allowed:
+        return Move(PENDING, "Retrying", f"try {end.tries_used} of {end.tries_allowed} was lost: {cause}")
+    return Move(ERROR, "WorkerLost", f"all {end.tries_allowed} tries are used up; the last one: {cause}")
+
+
+def _succeeded(result: dict[str, object], end: AttemptEnd) -> Move:
+    if not end.has_checkpoint:
+        return Move(ERROR, "StorageUnavailable", "training finished, but no checkpoint reached the server")
+    reason = str(result.get("reason"))
+    message = str(result.get("message") or "training finished")
+    return Move(SUCCEEDED, reason if reason in REASONS[SUCCEEDED] else "Completed", message)

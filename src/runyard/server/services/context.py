@@ -1,0 +1,63 @@
+"""What every service function works with: the open store, secrets, clock, and who is asking."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from runyard.blobs import FolderBlobs
+from runyard.server.clock import Clock
+from runyard.server.services.changes import Changes
+from runyard.server.services.keys import Keyring
+from runyard.server.services.signing import Signer
+from runyard.settings import Settings
+from runyard.store import Store
+from runyard.store import audit as audit_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """Who is asking: an organisation's key, the controller, or the supervisor of one attempt."""
+
+    org: str
+    name: str
+    role: str
+    address: str
+
+
+@dataclass(kw_only=True)
+class Services:
+    """Opened with the application, closed with it."""
+
+    settings: Settings
+    store: Store
+    clock: Clock
+    keyring: Keyring
+    signer: Signer
+    epoch: str
+    pepper: bytes
+    changes: Changes = field(default_factory=Changes)
+    # Held while blobs are checked and referred to, and while unreferred ones are removed: between a supervisor's
+    # "the server has this hash" and the row that needs it, a deletion must not take the bytes away.
+    blob_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def blobs(self, org: str) -> FolderBlobs:
+        """An organisation's bytes. Apart from each other's, so that a known hash opens nobody else's file."""
+        return FolderBlobs(self.settings.blobs_dir / org)
+
+    def audit(self, actor: Actor, action: str, target: str) -> Callable[[Connection], None]:
+        """The row that belongs into the transaction of a mutation."""
+
+        def add(connection: Connection) -> None:
+            audit_rows.add(
+                connection,
+                org=actor.org,
+                time_ms=self.clock.now_ms(),
+                actor=actor.name,
+                address=actor.address,
+                action=action,
+                target=target,
+            )
+
+        return add

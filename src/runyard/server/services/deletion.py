@@ -1,0 +1,74 @@
+"""Deleting a run: gone for the API at once, its bytes as soon as nothing can write them any more.
+
+The answer to DELETE is a tombstone and a mark on the row, in one transaction. A run that still has an open attempt is
+killed by the same stroke and keeps its rows until that attempt is closed. Then ``purge`` removes bytes first and rows
+last, so that whatever interrupts it, the next purge (after the next close, or at the next start) finds what is left.
+"""
+
+import asyncio
+import shutil
+
+from sqlalchemy import Connection
+
+from runyard.server.services import changes, etags
+from runyard.server.services.changes import run_topic
+from runyard.server.services.context import Actor, Services
+from runyard.server.services.errors import not_found
+from runyard.store import attempts, outputs, tombstones
+from runyard.store import runs as rows
+
+
+async def delete(services: Services, actor: Actor, run_id: str, *, if_match: str | None) -> None:
+    """Delete a run and everything that belongs to it.
+
+    Raises:
+        Refusal: NotFound, EtagMismatch.
+    """
+    org, now_ms = actor.org, services.clock.now_ms()
+
+    def work(connection: Connection) -> None:
+        row = rows.get(connection, org=org, run_id=run_id)
+        if row is None or row.deleted:
+            raise not_found("run", run_id)
+        etags.check(if_match, row.etag)
+        rows.change(connection, org=org, run_id=run_id, values={"deleted": True})
+        tombstones.add(connection, org=org, kind="run", id=run_id, time_ms=now_ms)
+        services.audit(actor, "delete run", run_id)(connection)
+
+    await services.store.write(work)
+    services.changes.tell(run_topic(org, run_id))
+    services.changes.tell(changes.QUEUE)
+    await purge_if_due(services, org=org, run_id=run_id)
+
+
+async def sweep(services: Services) -> None:
+    """Finish every deletion that a stop or a crash left half done."""
+    for row in services.store.read(rows.deleted):
+        await purge_if_due(services, org=row.org, run_id=row.id)
+
+
+async def purge_if_due(services: Services, *, org: str, run_id: str) -> None:
+    """Remove a deleted run's bytes and rows, unless an attempt of it may still live."""
+
+    def is_due(connection: Connection) -> bool:
+        row = rows.get(connection, org=org, run_id=run_id)
+        return row is not None and row.deleted and not attempts.has_open(connection, org=org, run_id=run_id)
+
+    if not services.store.read(is_due):
+        return
+    async with services.blob_lock:
+        unshared = services.store.read(
+            lambda connection: outputs.hashes_of_run_alone(connection, org=org, run_id=run_id)
+        )
+        await asyncio.to_thread(_remove_bytes, services, org, run_id, unshared)
+        await services.store.write(lambda connection: rows.remove(connection, org=org, run_id=run_id))
+
+
+def _remove_bytes(services: Services, org: str, run_id: str, hashes: set[str]) -> None:
+    blobs = services.blobs(org)
+    for sha256 in hashes:
+        blobs.delete(sha256)
+    # Both names were checked when the run was made: no separator, no dot. rmtree does not follow links.
+    folder = services.settings.runs_dir / org / run_id
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)

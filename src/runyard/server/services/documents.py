@@ -1,0 +1,172 @@
+"""Flows and training projects: documents that people make, change and delete under ids of their own choosing.
+
+A PUT makes one, and is repeated by clients whose answer got lost, so a body that made the document already changes
+nothing; any other body replaces the spec. A deleted id stays deleted: a late repeat must not bring it back.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Table
+
+from runyard.server.services import etags, pages
+from runyard.server.services.context import Actor, Services
+from runyard.server.services.errors import Refusal, not_found
+from runyard.server.services.pages import PageRequest
+from runyard.store import documents as rows
+from runyard.store import tombstones
+from vi.api.responses import ResourceMetadata
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What sets flows and training projects apart: name, table, wire type, and how an empty one is made."""
+
+    name: str
+    path: str
+    table: Table
+    document: type[Any]
+    new: Callable[[str, str], Any]
+
+
+def get(services: Services, kind: Kind, *, org: str, id: str) -> tuple[bytes, str]:
+    """The stored JSON and its etag."""
+    row = services.store.read(lambda connection: rows.get(connection, kind.table, org=org, id=id))
+    if row is None:
+        raise not_found(kind.name, id)
+    return row.document, row.etag
+
+
+async def page(services: Services, kind: Kind, *, org: str, wanted: PageRequest) -> bytes:
+    after = pages.position(services, org=org, wanted=wanted)
+    found = await services.store.read_aside(
+        lambda connection: rows.page(connection, kind.table, org=org, after=after, limit=wanted.size + 1)
+    )
+    return pages.encoded(services, found, org=org, wanted=wanted)
+
+
+async def put(
+    services: Services,
+    kind: Kind,
+    actor: Actor,
+    id: str,
+    *,
+    body: bytes,
+    spec: Any,
+    attributes: Mapping[str, str],
+    if_match: str | None,
+) -> tuple[bytes, str, bool]:
+    """Make or replace a document; returns (JSON, etag, whether it is new).
+
+    Raises:
+        Refusal: IdDeleted, EtagMismatch.
+    """
+    body_sha256 = hashlib.sha256(body).digest()
+    now_ms = services.clock.now_ms()
+
+    def work(connection: Connection) -> tuple[bytes, str, bool]:
+        row = rows.get(connection, kind.table, org=actor.org, id=id)
+        if row is not None:
+            etags.check(if_match, row.etag)
+            if row.body_sha256 == body_sha256 and row.generation == 1:
+                return row.document, row.etag, False
+            document = msgspec.json.decode(row.document, type=kind.document)
+            return *_change(services, kind, actor, connection, id, document, spec, dict(attributes), now_ms), False
+        if if_match is not None:
+            raise Refusal("EtagMismatch", f"{kind.name} {id!r} does not exist, so no etag of it can match {if_match}")
+        if tombstones.exists(connection, org=actor.org, kind=kind.name, id=id):
+            raise Refusal("IdDeleted", f"{kind.name} {id!r} was deleted and its id stays unused; choose another id")
+        document = kind.new(actor.org, id)
+        document.spec = spec
+        document.metadata = ResourceMetadata(
+            time_created=now_ms, last_updated=now_ms, generation=1, attributes=dict(attributes)
+        )
+        encoded, etag = etags.sealed(document)
+        rows.add(
+            connection,
+            kind.table,
+            org=actor.org,
+            id=id,
+            document=encoded,
+            etag=etag,
+            body_sha256=body_sha256,
+            time_ms=now_ms,
+        )
+        services.audit(actor, f"create {kind.name}", id)(connection)
+        return encoded, etag, True
+
+    return await services.store.write(work)
+
+
+async def patch(
+    services: Services,
+    kind: Kind,
+    actor: Actor,
+    id: str,
+    *,
+    new_spec: Callable[[Any], Any],
+    attributes: Mapping[str, str | None],
+    if_match: str | None,
+) -> tuple[bytes, str]:
+    """Change a document: ``new_spec`` is given the old spec, attributes merge, null removes one."""
+    now_ms = services.clock.now_ms()
+
+    def work(connection: Connection) -> tuple[bytes, str]:
+        row = rows.get(connection, kind.table, org=actor.org, id=id)
+        if row is None:
+            raise not_found(kind.name, id)
+        etags.check(if_match, row.etag)
+        document = msgspec.json.decode(row.document, type=kind.document)
+        merged = merged_attributes(document.metadata.attributes, attributes)
+        return _change(services, kind, actor, connection, id, document, new_spec(document.spec), merged, now_ms)
+
+    return await services.store.write(work)
+
+
+async def delete(services: Services, kind: Kind, actor: Actor, id: str, *, if_match: str | None) -> None:
+    now_ms = services.clock.now_ms()
+
+    def work(connection: Connection) -> None:
+        row = rows.get(connection, kind.table, org=actor.org, id=id)
+        if row is None:
+            raise not_found(kind.name, id)
+        etags.check(if_match, row.etag)
+        rows.remove(connection, kind.table, org=actor.org, id=id)
+        tombstones.add(connection, org=actor.org, kind=kind.name, id=id, time_ms=now_ms)
+        services.audit(actor, f"delete {kind.name}", id)(connection)
+
+    await services.store.write(work)
+
+
+def merged_attributes(old: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    """Attributes after a PATCH: given ones replace, null removes."""
+    merged: dict[str, str | None] = {**old, **changes}
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+def _change(
+    services: Services,
+    kind: Kind,
+    actor: Actor,
+    connection: Connection,
+    id: str,
+    document: Any,
+    spec: Any,
+    attributes: dict[str, str],
+    now_ms: int,
+) -> tuple[bytes, str]:
+    if spec == document.spec and attributes == document.metadata.attributes:
+        return etags.sealed(document)
+    if spec != document.spec:
+        document.metadata.generation += 1
+    document.spec = spec
+    document.metadata.attributes = attributes
+    document.metadata.last_updated = now_ms
+    encoded, etag = etags.sealed(document)
+    generation = document.metadata.generation
+    rows.replace(connection, kind.table, org=actor.org, id=id, document=encoded, etag=etag, generation=generation)
+    services.audit(actor, f"update {kind.name}", id)(connection)
+    return encoded, etag

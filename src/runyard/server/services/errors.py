@@ -1,0 +1,74 @@
+"""Every way the server says no, on one page.
+
+    Refusal             carries a code of ``CODES``, a sentence, and for flows the list of problems
+
+A code is stable and means one thing; ``docs/errors.md`` tells what to do about each, and a test compares the two.
+The sentence says which value was wrong and what would be right. Anything else that escapes a service is a mistake of
+ours and becomes ``Internal`` without a word about its inside.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+# code -> (HTTP status, title)
+CODES: dict[str, tuple[int, str]] = {
+    "InvalidBody": (400, "The request body is not what this route takes"),
+    "InvalidFlow": (400, "The flow cannot run"),
+    "InvalidHost": (400, "The Host header names somebody else"),
+    "InvalidId": (400, "The id is not well-formed"),
+    "InvalidPageToken": (400, "The page token is not one of ours"),
+    "InvalidQuery": (400, "A query parameter has a value it cannot have"),
+    "UnknownTrainingProject": (400, "The training project does not exist"),
+    "Unauthorized": (401, "The key is missing or wrong"),
+    "OriginRefused": (403, "Requests from other web sites are refused"),
+    "RoleForbidden": (403, "The key's role does not allow this"),
+    "NotFound": (404, "There is no such thing"),
+    "MethodNotAllowed": (405, "The route exists, but not with this method"),
+    "LeaseLost": (409, "The attempt is no longer yours"),
+    "BlobMissing": (409, "A file of the checkpoint has not been uploaded"),
+    "IdDeleted": (409, "The id belonged to something that was deleted"),
+    "RunExists": (409, "A run with this id and another body exists"),
+    "RunFinished": (409, "The run has already ended"),
+    "EtagMismatch": (412, "The resource has changed since you read it"),
+    "BodyTooLarge": (413, "The request body is too large"),
+    "UrlTooLong": (414, "The URL is too long"),
+    "RangeNotSatisfiable": (416, "The range lies outside the file"),
+    "HeadersTooLarge": (431, "The request headers are too large"),
+    "Internal": (500, "The server made a mistake"),
+    "StorageUnavailable": (503, "The store cannot be written or read right now"),
+}
+
+
+class Problem(msgspec.Struct, rename="camel", kw_only=True):
+    """One thing that is wrong with a body: where, what stands there, what may stand there."""
+
+    path: str
+    given: Any
+    allowed: str
+    message: str
+
+
+class Refusal(Exception):
+    """The request cannot be done as it stands; ``code`` says why in one word, ``message`` in one sentence."""
+
+    def __init__(self, code: str, message: str, *, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.problems = list(problems)
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that goes with the code."""
+        return CODES[self.code][0]
+
+    @property
+    def title(self) -> str:
+        return CODES[self.code][1]
+
+
+def not_found(kind: str, id: str) -> Refusal:
+    """The one answer for what does not exist, was deleted, or belongs to somebody else."""
+    return Refusal("NotFound", f"{kind} {id!r} was not found; list what there is, or check the id")

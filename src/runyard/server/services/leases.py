@@ -1,0 +1,374 @@
+"""Leases: who works on which run, for how long, and how an attempt ends.
+
+A claim gives a controller one attempt, a fencing token and some seconds. The token speaks for that attempt until it is
+*closed*: by its exit report, by the controller's report on what it found, or by silence that lasted too long. A
+refused supervisor (``LeaseLost``) must end its trainer at once, so nothing is refused while the attempt is still open,
+however late it speaks.
+
+    claimed  --process report-->  started  --exit report, nothing left alive-->  closed
+       |                             |
+       lease runs out: closed,       lease runs out: lost, the run says so; it may still come back by renewing;
+       not charged                   silent for good: closed as lost
+
+Leases run in server-lived time: ``tick`` adds what the server itself lived through, at most ``LONGEST_TICK_S`` at
+once, so neither a stopped server nor a suspended machine makes a lease run out.
+"""
+
+from typing import Any
+
+from sqlalchemy import Connection
+
+from runyard.protocol import Assignment, Claim, Claimed, ExitReport, Placed, ProcessReport, Renewal, Wanted
+from runyard.server.services import changes, conditions, deletion
+from runyard.server.services.changes import run_topic
+from runyard.server.services.conditions import AttemptEnd, Move
+from runyard.server.services.context import Actor, Services
+from runyard.server.services.errors import Refusal
+from runyard.server.services.runs import decoded, move, save
+from runyard.server.services.signing import AttemptToken
+from runyard.store import attempts as rows
+from runyard.store import outputs, pulse
+from runyard.store import runs as run_rows
+from vi.api.resources.runs.responses import Run, RunAttempt
+
+LONGEST_WAIT_S = 30.0
+TICK_S = 1.0
+LONGEST_TICK_S = 2.0
+LOOK_AT = 200
+
+# How long a started attempt may be silent before the server stops waiting for proof that nothing of it lives. A new
+# try is safe early, because the run's lock on the machine keeps two trainers apart; a final word is not.
+RETRY_AFTER_S = 60.0
+GIVE_UP_AFTER_S = 1800.0
+
+
+async def claim(services: Services, actor: Actor, offer: Claim) -> Claimed:
+    """Give a controller the next run that fits, waiting for one if there is none."""
+    clock = services.clock
+    until = clock.monotonic_s() + min(offer.wait_s, LONGEST_WAIT_S)
+    while True:
+        event = services.changes.watch(changes.QUEUE)
+        assignment = await _try_claim(services, actor, offer)
+        remaining_s = until - clock.monotonic_s()
+        if assignment is not None or remaining_s <= 0 or services.changes.is_closed:
+            return Claimed(assignment=assignment)
+        await services.changes.wait(event, timeout_s=remaining_s)
+
+
+async def placed(services: Services, machine_id: str) -> Placed:
+    """Every open attempt of a machine, lost ones included: the controller reports on those it does not hold."""
+
+    def work(connection: Connection) -> list[Assignment]:
+        return [
+            _assignment(services, connection, attempt, run)
+            for attempt in rows.open_on_machine(connection, machine_id=machine_id)
+            if (run := run_rows.get(connection, org=attempt.org, run_id=attempt.run_id)) is not None
+        ]
+
+    return Placed(attempts=await services.store.read_aside(work))
+
+
+async def report_process(services: Services, token: AttemptToken, report: ProcessReport) -> Wanted:
+    """The supervisor exists: from now on the attempt counts, and the run is Running."""
+
+    def work(connection: Connection) -> Wanted:
+        attempt, row = open_attempt(connection, token)
+        run = decoded(row.document)
+        _change(
+            connection,
+            attempt,
+            started=True,
+            charged=True,
+            boot_id=report.boot_id,
+            pid=report.pid,
+            start_ticks=report.start_ticks,
+            machine_id=report.machine_id,
+        )
+        _extend(services, connection, attempt)
+        if not attempt.started:
+            _begin(services, run, attempt)
+            if row.killed or row.deleted:
+                move(run, Move(conditions.RUNNING, "Stopping", "killed"), now_ms=services.clock.now_ms())
+            save(connection, run)
+        return _wanted(services, connection, row, run)
+
+    wanted = await services.store.write(work)
+    await _tell(services, token)
+    return wanted
+
+
+async def renew(services: Services, token: AttemptToken, renewal: Renewal) -> Wanted:
+    """The supervisor lives: its lease begins anew. One that was thought lost is back."""
+
+    def work(connection: Connection) -> Wanted:
+        attempt, row = open_attempt(connection, token)
+        run = decoded(row.document)
+        _extend(services, connection, attempt)
+        if attempt.lost_pulse is not None and not row.killed:
+            phase = renewal.phase if renewal.phase in conditions.REASONS[conditions.RUNNING] else "Training"
+            move(run, Move(conditions.RUNNING, phase, "heard from again"), now_ms=services.clock.now_ms())
+            save(connection, run)
+        return _wanted(services, connection, row, run)
+
+    return await services.store.write(work)
+
+
+async def finish(services: Services, token: AttemptToken, report: ExitReport) -> None:
+    """The attempt has ended. Only when nothing of it lives is it closed and the run goes on; repeats change nothing."""
+
+    def work(connection: Connection) -> bool:
+        attempt = find(connection, token)
+        row = run_rows.get(connection, org=token.org, run_id=attempt.run_id)
+        if attempt.closed and row is not None and _has_ended(row, attempt):
+            return False  # the answer to this very report was lost
+        if attempt.closed or row is None:
+            raise lease_lost()
+        run, now_ms = decoded(row.document), services.clock.now_ms()
+        if not report.group_empty:
+            message = f"processes of attempt {attempt.number} are still alive on {attempt.host}"
+            kind = run.condition or conditions.RUNNING
+            move(run, Move(kind, "Stopping", message), now_ms=now_ms)
+            save(connection, run)
+            return False
+        if report.exit_code is not None and not attempt.started:
+            _begin(services, run, attempt)  # it ran and ended before it could say who it is
+        charged = (attempt.started or report.exit_code is not None) and conditions.is_charged(report)
+        _close(services, connection, attempt, run, report, charged=charged)
+        end = _end(services, connection, row, run)
+        if run.condition is conditions.PENDING:
+            _requeue(run, end, now_ms=now_ms, cause=report.cause)
+        else:
+            move(run, conditions.after_exit(report, end), now_ms=now_ms)
+        if row.killed:
+            run.status.observed_generation = run.metadata.generation
+        save(connection, run)
+        return True
+
+    if await services.store.write(work):
+        await _tell(services, token, closed=True)
+
+
+async def tick(services: Services, elapsed_s: float) -> None:
+    """Let leases age by the time the server has lived through, and act on those that ran out."""
+    if services.store.read(rows.count_open) == 0:
+        return
+
+    def work(connection: Connection) -> list[Any]:
+        lived_ms = pulse.add(connection, round(min(elapsed_s, LONGEST_TICK_S) * 1000))
+        expired = [row for row in rows.open_anywhere(connection) if row.expires_pulse < lived_ms]
+        return [attempt for attempt in expired if _expire(services, connection, attempt, lived_ms)]
+
+    for attempt in await services.store.write(work):
+        services.changes.tell(run_topic(attempt.org, attempt.run_id))
+        services.changes.tell(changes.QUEUE)
+        await deletion.purge_if_due(services, org=attempt.org, run_id=attempt.run_id)
+
+
+def find(connection: Connection, token: AttemptToken) -> Any:
+    """The attempt a token speaks for.
+
+    Raises:
+        Refusal: LeaseLost.
+    """
+    attempt = rows.by_token(connection, org=token.org, epoch=token.epoch, token_number=token.number)
+    if attempt is None:
+        raise lease_lost()
+    return attempt
+
+
+def open_attempt(connection: Connection, token: AttemptToken) -> tuple[Any, Any]:
+    """Rows of attempt and run, if the attempt may still speak.
+
+    Raises:
+        Refusal: LeaseLost.
+    """
+    attempt = find(connection, token)
+    row = run_rows.get(connection, org=token.org, run_id=attempt.run_id)
+    if attempt.closed or row is None:
+        raise lease_lost()
+    return attempt, row
+
+
+def lease_lost() -> Refusal:
+    return Refusal("LeaseLost", "this attempt is closed; end its processes, nothing it says counts any more")
+
+
+async def _try_claim(services: Services, actor: Actor, offer: Claim) -> Assignment | None:
+    # A look without the writer first: most claims find nothing, and an fsync each would be felt.
+    def look(connection: Connection) -> bool:
+        is_repeat = rows.by_claim(connection, claim_id=offer.claim_id) is not None
+        return is_repeat or (offer.slots > 0 and bool(run_rows.waiting(connection, limit=1)))
+
+    if not services.store.read(look):
+        return None
+
+    def work(connection: Connection) -> Assignment | None:
+        if (attempt := rows.by_claim(connection, claim_id=offer.claim_id)) is not None:
+            held = run_rows.get(connection, org=attempt.org, run_id=attempt.run_id)
+            return None if attempt.closed or held is None else _assignment(services, connection, attempt, held)
+        for row in run_rows.waiting(connection, limit=LOOK_AT) if offer.slots > 0 else ():
+            run = decoded(row.document)
+            if _fits(run.spec.flow.tolerations, offer.labels):
+                return _take(services, connection, actor, offer, row, run)
+        return None
+
+    return await services.store.write(work)
+
+
+def _fits(tolerations: dict[str, list[str]], labels: dict[str, list[str]]) -> bool:
+    """Each key names a capacity label; any listed value will do."""
+    return all(not wanted or set(wanted) & set(labels.get(key, [])) for key, wanted in tolerations.items())
+
+
+def _take(
+    services: Services, connection: Connection, actor: Actor, offer: Claim, row: Any, run: Run
+) -> Assignment | None:
+    past = rows.of_run(connection, org=row.org, run_id=row.id)
+    values = {
+        "org": row.org,
+        "run_id": row.id,
+        "number": past[-1].number + 1 if past else 1,
+        "epoch": services.epoch,
+        "token_number": pulse.next_token_number(connection),
+        "claim_id": offer.claim_id,
+        "machine_id": offer.machine_id,
+        "host": offer.host,
+        "expires_pulse": pulse.lived_ms(connection) + _lease_ms(services),
+        "time_claimed": services.clock.now_ms(),
+    }
+    rows.add(connection, values)
+    move(run, Move(conditions.PENDING, "WaitingForWorker", f"placed on {offer.host}"), now_ms=values["time_claimed"])
+    run.status.observed_generation = run.metadata.generation
+    save(connection, run)
+    services.audit(actor, "claim run", f"{row.org}/{row.id}/{values['number']}")(connection)
+    attempt = rows.by_claim(connection, claim_id=offer.claim_id)
+    fresh = run_rows.get(connection, org=row.org, run_id=row.id)
+    return _assignment(services, connection, attempt, fresh)
+
+
+def _assignment(services: Services, connection: Connection, attempt: Any, row: Any) -> Assignment:
+    run = decoded(row.document)
+    proven = outputs.of_run(connection, org=attempt.org, run_id=attempt.run_id)
+    return Assignment(
+        organization_id=attempt.org,
+        run_id=attempt.run_id,
+        attempt=attempt.number,
+        token=services.signer.attempt_token(AttemptToken(attempt.org, attempt.epoch, attempt.token_number)),
+        lease_s=services.settings.lease_s,
+        grace_s=_grace_s(services, run),
+        run=run,
+        resume_checkpoint=proven[-1].id if proven else None,
+    )
+
+
+def _begin(services: Services, run: Run, attempt: Any) -> None:
+    now_ms = services.clock.now_ms()
+    run.status.attempts.append(
+        RunAttempt(attempt=attempt.number, machine=attempt.host or attempt.machine_id, time_started=now_ms)
+    )
+    move(run, Move(conditions.RUNNING, "Preparing", f"attempt {attempt.number} on {attempt.host}"), now_ms=now_ms)
+
+
+def _wanted(services: Services, connection: Connection, row: Any, run: Run) -> Wanted:
+    is_unwanted = row.killed or row.deleted
+    if is_unwanted and run.status.observed_generation != run.metadata.generation:
+        run.status.observed_generation = run.metadata.generation
+        save(connection, run)
+    return Wanted(
+        action="kill" if is_unwanted else "continue",
+        lease_s=services.settings.lease_s,
+        grace_s=_grace_s(services, run),
+    )
+
+
+def _expire(services: Services, connection: Connection, attempt: Any, lived_ms: int) -> bool:
+    """Act on one lease that ran out; whether anything changed."""
+    row = run_rows.get(connection, org=attempt.org, run_id=attempt.run_id)
+    if row is None:
+        return False
+    run, now_ms = decoded(row.document), services.clock.now_ms()
+    if not attempt.started:
+        # No process was ever reported, and one that reports now is refused and ends: nothing can be alive.
+        _change(connection, attempt, closed=True)
+        cause = f"nothing was started on {attempt.host}"
+        _requeue(run, _end(services, connection, row, run), now_ms=now_ms, cause=cause)
+        save(connection, run)
+        return True
+    silence_s = (lived_ms - attempt.expires_pulse) // 1000 + round(services.settings.lease_s)
+    cause = f"nothing was heard from {attempt.host} for {silence_s} s"
+    if attempt.lost_pulse is None:
+        _change(connection, attempt, lost_pulse=lived_ms)
+        kind = run.condition or conditions.RUNNING
+        message = f"{cause}; making sure that nothing of attempt {attempt.number} is left there"
+        move(run, Move(kind, "Stopping", message), now_ms=now_ms)
+        save(connection, run)
+        return True
+    end = _end(services, connection, row, run)
+    is_final = end.killed or end.tries_used >= end.tries_allowed
+    if lived_ms - attempt.lost_pulse < 1000 * (GIVE_UP_AFTER_S if is_final else RETRY_AFTER_S):
+        return False
+    report = ExitReport(exit_code=None, signal=None, group_empty=True, cause=cause, time=now_ms)
+    _close(services, connection, attempt, run, report, charged=True)
+    move(run, conditions.after_loss(cause, end), now_ms=now_ms)
+    save(connection, run)
+    return True
+
+
+def _close(
+    services: Services, connection: Connection, attempt: Any, run: Run, report: ExitReport, *, charged: bool
+) -> None:
+    _change(connection, attempt, closed=True, charged=charged)
+    for told in run.status.attempts:
+        if told.attempt == attempt.number:
+            told.time_ended = services.clock.now_ms()
+            told.exit_code, told.signal, told.cause = report.exit_code, report.signal, report.cause or "ended"
+
+
+def _requeue(run: Run, end: AttemptEnd, *, now_ms: int, cause: str) -> None:
+    """An attempt that never began: the run waits again, or has been killed meanwhile."""
+    if end.killed:
+        move(run, Move(conditions.CANCELLED, "KilledByUser", "killed before it began"), now_ms=now_ms)
+        run.status.observed_generation = run.metadata.generation
+    else:
+        move(run, Move(conditions.PENDING, "Retrying", cause or "the attempt never began"), now_ms=now_ms)
+
+
+def _end(services: Services, connection: Connection, row: Any, run: Run) -> AttemptEnd:
+    attempts = rows.of_run(connection, org=row.org, run_id=row.id)
+    return AttemptEnd(
+        killed=row.killed or row.deleted,
+        tries_used=sum(attempt.charged for attempt in attempts),
+        tries_allowed=int(run.spec.flow.settings.get("attempts") or services.settings.attempts),
+        has_checkpoint=bool(outputs.of_run(connection, org=row.org, run_id=row.id)),
+    )
+
+
+def _has_ended(row: Any, attempt: Any) -> bool:
+    """Whether this attempt's own exit report is what closed it."""
+    told = [entry for entry in decoded(row.document).status.attempts if entry.attempt == attempt.number]
+    return not told or told[0].time_ended is not None
+
+
+def _extend(services: Services, connection: Connection, attempt: Any) -> None:
+    _change(connection, attempt, expires_pulse=pulse.lived_ms(connection) + _lease_ms(services), lost_pulse=None)
+
+
+def _change(connection: Connection, attempt: Any, **values: Any) -> None:
+    rows.change(connection, org=attempt.org, run_id=attempt.run_id, number=attempt.number, values=values)
+
+
+def _lease_ms(services: Services) -> int:
+    return round(services.settings.lease_s * 1000)
+
+
+def _grace_s(services: Services, run: Run) -> float:
+    given = run.spec.flow.settings.get("gracePeriodSeconds")
+    return services.settings.grace_s if given is None else float(given)
+
+
+async def _tell(services: Services, token: AttemptToken, *, closed: bool = False) -> None:
+    attempt = services.store.read(lambda connection: find(connection, token))
+    services.changes.tell(run_topic(attempt.org, attempt.run_id))
+    if closed:
+        services.changes.tell(changes.QUEUE)
+        await deletion.purge_if_due(services, org=attempt.org, run_id=attempt.run_id)

@@ -1,0 +1,292 @@
+"""What a trainer says, taken exactly once: log lines, metrics, progress.
+
+A supervisor ships whole lines of a stream with the byte offset they begin at. They count only if the server stands at
+that offset, and the offset advances in the transaction of their effect, so a repeated or reordered shipment changes
+nothing. Events drive the run's status; every line, an event as readable text, goes into the log.
+"""
+
+import json
+import math
+import re
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection
+
+from runyard.protocol import Lines, LinesAccepted
+from runyard.server.services import conditions, leases
+from runyard.server.services.changes import run_topic
+from runyard.server.services.conditions import Move
+from runyard.server.services.context import Services
+from runyard.server.services.runs import decoded, save
+from runyard.server.services.runs import get as get_run
+from runyard.server.services.runs import move as move_run
+from runyard.server.services.signing import AttemptToken
+from runyard.store import lines as rows
+from runyard.store import runs as run_rows
+from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunProgress
+
+LONGEST_LINE = 16 * 1024
+LONGEST_WAIT_S = 30.0
+MOST = 1000
+MOST_INTEGER = 2**53
+# Whatever a library prints, these shapes are keys and go no further.
+SECRETS = re.compile(r"\b(dtvi_|ryat_|whsec_|hf_|ghp_|AKIA)[A-Za-z0-9._-]{8,}")
+
+
+async def accept(services: Services, token: AttemptToken, shipped: Lines) -> LinesAccepted:
+    """Take lines if they begin where the server stands; the answer says where it stands now."""
+
+    def work(connection: Connection) -> tuple[LinesAccepted, str]:
+        attempt, row = leases.open_attempt(connection, token)
+        place = {"org": token.org, "run_id": row.id, "attempt": attempt.number, "stream": shipped.stream}
+        stands = rows.offset(connection, **place)
+        if shipped.offset != stands or shipped.next_offset <= stands:
+            return LinesAccepted(offset=stands), row.id
+        effect = _effect(services, shipped, decoded(row.document), row, attempt.number)
+        rows.add_log_lines(connection, effect.log_rows)
+        rows.add_metrics(connection, effect.metric_rows)
+        counts = {
+            "log_count": row.log_count + len(effect.log_rows),
+            "metric_count": row.metric_count + len(effect.metric_rows),
+        }
+        if effect.changed_status:
+            save(connection, effect.run, counts)
+        else:
+            run_rows.change(connection, org=token.org, run_id=row.id, values=counts)
+        rows.advance(connection, **place, to=shipped.next_offset)
+        return LinesAccepted(offset=shipped.next_offset), row.id
+
+    answer, run_id = await services.store.write(work)
+    services.changes.tell(run_topic(token.org, run_id))
+    return answer
+
+
+class LogPage(msgspec.Struct):
+    """``next`` is the number to go on from; ``ended`` says that there will be no more."""
+
+    items: list[LogLine]
+    next: int
+    ended: bool
+
+
+class MetricPage(msgspec.Struct):
+    """``next`` is the sequence number to go on from."""
+
+    items: list[MetricPoint]
+    next: int
+
+
+async def log_page(
+    services: Services,
+    *,
+    org: str,
+    run_id: str,
+    since: int,
+    until: int | None = None,
+    stream: str | None = None,
+    limit: int = MOST,
+    wait_s: float = 0.0,
+) -> LogPage:
+    """Lines numbered above ``since``; with ``wait_s``, waits for one to come unless the run has ended.
+
+    Raises:
+        Refusal: NotFound.
+    """
+    clock = services.clock
+    deadline = clock.monotonic_s() + min(wait_s, LONGEST_WAIT_S)
+    while True:
+        event = services.changes.watch(run_topic(org, run_id))
+        # State before lines: a run that ended in between is asked once more, and no line of it is missed.
+        ended = _has_ended(services, org, run_id)
+        found = await services.store.read_aside(
+            lambda connection: rows.log_page(
+                connection, org=org, run_id=run_id, since=since, until=until, stream=stream, limit=limit
+            )
+        )
+        remaining_s = deadline - clock.monotonic_s()
+        if found or ended or remaining_s <= 0 or services.changes.is_closed:
+            items = [
+                LogLine(number=row.number, time=row.time, attempt=row.attempt, stream=row.stream, text=row.text)
+                for row in found
+            ]
+            last = items[-1].number if items else since
+            return LogPage(items=items, next=last, ended=ended and len(items) < limit)
+        await services.changes.wait(event, timeout_s=remaining_s)
+
+
+async def metric_page(services: Services, *, org: str, run_id: str, since: int, limit: int = MOST) -> MetricPage:
+    """Points numbered above ``since``.
+
+    Raises:
+        Refusal: NotFound.
+    """
+    _has_ended(services, org, run_id)
+    found = await services.store.read_aside(
+        lambda connection: rows.metric_page(connection, org=org, run_id=run_id, since=since, limit=limit)
+    )
+    items = [
+        MetricPoint(
+            step=row.step, epoch=row.epoch, time=row.time, attempt=row.attempt, values=msgspec.json.decode(row.measured)
+        )
+        for row in found
+    ]
+    return MetricPage(items=items, next=found[-1].number if found else since)
+
+
+def _has_ended(services: Services, org: str, run_id: str) -> bool:
+    run = decoded(get_run(services, org=org, run_id=run_id)[0])
+    return run.condition is not None and run.condition.is_final
+
+
+class _Effect:
+    """What a shipment of lines changes."""
+
+    def __init__(self, run: Run, row: Any, attempt: int) -> None:
+        self.run = run
+        self.log_rows: list[dict[str, Any]] = []
+        self.metric_rows: list[dict[str, Any]] = []
+        self.changed_status = False
+        self._row, self._attempt = row, attempt
+
+    def log(self, stream: str, time_ms: int, text: str) -> None:
+        self.log_rows.append(
+            {
+                "org": self._row.org,
+                "run_id": self._row.id,
+                "number": self._row.log_count + len(self.log_rows) + 1,
+                "time": time_ms,
+                "attempt": self._attempt,
+                "stream": stream,
+                "text": SECRETS.sub("[secret]", text[:LONGEST_LINE]).encode(errors="replace").decode(),
+            }
+        )
+
+    def measure(self, event: dict[str, Any], time_ms: int, values: dict[str, float]) -> None:
+        if not values:
+            return
+        self.metric_rows.append(
+            {
+                "org": self._row.org,
+                "run_id": self._row.id,
+                "number": self._row.metric_count + len(self.metric_rows) + 1,
+                "step": _integer(event.get("step")),
+                "epoch": _number(event.get("epoch")) or 0.0,
+                "time": time_ms,
+                "attempt": self._attempt,
+                "measured": msgspec.json.encode(values),
+            }
+        )
+
+
+def _effect(services: Services, shipped: Lines, run: Run, row: Any, attempt: int) -> _Effect:
+    now_ms = services.clock.now_ms()
+    effect = _Effect(run, row, attempt)
+    for line in shipped.lines:
+        event = _event(line) if shipped.stream == "events" else None
+        if event is None:
+            effect.log(shipped.stream, now_ms, line)
+            continue
+        time_ms = _integer(event.get("t")) or now_ms
+        text = _take_event(effect, event, time_ms)
+        effect.log("events", time_ms, text)
+    return effect
+
+
+def _take_event(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
+    """Let one event work on the run; returns what the log says about it."""
+    run, name = effect.run, str(event.get("ev"))
+    if name == "phase":
+        phase, message = str(event.get("phase")), event.get("message")
+        _phase(effect, phase, str(message) if message else None, time_ms)
+        return f"{phase}: {message}" if message else phase
+    if name == "step":
+        return _step(effect, event, time_ms)
+    if name == "evaluation":
+        return _evaluation(effect, event, time_ms)
+    if name == "plan" and isinstance(event.get("plan"), dict):
+        run.status.plan = event["plan"]
+        effect.changed_status = True
+        return "plan resolved"
+    if name == "checkpoint":
+        return f"checkpoint {event.get('checkpoint')} saved at step {event.get('step')}"
+    if name == "warning":
+        return f"warning: {event.get('message')}"
+    return json.dumps(event, ensure_ascii=False)
+
+
+def _phase(effect: _Effect, phase: str, message: str | None, time_ms: int) -> None:
+    latest = effect.run.status.conditions[-1]
+    is_told = phase in conditions.REASONS[conditions.RUNNING] and latest.condition is conditions.RUNNING
+    if is_told and latest.reason != "Stopping":
+        move_run(effect.run, Move(conditions.RUNNING, phase, message or _where(effect.run)), now_ms=time_ms)
+        effect.changed_status = True
+
+
+def _step(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
+    values = _values(event)
+    effect.measure(event, time_ms, values)
+    progress = effect.run.status.progress or RunProgress()
+    progress.step, progress.epoch = _integer(event.get("step")), _number(event.get("epoch")) or 0.0
+    progress.total_steps = _integer(event.get("totalSteps")) or progress.total_steps
+    progress.seconds_left = _number(event.get("secondsLeft"))
+    progress.loss = values.get("loss", progress.loss)
+    effect.run.status.progress = progress
+    effect.changed_status = True
+    latest = effect.run.status.conditions[-1]
+    if latest.condition is conditions.RUNNING and latest.reason != "Stopping":
+        move_run(effect.run, Move(conditions.RUNNING, "Training", _where(effect.run)), now_ms=time_ms)
+    return f"{_where(effect.run)}: {_told(values)}"
+
+
+def _evaluation(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
+    values = _values(event)
+    effect.measure(event, time_ms, values)
+    name = event.get("metricName")
+    if isinstance(name, str):
+        progress = effect.run.status.progress or RunProgress()
+        metric = values.get(f"validation/{name}", values.get(name))
+        if metric is not None:
+            progress.metric_name, progress.metric = name, metric
+        effect.run.status.progress = progress
+        effect.changed_status = True
+    return f"evaluation at step {event.get('step')}: {_told(values)}"
+
+
+def _where(run: Run) -> str | None:
+    progress = run.status.progress
+    if progress is None:
+        return None
+    return f"step {progress.step} of {progress.total_steps}" if progress.total_steps else f"step {progress.step}"
+
+
+def _told(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """The event in a line; None when it is not one, and then it is only text."""
+    try:
+        value = json.loads(line)  # takes NaN, which a diverged loss may be, where the strict decoder does not
+        msgspec.json.encode(value)  # half characters and endless integers fit in no row and no answer
+    except (ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("ev"), str) else None
+
+
+def _values(event: dict[str, Any]) -> dict[str, float]:
+    given = event.get("values")
+    if not isinstance(given, dict):
+        return {}
+    return {str(name): number for name, value in given.items() if (number := _number(value)) is not None}
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; JSON has no others."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
+
+
+def _integer(value: Any) -> int:
+    is_plain = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST_INTEGER
+    return value if is_plain else 0

@@ -1,0 +1,133 @@
+"""What a flow refers to and only the server can look up: datasets, training projects, registered models.
+
+The recipe language checks everything inside a flow. Its problems and ours go out together, so that a caller hears of
+all mistakes at once; therefore ``broken`` walks the flow as it was sent, however damaged the rest of it is.
+"""
+
+from typing import Any
+
+import msgspec
+
+from runyard.flows import FlowProblems, validate
+from runyard.flows.blocks import BUILT_IN_DATASETS
+from runyard.server.services.context import Services
+from runyard.server.services.errors import Problem, Refusal
+from runyard.store import documents, outputs
+from runyard.store.tables import training_projects
+from vi.api.resources.flows.responses import FlowBlock, FlowSpec
+from vi.api.resources.training_projects.responses import TrainingProject
+
+MODEL_PREFIX = "run:"
+
+
+def checked_flow(services: Services, org: str, flow: object, *, training_project: str | None = None) -> FlowSpec:
+    """The flow with its gaps filled, every reference known to exist.
+
+    ``training_project`` is the one named beside the flow; it counts before the flow's own.
+
+    Raises:
+        Refusal: InvalidFlow, with every problem.
+    """
+    problems: list[Problem] = []
+    spec: FlowSpec | None = None
+    try:
+        spec = validate(flow)
+    except FlowProblems as error:
+        problems += [
+            Problem(path=found.path, given=found.given, allowed=found.allowed, message=found.message)
+            for found in error.problems
+        ]
+    known_paths = {problem.path for problem in problems}
+    problems += [found for found in broken(services, org, flow, training_project) if found.path not in known_paths]
+    if problems or spec is None:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        sentences = "; ".join(problem.message for problem in problems[:5])
+        raise Refusal("InvalidFlow", f"the flow has {count}: {sentences}", problems=problems)
+    return spec
+
+
+def broken(services: Services, org: str, flow: object, training_project: str | None = None) -> list[Problem]:
+    """A problem for each reference to something that does not exist."""
+    problems = []
+    named = training_project
+    if isinstance(flow, dict):
+        named = named or flow.get("trainingProject")
+        blocks = flow.get("blocks")
+        for index, block in enumerate(blocks if isinstance(blocks, list) else []):
+            problems += _broken_in_block(services, org, index, block)
+    if isinstance(named, str) and not is_training_project(services, org, named):
+        problems.append(
+            Problem(
+                path="/trainingProject",
+                given=named,
+                allowed=f"the id of a training project, or one of {', '.join(BUILT_IN_DATASETS)}",
+                message=f"training project {named!r} does not exist; create it first, or leave it out",
+            )
+        )
+    return problems
+
+
+def is_training_project(services: Services, org: str, id: str) -> bool:
+    """Whether ``id`` may stand in ``trainingProject``: a project, or a dataset."""
+    if id in BUILT_IN_DATASETS:
+        return True
+    return services.store.read(lambda connection: documents.exists(connection, training_projects, org=org, id=id))
+
+
+def dataset_of(services: Services, org: str, training_project: str | None) -> str | None:
+    """The dataset that a training project stands for, if any."""
+    if training_project is None or training_project in BUILT_IN_DATASETS:
+        return training_project
+    row = services.store.read(
+        lambda connection: documents.get(connection, training_projects, org=org, id=training_project)
+    )
+    return msgspec.json.decode(row.document, type=TrainingProject).spec.dataset_id if row else None
+
+
+def with_dataset(flow: FlowSpec, dataset_id: str | None) -> FlowSpec:
+    """The flow with the project's dataset written into it, unless it names its own; the trainer asks no database."""
+    if dataset_id is None:
+        return flow
+    for block in flow.blocks:
+        if "dataset" in block.block:
+            block.settings.setdefault("datasetId", dataset_id)
+            return flow
+    flow.blocks.insert(0, FlowBlock(block="vi-dataset", settings={"datasetId": dataset_id}))
+    return flow
+
+
+def _broken_in_block(services: Services, org: str, index: int, block: Any) -> list[Problem]:
+    if not isinstance(block, dict) or not isinstance(block.get("settings"), dict):
+        return []
+    name, settings = str(block.get("block")), block["settings"]
+    dataset_id = settings.get("datasetId")
+    if "dataset" in name and isinstance(dataset_id, str) and dataset_id not in BUILT_IN_DATASETS:
+        known = ", ".join(BUILT_IN_DATASETS)
+        return [
+            Problem(
+                path=f"/blocks/{index}/settings/datasetId",
+                given=dataset_id,
+                allowed=f"a dataset of this organisation: {known}",
+                message=f"dataset {dataset_id!r} does not exist; there are {known}",
+            )
+        ]
+    architecture = settings.get("architecture")
+    weights = architecture.get("weights") if isinstance(architecture, dict) else None
+    if isinstance(weights, str) and weights.startswith(MODEL_PREFIX) and not _has_model(services, org, weights):
+        return [
+            Problem(
+                path=f"/blocks/{index}/settings/architecture/weights",
+                given=weights,
+                allowed="run:RUN_ID/CHECKPOINT of a checkpoint that exists",
+                message=f"model {weights!r} does not exist; list the run's models to see which there are",
+            )
+        ]
+    return []
+
+
+def _has_model(services: Services, org: str, weights: str) -> bool:
+    run_id, _, output_id = weights.removeprefix(MODEL_PREFIX).partition("/")
+    return (
+        services.store.read(lambda connection: outputs.get(connection, org=org, run_id=run_id, output_id=output_id))
+        is not None
+    )

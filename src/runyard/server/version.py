@@ -1,0 +1,13 @@
+"""The version this installation calls itself."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def _installed_version() -> str:
+    try:
+        return version("runyard")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+VERSION = _installed_version()
