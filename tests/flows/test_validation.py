@@ -129,6 +129,9 @@ BAD = [
      "/settings/seed is true; it must be an integer from 0 to 2147483647."),
     ({"settings": {"resources": {"memoryGib": 2}}}, "/settings/resources/memoryGib", None,
      "/settings/resources/memoryGib is not a field of a flow; did you mean memoryGiB?"),
+    ({"settings": {"learning_rate": 0.1}}, "/settings/learning_rate", None,
+     "/settings/learning_rate is not a field of a flow; did you mean hyperparameters.learningRate of the block "
+     "vi-model?"),
     ({"settings": {"flow": {"id": "flow_1"}}}, "/settings/flow/generation", "an integer from 1 to 9007199254740992",
      "/settings/flow/generation is missing; it must be an integer from 1 to 9007199254740992."),
     ({"blocks": {}}, "/blocks", "a list of at most 100 objects", None),

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import inspect
 
+from runyard.flows.blocks import BLOCKS
 from runyard.flows.problems import Findings, step
 
 # Deeper than any recipe, and shallow enough that every JSON reader on the way copes.
@@ -170,6 +171,7 @@ class Fields:
         suggestion = nearest(name, self.fields)
         if suggestion is None and (elsewhere := nearest(name, self.elsewhere)):
             suggestion = self.elsewhere[elsewhere]
+        suggestion = suggestion or _homes().get(_plain(name))
         hint = f"did you mean {suggestion}?" if suggestion else f"known here: {', '.join(self.fields)}."
         findings.add(
             step(path, name),
@@ -189,9 +191,26 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
     """The known name that was most likely meant, or None."""
     if not isinstance(name, str) or len(name) > 100:
         return None
-    by_lower = {word.lower().replace("_", ""): word for word in known}
-    matches = difflib.get_close_matches(name.lower().replace("_", ""), by_lower, n=1)
-    return by_lower[matches[0]] if matches else None
+    by_plain = {_plain(word): word for word in known}
+    matches = difflib.get_close_matches(_plain(name), by_plain, n=1)
+    return by_plain[matches[0]] if matches else None
+
+
+def _plain(name: object) -> str:
+    """A name without the ways in which people spell the same one."""
+    return str(name).lower().replace("_", "") if isinstance(name, str) else ""
+
+
+@functools.cache
+def _homes() -> dict[str, str]:
+    """Where every field of every block lives, for names that were put into the wrong block."""
+    homes: dict[str, str] = {}
+    for kind, struct in BLOCKS.items():
+        check = check_of(struct)
+        if isinstance(check, Fields):
+            for name, path in [*((name, name) for name in check.fields), *check.elsewhere.items()]:
+                homes.setdefault(_plain(name), f"{path} of the block {kind}")
+    return homes
 
 
 @functools.cache
