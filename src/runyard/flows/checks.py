@@ -20,8 +20,6 @@ from msgspec import inspect
 from runyard.flows.blocks import BLOCKS
 from runyard.flows.problems import Findings, step
 
-# Deeper than any recipe, and shallow enough that every JSON reader on the way copes.
-DEEPEST = 32
 LONGEST_LIST = 1000
 
 # Stands for a value that was found faulty, until the object around it drops it.
@@ -336,46 +334,3 @@ def _null_last(words: str) -> tuple[bool, int]:
 def _or(words: list[str]) -> str:
     unique = list(dict.fromkeys(words))
     return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} or {unique[-1]}"
-
-
-def check_is_json(value: Any, findings: Findings, *, path: tuple[Any, object] | None = None, depth: int = 0) -> None:
-    """Note whatever a database or another JSON reader would choke on, also where a recipe may hold anything.
-
-    ``path`` is a chain of (chain above, name), written out only for a finding, because nearly all values are fine.
-    """
-    if value is None or value is True or value is False:
-        return
-    if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            findings.add(_pointer(path), value, "text in Unicode without lone surrogates")
-    elif isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
-            findings.add(_pointer(path), value, "an integer of at most 63 bits")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            findings.add(_pointer(path), value, "a finite number")
-    elif isinstance(value, dict | list | tuple):
-        if depth >= DEEPEST:
-            findings.add(_pointer(path), value, f"nested at most {DEEPEST} deep")
-            return
-        entries = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, item in entries:
-            if isinstance(value, dict):
-                if not isinstance(name, str):
-                    findings.add(_pointer((path, name)), name, "a field named by a text")
-                    continue
-                check_is_json(name, findings, path=(path, name), depth=depth + 1)
-            check_is_json(item, findings, path=(path, name), depth=depth + 1)
-    else:
-        findings.add(_pointer(path), value, "a value that JSON has")
-
-
-def _pointer(path: tuple[Any, object] | None) -> str:
-    names: list[object] = []
-    while path is not None:
-        path, name = path
-        names.append(name)
-    pointer = ""
-    for name in reversed(names):
-        pointer = step(pointer, name)
-    return pointer

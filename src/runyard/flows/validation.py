@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from runyard.flows.blocks import BLOCKS, FRAGMENTS, TASKS, FlowShape
-from runyard.flows.checks import FAULTY, check_is_json, check_of, nearest
+from runyard.flows.checks import FAULTY, check_of, nearest
 from runyard.flows.fitting import check_across
+from runyard.flows.plain_json import check_is_json
 from runyard.flows.problems import Findings, FlowProblems, in_words
 from runyard.flows.recipe import Recipe, complete
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
