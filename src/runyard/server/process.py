@@ -40,6 +40,7 @@ class CannotServe(Exception):
 
 def main() -> int:
     """Serve until told to stop; the process's exit status."""
+    os.umask(0o077)  # whatever is made below the data folder is ours alone
     settings = read_settings()
     logging.basicConfig(stream=sys.stderr, level=settings.log_level.upper(), format="%(message)s")
     try:

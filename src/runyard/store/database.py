@@ -78,12 +78,13 @@ class Store:
 
     def close(self) -> None:
         """Commit what is queued and close every connection."""
-        self._queue.put(None)
-        self._thread.join()
         self._pool.shutdown()
         for connection in self._reading_connections:
             connection.close()
         self._reading_engine.dispose()
+        # Last, since only the writing connection may fold the write-ahead log into the database.
+        self._queue.put(None)
+        self._thread.join()
         self._writing_engine.dispose()
 
     def _write_all(self) -> None:

@@ -41,14 +41,15 @@ def files(connection: Connection, *, org: str, run_id: str, output_id: str) -> S
     ).all()
 
 
-def hashes_of_run(connection: Connection, *, org: str, run_id: str) -> set[str]:
-    query = select(output_files.c.sha256).where(output_files.c.org == org, output_files.c.run_id == run_id)
-    return set(connection.execute(query.distinct()).scalars())
-
-
-def referenced(connection: Connection, *, org: str, hashes: Iterable[str]) -> set[str]:
-    """Those of ``hashes`` that some output of the organisation still needs."""
-    query = select(output_files.c.sha256).where(output_files.c.org == org, output_files.c.sha256.in_(list(hashes)))
+def hashes_of_run_alone(connection: Connection, *, org: str, run_id: str) -> set[str]:
+    """Hashes that only this run's outputs need."""
+    others = output_files.alias()
+    is_shared = select(others.c.sha256).where(
+        others.c.org == org, others.c.sha256 == output_files.c.sha256, others.c.run_id != run_id
+    )
+    query = select(output_files.c.sha256).where(
+        output_files.c.org == org, output_files.c.run_id == run_id, ~is_shared.exists()
+    )
     return set(connection.execute(query.distinct()).scalars())
 
 

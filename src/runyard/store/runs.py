@@ -87,10 +87,19 @@ def page(
 
 
 def waiting(connection: Connection, *, limit: int) -> Sequence[AnyRow]:
-    """Pending runs of every organisation, those to be taken first in front. Only the queue may ask across them."""
+    """Pending runs that no attempt holds, those to be taken first in front, of every organisation: a queue has none."""
+    is_held = (
+        select(attempts_table.c.number)
+        .where(
+            attempts_table.c.org == runs.c.org,
+            attempts_table.c.run_id == runs.c.id,
+            attempts_table.c.closed.is_(False),
+        )
+        .exists()
+    )
     return connection.execute(
         select(runs)
-        .where(runs.c.condition == "Pending", runs.c.deleted.is_(False), runs.c.killed.is_(False))
+        .where(runs.c.condition == "Pending", runs.c.deleted.is_(False), runs.c.killed.is_(False), ~is_held)
         .order_by(runs.c.priority.desc(), runs.c.time_created, runs.c.id)
         .limit(limit)
     ).all()

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
-from litestar import Litestar, asgi
+from litestar import Litestar
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 
@@ -42,7 +43,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = 
         HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(route.answer) for route in ROUTES
     ]
     inside = Litestar(
-        route_handlers=[*handlers, asgi("/downloads/{link:str}", copy_scope=False)(downloads.download)],
+        route_handlers=handlers,
         lifespan=[lifespan],
         openapi_config=None,
         logging_config=None,
@@ -54,7 +55,12 @@ def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = 
             Exception: problems.failed,
         },
     )
-    door = Door(inside, allowed_hosts=allowed_hosts(settings.host, settings.allowed_hosts))
+
+    async def downloads_and_routes(scope: Any, receive: Any, send: Any) -> None:
+        is_download = scope["type"] == "http" and scope["path"].startswith(downloads.PREFIX)
+        await (downloads.download if is_download else inside)(scope, receive, send)
+
+    door = Door(downloads_and_routes, allowed_hosts=allowed_hosts(settings.host, settings.allowed_hosts))
     return door
 
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import msgspec
 
+from runyard.server.http import problems
 from runyard.server.http.asking import ACTOR, SERVICES, TOKEN
-from runyard.server.http.problems import problem_body
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.leases import lease_lost
+from runyard.store import StoreUnavailable
 
 access_log = logging.getLogger("runyard.access")
 log = logging.getLogger(__name__)
@@ -83,6 +84,11 @@ class Door:
             if status:
                 raise
             await _refuse(send_marked, refusal)
+        except StoreUnavailable as error:
+            log.error("the store is unavailable: %s", error)
+            if status:
+                raise
+            await _refuse(send_marked, problems.STORE_UNAVAILABLE)
         finally:
             if access_log.isEnabledFor(logging.INFO):
                 _log_access(services, scope, status, begun_s)
@@ -231,7 +237,7 @@ def _too_large(limit: int) -> Refusal:
 
 
 async def _refuse(send: Any, refusal: Refusal) -> None:
-    body = problem_body(refusal)
+    body = problems.problem_body(refusal)
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
@@ -247,7 +253,7 @@ def _log_access(services: Services, scope: Any, status: int, begun_s: float) -> 
     line = {
         "time": services.clock.now_ms(),
         "method": scope["method"],
-        "path": "/downloads/..." if path.startswith("/downloads/") else path[:500],
+        "path": "/downloads/..." if path.startswith("/downloads/") else path[:500],  # a link is a secret
         "status": status,
         "ms": round((services.clock.monotonic_s() - begun_s) * 1000, 2),
         "actor": actor.name if actor else "",

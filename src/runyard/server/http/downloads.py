@@ -20,6 +20,7 @@ from runyard.server.services.errors import Refusal
 
 log = logging.getLogger(__name__)
 
+PREFIX = "/downloads/"
 RANGE = re.compile(rb"bytes=([0-9]*)-([0-9]*)")
 # So many bytes are promised when there is nothing to say how many there were.
 UNKNOWN_LENGTH = 1
@@ -31,7 +32,7 @@ async def download(scope: Any, receive: Any, send: Any) -> None:
     method, headers = scope["method"], dict(scope["headers"])
     if method not in ("GET", "HEAD"):
         raise Refusal("MethodNotAllowed", "a download link takes GET and HEAD")
-    link = services.signer.opened(scope["path"].removeprefix("/downloads/"))
+    link = services.signer.opened(scope["path"].removeprefix(PREFIX))
     if link is None:
         raise _no_link()
     opened = models.opened_link(services, link)

@@ -16,6 +16,8 @@ from runyard.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+STORE_UNAVAILABLE = Refusal("StorageUnavailable", "the store cannot be used right now; try again soon")
+
 
 class ProblemDocument(msgspec.Struct, omit_defaults=True):
     """The body of an error answer (RFC 9457, with ``message``, ``code`` and ``problems``)."""
@@ -55,7 +57,7 @@ def refused(request: Request[Any, Any, Any], error: Refusal) -> Response[Any]:
 
 def unavailable(request: Request[Any, Any, Any], error: StoreUnavailable) -> Response[Any]:
     log.error("the store is unavailable: %s", error)
-    return refused(request, Refusal("StorageUnavailable", "the store cannot be used right now; try again soon"))
+    return refused(request, STORE_UNAVAILABLE)
 
 
 def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:

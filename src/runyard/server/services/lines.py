@@ -142,11 +142,12 @@ def _has_ended(services: Services, org: str, run_id: str) -> bool:
 class _Effect:
     """What a shipment of lines changes."""
 
-    def __init__(self, run: Run, row: Any, attempt: int) -> None:
+    def __init__(self, run: Run, row: Any, attempt: int, now_ms: int) -> None:
         self.run = run
         self.log_rows: list[dict[str, Any]] = []
         self.metric_rows: list[dict[str, Any]] = []
         self.changed_status = False
+        self.now_ms = now_ms
         self._row, self._attempt = row, attempt
 
     def log(self, stream: str, time_ms: int, text: str) -> None:
@@ -181,7 +182,7 @@ class _Effect:
 
 def _effect(services: Services, shipped: Lines, run: Run, row: Any, attempt: int) -> _Effect:
     now_ms = services.clock.now_ms()
-    effect = _Effect(run, row, attempt)
+    effect = _Effect(run, row, attempt, now_ms)
     for line in shipped.lines:
         event = _event(line) if shipped.stream == "events" else None
         if event is None:
@@ -198,7 +199,7 @@ def _take_event(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
     run, name = effect.run, str(event.get("ev"))
     if name == "phase":
         phase, message = str(event.get("phase")), event.get("message")
-        _phase(effect, phase, str(message) if message else None, time_ms)
+        _phase(effect, phase, str(message) if message else None)
         return f"{phase}: {message}" if message else phase
     if name == "step":
         return _step(effect, event, time_ms)
@@ -215,11 +216,11 @@ def _take_event(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
     return json.dumps(event, ensure_ascii=False)
 
 
-def _phase(effect: _Effect, phase: str, message: str | None, time_ms: int) -> None:
+def _phase(effect: _Effect, phase: str, message: str | None) -> None:
     latest = effect.run.status.conditions[-1]
     is_told = phase in conditions.REASONS[conditions.RUNNING] and latest.condition is conditions.RUNNING
     if is_told and latest.reason != "Stopping":
-        move_run(effect.run, Move(conditions.RUNNING, phase, message or _where(effect.run)), now_ms=time_ms)
+        move_run(effect.run, Move(conditions.RUNNING, phase, message or _where(effect.run)), now_ms=effect.now_ms)
         effect.changed_status = True
 
 
@@ -235,7 +236,7 @@ def _step(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
     effect.changed_status = True
     latest = effect.run.status.conditions[-1]
     if latest.condition is conditions.RUNNING and latest.reason != "Stopping":
-        move_run(effect.run, Move(conditions.RUNNING, "Training", _where(effect.run)), now_ms=time_ms)
+        move_run(effect.run, Move(conditions.RUNNING, "Training", _where(effect.run)), now_ms=effect.now_ms)
     return f"{_where(effect.run)}: {_told(values)}"
 
 
