@@ -1,0 +1,100 @@
+"""The examples of docs/sdk.md run as they stand, one after another, against a scripted lab."""
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+import vi
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "sdk.md"
+
+
+def archive() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        member = tarfile.TarInfo("model_full/run.json")
+        member.size = 2
+        tar.addfile(member, io.BytesIO(b"{}"))
+    return buffer.getvalue()
+
+
+class Lab:
+    """A server that knows one finished run, and remembers what it was asked."""
+
+    def __init__(self, run: dict[str, Any]) -> None:
+        self.run = run
+        self.asked: list[str] = []
+        self.archive = archive()
+
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        path = request.url.path
+        self.asked.append(f"{request.method} {re.sub('/[0-9a-f-]{36}', '/ID', path)}")
+        if path.startswith("/downloads/"):
+            return httpx2.Response(200, content=self.archive)
+        if request.method == "DELETE":
+            return httpx2.Response(200)
+        if "no-such-run" in path:
+            return httpx2.Response(404, json={"message": "run no-such-run not found", "code": "RunNotFound"})
+        return httpx2.Response(200, content=json.dumps(self.document(path)))
+
+    def document(self, path: str) -> dict[str, Any]:
+        output = {
+            "runId": "r-1",
+            "runOutputId": "epoch-3",
+            "status": {
+                "contents": {"downloadUrl": {"url": "/downloads/x"}, "sha256": hashlib.sha256(self.archive).hexdigest()}
+            },
+        }
+        if path.endswith("/logs"):
+            return {"items": [], "ended": True}
+        if path.endswith("/metrics"):
+            return {"items": []}
+        if path.endswith("/outputs"):
+            return {"items": [output]}
+        if "/outputs/" in path:
+            return output
+        if path.endswith("/runs"):
+            return {"items": [self.run]}
+        if "/flows/" in path:
+            return {"flowId": "f-1"}
+        return {"trainingProjectId": "p-1"} if "/trainingProjects/" in path else self.run
+
+
+def test_the_examples_run_as_they_stand(
+    run_document: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    key: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lab = Lab(run_document("Pending", "Running", "Succeeded"))
+    transport = httpx2.MockTransport(lab)
+    monkeypatch.setattr(vi, "Client", partial(vi.Client, transport=transport))
+    monkeypatch.setattr(vi, "AsyncClient", partial(vi.AsyncClient, transport=transport))
+    monkeypatch.setenv("DATATURE_VI_SECRET_KEY", key)
+    monkeypatch.setenv("DATATURE_VI_ORGANIZATION_ID", "lab")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL):
+        exec(block, namespace)  # noqa: S102 - our own page
+    assert "run no-such-run not found" in capsys.readouterr().out
+    assert (tmp_path / "models" / "r-1" / "epoch-3" / "model_full" / "run.json").read_text() == "{}"
+    for call in ("PUT /workspaces/lab/runs/ID", "PATCH /workspaces/lab/runs/r-1", "DELETE /workspaces/lab/runs/r-1"):
+        assert call in lab.asked
+
+
+def test_the_page_names_every_variable_and_the_errors_of_wait() -> None:
+    text = PAGE.read_text("utf-8")
+    for name in ("SECRET_KEY", "ORGANIZATION_ID", "API_ENDPOINT"):
+        assert f"DATATURE_VI_{name}" in text
+    for error in ("ViRunFailedError", "ViRunVanishedError", "ViTimeoutError", "ViDownloadError", "ViConflictError"):
+        assert error in text
