@@ -302,7 +302,6 @@ def exit_of(document: dict[str, Any] | None) -> st.Exit | None:
     return st.Exit(
         exit_code=document.get("exitCode"),
         signal=document.get("signal"),
-        group_empty=document.get("groupEmpty") is True,
         cause=document["cause"],
     )
 

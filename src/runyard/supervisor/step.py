@@ -40,7 +40,7 @@ RENEW_AT_MOST_EVERY_S = 2.0  # a kill is noticed at a renewal, so they come more
 LOOK_EVERY_S = 0.25
 LOOK_FOR_CHECKPOINTS_EVERY_S = 1.0
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 10.0
-CLEAR_FOR_S = 60.0  # what survives SIGKILL that long is reported as alive
+CLEAR_FOR_S = 60.0  # what survives SIGKILL that long is reported as alive, and again every so often
 LEAVE_AFTER_S = 5.0  # how long a supervisor that was told to end waits for a server that does not answer
 WAIT_FOR_SERVER_S = 3600.0  # with the trainer gone there is nothing to guard: the controller will settle later
 
@@ -371,7 +371,7 @@ def step(state: State, event: Input, now: float) -> tuple[State, list[Action]]:
         case TrainerExited():
             return _on_exit(state, event, now)
         case GroupEmpty() if state.phase == "clearing":
-            return _on_cleared(state, group_empty=True)
+            return _on_cleared(state)
         case LinesRead():
             return _on_lines(state, event)
         case LinesAccepted(stream, offset):
@@ -382,7 +382,7 @@ def step(state: State, event: Input, now: float) -> tuple[State, list[Action]]:
             return replace(state, found=names, has_looked=state.phase == "reporting"), []
         case CheckpointStored(name):
             return replace(state, stored=state.stored | {name}), []
-        case ReportAccepted():
+        case ReportAccepted() if state.phase == "reporting":
             return replace(state, phase="ended"), [WriteClosed("reported"), End()]
         case _:
             return state, []
@@ -451,7 +451,7 @@ def _on_refused(state: State, now: float) -> tuple[State, list[Action]]:
 
 def _on_rejected(state: State, event: Rejected) -> tuple[State, list[Action]]:
     warning = Warn(f"The server will not take {event.what}: {event.why}")
-    if event.what == REPORT:
+    if event.what == REPORT and state.phase == "reporting":
         return replace(state, phase="ended"), [warning, WriteClosed("rejected"), End()]
     return replace(state, given_up=state.given_up | {event.what}), [warning]
 
@@ -509,10 +509,13 @@ def _on_tick(state: State, now: float) -> tuple[State, list[Action]]:
 def _tick_while_clearing(state: State, actions: list[Action], now: float) -> tuple[State, list[Action]]:
     until = now + CLEAR_FOR_S if state.clear_until is None else state.clear_until
     state = _renew_if_due(replace(state, clear_until=until), actions, now)
-    if now < until:
-        return state, [*actions, KillAll()]
-    state, more = _on_cleared(state, group_empty=False)
-    return state, [*actions, Warn("Something of this attempt survives SIGKILL"), *more]
+    actions.append(KillAll())
+    if now >= until and state.exit is not None:
+        # Said once a minute and no last word: the attempt is closed only when nothing of it lives.
+        actions.append(Warn("Something of this attempt survives SIGKILL"))
+        survives = replace(state.exit, group_empty=False)
+        state = _send(replace(state, clear_until=now + CLEAR_FOR_S), "words", Report(survives), actions, now)
+    return state, actions
 
 
 def _renew_if_due(state: State, actions: list[Action], now: float) -> State:

@@ -1,0 +1,102 @@
+"""The table of a run's moves, pure."""
+
+import itertools
+
+import pytest
+
+from runyard.protocol import ExitReport
+from runyard.server.services import conditions
+from runyard.server.services.conditions import LEGAL, REASONS, AttemptEnd, IllegalMove, Move, after_exit, moved
+from vi.api.responses import ConditionKind, ResourceCondition
+
+K = ConditionKind
+FINAL = [kind for kind in (K.SUCCEEDED, K.FAILED, K.ERROR, K.CANCELLED)]
+PATHS = {
+    K.PENDING: [K.PENDING],
+    K.RUNNING: [K.PENDING, K.RUNNING],
+    **{kind: [K.PENDING, K.RUNNING, kind] for kind in FINAL},
+}
+
+
+def history(*kinds: ConditionKind) -> list[ResourceCondition]:
+    return [ResourceCondition(condition=kind, reason=REASONS[kind][0], last_transition_time=1) for kind in kinds]
+
+
+@pytest.mark.parametrize(("start", "end"), list(itertools.product(list(REASONS), list(REASONS))))
+def test_every_pair_of_states_moves_as_the_table_says(start: ConditionKind, end: ConditionKind) -> None:
+    before = history(*PATHS[start])
+    move = Move(end, REASONS[end][0], "why")
+    if start in FINAL:
+        assert moved(before, move, now_ms=9) == before  # the first final word stands
+    elif start is end:
+        after = moved(before, move, now_ms=9)
+        assert len(after) == len(before)
+        assert (after[-1].message, after[-1].last_transition_time) == ("why", 1)
+    elif end in LEGAL[start]:
+        after = moved(before, move, now_ms=9)
+        assert after[:-1] == before
+        assert (after[-1].condition, after[-1].last_transition_time) == (end, 9)
+    else:
+        with pytest.raises(IllegalMove):
+            moved(before, move, now_ms=9)
+
+
+def test_a_history_begins_with_pending() -> None:
+    assert moved([], Move(K.PENDING, "Queued"), now_ms=1)[0].condition is K.PENDING
+    with pytest.raises(IllegalMove):
+        moved([], Move(K.RUNNING, "Training"), now_ms=1)
+
+
+def test_a_reason_that_no_page_lists_is_a_mistake() -> None:
+    with pytest.raises(IllegalMove, match="Thinking"):
+        moved(history(K.PENDING), Move(K.RUNNING, "Thinking"), now_ms=1)
+
+
+def report(code: int | None = 0, signal: str | None = None, outcome: str = "", reason: str = "") -> ExitReport:
+    result = {"outcome": outcome, "reason": reason, "message": "as told"} if outcome else None
+    return ExitReport(exit_code=code, signal=signal, group_empty=True, cause="the cause", time=1, result=result)
+
+
+def end(*, killed: bool = False, used: int = 1, checkpoint: bool = True) -> AttemptEnd:
+    return AttemptEnd(killed=killed, tries_used=used, tries_allowed=3, has_checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("told", "at", "kind", "reason"),
+    [
+        (report(0, outcome="Succeeded", reason="Completed"), end(), K.SUCCEEDED, "Completed"),
+        (report(0, outcome="Succeeded", reason="EarlyStopped"), end(), K.SUCCEEDED, "EarlyStopped"),
+        (report(0, outcome="Succeeded", reason="???"), end(), K.SUCCEEDED, "Completed"),
+        # What is on disk is done, however the process ended afterwards.
+        (report(None, "SIGKILL", outcome="Succeeded"), end(used=3), K.SUCCEEDED, "Completed"),
+        (report(0, outcome="Succeeded"), end(checkpoint=False), K.ERROR, "StorageUnavailable"),
+        (report(1, outcome="Failed", reason="Diverged"), end(), K.FAILED, "Diverged"),
+        (report(1, outcome="Failed", reason="OutOfMemory"), end(), K.FAILED, "OutOfMemory"),
+        (report(1, outcome="Failed", reason="???"), end(), K.FAILED, "TrainerError"),
+        (report(64, outcome="Failed", reason="InvalidData"), end(), K.FAILED, "InvalidData"),
+        (report(64), end(), K.FAILED, "TrainerError"),
+        (report(75), end(), K.PENDING, "Retrying"),
+        (report(75), end(used=3), K.PENDING, "Retrying"),
+        (report(75), end(killed=True), K.CANCELLED, "KilledByUser"),
+        (report(75, outcome="Stopped"), end(killed=True), K.CANCELLED, "KilledByUser"),
+        (report(None, "SIGKILL"), end(killed=True), K.CANCELLED, "KilledByUser"),
+        (report(1, outcome="Failed", reason="TrainerError"), end(killed=True), K.CANCELLED, "KilledByUser"),
+        (report(None, "SIGSEGV"), end(used=1), K.PENDING, "Retrying"),
+        (report(1), end(used=2), K.PENDING, "Retrying"),
+        (report(1), end(used=3), K.ERROR, "WorkerLost"),
+        (report(0), end(used=3), K.ERROR, "WorkerLost"),  # done, says the code, but there is no result
+    ],
+)
+def test_what_becomes_of_a_run_after_its_attempt(
+    told: ExitReport, at: AttemptEnd, kind: ConditionKind, reason: str
+) -> None:
+    move = after_exit(told, at)
+    assert (move.kind, move.reason) == (kind, reason)
+    assert move.kind in conditions.LEGAL[K.RUNNING]
+    assert move.reason in REASONS[move.kind]
+    assert move.message
+
+
+def test_only_stopping_on_request_is_not_charged() -> None:
+    assert not conditions.is_charged(report(75))
+    assert all(conditions.is_charged(report(code)) for code in (0, 1, 64, None))

@@ -1,0 +1,67 @@
+"""Secret keys: their form, and who is let in."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+from runyard.server.services import keys
+from runyard.server.services.keys import Keyring, new_key, parse, secret_mac
+
+PEPPER = b"p" * 32
+
+
+def row(key: str, **changes: object) -> SimpleNamespace:
+    parts = parse(key)
+    assert parts is not None
+    values = {"org": "o", "role": "admin", "expires": None, "revoked": None} | changes
+    return SimpleNamespace(id=parts.key_id, secret_mac=secret_mac(PEPPER, parts.secret), **values)
+
+
+def test_a_key_has_the_form_that_the_published_client_accepts() -> None:
+    key = new_key()
+    assert key.startswith("dtvi_")
+    assert len(key) == keys.LENGTH == 103
+    assert key.removeprefix("dtvi_").isalnum()
+    assert key.isascii()
+
+
+def test_a_good_key_is_found_and_every_altered_one_is_not() -> None:
+    key = new_key()
+    ring = Keyring(PEPPER, [row(key)])
+    found = ring.find(key, now_ms=5)
+    assert found is not None
+    assert found.org == "o"
+    for position in (5, 7, 20, 23, 60, 96, 97, 102):
+        other = "x" if key[position] != "x" else "y"
+        assert ring.find(key[:position] + other + key[position + 1 :], now_ms=5) is None
+    for wrong in ("", "dtvi_", key + "0", key[:-1], key.replace("dtvi_", "xxxx_"), new_key(), "ü" * 103):
+        assert ring.find(wrong, now_ms=5) is None
+
+
+def test_a_mistyped_key_is_refused_by_its_checksum_alone() -> None:
+    key = new_key()
+    swapped = key[:30] + key[31] + key[30] + key[32:] if key[30] != key[31] else key[:-1]
+    assert parse(swapped) is None
+
+
+def test_a_right_id_with_a_wrong_secret_is_refused() -> None:
+    key, other = new_key(), new_key()
+    body = keys.VERSION + key[7:23] + other[23:97]
+    forged = keys.PREFIX + body + keys._checksum(body)
+    assert parse(forged) is not None
+    assert Keyring(PEPPER, [row(key)]).find(forged, now_ms=5) is None
+
+
+def test_an_expired_and_a_revoked_key_open_nothing() -> None:
+    key = new_key()
+    assert Keyring(PEPPER, [row(key, expires=5)]).find(key, now_ms=4) is not None
+    assert Keyring(PEPPER, [row(key, expires=5)]).find(key, now_ms=5) is None
+    assert Keyring(PEPPER, [row(key, revoked=1)]).find(key, now_ms=5) is None
+
+
+def test_another_pepper_makes_every_key_useless() -> None:
+    key = new_key()
+    ring = Keyring(b"q" * 32, [row(key)])
+    assert ring.find(key, now_ms=5) is None
+    found = Keyring(PEPPER, [row(key)]).find(key, now_ms=5)
+    assert found is not None
+    assert replace(found, role="viewer").role == "viewer"

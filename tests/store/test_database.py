@@ -1,0 +1,102 @@
+"""The store: what was acknowledged is there, what failed is not, and nobody but the writer writes."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import DatabaseError
+
+from runyard.store import Store, organizations
+from runyard.store.migrate import StoreTooNew
+from runyard.store.tables import metadata
+
+
+def test_the_migrations_make_exactly_the_tables_that_the_code_knows(tmp_path: Path) -> None:
+    Store(tmp_path / "a.db").close()
+    engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def test_a_database_newer_than_the_code_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path / "a.db").close()
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(StoreTooNew, match="9999"):
+        Store(tmp_path / "a.db")
+
+
+def test_what_write_returned_is_in_the_file_after_the_process_is_forgotten(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+    asyncio.run(store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1)))
+    # A second, independent connection sees it before the store is closed: it was committed, not only cached.
+    with sqlite3.connect(f"file:{tmp_path / 'a.db'}?mode=ro", uri=True) as other:
+        assert other.execute("SELECT id FROM organizations").fetchall() == [("o",)]
+    other.close()
+    store.close()
+
+
+def test_work_that_fails_is_undone_and_work_beside_it_is_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+
+    def fail(connection: Connection) -> None:
+        organizations.add(connection, org="bad", name="n", time_ms=1)
+        raise KeyError("no")
+
+    async def story() -> None:
+        good = [
+            store.write(lambda connection, n=n: organizations.add(connection, org=f"o{n}", name="n", time_ms=n))
+            for n in range(20)
+        ]
+        outcomes = await asyncio.gather(*good[:10], store.write(fail), *good[10:], return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes if outcome is not None] == [KeyError]
+
+    asyncio.run(story())
+    assert list(store.read(organizations.ids)) == [f"o{n}" for n in range(20)]
+    store.close()
+
+
+def test_a_reading_connection_cannot_write(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+    with pytest.raises(Exception, match="readonly|unavailable"):
+        store.read(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1))
+    store.close()
+
+
+def test_the_writing_connection_is_durable(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+
+    async def pragma(name: str) -> object:
+        return await store.write(lambda connection: connection.execute(text(f"PRAGMA {name}")).scalar())
+
+    assert asyncio.run(pragma("journal_mode")) == "wal"
+    assert asyncio.run(pragma("synchronous")) == 2  # FULL
+    store.close()
+
+
+def test_closing_folds_the_log_into_the_database(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+    store.read(organizations.ids)
+    asyncio.run(store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1)))
+    store.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
+
+
+def test_a_broken_statement_is_the_callers_error_and_the_writer_goes_on(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+
+    async def story() -> None:
+        await store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1))
+        with pytest.raises(DatabaseError):  # the same primary key again
+            await store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1))
+        await store.write(lambda connection: organizations.add(connection, org="p", name="n", time_ms=2))
+
+    asyncio.run(story())
+    assert list(store.read(organizations.ids)) == ["o", "p"]
+    store.close()
