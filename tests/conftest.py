@@ -143,6 +143,7 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
         "RUNYARD_DATA_DIR": str(data_dir),
         "RUNYARD_GRACE_S": "5",
         "RUNYARD_SLOTS": "1",
+        "RUNYARD_THREADS": "1",  # a second test process has the other core; two threads would wait for each other
     }
     log, training_output = home / "up.log", home / "quick_training.log"
     with ExitStack() as ends:

@@ -18,8 +18,8 @@ SHOWS = {
     "find_the_boxes.py": r"epoch \d\.\d\d: .*validation/loss \d",
     "kill_a_run.py": r"killed at \d+\n[\s\S]*Cancelled: KilledByUser",
     "list_runs.py": r"\d+ runs have succeeded\n[\s\S]*Succeeded[\s\S]*epoch-",
-    "own_recipe.py": r"seed 1: accuracy \d\.\d{3}\nseed 2: accuracy \d\.\d{3}\n",
-    "quick_training.py": r"accuracy on held-out data: (0\.9[5-9]\d|1\.000)\nThe model lies in \S+",
+    "own_recipe.py": r"seed 1: exactMatch \d\.\d{3}\nseed 2: exactMatch \d\.\d{3}\n",
+    "quick_training.py": r"exactMatch on held-out data: (0\.9[5-9]\d|1\.000)\nThe model lies in \S+",
 }
 
 

@@ -77,13 +77,13 @@ def accepted(flow: object) -> FlowSpec | None:
         return None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(anything)
 def test_any_json_is_accepted_or_refused_with_problems(flow: object) -> None:
     accepted(flow)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(nearly_good_flows())
 def test_what_is_accepted_can_be_stored_completed_and_read_again(flow: dict[str, Any]) -> None:
     spec = accepted(flow)

@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
+import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -14,6 +17,7 @@ from runyard.server.http.app import create_app
 from runyard.server.http.door import Door
 from runyard.server.services.context import Services
 from runyard.settings import Settings
+from runyard.store import Store
 
 BASE_URL = "http://127.0.0.1:7878"
 
@@ -99,15 +103,125 @@ async def _lifespan(door: Door) -> AsyncIterator[None]:
 Story = Callable[[House], Coroutine[Any, Any, None]]
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database; copying it saves each test the migration."""
+    path = tmp_path_factory.mktemp("store") / "server.db"
+    Store(path).close()
+    return path
+
+
 @pytest.fixture
-def in_house(tmp_path: Path) -> Callable[..., None]:
+def in_house(tmp_path: Path, empty_database: Path) -> Callable[..., None]:
     """Run an async test against a fresh application: ``in_house(story)``."""
 
     def run(story: Story, **settings: Any) -> None:
         async def all_of_it() -> None:
+            (tmp_path / "data").mkdir(exist_ok=True)
+            shutil.copyfile(empty_database, tmp_path / "data" / "server.db")
             async with open_house(tmp_path / "data", **settings) as house:
                 await story(house)
 
         asyncio.run(all_of_it())
 
     return run
+
+
+Digest = str
+
+
+class Attempt:
+    """An attempt as its supervisor sees it."""
+
+    def __init__(self, house: House, client: httpx2.AsyncClient, assignment: dict[str, Any]) -> None:
+        self.house, self.client, self.assignment = house, client, assignment
+        self.offsets = {"events": 0, "stdout": 0, "stderr": 0}
+
+    async def post(self, name: str, **message: Any) -> httpx2.Response:
+        return await self.client.post(f"/internal/v1/attempt/{name}", json=message)
+
+    async def start(self) -> httpx2.Response:
+        return await self.post("process", machine_id="m1", boot_id="b", pid=7, start_ticks=8)
+
+    async def ship(self, *lines: str, stream: str = "events", offset: int | None = None) -> httpx2.Response:
+        begin = self.offsets[stream] if offset is None else offset
+        end = begin + sum(len(line.encode()) + 1 for line in lines)
+        answer = await self.post("lines", stream=stream, offset=begin, next_offset=end, lines=list(lines))
+        if answer.status_code == 200:
+            self.offsets[stream] = answer.json()["offset"]
+        return answer
+
+    async def event(self, name: str, **fields: Any) -> httpx2.Response:
+        return await self.ship(json.dumps({"n": 1, "t": 1_700_000_000_500, "ev": name, **fields}))
+
+    async def upload(self, content: bytes) -> Digest:
+        digest = hashlib.sha256(content).hexdigest()
+        answer = await self.client.put(f"/internal/v1/attempt/blobs/{digest}", content=content)
+        assert answer.status_code == 201, answer.text
+        return digest
+
+    async def checkpoint(self, id: str = "epoch-1", *, content: bytes = b"weights", best: bool = True) -> None:
+        digest = await self.upload(content)
+        files = [
+            {"path": "model_full/model.safetensors", "size_bytes": len(content), "sha256": digest},
+            {"path": "training_state/state.json", "size_bytes": len(content), "sha256": digest},
+        ]
+        step = int(id.rpartition("-")[2])
+        answer = await self.post(
+            "checkpoints",
+            checkpoint_id=id,
+            step=step,
+            epoch=step,
+            metrics={"exactMatch": 0.5},
+            is_best=best,
+            time=1_700_000_000_900,
+            files=files,
+        )
+        assert answer.status_code == 201, answer.text
+
+    async def finish(self, code: int | None = 0, *, empty: bool = True, **result: str) -> httpx2.Response:
+        return await self.post(
+            "finish",
+            exit_code=code,
+            signal=None,
+            group_empty=empty,
+            cause=f"exit code {code}",
+            time=5,
+            result=result or None,
+        )
+
+
+async def claim(house: House, claim_id: str = "c1", **changes: Any) -> Attempt | None:
+    """Claim as the controller does; None when there was nothing."""
+    controller = await house.client(house.controller_key)
+    offer = {"claim_id": claim_id, "machine_id": "m1", "host": "here", "slots": 1, "wait_s": 0} | changes
+    answer = await controller.post("/internal/v1/claims", json=offer)
+    assert answer.status_code == 200, answer.text
+    assignment = answer.json()["assignment"]
+    if assignment is None:
+        return None
+    return Attempt(house, await house.client(assignment["token"]), assignment)
+
+
+async def running(house: House, run_id: str = "r1", flow: dict[str, Any] | None = None) -> Attempt:
+    """A run that has been created, claimed and started."""
+    api = await house.api()
+    created = await api.put(house.path(f"runs/{run_id}"), json={"spec": {"flow": flow or {}}})
+    assert created.status_code == 201, created.text
+    attempt = await claim(house, f"claim-{run_id}")
+    assert attempt is not None
+    assert (await attempt.start()).status_code == 200
+    return attempt
+
+
+async def status(house: House, run_id: str = "r1") -> tuple[str, str, str | None]:
+    """Condition, reason and message of a run now."""
+    api = await house.api()
+    latest = (await api.get(house.path(f"runs/{run_id}"))).json()["status"]["conditions"][-1]
+    return latest["condition"], latest["reason"], latest["message"]
+
+
+@pytest.fixture
+def acts() -> Any:
+    """What tests do as controller and supervisor: ``claim``, ``running``, ``status``."""
+    return SimpleNamespace(claim=claim, running=running, status=status)

@@ -10,7 +10,7 @@ from runyard.server.services.conditions import LEGAL, REASONS, AttemptEnd, Illeg
 from vi.api.responses import ConditionKind, ResourceCondition
 
 K = ConditionKind
-FINAL = [kind for kind in (K.SUCCEEDED, K.FAILED, K.ERROR, K.CANCELLED)]
+FINAL = [K.SUCCEEDED, K.FAILED, K.ERROR, K.CANCELLED]
 PATHS = {
     K.PENDING: [K.PENDING],
     K.RUNNING: [K.PENDING, K.RUNNING],

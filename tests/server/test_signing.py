@@ -29,7 +29,7 @@ def test_no_changed_byte_passes() -> None:
         assert SIGNER.position(token[:position] + other + token[position + 1 :], org="o", question="runs") is None
 
 
-@pytest.mark.parametrize("token", ["", ".", "..", "2..", "x", "2.W10.AAAA", "9.W10.AAAA", "ä.ö.ü", "2.W10.=", "a.b.c.d"])
+@pytest.mark.parametrize("token", ["", ".", "..", "2..", "x", "2.W10.AAAA", "9.W10.AAAA", "ä.ö.ü", "2.W10.=", "a.b.c"])
 def test_tokens_made_up_by_hand_are_refused(token: str) -> None:
     assert SIGNER.position(token, org="o", question="runs") is None
     assert SIGNER.opened(token) is None

@@ -129,7 +129,8 @@ class ByteServer:
     It can be told to misbehave once for each entry of ``faults`` when somebody asks for the file.
 
     A fault is a number (cut the connection after so many bytes of the body), a status to answer with, or a word:
-    ``no-ranges`` sends the whole file whatever was asked, ``wrong-range`` begins one byte too late.
+    ``no-ranges`` sends the whole file whatever was asked, ``wrong-range`` begins one byte too late, ``hold`` sends the
+    first half and then nothing until ``release`` is set.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -140,8 +141,9 @@ class ByteServer:
         self.ranges: list[str] = []
         self.headers_seen: list[dict[str, str]] = []
         self.etag: str | None = None
+        self.release = threading.Event()
         handler = type("Handler", (_ByteHandler,), {"bytes_server": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http = _QuietServer(("127.0.0.1", 0), handler)
         self._http.daemon_threads = True
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
@@ -159,9 +161,15 @@ class ByteServer:
         return hashlib.sha256(self.content).hexdigest()
 
     def close(self) -> None:
+        self.release.set()
         self._http.shutdown()
         self._thread.join()
         self._http.server_close()
+
+
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up are what these tests are about."""
 
 
 class _ByteHandler(BaseHTTPRequestHandler):
@@ -199,6 +207,10 @@ class _ByteHandler(BaseHTTPRequestHandler):
             return
         body = server.content[first:]
         self._head(206, {"Content-Length": str(len(body)), "Content-Range": f"bytes {first}-{size - 1}/{size}"})
+        if fault == "hold":
+            self.wfile.write(body[: size // 2])
+            server.release.wait(10)
+            fault = 0
         self.wfile.write(body[:fault] if isinstance(fault, int) else body)
         if isinstance(fault, int):
             self.close_connection = True

@@ -330,11 +330,11 @@ async def test_followed_logs_go_on_until_the_run_is_over(client: vi.AsyncClient,
 async def test_logs_stop_at_the_limit(client: vi.AsyncClient, server: Any) -> None:
     server.answers({"items": [log_line(5), log_line(6)], "next": 7})
     server.answers({"items": [log_line(7)], "next": 8})
-    found = [line.number async for line in client.runs.logs("r-1", since=5, limit=3, block="trainer")]
+    found = [line.number async for line in client.runs.logs("r-1", since=5, limit=3, stream="stdout")]
     assert found == [5, 6, 7]
     assert [dict(request.url.params) for request in server.requests] == [
-        {"since": "5", "limit": "3", "block": "trainer"},
-        {"since": "7", "limit": "1", "block": "trainer"},
+        {"since": "5", "limit": "3", "block": "stdout"},
+        {"since": "7", "limit": "1", "block": "stdout"},
     ]
 
 

@@ -63,6 +63,17 @@ def test_every_problem_is_shown_with_its_path() -> None:
     ]
 
 
+def test_a_problem_the_message_tells_is_not_told_twice() -> None:
+    problem = {"path": "?condition", "given": "Foo", "message": "condition is 'Foo'; it must be Running"}
+    raised = error(400, {"message": "query parameter condition is 'Foo'; it must be Running", "problems": [problem]})
+    assert raised.message == "query parameter condition is 'Foo'; it must be Running"
+
+
+def test_a_problem_document_says_itself_what_to_do() -> None:
+    assert error(412, {"message": "read it again", "code": "EtagMismatch"}).suggestion is None
+    assert "new etag" in str(error(412, {"message": "no"}))
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -94,5 +105,6 @@ def test_retry_after_is_seconds_or_a_date(given: str, wait_s: float | None) -> N
 
 
 def test_what_the_headers_tell_is_kept() -> None:
-    raised = error(429, {"message": "slow down"}, **{"retry-after": "9", "x-cloud-trace-context": "abc/1;o=1"})
+    headers = {"retry-after": "9", "x-cloud-trace-context": "abc/1;o=1"}
+    raised = error_of(Answer(status=429, headers=headers, body=b""), asked="GET /x")
     assert (raised.retry_after, raised.trace_id) == (9, "abc")

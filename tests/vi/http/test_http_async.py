@@ -176,9 +176,10 @@ async def test_an_endpoint_that_is_none_is_told_at_once(endpoint: str) -> None:
         AsyncHttp(endpoint)
 
 
-async def test_an_endpoint_with_a_password_is_refused_without_showing_it() -> None:
-    with pytest.raises(vi.ViConfigurationError) as raised:
-        AsyncHttp("http://me:s3cret@host/")
+@pytest.mark.parametrize("endpoint", ["http://me:s3cret@host/", "http://s3cret@host:99999/"])
+async def test_an_endpoint_with_a_password_is_refused_without_showing_it(endpoint: str) -> None:
+    with pytest.raises(vi.ViConfigurationError, match="user name or a password") as raised:
+        AsyncHttp(endpoint)
     assert "s3cret" not in str(raised.value)
 
 

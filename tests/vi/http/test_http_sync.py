@@ -173,9 +173,10 @@ def test_an_endpoint_that_is_none_is_told_at_once(endpoint: str) -> None:
         Http(endpoint)
 
 
-def test_an_endpoint_with_a_password_is_refused_without_showing_it() -> None:
-    with pytest.raises(vi.ViConfigurationError) as raised:
-        Http("http://me:s3cret@host/")
+@pytest.mark.parametrize("endpoint", ["http://me:s3cret@host/", "http://s3cret@host:99999/"])
+def test_an_endpoint_with_a_password_is_refused_without_showing_it(endpoint: str) -> None:
+    with pytest.raises(vi.ViConfigurationError, match="user name or a password") as raised:
+        Http(endpoint)
     assert "s3cret" not in str(raised.value)
 
 
