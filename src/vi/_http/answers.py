@@ -47,7 +47,9 @@ _BY_STATUS: dict[int, tuple[type[ViError], ViErrorCode]] = {
 _SUGGESTIONS = {
     401: "Check secret_key (or DATATURE_VI_SECRET_KEY, or the config file): the server does not know this key.",
     403: "Check organization_id and what the key may do: the server knows the key but forbids this.",
-    404: "Check the id and the organisation; it may have been deleted.",
+    404: "It may have been deleted, or belong to another organisation.",
+}
+_SUGGESTIONS_WITHOUT_CODE = {
     412: "Somebody changed it in the meantime: get it again, look, and repeat with the new etag.",
     429: "The server is busy; try again later or send fewer requests at once.",
     503: "The server is there but cannot work now; try again in a moment.",
@@ -143,13 +145,16 @@ def _message(document: dict[str, Any], *, status: int, asked: str) -> str:
     message = next(
         (text for text in texts if isinstance(text, str) and text), f"{asked} was answered with status {status}"
     )
+    return "\n".join([message, *(f"  {_problem_line(problem)}" for problem in _problems_not_in(message, document))])
+
+
+def _problems_not_in(message: str, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The problems the message does not tell by itself."""
     problems = document.get("problems")
-    lines = (
-        [_problem_line(problem) for problem in problems if isinstance(problem, dict)]
-        if isinstance(problems, list)
-        else []
-    )
-    return "\n".join([message, *(f"  {line}" for line in lines if line not in message)])
+    if not isinstance(problems, list):
+        return []
+    texts = ((problem, problem.get("message")) for problem in problems if isinstance(problem, dict))
+    return [problem for problem, text in texts if not (isinstance(text, str) and text and text in message)]
 
 
 def _problem_line(problem: dict[str, Any]) -> str:
@@ -166,4 +171,5 @@ def _suggestion(document: dict[str, Any], answer: Answer) -> str | None:
     if 300 <= answer.status < 400:
         elsewhere = answer.headers.get("location", "the address it redirects to")
         return f"The endpoint points elsewhere; if that is right, use it as endpoint: {elsewhere}"
-    return _SUGGESTIONS.get(answer.status)
+    general = {} if "code" in document else _SUGGESTIONS_WITHOUT_CODE  # a problem document says itself what to do
+    return _SUGGESTIONS.get(answer.status) or general.get(answer.status)

@@ -33,16 +33,16 @@ def check_endpoint(endpoint: str) -> str:
     Raises:
         ViConfigurationError: it is not an address to send requests to.
     """
+    if "@" in endpoint:
+        raise ViConfigurationError(
+            "the endpoint holds a user name or a password, which it must not",
+            suggestion="Give the key as secret_key, and the endpoint without it.",
+        )
     try:
         parts = urlsplit(endpoint)
         _ = parts.port
     except ValueError as error:
         raise _bad_endpoint(endpoint, str(error)) from error
-    if parts.username or parts.password:
-        raise ViConfigurationError(
-            "the endpoint holds a user name or a password, which it must not",
-            suggestion="Give the key as secret_key, and the endpoint without it.",
-        )
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise _bad_endpoint(endpoint, "it needs http:// or https:// and a host")
     return endpoint.rstrip("/")

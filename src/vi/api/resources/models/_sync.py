@@ -109,7 +109,7 @@ class Models:
         except OSError as error:
             raise ViDownloadError(
                 f"{title} cannot be stored in {folder.parent}: {error.strerror or error}",
-                suggestion="Check space and rights there, or name another save_dir; what has arrived is kept.",
+                suggestion="Check space and rights there, or name another save_dir.",
                 cause=error,
             ) from error
         return model_in(folder, model)

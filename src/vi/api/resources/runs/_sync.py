@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from vi._concurrency import synchronous as concurrency
 from vi._http._sync import Http
@@ -42,6 +42,7 @@ _PATIENCE_S = 120.0
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 1.0
 _LONG_POLL_S = 15
+_MOST_LINES = 1000
 
 
 class Runs:
@@ -216,21 +217,21 @@ class Runs:
         *,
         since: int = 0,
         limit: int | None = None,
-        block: str | None = None,
+        stream: Literal["events", "stdout", "stderr"] | None = None,
     ) -> Iterator[LogLine]:
         """The lines a run's trainer has written, oldest first.
 
         Args:
             run_id: which run.
             follow: go on with lines as they are written, until the run is over.
-            since: number of the line to begin with.
+            since: number of the last line that is known already.
             limit: most lines to yield.
-            block: lines of this block of the flow alone.
+            stream: lines of this stream alone.
         """
-        return self._lines(self._path(run_id) + "/logs", follow=follow, since=since, limit=limit, block=block)
+        return self._lines(self._path(run_id) + "/logs", follow=follow, since=since, limit=limit, stream=stream)
 
     def metrics(self, run_id: str, *, since: int = 0) -> builtins.list[MetricPoint]:
-        """Everything measured so far, oldest first; ``since`` leaves out that many points."""
+        """Everything measured so far, oldest first; ``since`` leaves out that many of the server's points."""
         path, points, number = self._path(run_id) + "/metrics", [], since
         while True:
             piece = self._http.call("GET", path, params={"since": number}, decode_as=MetricSlice)
@@ -246,10 +247,17 @@ class Runs:
         """Every run that matches the filters of ``list``."""
         yield from (self.list(PaginationParams(page_size=100), **filters)).all_items()
 
-    def _lines(self, path: str, *, follow: bool, since: int, limit: int | None, block: str | None) -> Iterator[LogLine]:
+    def _lines(
+        self, path: str, *, follow: bool, since: int, limit: int | None, stream: str | None
+    ) -> Iterator[LogLine]:
         number, left = since, limit
         while left is None or left > 0:
-            params = {"since": number, "limit": left, "block": block, "wait": _LONG_POLL_S if follow else None}
+            params = {
+                "since": number,
+                "limit": None if left is None else min(left, _MOST_LINES),
+                "block": stream,
+                "wait": _LONG_POLL_S if follow else None,
+            }
             piece = self._outlast(lambda: self._http.call("GET", path, params=params, decode_as=LogSlice))  # noqa: B023
             yield from piece.items[:left]
             left = None if left is None else left - len(piece.items)
