@@ -1,6 +1,7 @@
 """Plain text and JSON as commands print them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +51,8 @@ def test_json_is_the_document_of_the_wire(capsys) -> None:
     print_json(Run(run_id="r", organization_id="o"))
     shown = json.loads(capsys.readouterr().out)
     assert (shown["kind"], shown["runId"], shown["workspaceId"]) == ("Run", "r", "o")
+
+
+def test_a_path_in_a_document_is_text(capsys) -> None:
+    print_json({"path": Path("/a/b")})
+    assert json.loads(capsys.readouterr().out) == {"path": "/a/b"}

@@ -35,19 +35,16 @@ def test_before_the_first_step_the_line_is_the_state() -> None:
     assert line_of(Run()) == "Waiting"
 
 
-def test_off_a_terminal_a_line_comes_with_each_new_state_and_every_few_seconds() -> None:
+def test_off_a_terminal_a_line_comes_with_each_new_condition_and_every_few_seconds() -> None:
     clock = [0.0]
     stream = io.StringIO()
+    ended = run_at(5, reason="Completed", kind=ConditionKind.SUCCEEDED)
+    runs = [(0, run_at(1)), (1, run_at(2)), (2, run_at(3, reason="Evaluating")), (60, run_at(4)), (61, ended)]
     with ProgressLine(stream, now=lambda: clock[0]) as line:
-        for second, run in enumerate(
-            [run_at(1), run_at(2), run_at(3, reason="Evaluating"), run_at(4, reason="Evaluating")]
-        ):
-            clock[0] = second
+        for clock[0], run in runs:
             line.update(run)
-        clock[0] = 60
-        line.update(run_at(5, reason="Evaluating"))
     steps = [text.partition("step ")[2].partition("/")[0] for text in stream.getvalue().splitlines()]
-    assert steps == ["1", "3", "5"]
+    assert steps == ["1", "4", "5"]
     assert "\r" not in stream.getvalue()
 
 

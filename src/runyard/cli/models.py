@@ -33,7 +33,10 @@ def list_models(run_id: str, data_dir: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"items": found})
     else:
-        print_table(("CHECKPOINT", "EPOCH", "STEP", "AGE", "BEST", "HELD OUT"), [_row(model) for model in found])
+        # Each that was the best of its time carries the mark; people mean the last of them.
+        best = next((model for model in reversed(found) if model.spec.is_best), None)
+        rows = [_row(model, is_best=model is best) for model in found]
+        print_table(("CHECKPOINT", "EPOCH", "STEP", "AGE", "BEST", "HELD OUT"), rows)
 
 
 @models.command("download")
@@ -112,8 +115,14 @@ def _model_folder(given: str, data_dir: Path | None) -> Path:
         return client.models.download(run_id, checkpoint or None, save_dir=DOWNLOADS).model_path
 
 
-def _row(model: "Model") -> tuple[object, ...]:
+def _row(model: "Model", *, is_best: bool) -> tuple[object, ...]:
     scores = model.spec.evaluation_metrics or {}
     shown = ", ".join(f"{name} {number(value)}" for name, value in scores.items() if isinstance(value, int | float))
-    best = "best" if model.spec.is_best else ""
-    return model.model_id, model.spec.epoch, model.spec.step, age(model.metadata.time_created), best, shown
+    return (
+        model.model_id,
+        model.spec.epoch,
+        model.spec.step,
+        age(model.metadata.time_created),
+        "best" if is_best else "",
+        shown,
+    )

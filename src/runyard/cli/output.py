@@ -7,6 +7,7 @@ here: a table library takes longer to import than the server takes to answer.
 import datetime
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ def print_json(value: Any) -> None:
     """Print one document on one line; structs keep the names and shapes they have on the wire."""
     import msgspec
 
-    click.echo(msgspec.json.encode(value).decode())
+    click.echo(msgspec.json.encode(value, enc_hook=_plain).decode())
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -88,6 +89,12 @@ def number(value: float | None) -> str:
 def one_line(text: str) -> str:
     """Text from a run or a server as harmless text: control characters cannot steer the terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"no JSON for {type(value).__name__}")
 
 
 def _cell(value: object) -> str:

@@ -1,7 +1,8 @@
 """The live line of a run that somebody follows: step, loss, metric, time left.
 
-On a terminal it is one line that changes in place; elsewhere it is a plain line whenever the run's state changes and
-every few seconds between, so that the log of a build stays readable. It goes to stderr, so stdout stays for results.
+On a terminal it is one line that changes in place; elsewhere it is a plain line whenever the run's condition changes
+and every few seconds between, so that the log of a build stays readable. It goes to stderr, so stdout stays for
+results.
 """
 
 import shutil
@@ -15,8 +16,9 @@ from runyard.cli.output import duration, number, one_line
 
 if TYPE_CHECKING:
     from vi.api.resources.runs.responses import Run
+    from vi.api.responses import ConditionKind
 
-PLAIN_LINE_EVERY_S = 5.0
+PLAIN_LINE_EVERY_S = 10.0
 BAR_WIDTH = 24
 
 
@@ -27,7 +29,7 @@ class ProgressLine:
         self._stream = stream or sys.stderr
         self._now = now
         self._is_live = self._stream.isatty()
-        self._last_state = ""
+        self._last_condition: ConditionKind | None = None
         self._last_text = ""
         self._printed_s = float("-inf")
 
@@ -43,19 +45,19 @@ class ProgressLine:
 
     def update(self, run: "Run") -> None:
         """Show where a run stands now."""
-        state, text = state_of(run), line_of(run)
+        condition, text = run.condition, line_of(run)
         if text == self._last_text:
             return
         if self._is_live:
             # A line that wraps could not be rewritten in place.
             self._stream.write(f"\r\x1b[2K{text[: shutil.get_terminal_size().columns - 1]}")
-        elif state != self._last_state or self._now() - self._printed_s >= PLAIN_LINE_EVERY_S:
+        elif condition != self._last_condition or self._now() - self._printed_s >= PLAIN_LINE_EVERY_S:
             self._stream.write(f"{text}\n")
             self._printed_s = self._now()
         else:
             return
         self._stream.flush()
-        self._last_state, self._last_text = state, text
+        self._last_condition, self._last_text = condition, text
 
 
 def state_of(run: "Run") -> str:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 CONDITIONS = ("Pending", "Running", "Succeeded", "Failed", "Error", "Cancelled")
 
+STREAMS = ("events", "stdout", "stderr")
+
 
 @click.group()
 def runs() -> None:
@@ -156,16 +158,19 @@ def wait_for_run(run_id: str, timeout_s: float | None, data_dir: Path | None, as
 @runs.command("logs")
 @click.argument("run_id")
 @click.option("--follow", "-f", "follows", is_flag=True, help="Go on until the run ends.")
+@click.option("--stream", "streams", type=click.Choice(STREAMS), multiple=True, help="Only this stream. Repeatable.")
 @data_dir_option
 @json_option
-def print_logs(run_id: str, follows: bool, data_dir: Path | None, as_json: bool) -> None:
-    """Print what the trainer wrote."""
+def print_logs(run_id: str, follows: bool, streams: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
+    """Print what the trainer wrote: its events, its standard output, its standard error."""
     with connect(data_dir) as client:
         for line in client.runs.logs(run_id, follow=follows):
+            if streams and line.stream not in streams:
+                continue
             if as_json:
                 print_json(line)
             else:
-                click.echo(f"{local_time(line.time)}  {one_line(line.text)}")
+                click.echo(f"{local_time(line.time)}  {line.stream:<6}  {one_line(line.text)}")
 
 
 @runs.command("metrics")

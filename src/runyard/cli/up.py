@@ -21,7 +21,6 @@ from runyard.cli.instance import Instance, holding
 from runyard.rundir import read_json
 from runyard.settings import Settings, read_settings
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 LOOK_EVERY_S = 0.5
 
 
@@ -67,7 +66,8 @@ def check_bind(settings: Settings) -> None:
     Raises:
         CommandFailed: the host is no loopback address and nobody said that this is meant.
     """
-    if settings.host in LOOPBACK or settings.insecure_bind:
+    is_loopback = settings.host in ("localhost", "::1") or settings.host.startswith("127.")
+    if is_loopback or settings.insecure_bind:
         return
     raise CommandFailed(
         f"listening on {settings.host} would send keys and data over the network in clear text; put a TLS proxy in "
