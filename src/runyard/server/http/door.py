@@ -8,6 +8,8 @@ download links carry their own signature. What belongs to another organisation g
 It also writes one line per request to the access log: no query, no header, no link, so no secret.
 """
 
+import asyncio
+import contextlib
 import ipaddress
 import logging
 import re
@@ -31,6 +33,7 @@ PUBLIC_PREFIXES = ("/downloads/",)
 
 LONGEST_URL, LONGEST_HEADERS = 8 * 1024, 16 * 1024
 LARGEST_BODY, LARGEST_MESSAGE = 1024 * 1024, 16 * 1024 * 1024
+LARGEST_DRAINED, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
 ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 HIDDEN_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
@@ -77,12 +80,13 @@ class Door:
             headers = _headers(scope)
             self._admit(services, scope, headers)
             limit = _body_limit(scope)
-            if limit is not None:
-                receive = _limited(receive, headers, limit)
-            await self._inside(scope, receive, send_marked)
+            limited = receive if limit is None else _limited(receive, headers, limit)
+            await self._inside(scope, limited, send_marked)
         except Refusal as refusal:
             if status:
                 raise
+            if refusal.code == "BodyTooLarge":
+                await _drain(receive)
             await _refuse(send_marked, refusal)
         except StoreUnavailable as error:
             log.error("the store is unavailable: %s", error)
@@ -167,7 +171,8 @@ def _admit_key(services: Services, scope: Any, credential: str, named_org: bytes
     segments = path.split("/")
     is_own = key.org == segments[2] if len(segments) > 2 and segments[1] == "workspaces" else True
     if not is_own or (named_org is not None and named_org.decode("latin-1") != key.org):
-        raise Refusal("NotFound", "there is nothing here for this key; check the organization id and the path")
+        named = (named_org or b"").decode("latin-1") if is_own else segments[2]
+        raise Refusal("NotFound", f"organization {named[:80]!r} was not found, or this key is not one of its keys")
     for segment in segments[4::2]:
         if segment and not ID.fullmatch(segment):
             raise Refusal(
@@ -234,6 +239,18 @@ def _limited(receive: Any, headers: dict[bytes, bytes], limit: int) -> Any:
 
 def _too_large(limit: int) -> Refusal:
     return Refusal("BodyTooLarge", f"the request body is larger than {limit // 1024} KiB; send less at once")
+
+
+async def _drain(receive: Any) -> None:
+    """Read on a while: a client that is still sending when its connection closes never sees our answer."""
+    taken = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_TIMEOUT_S):
+            while taken < LARGEST_DRAINED:
+                message = await receive()
+                taken += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
 
 async def _refuse(send: Any, refusal: Refusal) -> None:
