@@ -465,14 +465,12 @@ def _on_exit(state: State, event: TrainerExited, now: float) -> tuple[State, lis
     return replace(state, phase="clearing", exit=ended, clear_until=now + CLEAR_FOR_S, kill_at=None), [KillAll()]
 
 
-def _on_cleared(state: State, *, group_empty: bool) -> tuple[State, list[Action]]:
-    assert state.exit is not None  # noqa: S101 - clearing begins with an exit
-    ended = replace(state.exit, group_empty=group_empty)
-    state = replace(
-        state, phase="reporting", exit=ended, drained=frozenset(), has_looked=False, look_at=0.0, find_at=0.0
-    )
+def _on_cleared(state: State) -> tuple[State, list[Action]]:
+    ended = state.exit
+    assert ended is not None  # noqa: S101 - clearing begins with an exit
     if state.stop == "refused":
         return replace(state, phase="ended"), [WriteExit(ended), WriteClosed("refused"), End()]
+    state = replace(state, phase="reporting", drained=frozenset(), has_looked=False, look_at=0.0, find_at=0.0)
     return state, [WriteExit(ended)]
 
 
