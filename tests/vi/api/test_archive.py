@@ -95,6 +95,15 @@ def test_a_cut_archive_is_refused(pack: Callable[[Members], Path], tmp_path: Pat
     assert names(tmp_path) == []
 
 
+def test_a_member_that_claims_more_than_there_is_writes_nothing(tmp_path: Path) -> None:
+    (info, _), *_ = member("bomb")
+    info.size = 10**11
+    archive = tmp_path / ".a.tar"
+    archive.write_bytes(info.tobuf() + b"\0" * 1024)
+    with pytest.raises(vi.ViDownloadError, match="claims more bytes than the archive has"):
+        unpack(archive, tmp_path / "a")
+
+
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     archive = tmp_path / ".a.tar"
     archive.write_bytes(b"not a tar at all" * 100)

@@ -158,3 +158,11 @@ def test_a_part_larger_than_the_file_is_forgotten(http: Http, byte_server: Any, 
     target.with_name("model.tar.part.json").write_text(json.dumps(state), "utf-8")
     fetch(http, byte_server, target)
     assert target.read_bytes() == byte_server.content
+
+
+def test_more_bytes_than_announced_are_refused(target: Path) -> None:
+    with PartFile(target, identity="a", size_bytes=4) as part:
+        part.write(b"abcd")
+        with pytest.raises(vi.ViDownloadError, match="more than the 4 bytes"):
+            part.write(b"e")
+        assert part.is_whole
