@@ -1,11 +1,18 @@
 """``runyard up``: what it refuses, and what it tells a newcomer."""
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from runyard.cli.instance import start_ticks
 from runyard.cli.up import check_bind, introduction
 from runyard.settings import read_settings
 
@@ -57,9 +64,69 @@ def test_the_first_start_on_a_terminal_shows_the_key(words) -> None:
 
 
 def test_the_shell_lines_of_the_introduction_set_the_key(words) -> None:
-    import subprocess
-
     exports = [line for line in words(False).splitlines() if "export" in line]
     script = "\n".join([*exports, 'printf "%s" "$DATATURE_VI_SECRET_KEY"'])
     done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == KEY
+
+
+@contextmanager
+def up(data_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """``runyard up`` as a process, killed when a test leaves it behind."""
+    environ = {**os.environ, "RUNYARD_WARM": "0"}
+    command = [
+        sys.executable,
+        "-m",
+        "runyard.cli",
+        "up",
+        "--port",
+        "0",
+        "--data-dir",
+        str(data_dir),
+        "--end-with-stdin",
+    ]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=environ, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def children_once_up(process: subprocess.Popen[str], data_dir: Path) -> list[int]:
+    """Process ids of server and controller, as soon as ``up`` says that it is."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("Ctrl-C"):
+            break
+    note = json.loads((data_dir / "instance.json").read_text())
+    return [note["server"]["pid"], note["controller"]["pid"]]
+
+
+@pytest.mark.e2e
+def test_ctrl_c_ends_every_child_and_exits_with_0(tmp_path: Path) -> None:
+    with up(tmp_path / "data") as process:
+        children = children_once_up(process, tmp_path / "data")
+        assert [start_ticks(pid) is not None for pid in children] == [True, True]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert [start_ticks(pid) for pid in children] == [None, None]
+
+
+@pytest.mark.e2e
+def test_an_instance_survives_the_kill_of_its_watcher_and_the_next_one_takes_over(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    with up(data_dir) as killed:
+        orphans = children_once_up(killed, data_dir)
+        killed.kill()
+        killed.wait()
+        assert [start_ticks(pid) is not None for pid in orphans] == [True, True]
+        with up(data_dir) as process:
+            children = children_once_up(process, data_dir)
+            assert [start_ticks(pid) for pid in orphans] == [None, None]
+            assert process.stdin is not None
+            process.stdin.close()  # ends it as a signal would
+            assert process.wait(30) == 0
+            assert [start_ticks(pid) for pid in children] == [None, None]

@@ -1,0 +1,110 @@
+"""The parts of the demo around the training itself; the whole of it runs in tests/e2e."""
+
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from runyard.cli import demo as module
+from runyard.cli.demo import Trained, held_out, report, running_instance, seconds_running, title_of
+from runyard.cli.failures import CommandFailed
+from runyard.cli.instance import port_of
+from runyard.cli.picture import Asked
+from runyard.settings import read_settings
+from vi.api.resources.flows.responses import FlowSpec
+from vi.api.resources.runs.responses import Run, RunStatus
+from vi.api.responses import ConditionKind, ResourceCondition
+
+
+def run_with(*history: tuple[ConditionKind, int]) -> Run:
+    conditions = [ResourceCondition(condition=kind, last_transition_time=at) for kind, at in history]
+    return Run(run_id="r", status=RunStatus(conditions=conditions))
+
+
+def asked(*verdicts: bool) -> list[Asked]:
+    image = Image.new("RGB", (8, 8))
+    return [
+        Asked(image=image, question="Which?", truth="7", given="7" if right else "1", is_right=right)
+        for right in verdicts
+    ]
+
+
+def test_training_time_counts_from_the_newest_attempt_to_the_end() -> None:
+    pending, running, succeeded = ConditionKind.PENDING, ConditionKind.RUNNING, ConditionKind.SUCCEEDED
+    retried = run_with((pending, 1000), (running, 2000), (pending, 9000), (running, 10_000), (succeeded, 25_500))
+    assert seconds_running(retried) == 15.5
+
+
+def test_held_out_images_are_those_the_trainer_keeps_apart() -> None:
+    from runyard.trainer.datasets import load_dataset
+
+    kept = load_dataset("digits", seed=7, validation_fraction=0.2)
+    trained_on = {sample.image.tobytes() for sample in kept.train}
+    samples = held_out(FlowSpec())
+    assert [sample.image.tobytes() for sample in samples] == [sample.image.tobytes() for sample in kept.validation]
+    assert len(samples) > 300
+    assert not trained_on & {sample.image.tobytes() for sample in samples}
+
+
+def test_another_seed_holds_out_other_images() -> None:
+    one, other = held_out(FlowSpec(settings={"seed": 1})), held_out(FlowSpec(settings={"seed": 2}))
+    assert [sample.image.tobytes() for sample in one] != [sample.image.tobytes() for sample in other]
+
+
+def test_the_title_counts_every_question_and_not_only_those_shown() -> None:
+    assert (
+        title_of(asked(True, True, True, False), 2) == "3 of 4 held-out images right (75.0%); 2 of them, evenly spaced"
+    )
+
+
+def test_the_report_names_accuracy_places_and_three_commands(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = Trained(run=run_with(), train_s=21.2, total_s=30.0)
+    places = {"model_dir": tmp_path / "demo/r/model_full", "picture": tmp_path / "a.png", "example": tmp_path / "h.png"}
+    settings = read_settings({}, data_dir=tmp_path / "demo/data")
+    text = "\n".join(report(trained, asked(True, False), **places, settings=settings))
+    assert "Held-out accuracy 0.5000: 1 of 2 images" in text
+    assert "demo/r/model_full" in text and "a.png" in text and "demo/data" in text
+    assert 'models predict demo/r/model_full h.png "Which?"' in text
+    assert "up --data-dir demo/data" in text
+    assert "runs create --data-dir demo/data" in text
+
+
+def test_an_instance_that_is_up_is_used_and_left_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "live_endpoint", lambda settings: "http://127.0.0.1:7878/")
+    monkeypatch.setattr(module.subprocess, "Popen", None)  # starting anything would fail
+    said: list[str] = []
+    with running_instance(read_settings({}, data_dir=tmp_path), say=said.append):
+        pass
+    assert said == ["Using the instance at http://127.0.0.1:7878/"]
+
+
+@contextmanager
+def a_file_in_the_way(path: Path):
+    path.mkdir(parents=True)
+    (path / "instance.lock").mkdir()
+    yield
+
+
+def test_a_private_instance_that_does_not_start_says_why(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    with (
+        a_file_in_the_way(data_dir),
+        pytest.raises(CommandFailed, match=r"(?s)the private instance did not start.*instance\.lock"),
+        running_instance(read_settings({}, data_dir=data_dir), say=lambda sentence: None),
+    ):
+        pass
+
+
+def test_the_private_instance_takes_a_free_port_and_ends_with_the_demo(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RUNYARD_WARM", "0")
+    settings = read_settings({}, data_dir=tmp_path / "data")
+    with running_instance(settings, say=lambda sentence: None):
+        endpoint = module.live_endpoint(settings)
+        assert endpoint is not None
+        address = ("127.0.0.1", port_of(endpoint))
+        socket.create_connection(address).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address).close()
