@@ -10,6 +10,7 @@ Labels stand on the answer alone: its tokens are those that ``generate`` would h
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ IGNORED = -100  # the label of a token that is not learnt
 LARGEST_TABLE = 65_536
 # Per-token fields of a processor's answer; everything else belongs to pictures.
 TOKEN_FIELDS = ("token_type_ids", "mm_token_type_ids")
+# Fields of an image processor's answer that models take, besides those named after pixels.
+_MODEL_FIELDS = ("image_grid_thw", "image_sizes", "image_position_ids")
 _Array = np.ndarray[Any, Any]
 
 
@@ -42,74 +45,85 @@ class Encoded:
 
 
 class Encoder:
-    """Turns a sample into tokens and pixels with the model's processor."""
+    """Turns a sample into tokens and pixels with the model's processor.
+
+    The tokens of a prompt depend on its text and on how large the picture is, not on what it shows. So the whole
+    processor runs once for each text and size; if its image part alone then gives the same pixels, that part is enough
+    for all others of this text and size, which is several times faster.
+    """
 
     def __init__(self, processor: Any, parts: Parts, *, system_prompt: str, task: str):
         self._processor, self._parts = processor, parts
         self._system_prompt, self._task = system_prompt, task
-        self._texts: dict[tuple[str, str], tuple[str, str]] = {}
-        self._image_fields: set[str] = set()
+        self._prompts: dict[str, str] = {}
+        self._known: dict[tuple[str, tuple[int, int]], Encoded | None] = {}
+        self._end = self._end_of_answer()
+        self._tokens_of_answer = lru_cache(maxsize=16_384)(self._tokenize)
 
     def encode(self, sample: Sample) -> Encoded:
-        prompt, answer = self._text(sample.question, write_answer(self._task, sample.truth))
-        fields = self._encode_prompt(sample.image, prompt)
-        answer_ids = self._processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        return Encoded(answer=np.asarray(answer_ids, np.int64), **fields)
+        answer = write_answer(self._task, sample.truth) + self._end
+        return replace(self.encode_question(sample.image, sample.question), answer=self._tokens_of_answer(answer))
 
     def encode_question(self, image: Any, question: str) -> Encoded:
         """A question without an answer, as ``generate`` takes it."""
-        prompt = self._text(question, "")[0]
-        return Encoded(answer=np.zeros(0, np.int64), **self._encode_prompt(image, prompt))
+        image = image.convert("RGB")
+        prompt = self._prompt(question)
+        key = (prompt, image.size)
+        if (known := self._known.get(key)) is not None:
+            return replace(known, images=self._images_alone(image))
+        whole = self._whole(image, prompt)
+        if key not in self._known:
+            alone = self._images_alone(image)
+            is_enough = all(name in alone and np.array_equal(alone[name], whole.images[name]) for name in whole.images)
+            self._known[key] = replace(whole, images={}) if is_enough else None
+        return whole
 
-    def encode_again(self, before: Encoded, sample: Sample, varied: Sample) -> Encoded:
-        """``sample`` once more with a picture of the same size that looks different, and perhaps other boxes."""
-        answer = before.answer
-        if varied.truth != sample.truth:
-            _, text = self._text(varied.question, write_answer(self._task, varied.truth))
-            answer = np.asarray(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
-        made = self._processor.image_processor(images=[[varied.image]], return_tensors="np")
-        images = {name: np.asarray(value) for name, value in made.items() if name in self._image_fields}
-        return replace(before, answer=answer, images=images)
+    def _whole(self, image: Any, prompt: str) -> Encoded:
+        made = self._processor(images=[image], text=[prompt], return_tensors="np")
+        texts = (*TOKEN_FIELDS, "input_ids", "attention_mask")
+        return Encoded(
+            prompt=np.asarray(made["input_ids"])[0].astype(np.int64),
+            answer=np.zeros(0, np.int64),
+            token_fields={name: np.asarray(made[name])[0] for name in TOKEN_FIELDS if name in made},
+            images={n: np.asarray(v) for n, v in made.items() if n not in texts and v is not None},
+        )
 
-    def _encode_prompt(self, image: Any, prompt: str) -> dict[str, Any]:
-        """The processor's answer for one picture and one prompt, sorted into tokens and pictures."""
-        made = self._processor(images=[image.convert("RGB")], text=[prompt], return_tensors="np")
-        images = {
-            name: np.asarray(value)
-            for name, value in made.items()
-            if name not in (*TOKEN_FIELDS, "input_ids", "attention_mask") and value is not None
-        }
-        self._image_fields = set(images)
-        return {
-            "prompt": np.asarray(made["input_ids"])[0].astype(np.int64),
-            "token_fields": {name: np.asarray(made[name])[0] for name in TOKEN_FIELDS if name in made},
-            "images": images,
-        }
+    def _images_alone(self, image: Any) -> dict[str, _Array]:
+        made = self._processor.image_processor(images=[[image]], return_tensors="np")
+        return {name: np.asarray(value) for name, value in made.items() if name in _MODEL_FIELDS or "pixel" in name}
 
-    def _text(self, question: str, answer: str) -> tuple[str, str]:
-        """Prompt and answer as the chat template writes them; the answer ends where the model shall stop."""
-        key = (question, answer)
-        if key not in self._texts:
-            self._texts[key] = self._render(question, answer)
-        return self._texts[key]
+    def _tokenize(self, answer: str) -> _Array:
+        return np.asarray(self._processor.tokenizer(answer, add_special_tokens=False)["input_ids"], np.int64)
 
-    def _render(self, question: str, answer: str) -> tuple[str, str]:
+    def _prompt(self, question: str) -> str:
+        """System text, picture and question as the family writes them, up to where the model begins to speak."""
+        if question not in self._prompts:
+            if self._has_template:
+                messages = conversation(self._system_prompt, question)
+                text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            else:
+                text = str(self._parts.plain_prompt).format(system=self._system_prompt, question=question)
+            self._prompts[question] = text
+        return self._prompts[question]
+
+    def _end_of_answer(self) -> str:
+        """What the family writes after an answer; there the model shall stop."""
         end = self._processor.tokenizer.eos_token or ""
-        if not getattr(self._processor, "chat_template", None):
-            plain = self._parts.plain_prompt
-            if plain is None:
+        if not self._has_template:
+            if self._parts.plain_prompt is None:
                 raise InvalidData("the model's processor has no chat template, so its prompts cannot be written")
-            return plain.format(system=self._system_prompt, question=question), answer + end
-        messages = conversation(self._system_prompt, question)
-        prompt = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        whole = self._processor.apply_chat_template([*messages, said], tokenize=False)
-        # Templates differ in how they end a turn. What stands after the prompt in the whole is the answer as the model
-        # shall say it; a template whose whole does not begin with the prompt gets the plain end-of-text token.
-        rest = whole[len(prompt) :].rstrip() if whole.startswith(prompt) else ""
-        if not rest.startswith(answer) or rest == answer:
-            rest = answer + end
-        return prompt, rest
+            return end
+        # Templates differ in how they end a turn: that is what stands behind the answer in a whole conversation. A
+        # template that writes nothing there, or tells the whole otherwise than the prompt, gets the end-of-text token.
+        said = {"role": "assistant", "content": [{"type": "text", "text": "ANSWER"}]}
+        messages = [*conversation(self._system_prompt, "QUESTION"), said]
+        whole = self._processor.apply_chat_template(messages, tokenize=False)
+        _, found, rest = whole.rpartition("ANSWER")
+        return rest.rstrip() if found and rest.strip() else end
+
+    @property
+    def _has_template(self) -> bool:
+        return bool(getattr(self._processor, "chat_template", None))
 
 
 def conversation(system_prompt: str, question: str) -> list[dict[str, Any]]:
@@ -241,10 +255,6 @@ class EncodedSamples:
     def longest_answer(self) -> int:
         return max((len(row.answer) for row in self._rows), default=0)
 
-    def row(self, index: int) -> Encoded:
-        """The tokens of one sample, without pixels."""
-        return self._rows[index]
-
     def batch(self, indices: Sequence[int]) -> Batch:
         """Samples with their answers, from the cache."""
         return assemble([self._rows[i] for i in indices], self._pixels(indices), self._layout)
@@ -271,26 +281,20 @@ class EncodedSamples:
 class VariedSamples:
     """Samples whose pictures are varied anew each time they are drawn; boxes follow, so answers are written anew too.
 
-    Pictures keep their size, so the prompt with the places of its pictures stays as it was. ``vary`` is given sample,
-    epoch and index, and must depend on nothing else.
+    ``vary`` is given sample, epoch and index, and must depend on nothing else.
     """
 
     def __init__(
         self,
-        cached: EncodedSamples,
         samples: Sequence[Sample],
         encoder: Encoder,
         layout: Layout,
         vary: Callable[[Sample, int, int], Sample],
     ):
-        self._cached, self._samples, self._encoder, self._layout, self._vary = cached, samples, encoder, layout, vary
-        self.lengths = cached.lengths
+        self._samples, self._encoder, self._layout, self._vary = samples, encoder, layout, vary
 
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
-        rows = []
-        for index in indices:
-            varied = self._vary(self._samples[index], epoch, index)
-            rows.append(self._encoder.encode_again(self._cached.row(index), self._samples[index], varied))
+        rows = [self._encoder.encode(self._vary(self._samples[index], epoch, index)) for index in indices]
         images = {name: join([row.images[name] for row in rows]) for name in rows[0].images}
         return assemble(rows, images, self._layout)
 

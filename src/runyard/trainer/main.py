@@ -8,7 +8,6 @@ ours) and not for what another try may mend, such as a full disk.
 import contextlib
 import errno
 import fcntl
-import gc
 import logging
 import os
 import platform
@@ -89,8 +88,6 @@ def preload() -> None:
 
     for name in PRELOADED:
         importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
 
 
 PRELOADED = (
@@ -154,15 +151,16 @@ def _train(folder: Path, events: EventWriter, should_stop: Any) -> dict[str, Any
     import transformers
 
     from runyard.trainer.checkpoint import is_proven
+    from runyard.trainer.plan import choose_threads
     from runyard.trainer.prepare import Job
     from runyard.trainer.train import train
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    threads = max(1, int(config.get("threads") or os.cpu_count() or 1))
+    run, recipe = _read_run(config)
+    threads = choose_threads(recipe, offered=int(config.get("threads") or os.cpu_count() or 1))
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
-    run, recipe = _read_run(config)
     resume = None
     if (wanted := read_json(folder / RESUME)) is not None:
         resume = Path(str(wanted.get("folder")))

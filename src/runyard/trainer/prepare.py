@@ -27,7 +27,6 @@ from runyard.trainer.model import (
     check_family,
     freeze,
     load_model,
-    load_processor,
     weights_folder,
 )
 from runyard.trainer.optim import make_optimizers
@@ -192,7 +191,7 @@ def _draw(
     strengths = recipe.dataset.augmentation
     if strengths is None:
         return lambda indices, epoch: cached.batch(indices)
-    varied = VariedSamples(cached, data.train, encoder, layout, varied_by(strengths, recipe.settings.seed))
+    varied = VariedSamples(data.train, encoder, layout, varied_by(strengths, recipe.settings.seed))
     return varied.batch
 
 
