@@ -116,8 +116,12 @@ class EventWriter:
     def __init__(self, folder: Path, now_ms: Callable[[], int]):
         self._path = folder / EVENTS_FILE
         self._now_ms = now_ms
-        self._number = sum(1 for _ in self._path.open("rb")) if self._path.exists() else 0
+        before = self._path.read_bytes() if self._path.exists() else b""
+        self._number = before.count(b"\n")
         self._file: IO[bytes] = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        if before and not before.endswith(b"\n"):  # whoever wrote before us died within a line; ours begins anew
+            self._file.write(b"\n")
+            self._number += 1
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event. Raises ValueError for a name or a field that ``EVENTS`` does not list."""

@@ -1,0 +1,90 @@
+"""The folder of an attempt as the controller writes it."""
+
+from pathlib import Path
+
+import pytest
+
+from runyard import rundir
+from runyard.controller.machine import MachineTaken, hold_machine, labels, machine_id, threads_per_run
+from runyard.controller.place import find_model, model_names, place
+from runyard.protocol import Assignment
+from runyard.settings import Settings
+from vi.api.resources.flows.responses import FlowSpec
+from vi.api.resources.runs.responses import Run, RunSpec
+
+
+def assignment(attempt: int = 1, flow: FlowSpec | None = None) -> Assignment:
+    run = Run(run_id="run-1", organization_id="org-1", spec=RunSpec(flow=flow or FlowSpec()))
+    return Assignment(
+        organization_id="org-1", run_id="run-1", attempt=attempt, token="secret", lease_s=15, grace_s=30, run=run
+    )
+
+
+def save(attempt: Path, name: str, *, step: int) -> Path:
+    checkpoint = attempt / rundir.CHECKPOINTS / name
+    checkpoint.mkdir(parents=True)
+    rundir.write_json(checkpoint / rundir.MANIFEST, {"checkpoint": name, "step": step, "time": step, "files": []})
+    return checkpoint / rundir.MODEL_FULL
+
+
+def test_a_folder_holds_the_run_and_no_secret(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, threads=3)
+    folder = place(assignment(), settings=settings, machine_id="machine-1")
+    assert folder == tmp_path / "runs" / "org-1" / "run-1" / "attempts" / "1"
+    run = rundir.read_json(folder / rundir.RUN)
+    assert run is not None
+    assert (run["run"]["runId"], run["attempt"], run["threads"], run["dataDir"]) == ("run-1", 1, 3, str(tmp_path))
+    placed = rundir.read_json(folder / rundir.PLACED)
+    assert placed is not None and placed["machineId"] == "machine-1"
+    assert not any(b"secret" in path.read_bytes() for _, path in rundir.files_below(folder))
+
+
+def test_placing_again_changes_nothing(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    folder = place(assignment(), settings=settings, machine_id="machine-1")
+    place(assignment(), settings=settings, machine_id="machine-2")
+    placed = rundir.read_json(folder / rundir.PLACED)
+    assert placed is not None and placed["machineId"] == "machine-1"
+
+
+def test_registered_models_are_found_where_they_were_trained(tmp_path: Path) -> None:
+    attempts = tmp_path / "runs" / "org-1" / "run-0" / "attempts"
+    save(attempts / "1", "epoch-1", step=1)
+    save(attempts / "1", "epoch-2", step=2)
+    newer = save(attempts / "2", "epoch-2", step=2)
+    assert find_model(tmp_path / "runs" / "org-1", "run:run-0/epoch-2") == newer
+    assert find_model(tmp_path / "runs" / "org-1", "run:run-0/latest") == newer
+    assert find_model(tmp_path / "runs" / "org-1", "run:run-0/epoch-7") is None
+    flow = FlowSpec(blocks=[{"block": "vi-model", "settings": {"architecture": {"weights": "run:run-0/epoch-2"}}}])
+    folder = place(assignment(flow=flow), settings=Settings(data_dir=tmp_path), machine_id="m")
+    document = rundir.read_json(folder / rundir.RUN)
+    assert document is not None and document["models"] == {"run:run-0/epoch-2": str(newer)}
+
+
+def test_only_whole_model_names_count() -> None:
+    assert model_names({"a": ["run:r/c", {"b": "run:../../x/y"}], "c": "see run:r/c", "d": 1}) == {"run:r/c"}
+
+
+def test_one_controller_holds_a_machine(tmp_path: Path) -> None:
+    hold_machine(tmp_path)
+    with pytest.raises(MachineTaken, match="another controller works with"):
+        hold_machine(tmp_path)
+
+
+def test_a_machine_keeps_its_id(tmp_path: Path) -> None:
+    assert machine_id(tmp_path) == machine_id(tmp_path)
+    (tmp_path / "machine.json").write_text("{torn")
+    assert machine_id(tmp_path).startswith("machine-")
+
+
+def test_accelerators_are_offered_by_short_names(tmp_path: Path) -> None:
+    assert labels(tmp_path) == {"accelerator": ["cpu"]}
+    (tmp_path / "0000:01").mkdir()
+    (tmp_path / "0000:01" / "information").write_text("Model: \t NVIDIA H200\nIRQ: 5\n")
+    assert labels(tmp_path) == {"accelerator": ["h200"]}
+
+
+def test_cores_are_shared_among_the_slots() -> None:
+    assert threads_per_run(0, slots=2, cores=8) == 4
+    assert threads_per_run(0, slots=4, cores=2) == 1
+    assert threads_per_run(3, slots=4, cores=2) == 3

@@ -1,0 +1,124 @@
+"""The run folder's readers on files as crashes leave them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runyard import rundir
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"[1]", b"null", b"\xff\xfe", b'{"a": "\xff"}', b"\0" * 64])
+def test_a_torn_json_file_counts_as_absent(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    assert rundir.read_json(tmp_path / "run.json") is None
+
+
+def test_an_absent_json_file_is_absent(tmp_path: Path) -> None:
+    assert rundir.read_json(tmp_path / "run.json") is None
+
+
+def test_json_is_written_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    rundir.write_json(tmp_path / "run.json", {"name": "täst"})
+    rundir.write_json(tmp_path / "run.json", {"name": "again"})
+    assert rundir.read_json(tmp_path / "run.json") == {"name": "again"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_torn_last_line_stays_until_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"one\ntw")
+    assert rundir.read_lines(path, 0) == (["one"], 4)
+    assert rundir.read_lines(path, 4) == ([], 4)
+    path.write_bytes(b"one\ntwo\n")
+    assert rundir.read_lines(path, 4) == (["two"], 8)
+
+
+def test_a_torn_last_line_is_read_once_nobody_writes_any_more(tmp_path: Path) -> None:
+    path = tmp_path / "stdout.log"
+    path.write_bytes(b"one\ntw")
+    assert rundir.read_lines(path, 4, is_final=True) == (["tw"], 6)
+    assert rundir.read_lines(path, 6, is_final=True) == ([], 6)
+
+
+def test_an_endless_line_is_cut_and_reading_goes_on_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "stdout.log"
+    path.write_bytes(b"x" * 25 + b"\nlast\n")
+    texts: list[str] = []
+    offset = 0
+    while True:
+        lines, offset = rundir.read_lines(path, offset, 10)
+        if not lines:
+            break
+        texts += lines
+    assert "".join(text.removesuffix(" [line cut]") for text in texts) == "x" * 25 + "last"
+    assert offset == 31
+
+
+def test_half_a_character_and_nul_bytes_become_replacement_marks(tmp_path: Path) -> None:
+    path = tmp_path / "stdout.log"
+    path.write_bytes("ä".encode()[:1] + b"\0\n")
+    assert rundir.read_lines(path, 0) == (["\ufffd\ufffd"], 3)
+
+
+def test_an_absent_file_has_no_lines(tmp_path: Path) -> None:
+    assert rundir.read_lines(tmp_path / "stdout.log", 7) == ([], 7)
+
+
+def test_events_are_numbered_on_after_a_restart(tmp_path: Path) -> None:
+    for number in (1, 2):
+        events = rundir.EventWriter(tmp_path, lambda: 5)
+        events.write("warning", message=str(number))
+        events.close()
+    lines, _ = rundir.read_lines(tmp_path / "events.jsonl", 0)
+    assert [json.loads(line)["n"] for line in lines] == [1, 2]
+
+
+def test_an_event_after_a_torn_line_is_a_line_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(b'{"n": 1}\n{"n": 2, "ev')
+    events = rundir.EventWriter(tmp_path, lambda: 5)
+    events.write("warning", message="x")
+    events.close()
+    lines, _ = rundir.read_lines(tmp_path / "events.jsonl", 0)
+    assert json.loads(lines[-1])["n"] == 3
+
+
+def test_an_event_with_a_field_nobody_reads_is_refused(tmp_path: Path) -> None:
+    events = rundir.EventWriter(tmp_path, lambda: 5)
+    with pytest.raises(ValueError, match="has no field"):
+        events.write("warning", text="lost")
+    events.close()
+
+
+def save(folder: Path, name: str, *, step: int, content: bytes = b"weights") -> Path:
+    checkpoint = folder / rundir.CHECKPOINTS / name
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model").write_bytes(content)
+    files = [{"path": "model", "sizeBytes": len(content), "sha256": rundir.sha256_of(checkpoint / "model")}]
+    manifest: dict[str, Any] = {"checkpoint": name, "step": step, "time": step, "files": files}
+    rundir.write_json(checkpoint / rundir.MANIFEST, manifest)
+    return checkpoint
+
+
+def test_checkpoints_are_listed_by_step_and_only_complete_ones(tmp_path: Path) -> None:
+    save(tmp_path, "epoch-10", step=10)
+    save(tmp_path, "epoch-9", step=9)
+    save(tmp_path, ".staging-epoch-11", step=11)
+    (save(tmp_path, "epoch-12", step=12) / rundir.MANIFEST).write_bytes(b'{"checkpoint": "epoch-12"')
+    (save(tmp_path, "epoch-13", step=13) / rundir.MANIFEST).write_bytes(b'{"checkpoint": "epoch-13"}')
+    assert [path.name for path, _ in rundir.checkpoints(tmp_path)] == ["epoch-9", "epoch-10"]
+
+
+def test_a_checkpoint_with_a_changed_or_missing_file_is_not_proven(tmp_path: Path) -> None:
+    good, changed, missing = (save(tmp_path, name, step=1) for name in ("a", "b", "c"))
+    (changed / "model").write_bytes(b"WEIGHTS")
+    (missing / "model").unlink()
+    proven = {path.name: rundir.is_proven(path, manifest) for path, manifest in rundir.checkpoints(tmp_path)}
+    assert proven == {"a": True, "b": False, "c": False}
+    assert good.is_dir()
+
+
+def test_a_manifest_that_lists_nonsense_is_not_proven(tmp_path: Path) -> None:
+    assert not rundir.is_proven(tmp_path, {"files": [{"path": "x"}]})
+    assert not rundir.is_proven(tmp_path, {"files": [3]})
