@@ -1,7 +1,7 @@
 """The calls that users of ``client.runs`` write, with both of our clients, against a real instance."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from vi.api.types import PaginationParams
 
 
 @pytest.fixture(scope="module")
-def pending(client: vi.Client, long_runs: Any) -> list[str]:
+def pending(client: vi.Client, long_runs: Any, end_run: Callable[..., None]) -> Iterator[list[str]]:
     """Four runs that wait, oldest first."""
     long_runs.running()
-    return [client.runs.create(flow={"name": f"Waiting {n}"}, metadata={"n": str(n)}).run_id for n in range(4)]
+    ids = [client.runs.create(flow={"name": f"Waiting {n}"}, metadata={"n": str(n)}).run_id for n in range(4)]
+    yield ids
+    for run_id in ids:
+        end_run(client, run_id)
 
 
 @pytest.fixture
@@ -132,15 +135,6 @@ def test_a_killed_run_that_waited_is_cancelled_and_can_be_deleted(client: vi.Cli
         client.runs.delete(run_id=pending[0])
 
 
-def test_a_killed_run_that_trained_is_cancelled(client: vi.Client, long_runs: Any) -> None:
-    running = long_runs.running()
-    client.runs.kill(running.run_id)
-    with pytest.raises(vi.ViRunFailedError) as ended:
-        client.runs.wait(running.run_id, timeout=30)
-    assert ended.value.condition is ConditionKind.CANCELLED
-    assert ended.value.reason == "KilledByUser"
-
-
 def test_logs_and_metrics_of_a_finished_run_are_whole(client: vi.Client, finished_run: Run) -> None:
     numbers = [line.number for line in client.runs.logs(finished_run.run_id)]
     assert numbers == list(range(1, len(numbers) + 1))
@@ -179,3 +173,13 @@ def test_the_asynchronous_client_makes_the_same_calls(
             assert model.model_path.is_dir()
 
     asyncio.run(calls())
+
+
+def test_a_killed_run_that_trained_is_cancelled(client: vi.Client, long_runs: Any) -> None:
+    # The last test here: what waited takes the slot now, so that nothing is sure to be pending any more.
+    running = long_runs.running()
+    client.runs.kill(running.run_id)
+    with pytest.raises(vi.ViRunFailedError) as ended:
+        client.runs.wait(running.run_id, timeout=30)
+    assert ended.value.condition is ConditionKind.CANCELLED
+    assert ended.value.reason == "KilledByUser"
