@@ -10,8 +10,8 @@ ENDLESS = {"blocks": [{"block": "vi-model", "settings": {"hyperparameters": {"ep
 with vi.Client() as client:
     run = client.runs.create(flow=ENDLESS, metadata={"example": "kill"})
     for line in client.runs.logs(run.run_id, follow=True):
-        print(line.text[:120])
-        if '"ev": "step"' in line.text:
+        print(line.text)
+        if line.text.startswith("step "):
             break
 
     print(f"killed at {client.runs.kill(run.run_id).spec.killed_at}")

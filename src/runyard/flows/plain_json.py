@@ -1,6 +1,6 @@
 """Whether a value is JSON that every part on the way can keep: database, wire, files.
 
-A recipe may hold anything in its styles, so this walk goes through all of a flow, the parts no struct describes as well.
+A recipe may hold anything in its styles, so this walk goes through all of a flow, also where no struct looks.
 """
 
 import math
