@@ -133,11 +133,17 @@ def fitted(value: Any, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         text = str(error)
         place = PLACE.search(text)
-        path = "/" + place.group(1).strip(".").replace(".", "/") if place else "/"
+        path = _pointer(place.group(1)) if place else "/"
         what = PLACE.sub("", text)
         message = f"{what} (at {path})"
         problem = Problem(path=path, given=None, allowed="see the OpenAPI document", message=message)
         raise Refusal("InvalidBody", f"the body does not fit: {message}", problems=[problem]) from error
+
+
+def _pointer(place: str) -> str:
+    """A JSON pointer from a place such as ``.spec.blocks[3].settings[...]``; which key ``[...]`` was is not known."""
+    parts = re.sub(r"\[([0-9]+)\]", r".\1", place.replace("[...]", "")).strip(".")
+    return "/" + parts.replace(".", "/")
 
 
 def _check_limits(value: Any) -> None:

@@ -1,0 +1,331 @@
+"""Leases over HTTP: claimed, started, renewed, lost, closed; time is the server's own."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from runyard.server.services import deletion, leases
+from runyard.store import attempts as attempt_rows
+from runyard.store import outputs, tables
+
+
+async def tick(house: Any, seconds: float) -> None:
+    """Let the server live for a while, two seconds at a time."""
+    while seconds > 0:
+        house.clock.forward(min(2.0, seconds))
+        await leases.tick(house.services, min(2.0, seconds))
+        seconds -= 2.0
+
+
+async def run_of(house: Any, run_id: str = "r1") -> dict[str, Any]:
+    run: dict[str, Any] = (await (await house.api()).get(house.path(f"runs/{run_id}"))).json()
+    return run
+
+
+def test_a_run_from_claim_to_success(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        await api.put(house.path("runs/r1"), json={"spec": {"flow": {"settings": {"gracePeriodSeconds": 4}}}})
+        attempt = await acts.claim(house)
+        assert await acts.status(house) == ("Pending", "WaitingForWorker", "placed on here")
+        assignment = attempt.assignment
+        assert (assignment["run_id"], assignment["attempt"], assignment["grace_s"]) == ("r1", 1, 4.0)
+        assert assignment["run"]["spec"]["flow"]["settings"] == {"gracePeriodSeconds": 4}
+        assert assignment["resume_checkpoint"] is None
+        assert (await attempt.start()).json() == {"action": "continue", "lease_s": 15.0, "grace_s": 4.0}
+        assert (await acts.status(house))[:2] == ("Running", "Preparing")
+        await attempt.checkpoint("epoch-1")
+        assert (await attempt.finish(0, outcome="Succeeded", reason="Completed", message="done")).status_code == 204
+        assert await acts.status(house) == ("Succeeded", "Completed", "done")
+        run = await run_of(house)
+        assert [entry["condition"] for entry in run["status"]["conditions"]] == ["Pending", "Running", "Succeeded"]
+        assert run["status"]["observedGeneration"] == 1
+        assert [(told["attempt"], told["exitCode"], told["cause"]) for told in run["status"]["attempts"]] == [
+            (1, 0, "exit code 0")
+        ]
+        kill = await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 1}})
+        assert (kill.status_code, kill.json()["code"]) == (409, "RunFinished")
+
+    in_house(story)
+
+
+def test_repeats_of_claim_start_and_finish_change_nothing(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        for run_id in ("r1", "r2"):
+            await api.put(house.path(f"runs/{run_id}"), json={"spec": {}})
+        first, again = await acts.claim(house, "c1"), await acts.claim(house, "c1")
+        assert first.assignment["token"] == again.assignment["token"]
+        other = await acts.claim(house, "c2")
+        assert {first.assignment["run_id"], other.assignment["run_id"]} == {"r1", "r2"}
+        await first.start()
+        await first.start()
+        assert len((await run_of(house, first.assignment["run_id"]))["status"]["attempts"]) == 1
+        assert [(await first.finish(75)).status_code for _ in range(2)] == [204, 204]
+        assert await acts.claim(house, "c1") is None  # that claim is used up
+
+    in_house(story)
+
+
+def test_runs_are_taken_by_priority_then_age_and_only_where_they_fit(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        flows = {
+            "old": {},
+            "new": {},
+            "urgent": {"settings": {"priority": 5}},
+            "gpu": {"settings": {"priority": 9}, "tolerations": {"accelerator": ["h100", "a100"]}},
+        }
+        for run_id, flow in flows.items():
+            await api.put(house.path(f"runs/{run_id}"), json={"spec": {"flow": flow}})
+            house.clock.forward(1)
+        assert await acts.claim(house, "c0", slots=0) is None
+        taken = [(await acts.claim(house, f"c{number}")).assignment["run_id"] for number in range(1, 4)]
+        assert taken == ["urgent", "old", "new"]
+        assert await acts.claim(house, "c4") is None
+        assert (await acts.claim(house, "c5", labels={"accelerator": ["a100"]})).assignment["run_id"] == "gpu"
+
+    in_house(story)
+
+
+def test_a_waiting_claim_is_woken_by_a_new_run(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        waiting = asyncio.create_task(acts.claim(house, "c1", wait_s=30))
+        while not house.services.changes._events:
+            await asyncio.sleep(0)
+        api = await house.api()
+        await api.put(house.path("runs/r1"), json={"spec": {}})
+        async with asyncio.timeout(5):
+            attempt = await waiting
+        assert attempt.assignment["run_id"] == "r1"
+
+    in_house(story)
+
+
+def test_a_killed_run_is_cancelled_only_when_nothing_of_it_lives(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        api = await house.api()
+        killed = (await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 5}})).json()
+        assert killed["spec"]["killedAt"] == house.clock.epoch_ms
+        assert (await acts.status(house))[:2] == ("Running", "Stopping")
+        assert killed["status"]["observedGeneration"] == 1
+        again = await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 6}})
+        assert (again.status_code, again.json()) == (200, killed)
+        assert (await attempt.post("renew")).json()["action"] == "kill"
+        assert (await run_of(house))["status"]["observedGeneration"] == 2
+        await attempt.event("phase", phase="Saving", message="")
+        assert (await acts.status(house))[:2] == ("Running", "Stopping")
+        assert (await attempt.finish(75, empty=False)).status_code == 204
+        assert (await acts.status(house))[:2] == ("Running", "Stopping")
+        assert "still alive on here" in ((await acts.status(house))[2] or "")
+        await attempt.finish(75)
+        assert (await acts.status(house))[:2] == ("Cancelled", "KilledByUser")
+        assert await acts.claim(house, "c2") is None
+
+    in_house(story)
+
+
+def test_a_run_killed_between_claim_and_start_never_trains(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        await api.put(house.path("runs/r1"), json={"spec": {}})
+        attempt = await acts.claim(house)
+        await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 5}})
+        assert (await acts.status(house))[:2] == ("Pending", "Stopping")
+        assert (await attempt.start()).json()["action"] == "kill"
+        await attempt.finish(75)
+        assert (await acts.status(house))[:2] == ("Cancelled", "KilledByUser")
+
+    in_house(story)
+
+
+def test_a_claim_that_never_started_is_not_charged(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        await api.put(house.path("runs/r1"), json={"spec": {"flow": {"settings": {"attempts": 1}}}})
+        for number in range(3):
+            attempt = await acts.claim(house, f"c{number}")
+            assert attempt.assignment["attempt"] == number + 1
+            await tick(house, 16)
+            assert (await acts.status(house))[:2] == ("Pending", "Retrying")
+            late = await attempt.start()
+            assert (late.status_code, late.json()["code"]) == (409, "LeaseLost")
+        assert (await run_of(house))["status"]["attempts"] == []
+
+    in_house(story)
+
+
+def test_tries_are_used_up_by_crashes_and_then_the_platform_is_at_fault(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        await api.put(house.path("runs/r1"), json={"spec": {"flow": {"settings": {"attempts": 2}}}})
+        for number, expected in ((1, ("Pending", "Retrying")), (2, ("Error", "WorkerLost"))):
+            attempt = await acts.claim(house, f"c{number}")
+            await attempt.start()
+            await attempt.finish(139)
+            assert (await acts.status(house))[:2] == expected
+        assert "exit code 139" in ((await acts.status(house))[2] or "")
+        assert [told["exitCode"] for told in (await run_of(house))["status"]["attempts"]] == [139, 139]
+
+    in_house(story)
+
+
+def test_a_silent_attempt_is_said_to_be_so_and_may_come_back(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        await tick(house, 14)
+        assert (await acts.status(house))[:2] == ("Running", "Preparing")
+        await attempt.post("renew")
+        await tick(house, 14)
+        assert (await acts.status(house))[:2] == ("Running", "Preparing")
+        await tick(house, 2)
+        condition, reason, message = await acts.status(house)
+        assert (condition, reason) == ("Running", "Stopping")
+        assert "nothing was heard from here" in (message or "")
+        assert await acts.claim(house, "c9") is None  # not a second trainer while the first may live
+        back = await attempt.post("renew", phase="Training")
+        assert back.json()["action"] == "continue"
+        assert await acts.status(house) == ("Running", "Training", "heard from again")
+        await tick(house, 10)
+        assert (await acts.status(house))[:2] == ("Running", "Training")
+
+    in_house(story)
+
+
+def test_the_controllers_report_closes_a_silent_attempt_and_its_result_counts(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        await attempt.checkpoint()
+        await tick(house, 30)
+        controller = await house.client(house.controller_key)
+        placed = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
+        assert [told["token"] for told in placed] == [attempt.assignment["token"]]
+        assert placed[0]["resume_checkpoint"] == "epoch-1"
+        assert (await controller.get("/internal/v1/machines/m2")).json() == {"attempts": []}
+        await attempt.finish(None, outcome="Succeeded", reason="Completed", message="found on disk")
+        assert await acts.status(house) == ("Succeeded", "Completed", "found on disk")
+        assert (await controller.get("/internal/v1/machines/m1")).json() == {"attempts": []}
+
+    in_house(story)
+
+
+def test_long_silence_lets_the_run_be_tried_again_and_the_old_attempt_is_refused(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        await attempt.checkpoint("epoch-2")
+        await tick(house, 15 + 1 + leases.RETRY_AFTER_S)
+        assert (await acts.status(house))[:2] == ("Pending", "Retrying")
+        for refused in (await attempt.post("renew"), await attempt.start()):
+            assert (refused.status_code, refused.json()["code"]) == (409, "LeaseLost")
+        assert (await attempt.ship("late")).json()["code"] == "LeaseLost"
+        second = await acts.claim(house, "c2")
+        assert (second.assignment["attempt"], second.assignment["resume_checkpoint"]) == (2, "epoch-2")
+        assert second.assignment["token"] != attempt.assignment["token"]
+
+    in_house(story)
+
+
+def test_no_final_word_is_spoken_on_silence_alone_for_a_long_time(
+    in_house: Callable[..., None], acts: Any, monkeypatch: Any
+) -> None:
+    assert leases.GIVE_UP_AFTER_S >= 30 * 60
+    monkeypatch.setattr(leases, "GIVE_UP_AFTER_S", 30.0)
+    monkeypatch.setattr(leases, "RETRY_AFTER_S", 10.0)
+
+    async def story(house: Any) -> None:
+        await acts.running(house, flow={"settings": {"attempts": 1}})
+        await tick(house, 15 + 1 + leases.RETRY_AFTER_S + 5)
+        assert (await acts.status(house))[:2] == ("Running", "Stopping")
+        await tick(house, leases.GIVE_UP_AFTER_S - leases.RETRY_AFTER_S)
+        assert (await acts.status(house))[:2] == ("Error", "WorkerLost")
+
+    in_house(story)
+
+
+def test_leases_do_not_age_while_the_server_is_away(in_house: Callable[..., None], acts: Any) -> None:
+    """A stopped or suspended server beats late by hours; that beat counts two seconds."""
+
+    async def story(house: Any) -> None:
+        await acts.running(house)
+        for _ in range(3):
+            house.clock.forward(3600)
+            await leases.tick(house.services, 3600.0)
+        assert (await acts.status(house))[:2] == ("Running", "Preparing")
+
+    in_house(story)
+
+
+def test_fencing_numbers_grow_and_a_token_of_another_epoch_is_refused(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        first = await acts.running(house, "r1")
+        second = await acts.running(house, "r2")
+        rows = house.services.store.read(
+            lambda connection: [
+                attempt_rows.by_claim(connection, claim_id=claim_id) for claim_id in ("claim-r1", "claim-r2")
+            ]
+        )
+        assert rows[0].token_number < rows[1].token_number
+        assert (await first.post("renew")).status_code == (await second.post("renew")).status_code == 200
+        house.services.epoch = "restored"
+        answer = await first.post("renew")
+        assert (answer.status_code, answer.json()["code"]) == (409, "LeaseLost")
+
+    in_house(story)
+
+
+def test_deleting_a_running_run_hides_it_at_once_and_removes_it_when_it_has_ended(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        await attempt.ship("hello", stream="stdout")
+        await attempt.checkpoint()
+        folder = house.settings.runs_dir / house.org / "r1" / "attempts" / "1"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+        api = await house.api()
+        assert (await api.delete(house.path("runs/r1"))).status_code == 204
+        assert (await api.get(house.path("runs/r1"))).status_code == 404
+        assert (await api.get(house.path("runs"))).json()["items"] == []
+        assert folder.exists()
+        assert (await attempt.post("renew")).json()["action"] == "kill"
+        await attempt.finish(75)
+        assert not folder.parent.parent.exists()
+        for table in (tables.runs, tables.attempts, tables.log_lines, tables.outputs, tables.output_files):
+            left = house.services.store.read(lambda connection, table=table: connection.execute(table.select()).all())
+            assert left == [], table.name
+        assert list(house.services.blobs(house.org).hashes()) == []
+
+    in_house(story)
+
+
+def test_a_deletion_that_was_cut_short_is_finished_at_the_next_start(
+    in_house: Callable[..., None], acts: Any, monkeypatch: Any
+) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        await attempt.checkpoint()
+        await attempt.finish(64)
+        api = await house.api()
+
+        def cut(*_: Any) -> None:
+            raise OSError("cut here")
+
+        monkeypatch.setattr(deletion, "_remove_bytes", cut)
+        assert (await api.delete(house.path("runs/r1"))).status_code == 500
+        assert (await api.get(house.path("runs/r1"))).status_code == 404
+        monkeypatch.undo()
+        await deletion.sweep(house.services)
+        assert list(house.services.blobs(house.org).hashes()) == []
+        assert (
+            house.services.store.read(lambda connection: outputs.of_run(connection, org=house.org, run_id="r1")) == []
+        )
+
+    in_house(story)
