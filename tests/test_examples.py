@@ -17,7 +17,7 @@ SHOWS = {
     "bad_recipe.py": r"validationFraction[\s\S]*vi-modle[\s\S]*sede|sede[\s\S]*validationFraction[\s\S]*vi-modle",
     "find_the_boxes.py": r"epoch \d\.\d\d: .*validation/loss \d",
     "kill_a_run.py": r"killed at \d+\n[\s\S]*Cancelled: KilledByUser",
-    "list_runs.py": r"\d+ runs have succeeded\n[\s\S]*Succeeded[\s\S]*epoch-",
+    "list_runs.py": r"\d+ runs have succeeded\n[\s\S]*Succeeded[\s\S]*(epoch|step)-\d+: \{",
     "own_recipe.py": r"seed 1: exactMatch \d\.\d{3}\nseed 2: exactMatch \d\.\d{3}\n",
     "quick_training.py": r"exactMatch on held-out data: (0\.9[5-9]\d|1\.000)\nThe model lies in \S+",
 }

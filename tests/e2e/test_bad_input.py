@@ -123,7 +123,7 @@ def test_another_organisation_s_id_is_answered_as_an_unknown_one(instance: Any) 
     ):
         client.runs.get(instance.trained_run_id)
     assert caught.value.status_code == 404
-    assert "check the organization id" in caught.value.message
+    assert "org-other" in caught.value.message
 
 
 def test_a_page_token_made_up_by_hand_is_refused(client: vi.Client) -> None:
