@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from runyard.cli import demo as module
-from runyard.cli.demo import Trained, held_out, report, running_instance, seconds_running, title_of
+from runyard.cli.demo import Trained, draw_sheet, held_out, report, running_instance, seconds_running
 from runyard.cli.failures import CommandFailed
 from runyard.cli.instance import port_of
 from runyard.cli.picture import Asked
@@ -53,10 +53,14 @@ def test_another_seed_holds_out_other_images() -> None:
     assert [sample.image.tobytes() for sample in one] != [sample.image.tobytes() for sample in other]
 
 
-def test_the_title_counts_every_question_and_not_only_those_shown() -> None:
-    assert (
-        title_of(asked(True, True, True, False), 2) == "3 of 4 held-out images right (75.0%); 2 of them, evenly spaced"
-    )
+def test_the_sheet_adds_wrong_answers_to_an_even_choice_and_counts_all(tmp_path: Path, monkeypatch) -> None:
+    sheets = []
+    monkeypatch.setattr(module, "draw_answers", lambda items, *, title, path: sheets.append((items, title)))
+    answers = asked(*[True] * 97, *[False] * 3)
+    draw_sheet(answers, path=tmp_path / "a.png")
+    ((shown, title),) = sheets
+    assert title == "97 of 100 held-out images right (97.0%): 18 evenly spaced, then 3 more that were wrong"
+    assert [item.is_right for item in shown] == [True] * 18 + [False] * 3
 
 
 def test_the_report_names_accuracy_places_and_three_commands(tmp_path: Path, monkeypatch) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 90.0
 TRAIN_TIMEOUT_S = 3600.0
-SHOWN = 24  # pictures in the grid
+SHOWN_EVENLY, SHOWN_WRONG = 18, 6  # pictures in the grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,7 @@ def demo(data_dir: Path | None, out: Path, as_json: bool) -> None:
     asked = ask_held_out(model_dir, trained.run.spec.flow, say=say)
     accuracy = sum(item.is_right for item in asked) / len(asked)
     picture, example = out / run_id / "answers.png", out / run_id / "held-out.png"
-    shown = evenly_spaced(asked, SHOWN)
-    draw_answers(shown, title=title_of(asked, len(shown)), path=picture)
+    draw_sheet(asked, path=picture)
     asked[0].image.save(example)
     for line in report(trained, asked, model_dir=model_dir, picture=picture, example=example, settings=settings):
         say(line)
@@ -169,15 +168,17 @@ def ask_held_out(model_dir: Path, flow: "FlowSpec", *, say: Callable[[str], None
     from runyard.trainer.answers import is_same_text
     from runyard.trainer.predict import Predictor
 
-    predictor = Predictor(model_dir)
-    asked = []
-    for sample in samples:
-        given = predictor.ask(sample.image, sample.question).text
-        is_right = is_same_text(given, sample.truth.text)
-        asked.append(
-            Asked(image=sample.image, question=sample.question, truth=sample.truth.text, given=given, is_right=is_right)
+    answers = Predictor(model_dir).ask_all([(sample.image, sample.question) for sample in samples])
+    return [
+        Asked(
+            image=sample.image,
+            question=sample.question,
+            truth=sample.truth.text,
+            given=answer.text,
+            is_right=is_same_text(answer.text, sample.truth.text),
         )
-    return asked
+        for sample, answer in zip(samples, answers, strict=True)
+    ]
 
 
 def held_out(flow: "FlowSpec") -> "Sequence[Sample]":
@@ -194,10 +195,16 @@ def held_out(flow: "FlowSpec") -> "Sequence[Sample]":
     return dataset.validation
 
 
-def title_of(asked: Sequence[Asked], shown: int) -> str:
-    """The headline of the picture."""
+def draw_sheet(asked: Sequence[Asked], *, path: Path) -> None:
+    """Draw some of the answers, spread evenly over all of them, and after them some of those that were wrong."""
+    evenly = evenly_spaced(asked, SHOWN_EVENLY)
+    drawn = {id(item) for item in evenly}
+    wrong = [item for item in asked if not item.is_right and id(item) not in drawn][:SHOWN_WRONG]
     right = sum(item.is_right for item in asked)
-    return f"{right} of {len(asked)} held-out images right ({right / len(asked):.1%}); {shown} of them, evenly spaced"
+    title = f"{right} of {len(asked)} held-out images right ({right / len(asked):.1%}): {len(evenly)} evenly spaced"
+    if wrong:
+        title += f", then {len(wrong)} more that were wrong"
+    draw_answers([*evenly, *wrong], title=title, path=path)
 
 
 def report(

@@ -51,6 +51,9 @@ def explain(error: Exception) -> CommandFailed | None:
     problems = sys.modules.get("runyard.flows.problems")
     if problems is not None and isinstance(error, problems.FlowProblems):
         return CommandFailed(_lines("the flow cannot run:", [problem.message for problem in error.problems]))
+    trainer = sys.modules.get("runyard.trainer.errors")
+    if trainer is not None and isinstance(error, trainer.TrainingFailed):
+        return CommandFailed(str(error))
     errors = sys.modules.get("vi.errors")
     if errors is not None and isinstance(error, errors.ViError):
         exit_code = next(code for name, code in _EXIT_BY_ERROR if isinstance(error, getattr(errors, name)))

@@ -61,9 +61,9 @@ def draw_answers(items: Sequence[Asked], *, title: str, path: Path) -> None:
         )
         middle = left + CELL_WIDTH // 2
         words = top + PICTURE_SIZE + 8
-        for line in _wrapped(item.question, _font(11), CELL_WIDTH - 8)[:2]:
-            draw.text((middle, words), line, fill=GREY, font=_font(11), anchor="ma")
-            words += 14
+        for line in _wrapped(item.question, _font(12), CELL_WIDTH - 8)[:2]:
+            draw.text((middle, words), line, fill=GREY, font=_font(12), anchor="ma")
+            words += 15
         draw.text((middle, words + 2), _cut(f"truth: {item.truth}"), fill=INK, font=_font(13), anchor="ma")
         verdict = "right" if item.is_right else "wrong"
         draw.text(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vi.api.resources.runs.responses import Run
     from vi.api.responses import ConditionKind
 
-PLAIN_LINE_EVERY_S = 10.0
+PLAIN_LINE_EVERY_S = 5.0
 BAR_WIDTH = 24
 
 
