@@ -28,7 +28,7 @@ OURS = ROOT / ".venv" / "bin" / "python"
 PEER = ROOT / ".venv-vi-sdk" / "bin" / "python"
 RUN_COUNT = 100
 START_TIMEOUT_S = 60
-FIRST_ANSWER = "import vi, sys; print(vi.Client().runs.get(sys.argv[1]).run_id)"
+FIRST_ANSWER = "import vi, sys; client = vi.Client(); print(client.runs.get(sys.argv[1]).run_id)"
 
 
 @dataclass(frozen=True, kw_only=True)
