@@ -328,6 +328,16 @@ async def test_followed_logs_go_on_until_the_run_is_over(client: vi.AsyncClient,
     assert all("wait=15" in target for target in server.asked)
 
 
+async def test_logs_that_are_not_followed_do_not_wait_for_a_server_that_is_away(
+    client: vi.AsyncClient, server: Any, clock: Any
+) -> None:
+    for _ in range(4):
+        server.refuses_connections()
+    with pytest.raises(vi.ViNetworkError):
+        [line async for line in client.runs.logs("r-1")]
+    assert clock.slept == [0.5, 1, 2]
+
+
 async def test_logs_stop_at_the_limit(client: vi.AsyncClient, server: Any) -> None:
     server.answers({"items": [log_line(5), log_line(6)], "next": 7})
     server.answers({"items": [log_line(7)], "next": 8})

@@ -311,6 +311,16 @@ def test_followed_logs_go_on_until_the_run_is_over(client: vi.Client, server: An
     assert all("wait=15" in target for target in server.asked)
 
 
+def test_logs_that_are_not_followed_do_not_wait_for_a_server_that_is_away(
+    client: vi.Client, server: Any, clock: Any
+) -> None:
+    for _ in range(4):
+        server.refuses_connections()
+    with pytest.raises(vi.ViNetworkError):
+        list(client.runs.logs("r-1"))
+    assert clock.slept == [0.5, 1, 2]
+
+
 def test_logs_stop_at_the_limit(client: vi.Client, server: Any) -> None:
     server.answers({"items": [log_line(5), log_line(6)], "next": 7})
     server.answers({"items": [log_line(7)], "next": 8})

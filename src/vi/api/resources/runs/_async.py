@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from vi._concurrency import asynchronous as concurrency
@@ -259,7 +260,8 @@ class AsyncRuns:
                 "block": stream,
                 "wait": _LONG_POLL_S if follow else None,
             }
-            piece = await self._outlast(lambda: self._http.call("GET", path, params=params, decode_as=LogSlice))  # noqa: B023
+            ask = partial(self._http.call, "GET", path, params=params, decode_as=LogSlice)
+            piece = await (self._outlast(ask) if follow else ask())
             for line in piece.items[:left]:
                 yield line
             left = None if left is None else left - len(piece.items)

@@ -75,10 +75,8 @@ def _attempt_text(attempt: RunAttempt) -> str:
     words = [f"on {attempt.machine}"] if attempt.machine else []
     if attempt.time_ended:
         words.append(f"took {duration_text((attempt.time_ended - attempt.time_started) / 1000)}")
-    if attempt.exit_code is not None:
-        words.append(f"exit code {attempt.exit_code}")
-    if attempt.signal:
-        words.append(attempt.signal)
+    ends = (None if attempt.exit_code is None else f"exit code {attempt.exit_code}", attempt.signal)
+    words += [end for end in ends if end and end not in attempt.cause]  # the cause often tells it already
     if attempt.cause:
         words.append(attempt.cause)
     return ", ".join(words) or "-"

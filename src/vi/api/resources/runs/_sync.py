@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from vi._concurrency import synchronous as concurrency
@@ -258,7 +259,8 @@ class Runs:
                 "block": stream,
                 "wait": _LONG_POLL_S if follow else None,
             }
-            piece = self._outlast(lambda: self._http.call("GET", path, params=params, decode_as=LogSlice))  # noqa: B023
+            ask = partial(self._http.call, "GET", path, params=params, decode_as=LogSlice)
+            piece = self._outlast(ask) if follow else ask()
             yield from piece.items[:left]
             left = None if left is None else left - len(piece.items)
             if piece.items and piece.next is not None:
