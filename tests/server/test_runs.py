@@ -145,8 +145,13 @@ def test_a_page_token_made_up_by_hand_or_for_another_question_is_refused(in_hous
             await api.put(house.path(f"flows/f{number}"), json={"spec": {}})
         token = (await api.get(house.path("runs"), params={"s": 1})).json()["nextPage"]
         assert (await api.get(house.path("runs"), params={"s": 2, "p": token})).status_code == 200
-        wrong = [("runs", "abc", {}), ("runs", token + "x", {}), ("flows", token, {})]
-        for noun, given, further in [*wrong, ("runs", token, {"condition": "Pending"})]:
+        wrong: list[tuple[str, str, dict[str, str]]] = [
+            ("runs", "abc", {}),
+            ("runs", token + "x", {}),
+            ("flows", token, {}),
+            ("runs", token, {"condition": "Pending"}),
+        ]
+        for noun, given, further in wrong:
             answer = await api.get(house.path(noun), params={"s": 1, "p": given} | further)
             assert (answer.status_code, answer.json()["code"]) == (400, "InvalidPageToken")
             assert "page token" in answer.json()["message"]

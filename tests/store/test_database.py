@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,7 @@ def test_work_that_fails_is_undone_and_work_beside_it_is_kept(tmp_path: Path) ->
 
     async def story() -> None:
         good = [
-            store.write(lambda connection, n=n: organizations.add(connection, org=f"o{n}", name="n", time_ms=n))
-            for n in range(20)
+            store.write(partial(organizations.add, org=f"o{number}", name="n", time_ms=number)) for number in range(20)
         ]
         outcomes = await asyncio.gather(*good[:10], store.write(fail), *good[10:], return_exceptions=True)
         assert [type(outcome) for outcome in outcomes if outcome is not None] == [KeyError]

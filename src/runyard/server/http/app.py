@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -25,6 +27,8 @@ from runyard.store import Store, StoreUnavailable, organizations
 from runyard.store import keys as key_rows
 
 log = logging.getLogger(__name__)
+
+SWEEP_EVERY = 60  # beats
 
 
 def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = True) -> Door:
@@ -86,6 +90,7 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
         async with contextlib.AsyncExitStack() as stack:
             if pulse:
                 task = asyncio.create_task(_beat(services), name="pulse")
+                task.add_done_callback(_end_loudly)
                 stack.push_async_callback(_stopped, task)
             yield services
     finally:
@@ -95,14 +100,23 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
 async def _beat(services: Services) -> None:
     """Once a second, tell the leases how long we have lived."""
     last_s = services.clock.monotonic_s()
-    while True:
+    for beat in itertools.count(1):
         await services.clock.sleep(leases.TICK_S)
         now_s = services.clock.monotonic_s()
         try:
             await leases.tick(services, now_s - last_s)
+            if beat % SWEEP_EVERY == 0:
+                await deletion.sweep(services)
         except StoreUnavailable as error:
             log.error("leases could not be looked after: %s", error)
         last_s = now_s
+
+
+def _end_loudly(task: asyncio.Task[None]) -> None:
+    """Without a pulse no lost worker is ever noticed, so a server that has none stops instead of seeming well."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("the pulse has stopped, so the server stops", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)
 
 
 async def _stopped(task: asyncio.Task[None]) -> None:

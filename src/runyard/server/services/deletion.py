@@ -1,21 +1,26 @@
 """Deleting a run: gone for the API at once, its bytes as soon as nothing can write them any more.
 
 The answer to DELETE is a tombstone and a mark on the row, in one transaction. A run that still has an open attempt is
-killed by the same stroke and keeps its rows until that attempt is closed. Then ``purge`` removes bytes first and rows
-last, so that whatever interrupts it, the next purge (after the next close, or at the next start) finds what is left.
+killed by the same stroke and keeps its rows until that attempt is closed. Then the purge removes bytes first and rows
+last, so that whatever interrupts it, the next one (after the next close, at the next start, or when the sweep comes by,
+every minute) finds what is left.
 """
 
 import asyncio
+import logging
 import shutil
 
 from sqlalchemy import Connection
 
+from runyard.blobs import BlobError
 from runyard.server.services import changes, etags
 from runyard.server.services.changes import run_topic
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import not_found
-from runyard.store import attempts, outputs, tombstones
+from runyard.store import StoreUnavailable, attempts, outputs, tombstones
 from runyard.store import runs as rows
+
+log = logging.getLogger(__name__)
 
 
 async def delete(services: Services, actor: Actor, run_id: str, *, if_match: str | None) -> None:
@@ -42,7 +47,7 @@ async def delete(services: Services, actor: Actor, run_id: str, *, if_match: str
 
 
 async def sweep(services: Services) -> None:
-    """Finish every deletion that a stop or a crash left half done."""
+    """Finish every deletion that a failure, a stop or a crash left half done."""
     for row in services.store.read(rows.deleted):
         await purge_if_due(services, org=row.org, run_id=row.id)
 
@@ -56,6 +61,14 @@ async def purge_if_due(services: Services, *, org: str, run_id: str) -> None:
 
     if not services.store.read(is_due):
         return
+    try:
+        await _purge(services, org, run_id)
+    except (OSError, BlobError, StoreUnavailable) as error:
+        # The deletion itself is on disk; the sweep comes back for what is left.
+        log.error("run %s is deleted, but its bytes are not all gone yet: %s", run_id, error)
+
+
+async def _purge(services: Services, org: str, run_id: str) -> None:
     async with services.blob_lock:
         unshared = services.store.read(
             lambda connection: outputs.hashes_of_run_alone(connection, org=org, run_id=run_id)

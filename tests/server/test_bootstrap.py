@@ -1,0 +1,115 @@
+"""The first start and the ones after it: keys in files of ours alone, the same for good."""
+
+import asyncio
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runyard.server.clock import SystemClock
+from runyard.server.http.app import open_services
+from runyard.server.services import secrets as secret_files
+from runyard.server.services.bootstrap import announce
+from runyard.server.services.keys import LENGTH
+from runyard.server.services.secrets import InsecureSecret, open_secrets
+from runyard.settings import Settings
+from runyard.store import StoreUnavailable, tables
+
+
+def start(settings: Settings) -> list[Any]:
+    """Start and stop once; returns the rows of keys."""
+
+    async def once() -> list[Any]:
+        async with open_services(settings, SystemClock(), pulse=False) as services:
+            return list(services.store.read(lambda connection: connection.execute(tables.keys.select()).all()))
+
+    return asyncio.run(once())
+
+
+def told(settings: Settings) -> dict[str, str]:
+    credentials: dict[str, str] = json.loads(settings.credentials_file.read_text())
+    return credentials
+
+
+def test_the_first_start_makes_an_organisation_and_keys_and_later_ones_keep_them(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    rows = start(settings)
+    first = told(settings)
+    assert re.fullmatch(r"org-[a-z0-9]{8}", first["organization_id"])
+    assert len(first["secret_key"]) == LENGTH
+    assert [(row.role, row.org) for row in rows] == [("admin", first["organization_id"]), ("controller", None)]
+    assert start(settings) == rows
+    assert told(settings) == first
+
+
+def test_every_secret_lies_in_a_file_of_ours_alone(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    start(settings)
+    files = [settings.credentials_file, *settings.secrets_dir.iterdir()]
+    assert {path.name for path in files} == {"credentials.json", "pepper", "signing.json", "controller.json"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    assert stat.S_IMODE(settings.secrets_dir.stat().st_mode) == 0o700
+
+
+def test_the_database_holds_no_secret(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    start(settings)
+    keys = [told(settings)["secret_key"], json.loads((settings.secrets_dir / "controller.json").read_text())["key"]]
+    signing = json.loads((settings.secrets_dir / "signing.json").read_text())["keys"]["1"]
+    stored = b"".join(path.read_bytes() for path in settings.data_dir.glob("server.db*"))
+    for secret in (*(key[23:97] for key in keys), signing, (settings.secrets_dir / "pepper").read_text()):
+        assert secret.encode() not in stored
+    assert bytes.fromhex((settings.secrets_dir / "pepper").read_text()) not in stored
+
+
+def test_a_start_cut_off_before_the_database_had_the_key_adopts_it(tmp_path: Path, monkeypatch: Any) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+
+    async def cut(*_: Any) -> None:
+        raise StoreUnavailable("cut here")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):
+        patch.setattr("runyard.store.Store.write", cut)
+        start(settings)
+    written = told(settings)
+    rows = start(settings)
+    assert told(settings) == written
+    assert rows[0].id == written["secret_key"][7:23]
+
+
+def test_a_secret_that_others_can_read_stops_the_start(tmp_path: Path) -> None:
+    open_secrets(tmp_path / "secrets")
+    (tmp_path / "secrets" / "pepper").chmod(0o644)
+    with pytest.raises(InsecureSecret, match="chmod 600"):
+        open_secrets(tmp_path / "secrets")
+
+
+def test_two_starts_at_once_agree_on_the_secrets(tmp_path: Path, monkeypatch: Any) -> None:
+    """The other server makes its pepper between our look and our own: ours must give way."""
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    real = secret_files._create
+
+    def create_late(path: Path, text: str) -> None:
+        real(path, text)
+        if "pepper" in path.name and not (folder / "pepper").exists():
+            real(folder / "pepper", "ab" * 32)
+
+    monkeypatch.setattr(secret_files, "_create", create_late)
+    assert open_secrets(folder).pepper == bytes.fromhex("ab" * 32)
+    assert open_secrets(folder) == open_secrets(folder)
+
+
+def test_the_endpoint_is_kept_up_to_date_beside_the_keys(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    start(settings)
+    before = told(settings)
+    announce(settings, "http://127.0.0.1:1/")
+    assert told(settings) == before | {"endpoint": "http://127.0.0.1:1/"}
+    assert json.loads((settings.secrets_dir / "controller.json").read_text())["endpoint"] == "http://127.0.0.1:1/"
+    settings.credentials_file.unlink()  # its owner took the key elsewhere
+    announce(settings, "http://127.0.0.1:2/")
+    assert not settings.credentials_file.exists()
