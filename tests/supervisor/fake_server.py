@@ -1,4 +1,7 @@
-"""A server for one attempt that keeps what it is told, and can be told to refuse, to fail, or to lose its answers."""
+"""A server that keeps what it is told, and can be told to refuse, to fail, or to lose its answers.
+
+It serves one attempt at a time, which is all a supervisor sees of a server, and hands out assignments to a controller.
+"""
 
 import json
 import threading
@@ -22,6 +25,9 @@ class FakeServer:
         self.phases: list[str | None] = []
         self.wanted: dict[str, Any] = {"action": "continue", "lease_s": 1.2, "grace_s": 5.0}
         self.is_refusing = False
+        self.waiting: list[dict[str, Any]] = []  # assignments to be claimed
+        self.claims: dict[str, dict[str, Any]] = {}
+        self.open: list[dict[str, Any]] = []  # assignments claimed and not finished
         # From a path and how often it has been called: "503", "lose" (done, but the answer is lost), or None.
         self.fail: Callable[[str, int], str | None] = lambda path, times: None
         self.changed = threading.Condition()
@@ -41,6 +47,10 @@ class FakeServer:
             assert self.changed.wait_for(condition, timeout_s), self.calls[-20:]
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
+        if path == "/internal/v1/claims":
+            return 200, {"assignment": self._claim(json.loads(body))}
+        if path.startswith("/internal/v1/machines/"):
+            return 200, {"attempts": self.open}
         word = path.removeprefix("/internal/v1/attempt/")
         if self.is_refusing:
             return 409, {"code": "LeaseLost", "message": "the attempt is somebody else's"}
@@ -49,12 +59,23 @@ class FakeServer:
         document = json.loads(body)
         if word == "lines":
             return 200, {"offset": self._lines(document)}
+        if word == "process":
+            self.offsets.clear()  # a new attempt has streams of its own
+        if word == "finish":
+            self.open.clear()
         if word == "renew":
             self.phases.append(document["phase"])
         {"process": self.processes, "checkpoints": self.checkpoints, "finish": self.reports}.get(word, []).append(
             document
         )
         return {"checkpoints": (201, None), "finish": (204, None)}.get(word, (200, self.wanted))
+
+    def _claim(self, claim: dict[str, Any]) -> dict[str, Any] | None:
+        self.changed.wait_for(lambda: self.waiting or claim["claim_id"] in self.claims, 0.3)
+        if claim["claim_id"] not in self.claims and self.waiting:
+            assignment = self.claims[claim["claim_id"]] = self.waiting.pop(0)
+            self.open.append(assignment)
+        return self.claims.get(claim["claim_id"])
 
     def _blob(self, method: str, sha256: str, body: bytes) -> tuple[int, Any]:
         if method == "HEAD":
@@ -96,6 +117,6 @@ class FakeServer:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_POST = do_PUT = do_HEAD = do_any  # noqa: N815
+            do_GET = do_POST = do_PUT = do_HEAD = do_any  # noqa: N815
 
         return Handler

@@ -154,7 +154,7 @@ class Controller:
             case Claim(slots):
                 self._is_claiming = True
                 claim = self._claim(slots)
-                self._ask(lambda: self._server.claim(claim), self._on_claimed, self._on_not_claimed)
+                self._ask(lambda: self._wait_for_work(claim), self._on_claimed, self._on_not_claimed)
             case Start(key):
                 self._start(self._held[key])
             case Tell(key):
@@ -209,6 +209,15 @@ class Controller:
             labels=self._labels,
             wait_s=CLAIM_WAIT_S,
         )
+
+    def _wait_for_work(self, claim: protocol.Claim) -> Assignment | None:
+        """One long poll. A server that is ending answers at once with nothing; it is not asked again in a rush."""
+        asked_at_s = self._clock.monotonic()
+        assignment = self._server.claim(claim)
+        early_s = ASK_AGAIN_AFTER_S - (self._clock.monotonic() - asked_at_s)
+        if assignment is None and early_s > 0:
+            self._clock.sleep(early_s)
+        return assignment
 
     def _on_claimed(self, assignment: Assignment | None) -> None:
         self._is_claiming = False

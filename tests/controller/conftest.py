@@ -1,0 +1,146 @@
+"""A controller over a temporary data folder, whose supervisors are real processes with small trainers."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from runyard import processes, rundir
+from runyard.controller.main import Controller
+from runyard.controller.server import Server
+from runyard.executors import Order, Warmth
+from runyard.protocol import Assignment
+from runyard.seams import Identity
+from runyard.settings import Settings
+from vi.api.resources.runs.responses import Run
+
+_SPEC = importlib.util.spec_from_file_location(
+    "fake_server", Path(__file__).parent.parent / "supervisor" / "fake_server.py"
+)
+assert _SPEC is not None and _SPEC.loader is not None
+fake_server = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(fake_server)
+
+SUPERVISE = """
+import sys
+from pathlib import Path
+from runyard.supervisor.main import supervise
+exec(sys.argv[2])
+sys.exit(supervise(Path(sys.argv[1]), endpoint=sys.argv[3], token=sys.stdin.read(), train=train))
+"""
+
+
+class ScriptExecutor:
+    """Starts real supervisors, with a trainer given as text instead of the one that imports torch."""
+
+    def __init__(self, trainer: str) -> None:
+        self.trainer = trainer
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, order: Order) -> Identity | None:
+        (order.folder / "logs").mkdir(exist_ok=True)
+        with (order.folder / rundir.SUPERVISOR_LOG).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", SUPERVISE, str(order.folder), self.trainer, order.endpoint],
+                env={**os.environ, "RUNYARD_SUPERVISOR": order.mark, "RUNYARD_ATTEMPT": processes.MARK_ROOM},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        assert process.stdin is not None
+        process.stdin.write(order.token.encode())
+        process.stdin.close()
+        self.started.append(process)
+        return processes.identify(process.pid)
+
+    def warmth(self) -> Warmth:
+        return "off"
+
+    def warm_up(self) -> None:
+        raise AssertionError("a warmth of off asks for nothing")
+
+    def reap(self) -> None:
+        for process in self.started:
+            process.poll()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    fake = fake_server.FakeServer()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, server: Any) -> Settings:
+    settings = Settings(data_dir=tmp_path / "data", grace_s=5.0)
+    settings.secrets_dir.mkdir(parents=True)
+    key = {"endpoint": server.endpoint, "key": "controller-key"}
+    rundir.write_json(settings.secrets_dir / "controller.json", key)
+    return settings
+
+
+@pytest.fixture
+def executor() -> Iterator[ScriptExecutor]:
+    executor = ScriptExecutor("def train(folder): return 0")
+    yield executor
+    for process in executor.started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def control(settings: Settings, executor: ScriptExecutor) -> Iterator[Callable[..., Controller]]:
+    """Start a controller in a thread of its own; ended with the test, at the latest."""
+    running: list[tuple[Controller, threading.Thread]] = []
+
+    def start(**changes: Any) -> Controller:
+        controller = Controller(
+            replace(settings, **changes),
+            machine_id="machine-1",
+            server=Server(settings.secrets_dir / "controller.json"),
+            executor=executor,
+        )
+        thread = threading.Thread(target=controller.run)
+        thread.start()
+        running.append((controller, thread))
+        return controller
+
+    yield start
+    for controller, thread in running:
+        controller.ask_to_end()
+        controller.ask_to_end()
+        thread.join()
+
+
+@pytest.fixture
+def assign() -> Callable[..., dict[str, Any]]:
+    """An assignment as the server words it."""
+
+    def make(attempt: int = 1) -> dict[str, Any]:
+        organization_id = f"org-{os.getpid()}"
+        assignment = Assignment(
+            organization_id=organization_id,
+            run_id="run-1",
+            attempt=attempt,
+            token="token",
+            lease_s=1.2,
+            grace_s=5.0,
+            run=Run(run_id="run-1", organization_id=organization_id),
+        )
+        document: dict[str, Any] = msgspec.to_builtins(assignment)
+        return document
+
+    return make

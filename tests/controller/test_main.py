@@ -1,0 +1,187 @@
+"""A real controller and real supervisors against a server that keeps what it is told."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runyard import processes, rundir
+from runyard.controller.main import Controller, key_from_mark
+from runyard.settings import Settings, environment
+
+pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="identities need /proc")
+
+Control = Callable[..., Controller]
+Assign = Callable[..., dict[str, Any]]
+
+SAVES_WHEN_TOLD = """
+def train(folder):
+    import signal, sys, time
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    (folder / "ready").write_text("")
+    while True:
+        time.sleep(600)
+"""
+
+
+def folder_of(settings: Settings, attempt: int = 1) -> Path:
+    return rundir.attempt_dir(settings.runs_dir, f"org-{os.getpid()}", "run-1", attempt)
+
+
+def supervisor_of(folder: Path) -> Any:
+    document = rundir.read_json(folder / rundir.PROCESS)
+    assert document is not None
+    identity = processes.identify(document["supervisor"]["pid"])
+    assert identity is not None
+    return identity
+
+
+def test_a_waiting_run_is_claimed_placed_and_reported(
+    control: Control, server: Any, settings: Settings, assign: Assign
+) -> None:
+    server.waiting.append(assign())
+    control()
+    server.wait_for(lambda: server.reports)
+    assert server.reports[0]["exit_code"] == 0
+    assert server.processes[0]["machine_id"] == "machine-1"
+    assert rundir.read_json(folder_of(settings) / rundir.RUN) is not None
+
+
+def test_what_the_machine_should_hold_is_asked_before_anything_is_claimed(control: Control, server: Any) -> None:
+    control()
+    server.wait_for(lambda: len(server.calls) >= 2)
+    assert server.calls[:2] == ["GET /internal/v1/machines/machine-1", "POST /internal/v1/claims"]
+
+
+def test_one_slot_runs_one_attempt_at_a_time(control: Control, server: Any, executor: Any, assign: Assign) -> None:
+    executor.trainer = SAVES_WHEN_TOLD
+    server.waiting += [assign(1), assign(2)]
+    control()
+    server.wait_for(lambda: len(server.phases) >= 3)
+    assert (len(server.waiting), len(executor.started)) == (1, 1)
+
+
+def test_a_claim_whose_answer_was_lost_brings_the_same_attempt(
+    control: Control, server: Any, executor: Any, assign: Assign
+) -> None:
+    server.waiting.append(assign())
+    server.fail = lambda path, times: "lose" if path.endswith("/claims") and times == 1 else None
+    control()
+    server.wait_for(lambda: server.reports)
+    assert (len(server.claims), len(executor.started)) == (1, 1)
+
+
+def test_a_lost_supervisor_is_followed_by_one_that_settles(
+    control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
+) -> None:
+    executor.trainer = SAVES_WHEN_TOLD
+    server.waiting.append(assign())
+    control()
+    folder = folder_of(settings)
+    server.wait_for((folder / "ready").exists)
+    trainer = rundir.read_json(folder / rundir.PROCESS) or {}
+    processes.send_signal(supervisor_of(folder), signal.SIGKILL)
+    server.wait_for(lambda: server.reports)
+    assert server.reports[0]["cause"] == "the supervisor was lost, and its trainer was ended"
+    assert processes.identify(trainer["trainer"]["pid"]) is None
+    assert len(executor.started) == 2
+
+
+def test_a_living_supervisor_is_adopted_and_not_doubled(
+    control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
+) -> None:
+    executor.trainer = SAVES_WHEN_TOLD
+    server.waiting.append(assign())
+    first = control(leave_running=True)
+    server.wait_for((folder_of(settings) / "ready").exists)
+    first.ask_to_end()
+    before = supervisor_of(folder_of(settings))
+    adoptions = server.calls.count("GET /internal/v1/machines/machine-1")
+    control(leave_running=True)
+    server.wait_for(lambda: server.calls.count("GET /internal/v1/machines/machine-1") > adoptions)
+    renewals = len(server.phases)
+    server.wait_for(lambda: len(server.phases) >= renewals + 3)
+    assert supervisor_of(folder_of(settings)) == before
+    assert len(executor.started) == 1
+
+
+def test_an_attempt_that_ended_while_no_controller_was_there_is_reported(
+    control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
+) -> None:
+    folder = folder_of(settings)
+    folder.mkdir(parents=True)
+    rundir.write_json(folder / rundir.PROCESS, {"bootId": "an earlier boot", "supervisor": {"pid": 1, "startTicks": 1}})
+    rundir.write_json(folder / rundir.RESULT, {"outcome": "Succeeded", "reason": "Completed", "message": ""})
+    server.open.append(assign())
+    control()
+    server.wait_for(lambda: server.reports)
+    assert server.reports[0]["result"]["outcome"] == "Succeeded"
+    assert not (folder / "ready").exists()
+
+
+def test_trainers_that_nobody_looks_after_are_ended(
+    control: Control, server: Any, settings: Settings, tmp_path: Path
+) -> None:
+    folder_of(settings, 7).mkdir(parents=True)
+    ours, strangers = (
+        subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(600)"],
+            env={**os.environ, "RUNYARD_ATTEMPT": f"org-{os.getpid()}/{run}/7"},
+        )
+        for run in ("run-1", "run-of-another-instance")
+    )
+    control()
+    assert ours.wait(10) == -signal.SIGKILL
+    assert strangers.poll() is None
+    strangers.kill()
+    strangers.wait()
+
+
+def test_ending_lets_runs_save_and_waits_for_them(
+    control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
+) -> None:
+    executor.trainer = SAVES_WHEN_TOLD
+    server.waiting.append(assign())
+    controller = control()
+    server.wait_for((folder_of(settings) / "ready").exists)
+    server.waiting.append(assign(2))
+    controller.ask_to_end()
+    server.wait_for(lambda: server.reports)
+    assert (server.reports[0]["exit_code"], server.reports[0]["cause"]) == (75, "stopped on request")
+    assert (rundir.read_json(folder_of(settings) / rundir.STOP) or {})["reason"] == "leave"
+    assert len(server.waiting) == 1, "nothing new is begun"
+
+
+def test_a_second_controller_of_a_machine_refuses_with_a_sentence(
+    control: Control, server: Any, settings: Settings
+) -> None:
+    command = [sys.executable, "-P", "-m", "runyard.controller"]
+    environ = {**os.environ, **environment(settings), "RUNYARD_WARM": "false"}
+    with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) as first:
+        server.wait_for(lambda: "POST /internal/v1/claims" in server.calls)
+        second = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=20, check=False)
+        first.terminate()
+        assert first.wait(10) == 0
+    assert second.returncode == 1
+    assert "another controller works with" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_no_key_yet_is_waited_for(control: Control, server: Any, settings: Settings) -> None:
+    key_file = settings.secrets_dir / "controller.json"
+    key = key_file.read_text()
+    key_file.unlink()
+    control()
+    threading.Timer(0.2, key_file.write_text, [key]).start()
+    server.wait_for(lambda: server.calls)
+
+
+@pytest.mark.parametrize("mark", ["", "-" * 300, "org/run", "org/run/x", "org/../1", "//1", "org/run/1/2"])
+def test_a_word_that_is_no_mark_names_no_attempt(mark: str) -> None:
+    assert key_from_mark(mark) is None
