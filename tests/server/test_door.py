@@ -1,5 +1,6 @@
 """The one door: nobody comes in without a key, and no key opens what is another's."""
 
+import asyncio
 import itertools
 import re
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from runyard.server.http import door
 from runyard.server.http.door import PUBLIC, allowed_hosts
 from runyard.server.http.routes import ROUTES
 from runyard.server.services import keys
@@ -237,6 +239,35 @@ def test_bodies_above_a_mebibyte_are_refused_announced_or_not(in_house: Callable
         assert unannounced.status_code == 413
         fits = await api.put(house.path("runs/r1"), content=b"x" * 2**20)
         assert fits.json()["code"] == "InvalidBody"
+
+    in_house(story)
+
+
+def test_a_body_that_stalls_is_not_waited_for(in_house: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "BODY_TIMEOUT_S", 0.01)
+
+    async def story(house: Any) -> None:
+        sent: list[Any] = []
+
+        async def stall() -> Any:
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = {"host": "localhost", "authorization": f"Bearer {house.key}", "content-length": "10"}
+        scope = {
+            "type": "http",
+            "method": "PUT",
+            "path": house.path("runs/r1"),
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            "client": None,
+            "root_path": "",
+            "state": {},
+        }
+        await house.door(scope, stall, send)
+        assert sent[0]["status"] == 408
 
     in_house(story)
 

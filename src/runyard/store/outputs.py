@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from runyard.store.tables import AnyRow, output_files, outputs
 
@@ -15,6 +15,9 @@ def add(connection: Connection, values: Mapping[str, Any], *, files: Iterable[Ma
     number = connection.execute(
         select(func.max(outputs.c.number)).where(outputs.c.org == org, outputs.c.run_id == run_id)
     ).scalar()
+    if values["is_best"]:  # there is one best, and it is the newest that was called so
+        of_run = (outputs.c.org == org, outputs.c.run_id == run_id)
+        connection.execute(update(outputs).where(*of_run).values(is_best=False))
     connection.execute(insert(outputs).values(number=(number or 0) + 1, **values))
     rows = [{"org": org, "run_id": run_id, "output_id": output_id, **file} for file in files]
     connection.execute(insert(output_files), rows)

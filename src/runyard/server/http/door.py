@@ -33,6 +33,7 @@ PUBLIC_PREFIXES = ("/downloads/",)
 
 LONGEST_URL, LONGEST_HEADERS = 8 * 1024, 16 * 1024
 LARGEST_BODY, LARGEST_MESSAGE = 1024 * 1024, 16 * 1024 * 1024
+BODY_TIMEOUT_S = 30.0
 LARGEST_DRAINED, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
 ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 HIDDEN_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
@@ -220,7 +221,7 @@ def _body_limit(scope: Any) -> int | None:
 
 
 def _limited(receive: Any, headers: dict[bytes, bytes], limit: int) -> Any:
-    """``receive`` that refuses a body above the limit, at once if it was announced, else as soon as it is."""
+    """``receive`` that refuses a body above the limit, at once if it was announced, and one that stalls."""
     announced = headers.get(b"content-length", b"0")
     if not announced.isdigit() or int(announced) > limit:
         raise _too_large(limit)
@@ -228,7 +229,12 @@ def _limited(receive: Any, headers: dict[bytes, bytes], limit: int) -> Any:
 
     async def receive_some() -> Any:
         nonlocal taken
-        message = await receive()
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                message = await receive()
+        except TimeoutError:
+            message = f"nothing more of the request body came for {BODY_TIMEOUT_S:g} s; send it again"
+            raise Refusal("BodyTimeout", message) from None
         taken += len(message.get("body", b""))
         if taken > limit:
             raise _too_large(limit)

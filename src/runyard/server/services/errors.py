@@ -26,6 +26,7 @@ CODES: dict[str, tuple[int, str]] = {
     "RoleForbidden": (403, "The key's role does not allow this"),
     "NotFound": (404, "There is no such thing"),
     "MethodNotAllowed": (405, "The route exists, but not with this method"),
+    "BodyTimeout": (408, "The request body did not arrive in time"),
     "LeaseLost": (409, "The attempt is no longer yours"),
     "BlobMissing": (409, "A file of the checkpoint has not been uploaded"),
     "IdDeleted": (409, "The id belonged to something that was deleted"),
