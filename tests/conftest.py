@@ -119,6 +119,7 @@ class LongRuns:
         return found
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep what uses the instance on one worker, and what needs the finished training for last."""
     for item in items:
