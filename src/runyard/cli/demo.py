@@ -226,7 +226,7 @@ def report(
         "",
         f'  {runyard} models predict {_short(model_dir)} {_short(example)} "{asked[0].question}"',
         f"  {runyard} up --data-dir {data_dir}",
-        f"  {runyard} runs create --data-dir {data_dir} --set vi-dataset.datasetId=digits-grounding --wait",
+        f"  {runyard} runs create --data-dir {data_dir} --set vi-model.hyperparameters.epochs=30 --wait",
         "",
         "(the last one in a second terminal, while the one before is up)",
     ]

@@ -87,9 +87,9 @@ def draw_boxes(image: "Image", boxes: Sequence[tuple[str, tuple[int, int, int, i
         )
         left, right, top, bottom = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
         draw.rectangle((left, top, right, bottom), outline=colour, width=2)
-        label = draw.textbbox((left, max(0, top - 16)), f" {phrase} ", font=_font(12))
-        draw.rectangle(label, fill=colour)
-        draw.text((left, max(0, top - 16)), f" {phrase} ", fill=PAPER, font=_font(12))
+        text_top = max(0, top - 18)
+        draw.rectangle((left, text_top, left + _font(12).getlength(phrase) + 7, text_top + 17), fill=colour)
+        draw.text((left + 4, text_top + 2), phrase, fill=PAPER, font=_font(12))
     canvas.save(path, optimize=True)
 
 
