@@ -5,10 +5,20 @@ It serves one attempt at a time, which is all a supervisor sees of a server, and
 
 import json
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+
+class _Quiet(ThreadingHTTPServer):
+    """A client that was killed leaves a broken connection; that is no news here."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        pass
 
 
 class FakeServer:
@@ -24,6 +34,7 @@ class FakeServer:
         self.processes: list[dict[str, Any]] = []
         self.phases: list[str | None] = []
         self.wanted: dict[str, Any] = {"action": "continue", "lease_s": 1.2, "grace_s": 5.0}
+        self.credentials: set[str | None] = set()
         self.is_refusing = False
         self.waiting: list[dict[str, Any]] = []  # assignments to be claimed
         self.claims: dict[str, dict[str, Any]] = {}
@@ -31,8 +42,7 @@ class FakeServer:
         # From a path and how often it has been called: "503", "lose" (done, but the answer is lost), or None.
         self.fail: Callable[[str, int], str | None] = lambda path, times: None
         self.changed = threading.Condition()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
+        self._http = _Quiet(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
         self.endpoint = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -43,8 +53,12 @@ class FakeServer:
         self._thread.join()
 
     def wait_for(self, condition: Callable[[], Any], timeout_s: float = 15.0) -> None:
+        """Wait for something that a call changes, or that other processes do, so look now and then as well."""
+        deadline_s = time.monotonic() + timeout_s
         with self.changed:
-            assert self.changed.wait_for(condition, timeout_s), self.calls[-20:]
+            while not condition():
+                assert time.monotonic() < deadline_s, self.calls[-20:]
+                self.changed.wait(0.05)
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
         if path == "/internal/v1/claims":
@@ -101,6 +115,7 @@ class FakeServer:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 with fake.changed:
                     fake.calls.append(f"{self.command} {self.path}")
+                    fake.credentials.add(self.headers.get("Authorization"))
                     failure = fake.fail(self.path, fake.calls.count(f"{self.command} {self.path}"))
                     status, answer = (
                         (503, {"code": "Busy"}) if failure == "503" else fake.answer(self.command, self.path, body)

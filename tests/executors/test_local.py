@@ -1,0 +1,138 @@
+"""Supervisors started on this machine: cold as a process, warm through the socket of a parent."""
+
+import importlib.util
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runyard import processes, rundir
+from runyard.executors import Order
+from runyard.executors.local import LocalExecutor
+from runyard.settings import Settings
+
+pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="identities need /proc")
+
+_SPEC = importlib.util.spec_from_file_location(
+    "fake_server", Path(__file__).parent.parent / "supervisor" / "fake_server.py"
+)
+assert _SPEC is not None and _SPEC.loader is not None
+fake_server = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(fake_server)
+
+TOKEN = "ryat_the-token-of-this-attempt"
+MARK = f"org-{os.getpid()}/run-1/1"
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    fake = fake_server.FakeServer()
+    fake.is_refusing = True  # so that no supervisor of these tests ever starts a trainer
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def order(tmp_path: Path, server: Any) -> Order:
+    folder = tmp_path / "runs" / f"org-{os.getpid()}" / "run-1" / "attempts" / "1"
+    folder.mkdir(parents=True)
+    placed = {"organizationId": f"org-{os.getpid()}", "runId": "run-1", "attempt": 1}
+    rundir.write_json(folder / rundir.PLACED, {**placed, "machineId": "m", "leaseS": 15.0, "graceS": 5.0})
+    return Order(folder=folder, mark=MARK, endpoint=server.endpoint, token=TOKEN)
+
+
+def executor_of(tmp_path: Path, *, warm: bool) -> LocalExecutor:
+    settings = Settings(data_dir=tmp_path, warm=warm)
+    settings.machine_dir.mkdir()
+    return LocalExecutor(settings)
+
+
+def answer_one(path: Path, answer: dict[str, Any]) -> tuple[threading.Thread, list[dict[str, Any]]]:
+    """A warm parent of one request."""
+    requests: list[dict[str, Any]] = []
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as connection, connection.makefile("rwb") as file:
+            requests.append(json.loads(file.readline()))
+            file.write(json.dumps(answer).encode() + b"\n")
+            file.flush()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    return thread, requests
+
+
+def has_none_left(executor: LocalExecutor) -> bool:
+    executor.reap()
+    return not executor._cold
+
+
+class LivingParent:
+    """What a warm parent's process looks like to its executor while it lives."""
+
+    def poll(self) -> None:
+        return None
+
+
+def test_a_cold_supervisor_speaks_with_its_token_and_shows_it_nowhere(
+    tmp_path: Path, server: Any, order: Order
+) -> None:
+    shown: list[bytes] = []
+
+    def look(path: str, times: int) -> None:
+        for identity, _ in processes.marked(processes.SUPERVISOR_MARK, MARK.__eq__):
+            shown.extend(Path(f"/proc/{identity.pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+
+    server.fail = look
+    executor = executor_of(tmp_path, warm=False)
+    assert executor.warmth() == "off"
+    identity = executor.start(order)
+    assert identity is not None
+    assert os.getsid(identity.pid) == identity.pid, "it outlives our session"
+    server.wait_for(lambda: has_none_left(executor))
+    assert (order.folder / rundir.CLOSED).exists()
+    assert server.credentials == {f"Bearer {TOKEN}"}
+    assert shown and not any(TOKEN.encode() in text for text in shown)
+    assert TOKEN not in repr(order)
+
+
+def test_a_warm_parent_is_asked_and_its_child_is_the_supervisor(tmp_path: Path, order: Order) -> None:
+    executor = executor_of(tmp_path, warm=True)
+    assert executor.warmth() == "down"
+    executor._warm = LivingParent()  # type: ignore[assignment]
+    assert executor.warmth() == "starting"
+    thread, requests = answer_one(tmp_path / "machine" / "warm.sock", {"pid": os.getpid()})
+    assert executor.warmth() == "ready"
+    assert executor.start(order) == processes.identify(os.getpid())
+    thread.join()
+    assert requests == [
+        {
+            "folder": str(order.folder),
+            "endpoint": order.endpoint,
+            "token": TOKEN,
+            "log": str(order.folder / rundir.SUPERVISOR_LOG),
+        }
+    ]
+
+
+def test_a_warm_parent_that_cannot_is_replaced_by_a_cold_start(tmp_path: Path, server: Any, order: Order) -> None:
+    executor = executor_of(tmp_path, warm=True)
+    executor._warm = LivingParent()  # type: ignore[assignment]
+    thread, _ = answer_one(tmp_path / "machine" / "warm.sock", {"error": "out of processes"})
+    identity = executor.start(order)
+    thread.join()
+    assert identity is not None and identity.pid != os.getpid()
+    server.wait_for(lambda: has_none_left(executor))
+
+
+def test_a_socket_path_that_is_too_long_means_cold_starts(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / ("x" * 100), warm=True)
+    assert LocalExecutor(settings).warmth() == "off"
