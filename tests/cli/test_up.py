@@ -96,11 +96,16 @@ def up(data_dir: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def children_once_up(process: subprocess.Popen[str], data_dir: Path) -> list[int]:
-    """Process ids of server and controller, as soon as ``up`` says that it is."""
+    """Process ids of server and controller, as soon as ``up`` says that it is; the key must not be in what it says."""
     assert process.stdout is not None
+    said = []
     for line in process.stdout:
+        said.append(line)
         if line.startswith("Ctrl-C"):
             break
+    key = json.loads((data_dir / "credentials.json").read_text())["secret_key"]
+    assert "Runyard is up.\n" in said
+    assert key not in "".join(said)
     note = json.loads((data_dir / "instance.json").read_text())
     return [note["server"]["pid"], note["controller"]["pid"]]
 
