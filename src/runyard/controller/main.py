@@ -18,6 +18,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -186,6 +187,8 @@ class Controller:
                 self._say_once(str(error))
                 self._clock.sleep(ASK_AGAIN_AFTER_S)
                 self._inbox.put(on_failure)
+            except BaseException as error:  # a defect: the main thread ends by it, rather than wait for ever
+                self._inbox.put(partial(_raise, error))
             else:
                 self._say_once("")
                 self._inbox.put(lambda: on_answer(answer))
@@ -285,6 +288,10 @@ class Controller:
             if key is not None and key not in self._held and folder_of(self._settings, key).is_dir():
                 log.warning("Ending process %d, left over from %s", identity.pid, mark)
                 self._processes.send_signal(identity, signal.SIGKILL)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def identity_of(document: dict[str, Any]) -> Identity | None:
