@@ -61,12 +61,13 @@ def test_the_gate_opens_only_after_announcement_lock_and_preparation() -> None:
 def test_an_unreachable_server_is_announced_to_again_after_a_growing_pause() -> None:
     state, _ = st.step(st.State(), st.Tick(), 0.0)
     state, _ = st.step(state, st.Unreachable("words"), 0.0)
-    assert st.step(state, st.Tick(), 0.4)[1] == []
-    state, actions = st.step(state, st.Tick(), 0.5)
+    first = st.FIRST_BACKOFF_S
+    assert st.step(state, st.Tick(), 0.9 * first)[1] == []
+    state, actions = st.step(state, st.Tick(), first)
     assert actions == [st.Announce()]
-    state, _ = st.step(state, st.Unreachable("words"), 0.5)
-    assert st.step(state, st.Tick(), 1.4)[1] == []
-    assert st.step(state, st.Tick(), 1.5)[1] == [st.Announce()]
+    state, _ = st.step(state, st.Unreachable("words"), first)
+    assert st.step(state, st.Tick(), 2.9 * first)[1] == []
+    assert st.step(state, st.Tick(), 3.0 * first)[1] == [st.Announce()]
 
 
 def test_a_run_killed_before_it_began_never_begins() -> None:
