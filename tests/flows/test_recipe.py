@@ -35,7 +35,7 @@ def test_the_empty_recipe_trains_the_tiny_model_on_the_digits() -> None:
     )
     numbers = recipe.model.hyperparameters
     assert (numbers.epochs, numbers.batch_size, numbers.learning_rate, numbers.micro_batch_size) == (
-        10,
+        12,
         32,
         3e-3,
         "auto",

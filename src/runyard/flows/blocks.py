@@ -4,7 +4,7 @@ These structs are the only definition of flow v1. The checks, the JSON Schema fo
 are made from them, so each field carries its limits and one line of help here and nowhere else. Names are camelCase on
 the wire, except inside ``evaluation``, whose keys are snake_case because the published client reads them so.
 
-A default that depends on other fields (ten epochs for the tiny preset, three otherwise) is told in words by
+A default that depends on other fields (twelve epochs for the tiny preset, three otherwise) is told in words by
 ``told(..., default=...)``; the value beside it is the ordinary case and ``recipe.resolve`` fills in the right one. What
 only the machine can decide stays ``auto`` until the trainer makes its plan.
 """
@@ -122,7 +122,10 @@ class DatasetSettings(Shape, frozen=True):
     ] = 0.2
     shuffle: Annotated[bool, told("a new order each epoch, drawn from the seed")] = True
     max_samples: Annotated[Count | None, told("only the first n samples after shuffling, for a quick look")] = None
-    augmentation: Annotated[Augmentation | None, told("how strongly pictures are varied while training")] = None
+    augmentation: Annotated[
+        Augmentation | None,
+        told("how strongly pictures are varied while training", default="null; tiny: {shift: 0.06, zoom: 0.1}"),
+    ] = None
 
 
 class SystemPromptSettings(Shape, frozen=True):
@@ -256,7 +259,7 @@ class Loss(Shape, frozen=True):
 class Hyperparameters(Shape, frozen=True):
     """How long and how fast the model learns."""
 
-    epochs: Annotated[int, Meta(ge=1, le=10_000), told("passes over the training data", default="3; tiny: 10")] = 3
+    epochs: Annotated[int, Meta(ge=1, le=10_000), told("passes over the training data", default="3; tiny: 12")] = 3
     max_steps: Annotated[Count | None, told("most optimizer steps; whichever of the two comes first ends the run")] = (
         None
     )

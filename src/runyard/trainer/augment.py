@@ -1,8 +1,8 @@
 """Pictures varied while training: light, noise, place and size; boxes follow the picture.
 
-A variation is drawn from seed, epoch and the sample's place, so a resumed run sees the very pictures that an undisturbed
-one would have seen. A picture keeps its size; what comes in from outside is black. Where moving would cut a box to less
-than half, the picture is not moved.
+A variation is drawn from seed, epoch and the sample's place, so a resumed run sees the very pictures that an
+undisturbed one would have seen. A picture keeps its size; what comes in from outside is black. Where moving would cut a
+box to less than half, the picture is not moved.
 """
 
 from dataclasses import replace
@@ -37,8 +37,7 @@ def vary(sample: "Sample", strengths: Augmentation, random: np.random.Generator)
     if strengths.contrast:
         image = ImageEnhance.Contrast(image).enhance(1 + strengths.contrast * float(contrast))
     if strengths.noise:
-        pixels = np.asarray(image, np.float32)
-        pixels = pixels + random.normal(0, 255 * strengths.noise, pixels.shape)
+        pixels = np.asarray(image, np.float64) + random.normal(0, 255 * strengths.noise, (*image.size[::-1], 3))
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     return replace(sample, image=image, truth=truth)
 

@@ -156,7 +156,7 @@ def _write_model(staged: Path, model: Model, run_document: dict[str, Any], previ
         for path, source in files_below(model.base):
             if source.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja") and path != RUN:
                 _link_or_copy(source, full / path, previous.folder / MODEL_FULL / path if previous else None)
-        model.module.save_pretrained(staged / MODEL_ADAPTER)
+        model.module.save_pretrained(staged / MODEL_ADAPTER, save_embedding_layers=False)
         for note in ("README.md",):
             (staged / MODEL_ADAPTER / note).unlink(missing_ok=True)
     model.processor.save_pretrained(full)

@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_QUESTION = "Which digit is this?"
+# Half of the training questions are worded otherwise, so that people may ask in their own words, too.
+DIGIT_WORDINGS = (
+    "What number is this?",
+    "What digit can you see?",
+    "which number does the picture show",
+    "Tell me the digit.",
+    "What is written here?",
+    "Read the number in this image.",
+    "Which digit is it?",
+    "what is this?",
+)
 SCAN_SIDE = 32
 CANVAS_SIDE, CANVAS_DIGIT, CANVAS_GRID = 48, 16, 8
 TRAINING_CANVASES, HELD_OUT_CANVASES = 6000, 400
@@ -35,7 +46,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples to train on and samples held out. ``phrases`` are texts that occur again and again, for a new tokenizer."""
+    """Samples to train on and samples held out. ``phrases`` are texts that occur often, for a new tokenizer."""
 
     name: str
     task: str
@@ -79,9 +90,13 @@ def digits(seed: int, validation_fraction: float) -> Dataset:
     held_out: list[Sample] = []
     for scan, label in _scans():
         picture = Image.fromarray(scan).resize((SCAN_SIDE, SCAN_SIDE), Image.Resampling.BILINEAR).convert("RGB")
-        side = held_out if is_held_out(scan.tobytes(), seed=seed, fraction=validation_fraction) else train
-        side.append(Sample(picture, DIGIT_QUESTION, Answer(str(label))))
-    return Dataset("digits", VQA, train, held_out, (DIGIT_QUESTION,))
+        if is_held_out(scan.tobytes(), seed=seed, fraction=validation_fraction):
+            held_out.append(Sample(picture, DIGIT_QUESTION, Answer(str(label))))
+        else:
+            place = len(train)
+            question = DIGIT_WORDINGS[place // 2 % len(DIGIT_WORDINGS)] if place % 2 else DIGIT_QUESTION
+            train.append(Sample(picture, question, Answer(str(label))))
+    return Dataset("digits", VQA, train, held_out)
 
 
 def digits_grounding(seed: int, validation_fraction: float) -> Dataset:

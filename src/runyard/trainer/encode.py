@@ -80,7 +80,7 @@ class Encoder:
 
     def _whole(self, image: Any, prompt: str) -> Encoded:
         made = self._processor(images=[image], text=[prompt], return_tensors="np")
-        texts = (*TOKEN_FIELDS, "input_ids", "attention_mask")
+        texts = (*TOKEN_FIELDS, "input_ids", "attention_mask", "labels")
         return Encoded(
             prompt=np.asarray(made["input_ids"])[0].astype(np.int64),
             answer=np.zeros(0, np.int64),
@@ -152,7 +152,8 @@ class PixelTable:
         if self._block is not None:
             chosen = self._block[np.asarray(indices)]
             joined = chosen.reshape(-1, *chosen.shape[2:])
-            return joined if self._values is None else self._values[joined]
+            pixels: _Array = joined if self._values is None else self._values[joined]
+            return pixels
         parts = [self._kept[i] if self._values is None else self._values[self._kept[i]] for i in indices]
         return join(parts)
 

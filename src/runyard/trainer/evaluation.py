@@ -48,7 +48,7 @@ def evaluate(
     generation: dict[str, Any],
     device: torch.device,
 ) -> Evaluation:
-    """Measure the first ``count`` held-out samples. Leaves the module in the mode it was in, and no random state moved."""
+    """Measure the first ``count`` held-out samples; leaves the module's mode and the random state as they were."""
     was_training = module.training
     module.eval()
     with torch.inference_mode(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -29,7 +29,8 @@ class TokenLosses:
         if self._precision == "float32":
             return contextlib.nullcontext()
         dtype = torch.bfloat16 if self._precision == "bfloat16" else torch.float16
-        return torch.autocast(self._device.type, dtype)
+        autocast: contextlib.AbstractContextManager[Any] = torch.autocast(self._device.type, dtype)
+        return autocast
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         # The logits of column i say what is expected in column i + 1.

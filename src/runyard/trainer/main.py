@@ -83,7 +83,7 @@ def preload() -> None:
     The warm parent calls this once, so that a fork of it takes its first step at once.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would start on import and not survive a fork
-    _stay_offline()
+    stay_offline()
     import importlib
 
     for name in PRELOADED:
@@ -143,7 +143,7 @@ def hold_run_lock(path: Path, *, wait_s: float) -> int:
 
 def _train(folder: Path, events: EventWriter, should_stop: Any) -> dict[str, Any]:
     """Read what is asked for, train, and put the ending into words for ``result.json``."""
-    _stay_offline()
+    stay_offline()
     config = read_json(folder / RUN)
     if config is None:
         raise InvalidFlow(f"{RUN} is missing or unreadable in {folder}")
@@ -228,7 +228,7 @@ def _listen_for_sigterm() -> list[int]:
     return told
 
 
-def _stay_offline() -> None:
+def stay_offline() -> None:
     """Trainers use no network: what is not on the machine is refused, not fetched."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ[name] = "1"

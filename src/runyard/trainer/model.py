@@ -1,12 +1,14 @@
-"""The model that is trained: built new (tiny) or loaded from a checked folder, then frozen and adapted as the recipe says.
+"""The model: built new (tiny) or loaded from a checked folder, then frozen or adapted as the recipe says.
 
 Everything goes through transformers' generic classes, so families differ by ``families.PARTS`` alone. Weights of a full
 training are float32, whatever the arithmetic, because small steps vanish in bfloat16; base weights under an adapter
 never change, so they may lie in the arithmetic's own format.
 """
 
+import contextlib
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,8 @@ def weights_folder(architecture: Architecture, models: dict[str, str]) -> Path |
     if folder.is_dir():
         return folder.absolute()
     raise InvalidFlow(
-        f"weights {weights!r} are not on this machine; trainers use no network, so download them first and give the folder"
+        f"weights {weights!r} are not on this machine; trainers use no network, so download them first and give "
+        "the folder"
     )
 
 
@@ -159,7 +162,9 @@ def adapt(model: Model, training: Training, *, base: Path, adapter: Path | None 
         target_modules=_targets(model, training.lora, training.freeze),
         bias="none",
     )
-    module = get_peft_model(model.module, config)
+    with _old_names():
+        module = get_peft_model(model.module, config)
+    config.base_model_name_or_path = MODEL_FULL  # as the two lie in a checkpoint, not where they lay on this machine
     if adapter is not None:
         set_peft_model_state_dict(module, load_file(adapter / "adapter_model.safetensors"))
     for _, parameter in module.named_parameters():
@@ -172,7 +177,16 @@ def merge_adapter(module: Any, adapter: Path) -> Any:
     """The model with an adapter's weights added into its own."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(module, adapter, local_files_only=True).merge_and_unload()
+    with _old_names():
+        return PeftModel.from_pretrained(module, adapter, local_files_only=True).merge_and_unload()
+
+
+@contextlib.contextmanager
+def _old_names() -> Iterator[None]:
+    """peft asks transformers for an attribute under its old name, which is nothing we could write differently."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _targets(model: Model, lora: Lora, frozen: Sequence[str]) -> list[str] | str:

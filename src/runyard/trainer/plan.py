@@ -66,7 +66,8 @@ def choose_threads(recipe: Recipe, *, offered: int) -> int:
     """How many of the threads offered are used.
 
     The tiny model's steps are so short that two threads spend them waiting for each other: little is gained on an idle
-    machine (a fifth), and on a busy one, where a thread may have to wait for its core, a step took seventeen times as long.
+    machine (a fifth), and on a busy one, where a thread may have to wait for its core, a step took seventeen times as
+    long.
     """
     return 1 if recipe.is_tiny else max(1, offered)
 

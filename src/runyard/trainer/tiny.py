@@ -24,7 +24,7 @@ SPECIALS = (PAD, BEGIN, END, *ROLES, IMAGE_TOKEN, "<fake_token_around_image>", "
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CORPUS = (
     *WORDS,
-    *(f"Which {w} is this? What is the answer? Where is the {w}? Locate the {w}." for w in WORDS),
+    *(f"Which digit is this? What number is the {w}? Where is the {w} in the picture? Locate the {w}." for w in WORDS),
     *(str(round(pixel * 1024 / 48)) for pixel in range(49)),
 )
 LEARNT_MERGES = 220

@@ -1,9 +1,9 @@
 """The training of one attempt, told in order. Start reading here.
 
 A recipe comes in, a folder fills with events, checkpoints and a result. The loop has no callbacks: after each step it
-asks whether it is time to evaluate, to save, to end. What decides is pure (``plan``, ``optim``); what is remembered lies
-in ``Progress`` and so in every checkpoint. Data order and rates are functions of the step, so a resumed run does bit for
-bit what an undisturbed one would have done, on one machine with as many threads.
+asks whether it is time to evaluate, to save, to end. What decides is pure (``plan``, ``optim``); what is remembered
+lies in ``Progress`` and so in every checkpoint. Data order and rates are functions of the step, so a resumed run does
+bit for bit what an undisturbed one would have done, on one machine with as many threads.
 """
 
 import math
@@ -60,7 +60,9 @@ def train(
 
     first_step, seconds_before = progress.step, progress.train_seconds
     started = last_step_at = last_line_at = last_evaluation_at = last_save_at = clock()
-    micro_batch_size, batches, saved = plan.micro_batch_size, [], list[Saved]()
+    micro_batch_size = plan.micro_batch_size
+    batches: list[list[int]] = []
+    saved: list[Saved] = []
     reason, message = "Completed", f"{plan.total_steps} steps"
     events.write("phase", phase="Training", message=f"{plan.total_steps} steps")
     if should_stop():
@@ -172,8 +174,8 @@ def _backward(
                 raise
             if settings.on_out_of_memory == "fail" or micro_batch_size == 1:
                 raise OutOfMemory(
-                    f"out of memory with microBatchSize {micro_batch_size}; take a smaller one, smaller images.maxPixels, "
-                    f"or onOutOfMemory 'shrink': {str(error).splitlines()[0]}"
+                    f"out of memory with microBatchSize {micro_batch_size}; take a smaller one, smaller "
+                    f"images.maxPixels, or onOutOfMemory 'shrink': {str(error).splitlines()[0]}"
                 ) from error
         micro_batch_size = (micro_batch_size + 1) // 2
         _forget_gradients(made)

@@ -68,12 +68,12 @@ def serve(socket_path: Path, child: Child, train: Callable[[Path], int]) -> None
     listener = listen(socket_path)
     try:
         while not ended and os.getppid() == parent:
-            ready, _, _ = select.select([listener, bell], [], [], LOOK_EVERY_S)
+            ready, _, _ = select.select([listener.fileno(), bell], [], [], LOOK_EVERY_S)
             if bell in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(bell, 4096)
             _reap()
-            if listener in ready:
+            if listener.fileno() in ready:
                 _answer_one(listener, child, train)
     finally:
         listener.close()
