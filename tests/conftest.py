@@ -2,9 +2,8 @@
 
 Training is what costs time, so there is one full training of the empty recipe for all: the example that shows it starts
 with the instance, in the background, and ``finished_run`` waits for it; tests that need it are put last. Under xdist
-everything that uses the instance goes to one worker (``--dist loadgroup``), so that there is one instance, one
-training, and an order that can be reasoned about: with one slot, a test that holds a long run open knows what waits
-behind it.
+everything that uses the instance goes to one worker, so that there is one instance, one training, and an order that can
+be reasoned about: with one slot, a test that holds a long run open knows what waits behind it.
 """
 
 from __future__ import annotations
@@ -22,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 import vi
 from vi.api.resources.runs.responses import Run
 
+# Whatever stands here may use the instance; see OneInstanceScheduling.
+USE_THE_INSTANCE = ("tests/contract/", "tests/e2e/", "tests/test_examples.py")
 REPOSITORY = Path(__file__).parent.parent
 # Trains for hours unless killed, and never stops to evaluate or save.
 LONG_RECIPE: dict[str, Any] = {
@@ -119,15 +121,33 @@ class LongRuns:
         return found
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+class OneInstanceScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Keeps what uses the instance on one worker and spreads the rest test by test.
+
+    ``--dist loadgroup`` is made for this, but reads a private attribute that the newest pytest no longer has.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "instance" if nodeid.startswith(USE_THE_INSTANCE) else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneInstanceScheduling:
+    return OneInstanceScheduling(config, log)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what takes seconds, and see that whatever uses the instance is known to."""
+    fixtures = getattr(item, "fixturenames", ())
+    if "instance" in fixtures:
+        assert item.nodeid.startswith(USE_THE_INSTANCE), f"{item.nodeid} uses the instance; add it to USE_THE_INSTANCE"
+        item.add_marker(pytest.mark.e2e)
+    if "finished_run" in fixtures:
+        item.add_marker(pytest.mark.train)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what uses the instance on one worker, and what needs the finished training for last."""
-    for item in items:
-        if "instance" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("instance"))
-            item.add_marker(pytest.mark.e2e)
-        if "finished_run" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.train)
+    """Put what needs the finished training last, so that the rest is done meanwhile."""
     items.sort(key=lambda item: "finished_run" in getattr(item, "fixturenames", ()))
 
 

@@ -167,7 +167,7 @@ def models(client: vi.Client, ids: dict[str, str]) -> Iterator[tuple[str, Callab
         got = client.models.download(run, ckpt=ckpt, save_dir=f"{ids['folder']}/{folder}", show_progress=False)
         return {"model": str(got.model_path), "adapter": got.adapter_path, "config": str(got.run_config_path)}
 
-    yield "list", lambda: [model_seen(model) for model in client.models.list(run).items]
+    yield "list", lambda: [model_seen(model) for model in client.models.list(run, {"page_size": 100}).items]
     yield "list over pages", lambda: [model.model_id for model in client.models.list(run, {"page_size": 1}).all_items()]
     yield "get latest", lambda: model_seen(client.models.get(run))
     yield "get by name", lambda: model_seen(client.models.get(run, ckpt=ids["firstModel"]))
