@@ -3,6 +3,7 @@
 import socket
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -112,3 +113,28 @@ def test_the_private_instance_takes_a_free_port_and_ends_with_the_demo(tmp_path:
         socket.create_connection(address).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address).close()
+
+
+class InterruptedRuns:
+    """``client.runs`` as seen by somebody who presses Ctrl-C while waiting."""
+
+    def __init__(self) -> None:
+        self.killed: list[str] = []
+
+    def create(self, **_: object) -> Run:
+        return Run(run_id="r1")
+
+    def wait(self, run_id: str, **_: object) -> Run:
+        if self.killed:
+            return run_with((ConditionKind.CANCELLED, 1))
+        raise KeyboardInterrupt
+
+    def kill(self, run_id: str) -> None:
+        self.killed.append(run_id)
+
+
+def test_an_interrupted_demo_kills_its_run() -> None:
+    runs = InterruptedRuns()
+    with pytest.raises(KeyboardInterrupt):
+        module.train(SimpleNamespace(runs=runs), say=lambda sentence: None)
+    assert runs.killed == ["r1"]
