@@ -27,7 +27,7 @@ import vi
 from vi.api.resources.runs.responses import Run
 
 # Whatever stands here may use the instance; see OneInstanceScheduling.
-USE_THE_INSTANCE = ("tests/contract/", "tests/e2e/", "tests/test_examples.py")
+USE_THE_INSTANCE = ("tests/contract/", "tests/e2e/", "tests/test_examples.py", "tests/cli/test_commands.py")
 REPOSITORY = Path(__file__).parent.parent
 # Trains for hours unless killed, and never stops to evaluate or save.
 LONG_RECIPE: dict[str, Any] = {
