@@ -19,7 +19,7 @@ import click
 
 from runyard.cli.connection import connect
 from runyard.cli.failures import EXIT_TIME_UP, CommandFailed
-from runyard.cli.instance import END_TIMEOUT_S, live_endpoint, tail
+from runyard.cli.instance import END_TIMEOUT_S, live_endpoint, longest_end_s, tail
 from runyard.cli.output import duration, json_option, print_json
 from runyard.cli.picture import Asked, draw_answers, evenly_spaced
 from runyard.cli.recipes import EMPTY_RECIPE
@@ -129,7 +129,7 @@ def running_instance(settings: Settings, *, say: Callable[[str], None]) -> Itera
         _wait_until_up(settings, process, log_path)
         yield
     finally:
-        _end(process)
+        _end(process, timeout_s=longest_end_s(settings) + END_TIMEOUT_S)
 
 
 def train(client: "vi.Client", *, say: Callable[[str], None]) -> Trained:
@@ -250,13 +250,13 @@ def known_endpoint(settings: Settings) -> object:
     return (read_json(settings.credentials_file) or {}).get("endpoint")
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: "subprocess.Popen[bytes]", *, timeout_s: float) -> None:
     """End the private instance: ask, wait for its own orderly end, and only then kill."""
     if process.stdin is not None:
         process.stdin.close()
     process.terminate()
     try:
-        process.wait(3 * END_TIMEOUT_S)
+        process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

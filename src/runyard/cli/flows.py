@@ -117,7 +117,7 @@ def plan_flow(flow: str | None, assignments: tuple[str, ...], data_dir: Path | N
     """Show a recipe with every default written out, as a run of it would train."""
     from runyard.flows import recipe_document, resolve, validate
 
-    document = recipe_document(resolve(validate(_recipe(flow, assignments, data_dir))))
+    document = recipe_document(resolve(validate(_recipe(flow, assignments, data_dir))), for_published_client=False)
     if as_json:
         print_json(document)
     else:

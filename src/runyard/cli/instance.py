@@ -45,6 +45,11 @@ def pause_before_restart(crashes: int) -> float | None:
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** max(0, crashes - 1))
 
 
+def longest_end_s(settings: Settings) -> float:
+    """How long a controller may take to end: its runs have their grace to save and stop, then it reports."""
+    return settings.grace_s + END_TIMEOUT_S
+
+
 @dataclass
 class Child:
     """One of the two processes: what it is called, how it is started, and how it has fared."""
@@ -52,6 +57,7 @@ class Child:
     name: str
     module: str
     owns_group: bool  # nothing in its process group may outlive it; a controller's group may hold supervisors
+    end_timeout_s: float = END_TIMEOUT_S
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
     crashes: int = 0
@@ -79,7 +85,7 @@ class Instance:
         self._say = say
         self._is_unwanted = is_unwanted
         self._server = Child("server", server, owns_group=True)
-        self._controller = Child("controller", controller, owns_group=False)
+        self._controller = Child("controller", controller, owns_group=False, end_timeout_s=longest_end_s(settings))
 
     @property
     def children(self) -> list[Child]:
@@ -124,7 +130,7 @@ class Instance:
             if not isinstance(who, dict) or who.get("startTicks") != start_ticks(who.get("pid", 0)):
                 continue
             self._say(f"Ending the {name} that an earlier start left behind (process {who['pid']}).")
-            _end_stranger(who["pid"])
+            _end_stranger(who["pid"], longest_end_s(self._settings))
 
     @property
     def _note_path(self) -> Path:
@@ -274,7 +280,7 @@ def end_child(child: Child) -> None:
     if child.process.poll() is None:
         child.process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            child.process.wait(END_TIMEOUT_S)
+            child.process.wait(child.end_timeout_s)
     kill_child(child)
     child.process.wait()
 
@@ -325,12 +331,12 @@ def tail(path: Path, lines: int = 8) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines()[-lines:]) or "  (nothing)"
 
 
-def _end_stranger(pid: int) -> None:
+def _end_stranger(pid: int, timeout_s: float) -> None:
     """End a process that is not our child, so that nobody but init can wait for it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.kill(pid, number)
-        deadline_s = time.monotonic() + END_TIMEOUT_S
+        deadline_s = time.monotonic() + timeout_s
         while start_ticks(pid) is not None and time.monotonic() < deadline_s:
             time.sleep(0.05)
 
