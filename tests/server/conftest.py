@@ -28,6 +28,7 @@ class HandClock:
     def __init__(self) -> None:
         self.epoch_ms = 1_700_000_000_000
         self.lived_s = 1000.0
+        self.is_racing = False
 
     def now_ms(self) -> int:
         return self.epoch_ms
@@ -36,7 +37,10 @@ class HandClock:
         return self.lived_s
 
     async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        """Take no real time; while racing, take the time that was asked for."""
+        await asyncio.sleep(0.001)
+        if self.is_racing:
+            self.forward(seconds)
 
     def forward(self, seconds: float) -> None:
         self.epoch_ms += round(seconds * 1000)
@@ -74,10 +78,10 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def open_house(data_dir: Path, **settings: Any) -> AsyncIterator[House]:
+async def open_house(data_dir: Path, *, pulse: bool = False, **settings: Any) -> AsyncIterator[House]:
     clock = HandClock()
     chosen = Settings(data_dir=data_dir, **settings)
-    door = create_app(chosen, clock=clock, pulse=False)
+    door = create_app(chosen, clock=clock, pulse=pulse)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(_lifespan(door))
         yield House(door, chosen, clock, stack)
@@ -223,5 +227,5 @@ async def status(house: House, run_id: str = "r1") -> tuple[str, str, str | None
 
 @pytest.fixture
 def acts() -> Any:
-    """What tests do as controller and supervisor: ``claim``, ``running``, ``status``."""
-    return SimpleNamespace(claim=claim, running=running, status=status)
+    """What tests do as controller and supervisor: ``claim``, ``running``, ``status``; and ``open_house``."""
+    return SimpleNamespace(claim=claim, running=running, status=status, open_house=open_house)

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from runyard.server.services import deletion, leases
+from runyard.server.services.changes import run_topic
 from runyard.store import attempts as attempt_rows
 from runyard.store import outputs, tables
 
@@ -230,6 +232,40 @@ def test_long_silence_lets_the_run_be_tried_again_and_the_old_attempt_is_refused
         assert second.assignment["token"] != attempt.assignment["token"]
 
     in_house(story)
+
+
+def test_a_result_reported_after_long_silence_still_counts_unless_the_run_went_on(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        for run_id in ("r1", "r2"):
+            attempt = await acts.running(house, run_id)
+            await attempt.checkpoint()
+            await tick(house, 15 + 2 + leases.RETRY_AFTER_S)
+            assert (await acts.status(house, run_id))[:2] == ("Pending", "Retrying")
+            done = {"outcome": "Succeeded", "reason": "Completed", "message": "found on disk"}
+            if run_id == "r1":
+                assert [(await attempt.finish(0, **done)).status_code for _ in range(2)] == [204, 409]
+                assert await acts.status(house, run_id) == ("Succeeded", "Completed", "found on disk")
+            else:
+                second = await acts.claim(house, "c2")
+                await second.start()
+                assert (await attempt.finish(0, **done)).json()["code"] == "LeaseLost"
+                assert (await acts.status(house, run_id))[:2] == ("Running", "Preparing")
+
+    in_house(story)
+
+
+def test_the_servers_own_pulse_notices_a_lost_lease(tmp_path: Path, acts: Any) -> None:
+    async def story() -> None:
+        async with acts.open_house(tmp_path / "data", pulse=True, lease_s=0.5) as house:
+            await acts.running(house)
+            event = house.services.changes.watch(run_topic(house.org, "r1"))
+            house.clock.is_racing = True
+            assert await house.services.changes.wait(event, timeout_s=20)
+            assert (await acts.status(house))[:2] == ("Running", "Stopping")
+
+    asyncio.run(story())
 
 
 def test_no_final_word_is_spoken_on_silence_alone_for_a_long_time(

@@ -2,6 +2,8 @@
 
 import asyncio
 import sqlite3
+import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, text
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from runyard.store import Store, StoreUnavailable, organizations
 from runyard.store.migrate import StoreTooNew
@@ -77,6 +79,58 @@ def test_the_writing_connection_is_durable(tmp_path: Path) -> None:
 
     assert asyncio.run(pragma("journal_mode")) == "wal"
     assert asyncio.run(pragma("synchronous")) == 2  # FULL
+    store.close()
+
+
+def test_a_full_disk_acknowledges_nothing_and_is_over_when_there_is_room(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+
+    async def limit(pages: int) -> None:
+        await store.write(lambda connection: connection.execute(text(f"PRAGMA max_page_count = {pages}")).scalar())
+
+    def add_much(connection: Connection) -> None:
+        organizations.add(connection, org="big", name="n" * 500_000, time_ms=1)
+
+    async def story() -> None:
+        await limit(60)
+        with pytest.raises(StoreUnavailable, match="full"):
+            await store.write(add_much)
+        assert list(store.read(organizations.ids)) == []
+        await limit(10_000)
+        await store.write(add_much)
+        assert list(store.read(organizations.ids)) == ["big"]
+
+    asyncio.run(story())
+    store.close()
+
+
+def test_when_the_disk_fails_one_piece_of_work_all_that_was_to_be_committed_with_it_fails(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+
+    def break_down(connection: Connection) -> None:
+        raise OperationalError("commit", {}, sqlite3.OperationalError("disk I/O error"))
+
+    async def story() -> None:
+        has_begun, gate = threading.Event(), threading.Event()
+
+        def hold_up(connection: Connection) -> bool:
+            has_begun.set()
+            return gate.wait(10)
+
+        first = asyncio.create_task(store.write(hold_up))
+        await asyncio.to_thread(has_begun.wait, 10)
+        work: list[Callable[[Connection], None]] = [
+            partial(organizations.add, org="a", name="n", time_ms=1),
+            break_down,
+        ]
+        together = [asyncio.create_task(store.write(piece)) for piece in work]
+        await asyncio.sleep(0)
+        gate.set()
+        outcomes = await asyncio.gather(first, *together, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [bool, StoreUnavailable, StoreUnavailable]
+
+    asyncio.run(story())
+    assert list(store.read(organizations.ids)) == []
     store.close()
 
 

@@ -9,6 +9,7 @@ Everything that only SQLite knows stands in this module.
 """
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from runyard.store.migrate import migrate
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -46,7 +49,8 @@ class Store:
         self._reading_engine = _reading_engine(path)
         self._reading_connections: list[Connection] = []
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
-        self._thread = threading.Thread(target=self._write_all, name="store-writer")
+        # A daemon, so that a process which forgot to close can end: what was acknowledged is on disk all the same.
+        self._thread = threading.Thread(target=self._write_all, name="store-writer", daemon=True)
         self._thread.start()
 
     async def write(self, work: Work[T]) -> T:
@@ -54,6 +58,8 @@ class Store:
 
         What ``work`` raises undoes it and is raised here. It must be quick: everybody else's writes wait for it.
         """
+        if not self._thread.is_alive():
+            raise StoreUnavailable("the writer has ended; its last error is in the log")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._queue.put(_Job(work, loop, future))
@@ -136,13 +142,26 @@ def _commit_together(connection: Connection, jobs: list[_Job]) -> None:
                 _run(connection, job)
     except DatabaseError as error:
         # The transaction as a whole did not reach the disk, so nobody may believe that theirs did.
+        _fail(jobs, StoreUnavailable(str(error.orig)))
+    except BaseException as error:
+        # A mistake of ours that ends the writer; those who wait must hear of it, or they would wait for ever.
+        _fail(jobs, StoreUnavailable(f"the writer failed: {error!r}"))
+        raise
+    finally:
         for job in jobs:
-            job.error = job.error or StoreUnavailable(str(error.orig))
+            _tell(job)
+
+
+def _fail(jobs: list[_Job], error: StoreUnavailable) -> None:
     for job in jobs:
-        try:
-            job.loop.call_soon_threadsafe(job.tell)
-        except RuntimeError:
-            continue  # that loop has ended; the work is on disk and nobody waits for the answer
+        job.error = job.error or error
+
+
+def _tell(job: _Job) -> None:
+    try:
+        job.loop.call_soon_threadsafe(job.tell)
+    except RuntimeError:
+        log.warning("work was done for an event loop that has ended")
 
 
 def _run(connection: Connection, job: _Job) -> None:

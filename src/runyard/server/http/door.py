@@ -264,6 +264,8 @@ async def _refuse(send: Any, refusal: Refusal) -> None:
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if refusal.status == 503:
+        headers.append((b"retry-after", b"2"))
     if refusal.code in ("BodyTooLarge", "HeadersTooLarge"):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})

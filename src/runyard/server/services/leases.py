@@ -119,11 +119,13 @@ async def finish(services: Services, token: AttemptToken, report: ExitReport) ->
     def work(connection: Connection) -> bool:
         attempt = find(connection, token)
         row = run_rows.get(connection, org=token.org, run_id=attempt.run_id)
-        if attempt.closed and row is not None and _has_ended(row, attempt):
-            return False  # the answer to this very report was lost
-        if attempt.closed or row is None:
+        if row is None:
             raise lease_lost()
         run, now_ms = decoded(row.document), services.clock.now_ms()
+        if attempt.closed and attempt.lost_pulse is None:
+            return False  # closed by this very report, whose answer was lost
+        if attempt.closed:
+            _reopen(connection, attempt, run, now_ms=now_ms)
         if not report.group_empty:
             message = f"processes of attempt {attempt.number} are still alive on {attempt.host}"
             kind = run.condition or conditions.RUNNING
@@ -343,10 +345,19 @@ def _end(services: Services, connection: Connection, row: Any, run: Run) -> Atte
     )
 
 
-def _has_ended(row: Any, attempt: Any) -> bool:
-    """Whether this attempt's own exit report is what closed it."""
-    told = [entry for entry in decoded(row.document).status.attempts if entry.attempt == attempt.number]
-    return not told or told[0].time_ended is not None
+def _reopen(connection: Connection, attempt: Any, run: Run, *, now_ms: int) -> None:
+    """Take the late report of an attempt that was closed for its silence, unless the run has gone on without it.
+
+    What such an attempt left on disk may be a finished training, which must not be done again.
+
+    Raises:
+        Refusal: LeaseLost.
+    """
+    latest = rows.of_run(connection, org=attempt.org, run_id=attempt.run_id)[-1]
+    if latest.number != attempt.number or run.condition is not conditions.PENDING:
+        raise lease_lost()
+    message = f"attempt {attempt.number} on {attempt.host} has reported after all"
+    move(run, Move(conditions.RUNNING, "Stopping", message), now_ms=now_ms)
 
 
 def _extend(services: Services, connection: Connection, attempt: Any) -> None:
