@@ -12,7 +12,7 @@ RECIPE = {
         {
             "block": "vi-model",
             "settings": {
-                "hyperparameters": {"maxSteps": 60, "batchSize": 64, "schedule": {"name": "linear"}},
+                "hyperparameters": {"maxSteps": 30, "batchSize": 64, "schedule": {"name": "linear"}},
                 "validation": {"previews": 4},
             },
         },
