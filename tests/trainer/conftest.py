@@ -6,12 +6,11 @@ training, saving and loading again go through the very code that the real ones g
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-TINY_VQA = {"vi-dataset": {"maxSamples": 64}}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,11 +21,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-def make_attempt(tmp_path: Path) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def write_attempt() -> Callable[..., Path]:
     """Writes an attempt folder with ``run.json`` and returns it. Settings are given by block name."""
 
-    def make(
+    def write(
+        root: Path,
         blocks: dict[str, dict[str, Any]] | None = None,
         *,
         run: str = "run",
@@ -35,7 +35,7 @@ def make_attempt(tmp_path: Path) -> Callable[..., Path]:
         resume: Path | None = None,
         models: dict[str, str] | None = None,
     ) -> Path:
-        folder = tmp_path / run / "attempts" / str(attempt)
+        folder = root / run / "attempts" / str(attempt)
         folder.mkdir(parents=True)
         flow = {
             "name": "test",
@@ -45,13 +45,19 @@ def make_attempt(tmp_path: Path) -> Callable[..., Path]:
             "blocks": [{"block": name, "settings": value, "style": {}} for name, value in (blocks or {}).items()],
         }
         document = {"kind": "Run", "workspaceId": "org", "runId": run, "spec": {"flow": flow}}
-        config = {"run": document, "attempt": attempt, "threads": 1, "dataDir": str(tmp_path), "models": models or {}}
+        config = {"run": document, "attempt": attempt, "threads": 1, "dataDir": str(root), "models": models or {}}
         (folder / "run.json").write_text(json.dumps(config))
         if resume is not None:
             (folder / "resume.json").write_text(json.dumps({"folder": str(resume)}))
         return folder
 
-    return make
+    return write
+
+
+@pytest.fixture
+def make_attempt(write_attempt: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """The same below the test's own folder."""
+    return partial(write_attempt, tmp_path)
 
 
 def read_events(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -65,14 +71,15 @@ def events_of() -> Callable[[Path, str], list[dict[str, Any]]]:
     return read_events
 
 
-WORDS = "which digit is this locate the seven answer question about picture with one json object".split()
+WORDS = "which digit is this locate the seven answer question about picture with one json object"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}@IMAGE@{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIALS = [
-    "<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<image>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<image>", "<|vision_start|>", "<|vision_end|>",
+    "<|image_pad|>",
     "<|video_pad|>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<start_of_image>",
     "<end_of_image>", "<image_soft_token>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>",
 ]  # fmt: skip
@@ -90,7 +97,7 @@ def make_tokenizer(**named: str) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=256 + len(SPECIALS) + 40, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    tokenizer.train_from_iterator([WORDS] * 4, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",

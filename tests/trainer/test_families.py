@@ -1,6 +1,5 @@
 """Models of several families, from a local folder, in full and with an adapter: trained, saved, loaded again."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,3 @@ def _picture() -> Any:
     from PIL import Image
 
     return Image.new("RGB", (32, 32), "white")
-
-
-def _unused() -> None:
-    json.dumps({})

@@ -99,7 +99,7 @@ def save_checkpoint(
         "files": files,
     }
     write_json(staged / MANIFEST, manifest)
-    os.rename(staged, final)
+    os.replace(staged, final)
     fsync_dir(final.parent)
     fsync_dir(attempt)
     return Saved(name, final)

@@ -237,7 +237,7 @@ def stay_offline() -> None:
 
 def _open_descriptors() -> Iterator[int]:
     folder = "/proc/self/fd" if Path("/proc/self/fd").is_dir() else "/dev/fd"
-    yield from sorted(int(name) for name in os.listdir(folder))
+    yield from sorted(int(item.name) for item in Path(folder).iterdir())
 
 
 def _say(line: str) -> None:

@@ -1,0 +1,91 @@
+"""Answers: written, read back, scored."""
+
+import pytest
+
+from runyard.trainer.answers import (
+    PHRASE_GROUNDING,
+    VQA,
+    Answer,
+    Grounding,
+    grounding_ious,
+    iou,
+    read_answer,
+    scale_box,
+    write_answer,
+)
+from runyard.trainer.evaluation import score
+
+SEVEN = Grounding("seven", ((0, 0, 512, 512),))
+
+
+def test_answers_have_the_form_of_the_published_client() -> None:
+    assert write_answer(VQA, Answer("7")) == '{"vqa":{"answer":"7"}}'
+    assert write_answer(PHRASE_GROUNDING, Answer("seven", (SEVEN,))) == (
+        '{"phrase_grounding":{"sentence":"seven","groundings":[{"phrase":"seven","grounding":[[0,0,512,512]]}]}}'
+    )
+
+
+@pytest.mark.parametrize("task", [VQA, PHRASE_GROUNDING, "freeform"])
+def test_what_is_written_is_read_back(task: str) -> None:
+    truth = Answer('a "quoted" täxt', (SEVEN,) if task == PHRASE_GROUNDING else ())
+    read = read_answer(write_answer(task, truth))
+    assert (read.text, read.groundings, read.is_well_formed) == (truth.text, truth.groundings, True)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "seven", '{"vqa":{"answer":7}}', '{"vqa":', "[" * 100_000, '{"phrase_grounding":{"sentence":"x"}}', "null"],
+)
+def test_anything_else_is_kept_as_text_and_marked(said: str) -> None:
+    read = read_answer(said)
+    assert (read.text, read.is_well_formed) == (said.strip(), False)
+
+
+def test_a_box_with_three_numbers_is_left_out_and_marked() -> None:
+    read = read_answer(
+        '{"phrase_grounding":{"sentence":"a","groundings":[{"phrase":"a","grounding":[[1,2,3]]},'
+        '{"phrase":"b","grounding":[[1,2,3,4]]}]}}'
+    )
+    assert [item.phrase for item in read.groundings] == ["b"]
+    assert not read.is_well_formed
+
+
+def test_boxes_are_scaled_to_1024_and_cut_at_the_edge() -> None:
+    assert scale_box((-3, 12, 24, 60), width=48, height=48) == (0, 256, 512, 1024)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "overlap"),
+    [
+        ((0, 0, 10, 10), (0, 0, 10, 10), 1.0),
+        ((0, 0, 10, 10), (5, 0, 15, 10), 1 / 3),
+        ((0, 0, 10, 10), (10, 0, 20, 10), 0.0),
+        ((0, 0, 0, 0), (0, 0, 0, 0), 0.0),
+        ((10, 10, 0, 0), (0, 0, 10, 10), 0.0),
+    ],
+)
+def test_overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int], overlap: float) -> None:
+    assert iou(a, b) == pytest.approx(overlap)
+
+
+def test_a_box_for_another_phrase_counts_nothing() -> None:
+    assert grounding_ious([Grounding("eight", SEVEN.boxes)], [SEVEN]) == [0.0]
+
+
+def test_each_true_box_takes_its_best_and_boxes_too_many_count_as_misses() -> None:
+    truth = Grounding("seven", ((0, 0, 100, 100), (200, 0, 300, 100)))
+    given = Grounding("Seven", ((200, 0, 300, 100), (0, 0, 100, 50), (900, 900, 950, 950)))
+    assert grounding_ious([given], [truth]) == [0.5, 1.0, 0.0]
+
+
+def test_the_right_word_in_the_wrong_form_is_a_wrong_answer() -> None:
+    given = [read_answer('{"vqa":{"answer":"7"}}'), read_answer("7")]
+    assert score(VQA, given, [Answer("7"), Answer("7")]) == {"exactMatch": 0.5, "wellFormed": 0.5}
+
+
+def test_grounding_is_scored_by_box() -> None:
+    near = Answer("seven", (Grounding("seven", ((0, 0, 512, 256),)),))
+    far = Answer("seven", (Grounding("seven", ((0, 0, 512, 200),)),))
+    found = score(PHRASE_GROUNDING, [near, far], [Answer("seven", (SEVEN,))] * 2)
+    assert found["accuracyAt50"] == 0.5
+    assert found["iou"] == pytest.approx((0.5 + 200 / 512) / 2)

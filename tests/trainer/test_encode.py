@@ -1,0 +1,125 @@
+"""The cache gives back what the processor made, to the last bit, and labels stand on answers alone."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runyard.trainer.answers import Answer
+from runyard.trainer.datasets import Sample, digits
+from runyard.trainer.encode import (
+    IGNORED,
+    EncodedSamples,
+    Encoder,
+    Layout,
+    PixelTable,
+    epoch_batches,
+    join,
+)
+from runyard.trainer.families import parts_of
+from runyard.trainer.model import load_processor
+from runyard.trainer.tiny import SHAPES, make_processor
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return list(digits(seed=7, validation_fraction=0.2).train[:12])
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return make_processor(SHAPES["vqa"], ["Look."], pixel_mean=0.3, pixel_std=0.3)
+
+
+@pytest.fixture(scope="module")
+def data(samples: list[Sample], processor: Any) -> EncodedSamples:
+    encoder = Encoder(processor, parts_of("idefics3"), system_prompt="Look.", task="vqa")
+    return EncodedSamples([encoder.encode(sample) for sample in samples], Layout(pad_id=0))
+
+
+def test_pixels_and_prompts_are_the_processors_own(data: EncodedSamples, samples: list[Sample], processor: Any) -> None:
+    batch = data.batch([3, 4])
+    for row, sample in enumerate(samples[3:5]):
+        messages = [
+            {"role": "system", "content": [{"type": "text", "text": "Look."}]},
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.question}]},
+        ]
+        text = processor.apply_chat_template(messages, add_generation_prompt=True)
+        made = processor(images=[sample.image], text=[text], return_tensors="np")
+        prompt = made["input_ids"][0]
+        assert np.array_equal(batch.inputs["pixel_values"][row].numpy(), made["pixel_values"][0])
+        assert batch.inputs["input_ids"][row, : len(prompt)].tolist() == prompt.tolist()
+
+
+def test_labels_stand_on_the_answer_and_its_end_alone(
+    data: EncodedSamples, samples: list[Sample], processor: Any
+) -> None:
+    batch = data.batch([0, 1, 2])
+    for row, sample in enumerate(samples[:3]):
+        labels = batch.labels[row]
+        said = processor.tokenizer.decode(labels[labels != IGNORED])
+        assert said == '{"vqa":{"answer":"' + sample.truth.text + '"}}<end_of_utterance>'
+        assert (labels[: batch.first_label] == IGNORED).all()
+    assert batch.learnt_tokens == 12
+
+
+def test_without_answers_only_the_prompt_is_learnt_but_not_the_picture(samples: list[Sample], processor: Any) -> None:
+    encoder = Encoder(processor, parts_of("idefics3"), system_prompt="Look.", task="vqa")
+    image = processor.tokenizer.convert_tokens_to_ids("<image>")
+    layout = Layout(pad_id=0, image_token_id=image, answers_only=False)
+    batch = EncodedSamples([encoder.encode(samples[0])], layout).batch([0])
+    is_picture = batch.inputs["input_ids"] == image
+    assert (batch.labels[is_picture] == IGNORED).all()
+    assert (batch.labels[~is_picture] != IGNORED).all()
+
+
+@pytest.mark.parametrize("model_type", ["llava", "qwen3_vl", "paligemma"])
+def test_the_short_way_gives_what_the_whole_processor_gives(
+    model_type: str, miniature: Any, samples: list[Sample]
+) -> None:
+    processor = load_processor(miniature(model_type))
+    whole, short = (Encoder(processor, parts_of(model_type), system_prompt="", task="vqa") for _ in range(2))
+    short.encode(samples[0])
+    one, two = whole.encode(samples[2]), short.encode(samples[2])
+    assert one.prompt.tolist() == two.prompt.tolist()
+    assert one.images.keys() == two.images.keys()
+    assert all(np.array_equal(one.images[name], two.images[name]) for name in one.images)
+
+
+def test_the_table_of_values_is_exact_for_few_and_for_many_values() -> None:
+    random = np.random.default_rng(0)
+    few = [random.choice(np.float32([0.1, -2, 7]), (1, 3, 4, 4)) for _ in range(3)]
+    many = [random.normal(size=(1, 3, size, 200)).astype(np.float32) for size in (200, 150)]
+    for arrays in (few, many):
+        table = PixelTable(arrays)
+        assert np.array_equal(table.get([1, 0]), join([arrays[1], arrays[0]]))
+    assert PixelTable(few).size_bytes == sum(array.size for array in few)
+
+
+def test_arrays_of_different_size_are_filled_up_with_zeros() -> None:
+    joined = join([np.ones((1, 2, 2)), np.ones((2, 1, 3))])
+    assert joined.shape == (3, 2, 3)
+    assert joined.sum() == 4 + 6
+
+
+def test_an_epoch_has_every_sample_once_and_depends_on_seed_and_epoch_alone() -> None:
+    lengths = np.arange(100) % 7
+    batches = epoch_batches(lengths, batch_size=8, seed=1, epoch=2)
+    assert sorted(index for batch in batches for index in batch) == list(range(100))
+    assert batches == epoch_batches(lengths, batch_size=8, seed=1, epoch=2)
+    assert batches != epoch_batches(lengths, batch_size=8, seed=1, epoch=3)
+    assert epoch_batches(lengths, batch_size=60, seed=1, epoch=0, shuffle=False)[1] == list(range(60, 100))
+
+
+def test_batches_hold_samples_of_like_length() -> None:
+    lengths = np.random.default_rng(0).integers(10, 500, 400)
+    batches = epoch_batches(lengths, batch_size=8, seed=1, epoch=0)
+    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
+    assert lengths.sum() / padded > 0.95
+
+
+def test_a_freeform_answer_may_hold_anything(samples: list[Sample], processor: Any) -> None:
+    encoder = Encoder(processor, parts_of("idefics3"), system_prompt="", task="freeform")
+    sample = Sample(samples[0].image, "What?", Answer("<image> ANSWER {braces}"))
+    ids = encoder.encode(sample).answer
+    assert processor.tokenizer.decode(ids).endswith("<end_of_utterance>")

@@ -1,0 +1,453 @@
+"""Whole attempts of a few steps: what lies in the folder afterwards, and how an attempt ends."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import runyard.trainer.checkpoint as checkpoint_module
+import runyard.trainer.train as train_module
+from runyard.rundir import EVENTS, read_json, sha256_of
+from runyard.trainer.checkpoint import is_proven
+from runyard.trainer.main import train_attempt
+
+EventsOf = Callable[[Path, str], list[dict[str, Any]]]
+
+
+def short(*, steps: int = 6, samples: int = 64, **model: Any) -> dict[str, dict[str, Any]]:
+    """Two steps an epoch."""
+    numbers = {"maxSteps": steps} | model.pop("hyperparameters", {})
+    model = {"validation": {"maxSamples": 8, "previews": 2}, "hyperparameters": numbers} | model
+    return {"vi-dataset": {"maxSamples": samples}, "vi-model": model}
+
+
+@pytest.fixture(scope="module")
+def finished(write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three epochs, to look at."""
+    folder = write_attempt(tmp_path_factory.mktemp("finished"), short())
+    assert train_attempt(folder) == 0
+    return folder
+
+
+def test_every_step_evaluation_and_checkpoint_is_told(finished: Path, events_of: EventsOf) -> None:
+    steps = events_of(finished, "step")
+    assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
+    assert [event["epoch"] for event in steps] == [0.5, 1, 1.5, 2, 2.5, 3]
+    assert set(steps[0]["values"]) == {"loss", "learningRate", "gradNorm", "samplesPerSecond"}
+    assert steps[-1]["values"]["loss"] < steps[0]["values"]["loss"]
+    assert steps[-1]["secondsLeft"] == 0
+    evaluations = events_of(finished, "evaluation")
+    assert [event["metricName"] for event in evaluations] == ["exactMatch"] * 3
+    assert set(evaluations[0]["values"]) == {"validation/loss", "validation/exactMatch", "validation/wellFormed"}
+    assert len(evaluations[0]["previews"]) == 2
+    assert [event["checkpoint"] for event in events_of(finished, "checkpoint")] == ["epoch-1", "epoch-2", "epoch-3"]
+    lines = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
+    assert [line["n"] for line in lines] == list(range(1, len(lines) + 1))
+    assert {line["ev"] for line in lines} <= set(EVENTS)
+    phases = [line["phase"] for line in lines if line["ev"] == "phase"]
+    assert phases[:4] == ["Preparing", "Training", "Evaluating", "Saving"]
+
+
+def test_the_plan_gives_every_number_a_reason(finished: Path, events_of: EventsOf) -> None:
+    (plan,) = [event["plan"] for event in events_of(finished, "plan")]
+    assert all(set(item) == {"value", "reason"} and item["reason"] for item in plan.values())
+    assert plan["totalSteps"] == {"value": 6, "reason": "maxSteps"}
+    assert (plan["batchSize"]["value"], plan["precision"]["value"], plan["threads"]["value"]) == (32, "float32", 1)
+    assert plan["imageBackend"]["value"] == "pil"
+
+
+def test_the_result_is_the_last_word(finished: Path) -> None:
+    result = read_json(finished / "result.json")
+    assert result is not None
+    assert (result["outcome"], result["reason"], result["checkpoint"]) == ("Succeeded", "Completed", "epoch-3")
+    assert "validation/exactMatch" in result["metrics"]
+
+
+def test_a_checkpoint_is_listed_file_by_file(finished: Path) -> None:
+    folder = finished / "checkpoints" / "epoch-3"
+    manifest = read_json(folder / "manifest.json")
+    assert manifest is not None
+    assert (manifest["checkpoint"], manifest["step"], manifest["epoch"]) == ("epoch-3", 6, 3)
+    listed = {item["path"]: (item["sizeBytes"], item["sha256"]) for item in manifest["files"]}
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert set(listed) == there
+    assert all(listed[path] == ((folder / path).stat().st_size, sha256_of(folder / path)) for path in there)
+    wanted = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "processor_config.json")
+    assert {f"model_full/{name}" for name in (*wanted, "run.json", "chat_template.jinja")} <= there
+    assert not [path for path in there if not path.endswith((".json", ".safetensors", ".jinja"))]
+
+
+def test_run_json_satisfies_the_published_clients_rules(finished: Path) -> None:
+    run = read_json(finished / "checkpoints" / "epoch-3" / "model_full" / "run.json")
+    assert run is not None
+    flow = run["spec"]["flow"]
+    assert {"name", "schema", "tolerations", "settings", "blocks"} <= set(flow)
+    assert all({"block", "settings", "style"} <= set(block) for block in flow["blocks"])
+
+    def settings(word: str) -> dict[str, Any]:
+        return next(block["settings"] for block in flow["blocks"] if word in block["block"])
+
+    model = settings("model")
+    assert model["architecture"]["name"] == "qwen25vl"
+    assert (model["architecture"]["family"], model["architecture"]["size"]) == ("idefics3", "tiny")
+    assert (model["quantization"]["enabled"], model["compute"]["precisionType"]) == (False, "float32")
+    evaluation = model["evaluation"]
+    kinds = {"temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float, "max_new_tokens": int}
+    assert all(type(evaluation[name]) is kind for name, kind in kinds.items())
+    assert type(evaluation["eos_token_id"]) is int
+    assert type(evaluation["pad_token_id"]) is int
+    assert settings("dataset")["projectKind"] == "vqa"
+    assert '{"vqa"' in settings("system-prompt")["systemPrompt"]
+    assert run["status"]["plan"]["threads"]["value"] == 1
+
+
+FRESH = """
+import json, sys
+from pathlib import Path
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from PIL import Image
+torch.set_num_threads(1)
+full = Path(sys.argv[1])
+model = AutoModelForImageTextToText.from_pretrained(full).eval()
+processor = AutoProcessor.from_pretrained(full)
+image = Image.new("RGB", (32, 32), (40, 90, 160))
+flow = json.loads((full / "run.json").read_text())["spec"]["flow"]
+prompt = next(b["settings"]["systemPrompt"] for b in flow["blocks"] if "system-prompt" in b["block"])
+user = [{"type": "image"}, {"type": "text", "text": "Which digit is this?"}]
+messages = [{"role": "system", "content": [{"type": "text", "text": prompt}]}, {"role": "user", "content": user}]
+text = processor.apply_chat_template(messages, add_generation_prompt=True)
+inputs = processor(images=[image], text=[text], return_tensors="pt")
+made = model.generate(**inputs, max_new_tokens=8)
+print(json.dumps({
+    "class": type(model).__name__,
+    "said": processor.batch_decode(made[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)[0],
+    "runyard": "runyard" in sys.modules,
+}))
+"""
+
+
+def test_plain_transformers_in_a_fresh_process_says_what_the_predictor_says(finished: Path) -> None:
+    from PIL import Image
+
+    from runyard.trainer.predict import Predictor
+
+    full = finished / "checkpoints" / "epoch-3" / "model_full"
+    command = [sys.executable, "-c", FRESH, str(full)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    told = json.loads(done.stdout.splitlines()[-1])
+    image = Image.new("RGB", (32, 32), (40, 90, 160))
+    said = Predictor(full.parent, threads=1).ask(image, "Which digit is this?", max_new_tokens=8)
+    assert told == {"class": "Idefics3ForConditionalGeneration", "said": said.raw, "runyard": False}
+
+
+def final_tensors(folder: Path, checkpoint: str) -> dict[str, torch.Tensor]:
+    root = folder / "checkpoints" / checkpoint
+    weights = load_file(root / "model_full" / "model.safetensors")
+    return weights | load_file(root / "training_state" / "state.safetensors")
+
+
+def test_a_run_killed_and_resumed_ends_bit_for_bit_where_an_undisturbed_one_ends(
+    make_attempt: Callable[..., Path],
+) -> None:
+    """SIGKILL in the second epoch, between two checkpoints; the next attempt goes on from the first one."""
+    recipe = short(steps=7, samples=90)
+    whole = make_attempt(recipe, run="whole")
+    assert train_attempt(whole) == 0
+
+    script = (
+        "import os, signal, sys, torch; from pathlib import Path; import runyard.trainer.train as t;"
+        "keep = t._move; count = []\n"
+        "def move(*a):\n"
+        "    count.append(1); found = keep(*a)\n"
+        "    if len(count) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return found\n"
+        "t._move = move; from runyard.trainer.main import train_attempt; train_attempt(Path(sys.argv[1]))"
+    )
+    killed = make_attempt(recipe, run="cut")
+    done = subprocess.run([sys.executable, "-c", script, str(killed)], capture_output=True, check=False)
+    assert done.returncode == -9
+    assert not (killed / "result.json").exists()
+    resume = killed / "checkpoints" / "epoch-1"
+    assert is_proven(resume)
+    again = make_attempt(recipe, run="cut", attempt=2, resume=resume)
+    assert train_attempt(again) == 0
+
+    one, two = final_tensors(whole, "step-7"), final_tensors(again, "step-7")
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adafactor", "sgd"])
+def test_every_optimizer_resumes_bit_for_bit(optimizer: str, make_attempt: Callable[..., Path]) -> None:
+    recipe = short(steps=3, samples=60, hyperparameters={"optimizer": {"name": optimizer}, "learningRate": 0.002})
+    whole = make_attempt(recipe, run="whole")
+    assert train_attempt(whole) == 0
+    again = make_attempt(recipe, run="again", resume=whole / "checkpoints" / "epoch-1")
+    assert train_attempt(again) == 0
+    one, two = final_tensors(whole, "step-3"), final_tensors(again, "step-3")
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+def test_an_adapter_resumes_bit_for_bit_with_dropout(make_attempt: Callable[..., Path], miniature: Any) -> None:
+    """Dropout draws random numbers, so this holds only if the random state is in the checkpoint."""
+    training = {"mode": "lora", "lora": {"dropout": 0.3}}
+    model = {"architecture": {"weights": str(miniature("llava"))}, "training": training}
+    model["compute"] = {"precisionType": "float32"}
+    full = short(steps=4, samples=8, **model, hyperparameters={"batchSize": 4})
+    whole = make_attempt(full, run="whole")
+    assert train_attempt(whole) == 0
+    again = make_attempt(full, run="again", resume=whole / "checkpoints" / "epoch-1")
+    assert train_attempt(again) == 0
+    one, two = (load_file(f / "checkpoints/epoch-2/model_adapter/adapter_model.safetensors") for f in (whole, again))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    base = [load_file(f / "checkpoints/epoch-2/model_full/model.safetensors") for f in (whole, again)]
+    assert all(torch.equal(base[0][name], base[1][name]) for name in base[0])
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from(
+    finished: Path, make_attempt: Callable[..., Path], events_of: EventsOf, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "epoch-2"
+    shutil.copytree(finished / "checkpoints" / "epoch-2", damaged)
+    with open(damaged / "model_full" / "model.safetensors", "r+b") as file:
+        file.seek(5000)
+        file.write(b"\xff\xff")
+    folder = make_attempt(short(steps=1), run="next", resume=damaged)
+    assert train_attempt(folder) == 0
+    assert "epoch-2 is damaged" in events_of(folder, "warning")[0]["message"]
+    assert events_of(folder, "step")[0]["step"] == 1
+
+
+def test_stop_json_saves_and_ends_with_75(make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_attempt(short())
+    move = train_module._move
+
+    def move_and_stop(*arguments: Any) -> float:
+        (folder / "stop.json").write_text("{}")
+        return move(*arguments)
+
+    monkeypatch.setattr(train_module, "_move", move_and_stop)
+    assert train_attempt(folder) == 75
+    result = read_json(folder / "result.json")
+    assert result is not None
+    assert (result["outcome"], result["checkpoint"]) == ("Stopped", "step-1")
+    assert is_proven(folder / "checkpoints" / "step-1")
+
+
+def test_sigterm_saves_and_ends_with_75(make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    folder = make_attempt(short())
+    move = train_module._move
+
+    def move_and_signal(*arguments: Any) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return move(*arguments)
+
+    monkeypatch.setattr(train_module, "_move", move_and_signal)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert train_attempt(folder) == 75
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert is_proven(folder / "checkpoints" / "step-1")
+
+
+def test_a_stop_before_the_first_step_saves_nothing(make_attempt: Callable[..., Path]) -> None:
+    folder = make_attempt(short())
+    (folder / "stop.json").write_text("{}")
+    assert train_attempt(folder) == 75
+    assert not (folder / "checkpoints").exists()
+
+
+def test_only_the_newest_and_the_best_are_kept(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
+    folder = make_attempt(short(steps=8, checkpoint={"keep": 1, "metric": "loss", "mode": "max"}))
+    assert train_attempt(folder) == 0
+    best = [event["checkpoint"] for event in events_of(folder, "checkpoint") if event["isBest"]][-1]
+    assert best != "epoch-4"
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {best, "epoch-4"}
+
+
+def test_saving_and_evaluating_follow_their_own_paces(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
+    pace = {"checkpoint": {"every": {"steps": 4}}, "validation": {"every": {"steps": 3}, "maxSamples": 4}}
+    folder = make_attempt(short(steps=5, **pace))
+    assert train_attempt(folder) == 0
+    assert [event["step"] for event in events_of(folder, "evaluation")] == [3, 5]
+    assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == ["epoch-2", "step-5"]
+
+
+def test_a_run_without_gain_ends_early(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
+    validation = {"maxSamples": 4, "earlyStopping": {"patience": 2, "minDelta": 10.0}}
+    folder = make_attempt(short(steps=100, samples=32, validation=validation))
+    assert train_attempt(folder) == 0
+    result = read_json(folder / "result.json")
+    assert result is not None
+    assert (result["outcome"], result["reason"]) == ("Succeeded", "EarlyStopped")
+    assert len(events_of(folder, "evaluation")) == 3
+
+
+def test_without_held_out_data_the_newest_is_the_best(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
+    recipe = short(steps=2)
+    recipe["vi-dataset"]["validationFraction"] = 0
+    folder = make_attempt(recipe)
+    assert train_attempt(folder) == 0
+    assert not events_of(folder, "evaluation")
+    assert [event["isBest"] for event in events_of(folder, "checkpoint")] == [True]
+
+
+def test_micro_batches_add_up_to_the_same_step(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
+    losses = []
+    for size in (32, 8):
+        folder = make_attempt(short(steps=2, hyperparameters={"microBatchSize": size}), run=f"micro-{size}")
+        assert train_attempt(folder) == 0
+        losses.append([event["values"]["loss"] for event in events_of(folder, "step")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_grounding_is_trained_and_scored(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
+    recipe = short(steps=2, samples=40)
+    recipe["vi-dataset"]["datasetId"] = "digits-grounding"
+    folder = make_attempt(recipe)
+    assert train_attempt(folder) == 0
+    (evaluation,) = events_of(folder, "evaluation")
+    assert evaluation["metricName"] == "iou"
+    assert {"validation/iou", "validation/accuracyAt50", "validation/loss"} <= set(evaluation["values"])
+
+
+def test_out_of_memory_shrinks_the_micro_batch_when_asked(
+    make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulate = train_module._accumulate
+
+    def needs_room(made: Any, indices: list[int], epoch: int, micro_batch_size: int) -> float:
+        if micro_batch_size > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return accumulate(made, indices, epoch, micro_batch_size)
+
+    monkeypatch.setattr(train_module, "_accumulate", needs_room)
+    folder = make_attempt(short(steps=1, onOutOfMemory="shrink"), run="shrink")
+    assert train_attempt(folder) == 0
+    assert "microBatchSize 8" in events_of(folder, "warning")[-1]["message"]
+    folder = make_attempt(short(steps=1), run="fail")
+    assert train_attempt(folder) == 64
+    result = read_json(folder / "result.json")
+    assert result is not None
+    assert result["reason"] == "OutOfMemory"
+
+
+def failure(folder: Path) -> tuple[str, str]:
+    result = read_json(folder / "result.json")
+    assert result is not None
+    assert result["outcome"] == "Failed"
+    return result["reason"], result["message"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(
+    make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "_accumulate", lambda *_: float("nan"))
+    folder = make_attempt(short())
+    assert train_attempt(folder) == 64
+    reason, message = failure(folder)
+    assert reason == "Diverged"
+    assert "lower" in message
+
+
+@pytest.mark.parametrize(
+    ("blocks", "says"),
+    [
+        ({"vi-dataset": {"datasetId": "shelves", "projectKind": "vqa"}}, "'shelves' is not known here"),
+        ({"vi-dataset": {"projectKind": "phrase-grounding"}}, "is of kind vqa"),
+        ({"vi-model": {"architecture": {"weights": "/no/such/folder"}}}, "not on this machine"),
+        ({"vi-model": {"architecture": {"name": "qwen3vl"}}}, "not on this machine"),
+        ({"vi-model": {"training": {"mode": "lora"}, "quantization": {"enabled": True}}}, "needs CUDA"),
+        ({"vi-model": {"packing": True}}, "packing is not available"),
+        ({"vi-model": {"compute": {"precisionType": "float16"}}}, "needs CUDA"),
+        ({"vi-model": {"training": {"freeze": ["vision", "projector", "language"]}}}, "nothing to train"),
+        ({"vi-model": {"checkpoint": {"metric": "iou"}}}, "is not measured for vqa"),
+    ],
+)
+def test_a_recipe_that_cannot_run_says_why(blocks: Any, says: str, make_attempt: Callable[..., Path]) -> None:
+    if torch.cuda.is_available() and "CUDA" in says:
+        pytest.skip("this machine has what the recipe asks for")
+    blocks.setdefault("vi-dataset", {})["maxSamples"] = 40
+    folder = make_attempt(blocks)
+    assert train_attempt(folder) == 64
+    reason, message = failure(folder)
+    assert reason == "InvalidFlow"
+    assert says in message
+
+
+def test_a_folder_without_run_json_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "attempts" / "1"
+    folder.mkdir(parents=True)
+    assert train_attempt(folder) == 64
+    assert "run.json is missing" in failure(folder)[1]
+
+
+def test_a_defect_of_ours_leaves_a_result_and_a_trace(
+    make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> float:
+        raise ZeroDivisionError("one over nothing")
+
+    monkeypatch.setattr(train_module, "_move", broken)
+    folder = make_attempt(short())
+    assert train_attempt(folder) == 1
+    assert failure(folder) == ("TrainerError", "ZeroDivisionError: one over nothing")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_result_so_that_another_try_may_come(
+    make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "_fsync_file", full)
+    folder = make_attempt(short(steps=1))
+    assert train_attempt(folder) == 1
+    assert not (folder / "result.json").exists()
+    assert not [path for path in (folder / "checkpoints").iterdir() if (path / "manifest.json").exists()]
+
+
+def test_two_trainers_of_one_run_are_never_at_work(
+    make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runyard.trainer.main.LOCK_WAIT_S", 0.0)
+    folder = make_attempt(short(steps=1))
+    # Close the descriptor on exec only: a lock in this process is another open file, as another process's would be.
+    held = subprocess.Popen(
+        [sys.executable, "-c", f"import fcntl; f = open({str(folder.parent.parent / 'run.lock')!r}, 'w');"
+         "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with held:
+        assert held.stdout is not None
+        assert held.stdout.readline() == "held\n"
+        assert train_attempt(folder) == 1
+        assert not (folder / "result.json").exists()
+        held.communicate("\n")
+    assert train_attempt(folder) == 0
+
+
+def test_a_lock_handed_on_as_a_descriptor_is_taken_as_it_is(make_attempt: Callable[..., Path]) -> None:
+    folder = make_attempt(short(steps=1))
+    descriptor = os.open(folder.parent.parent / "run.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert train_attempt(folder) == 0
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)

@@ -1,0 +1,117 @@
+"""The warm parent: real processes, as a fork cannot be had otherwise."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from runyard.trainer.warm import ask
+
+CHILD = """
+import json, os
+def go(folder, *, endpoint, token, train):
+    told = {"endpoint": endpoint, "token": token, "leads": os.getsid(0) == os.getpid(),
+            "mark": os.environ.get("RUNYARD_ATTEMPT"), "descriptors": sorted(os.listdir("/proc/self/fd"))}
+    (folder / "told.json").write_text(json.dumps(told))
+    return train(folder)
+"""
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """A warm parent's socket and process id."""
+    folder = tmp_path_factory.mktemp("warm")
+    (folder / "child_of_the_warm_parent.py").write_text(CHILD)
+    path = folder / "warm.sock"
+    command = [sys.executable, "-m", "runyard.trainer.warm", str(path), "--child", "child_of_the_warm_parent:go"]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(folder)}) as process:
+        try:
+            wait_for(path.is_socket)
+            yield path, process.pid
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+    assert not path.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_parent_has_one_thread_and_a_private_socket(warm: tuple[Path, int]) -> None:
+    path, pid = warm
+    assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_child_trains_in_a_session_of_its_own(warm: tuple[Path, int], make_attempt: Callable[..., Path]) -> None:
+    path, parent = warm
+    folder = make_attempt({"vi-dataset": {"maxSamples": 40}, "vi-model": {"hyperparameters": {"maxSteps": 1}}})
+    request = {"folder": str(folder), "endpoint": "http://127.0.0.1:1/", "token": "t", "log": str(folder / "log")}
+    answer = ask(path, {**request, "environment": {"RUNYARD_ATTEMPT": "org/run/1"}})
+    stat = Path(f"/proc/{answer['pid']}/stat").read_text().rpartition(")")[2].split()
+    assert (int(stat[1]), int(stat[19])) == (parent, answer["startTicks"])
+    # Reaped at once: not even a zombie stays.
+    wait_for(lambda: not Path(f"/proc/{answer['pid']}").exists())
+    told = json.loads((folder / "told.json").read_text())
+    assert (told["endpoint"], told["token"], told["leads"], told["mark"]) == (
+        "http://127.0.0.1:1/", "t", True, "org/run/1",
+    )  # fmt: skip
+    assert len(told["descriptors"]) == 4  # the three, and the listing's own
+    assert json.loads((folder / "result.json").read_text())["outcome"] == "Succeeded"
+    assert "saved" in (folder / "log").read_text()
+
+
+@pytest.mark.parametrize("line", [b"nonsense\n", b"[]\n", b'{"folder": 1}\n', b"", b"x" * 70_000 + b"\n"])
+def test_nonsense_is_answered_and_harms_nobody(warm: tuple[Path, int], line: bytes) -> None:
+    path, _ = warm
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(str(path))
+        try:
+            connection.sendall(line)
+            connection.shutdown(socket.SHUT_WR)
+            assert "error" in json.loads(connection.makefile().readline())
+        except (BrokenPipeError, ConnectionResetError):
+            assert len(line) > 65_536
+    os.kill(warm[1], 0)
+
+
+def test_it_ends_when_the_process_that_started_it_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "warm.sock"
+    serving = (
+        "import sys; from pathlib import Path; from runyard.trainer.warm import serve;"
+        "serve(Path(sys.argv[1]), lambda *a, **k: 0, lambda folder: 0)"
+    )
+    starter = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {serving!r}, sys.argv[1]]);" + (
+        "print(p.pid, flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", starter, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        wait_for(path.is_socket)
+        process.send_signal(signal.SIGKILL)
+    wait_for(lambda: not path.exists())
+    wait_for(lambda: not _is_alive(pid))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
