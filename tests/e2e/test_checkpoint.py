@@ -72,7 +72,8 @@ def test_plain_transformers_answers_held_out_questions_as_well_as_our_engine_rep
         right += json.loads(answer)["vqa"]["answer"] == sample.truth.text
     accuracy = right / len(samples)
     reported = client.models.get(finished_run.run_id).spec.evaluation_metrics or {}
-    assert accuracy == pytest.approx(reported["validation/exactMatch"], abs=1 / len(samples)), f"{right} of {len(samples)} right"
+    # One answer may tip over: the engine evaluates in other batches, and sums in another order end in other last bits.
+    assert accuracy == pytest.approx(reported["validation/exactMatch"], abs=1 / len(samples))
     assert accuracy >= 0.95
 
 
