@@ -88,7 +88,7 @@ def test_the_short_way_gives_what_the_whole_processor_gives(
 
 def test_the_table_of_values_is_exact_for_few_and_for_many_values() -> None:
     random = np.random.default_rng(0)
-    few = [random.choice(np.float32([0.1, -2, 7]), (1, 3, 4, 4)) for _ in range(3)]
+    few = [random.choice(np.asarray([0.1, -2, 7], np.float32), (1, 3, 4, 4)) for _ in range(3)]
     many = [random.normal(size=(1, 3, size, 200)).astype(np.float32) for size in (200, 150)]
     for arrays in (few, many):
         table = PixelTable(arrays)

@@ -154,8 +154,9 @@ def test_plain_transformers_in_a_fresh_process_says_what_the_predictor_says(fini
 
 def final_tensors(folder: Path, checkpoint: str) -> dict[str, torch.Tensor]:
     root = folder / "checkpoints" / checkpoint
-    weights = load_file(root / "model_full" / "model.safetensors")
-    return weights | load_file(root / "training_state" / "state.safetensors")
+    weights: dict[str, torch.Tensor] = load_file(root / "model_full" / "model.safetensors")
+    weights |= load_file(root / "training_state" / "state.safetensors")
+    return weights
 
 
 def test_a_run_killed_and_resumed_ends_bit_for_bit_where_an_undisturbed_one_ends(
@@ -282,7 +283,10 @@ def test_only_the_newest_and_the_best_are_kept(make_attempt: Callable[..., Path]
 
 
 def test_saving_and_evaluating_follow_their_own_paces(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
-    pace = {"checkpoint": {"every": {"steps": 4}}, "validation": {"every": {"steps": 3}, "maxSamples": 4}}
+    pace: dict[str, Any] = {
+        "checkpoint": {"every": {"steps": 4}},
+        "validation": {"every": {"steps": 3}, "maxSamples": 4},
+    }
     folder = make_attempt(short(steps=5, **pace))
     assert train_attempt(folder) == 0
     assert [event["step"] for event in events_of(folder, "evaluation")] == [3, 5]
@@ -317,6 +321,27 @@ def test_micro_batches_add_up_to_the_same_step(make_attempt: Callable[..., Path]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.train
+def test_the_empty_recipe_reads_held_out_digits(make_attempt: Callable[..., Path]) -> None:
+    """The real thing: nothing is said, and the model answers on scans it never saw; so does the loaded checkpoint."""
+    from runyard.trainer.datasets import load_dataset
+    from runyard.trainer.predict import Predictor
+
+    folder = make_attempt()
+    assert train_attempt(folder) == 0
+    result = read_json(folder / "result.json")
+    assert result is not None
+    measured = result["metrics"]["validation/exactMatch"]
+    assert measured >= 0.95
+    held_out = load_dataset("digits", seed=7, validation_fraction=0.2).validation
+    predictor = Predictor(folder / "checkpoints" / result["checkpoint"], threads=1)
+    given = predictor.ask_all([(sample.image, sample.question) for sample in held_out], max_new_tokens=12)
+    right = sum(answer.text == sample.truth.text for answer, sample in zip(given, held_out, strict=True))
+    assert right / len(held_out) == pytest.approx(measured, abs=1e-6)
+    asked_otherwise = predictor.ask(held_out[0].image.resize((200, 200)), "Please, what number do you see there?")
+    assert asked_otherwise.is_well_formed
+
+
 def test_grounding_is_trained_and_scored(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
     recipe = short(steps=2, samples=40)
     recipe["vi-dataset"]["datasetId"] = "digits-grounding"
@@ -325,6 +350,19 @@ def test_grounding_is_trained_and_scored(make_attempt: Callable[..., Path], even
     (evaluation,) = events_of(folder, "evaluation")
     assert evaluation["metricName"] == "iou"
     assert {"validation/iou", "validation/accuracyAt50", "validation/loss"} <= set(evaluation["values"])
+
+
+def test_answers_may_be_drawn_at_random_and_end_at_a_text(
+    make_attempt: Callable[..., Path], events_of: EventsOf
+) -> None:
+    """The same seed draws the same answers, and what the loop draws later does not change with it."""
+    drawn = []
+    for run in ("one", "two"):
+        evaluation = {"do_sample": True, "temperature": 2.0, "seed": 3, "stop_strings": ["}"]}
+        folder = make_attempt(short(steps=2, evaluation=evaluation), run=run)
+        assert train_attempt(folder) == 0
+        drawn.append([preview["answer"] for preview in events_of(folder, "evaluation")[0]["previews"]])
+    assert drawn[0] == drawn[1]
 
 
 def test_out_of_memory_shrinks_the_micro_batch_when_asked(
@@ -374,6 +412,8 @@ def test_a_loss_that_is_no_number_ends_the_run(
         ({"vi-model": {"architecture": {"weights": "/no/such/folder"}}}, "not on this machine"),
         ({"vi-model": {"architecture": {"name": "qwen3vl"}}}, "not on this machine"),
         ({"vi-model": {"training": {"mode": "lora"}, "quantization": {"enabled": True}}}, "needs CUDA"),
+        ({"vi-model": {"images": {"maxPixels": 1000}}}, "images.minPixels, maxPixels"),
+        ({"vi-dataset": {"datasetVersion": "v1"}}, "has no versions"),
         ({"vi-model": {"packing": True}}, "packing is not available"),
         ({"vi-model": {"compute": {"precisionType": "float16"}}}, "needs CUDA"),
         ({"vi-model": {"training": {"freeze": ["vision", "projector", "language"]}}}, "nothing to train"),

@@ -124,7 +124,10 @@ class DatasetSettings(Shape, frozen=True):
     max_samples: Annotated[Count | None, told("only the first n samples after shuffling, for a quick look")] = None
     augmentation: Annotated[
         Augmentation | None,
-        told("how strongly pictures are varied while training", default="null; tiny: {shift: 0.06, zoom: 0.1}"),
+        told(
+            "how strongly pictures are varied while training",
+            default="null; tiny with vqa: shift 0.06, zoom 0.1, and {} for none",
+        ),
     ] = None
 
 
@@ -259,7 +262,11 @@ class Loss(Shape, frozen=True):
 class Hyperparameters(Shape, frozen=True):
     """How long and how fast the model learns."""
 
-    epochs: Annotated[int, Meta(ge=1, le=10_000), told("passes over the training data", default="3; tiny: 12")] = 3
+    epochs: Annotated[
+        int,
+        Meta(ge=1, le=10_000),
+        told("passes over the training data", default="3; tiny: 12, with phrase-grounding 6"),
+    ] = 3
     max_steps: Annotated[Count | None, told("most optimizer steps; whichever of the two comes first ends the run")] = (
         None
     )
@@ -271,10 +278,18 @@ class Hyperparameters(Shape, frozen=True):
         told("samples per forward pass, a divisor of batchSize; auto: found from memory"),
     ] = "auto"
     learning_rate: Annotated[
-        Rate, told("the highest learning rate", default="2e-4 with lora, 1e-5 with full; tiny: 3e-3")
+        Rate,
+        told(
+            "the highest learning rate",
+            default="2e-4 with lora, 1e-5 with full; tiny: 3e-3, with phrase-grounding 1.2e-3",
+        ),
     ] = 2e-4
-    schedule: Annotated[Schedule, told("how the learning rate moves")] = msgspec.field(default_factory=Schedule)
-    optimizer: Annotated[Optimizer, told("how gradients become steps")] = msgspec.field(default_factory=Optimizer)
+    schedule: Annotated[
+        Schedule, told("how the learning rate moves; tiny with phrase-grounding: linear, 0.05, 0.01")
+    ] = msgspec.field(default_factory=Schedule)
+    optimizer: Annotated[
+        Optimizer, told("how gradients become steps; tiny with phrase-grounding: muon, [0.95, 0.98]")
+    ] = msgspec.field(default_factory=Optimizer)
     loss: Annotated[Loss, told("what the model is blamed for")] = msgspec.field(default_factory=Loss)
 
 

@@ -6,7 +6,7 @@ content hash and seed: adding pictures moves none across, and no canvas for trai
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,10 @@ DIGIT_WORDINGS = (
     "what is this?",
 )
 SCAN_SIDE = 32
+CANVAS_QUESTION = "Which digits are here?"
+UNNAMED = 0.4
 CANVAS_SIDE, CANVAS_DIGIT, CANVAS_GRID = 48, 16, 8
-TRAINING_CANVASES, HELD_OUT_CANVASES = 6000, 400
+TRAINING_CANVASES, HELD_OUT_CANVASES = 12000, 400
 
 
 @dataclass(frozen=True)
@@ -111,14 +113,31 @@ def digits_grounding(seed: int, validation_fraction: float) -> Dataset:
     return Dataset(
         "digits-grounding",
         PHRASE_GROUNDING,
-        _canvases(train, TRAINING_CANVASES, np.random.default_rng([seed, 1])),
-        _canvases(held_out, HELD_OUT_CANVASES, np.random.default_rng([seed, 2])),
-        (" and ",),
+        _canvases(train, TRAINING_CANVASES, np.random.default_rng([seed, 1]), share_unnamed=UNNAMED),
+        _canvases(held_out, HELD_OUT_CANVASES, np.random.default_rng([seed, 2]), share_unnamed=0.0),
+        (" and ", CANVAS_QUESTION, *_box_phrases()),
     )
 
 
-def _canvases(scans: list[tuple[Any, int]], count: int, random: "np.random.Generator") -> list[Sample]:
-    """``count`` canvases, each of scans from this list alone."""
+def _box_phrases() -> Iterator[str]:
+    """What stands right before a number of a box: the phrase, then each number with its comma.
+
+    As one token each, because the tiny model has two layers to look at: where a number depends on a token that stands
+    further back, it needs one of them to find that token, and does not learn in time which digit is asked for.
+    """
+    yield from (f'{word}","grounding":[[' for word in WORDS)
+    corners = range(0, CANVAS_SIDE + 1, CANVAS_GRID)
+    yield from (f"{scale_box((x, x, x, x), width=CANVAS_SIDE, height=CANVAS_SIDE)[0]}," for x in corners)
+
+
+def _canvases(
+    scans: list[tuple[Any, int]], count: int, random: "np.random.Generator", *, share_unnamed: float
+) -> list[Sample]:
+    """``count`` canvases, each of scans from this list alone.
+
+    In ``share_unnamed`` of them the question names no digit, so the model has to read them itself, in the order of
+    text. Without such samples it learns to find digits but not to tell them apart.
+    """
     from PIL import Image
 
     enlarged = [
@@ -132,6 +151,7 @@ def _canvases(scans: list[tuple[Any, int]], count: int, random: "np.random.Gener
         return []
     samples = []
     for _ in range(count):
+        question = ""
         how_many = int(random.integers(1, min(3, len(by_label)) + 1))
         labels = [int(label) for label in random.choice(sorted(by_label), how_many, replace=False)]
         canvas = Image.new("L", (CANVAS_SIDE, CANVAS_SIDE))
@@ -141,8 +161,11 @@ def _canvases(scans: list[tuple[Any, int]], count: int, random: "np.random.Gener
             canvas.paste(pictures[int(random.integers(len(pictures)))], (x, y))
             box = scale_box((x, y, x + CANVAS_DIGIT, y + CANVAS_DIGIT), width=CANVAS_SIDE, height=CANVAS_SIDE)
             found.append(Grounding(WORDS[label], (box,)))
+        if random.random() < share_unnamed:
+            question = CANVAS_QUESTION
+            found.sort(key=lambda item: (item.boxes[0][1], item.boxes[0][0]))
         sentence = " and ".join(item.phrase for item in found)
-        samples.append(Sample(canvas.convert("RGB"), sentence, Answer(sentence, tuple(found))))
+        samples.append(Sample(canvas.convert("RGB"), question or sentence, Answer(sentence, tuple(found))))
     return samples
 
 

@@ -46,12 +46,15 @@ def evaluate(
     previews: int,
     losses: TokenLosses,
     generation: dict[str, Any],
+    seed: int,
     device: torch.device,
 ) -> Evaluation:
     """Measure the first ``count`` held-out samples; leaves the module's mode and the random state as they were."""
     was_training = module.training
     module.eval()
     with torch.inference_mode(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if seed >= 0:
+            torch.manual_seed(seed)
         values = {"loss": mean_loss(data, count, losses, device)}
         with losses.arithmetic():
             said = generate_answers(module, tokenizer, data, count, generation=generation, device=device)

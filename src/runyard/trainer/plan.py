@@ -220,5 +220,9 @@ def _refuse_what_is_missing(recipe: Recipe, machine: Machine) -> None:
         raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; use 'adamw'")
     if model.compute.attention == "flash_attention_2" and machine.device != "cuda":
         raise InvalidFlow("attention 'flash_attention_2' needs CUDA; use 'auto'")
+    if (model.images.min_pixels, model.images.max_pixels, model.images.patch_budget) != ("auto", "auto", None):
+        raise InvalidFlow("images.minPixels, maxPixels and patchBudget are not available yet; leave them as they are")
+    if recipe.dataset.dataset_version is not None:
+        raise InvalidFlow(f"dataset {recipe.dataset.dataset_id!r} has no versions; leave datasetVersion null")
     if recipe.settings.resources.workers > 1:
         raise InvalidFlow("settings.resources.workers above 1 is not available yet")

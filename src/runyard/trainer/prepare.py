@@ -13,6 +13,7 @@ import msgspec
 import torch
 
 from runyard.flows import Recipe, recipe_document
+from runyard.flows.blocks import Augmentation
 from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
 from runyard.trainer.augment import varied_by
 from runyard.trainer.checkpoint import Progress, load_state
@@ -189,7 +190,7 @@ def _draw(
     recipe: Recipe, data: Dataset, cached: EncodedSamples, encoder: Encoder, layout: Layout
 ) -> Callable[[Sequence[int], int], Batch]:
     strengths = recipe.dataset.augmentation
-    if strengths is None:
+    if strengths is None or strengths == Augmentation():
         return lambda indices, epoch: cached.batch(indices)
     varied = VariedSamples(data.train, encoder, layout, varied_by(strengths, recipe.settings.seed))
     return varied.batch
@@ -225,6 +226,9 @@ def _generation(recipe: Recipe, model: Model, answer_tokens: int) -> dict[str, A
         own.temperature = own.top_k = own.top_p = None
     for name, value in settings.items():
         setattr(own, name, value)
+    if wanted.stop_strings is not None:
+        # Not among the model's own settings: whoever calls generate without a tokenizer could then not call it at all.
+        settings |= {"stop_strings": wanted.stop_strings, "tokenizer": tokenizer}
     return settings | {"max_new_tokens": answer_tokens}
 
 

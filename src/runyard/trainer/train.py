@@ -234,6 +234,7 @@ def _evaluate(made: Prepared, events: EventWriter, job: Job, say: Callable[[str]
         previews=settings.previews,
         losses=made.plain_losses,
         generation=made.generation,
+        seed=job.recipe.model.evaluation.seed,
         device=made.device,
     )
     progress.metrics = {f"validation/{name}": round(value, 6) for name, value in found.values.items()}
