@@ -4,7 +4,7 @@ It exists so that a laptop without an accelerator learns something real in half 
 trains large models: same processor, same chat template, same checkpoint. It needs no download and no torchvision, and
 loads with plain transformers.
 
-Three choices carry the result (measured, see docs/decisions/0101-tiny-model.md). The weights start at a standard
+Three choices carry the result (measured, see docs/decisions/tiny-model.md). The weights start at a standard
 deviation of 0.06, because transformers' own 0.02 is far too small for a width of 64. Pixels are shifted and scaled by
 mean and deviation of the data, not of photographs. And text the model always sees or says (prompt, question, the
 scaffolding of an answer) is one token each, so that nearly every token of an answer is a decision.
