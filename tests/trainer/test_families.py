@@ -46,6 +46,29 @@ def test_a_model_of_the_family_is_trained_saved_and_answers(
     assert isinstance(Predictor(checkpoint).ask(_picture(), "Which digit is this?", max_new_tokens=2).raw, str)
 
 
+def test_base_and_adapter_load_with_plain_transformers_as_the_published_client_does(
+    miniature: Any, make_attempt: Any
+) -> None:
+    """``load_adapter`` on ``model_full`` says what our own merged model says, and ``model_full`` alone does not."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from runyard.trainer.model import load_model
+
+    folder = make_attempt(recipe(miniature("llava"), "lora"))
+    assert train_attempt(folder) == 0
+    checkpoint = folder / "checkpoints" / "step-2"
+    plain = AutoModelForImageTextToText.from_pretrained(checkpoint / "model_full", dtype=torch.float32).eval()
+    merged = load_model(checkpoint, dtype=torch.float32).module.eval()
+    ids = torch.tensor([[5, 6, 7, 40, 41]])
+    with torch.no_grad():
+        base = plain(input_ids=ids).logits
+        plain.load_adapter(str(checkpoint / "model_adapter"))
+        adapted, wanted = plain(input_ids=ids).logits, merged(input_ids=ids).logits
+    assert torch.allclose(adapted, wanted, atol=1e-5)
+    assert not torch.allclose(base, wanted, atol=1e-5)
+
+
 def _picture() -> Any:
     from PIL import Image
 
