@@ -33,7 +33,10 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Claim(Message):
-    """A controller offers room. Repeating a claim with the same ``claim_id`` returns the same assignment."""
+    """A controller offers room. Repeating a claim with the same ``claim_id`` returns the same assignment.
+
+    One that ``lacks_disk`` is given nothing new; the runs that fit it say that they wait for space.
+    """
 
     claim_id: str
     machine_id: str
@@ -41,6 +44,7 @@ class Claim(Message):
     slots: int
     labels: dict[str, list[str]] = {}
     wait_s: float = 20.0
+    lacks_disk: bool = False
 
 
 class Assignment(Message):
@@ -78,9 +82,13 @@ class ProcessReport(Message):
 
 
 class Renewal(Message):
-    """The supervisor is alive. ``phase`` is what the trainer last said it was doing."""
+    """The supervisor is alive. ``phase`` is what the trainer last said it was doing.
+
+    ``note`` is something people should know about the attempt as it is now; it becomes the condition's message.
+    """
 
     phase: str | None = None
+    note: str | None = None
 
 
 class Wanted(Message):

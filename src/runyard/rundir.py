@@ -7,6 +7,7 @@
         supervisor.lock              held (flock) by the one supervisor that looks after this folder
         resume.json     supervisor   where the checkpoint to resume from lies; absent on a fresh start
         stop.json       supervisor   appears when the trainer shall save and stop
+        permit          supervisor   when it was last well: a trainer whose permit has run out saves and stops
         process.json    supervisor   who the supervisor and the trainer are (boot id, pid, start ticks)
         exit.json       supervisor   how the trainer ended, once nothing of it lives
         closed.json     supervisor   the server has taken the last word, or wants none: nothing is left to report
@@ -31,6 +32,7 @@ RUN = "run.json"
 RESUME = "resume.json"
 STOP = "stop.json"
 PROCESS = "process.json"
+PERMIT = "permit"
 EXIT = "exit.json"
 CLOSED = "closed.json"
 RESULT = "result.json"
@@ -42,6 +44,10 @@ CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
 SUPERVISOR_LOCK = "supervisor.lock"
+
+# How long a permit holds, and how often a supervisor that is well makes it new.
+PERMIT_S = 60.0
+PERMIT_EVERY_S = 2.0
 
 # What lies in a checkpoint folder: what people download, and what only a resume needs.
 MODEL_FULL = "model_full"
@@ -108,6 +114,33 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def write_permit(folder: Path, now_s: float) -> None:
+    """Let the trainer go on for another ``PERMIT_S``; ``now_s`` is the machine's monotonic clock.
+
+    Written over in place, always as long, and not fsynced: it takes no space on a full disk, and after loss of power
+    no trainer is left to read it.
+    """
+    descriptor = os.open(folder / PERMIT, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(descriptor, f"{now_s:020.3f}\n".encode(), 0)
+    finally:
+        os.close(descriptor)
+
+
+def permit_age_s(folder: Path, now_s: float) -> float | None:
+    """How long ago the supervisor of this folder was last well; None when it has not said so yet."""
+    try:
+        return now_s - float((folder / PERMIT).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def permit_is_fresh(folder: Path, now_s: float) -> bool:
+    """Whether a trainer may go on; a folder without a permit has no supervisor to wait for."""
+    age_s = permit_age_s(folder, now_s)
+    return age_s is None or age_s <= PERMIT_S
 
 
 class EventWriter:
@@ -187,6 +220,12 @@ def is_proven(checkpoint: Path, manifest: dict[str, Any]) -> bool:
         )
     except (OSError, KeyError, TypeError):
         return False
+
+
+def free_bytes(folder: Path) -> int:
+    """Space that an ordinary user may still fill below a folder."""
+    space = os.statvfs(folder)
+    return space.f_bavail * space.f_frsize
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, Path]]:

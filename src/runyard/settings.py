@@ -37,6 +37,12 @@ class Settings:
     warm: bool = setting(True, "keep a parent process with torch imported, so that runs start at once")
     lease_s: float = setting(15.0, "seconds a supervisor may be silent before its attempt counts as lost")
     grace_s: float = setting(30.0, "seconds a killed run has to save and stop before SIGKILL")
+    max_unreachable_s: float = setting(
+        1800.0, "seconds a run on another machine than the server's trains on without it, then it saves and stops"
+    )
+    hang_minutes: float = setting(10.0, "minutes without a word of a training run until a warning says so; 0 never")
+    spool_mib: int = setting(64, "MiB of a log that wait for a server that is away; what is older is left out")
+    free_disk_mib: int = setting(1024, "MiB of free space a machine must have to begin a run; 0 never waits")
     leave_running: bool = setting(False, "when ending, let runs train on instead of saving and stopping them")
     attempts: int = setting(3, "tries a run has when the platform is at fault; a flow's settings.attempts overrides it")
     link_hours: float = setting(24.0, "hours a signed download link is valid")

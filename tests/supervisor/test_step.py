@@ -1,189 +1,191 @@
 """The supervisor's decisions, input by input."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from runyard.protocol import Wanted
+from runyard.supervisor import moves as mv
 from runyard.supervisor import step as st
 
 GO_ON = Wanted(action="continue", lease_s=15, grace_s=30)
 KILL = Wanted(action="kill", lease_s=15, grace_s=30)
 
 
-def follow(state: st.State, *events: st.Input, now: float = 100.0) -> tuple[st.State, list[st.Action]]:
+def follow(state: st.State, *events: mv.Input, now: float = 100.0) -> tuple[st.State, list[mv.Action]]:
     """The state after these inputs, and what the last of them asked for."""
-    actions: list[st.Action] = []
+    actions: list[mv.Action] = []
     for event in events:
         state, actions = st.step(state, event, now)
     return state, actions
 
 
 def training(**changes: Any) -> st.State:
-    state, _ = follow(st.State(), st.Tick(), st.Announced(GO_ON), st.LockTaken(), st.Prepared())
+    state, _ = follow(st.State(), mv.Tick(), mv.Announced(GO_ON), mv.LockTaken(), mv.Prepared())
     assert state.phase == "training"
-    return st.replace(state, **changes)
+    return replace(state, **changes)
 
 
 def reporting(**changes: Any) -> st.State:
-    state, _ = follow(training(), st.TrainerExited(0, None), st.GroupEmpty())
+    state, _ = follow(training(), mv.TrainerExited(0, None), mv.GroupEmpty())
     assert state.phase == "reporting"
-    return st.replace(state, **changes)
+    return replace(state, **changes)
 
 
 def drained(state: st.State) -> st.State:
-    nothing = [st.LinesRead(stream, 0, 0, ()) for stream in st.STREAMS]
-    return follow(state, *nothing, st.CheckpointsFound(()))[0]
+    nothing = [mv.LinesRead(stream, 0, 0, ()) for stream in mv.STREAMS]
+    return follow(state, *nothing, mv.CheckpointsFound(()))[0]
 
 
-def kinds(actions: list[st.Action]) -> list[type]:
+def kinds(actions: list[mv.Action]) -> list[type]:
     return [type(action) for action in actions]
 
 
 def test_it_announces_itself_first_and_once() -> None:
-    state, actions = follow(st.State(), st.Tick())
-    assert actions == [st.Announce()]
-    assert follow(state, st.Tick())[1] == []
+    state, actions = follow(st.State(), mv.Tick())
+    assert actions == [mv.Announce()]
+    assert follow(state, mv.Tick())[1] == []
 
 
 def test_the_gate_opens_only_after_announcement_lock_and_preparation() -> None:
-    state, actions = follow(st.State(), st.Tick(), st.Announced(GO_ON))
-    assert actions == [st.TakeLock()]
-    state, actions = follow(state, st.Tick())
-    assert st.TakeLock() in actions and st.OpenGate() not in actions
-    state, actions = follow(state, st.LockTaken())
-    assert actions == [st.Prepare()]
-    state, actions = follow(state, st.Prepared())
-    assert actions == [st.OpenGate()]
+    state, actions = follow(st.State(), mv.Tick(), mv.Announced(GO_ON))
+    assert actions == [mv.TakeLock()]
+    state, actions = follow(state, mv.Tick())
+    assert mv.TakeLock() in actions and mv.OpenGate() not in actions
+    state, actions = follow(state, mv.LockTaken())
+    assert actions == [mv.Prepare()]
+    state, actions = follow(state, mv.Prepared())
+    assert actions == [mv.OpenGate()]
 
 
 def test_an_unreachable_server_is_announced_to_again_after_a_growing_pause() -> None:
-    state, _ = st.step(st.State(), st.Tick(), 0.0)
-    state, _ = st.step(state, st.Unreachable("words"), 0.0)
+    state, _ = st.step(st.State(), mv.Tick(), 0.0)
+    state, _ = st.step(state, mv.Unreachable("words"), 0.0)
     first = st.FIRST_BACKOFF_S
-    assert st.step(state, st.Tick(), 0.9 * first)[1] == []
-    state, actions = st.step(state, st.Tick(), first)
-    assert actions == [st.Announce()]
-    state, _ = st.step(state, st.Unreachable("words"), first)
-    assert st.step(state, st.Tick(), 2.9 * first)[1] == []
-    assert st.step(state, st.Tick(), 3.0 * first)[1] == [st.Announce()]
+    assert st.step(state, mv.Tick(), 0.9 * first)[1] == []
+    state, actions = st.step(state, mv.Tick(), first)
+    assert actions == [mv.Announce()]
+    state, _ = st.step(state, mv.Unreachable("words"), first)
+    assert st.step(state, mv.Tick(), 2.9 * first)[1] == []
+    assert st.step(state, mv.Tick(), 3.0 * first)[1] == [mv.Announce()]
 
 
 def test_a_run_killed_before_it_began_never_begins() -> None:
-    state, actions = follow(st.State(), st.Tick(), st.Announced(KILL))
-    assert actions == [st.WriteStop("kill"), st.CloseGate()]
-    assert follow(state, st.LockTaken(), st.Prepared())[1] == []
+    state, actions = follow(st.State(), mv.Tick(), mv.Announced(KILL))
+    assert actions == [mv.WriteStop("kill"), mv.CloseGate()]
+    assert follow(state, mv.LockTaken(), mv.Prepared())[1] == []
 
 
 def test_a_refusal_before_the_gate_opened_kills_the_waiting_trainer() -> None:
-    _, actions = follow(st.State(), st.Tick(), st.Refused())
-    assert actions == [st.WriteStop("refused"), st.KillAll()]
+    _, actions = follow(st.State(), mv.Tick(), mv.Refused())
+    assert actions == [mv.WriteStop("refused"), mv.KillAll()]
 
 
 def test_renewing_does_not_wait_for_shipping() -> None:
     state = training(busy=frozenset({"words", "bytes"}))
-    _, actions = follow(state, st.Tick(), now=103.0)
-    assert st.Renew(None) in actions
+    _, actions = follow(state, mv.Tick(), now=103.0)
+    assert mv.Renew(None) in actions
 
 
 def test_one_renewal_is_under_way_at_a_time() -> None:
-    state, actions = follow(training(), st.Tick(), now=103.0)
-    assert st.Renew(None) in actions
-    assert not any(isinstance(action, st.Renew) for action in follow(state, st.Tick(), now=110.0)[1])
+    state, actions = follow(training(), mv.Tick(), now=103.0)
+    assert mv.Renew(None) in actions
+    assert not any(isinstance(action, mv.Renew) for action in follow(state, mv.Tick(), now=110.0)[1])
 
 
 def test_a_renewal_says_what_the_trainer_is_doing() -> None:
     said = json.dumps({"n": 1, "ev": "phase", "phase": "Evaluating", "message": ""})
-    state, _ = follow(training(), st.LinesRead("events", 0, 9, (said, "{torn")))
-    assert st.Renew("Evaluating") in follow(state, st.Tick(), now=103.0)[1]
+    state, _ = follow(training(), mv.LinesRead("events", 0, 9, (said, "{torn")))
+    assert mv.Renew("Evaluating") in follow(state, mv.Tick(), now=103.0)[1]
 
 
 @pytest.mark.parametrize("lane", ["lease", "words", "bytes"])
-def test_an_unreachable_server_never_ends_training(lane: st.Lane) -> None:
-    state, actions = follow(training(), st.Unreachable(lane))
+def test_an_unreachable_server_never_ends_training(lane: mv.Lane) -> None:
+    state, actions = follow(training(), mv.Unreachable(lane))
     assert (state.phase, actions) == ("training", [])
-    assert follow(state, st.Tick(), now=1e6)[0].phase == "training"
+    assert follow(state, mv.Tick(), now=1e6)[0].phase == "training"
 
 
 def test_a_kill_stops_politely_and_kills_when_the_grace_is_over() -> None:
-    state, actions = follow(training(), st.Renewed(KILL))
-    assert actions == [st.WriteStop("kill"), st.Terminate()]
-    assert follow(state, st.Renewed(KILL))[1] == []
-    assert st.KillAll() not in follow(state, st.Tick(), now=129.9)[1]
-    assert st.KillAll() in follow(state, st.Tick(), now=130.0)[1]
+    state, actions = follow(training(), mv.Renewed(KILL))
+    assert actions == [mv.WriteStop("kill"), mv.Terminate()]
+    assert follow(state, mv.Renewed(KILL))[1] == []
+    assert mv.KillAll() not in follow(state, mv.Tick(), now=129.9)[1]
+    assert mv.KillAll() in follow(state, mv.Tick(), now=130.0)[1]
 
 
 def test_a_refused_renewal_kills_at_once_and_says_nothing_more() -> None:
-    state, actions = follow(training(), st.Refused())
-    assert actions == [st.WriteStop("refused"), st.KillAll()]
-    state, actions = follow(state, st.TrainerExited(None, "SIGKILL"), st.GroupEmpty())
-    assert kinds(actions) == [st.WriteExit, st.WriteClosed, st.End]
+    state, actions = follow(training(), mv.Refused())
+    assert actions == [mv.WriteStop("refused"), mv.KillAll()]
+    state, actions = follow(state, mv.TrainerExited(None, "SIGKILL"), mv.GroupEmpty())
+    assert kinds(actions) == [mv.WriteExit, mv.WriteClosed, mv.End]
     assert state.exit is not None and state.exit.cause == "killed because the attempt was no longer ours"
 
 
 def test_a_kill_outranks_a_leave_and_nothing_outranks_the_first_deadline() -> None:
-    state, _ = follow(training(), st.Told(), now=100.0)
-    state, actions = follow(state, st.Renewed(KILL), now=110.0)
+    state, _ = follow(training(), mv.Told(), now=100.0)
+    state, actions = follow(state, mv.Renewed(KILL), now=110.0)
     assert (state.stop, state.kill_at, actions) == ("kill", 130.0, [])
 
 
 def test_an_exit_is_written_only_when_nothing_lives_any_more() -> None:
-    state, actions = follow(training(), st.TrainerExited(0, None))
-    assert actions == [st.KillAll()]
-    state, actions = follow(state, st.Tick())
-    assert st.KillAll() in actions
-    state, actions = follow(state, st.GroupEmpty())
-    assert kinds(actions) == [st.WriteExit]
+    state, actions = follow(training(), mv.TrainerExited(0, None))
+    assert actions == [mv.KillAll()]
+    state, actions = follow(state, mv.Tick())
+    assert mv.KillAll() in actions
+    state, actions = follow(state, mv.GroupEmpty())
+    assert kinds(actions) == [mv.WriteExit]
 
 
 def test_what_survives_sigkill_is_told_and_the_attempt_stays_open() -> None:
-    state, _ = follow(training(), st.TrainerExited(0, None))
-    state, actions = st.step(state, st.Tick(), 161.0)
-    reports = [action for action in actions if isinstance(action, st.Report)]
+    state, _ = follow(training(), mv.TrainerExited(0, None))
+    state, actions = st.step(state, mv.Tick(), 161.0)
+    reports = [action for action in actions if isinstance(action, mv.Report)]
     assert [report.exit.group_empty for report in reports] == [False]
-    state, actions = st.step(state, st.ReportAccepted(), 162.0)
+    state, actions = st.step(state, mv.ReportAccepted(), 162.0)
     assert (state.phase, actions) == ("clearing", [])
 
 
 def test_the_last_word_comes_after_all_lines_and_checkpoints() -> None:
     state = reporting()
-    state, actions = follow(state, st.Tick())
-    assert st.Report not in kinds(actions)
-    state, _ = follow(state, st.LinesRead("events", 0, 5, ("a",)), st.CheckpointsFound(("epoch-1",)))
-    state, actions = follow(state, st.Tick(), now=101.0)
-    assert st.StoreCheckpoint("epoch-1") in actions
-    state, _ = follow(state, st.LinesAccepted("events", 5), st.CheckpointStored("epoch-1"))
-    nothing = [st.LinesRead(stream, 5, 5, ()) for stream in st.STREAMS]
-    state, actions = follow(state, *nothing, st.Tick(), now=102.0)
-    assert st.Report in kinds(actions)
-    assert kinds(follow(state, st.ReportAccepted())[1]) == [st.WriteClosed, st.End]
+    state, actions = follow(state, mv.Tick())
+    assert mv.Report not in kinds(actions)
+    state, _ = follow(state, mv.LinesRead("events", 0, 5, ("a",)), mv.CheckpointsFound(("epoch-1",)))
+    state, actions = follow(state, mv.Tick(), now=101.0)
+    assert mv.StoreCheckpoint("epoch-1") in actions
+    state, _ = follow(state, mv.LinesAccepted("events", 5), mv.CheckpointStored("epoch-1"))
+    nothing = [mv.LinesRead(stream, 5, 5, ()) for stream in mv.STREAMS]
+    state, actions = follow(state, *nothing, mv.Tick(), now=102.0)
+    assert mv.Report in kinds(actions)
+    assert kinds(follow(state, mv.ReportAccepted())[1]) == [mv.WriteClosed, mv.End]
 
 
 def test_lines_go_on_from_where_the_server_stands() -> None:
     state = training(offsets={"events": 0, "stdout": 0, "stderr": 0})
-    state, _ = follow(state, st.LinesRead("events", 0, 10, ("a", "b")))
-    state, _ = follow(state, st.LinesAccepted("events", 4))
-    assert st.ReadLines("events", 4, is_final=False) in follow(state, st.Tick())[1]
+    state, _ = follow(state, mv.LinesRead("events", 0, 10, ("a", "b")))
+    state, _ = follow(state, mv.LinesAccepted("events", 4))
+    assert mv.ReadLines("events", 4, is_final=False) in follow(state, mv.Tick())[1]
 
 
 def test_lines_are_not_read_past_a_shipment_that_is_under_way() -> None:
-    state, actions = follow(training(), st.LinesRead("events", 0, 10, ("a",)))
-    assert kinds(actions) == [st.ShipLines]
-    assert follow(state, st.LinesRead("stdout", 0, 10, ("b",)))[1] == []
-    assert st.ReadLines not in kinds(follow(state, st.Tick(), now=200.0)[1])
+    state, actions = follow(training(), mv.LinesRead("events", 0, 10, ("a",)))
+    assert kinds(actions) == [mv.ShipLines]
+    assert follow(state, mv.LinesRead("stdout", 0, 10, ("b",)))[1] == []
+    assert mv.ReadLines not in kinds(follow(state, mv.Tick(), now=200.0)[1])
 
 
 def test_a_server_that_stands_still_is_not_asked_without_a_pause() -> None:
-    state, _ = st.step(training(look_at=100.0), st.Tick(), 100.0)
-    state, _ = st.step(state, st.LinesRead("events", 0, 10, ("a",)), 100.0)
-    state, _ = st.step(state, st.LinesAccepted("events", 0), 100.01)
-    assert st.ReadLines not in kinds(st.step(state, st.Tick(), 100.02)[1])
+    state, _ = st.step(training(look_at=100.0), mv.Tick(), 100.0)
+    state, _ = st.step(state, mv.LinesRead("events", 0, 10, ("a",)), 100.0)
+    state, _ = st.step(state, mv.LinesAccepted("events", 0), 100.01)
+    assert mv.ReadLines not in kinds(st.step(state, mv.Tick(), 100.02)[1])
 
 
 def test_the_torn_last_line_of_the_events_is_never_shipped() -> None:
-    _, actions = follow(reporting(), st.Tick())
-    assert {(action.stream, action.is_final) for action in actions if isinstance(action, st.ReadLines)} == {
+    _, actions = follow(reporting(), mv.Tick())
+    assert {(action.stream, action.is_final) for action in actions if isinstance(action, mv.ReadLines)} == {
         ("events", False),
         ("stdout", True),
         ("stderr", True),
@@ -192,51 +194,51 @@ def test_the_torn_last_line_of_the_events_is_never_shipped() -> None:
 
 def test_a_checkpoint_the_server_will_never_take_does_not_hold_up_the_end() -> None:
     state = drained(reporting())
-    state, _ = follow(state, st.CheckpointsFound(("epoch-1",)), st.Tick())
-    state, actions = follow(state, st.Rejected("bytes", "epoch-1", "no"), st.Tick())
-    assert st.Report in kinds(actions)
+    state, _ = follow(state, mv.CheckpointsFound(("epoch-1",)), mv.Tick())
+    state, actions = follow(state, mv.Rejected("bytes", "epoch-1", "no"), mv.Tick())
+    assert mv.Report in kinds(actions)
 
 
 def test_a_settling_supervisor_asks_first_where_the_server_stands() -> None:
-    state = st.settling(st.Exit(cause="lost"), lease_s=15, grace_s=30)
-    state, actions = follow(state, st.Tick())
-    assert st.KillAll() in actions
-    state, _ = follow(state, st.GroupEmpty())
-    state, actions = follow(state, st.Tick())
-    assert st.ShipLines("events", 0, 0, ()) in actions
-    state, _ = follow(state, st.LinesAccepted("events", 77))
-    state, actions = follow(state, st.Tick())
-    assert st.ReadLines("events", 77, is_final=False) in actions
+    state = st.settling(mv.Exit(cause="lost"), lease_s=15, grace_s=30)
+    state, actions = follow(state, mv.Tick())
+    assert mv.KillAll() in actions
+    state, _ = follow(state, mv.GroupEmpty())
+    state, actions = follow(state, mv.Tick())
+    assert mv.ShipLines("events", 0, 0, ()) in actions
+    state, _ = follow(state, mv.LinesAccepted("events", 77))
+    state, actions = follow(state, mv.Tick())
+    assert mv.ReadLines("events", 77, is_final=False) in actions
 
 
 def test_one_told_to_leave_does_not_wait_long_for_a_server_that_is_gone() -> None:
-    state, _ = follow(drained(reporting()), st.Told(), st.Tick(), st.Unreachable("words"))
-    assert follow(state, st.Tick(), now=104.0)[0].phase == "reporting"
-    state, actions = follow(state, st.Tick(), now=106.0)
-    assert (state.phase, actions) == ("ended", [st.End()])
+    state, _ = follow(drained(reporting()), mv.Told(), mv.Tick(), mv.Unreachable("words"))
+    assert follow(state, mv.Tick(), now=104.0)[0].phase == "reporting"
+    state, actions = follow(state, mv.Tick(), now=106.0)
+    assert (state.phase, actions) == ("ended", [mv.End()])
 
 
 def test_without_being_told_it_waits_for_the_server() -> None:
-    state, _ = follow(drained(reporting()), st.Tick(), st.Unreachable("words"))
-    assert follow(state, st.Tick(), now=3600.0)[0].phase == "reporting"
+    state, _ = follow(drained(reporting()), mv.Tick(), mv.Unreachable("words"))
+    assert follow(state, mv.Tick(), now=3600.0)[0].phase == "reporting"
 
 
 @pytest.mark.parametrize(
     ("exit", "stop", "was_killed", "cause"),
     [
-        (st.TrainerExited(0, None), None, False, "exit code 0"),
-        (st.TrainerExited(1, None), None, False, "exit code 1"),
-        (st.TrainerExited(75, None), "leave", False, "stopped on request"),
-        (st.TrainerExited(75, None), None, False, "stopped after saving"),
-        (st.TrainerExited(None, "SIGSEGV"), None, False, "killed by SIGSEGV"),
-        (st.TrainerExited(None, "SIGKILL"), None, False, "killed by SIGKILL"),
-        (st.TrainerExited(None, "SIGKILL", 1), None, False, "out of memory (kernel oom_kill counter rose)"),
-        (st.TrainerExited(None, "SIGKILL", 1), "kill", True, "killed with SIGKILL after the grace period"),
-        (st.TrainerExited(None, "SIGTERM"), "kill", False, "killed by SIGTERM"),
-        (st.TrainerExited(None, "SIGKILL"), "refused", False, "killed because the attempt was no longer ours"),
+        (mv.TrainerExited(0, None), None, False, "exit code 0"),
+        (mv.TrainerExited(1, None), None, False, "exit code 1"),
+        (mv.TrainerExited(75, None), "leave", False, "stopped on request"),
+        (mv.TrainerExited(75, None), None, False, "stopped after saving"),
+        (mv.TrainerExited(None, "SIGSEGV"), None, False, "killed by SIGSEGV"),
+        (mv.TrainerExited(None, "SIGKILL"), None, False, "killed by SIGKILL"),
+        (mv.TrainerExited(None, "SIGKILL", 1), None, False, "out of memory (kernel oom_kill counter rose)"),
+        (mv.TrainerExited(None, "SIGKILL", 1), "kill", True, "killed with SIGKILL after the grace period"),
+        (mv.TrainerExited(None, "SIGTERM"), "kill", False, "killed by SIGTERM"),
+        (mv.TrainerExited(None, "SIGKILL"), "refused", False, "killed because the attempt was no longer ours"),
     ],
 )
-def test_causes(exit: st.TrainerExited, stop: st.StopReason | None, was_killed: bool, cause: str) -> None:
+def test_causes(exit: mv.TrainerExited, stop: mv.StopReason | None, was_killed: bool, cause: str) -> None:
     assert st.cause_of(exit, stop=stop, was_killed=was_killed) == cause
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runyard.executors import Warmth
+from runyard.rundir import PERMIT_S
 from runyard.seams import Liveness
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
@@ -22,6 +23,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 WAIT_FOR_WARM_LEASES = 0.5
 WARM_AGAIN_AFTER_S = 5.0
 ADOPT_EVERY_S = 30.0
+ADOPT_EVERY_WHEN_QUIET_S = 2.0
+# A supervisor says every PERMIT_EVERY_S that it is well. One that has not for so long is stopped or stuck: a kill is
+# then carried out here, and when its trainer's permit has run out as well, it is replaced by one that settles.
+QUIET_AFTER_S = 6.0
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -48,6 +53,10 @@ class Seen:
     since_start_s: float = 0.0
     held_for_s: float = 0.0
     lease_s: float = 15.0
+    grace_s: float = 30.0
+    quiet_for_s: float = 0.0  # since its supervisor last said that it is well
+    killed_for_s: float | None = None  # since we learnt that somebody killed the run
+    is_trainer_told: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +72,7 @@ class View:
     end_within_s: float = 60.0
     leaves_running: bool = False  # on ending, supervisors go on by themselves
     warmth: Warmth = "off"
+    lacks_disk: bool = False
     since_warm_up_s: float | None = None  # None when the warm parent was never started
 
 
@@ -73,7 +83,10 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
+    """Ask for work; without disk for it, only let the server say why the runs wait."""
+
     slots: int
+    lacks_disk: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,20 @@ class Start:
 @dataclass(frozen=True, slots=True)
 class Tell:
     """Tell a supervisor to save, stop and end."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class TellTrainer:
+    """Tell a trainer whose supervisor does not answer to save and stop."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """SIGKILL to a supervisor that does not answer; its trainer ends with it, and another supervisor settles."""
 
     key: Key
 
@@ -103,7 +130,7 @@ class End:
     pass
 
 
-Action = Adopt | Claim | Start | Tell | Forget | WarmUp | End
+Action = Adopt | Claim | Start | Tell | TellTrainer | Break | Forget | WarmUp | End
 
 
 def decide(view: View) -> list[Action]:
@@ -116,6 +143,8 @@ def decide(view: View) -> list[Action]:
 def _look_after(view: View) -> list[Action]:
     actions: list[Action] = []
     for seen in view.attempts:
+        if seen.supervisor == "alive":
+            actions += _look_after_quiet(seen)
         if seen.supervisor in ("alive", "unknown"):
             continue
         if seen.is_closed:
@@ -123,6 +152,16 @@ def _look_after(view: View) -> list[Action]:
         elif _may_start(view, seen):
             actions.append(Start(seen.key))
     return actions
+
+
+def _look_after_quiet(seen: Seen) -> list[Action]:
+    if seen.quiet_for_s >= PERMIT_S + seen.grace_s:
+        return [Break(seen.key)]
+    if seen.killed_for_s is None or seen.quiet_for_s < QUIET_AFTER_S:
+        return []
+    if not seen.is_trainer_told:
+        return [TellTrainer(seen.key)]
+    return [Break(seen.key)] if seen.killed_for_s >= seen.grace_s else []
 
 
 def _may_start(view: View, seen: Seen) -> bool:
@@ -148,13 +187,15 @@ def pause_s(starts: int) -> float:
 
 
 def _take_more(view: View) -> list[Action]:
-    is_due = view.since_adopted_s is None or view.since_adopted_s >= ADOPT_EVERY_S
+    is_quiet = any(seen.supervisor == "alive" and seen.quiet_for_s >= QUIET_AFTER_S for seen in view.attempts)
+    every_s = ADOPT_EVERY_WHEN_QUIET_S if is_quiet else ADOPT_EVERY_S
+    is_due = view.since_adopted_s is None or view.since_adopted_s >= every_s
     actions: list[Action] = [Adopt()] if is_due and not view.is_adopting else []
     if view.since_adopted_s is None:
         return actions  # what is here already may fill every slot
     held = sum(not (seen.is_closed and seen.supervisor in (None, "dead")) for seen in view.attempts)
     free = view.slots - held
-    return [*actions, Claim(free)] if free > 0 and not view.is_claiming else actions
+    return [*actions, Claim(free, view.lacks_disk)] if free > 0 and not view.is_claiming else actions
 
 
 def _warm_up(view: View) -> list[Action]:

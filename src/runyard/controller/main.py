@@ -29,6 +29,7 @@ from runyard.controller import machine
 from runyard.controller.decide import (
     Action,
     Adopt,
+    Break,
     Claim,
     End,
     Forget,
@@ -36,6 +37,7 @@ from runyard.controller.decide import (
     Seen,
     Start,
     Tell,
+    TellTrainer,
     View,
     WarmUp,
     decide,
@@ -54,6 +56,7 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.25
 CLAIM_WAIT_S = 20.0
+CLAIM_WAIT_WITHOUT_DISK_S = 2.0  # space may come back at any time
 ASK_AGAIN_AFTER_S = 1.0
 END_BEYOND_GRACE_S = 10.0
 
@@ -69,6 +72,8 @@ class Held:
     is_told: bool = False
     starts: int = 0
     started_at_s: float = 0.0
+    killed_at_s: float | None = None  # when we learnt of it
+    is_trainer_told: bool = False
 
 
 class Controller:
@@ -123,12 +128,16 @@ class Controller:
             ending_for_s=self._since(self._ending_at_s),
             end_within_s=self._settings.grace_s + END_BEYOND_GRACE_S,
             leaves_running=self._settings.leave_running,
+            lacks_disk=self._lacks_disk(),
             warmth=self._executor.warmth(),
             since_warm_up_s=self._since(self._warmed_at_s),
         )
 
     def _look_at(self, key: Key, held: Held) -> Seen:
         liveness = self._liveness(held)
+        now_s = self._clock.monotonic()
+        since_known_s = now_s - max(held.held_at_s, held.started_at_s)
+        permit_age_s = rundir.permit_age_s(held.folder, now_s)
         return Seen(
             key=key,
             supervisor=liveness,
@@ -139,6 +148,10 @@ class Controller:
             since_start_s=self._clock.monotonic() - held.started_at_s,
             held_for_s=self._clock.monotonic() - held.held_at_s,
             lease_s=held.assignment.lease_s,
+            grace_s=held.assignment.grace_s,
+            quiet_for_s=since_known_s if permit_age_s is None else min(permit_age_s, since_known_s),
+            killed_for_s=self._since(held.killed_at_s),
+            is_trainer_told=held.is_trainer_told,
         )
 
     def _liveness(self, held: Held) -> Liveness | None:
@@ -152,14 +165,18 @@ class Controller:
             case Adopt():
                 self._is_adopting = True
                 self._ask(lambda: self._server.placed(self._machine_id), self._on_placed, self._on_not_adopted)
-            case Claim(slots):
+            case Claim(slots, lacks_disk):
                 self._is_claiming = True
-                claim = self._claim(slots)
+                claim = self._claim(slots, lacks_disk=lacks_disk)
                 self._ask(lambda: self._wait_for_work(claim), self._on_claimed, self._on_not_claimed)
             case Start(key):
                 self._start(self._held[key])
             case Tell(key):
                 self._tell(key, self._held[key])
+            case TellTrainer(key):
+                self._tell_trainer(key, self._held[key])
+            case Break(key):
+                self._break(key, self._held[key])
             case Forget(key):
                 del self._held[key]
             case WarmUp():
@@ -203,14 +220,22 @@ class Controller:
         elif before and not message:
             log.info("The server answers again")
 
-    def _claim(self, slots: int) -> protocol.Claim:
+    def _lacks_disk(self) -> bool:
+        """Whether a run that began now would soon fill the disk."""
+        if self._settings.free_disk_mib <= 0:
+            return False
+        self._settings.runs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return rundir.free_bytes(self._settings.runs_dir) < self._settings.free_disk_mib << 20
+
+    def _claim(self, slots: int, *, lacks_disk: bool) -> protocol.Claim:
         return protocol.Claim(
             claim_id=self._claim_id,
             machine_id=self._machine_id,
             host=socket.gethostname(),
             slots=slots,
             labels=self._labels,
-            wait_s=CLAIM_WAIT_S,
+            wait_s=CLAIM_WAIT_WITHOUT_DISK_S if lacks_disk else CLAIM_WAIT_S,
+            lacks_disk=lacks_disk,
         )
 
     def _wait_for_work(self, claim: protocol.Claim) -> Assignment | None:
@@ -249,9 +274,15 @@ class Controller:
     def _hold(self, assignment: Assignment) -> None:
         key = key_of(assignment)
         if key not in self._held:
-            folder = place(assignment, settings=self._settings, machine_id=self._machine_id)
+            folder = place(
+                assignment, settings=self._settings, machine_id=self._machine_id, endpoint=self._server.endpoint
+            )
             supervisor = self._find_supervisor(key, folder)
             self._held[key] = Held(assignment, folder, self._clock.monotonic(), supervisor=supervisor)
+        held = self._held[key]
+        held.assignment = assignment
+        if assignment.run.spec.killed_at is not None and held.killed_at_s is None:
+            held.killed_at_s = self._clock.monotonic()
 
     def _find_supervisor(self, key: Key, folder: Path) -> Identity | None:
         """Who looks after a folder already: as its process.json says, or, before that is written, by the mark."""
@@ -277,6 +308,19 @@ class Controller:
             log.info("Telling %s to save and stop", key)
             self._processes.send_signal(held.supervisor, signal.SIGTERM)
 
+    def _tell_trainer(self, key: Key, held: Held) -> None:
+        held.is_trainer_told = True
+        log.warning("The supervisor of %s does not answer; telling its trainer to save and stop", key)
+        trainer = identity_of(self._files.read_json(held.folder / rundir.PROCESS) or {}, of="trainer")
+        if trainer is not None:
+            self._processes.send_signal(trainer, signal.SIGTERM)
+            self._processes.send_signal(trainer, signal.SIGCONT)
+
+    def _break(self, key: Key, held: Held) -> None:
+        if held.supervisor is not None:
+            log.warning("The supervisor of %s does not answer; replacing it", key)
+            self._processes.send_signal(held.supervisor, signal.SIGKILL)
+
     def _end_leftovers(self) -> None:
         """End trainers of ours that nobody looks after and the server does not ask about any more.
 
@@ -294,11 +338,11 @@ def _raise(error: BaseException) -> None:
     raise error
 
 
-def identity_of(document: dict[str, Any]) -> Identity | None:
-    """The supervisor a ``process.json`` names."""
-    supervisor = document.get("supervisor")
+def identity_of(document: dict[str, Any], *, of: str = "supervisor") -> Identity | None:
+    """The supervisor, or the trainer, that a ``process.json`` names."""
+    process = document.get(of)
     try:
-        return Identity(str(document["bootId"]), int(supervisor["pid"]), int(supervisor["startTicks"]))  # type: ignore[index]
+        return Identity(str(document["bootId"]), int(process["pid"]), int(process["startTicks"]))  # type: ignore[index]
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -27,7 +28,7 @@ def folder_of(settings: Settings, key: Key) -> Path:
     return rundir.attempt_dir(settings.runs_dir, key.organization_id, key.run_id, key.attempt)
 
 
-def place(assignment: Assignment, *, settings: Settings, machine_id: str) -> Path:
+def place(assignment: Assignment, *, settings: Settings, machine_id: str, endpoint: str = "") -> Path:
     """Make the folder of an attempt ready for its supervisor; harmless to repeat."""
     folder = folder_of(settings, key_of(assignment))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -44,9 +45,18 @@ def place(assignment: Assignment, *, settings: Settings, machine_id: str) -> Pat
             "leaseS": assignment.lease_s,
             "graceS": assignment.grace_s,
             "serverFile": str(settings.server_file),
+            "maxUnreachableS": None if is_here(endpoint) else settings.max_unreachable_s,
+            "hangS": settings.hang_minutes * 60 or None,
+            "spoolBytes": settings.spool_mib << 20,
         },
     )
     return folder
+
+
+def is_here(endpoint: str) -> bool:
+    """Whether the server is on this machine, where the run's lock keeps two trainers apart for ever."""
+    host = urlsplit(endpoint).hostname or "localhost"
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def run_document(assignment: Assignment, settings: Settings) -> dict[str, Any]:

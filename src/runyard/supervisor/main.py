@@ -24,6 +24,7 @@ from runyard import processes as machine
 from runyard import rundir
 from runyard.protocol import ProcessReport
 from runyard.seams import Clock, Files, Identity, Processes, SystemClock
+from runyard.supervisor import moves as mv
 from runyard.supervisor import step as st
 from runyard.supervisor.group import Group
 from runyard.supervisor.launch import RunLock, Train, Trainer, fork_trainer
@@ -35,7 +36,9 @@ log = logging.getLogger(__name__)
 TICK_S = 0.25
 TICK_WHILE_CLEARING_S = 0.05
 CHUNK_BYTES = 256 << 10
-_PATHS: dict[st.Stream, str] = {"events": rundir.EVENTS_FILE, "stdout": rundir.STDOUT, "stderr": rundir.STDERR}
+WRITE_AGAIN_AFTER_S = 1.0
+SPOOL_BYTES = 64 << 20
+_PATHS: dict[mv.Stream, str] = {"events": rundir.EVENTS_FILE, "stdout": rundir.STDOUT, "stderr": rundir.STDERR}
 
 EXIT_OK, EXIT_TAKEN, EXIT_UNPLACED, EXIT_BROKEN = 0, 3, 4, 70
 
@@ -83,13 +86,16 @@ class Supervisor:
         self._group = Group(mark, folder, processes)
         server_file = Path(placed["serverFile"]) if placed.get("serverFile") else None
         self._server = Server(endpoint, token=token, folder=folder, server_file=server_file)
-        self._inbox: SimpleQueue[st.Input] = SimpleQueue()
+        self._inbox: SimpleQueue[mv.Input] = SimpleQueue()
         self._alarm, self._bell = os.pipe()
         os.set_blocking(self._bell, False)
         os.set_blocking(self._alarm, False)
-        self._lanes: dict[st.Lane, SimpleQueue[Callable[[], st.Input]]] = {}
+        self._lanes: dict[mv.Lane, SimpleQueue[Callable[[], mv.Input]]] = {}
         self._trainer: Trainer | None = None
         self._lock: RunLock | None = None
+        self._spool_bytes = int(placed.get("spoolBytes", SPOOL_BYTES))
+        self._permit_at_s = self._write_again_at_s = 0.0
+        self._unwritten: dict[Path, dict[str, Any]] = {}  # what a full disk did not take yet, in order
         self._memory_kills_before = processes.out_of_memory_kills()
         self._state = self._first_state()
 
@@ -98,47 +104,86 @@ class Supervisor:
         if self._state.phase == "announcing":
             self._fork()
         self._listen()
-        while self._state.phase != "ended":
-            self._take(st.Tick())
+        while self._state.phase != "ended" or self._unwritten:
+            self._renew_permit()
+            self._write_what_waits()
+            self._take(mv.Tick())
             self._wait()
             self._reap()
             while not self._inbox.empty():
                 self._take(self._inbox.get())
+
+    def _renew_permit(self) -> None:
+        """Say that we are well: a supervisor that is stopped cannot, and neither trainer nor controller waits long."""
+        now_s = self._clock.monotonic()
+        if now_s < self._permit_at_s:
+            return
+        self._permit_at_s = now_s + rundir.PERMIT_EVERY_S
+        with contextlib.suppress(OSError):  # a first one that finds no room is written when there is some
+            rundir.write_permit(self._folder, now_s)
+
+    def _write(self, name: str, document: dict[str, Any]) -> bool:
+        """Write a file of ours, now or as soon as the disk takes it: what it says must not be lost."""
+        path = self._folder / name
+        try:
+            self._files.write_json(path, document)
+        except OSError as error:
+            if path not in self._unwritten:
+                log.warning("%s of %s cannot be written yet: %s", name, self._mark, error.strerror)
+            self._unwritten[path] = document
+            return False
+        self._unwritten.pop(path, None)
+        return True
+
+    def _write_what_waits(self) -> None:
+        now_s = self._clock.monotonic()
+        if not self._unwritten or now_s < self._write_again_at_s:
+            return
+        self._write_again_at_s = now_s + WRITE_AGAIN_AFTER_S
+        for path, document in list(self._unwritten.items()):
+            if not self._write(path.name, document):
+                return
 
     def _first_state(self) -> st.State:
         """A folder with a ``process.json`` had a supervisor before us: its trainer is never started again."""
         lease_s, grace_s = float(self._placed["leaseS"]), float(self._placed["graceS"])
         before = self._files.read_json(self._folder / rundir.PROCESS)
         if before is None:
-            return st.State(lease_s=lease_s, grace_s=grace_s)
+            return st.State(
+                lease_s=lease_s,
+                grace_s=grace_s,
+                max_unreachable_s=self._placed.get("maxUnreachableS"),
+                hang_s=self._placed.get("hangS"),
+            )
         ended = exit_of(self._files.read_json(self._folder / rundir.EXIT)) or self._lost_exit(before)
         return st.settling(ended, lease_s=lease_s, grace_s=grace_s)
 
-    def _lost_exit(self, before: dict[str, Any]) -> st.Exit:
+    def _lost_exit(self, before: dict[str, Any]) -> mv.Exit:
         if self._files.read_json(self._folder / rundir.RESULT) is not None:
-            return st.Exit(cause="the supervisor was lost after the trainer had left its result")
+            return mv.Exit(cause="the supervisor was lost after the trainer had left its result")
         if before.get("bootId") != self._processes.boot_id():
-            return st.Exit(cause="the machine was restarted")
+            return mv.Exit(cause="the machine was restarted")
         if self._memory_kills_before > before.get("memoryKills", self._memory_kills_before):
-            return st.Exit(cause="the supervisor was lost (kernel oom_kill counter rose)")
-        return st.Exit(cause="the supervisor was lost, and its trainer was ended")
+            return mv.Exit(cause="the supervisor was lost (kernel oom_kill counter rose)")
+        return mv.Exit(cause="the supervisor was lost, and its trainer was ended")
 
     def _fork(self) -> None:
         self._lock = RunLock.open(self._folder)
         self._trainer = fork_trainer(self._folder, mark=self._mark, lock=self._lock, train=self._train)
         trainer = self._processes.identify(self._trainer.pid)
         myself = self._myself()
-        self._files.write_json(
-            self._folder / rundir.PROCESS,
-            {
-                "bootId": myself.boot_id,
-                "supervisor": {"pid": myself.pid, "startTicks": myself.start_ticks},
-                "trainer": {"pid": trainer.pid, "startTicks": trainer.start_ticks} if trainer else None,
-                "mark": self._mark,
-                "memoryKills": self._memory_kills_before,
-                "time": self._clock.now_ms(),
-            },
-        )
+        document = {
+            "bootId": myself.boot_id,
+            "supervisor": {"pid": myself.pid, "startTicks": myself.start_ticks},
+            "trainer": {"pid": trainer.pid, "startTicks": trainer.start_ticks} if trainer else None,
+            "mark": self._mark,
+            "memoryKills": self._memory_kills_before,
+            "time": self._clock.now_ms(),
+        }
+        # The trainer waits at its gate meanwhile: one that trained without this file could be started a second time.
+        while not self._write(rundir.PROCESS, document):
+            self._renew_permit()
+            self._clock.sleep(WRITE_AGAIN_AFTER_S)
 
     def _myself(self) -> Identity:
         identity = self._processes.identify(os.getpid())
@@ -147,7 +192,7 @@ class Supervisor:
 
     def _listen(self) -> None:
         """Threads and signals begin here, after the fork."""
-        signal.signal(signal.SIGTERM, lambda *_: self._inbox.put(st.Told()))
+        signal.signal(signal.SIGTERM, lambda *_: self._inbox.put(mv.Told()))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
@@ -155,7 +200,7 @@ class Supervisor:
             self._lanes[lane] = SimpleQueue()
             threading.Thread(target=self._drive, args=(self._lanes[lane],), name=lane, daemon=True).start()
 
-    def _drive(self, lane: SimpleQueue[Callable[[], st.Input]]) -> None:
+    def _drive(self, lane: SimpleQueue[Callable[[], mv.Input]]) -> None:
         while True:
             call = lane.get()
             try:
@@ -182,67 +227,67 @@ class Supervisor:
                 kills = self._processes.out_of_memory_kills() - self._memory_kills_before
                 self._take(exited(status, memory_kills=kills))
 
-    def _take(self, event: st.Input) -> None:
+    def _take(self, event: mv.Input) -> None:
         self._state, actions = st.step(self._state, event, self._clock.monotonic())
         for action in actions:
             self._perform(action)
 
-    def _perform(self, action: st.Action) -> None:
+    def _perform(self, action: mv.Action) -> None:
         match action:
-            case st.Announce():
+            case mv.Announce():
                 self._send("words", lambda: self._server.announce(self._process_report()))
-            case st.Renew(phase):
-                self._send("lease", lambda: self._server.renew(phase))
-            case st.ShipLines():
+            case mv.Renew(phase, note):
+                self._send("lease", lambda: self._server.renew(phase, note))
+            case mv.ShipLines():
                 self._send("words", lambda: self._server.ship(action))
-            case st.StoreCheckpoint(name):
+            case mv.StoreCheckpoint(name):
                 self._send("bytes", lambda: self._server.store(name))
-            case st.Report(ended):
+            case mv.Report(ended):
                 result = self._files.read_json(self._folder / rundir.RESULT)
                 now_ms = self._clock.now_ms()
                 self._send("words", lambda: self._server.report(ended, time_ms=now_ms, result=result))
-            case st.Prepare():
+            case mv.Prepare():
                 self._send("bytes", self._prepare)
-            case st.ReadLines(stream, offset, is_final):
+            case mv.ReadLines(stream, offset, is_final):
                 self._read_lines(stream, offset, is_final=is_final)
-            case st.FindCheckpoints():
+            case mv.FindCheckpoints():
                 found = self._files.checkpoints(self._folder)
-                self._inbox.put(st.CheckpointsFound(tuple(path.name for path, _ in found)))
+                self._inbox.put(mv.CheckpointsFound(tuple(path.name for path, _ in found)))
             case _:
                 self._perform_on_trainer(action)
 
-    def _perform_on_trainer(self, action: st.Action) -> None:
+    def _perform_on_trainer(self, action: mv.Action) -> None:
         match action:
-            case st.TakeLock():
+            case mv.TakeLock():
                 if self._lock is not None and self._lock.take():
-                    self._inbox.put(st.LockTaken())
-            case st.OpenGate() if self._trainer is not None and self._lock is not None:
+                    self._inbox.put(mv.LockTaken())
+            case mv.OpenGate() if self._trainer is not None and self._lock is not None:
                 self._trainer.open_gate()
                 self._lock.close()
-            case st.CloseGate() if self._trainer is not None:
+            case mv.CloseGate() if self._trainer is not None:
                 self._trainer.close_gate()
-            case st.Terminate() if self._trainer is not None:
+            case mv.Terminate() if self._trainer is not None:
                 self._signal_trainer(signal.SIGTERM)
                 self._signal_trainer(signal.SIGCONT)  # a stopped process takes no SIGTERM until it goes on
-            case st.KillAll():
+            case mv.KillAll():
                 self._kill_all()
             case _:
                 self._write_down(action)
 
-    def _write_down(self, action: st.Action) -> None:
+    def _write_down(self, action: mv.Action) -> None:
         now_ms = self._clock.now_ms()
         match action:
-            case st.WriteStop(reason):
-                self._files.write_json(self._folder / rundir.STOP, {"reason": reason, "time": now_ms})
-            case st.WriteExit(ended):
-                self._files.write_json(self._folder / rundir.EXIT, exit_document(ended, time_ms=now_ms))
+            case mv.WriteStop(reason):
+                self._write(rundir.STOP, {"reason": reason, "time": now_ms})
+            case mv.WriteExit(ended):
+                self._write(rundir.EXIT, exit_document(ended, time_ms=now_ms))
                 log.info("The trainer of %s has ended: %s", self._mark, ended.cause)
-            case st.WriteClosed(how):
-                self._files.write_json(self._folder / rundir.CLOSED, {"how": how, "time": now_ms})
-            case st.Warn(message):
+            case mv.WriteClosed(how):
+                self._write(rundir.CLOSED, {"how": how, "time": now_ms})
+            case mv.Warn(message):
                 log.warning("%s: %s", self._mark, message)
 
-    def _send(self, lane: st.Lane, call: Callable[[], st.Input]) -> None:
+    def _send(self, lane: mv.Lane, call: Callable[[], mv.Input]) -> None:
         self._lanes[lane].put(call)
 
     def _process_report(self) -> ProcessReport:
@@ -251,14 +296,23 @@ class Supervisor:
             machine_id=self._placed["machineId"], boot_id=me.boot_id, pid=me.pid, start_ticks=me.start_ticks
         )
 
-    def _prepare(self) -> st.Input:
-        prepare(self._folder, files=self._files)
-        return st.Prepared()
+    def _prepare(self) -> mv.Input:
+        while True:
+            try:
+                prepare(self._folder, files=self._files)
+                return mv.Prepared()
+            except OSError as error:
+                log.warning("%s waits for its disk: %s", self._mark, error.strerror)
+                self._clock.sleep(WRITE_AGAIN_AFTER_S)
 
-    def _read_lines(self, stream: st.Stream, offset: int, *, is_final: bool) -> None:
+    def _read_lines(self, stream: mv.Stream, offset: int, *, is_final: bool) -> None:
         path = self._folder / _PATHS[stream]
+        if stream != "events" and (skipped := excess(path, offset, self._spool_bytes)):
+            note = f"[{skipped} bytes of this log were left out: more than spool_mib of it waited for the server]"
+            self._inbox.put(mv.LinesRead(stream, offset, offset + skipped, (note,)))
+            return
         lines, next_offset = self._files.read_lines(path, offset, CHUNK_BYTES, is_final=is_final)
-        self._inbox.put(st.LinesRead(stream, offset, next_offset, tuple(lines)))
+        self._inbox.put(mv.LinesRead(stream, offset, next_offset, tuple(lines)))
 
     def _signal_trainer(self, number: int) -> None:
         """Our own child keeps its pid until we reap it, so the id can be nobody else's."""
@@ -273,18 +327,32 @@ class Supervisor:
         if self._lock is not None:
             self._lock.close()
         if self._group.kill():
-            self._inbox.put(st.GroupEmpty())
+            self._inbox.put(mv.GroupEmpty())
 
 
-def exited(status: int, *, memory_kills: int) -> st.TrainerExited:
+def exited(status: int, *, memory_kills: int) -> mv.TrainerExited:
     """A wait status in the words of ``step``."""
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        return st.TrainerExited(None, signal.Signals(-code).name, memory_kills)
-    return st.TrainerExited(code, None, memory_kills)
+        return mv.TrainerExited(None, signal.Signals(-code).name, memory_kills)
+    return mv.TrainerExited(code, None, memory_kills)
 
 
-def exit_document(ended: st.Exit, *, time_ms: int) -> dict[str, Any]:
+def excess(path: Path, offset: int, limit_bytes: int) -> int:
+    """How many bytes of a log that waits are too many, up to the end of a line; the newest ``limit_bytes`` stay."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size - offset <= limit_bytes:
+                return 0
+            file.seek(size - limit_bytes)
+            file.readline(CHUNK_BYTES)
+            return file.tell() - offset
+    except FileNotFoundError:
+        return 0
+
+
+def exit_document(ended: mv.Exit, *, time_ms: int) -> dict[str, Any]:
     """``exit.json``."""
     return {
         "exitCode": ended.exit_code,
@@ -295,11 +363,11 @@ def exit_document(ended: st.Exit, *, time_ms: int) -> dict[str, Any]:
     }
 
 
-def exit_of(document: dict[str, Any] | None) -> st.Exit | None:
+def exit_of(document: dict[str, Any] | None) -> mv.Exit | None:
     """What an ``exit.json`` says; None when there is none that can be read."""
     if document is None or not isinstance(document.get("cause"), str):
         return None
-    return st.Exit(
+    return mv.Exit(
         exit_code=document.get("exitCode"),
         signal=document.get("signal"),
         cause=document["cause"],

@@ -23,7 +23,7 @@ from runyard.protocol import (
     Renewal,
     Wanted,
 )
-from runyard.supervisor import step as st
+from runyard.supervisor import moves as mv
 from vi._http import NO_RETRY, Http, RetryPolicy
 from vi.errors import ViError
 
@@ -47,16 +47,16 @@ class Server:
         headers = {"Authorization": f"Bearer {self._token}"}
         return Http(endpoint, headers=headers, timeout_s=CALL_TIMEOUT_S, retry=NO_RETRY)
 
-    def _failed(self, error: ViError, lane: st.Lane, *, what: str | None) -> st.Input:
+    def _failed(self, error: ViError, lane: mv.Lane, *, what: str | None) -> mv.Input:
         """What a failure means; ``what`` names the thing sent, where the server could refuse it for good."""
         if error.code == LEASE_LOST or (error.status_code == 401 and error.code is not None):
-            return st.Refused()
+            return mv.Refused()
         status = error.status_code or 0
         if what is not None and 400 <= status < 500 and status not in (401, *_PASSING_STATUS):
-            return st.Rejected(lane, what, error.message)
+            return mv.Rejected(lane, what, error.message)
         if error.status_code is None:
             self._follow()
-        return st.Unreachable(lane)
+        return mv.Unreachable(lane)
 
     def _follow(self) -> None:
         """The server may have come back elsewhere: it says where in its own file, if that is on this machine."""
@@ -65,19 +65,20 @@ class Server:
         if isinstance(endpoint, str) and endpoint.rstrip("/") != self._http.endpoint.rstrip("/"):
             self._http = self._open(endpoint)  # the old one is left to calls that other lanes may be making
 
-    def announce(self, report: ProcessReport) -> st.Input:
+    def announce(self, report: ProcessReport) -> mv.Input:
         try:
-            return st.Announced(self._http.call("POST", f"{ROOT}/process", body=report, decode_as=Wanted))
+            return mv.Announced(self._http.call("POST", f"{ROOT}/process", body=report, decode_as=Wanted))
         except ViError as error:
             return self._failed(error, "words", what=None)
 
-    def renew(self, phase: str | None) -> st.Input:
+    def renew(self, phase: str | None, note: str | None = None) -> mv.Input:
+        body = Renewal(phase=phase, note=note)
         try:
-            return st.Renewed(self._http.call("POST", f"{ROOT}/renew", body=Renewal(phase=phase), decode_as=Wanted))
+            return mv.Renewed(self._http.call("POST", f"{ROOT}/renew", body=body, decode_as=Wanted))
         except ViError as error:
             return self._failed(error, "lease", what=None)
 
-    def ship(self, action: st.ShipLines) -> st.Input:
+    def ship(self, action: mv.ShipLines) -> mv.Input:
         body = Lines(
             stream=action.stream, offset=action.offset, next_offset=action.next_offset, lines=list(action.lines)
         )
@@ -85,14 +86,14 @@ class Server:
             accepted = self._http.call("POST", f"{ROOT}/lines", body=body, decode_as=LinesAccepted)
         except ViError as error:
             return self._failed(error, "words", what=action.stream)
-        return st.LinesAccepted(action.stream, accepted.offset)
+        return mv.LinesAccepted(action.stream, accepted.offset)
 
-    def store(self, name: str) -> st.Input:
+    def store(self, name: str) -> mv.Input:
         """Send the files of a checkpoint that the server does not hold yet, then say that it is there."""
         checkpoint = self._folder / rundir.CHECKPOINTS / name
         manifest = rundir.read_json(checkpoint / rundir.MANIFEST)
         if manifest is None:
-            return st.Rejected("bytes", name, "it was removed from the run folder before it could be sent")
+            return mv.Rejected("bytes", name, "it was removed from the run folder before it could be sent")
         try:
             report = checkpoint_report(manifest)
             for file in report.files:
@@ -101,11 +102,11 @@ class Server:
         except ViError as error:
             if error.code == BLOB_MISSING:  # collected between our two calls: send everything again
                 self._held.clear()
-                return st.Unreachable("bytes")
+                return mv.Unreachable("bytes")
             return self._failed(error, "bytes", what=name)
         except (OSError, KeyError, TypeError, ValueError) as error:
-            return st.Rejected("bytes", name, f"it cannot be read: {error!r}")
-        return st.CheckpointStored(name)
+            return mv.Rejected("bytes", name, f"it cannot be read: {error!r}")
+        return mv.CheckpointStored(name)
 
     def _store_file(self, path: Path, sha256: str) -> None:
         address = f"{ROOT}/blobs/{sha256}"
@@ -115,7 +116,7 @@ class Server:
             self._http.put_file(address, path, timeout_s=BYTES_TIMEOUT_S, retry=FILE_RETRY)
         self._held.add(sha256)
 
-    def report(self, ended: st.Exit, *, time_ms: int, result: dict[str, Any] | None) -> st.Input:
+    def report(self, ended: mv.Exit, *, time_ms: int, result: dict[str, Any] | None) -> mv.Input:
         body = ExitReport(
             exit_code=ended.exit_code,
             signal=ended.signal,
@@ -127,8 +128,8 @@ class Server:
         try:
             self._http.call("POST", f"{ROOT}/finish", body=body)
         except ViError as error:
-            return self._failed(error, "words", what=st.REPORT)
-        return st.ReportAccepted()
+            return self._failed(error, "words", what=mv.REPORT)
+        return mv.ReportAccepted()
 
 
 def checkpoint_report(manifest: dict[str, Any]) -> CheckpointReport:

@@ -27,13 +27,52 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from runyard.protocol import Wanted
+from runyard.supervisor.moves import (
+    REPORT,
+    STREAMS,
+    Action,
+    Announce,
+    Announced,
+    CheckpointsFound,
+    CheckpointStored,
+    CloseGate,
+    End,
+    Exit,
+    FindCheckpoints,
+    GroupEmpty,
+    Input,
+    KillAll,
+    Lane,
+    LinesAccepted,
+    LinesRead,
+    LockTaken,
+    OpenGate,
+    Prepare,
+    Prepared,
+    ReadLines,
+    Refused,
+    Rejected,
+    Renew,
+    Renewed,
+    Report,
+    ReportAccepted,
+    ShipLines,
+    StopReason,
+    StoreCheckpoint,
+    Stream,
+    TakeLock,
+    Terminate,
+    Tick,
+    Told,
+    TrainerExited,
+    Unreachable,
+    Warn,
+    WriteClosed,
+    WriteExit,
+    WriteStop,
+)
 
 Phase = Literal["announcing", "locking", "preparing", "training", "stopping", "clearing", "reporting", "ended"]
-Stream = Literal["events", "stdout", "stderr"]
-Lane = Literal["lease", "words", "bytes"]
-StopReason = Literal["kill", "leave", "refused"]
-STREAMS: tuple[Stream, ...] = ("events", "stdout", "stderr")
-REPORT = "the report"
 
 RENEWALS_PER_LEASE = 6
 RENEW_AT_MOST_EVERY_S = 2.0  # a kill is noticed at a renewal, so they come more often than the lease needs
@@ -46,273 +85,22 @@ WAIT_FOR_SERVER_S = 3600.0  # with the trainer gone there is nothing to guard: t
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Exit:
-    """How the trainer ended. ``cause`` is for people."""
-
-    exit_code: int | None = None
-    signal: str | None = None
-    group_empty: bool = True
-    cause: str
-
-
-# Inputs: what has happened.
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Nothing but time has passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """SIGTERM: the machine wants this attempt saved and stopped, to go on another time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Announced:
-    wanted: Wanted
-
-
-@dataclass(frozen=True, slots=True)
-class Renewed:
-    wanted: Wanted
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The server said that this attempt is not ours any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unreachable:
-    """No answer, or one that says nothing about the attempt."""
-
-    lane: Lane
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """The server will never take this: a stream, a checkpoint, or the report."""
-
-    lane: Lane
-    what: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class LockTaken:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerExited:
-    """``memory_kills`` counts the kernel's kills for want of memory since the trainer began."""
-
-    code: int | None
-    signal: str | None
-    memory_kills: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class GroupEmpty:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class LinesRead:
-    """Whole lines of a stream; empty when there is nothing new."""
-
-    stream: Stream
-    offset: int
-    next_offset: int
-    lines: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LinesAccepted:
-    """Where the server stands in the stream now."""
-
-    stream: Stream
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointsFound:
-    """Every complete checkpoint in the folder, oldest first."""
-
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointStored:
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReportAccepted:
-    pass
-
-
-Input = (
-    Tick
-    | Told
-    | Announced
-    | Renewed
-    | Refused
-    | Unreachable
-    | Rejected
-    | LockTaken
-    | Prepared
-    | TrainerExited
-    | GroupEmpty
-    | LinesRead
-    | LinesAccepted
-    | CheckpointsFound
-    | CheckpointStored
-    | ReportAccepted
-)
-
-
-# Actions: what to do.
-
-
-@dataclass(frozen=True, slots=True)
-class Announce:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Renew:
-    phase: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class TakeLock:
-    """Try once; ``LockTaken`` follows if it was free."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepare:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class OpenGate:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class CloseGate:
-    """End the trainer that has not begun."""
-
-
-@dataclass(frozen=True, slots=True)
-class WriteStop:
-    reason: StopReason
-
-
-@dataclass(frozen=True, slots=True)
-class Terminate:
-    """SIGTERM to the trainer alone: its children are needed while it saves."""
-
-
-@dataclass(frozen=True, slots=True)
-class KillAll:
-    """SIGKILL to everything that belongs to the attempt; ``GroupEmpty`` follows once nothing of it lives."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadLines:
-    stream: Stream
-    offset: int
-    is_final: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ShipLines:
-    stream: Stream
-    offset: int
-    next_offset: int
-    lines: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FindCheckpoints:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class StoreCheckpoint:
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class WriteExit:
-    exit: Exit
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    exit: Exit
-
-
-@dataclass(frozen=True, slots=True)
-class WriteClosed:
-    """Nothing is left to report; ``how`` is ``reported``, ``refused`` or ``rejected``."""
-
-    how: str
-
-
-@dataclass(frozen=True, slots=True)
-class Warn:
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    pass
-
-
-Action = (
-    Announce
-    | Renew
-    | TakeLock
-    | Prepare
-    | OpenGate
-    | CloseGate
-    | WriteStop
-    | Terminate
-    | KillAll
-    | ReadLines
-    | ShipLines
-    | FindCheckpoints
-    | StoreCheckpoint
-    | WriteExit
-    | Report
-    | WriteClosed
-    | Warn
-    | End
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class State:
     """Everything a supervisor knows. Times are those of the monotonic clock."""
 
     phase: Phase = "announcing"
     lease_s: float = 15.0
     grace_s: float = 30.0
+    max_unreachable_s: float | None = None  # without limit where the run's lock keeps two trainers apart
+    hang_s: float | None = None
     phase_word: str | None = None  # what the trainer last said it was doing
     stop: StopReason | None = None
     kill_at: float | None = None
     exit: Exit | None = None
     clear_until: float | None = None
     quiet_since: float | None = None  # since when no call has been answered
+    heard_at: float | None = None  # when the trainer last said something, since it began
+    note: str | None = None  # for people: what seems wrong with the attempt now
     renew_at: float = 0.0
     look_at: float = 0.0
     find_at: float = 0.0
@@ -367,13 +155,13 @@ def step(state: State, event: Input, now: float) -> tuple[State, list[Action]]:
         case LockTaken() if state.phase == "locking":
             return replace(state, phase="preparing"), [Prepare()]
         case Prepared() if state.phase == "preparing":
-            return replace(state, phase="training"), [OpenGate()]
+            return replace(state, phase="training", heard_at=now), [OpenGate()]
         case TrainerExited():
             return _on_exit(state, event, now)
         case GroupEmpty() if state.phase == "clearing":
             return _on_cleared(state)
         case LinesRead():
-            return _on_lines(state, event)
+            return _on_lines(state, event, now)
         case LinesAccepted(stream, offset):
             # Go on at once, unless the server stands still: then it would be asked the same thing without a pause.
             look_at = now if offset != state.offsets[stream] else state.look_at
@@ -474,12 +262,14 @@ def _on_cleared(state: State) -> tuple[State, list[Action]]:
     return state, [WriteExit(ended)]
 
 
-def _on_lines(state: State, event: LinesRead) -> tuple[State, list[Action]]:
+def _on_lines(state: State, event: LinesRead, now: float) -> tuple[State, list[Action]]:
     if not event.lines:
         is_end = state.phase == "reporting"
         return replace(state, drained=state.drained | {event.stream}) if is_end else state, []
     if "words" in state.busy:  # one call at a time; what was read is read again when the lane is free
         return state, []
+    if event.stream == "events":
+        state = replace(state, heard_at=now, note=None)
     word = said_phase(event.lines) if event.stream == "events" else None
     state = replace(state, busy=state.busy | {"words"}, phase_word=word or state.phase_word)
     lines = tuple(masked(line) for line in event.lines)
@@ -494,6 +284,9 @@ def _on_tick(state: State, now: float) -> tuple[State, list[Action]]:
         actions.append(KillAll())
     if state.phase == "clearing":
         return _tick_while_clearing(state, actions, now)
+    state = _look_for_hang(state, actions, now)
+    if _is_cut_off(state, now):
+        return _stop(state, "unreachable", now)
     state = _renew_if_due(state, actions, now)
     if state.phase == "locking":
         actions.append(TakeLock())
@@ -516,10 +309,28 @@ def _tick_while_clearing(state: State, actions: list[Action], now: float) -> tup
     return state, actions
 
 
+def _look_for_hang(state: State, actions: list[Action], now: float) -> State:
+    """Say that a trainer is silent while it trains. It is not ended for that: a step may be long, a disk slow."""
+    if state.hang_s is None or state.heard_at is None or state.note is not None or state.phase != "training":
+        return state
+    if state.phase_word != "Training" or now - state.heard_at < state.hang_s:
+        return state
+    note = f"the trainer has said nothing for {round(now - state.heard_at)} s; kill the run if it does not go on"
+    actions.append(Warn(note))
+    return replace(state, note=note)
+
+
+def _is_cut_off(state: State, now: float) -> bool:
+    """Whether another machine may take the run by now, because the server has not heard from us for so long."""
+    limit_s, quiet_since = state.max_unreachable_s, state.quiet_since
+    is_free = state.phase == "training"
+    return is_free and limit_s is not None and quiet_since is not None and now - quiet_since > limit_s
+
+
 def _renew_if_due(state: State, actions: list[Action], now: float) -> State:
     if state.phase == "announcing" or state.stop == "refused" or now < state.renew_at:
         return state
-    renewed = _send(state, "lease", Renew(state.phase_word), actions, now)
+    renewed = _send(state, "lease", Renew(state.phase_word, state.note), actions, now)
     return replace(renewed, renew_at=now + renew_every_s(state.lease_s)) if renewed is not state else state
 
 
@@ -586,6 +397,8 @@ def cause_of(exit: TrainerExited, *, stop: StopReason | None, was_killed: bool) 
     if exit.signal is not None:
         return f"killed by {exit.signal}"
     if exit.code == 75:
+        if stop == "unreachable":
+            return "stopped because the server could not be reached"
         return "stopped on request" if stop is not None else "stopped after saving"
     return f"exit code {exit.code}"
 

@@ -29,6 +29,7 @@ from runyard.rundir import (
     RUN,
     STOP,
     EventWriter,
+    permit_is_fresh,
     read_json,
     write_json,
 )
@@ -54,7 +55,7 @@ def train_attempt(folder: Path) -> int:
     try:
         lock = hold_run_lock(folder.parent.parent / LOCK, wait_s=LOCK_WAIT_S)
         events = EventWriter(folder, _now_ms)
-        outcome = _train(folder, events, lambda: bool(is_told) or (folder / STOP).exists())
+        outcome = _train(folder, events, lambda: bool(is_told) or _is_told_by_files(folder))
     except TrainingFailed as error:
         _say(f"{error.reason}: {error}")
         write_json(folder / RESULT, {"outcome": "Failed", "reason": error.reason, "message": str(error)})
@@ -139,6 +140,11 @@ def hold_run_lock(path: Path, *, wait_s: float) -> int:
                 os.close(descriptor)
                 raise LockHeld(f"another trainer of this run holds {path.name}; end it first") from error
         time.sleep(0.05)
+
+
+def _is_told_by_files(folder: Path) -> bool:
+    """Whether the supervisor wants us to stop, or has itself been stopped for longer than we may go on without it."""
+    return (folder / STOP).exists() or not permit_is_fresh(folder, time.monotonic())
 
 
 def _train(folder: Path, events: EventWriter, should_stop: Any) -> dict[str, Any]:
