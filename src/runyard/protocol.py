@@ -26,6 +26,7 @@ from vi.api.resources.runs.responses import Run
 
 CONTROLLER_HEADER = "Authorization"
 LEASE_LOST = "LeaseLost"
+OUT_OF_MEMORY = "out of memory"  # how the cause of an attempt begins whose trainer the kernel ended for that
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -8,6 +8,7 @@ from runyard.controller.decide import (
     ADOPT_EVERY_S,
     Action,
     Adopt,
+    Break,
     Claim,
     End,
     Forget,
@@ -15,6 +16,7 @@ from runyard.controller.decide import (
     Seen,
     Start,
     Tell,
+    TellTrainer,
     View,
     WarmUp,
     decide,
@@ -111,3 +113,33 @@ ENDINGS: list[tuple[View, list[Action]]] = [
 @pytest.mark.parametrize(("look", "actions"), ENDINGS)
 def test_on_ending_supervisors_are_told_once_and_waited_for(look: View, actions: list[Action]) -> None:
     assert decide(look) == actions
+
+
+def test_a_kill_whose_supervisor_does_not_answer_is_carried_out_here() -> None:
+    killed: dict[str, Any] = {"killed_for_s": 0.0, "quiet_for_s": 6.0, "grace_s": 30.0}
+    assert decide(view(seen(**killed))) == [TellTrainer(KEY)]
+    assert decide(view(seen(**killed, is_trainer_told=True))) == []
+    assert decide(view(seen(**{**killed, "killed_for_s": 30.0}, is_trainer_told=True))) == [Break(KEY)]
+
+
+def test_a_supervisor_that_answers_is_left_to_carry_out_the_kill_itself() -> None:
+    assert decide(view(seen(killed_for_s=300.0, quiet_for_s=2.0))) == []
+
+
+def test_a_supervisor_that_is_silent_beyond_its_trainers_permit_and_grace_is_replaced() -> None:
+    assert decide(view(seen(quiet_for_s=89.9, grace_s=30.0))) == []
+    assert decide(view(seen(quiet_for_s=90.0, grace_s=30.0))) == [Break(KEY)]
+
+
+def test_a_silent_supervisor_makes_the_controller_ask_more_often_what_is_wanted() -> None:
+    assert decide(view(seen(quiet_for_s=6.0), since_adopted_s=2.0)) == [Adopt()]
+    assert decide(view(seen(quiet_for_s=5.0), since_adopted_s=2.0)) == []
+
+
+def test_without_disk_only_the_reason_is_told() -> None:
+    assert decide(view(lacks_disk=True)) == [Claim(1, lacks_disk=True)]
+
+
+def test_an_attempt_that_survives_sigkill_keeps_its_slot_out_of_offer() -> None:
+    """Its supervisor lives as long as something of it does, so the slot stays held."""
+    assert decide(view(seen(), slots=1, since_adopted_s=29.0)) == []

@@ -30,6 +30,16 @@ def train(folder):
 """
 
 
+NEVER_ENDS = """
+def train(folder):
+    import signal, time
+    signal.signal(signal.SIGTERM, lambda *_: (folder / "told").write_text(""))
+    (folder / "ready").write_text("")
+    while True:
+        time.sleep(600)
+"""
+
+
 def folder_of(settings: Settings, attempt: int = 1) -> Path:
     return rundir.attempt_dir(settings.runs_dir, f"org-{os.getpid()}", "run-1", attempt)
 
@@ -91,6 +101,48 @@ def test_a_lost_supervisor_is_followed_by_one_that_settles(
     assert server.reports[0]["cause"] == "the supervisor was lost, and its trainer was ended"
     assert processes.identify(trainer["trainer"]["pid"]) is None
     assert len(executor.started) == 2
+
+
+def test_a_kill_is_carried_out_although_the_supervisor_is_stopped(
+    control: Control, server: Any, settings: Settings, executor: Any, assign: Assign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runyard.controller.decide.QUIET_AFTER_S", 0.5)
+    monkeypatch.setattr("runyard.controller.decide.ADOPT_EVERY_WHEN_QUIET_S", 0.3)
+    executor.trainer = NEVER_ENDS
+    server.waiting.append({**assign(), "grace_s": 0.5})
+    control()
+    folder = folder_of(settings)
+    server.wait_for((folder / "ready").exists)
+    trainer = (rundir.read_json(folder / rundir.PROCESS) or {})["trainer"]["pid"]
+    processes.send_signal(supervisor_of(folder), signal.SIGSTOP)
+    with server.changed:
+        server.open[0]["run"]["spec"]["killedAt"] = 1
+    server.wait_for(lambda: server.reports)
+    assert processes.identify(trainer) is None
+    assert server.reports[0]["group_empty"] is True
+    assert (folder / "told").exists(), "it was asked to save first"
+
+
+def test_too_little_disk_is_told_with_the_claim_and_nothing_begins(
+    control: Control, server: Any, executor: Any, assign: Assign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [0]
+    claims: list[dict[str, Any]] = []
+    claim = server._claim
+    monkeypatch.setattr(rundir, "free_bytes", lambda folder: free[0])
+
+    def answer(offer: dict[str, Any]) -> dict[str, Any] | None:
+        claims.append(offer)
+        assignment: dict[str, Any] | None = None if offer["lacks_disk"] else claim(offer)
+        return assignment
+
+    monkeypatch.setattr(server, "_claim", answer)
+    server.waiting.append(assign())
+    control()
+    server.wait_for(lambda: claims)
+    assert (claims[0]["lacks_disk"], executor.started) == (True, [])
+    free[0] = 1 << 40
+    server.wait_for(lambda: server.reports)
 
 
 def test_a_living_supervisor_is_adopted_and_not_doubled(

@@ -100,3 +100,12 @@ def test_what_becomes_of_a_run_after_its_attempt(
 def test_only_stopping_on_request_is_not_charged() -> None:
     assert not conditions.is_charged(report(75))
     assert all(conditions.is_charged(report(code)) for code in (0, 1, 64, None))
+
+
+def test_a_trainer_that_the_kernel_ended_for_want_of_memory_is_not_tried_again() -> None:
+    killed = ExitReport(
+        exit_code=None, signal="SIGKILL", group_empty=True, cause="out of memory: the kernel ended the trainer", time=1
+    )
+    move = after_exit(killed, end(used=1))
+    assert (move.kind, move.reason) == (K.FAILED, "OutOfMemory")
+    assert "hyperparameters.batchSize" in (move.message or "")

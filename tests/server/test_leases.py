@@ -365,3 +365,39 @@ def test_a_deletion_that_was_cut_short_is_finished_by_the_sweep(
         )
 
     in_house(story)
+
+
+def test_a_kill_may_say_how_long_the_run_has_to_save(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        api = await house.api()
+        bad = await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 1, "graceSeconds": -1}})
+        assert bad.status_code == 400
+        killed = (await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 1, "graceSeconds": 2.5}})).json()
+        assert killed["spec"]["graceSeconds"] == 2.5
+        wanted = (await attempt.post("renew")).json()
+        assert (wanted["action"], wanted["grace_s"]) == ("kill", 2.5)
+
+    in_house(story)
+
+
+def test_runs_say_that_they_wait_for_disk_and_go_on_when_there_is_some(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        await (await house.api()).put(house.path("runs/r1"), json={"spec": {}})
+        assert await acts.claim(house, "c1", lacks_disk=True) is None
+        assert (await acts.status(house))[:2] == ("Pending", "WaitingForDisk")
+        assert (await acts.claim(house, "c1")).assignment["run_id"] == "r1"
+        assert (await acts.status(house))[:2] == ("Pending", "WaitingForWorker")
+
+    in_house(story)
+
+
+def test_a_supervisors_note_is_the_conditions_message(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        await attempt.post("renew", phase="Training", note="the trainer has said nothing for 600 s")
+        assert (await acts.status(house))[2] == "the trainer has said nothing for 600 s"
+
+    in_house(story)

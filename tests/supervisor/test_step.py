@@ -232,7 +232,7 @@ def test_without_being_told_it_waits_for_the_server() -> None:
         (mv.TrainerExited(75, None), None, False, "stopped after saving"),
         (mv.TrainerExited(None, "SIGSEGV"), None, False, "killed by SIGSEGV"),
         (mv.TrainerExited(None, "SIGKILL"), None, False, "killed by SIGKILL"),
-        (mv.TrainerExited(None, "SIGKILL", 1), None, False, "out of memory (kernel oom_kill counter rose)"),
+        (mv.TrainerExited(None, "SIGKILL", 1), None, False, "out of memory: the kernel ended the trainer"),
         (mv.TrainerExited(None, "SIGKILL", 1), "kill", True, "killed with SIGKILL after the grace period"),
         (mv.TrainerExited(None, "SIGTERM"), "kill", False, "killed by SIGTERM"),
         (mv.TrainerExited(None, "SIGKILL"), "refused", False, "killed because the attempt was no longer ours"),
@@ -247,3 +247,38 @@ def test_keys_are_masked_before_they_leave_the_machine(key: str) -> None:
     assert key not in st.masked(f"token={key}, and text")
     assert st.masked(f"token={key}, and text").endswith(", and text")
     assert st.masked("hf_hub is a library") == "hf_hub is a library"
+
+
+def test_a_trainer_that_falls_silent_is_warned_about_once_and_not_ended() -> None:
+    state = training(hang_s=600.0, phase_word="Training")
+    assert mv.Warn not in kinds(follow(state, mv.Tick(), now=699.0)[1])
+    state, actions = follow(state, mv.Tick(), now=701.0)
+    assert mv.Warn in kinds(actions)
+    assert [action.note for action in actions if isinstance(action, mv.Renew)] == [state.note]
+    assert "said nothing for 601 s" in (state.note or "")
+    state, actions = follow(state, mv.Tick(), now=800.0)
+    assert not {mv.Warn, mv.Terminate, mv.KillAll} & set(kinds(actions))
+    assert follow(state, mv.LinesRead("events", 0, 3, ("{}",)), now=801.0)[0].note is None
+
+
+def test_silence_while_it_evaluates_is_no_news() -> None:
+    state = training(hang_s=600.0, phase_word="Evaluating")
+    assert mv.Warn not in kinds(follow(state, mv.Tick(), now=5000.0)[1])
+
+
+@pytest.mark.parametrize(("limit_s", "is_stopped"), [(1800.0, True), (None, False)])
+def test_only_away_from_the_servers_machine_a_cut_line_ends_the_training(
+    limit_s: float | None, is_stopped: bool
+) -> None:
+    state = training(max_unreachable_s=limit_s)
+    state, _ = follow(state, mv.Unreachable("lease"))
+    assert follow(state, mv.Tick(), now=1899.0)[0].phase == "training"
+    state, actions = follow(state, mv.Tick(), now=1901.0)
+    assert (mv.Terminate() in actions) is is_stopped
+    assert (state.phase == "stopping") is is_stopped
+
+
+def test_a_lack_of_memory_is_named_with_what_was_being_done() -> None:
+    state, _ = follow(training(phase_word="Saving"), mv.TrainerExited(None, "SIGKILL", 1))
+    assert state.exit is not None
+    assert state.exit.cause == "out of memory: the kernel ended the trainer while it was Saving"

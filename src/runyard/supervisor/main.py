@@ -164,7 +164,7 @@ class Supervisor:
         if before.get("bootId") != self._processes.boot_id():
             return mv.Exit(cause="the machine was restarted")
         if self._memory_kills_before > before.get("memoryKills", self._memory_kills_before):
-            return mv.Exit(cause="the supervisor was lost (kernel oom_kill counter rose)")
+            return mv.Exit(cause="the supervisor was lost while the kernel was out of memory")
         return mv.Exit(cause="the supervisor was lost, and its trainer was ended")
 
     def _fork(self) -> None:

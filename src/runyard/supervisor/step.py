@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from runyard.protocol import Wanted
+from runyard.protocol import OUT_OF_MEMORY, Wanted
 from runyard.supervisor.moves import (
     REPORT,
     STREAMS,
@@ -219,9 +219,9 @@ def _go_by(state: State, wanted: Wanted) -> State:
 
 
 def _stop(state: State, reason: StopReason, now: float) -> tuple[State, list[Action]]:
-    """Begin to end the trainer; the first reason stands, except that a kill outranks a leave."""
+    """Begin to end the trainer; the first reason stands, except that a kill outranks what is no wish of a user."""
     if state.stop is not None or not state.has_trainer:
-        is_stronger = reason == "kill" and state.stop == "leave"
+        is_stronger = reason == "kill" and state.stop in ("leave", "unreachable")
         return (replace(state, stop=reason) if state.stop is None or is_stronger else state), []
     actions: list[Action] = [WriteStop(reason)]
     actions += [CloseGate()] if state.is_before_training else [Terminate()]
@@ -248,7 +248,7 @@ def _on_exit(state: State, event: TrainerExited, now: float) -> tuple[State, lis
     if not state.has_trainer:
         return state, []
     was_killed = event.signal == "SIGKILL" and state.kill_at is not None and now >= state.kill_at
-    cause = cause_of(event, stop=state.stop, was_killed=was_killed)
+    cause = cause_of(event, stop=state.stop, was_killed=was_killed, phase_word=state.phase_word)
     ended = Exit(exit_code=event.code, signal=event.signal, cause=cause)
     return replace(state, phase="clearing", exit=ended, clear_until=now + CLEAR_FOR_S, kill_at=None), [KillAll()]
 
@@ -386,14 +386,15 @@ def renew_every_s(lease_s: float) -> float:
     return min(lease_s / RENEWALS_PER_LEASE, RENEW_AT_MOST_EVERY_S)
 
 
-def cause_of(exit: TrainerExited, *, stop: StopReason | None, was_killed: bool) -> str:
+def cause_of(exit: TrainerExited, *, stop: StopReason | None, was_killed: bool, phase_word: str | None = None) -> str:
     """Why the trainer ended, in words."""
     if stop == "refused":
         return "killed because the attempt was no longer ours"
     if was_killed:
         return "killed with SIGKILL after the grace period"
     if exit.signal == "SIGKILL" and exit.memory_kills > 0:
-        return "out of memory (kernel oom_kill counter rose)"
+        doing = f" while it was {phase_word}" if phase_word else ""
+        return f"{OUT_OF_MEMORY}: the kernel ended the trainer{doing}"
     if exit.signal is not None:
         return f"killed by {exit.signal}"
     if exit.code == 75:

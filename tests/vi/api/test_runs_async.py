@@ -174,6 +174,14 @@ async def test_kill_stamps_the_wish_and_gives_the_run(
     assert isinstance(server.body()["spec"]["killedAt"], int)
 
 
+async def test_kill_sends_the_grace_it_was_given(
+    client: vi.AsyncClient, server: Any, run_document: RunDocument
+) -> None:
+    server.answers(run_document("Running"))
+    await client.runs.kill(run_id="r-1", grace_s=2.5)
+    assert server.body()["spec"]["graceSeconds"] == 2.5
+
+
 async def test_delete_gives_the_id_that_is_gone(client: vi.AsyncClient, server: Any) -> None:
     server.answers()
     assert await client.runs.delete(run_id="r-1") == DeletedResource(id="r-1")

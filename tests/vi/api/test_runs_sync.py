@@ -163,6 +163,12 @@ def test_kill_stamps_the_wish_and_gives_the_run(client: vi.Client, server: Any, 
     assert isinstance(server.body()["spec"]["killedAt"], int)
 
 
+def test_kill_sends_the_grace_it_was_given(client: vi.Client, server: Any, run_document: RunDocument) -> None:
+    server.answers(run_document("Running"))
+    client.runs.kill(run_id="r-1", grace_s=2.5)
+    assert server.body()["spec"]["graceSeconds"] == 2.5
+
+
 def test_delete_gives_the_id_that_is_gone(client: vi.Client, server: Any) -> None:
     server.answers()
     assert client.runs.delete(run_id="r-1") == DeletedResource(id="r-1")

@@ -4,7 +4,7 @@ Everything a caller may set stands here; what is absent cannot be set. A run's P
 attributes, and ``killedAt`` as a wish whose time the server stamps itself.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -40,6 +40,7 @@ class NewRun(Body):
 class ChangedRunSpec(Body):
     training_project: str | UnsetType | None = UNSET
     killed_at: int | UnsetType = UNSET
+    grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | UnsetType | None = UNSET
 
 
 class ChangedRun(Body):

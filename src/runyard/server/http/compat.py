@@ -17,6 +17,7 @@ from vi.api.resources.models.responses import Model
 SNAKE_KEYS = {
     "training_project": "trainingProject",
     "killed_at": "killedAt",
+    "grace_seconds": "graceSeconds",
     "flow_id": "flowId",
     "dataset_id": "datasetId",
 }

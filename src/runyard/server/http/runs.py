@@ -65,6 +65,7 @@ async def patch_run(request: Asked, org: Id, run_id: Id) -> Answer:
         actor_of(request),
         run_id,
         kill=spec.killed_at is not UNSET,
+        grace_s=spec.grace_seconds or (0.0 if spec.grace_seconds == 0 else None),
         training_project=spec.training_project,
         attributes=bodies.attributes_of(given.metadata),
         if_match=if_match_of(request),

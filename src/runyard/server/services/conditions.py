@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from runyard.protocol import ExitReport
+from runyard.protocol import OUT_OF_MEMORY, ExitReport
 from runyard.rundir import EXIT_CANNOT_RUN, EXIT_STOPPED
 from vi.api.responses import ConditionKind, ResourceCondition
 
@@ -37,6 +37,12 @@ REASONS: dict[ConditionKind, tuple[str, ...]] = {
     ERROR: ("WorkerLost", "StorageUnavailable", "Internal"),
     CANCELLED: ("KilledByUser",),
 }
+
+
+LESS_MEMORY = (
+    "Give the machine more memory or fewer slots, or ask for less: hyperparameters.batchSize, images.maxPixels, "
+    "a smaller model, or fewer loader processes"
+)
 
 
 class IllegalMove(Exception):
@@ -102,6 +108,8 @@ def after_exit(report: ExitReport, end: AttemptEnd) -> Move:
         reason = str(result.get("reason"))
         message = str(result.get("message") or report.cause)
         return Move(FAILED, reason if reason in REASONS[FAILED] else "TrainerError", message)
+    if report.cause.startswith(OUT_OF_MEMORY):
+        return Move(FAILED, "OutOfMemory", f"{report.cause}. {LESS_MEMORY}")
     if report.exit_code == EXIT_STOPPED:
         return Move(PENDING, "Retrying", "stopped after saving; goes on from the newest checkpoint")
     return after_loss(report.cause or "the trainer ended without a result", end)

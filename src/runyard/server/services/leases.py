@@ -108,6 +108,11 @@ async def renew(services: Services, token: AttemptToken, renewal: Renewal) -> Wa
             phase = renewal.phase if renewal.phase in conditions.REASONS[conditions.RUNNING] else "Training"
             move(run, Move(conditions.RUNNING, phase, "heard from again"), now_ms=services.clock.now_ms())
             save(connection, run)
+        elif renewal.note and not row.killed and run.condition is conditions.RUNNING:
+            newest = run.status.conditions[-1]
+            if newest.message != renewal.note:
+                move(run, Move(conditions.RUNNING, str(newest.reason), renewal.note), now_ms=services.clock.now_ms())
+                save(connection, run)
         return _wanted(services, connection, row, run)
 
     return await services.store.write(work)
@@ -205,16 +210,33 @@ async def _try_claim(services: Services, actor: Actor, offer: Claim) -> Assignme
         return None
 
     def work(connection: Connection) -> Assignment | None:
+        if offer.lacks_disk:
+            _say_disk_is_short(services, connection, offer)
         if (attempt := rows.by_claim(connection, claim_id=offer.claim_id)) is not None:
             held = run_rows.get(connection, org=attempt.org, run_id=attempt.run_id)
             return None if attempt.closed or held is None else _assignment(services, connection, attempt, held)
-        for row in run_rows.waiting(connection, limit=LOOK_AT) if offer.slots > 0 else ():
+        for row in run_rows.waiting(connection, limit=LOOK_AT) if offer.slots > 0 and not offer.lacks_disk else ():
             run = decoded(row.document)
             if _fits(run.spec.flow.tolerations, offer.labels):
                 return _take(services, connection, actor, offer, row, run)
         return None
 
     return await services.store.write(work)
+
+
+def _say_disk_is_short(services: Services, connection: Connection, offer: Claim) -> None:
+    """Runs that this machine could take say why they wait. One that another machine takes goes on from there."""
+    for row in run_rows.waiting(connection, limit=LOOK_AT):
+        run = decoded(row.document)
+        if not _fits(run.spec.flow.tolerations, offer.labels) or _newest_reason(run) == "WaitingForDisk":
+            continue
+        message = f"{offer.host} has too little free disk space to begin; it goes on when there is more"
+        move(run, Move(conditions.PENDING, "WaitingForDisk", message), now_ms=services.clock.now_ms())
+        save(connection, run)
+
+
+def _newest_reason(run: Run) -> str | None:
+    return run.status.conditions[-1].reason if run.status.conditions else None
 
 
 def _fits(tolerations: dict[str, list[str]], labels: dict[str, list[str]]) -> bool:
@@ -373,7 +395,10 @@ def _lease_ms(services: Services) -> int:
 
 
 def _grace_s(services: Services, run: Run) -> float:
-    given = run.spec.flow.settings.get("gracePeriodSeconds")
+    """What the kill said, else the flow, else the platform."""
+    given = run.spec.grace_seconds
+    if given is None:
+        given = run.spec.flow.settings.get("gracePeriodSeconds")
     return services.settings.grace_s if given is None else float(given)
 
 

@@ -107,6 +107,7 @@ async def update(
     run_id: str,
     *,
     kill: bool,
+    grace_s: float | None = None,
     training_project: str | UnsetType | None,
     attributes: Mapping[str, str | None],
     if_match: str | None,
@@ -141,7 +142,7 @@ async def update(
             rows.set_attributes(connection, org=org, run_id=run_id, attributes=merged)
             columns["attributes_changed"] = True
         if kill:
-            columns |= _kill(connection, run, now_ms)
+            columns |= _kill(connection, run, now_ms, grace_s=grace_s)
         if not columns:
             return row.document, row.etag
         columns.pop("attributes_changed", None)
@@ -178,13 +179,13 @@ def move(run: Run, step: Move, *, now_ms: int) -> None:
     run.metadata.last_updated = now_ms
 
 
-def _kill(connection: Connection, run: Run, now_ms: int) -> dict[str, Any]:
+def _kill(connection: Connection, run: Run, now_ms: int, *, grace_s: float | None) -> dict[str, Any]:
     """Stamp the intent. Killing twice is killing once."""
     if run.spec.killed_at is not None:
         return {}
     if run.condition is not None and run.condition.is_final:
         raise Refusal("RunFinished", f"run {run.run_id!r} has already ended ({run.condition.value}); nothing to kill")
-    run.spec.killed_at = now_ms
+    run.spec.killed_at, run.spec.grace_seconds = now_ms, grace_s
     run.metadata.generation += 1
     if attempt_rows.has_open(connection, org=run.organization_id, run_id=run.run_id):
         kind = run.condition or conditions.PENDING

@@ -141,13 +141,19 @@ class Runs:
         headers = {"If-Match": if_match} if if_match else None
         return self._http.call("PATCH", self._path(run_id), body=body, headers=headers, decode_as=Run)
 
-    def kill(self, run_id: str) -> Run:
+    def kill(self, run_id: str, grace_s: float | None = None) -> Run:
         """Ask for the end of a run. It saves and stops; ``wait`` tells when nothing of it lives any more.
+
+        What has not ended after ``grace_s`` seconds is ended unsaved; without it the flow's
+        ``settings.gracePeriodSeconds`` or the platform's own grace holds. A second kill changes nothing.
 
         Raises:
             ViConflictError: the run is over already.
         """
-        body = {"spec": {"killedAt": time.time_ns() // 1_000_000}}
+        spec: dict[str, float] = {"killedAt": time.time_ns() // 1_000_000}
+        if grace_s is not None:
+            spec["graceSeconds"] = grace_s
+        body = {"spec": spec}
         return self._http.call("PATCH", self._path(run_id), body=body, decode_as=Run)
 
     def delete(self, run_id: str) -> DeletedResource:

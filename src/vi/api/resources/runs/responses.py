@@ -13,10 +13,14 @@ from vi.api.responses import ConditionKind, Document, ResourceCondition, Resourc
 
 
 class RunSpec(Document):
-    """What was asked for: the flow as it was when the run was made, and whether the run shall end early."""
+    """What was asked for: the flow as it was when the run was made, and whether the run shall end early.
+
+    ``grace_seconds`` is what a kill gives it to save and stop; without it the flow's or the platform's own holds.
+    """
 
     flow: FlowSpec = msgspec.field(default_factory=FlowSpec)
     killed_at: int | None = None
+    grace_seconds: float | None = None
     training_project: str | None = None
 
 
