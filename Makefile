@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: demo test check bench setup format
+.PHONY: stubborn demo test check bench setup format
 
 setup:
 	@scripts/setup
@@ -21,3 +21,7 @@ bench: setup
 
 format: setup
 	@.venv/bin/ruff format --quiet . && .venv/bin/ruff check --quiet --fix .
+
+# End 200 process trees that do not want to end; about three minutes.
+stubborn: setup
+	@scripts/stubborn

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,3 +79,9 @@ def start(tmp_path: Path, server: Any) -> Iterator[Callable[..., subprocess.Pope
     for process in started:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def harness() -> SimpleNamespace:
+    """For tests that need several of everything."""
+    return SimpleNamespace(new_server=fake_server.FakeServer, place=place, script=RUN_TRAINER)

@@ -1,0 +1,241 @@
+"""Kills in every phase, a server that is long away, a full disk, a lack of memory: real supervisors and trainers."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runyard import processes, rundir
+from runyard.supervisor.main import excess
+from runyard.trainer.main import _is_told_by_files
+
+pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
+
+Start = Callable[[Path, str], subprocess.Popen[bytes]]
+
+BUSY = """
+import signal, subprocess, time
+def train(folder):
+    from runyard import rundir
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    rundir.EventWriter(folder, lambda: 1).write("phase", phase="PHASE", message="")
+    subprocess.Popen(["/usr/bin/env", "-i", "/usr/bin/setsid", "-f", "/bin/sleep", "600"])
+    time.sleep(0.1)
+    (folder / "ready").write_text("")
+    while True:
+        time.sleep(600)
+"""
+
+
+def below(supervisor: subprocess.Popen[bytes]) -> list[Any]:
+    found = processes.descendants(supervisor.pid)
+    assert found
+    return found
+
+
+def kill(server: Any, *, grace_s: float) -> None:
+    with server.changed:
+        server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": grace_s}
+
+
+@pytest.mark.parametrize("phase", ["Preparing", "Training", "Evaluating", "Saving"])
+def test_a_kill_ends_everything_in_each_phase(folder: Path, server: Any, start: Start, phase: str) -> None:
+    supervisor = start(folder, BUSY.replace("PHASE", phase))
+    server.wait_for(lambda: (folder / "ready").exists() and phase in server.phases)
+    living = below(supervisor)
+    kill(server, grace_s=0.2)
+    assert supervisor.wait(20) == 0
+    assert {processes.liveness(identity) for identity in living} == {"dead"}
+    assert (server.reports[0]["signal"], server.reports[0]["group_empty"]) == ("SIGKILL", True)
+
+
+def test_a_kill_ends_an_attempt_that_waits_for_the_lock(folder: Path, server: Any, start: Start) -> None:
+    lock = folder.parent.parent / rundir.LOCK
+    lock.touch()
+    other = {**os.environ, processes.ATTEMPT_MARK: "org/another-run/1"}  # without a mark it would be ended as ours
+    with subprocess.Popen(["/usr/bin/flock", str(lock), "/bin/sleep", "600"], env=other) as holder:
+        try:
+            server.wait_for(lambda: processes.descendants(holder.pid))
+            supervisor = start(folder, BUSY)
+            server.wait_for(lambda: server.phases)
+            kill(server, grace_s=0.2)
+            assert supervisor.wait(20) == 0
+            assert holder.poll() is None
+        finally:
+            for identity in [*processes.descendants(holder.pid), processes.identify(holder.pid)]:
+                if identity is not None:
+                    processes.send_signal(identity, signal.SIGKILL)
+    assert not (folder / "ready").exists()
+    assert server.reports[0]["exit_code"] == rundir.EXIT_STOPPED
+
+
+def test_a_kill_ends_an_attempt_whose_checkpoint_is_being_proven(folder: Path, server: Any, start: Start) -> None:
+    slow = """
+import runyard.supervisor.main as supervisor
+def prepare(folder, *, files):
+    (folder / "proving").write_text("")
+    __import__("time").sleep(600)
+supervisor.prepare = prepare
+"""
+    supervisor = start(folder, slow + BUSY)
+    server.wait_for((folder / "proving").exists)
+    kill(server, grace_s=5.0)
+    assert supervisor.wait(20) == 0
+    assert not (folder / "ready").exists()
+    assert server.reports[0]["exit_code"] == rundir.EXIT_STOPPED
+
+
+def test_a_kill_while_the_last_lines_are_shipped_changes_nothing_that_was_done(
+    folder: Path, server: Any, start: Start
+) -> None:
+    server.fail = lambda path, times: "503" if path.endswith("/lines") else None
+    supervisor = start(folder, 'def train(folder):\n    print("done", flush=True)\n    return 0\n')
+    server.wait_for((folder / rundir.EXIT).exists)
+    kill(server, grace_s=0.2)
+    phases = len(server.phases)
+    server.wait_for(lambda: len(server.phases) > phases + 1)
+    server.fail = lambda path, times: None
+    assert supervisor.wait(20) == 0
+    assert (server.reports[0]["exit_code"], server.lines["stdout"]) == (0, ["done"])
+
+
+def test_the_supervisor_keeps_its_trainers_permit_fresh_and_a_stopped_one_does_not(
+    folder: Path, server: Any, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rundir, "PERMIT_S", 2 * rundir.PERMIT_EVERY_S)
+    start(folder, BUSY)
+    server.wait_for((folder / "ready").exists)
+    assert not _is_told_by_files(folder)
+    written = rundir.permit_age_s(folder, 0.0)
+    assert written is not None
+    assert rundir.permit_is_fresh(folder, rundir.PERMIT_S - written)
+    assert not rundir.permit_is_fresh(folder, rundir.PERMIT_S - written + 0.01)
+    monkeypatch.setattr(time, "monotonic", lambda: rundir.PERMIT_S - written + 1000.0)
+    assert _is_told_by_files(folder), "the trainer saves and stops by itself"
+
+
+def test_a_permit_is_made_new_again_and_again(folder: Path, server: Any, start: Start) -> None:
+    start(folder, "from runyard import rundir\nrundir.PERMIT_EVERY_S = 0.1\n" + BUSY)
+    server.wait_for((folder / "ready").exists)
+    first = rundir.permit_age_s(folder, 0.0)
+    server.wait_for(lambda: rundir.permit_age_s(folder, 0.0) != first)
+
+
+def test_a_log_too_long_for_the_spool_loses_its_middle_and_no_event(folder: Path, server: Any, start: Start) -> None:
+    placed = json.loads((folder / rundir.PLACED).read_text())
+    (folder / rundir.PLACED).write_text(json.dumps({**placed, "spoolBytes": 2000}))
+    talkative = """
+def train(folder):
+    from runyard import rundir
+    events = rundir.EventWriter(folder, lambda: 1)
+    for number in range(2000):
+        events.write("step", step=number, epoch=0, values={"loss": 1.0})
+        print(f"line {number}", flush=True)
+    return 0
+"""
+    server.fail = lambda path, times: "503" if path.endswith("/lines") else None
+    supervisor = start(folder, talkative)
+    server.wait_for((folder / rundir.EXIT).exists)
+    server.fail = lambda path, times: None
+    assert supervisor.wait(20) == 0
+    assert [json.loads(line)["step"] for line in server.lines["events"]] == list(range(2000))
+    note, *rest = server.lines["stdout"]
+    assert note.endswith("more than spool_mib of it waited for the server]")
+    assert rest[-1] == "line 1999"
+    assert int(note.split()[0][1:]) + sum(len(line) + 1 for line in rest) == (folder / rundir.STDOUT).stat().st_size
+
+
+def test_a_log_within_its_bound_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"one\ntwo\nthree\n")
+    assert excess(tmp_path / "log", 0, 14) == 0
+    assert excess(tmp_path / "log", 4, 10) == 0
+    assert excess(tmp_path / "log", 0, 8) == len(b"one\ntwo\n")
+    assert excess(tmp_path / "absent", 0, 8) == 0
+
+
+FULL = """
+import errno
+from runyard import rundir
+write = rundir.write_json
+def write_if_there_is_room(path, value):
+    if (path.parent / "full").exists():
+        (path.parent / "refused").write_text(path.name)
+        raise OSError(errno.ENOSPC, "No space left on device")
+    write(path, value)
+rundir.write_json = write_if_there_is_room
+import runyard.supervisor.main
+runyard.supervisor.main.WRITE_AGAIN_AFTER_S = 0.05
+"""
+
+
+FILLS_THE_DISK = """
+def train(folder):
+    (folder / "trained").touch()
+    (folder / "full").touch()
+    return 0
+"""
+
+
+def test_a_full_disk_loses_neither_identity_nor_exit(folder: Path, server: Any, start: Start) -> None:
+    (folder / "full").touch()
+    supervisor = start(folder, FULL + FILLS_THE_DISK)
+    server.wait_for(lambda: (folder / "refused").exists() and (folder / "refused").read_text() == "process.json")
+    assert not (folder / "trained").exists(), "nothing trains before it is written who does"
+    (folder / "full").unlink()
+    server.wait_for(lambda: server.reports)
+    assert (folder / "trained").exists()
+    assert not (folder / "exit.json").exists()
+    assert supervisor.poll() is None, "what waits for space is not given up"
+    (folder / "full").unlink()
+    assert supervisor.wait(20) == 0
+    assert json.loads((folder / "exit.json").read_text())["exitCode"] == 0
+    assert json.loads((folder / "closed.json").read_text())["how"] == "reported"
+
+
+CGROUPS = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Path]:
+    """A memory cgroup whose processes have 64 MiB in all."""
+    group = CGROUPS / f"runyard-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(64 << 20))
+    except OSError as error:
+        pytest.skip(f"no memory cgroup of version 1 to write to: {error}")
+    yield group
+    for _ in range(100):
+        try:
+            group.rmdir()
+            return
+        except OSError:
+            time.sleep(0.02)
+
+
+HUNGRY = """
+import os
+from pathlib import Path
+def train(folder):
+    from runyard import rundir
+    rundir.EventWriter(folder, lambda: 1).write("phase", phase="Training", message="")
+    Path("GROUP", "cgroup.procs").write_text(str(os.getpid()))
+    eaten = bytearray(512 << 20)
+    for at in range(0, len(eaten), 4096):
+        eaten[at] = 1
+    return 0
+"""
+
+
+def test_the_kernels_kill_for_want_of_memory_is_named(
+    folder: Path, server: Any, start: Start, small_memory: Path
+) -> None:
+    assert start(folder, HUNGRY.replace("GROUP", str(small_memory))).wait(30) == 0
+    assert server.reports[0]["signal"] == "SIGKILL"
+    assert server.reports[0]["cause"].startswith("out of memory: the kernel ended the trainer")
