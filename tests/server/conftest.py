@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -115,11 +116,38 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def empty_postgresql(postgresql: Any) -> str:
+    """The name of a migrated database in PostgreSQL."""
+    url: str = postgresql.new_database()
+    Store(url).close()
+    return urlsplit(url).path.removeprefix("/")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What the store does is tested on each: every test of these modules runs twice."""
+    is_about_the_store = metafunc.module.__name__.rpartition(".")[2] in ("test_leases", "test_lines", "test_deletion")
+    if is_about_the_store and "store_kind" in metafunc.fixturenames:
+        metafunc.parametrize("store_kind", ["sqlite", "postgresql"])
+
+
 @pytest.fixture
-def in_house(tmp_path: Path, empty_database: Path) -> Callable[..., None]:
+def store_kind() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def in_house(
+    tmp_path: Path, empty_database: Path, store_kind: str, request: pytest.FixtureRequest
+) -> Callable[..., None]:
     """Run an async test against a fresh application: ``in_house(story)``."""
 
     def run(story: Story, **settings: Any) -> None:
+        if store_kind == "postgresql":
+            postgresql = request.getfixturevalue("postgresql")
+            template = request.getfixturevalue("empty_postgresql")
+            settings["database_url"] = postgresql.new_database(template=template)
+
         async def all_of_it() -> None:
             (tmp_path / "data").mkdir(exist_ok=True)
             shutil.copyfile(empty_database, tmp_path / "data" / "server.db")

@@ -2,10 +2,8 @@
 
 SQLite allows one writer at a time, so writers queue here instead of meeting ``database is locked``. What has queued up
 while the last transaction was being fsynced is committed together: each piece of work in a savepoint of its own, one
-fsync for all, and only then is anybody told. ``synchronous=FULL`` makes that answer survive loss of power. The writing
-connection alone checkpoints the write-ahead log; the readers cannot write at all.
-
-Everything that only SQLite knows stands in this module.
+fsync for all, and only then is anybody told. PostgreSQL is written to in the same way, since one commit for many is
+quicker there as well; ``runyard.store.sqlite`` and ``runyard.store.postgresql`` hold all in which the two differ.
 """
 
 import asyncio
@@ -17,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError, OperationalError
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
 from runyard.store.migrate import migrate
+from runyard.store.postgresql import PostgreSql
+from runyard.store.sqlite import Sqlite
 
 log = logging.getLogger(__name__)
 
@@ -33,20 +32,29 @@ READERS = 3
 
 
 class StoreUnavailable(Exception):
-    """The database cannot be read or written now (disk full, read-only, damaged); nothing was acknowledged."""
+    """The database cannot be read or written now (disk full, damaged, away); nothing was acknowledged."""
 
 
 class Store:
     """The open database. ``write`` and ``read`` run a function of a connection; ``close`` ends the writer."""
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+    def __init__(self, database: Path | str) -> None:
+        """Open a SQLite file, or the PostgreSQL database of a URL, and bring it to this code's schema.
+
+        Raises:
+            StoreUnavailable: it cannot be reached.
+            StoreTooNew: a newer Runyard wrote it.
+        """
+        self._kind = PostgreSql(database) if isinstance(database, str) else Sqlite(database)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._local = threading.local()
-        self._writing_engine = _writing_engine(path)
-        migrate(self._writing_engine)
-        self._reading_engine = _reading_engine(path)
+        self._writing_engine = self._kind.writing_engine()
+        try:
+            migrate(self._writing_engine, self._kind.lock_migrations)
+            self._writing_connection = self._writing_engine.connect()
+        except OperationalError as error:
+            raise StoreUnavailable(str(error.orig)) from error
+        self._reading_engine = self._kind.reading_engine()
         self._reading_connections: list[Connection] = []
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         # A daemon, so that a process which forgot to close can end: what was acknowledged is on disk all the same.
@@ -68,6 +76,17 @@ class Store:
 
     def read(self, work: Work[T]) -> T:
         """Run a quick read on the calling thread's own read-only connection."""
+        try:
+            return self._read(work)
+        except OperationalError as error:
+            if not error.connection_invalidated:
+                raise StoreUnavailable(str(error.orig)) from error
+        try:
+            return self._read(work)  # the database has been restarted since: a new connection may find it
+        except OperationalError as error:
+            raise StoreUnavailable(str(error.orig)) from error
+
+    def _read(self, work: Work[T]) -> T:
         connection: Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._reading_engine.connect()
@@ -75,8 +94,9 @@ class Store:
             self._reading_connections.append(connection)
         try:
             return work(connection)
-        except OperationalError as error:
-            raise StoreUnavailable(str(error.orig)) from error
+        except DBAPIError:
+            connection.rollback()  # without it a connection that broke could not be made anew
+            raise
 
     async def read_aside(self, work: Work[T]) -> T:
         """Run a read that may take milliseconds on a thread of its own, so that the event loop goes on."""
@@ -94,9 +114,9 @@ class Store:
         self._writing_engine.dispose()
 
     def _write_all(self) -> None:
-        with self._writing_engine.connect() as connection:
+        with self._writing_connection as connection:
             while jobs := self._next_jobs():
-                _commit_together(connection, jobs)
+                _commit_together(connection, jobs, self._kind)
 
     def _next_jobs(self) -> list["_Job"]:
         """What waits now, at least one; empty when the store closes."""
@@ -135,11 +155,9 @@ class _Job:
             self.future.set_result(self.result)
 
 
-def _commit_together(connection: Connection, jobs: list[_Job]) -> None:
+def _commit_together(connection: Connection, jobs: list[_Job], kind: Sqlite | PostgreSql) -> None:
     try:
-        with connection.begin():
-            for job in jobs:
-                _run(connection, job)
+        _commit(connection, jobs, kind)
     except DatabaseError as error:
         # The transaction as a whole did not reach the disk, so nobody may believe that theirs did.
         _fail(jobs, StoreUnavailable(str(error.orig)))
@@ -150,6 +168,19 @@ def _commit_together(connection: Connection, jobs: list[_Job]) -> None:
     finally:
         for job in jobs:
             _tell(job)
+
+
+def _commit(connection: Connection, jobs: list[_Job], kind: Sqlite | PostgreSql) -> None:
+    """Run everything in one transaction; again when the database undid it because of somebody else's."""
+    for tries_left in reversed(range(kind.times_to_try)):
+        try:
+            with connection.begin():
+                for job in jobs:
+                    _run(connection, job)
+            return
+        except DBAPIError as error:
+            if tries_left == 0 or not kind.is_worth_repeating(error):
+                raise
 
 
 def _fail(jobs: list[_Job], error: StoreUnavailable) -> None:
@@ -165,6 +196,7 @@ def _tell(job: _Job) -> None:
 
 
 def _run(connection: Connection, job: _Job) -> None:
+    job.result = job.error = None
     savepoint = connection.begin_nested()
     try:
         job.result = job.work(connection)
@@ -175,28 +207,3 @@ def _run(connection: Connection, job: _Job) -> None:
         job.error = error
     else:
         savepoint.commit()
-
-
-def _writing_engine(path: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool, connect_args={"check_same_thread": False})
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # sqlite3 shall not begin transactions on its own
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}").close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _reading_engine(path: Path) -> Engine:
-    return create_engine(
-        f"sqlite:///file:{path}?mode=ro&uri=true",
-        poolclass=NullPool,
-        isolation_level="AUTOCOMMIT",
-        connect_args={"check_same_thread": False, "timeout": 5.0},
-    )

@@ -4,6 +4,7 @@ Alembic is loaded only when there is something to do, since it takes longer to i
 A database that is newer than the code is refused: writing to it with old rules would damage it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect, text
@@ -15,13 +16,14 @@ class StoreTooNew(Exception):
     """The database was written by a newer Runyard."""
 
 
-def migrate(engine: Engine) -> None:
-    """Upgrade the database to ``HEAD``.
+def migrate(engine: Engine, lock: Callable[[Connection], None]) -> None:
+    """Upgrade the database to ``HEAD``; with ``lock``, of two servers that start at once one does it and one waits.
 
     Raises:
         StoreTooNew: it stands at a version this code does not know.
     """
     with engine.begin() as connection:
+        lock(connection)
         version = _version(connection)
         if version == HEAD:
             return

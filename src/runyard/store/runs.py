@@ -88,6 +88,21 @@ def page(
 
 def waiting(connection: Connection, *, limit: int) -> Sequence[AnyRow]:
     """Pending runs that no attempt holds, those to be taken first in front, of every organisation: a queue has none."""
+    return connection.execute(
+        select(runs).where(*_is_waiting()).order_by(runs.c.priority.desc(), runs.c.time_created, runs.c.id).limit(limit)
+    ).all()
+
+
+def lock_waiting(connection: Connection, *, org: str, run_id: str) -> bool:
+    """Take hold of a waiting run until the transaction ends; False when somebody else is just claiming it.
+
+    Where there is one writer (SQLite) the lock says nothing and is left out of the statement.
+    """
+    query = select(runs.c.id).where(runs.c.org == org, runs.c.id == run_id, *_is_waiting())
+    return connection.execute(query.with_for_update(skip_locked=True, of=runs)).first() is not None
+
+
+def _is_waiting() -> tuple[Any, ...]:
     is_held = (
         select(attempts_table.c.number)
         .where(
@@ -97,12 +112,7 @@ def waiting(connection: Connection, *, limit: int) -> Sequence[AnyRow]:
         )
         .exists()
     )
-    return connection.execute(
-        select(runs)
-        .where(runs.c.condition == "Pending", runs.c.deleted.is_(False), runs.c.killed.is_(False), ~is_held)
-        .order_by(runs.c.priority.desc(), runs.c.time_created, runs.c.id)
-        .limit(limit)
-    ).all()
+    return runs.c.condition == "Pending", runs.c.deleted.is_(False), runs.c.killed.is_(False), ~is_held
 
 
 def deleted(connection: Connection) -> Sequence[AnyRow]:

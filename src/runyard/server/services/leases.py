@@ -217,7 +217,9 @@ async def _try_claim(services: Services, actor: Actor, offer: Claim) -> Assignme
             return None if attempt.closed or held is None else _assignment(services, connection, attempt, held)
         for row in run_rows.waiting(connection, limit=LOOK_AT) if offer.slots > 0 and not offer.lacks_disk else ():
             run = decoded(row.document)
-            if _fits(run.spec.flow.tolerations, offer.labels):
+            if _fits(run.spec.flow.tolerations, offer.labels) and run_rows.lock_waiting(
+                connection, org=row.org, run_id=row.id
+            ):
                 return _take(services, connection, actor, offer, row, run)
         return None
 

@@ -1,0 +1,181 @@
+"""The store on PostgreSQL: the same promises, and what only happens where others write as well."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import DatabaseError
+
+from runyard.settings import SettingError, read_settings
+from runyard.store import Store, StoreUnavailable, organizations, pulse, runs
+from runyard.store.migrate import StoreTooNew
+from runyard.store.tables import metadata
+
+
+@pytest.fixture
+def url(postgresql: Any) -> str:
+    return str(postgresql.new_database())
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    opened = Store(url)
+    yield opened
+    opened.close()
+
+
+def add(name: str) -> Any:
+    return partial(organizations.add, org=name, name="n", time_ms=len(name))
+
+
+def test_the_migrations_make_exactly_the_tables_that_the_code_knows(url: str) -> None:
+    Store(url).close()
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def test_servers_that_start_at_once_migrate_once(url: str) -> None:
+    errors: list[Exception] = []
+
+    def start() -> None:
+        try:
+            Store(url).close()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_a_database_newer_than_the_code_is_refused(url: str) -> None:
+    store = Store(url)
+    asyncio.run(store.write(lambda connection: connection.execute(text("UPDATE alembic_version SET version_num='99'"))))
+    store.close()
+    with pytest.raises(StoreTooNew, match="99"):
+        Store(url)
+
+
+def test_work_that_fails_is_undone_and_work_beside_it_is_kept(store: Store) -> None:
+    def fail(connection: Connection) -> None:
+        add("bad")(connection)
+        raise KeyError("no")
+
+    async def story() -> None:
+        outcomes = await asyncio.gather(
+            *(store.write(work) for work in (add("a"), fail, add("bb"), add("a"))), return_exceptions=True
+        )
+        assert [outcome is None for outcome in outcomes] == [True, False, True, False]
+        assert isinstance(outcomes[3], DatabaseError)  # the same primary key again
+
+    asyncio.run(story())
+    assert list(store.read(organizations.ids)) == ["a", "bb"]
+
+
+def test_a_reading_connection_cannot_write(store: Store) -> None:
+    with pytest.raises(DatabaseError, match="read-only"):
+        store.read(add("a"))
+    assert list(store.read(organizations.ids)) == []
+
+
+def test_a_connection_cut_in_a_transaction_refuses_it_and_the_next_one_succeeds(store: Store) -> None:
+    def cut(connection: Connection) -> None:
+        add("half")(connection)
+        mine = connection.execute(text("SELECT pg_backend_pid()")).scalar()
+        connection.execute(text(f"SELECT pg_terminate_backend({mine})"))
+
+    async def story() -> None:
+        with pytest.raises(StoreUnavailable):
+            await store.write(cut)
+        await store.write(add("whole"))
+
+    asyncio.run(story())
+    assert list(store.read(organizations.ids)) == ["whole"]
+
+
+def test_a_database_that_is_away_is_unavailable_and_back_when_it_is_back(store: Store, postgresql: Any) -> None:
+    async def story() -> None:
+        await store.write(add("before"))
+        assert list(store.read(organizations.ids)) == ["before"]
+        postgresql.stop()
+        try:
+            with pytest.raises(StoreUnavailable):
+                await store.write(add("lost"))
+            with pytest.raises(StoreUnavailable):
+                store.read(organizations.ids)
+        finally:
+            postgresql.start()
+        await store.write(add("after"))
+
+    asyncio.run(story())
+    assert sorted(store.read(organizations.ids)) == ["after", "before"]
+
+
+def test_a_reader_whose_connection_broke_meanwhile_reads_all_the_same(store: Store, postgresql: Any) -> None:
+    asyncio.run(store.write(add("a")))
+    store.read(organizations.ids)
+    postgresql.stop()
+    postgresql.start()
+    assert list(store.read(organizations.ids)) == ["a"]
+
+
+def test_two_servers_that_write_at_once_lose_no_number(store: Store, url: str) -> None:
+    other = Store(url)
+
+    async def story() -> list[int]:
+        await store.write(pulse.begin)
+        takers = [each.write(pulse.next_token_number) for each in (store, other) * 20]
+        return list(await asyncio.gather(*takers))
+
+    assert sorted(asyncio.run(story())) == list(range(1, 41))
+    other.close()
+
+
+def test_a_run_that_somebody_is_claiming_is_skipped_rather_than_waited_for(store: Store, url: str) -> None:
+    row = {
+        "org": "o",
+        "id": "r",
+        "document": b"{}",
+        "etag": "e",
+        "body_sha256": b"h",
+        "condition": "Pending",
+        "priority": 0,
+        "time_created": 1,
+    }
+    asyncio.run(store.write(lambda connection: runs.add(connection, row, attributes={})))
+    other = create_engine(url)
+    with other.connect() as claiming:
+        assert runs.lock_waiting(claiming, org="o", run_id="r")
+        claim = partial(runs.lock_waiting, org="o", run_id="r")
+        assert asyncio.run(store.write(claim)) is False
+        claiming.rollback()
+        assert asyncio.run(store.write(claim)) is True
+    other.dispose()
+
+
+def test_a_database_that_was_never_there_is_unavailable_at_the_start() -> None:
+    with pytest.raises(StoreUnavailable):
+        Store("postgresql+psycopg://nobody@/none?host=/nowhere")
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg://me:secret@h/n", "postgresql+psycopg://h/n?password=secret"])
+def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(SettingError, match="passfile") as refused:
+        read_settings({}, database_url=url)
+    assert "secret" not in str(refused.value)
+
+
+def test_only_a_url_that_the_store_knows_is_taken() -> None:
+    with pytest.raises(SettingError, match="mysql"):
+        read_settings({}, database_url="mysql://h/n")
