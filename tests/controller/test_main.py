@@ -145,6 +145,34 @@ def test_too_little_disk_is_told_with_the_claim_and_nothing_begins(
     server.wait_for(lambda: server.reports)
 
 
+def test_a_machine_that_can_start_nothing_just_now_tries_again(
+    control: Control, server: Any, executor: Any, assign: Assign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, failures = executor.start, iter([OSError(28, "No space left on device")])
+
+    def start_if_possible(order: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return start(order)
+
+    monkeypatch.setattr(executor, "start", start_if_possible)
+    server.waiting.append(assign())
+    control()
+    server.wait_for(lambda: server.reports)
+    assert (server.reports[0]["exit_code"], len(executor.started)) == (0, 1)
+
+
+def test_an_attempt_that_cannot_be_placed_is_left_to_its_lease(
+    control: Control, server: Any, executor: Any, assign: Assign, settings: Settings
+) -> None:
+    settings.runs_dir.mkdir(parents=True)
+    (settings.runs_dir / f"org-{os.getpid()}").write_text("in the way")
+    server.waiting.append(assign())
+    control()
+    server.wait_for(lambda: server.calls.count("POST /internal/v1/claims") >= 2)
+    assert executor.started == []
+
+
 def test_a_living_supervisor_is_adopted_and_not_doubled(
     control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
 ) -> None:

@@ -33,6 +33,15 @@ def train(folder):
 """
 
 
+IDLE = """
+import time
+def train(folder):
+    (folder / "ready").write_text("")
+    while True:
+        time.sleep(600)
+"""
+
+
 def below(supervisor: subprocess.Popen[bytes]) -> list[Any]:
     found = processes.descendants(supervisor.pid)
     assert found
@@ -109,7 +118,7 @@ def test_the_supervisor_keeps_its_trainers_permit_fresh_and_a_stopped_one_does_n
     folder: Path, server: Any, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rundir, "PERMIT_S", 2 * rundir.PERMIT_EVERY_S)
-    start(folder, BUSY)
+    start(folder, IDLE)
     server.wait_for((folder / "ready").exists)
     assert not _is_told_by_files(folder)
     written = rundir.permit_age_s(folder, 0.0)
@@ -121,7 +130,7 @@ def test_the_supervisor_keeps_its_trainers_permit_fresh_and_a_stopped_one_does_n
 
 
 def test_a_permit_is_made_new_again_and_again(folder: Path, server: Any, start: Start) -> None:
-    start(folder, "from runyard import rundir\nrundir.PERMIT_EVERY_S = 0.1\n" + BUSY)
+    start(folder, "from runyard import rundir\nrundir.PERMIT_EVERY_S = 0.1\n" + IDLE)
     server.wait_for((folder / "ready").exists)
     first = rundir.permit_age_s(folder, 0.0)
     server.wait_for(lambda: rundir.permit_age_s(folder, 0.0) != first)

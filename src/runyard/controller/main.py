@@ -274,9 +274,13 @@ class Controller:
     def _hold(self, assignment: Assignment) -> None:
         key = key_of(assignment)
         if key not in self._held:
-            folder = place(
-                assignment, settings=self._settings, machine_id=self._machine_id, endpoint=self._server.endpoint
-            )
+            try:
+                folder = place(
+                    assignment, settings=self._settings, machine_id=self._machine_id, endpoint=self._server.endpoint
+                )
+            except OSError as error:  # a full disk: its lease runs out uncharged, and it is offered again
+                log.warning("%s cannot be placed: %s", key, error)
+                return
             supervisor = self._find_supervisor(key, folder)
             self._held[key] = Held(assignment, folder, self._clock.monotonic(), supervisor=supervisor)
         held = self._held[key]
@@ -299,7 +303,11 @@ class Controller:
         order = Order(folder=held.folder, mark=str(key), endpoint=self._server.endpoint, token=held.assignment.token)
         held.starts += 1
         held.started_at_s = self._clock.monotonic()
-        held.supervisor = self._executor.start(order)
+        try:
+            held.supervisor = self._executor.start(order)
+        except OSError as error:  # no space, no process id, no memory: passing, so it is tried again
+            log.warning("No supervisor can be started for %s: %s", key, error)
+            return
         log.info("Started a supervisor for %s: process %s", key, held.supervisor.pid if held.supervisor else "unknown")
 
     def _tell(self, key: Key, held: Held) -> None:
