@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +55,34 @@ def kill(server: Any, *, grace_s: float) -> None:
         server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": grace_s}
 
 
-@pytest.mark.parametrize("phase", ["Preparing", "Training", "Evaluating", "Saving"])
-def test_a_kill_ends_everything_in_each_phase(folder: Path, server: Any, start: Start, phase: str) -> None:
-    supervisor = start(folder, BUSY.replace("PHASE", phase))
-    server.wait_for(lambda: (folder / "ready").exists() and phase in server.phases)
-    living = below(supervisor)
-    kill(server, grace_s=0.2)
-    assert supervisor.wait(20) == 0
-    assert {processes.liveness(identity) for identity in living} == {"dead"}
-    assert (server.reports[0]["signal"], server.reports[0]["group_empty"]) == ("SIGKILL", True)
+def test_a_kill_ends_everything_in_each_phase(tmp_path: Path, harness: Any) -> None:
+    """All at once, each with a server of its own, since most of it is waiting."""
+
+    def one(phase: str) -> tuple[set[str], str, bool]:
+        server, folder = harness.new_server(), harness.place(tmp_path, attempt=1, run=f"run-{phase}")
+        script = tmp_path / f"{phase}.py"
+        script.write_text(BUSY.replace("PHASE", phase))
+        room = {"RUNYARD_ATTEMPT": "-" * 200, "RUNYARD_SUPERVISOR": "-" * 200}
+        command = [sys.executable, "-P", "-c", harness.script, str(folder), str(script), server.endpoint]
+        supervisor = subprocess.Popen(
+            command, env={**os.environ, **room}, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            server.wait_for(lambda: (folder / "ready").exists() and phase in server.phases)
+            living = below(supervisor)
+            kill(server, grace_s=0.2)
+            assert supervisor.wait(20) == 0
+            report = server.reports[0]
+            return {processes.liveness(identity) for identity in living}, report["signal"], report["group_empty"]
+        finally:
+            supervisor.kill()
+            supervisor.wait()
+            server.close()
+
+    phases = ["Preparing", "Training", "Evaluating", "Saving"]
+    with ThreadPoolExecutor(len(phases)) as pool:
+        outcomes = dict(zip(phases, pool.map(one, phases), strict=True))
+    assert outcomes == {phase: ({"dead"}, "SIGKILL", True) for phase in phases}
 
 
 def test_a_kill_ends_an_attempt_that_waits_for_the_lock(folder: Path, server: Any, start: Start) -> None:
