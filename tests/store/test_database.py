@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import stat
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -153,4 +154,13 @@ def test_a_broken_statement_is_the_callers_error_and_the_writer_goes_on(tmp_path
 
     asyncio.run(story())
     assert list(store.read(organizations.ids)) == ["o", "p"]
+    store.close()
+
+
+def test_the_files_of_the_database_are_ours_alone_also_those_of_an_older_version(tmp_path: Path) -> None:
+    (tmp_path / "a.db").touch(0o644)
+    store = Store(tmp_path / "a.db")
+    asyncio.run(store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1)))
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"a.db": 0o600, "a.db-wal": 0o600, "a.db-shm": 0o600}
     store.close()

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
 
 from runyard.store.tables import AnyRow, log_lines, metrics, output_files, outputs, run_attributes, runs, stream_offsets
 from runyard.store.tables import attempts as attempts_table
+
+# Every table whose rows name the run they belong to.
+_BELONGING = (run_attributes, attempts_table, stream_offsets, log_lines, metrics, output_files, outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,16 @@ def deleted(connection: Connection) -> Sequence[AnyRow]:
 
 def remove(connection: Connection, *, org: str, run_id: str) -> None:
     """Remove a run and everything that belongs to it."""
-    for table in (run_attributes, attempts_table, stream_offsets, log_lines, metrics, output_files, outputs):
+    for table in _BELONGING:
         connection.execute(delete(table).where(table.c.org == org, table.c.run_id == run_id))
     connection.execute(delete(runs).where(runs.c.org == org, runs.c.id == run_id))
+
+
+def count_rows(connection: Connection, *, org: str, run_id: str) -> dict[str, int]:
+    """How many rows of a run each table holds, by the table's name; for the proof that nothing is left."""
+    counts = {}
+    for table, column in [(runs, runs.c.id), *((table, table.c.run_id) for table in _BELONGING)]:
+        query = select(func.count()).select_from(table).where(table.c.org == org, column == run_id)
+        if number := connection.execute(query).scalar_one():
+            counts[table.name] = int(number)
+    return counts

@@ -86,7 +86,7 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
             epoch=store.read(lambda connection: organizations.fact(connection, bootstrap.EPOCH)) or "",
             pepper=secrets.pepper,
         )
-        await deletion.sweep(services)
+        await deletion.begin(services)
         async with contextlib.AsyncExitStack() as stack:
             if pulse:
                 task = asyncio.create_task(_beat(services), name="pulse")

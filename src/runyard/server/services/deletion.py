@@ -17,7 +17,7 @@ from runyard.server.services import changes, etags
 from runyard.server.services.changes import run_topic
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import not_found
-from runyard.store import StoreUnavailable, attempts, outputs, tombstones
+from runyard.store import StoreUnavailable, attempts, organizations, outputs, tombstones
 from runyard.store import runs as rows
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,18 @@ async def delete(services: Services, actor: Actor, run_id: str, *, if_match: str
     await purge_if_due(services, org=org, run_id=run_id)
 
 
+async def begin(services: Services) -> None:
+    """Before anything is served: remove what uploads that a crash cut off left behind, then sweep."""
+    for org in services.store.read(organizations.ids):
+        await asyncio.to_thread(services.blobs(org).clear_incoming)
+    await sweep(services)
+
+
 async def sweep(services: Services) -> None:
-    """Finish every deletion that a failure, a stop or a crash left half done."""
+    """Finish every deletion that a failure, a stop or a crash left half done; forget ids deleted long ago."""
+    now_ms = services.clock.now_ms()
+    if services.store.read(lambda connection: tombstones.expired(connection, now_ms=now_ms)):
+        await services.store.write(lambda connection: tombstones.expire(connection, now_ms=now_ms))
     for row in services.store.read(rows.deleted):
         await purge_if_due(services, org=row.org, run_id=row.id)
 
