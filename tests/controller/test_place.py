@@ -88,3 +88,15 @@ def test_cores_are_shared_among_the_slots() -> None:
     assert threads_per_run(0, slots=2, cores=8) == 4
     assert threads_per_run(0, slots=4, cores=2) == 1
     assert threads_per_run(3, slots=4, cores=2) == 3
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "limit_s"),
+    [("http://127.0.0.1:7878", None), ("http://localhost:1", None), ("https://vi.example:443/", 1800.0)],
+)
+def test_only_a_server_on_another_machine_limits_how_long_a_run_goes_on_without_it(
+    endpoint: str, limit_s: float | None, tmp_path: Path
+) -> None:
+    folder = place(assignment(), settings=Settings(data_dir=tmp_path), machine_id="m", endpoint=endpoint)
+    placed = rundir.read_json(folder / rundir.PLACED) or {}
+    assert placed["maxUnreachableS"] == limit_s

@@ -258,7 +258,10 @@ def test_a_trainer_that_falls_silent_is_warned_about_once_and_not_ended() -> Non
     assert "said nothing for 601 s" in (state.note or "")
     state, actions = follow(state, mv.Tick(), now=800.0)
     assert not {mv.Warn, mv.Terminate, mv.KillAll} & set(kinds(actions))
-    assert follow(state, mv.LinesRead("events", 0, 3, ("{}",)), now=801.0)[0].note is None
+    state, _ = follow(state, mv.Renewed(GO_ON), mv.LinesRead("events", 0, 3, ("{}",)), now=801.0)
+    state, actions = follow(state, mv.Tick(), now=810.0)
+    assert [action.note for action in actions if isinstance(action, mv.Renew)] == ["the trainer goes on"]
+    assert state.note is None
 
 
 def test_silence_while_it_evaluates_is_no_news() -> None:

@@ -77,6 +77,7 @@ Phase = Literal["announcing", "locking", "preparing", "training", "stopping", "c
 RENEWALS_PER_LEASE = 6
 RENEW_AT_MOST_EVERY_S = 2.0  # a kill is noticed at a renewal, so they come more often than the lease needs
 LOOK_EVERY_S = 0.25
+GOES_ON = "the trainer goes on"
 LOOK_FOR_CHECKPOINTS_EVERY_S = 1.0
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.25, 10.0
 CLEAR_FOR_S = 60.0  # what survives SIGKILL that long is reported as alive, and again every so often
@@ -269,7 +270,7 @@ def _on_lines(state: State, event: LinesRead, now: float) -> tuple[State, list[A
     if "words" in state.busy:  # one call at a time; what was read is read again when the lane is free
         return state, []
     if event.stream == "events":
-        state = replace(state, heard_at=now, note=None)
+        state = replace(state, heard_at=now, note=GOES_ON if state.note else None)
     word = said_phase(event.lines) if event.stream == "events" else None
     state = replace(state, busy=state.busy | {"words"}, phase_word=word or state.phase_word)
     lines = tuple(masked(line) for line in event.lines)
@@ -311,7 +312,7 @@ def _tick_while_clearing(state: State, actions: list[Action], now: float) -> tup
 
 def _look_for_hang(state: State, actions: list[Action], now: float) -> State:
     """Say that a trainer is silent while it trains. It is not ended for that: a step may be long, a disk slow."""
-    if state.hang_s is None or state.heard_at is None or state.note is not None or state.phase != "training":
+    if state.hang_s is None or state.heard_at is None or state.note not in (None, GOES_ON) or state.phase != "training":
         return state
     if state.phase_word != "Training" or now - state.heard_at < state.hang_s:
         return state
@@ -331,7 +332,10 @@ def _renew_if_due(state: State, actions: list[Action], now: float) -> State:
     if state.phase == "announcing" or state.stop == "refused" or now < state.renew_at:
         return state
     renewed = _send(state, "lease", Renew(state.phase_word, state.note), actions, now)
-    return replace(renewed, renew_at=now + renew_every_s(state.lease_s)) if renewed is not state else state
+    if renewed is state:
+        return state
+    note = None if state.note == GOES_ON else state.note  # said once: the trainer's own words come next
+    return replace(renewed, renew_at=now + renew_every_s(state.lease_s), note=note)
 
 
 def _look_and_ship(state: State, actions: list[Action], now: float) -> State:
