@@ -224,12 +224,58 @@ def test_long_silence_lets_the_run_be_tried_again_and_the_old_attempt_is_refused
         await attempt.checkpoint("epoch-2")
         await tick(house, 15 + 1 + leases.RETRY_AFTER_S)
         assert (await acts.status(house))[:2] == ("Pending", "Retrying")
+        second = await acts.claim(house, "c2", machine_id="m2")
+        assert (second.assignment["attempt"], second.assignment["resume_checkpoint"]) == (2, "epoch-2")
         for refused in (await attempt.post("renew"), await attempt.start()):
             assert (refused.status_code, refused.json()["code"]) == (409, "LeaseLost")
         assert (await attempt.ship("late")).json()["code"] == "LeaseLost"
-        second = await acts.claim(house, "c2")
-        assert (second.assignment["attempt"], second.assignment["resume_checkpoint"]) == (2, "epoch-2")
         assert second.assignment["token"] != attempt.assignment["token"]
+
+    in_house(story)
+
+
+def test_the_machine_that_went_silent_settles_its_attempt_before_it_may_try_again(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        await tick(house, 15 + 2 + leases.RETRY_AFTER_S)
+        assert await acts.claim(house, "c2") is None
+        controller = await house.client(house.controller_key)
+        placed = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
+        assert [told["token"] for told in placed] == [attempt.assignment["token"]]
+        assert (await attempt.ship("still here")).status_code == 200
+        assert (await attempt.post("renew")).json()["action"] == "continue"
+        assert (await acts.status(house))[0] == "Running"
+        assert (await attempt.finish(1)).status_code == 204
+        assert (await acts.claim(house, "c3")).assignment["attempt"] == 2
+
+    in_house(story)
+
+
+def test_a_machine_that_settled_a_lost_attempt_may_try_again(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        await tick(house, 30)
+        assert (await acts.status(house))[:2] == ("Running", "Stopping")
+        assert (await attempt.finish(None)).status_code == 204
+        assert (await acts.claim(house, "c2")).assignment["attempt"] == 2
+
+    in_house(story)
+
+
+def test_a_run_killed_while_a_silent_attempt_is_unsettled_is_not_cancelled_before_it_is(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        await tick(house, 15 + 2 + leases.RETRY_AFTER_S)
+        api = await house.api()
+        await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 1}})
+        assert (await acts.status(house))[:2] == ("Pending", "Stopping")
+        assert (await attempt.post("renew")).json()["action"] == "kill"
+        assert (await attempt.finish(75)).status_code == 204
+        assert (await acts.status(house))[0] == "Cancelled"
 
     in_house(story)
 
@@ -245,10 +291,10 @@ def test_a_result_reported_after_long_silence_still_counts_unless_the_run_went_o
             assert (await acts.status(house, run_id))[:2] == ("Pending", "Retrying")
             done = {"outcome": "Succeeded", "reason": "Completed", "message": "found on disk"}
             if run_id == "r1":
-                assert [(await attempt.finish(0, **done)).status_code for _ in range(2)] == [204, 409]
+                assert [(await attempt.finish(0, **done)).status_code for _ in range(2)] == [204, 204]
                 assert await acts.status(house, run_id) == ("Succeeded", "Completed", "found on disk")
             else:
-                second = await acts.claim(house, "c2")
+                second = await acts.claim(house, "c2", machine_id="m2")
                 await second.start()
                 assert (await attempt.finish(0, **done)).json()["code"] == "LeaseLost"
                 assert (await acts.status(house, run_id))[:2] == ("Running", "Preparing")

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, and_, func, insert, or_, select, update
 
-from runyard.store.tables import AnyRow, attempts
+from runyard.store.tables import AnyRow, attempts, runs
 
 
 def add(connection: Connection, values: Mapping[str, Any]) -> None:
@@ -48,11 +48,32 @@ def has_open(connection: Connection, *, org: str, run_id: str) -> bool:
     return connection.execute(query.limit(1)).first() is not None
 
 
+def reopen_unproven(connection: Connection, *, org: str, run_id: str) -> None:
+    """Open what was closed for its silence alone again: nobody knows yet that nothing of it lives."""
+    connection.execute(
+        update(attempts)
+        .where(
+            attempts.c.org == org,
+            attempts.c.run_id == run_id,
+            attempts.c.closed.is_(True),
+            attempts.c.lost_pulse.is_not(None),
+        )
+        .values(closed=False)
+    )
+
+
 def open_on_machine(connection: Connection, *, machine_id: str) -> Sequence[AnyRow]:
-    """Open attempts of every organisation on one machine."""
+    """Attempts of every organisation that one machine shall settle: open ones, and those closed for their silence
+    alone whose run waits."""
+    is_waited_for = select(runs.c.id).where(
+        runs.c.org == attempts.c.org, runs.c.id == attempts.c.run_id, runs.c.condition == "Pending"
+    )
     return connection.execute(
         select(attempts)
-        .where(attempts.c.closed.is_(False), attempts.c.machine_id == machine_id)
+        .where(
+            attempts.c.machine_id == machine_id,
+            or_(attempts.c.closed.is_(False), and_(attempts.c.lost_pulse.is_not(None), is_waited_for.exists())),
+        )
         .order_by(attempts.c.token_number)
     ).all()
 

@@ -72,7 +72,7 @@ async def report_process(services: Services, token: AttemptToken, report: Proces
     """The supervisor exists: from now on the attempt counts, and the run is Running."""
 
     def work(connection: Connection) -> Wanted:
-        attempt, row = open_attempt(connection, token)
+        attempt, row = open_attempt(connection, token, now_ms=services.clock.now_ms())
         run = decoded(row.document)
         _change(
             connection,
@@ -101,7 +101,7 @@ async def renew(services: Services, token: AttemptToken, renewal: Renewal) -> Wa
     """The supervisor lives: its lease begins anew. One that was thought lost is back."""
 
     def work(connection: Connection) -> Wanted:
-        attempt, row = open_attempt(connection, token)
+        attempt, row = open_attempt(connection, token, now_ms=services.clock.now_ms())
         run = decoded(row.document)
         _extend(services, connection, attempt)
         if attempt.lost_pulse is not None and not row.killed:
@@ -141,8 +141,11 @@ async def finish(services: Services, token: AttemptToken, report: ExitReport) ->
             _begin(services, run, attempt)  # it ran and ended before it could say who it is
         charged = (attempt.started or report.exit_code is not None) and conditions.is_charged(report)
         _close(services, connection, attempt, run, report, charged=charged)
+        _change(connection, attempt, lost_pulse=None)  # settled: this was its own word
         end = _end(services, connection, row, run)
-        if run.condition is conditions.PENDING:
+        if rows.has_open(connection, org=row.org, run_id=row.id):
+            pass  # killed, and an older attempt is not settled yet: the last to close says the word
+        elif run.condition is conditions.PENDING:
             _requeue(run, end, now_ms=now_ms, cause=report.cause)
         else:
             move(run, conditions.after_exit(report, end), now_ms=now_ms)
@@ -183,16 +186,26 @@ def find(connection: Connection, token: AttemptToken) -> Any:
     return attempt
 
 
-def open_attempt(connection: Connection, token: AttemptToken) -> tuple[Any, Any]:
+def open_attempt(connection: Connection, token: AttemptToken, *, now_ms: int | None = None) -> tuple[Any, Any]:
     """Rows of attempt and run, if the attempt may still speak.
+
+    One that was closed for its silence may, until another has begun; with ``now_ms``, in a transaction that writes,
+    it is open again.
 
     Raises:
         Refusal: LeaseLost.
     """
     attempt = find(connection, token)
     row = run_rows.get(connection, org=token.org, run_id=attempt.run_id)
-    if attempt.closed or row is None:
+    if row is None or (attempt.closed and attempt.lost_pulse is None):
         raise lease_lost()
+    if attempt.closed:
+        run = decoded(row.document)
+        _reopen(connection, attempt, run, now_ms=row.time_created if now_ms is None else now_ms)
+        if now_ms is not None:
+            _change(connection, attempt, closed=False)
+            save(connection, run)
+            row = run_rows.get(connection, org=token.org, run_id=attempt.run_id)
     return attempt, row
 
 
@@ -217,6 +230,8 @@ async def _try_claim(services: Services, actor: Actor, offer: Claim) -> Assignme
             return None if attempt.closed or held is None else _assignment(services, connection, attempt, held)
         for row in run_rows.waiting(connection, limit=LOOK_AT) if offer.slots > 0 and not offer.lacks_disk else ():
             run = decoded(row.document)
+            if _is_unsettled(connection, row, offer.machine_id):
+                continue
             if _fits(run.spec.flow.tolerations, offer.labels) and run_rows.lock_waiting(
                 connection, org=row.org, run_id=row.id
             ):
@@ -239,6 +254,15 @@ def _say_disk_is_short(services: Services, connection: Connection, offer: Claim)
 
 def _newest_reason(run: Run) -> str | None:
     return run.status.conditions[-1].reason if run.status.conditions else None
+
+
+def _is_unsettled(connection: Connection, row: Any, machine_id: str) -> bool:
+    """Whether this machine has not said yet what became of the newest attempt, which it went silent on.
+
+    A finished training may lie there; its supervisor, or the next one, reports that first. Another machine may go on.
+    """
+    past = rows.of_run(connection, org=row.org, run_id=row.id)
+    return bool(past) and past[-1].lost_pulse is not None and past[-1].machine_id == machine_id
 
 
 def _fits(tolerations: dict[str, list[str]], labels: dict[str, list[str]]) -> bool:
@@ -335,7 +359,8 @@ def _expire(services: Services, connection: Connection, attempt: Any, lived_ms: 
         return False
     report = ExitReport(exit_code=None, signal=None, group_empty=True, cause=cause, time=now_ms)
     _close(services, connection, attempt, run, report, charged=True)
-    move(run, conditions.after_loss(cause, end), now_ms=now_ms)
+    if not rows.has_open(connection, org=row.org, run_id=row.id):
+        move(run, conditions.after_loss(cause, end), now_ms=now_ms)
     save(connection, run)
     return True
 
@@ -381,6 +406,9 @@ def _reopen(connection: Connection, attempt: Any, run: Run, *, now_ms: int) -> N
     if latest.number != attempt.number or run.condition is not conditions.PENDING:
         raise lease_lost()
     message = f"attempt {attempt.number} on {attempt.host} has reported after all"
+    for told in run.status.attempts:
+        if told.attempt == attempt.number:
+            told.time_ended, told.cause = None, ""
     move(run, Move(conditions.RUNNING, "Stopping", message), now_ms=now_ms)
 
 

@@ -38,7 +38,7 @@ async def accept(services: Services, token: AttemptToken, shipped: Lines) -> Lin
     """Take lines if they begin where the server stands; the answer says where it stands now."""
 
     def work(connection: Connection) -> tuple[LinesAccepted, str]:
-        attempt, row = leases.open_attempt(connection, token)
+        attempt, row = leases.open_attempt(connection, token, now_ms=services.clock.now_ms())
         place = {"org": token.org, "run_id": row.id, "attempt": attempt.number, "stream": shipped.stream}
         stands = rows.offset(connection, **place)
         if shipped.offset != stands or shipped.next_offset <= stands:

@@ -187,6 +187,7 @@ def _kill(connection: Connection, run: Run, now_ms: int, *, grace_s: float | Non
         raise Refusal("RunFinished", f"run {run.run_id!r} has already ended ({run.condition.value}); nothing to kill")
     run.spec.killed_at, run.spec.grace_seconds = now_ms, grace_s
     run.metadata.generation += 1
+    attempt_rows.reopen_unproven(connection, org=run.organization_id, run_id=run.run_id)
     if attempt_rows.has_open(connection, org=run.organization_id, run_id=run.run_id):
         kind = run.condition or conditions.PENDING
         move(run, Move(kind, "Stopping", "killed; waiting until no process of it is left"), now_ms=now_ms)
