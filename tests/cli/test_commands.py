@@ -217,3 +217,16 @@ def test_a_data_folder_without_an_instance_is_unreachable(runyard) -> None:
     result = runyard("runs", "list", "--data-dir", "nowhere")
     assert result.exit_code == 5
     assert "runyard up --data-dir nowhere" in result.stderr
+
+
+def test_gc_finds_a_folder_without_a_run_and_removes_it(runyard, data_dir: str, instance) -> None:
+    stray = instance.data_dir / "runs" / instance.organization_id / "stray"
+    stray.mkdir(parents=True)
+    checked = runyard("gc", "--check", "--json", "--data-dir", data_dir)
+    assert (checked.exit_code, json.loads(checked.stdout)["foldersWithoutRuns"]) == (1, ["stray"])
+    assert stray.is_dir()
+    assert runyard("gc", "--data-dir", data_dir).exit_code == 0
+    assert not stray.exists()
+    checked = runyard("gc", "--check", "--data-dir", data_dir)
+    assert checked.exit_code == 0, checked.stdout
+    assert "agree" in checked.stdout

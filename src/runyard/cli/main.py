@@ -26,6 +26,7 @@ COMMANDS = {
     "runs": Entry("runyard.cli.runs", "runs", "Start, follow, kill and delete training runs."),
     "flows": Entry("runyard.cli.flows", "flows", "Keep recipes, check them, and see them with every default."),
     "models": Entry("runyard.cli.models", "models", "List and download checkpoints, and ask them questions."),
+    "gc": Entry("runyard.cli.gc", "gc", "Prove that database and disk agree; remove what nothing needs."),
     "config": Entry("runyard.cli.config", "config", "Show every setting, its value, and where it comes from."),
     "doctor": Entry("runyard.cli.doctor", "doctor", "Say what is installed here, what is missing, and what to do."),
     "completion": Entry("runyard.cli.completion", "completion", "Print the script that completes commands in a shell."),

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from runyard import protocol
-from runyard.server.http import attempts, bodies, flows, health, models, runs, training_projects
+from runyard.server.http import attempts, bodies, flows, health, models, runs, storage, training_projects
 from runyard.server.services.lines import LogPage, MetricPage
+from runyard.server.services.storage import StorageReport
 from vi.api.resources.flows.responses import Flow
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run
@@ -81,6 +82,10 @@ ROUTES = (
     Route("PATCH", PROJECT, training_projects.patch_project, "Update a training project",
           takes=bodies.ChangedProject, gives=TrainingProject),
     Route("DELETE", PROJECT, training_projects.delete_project, "Delete a training project"),
+
+    Route("GET", ORG + "/storage", storage.get_storage, "Whether database and disk agree", gives=StorageReport),
+    Route("POST", ORG + "/storage/collections", storage.post_collection, "Remove bytes and folders nothing needs",
+          gives=StorageReport),
 
     Route("POST", "/internal/v1/claims", attempts.post_claim, "Controller: offer room, get an attempt",
           takes=protocol.Claim, gives=protocol.Claimed),

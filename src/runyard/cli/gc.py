@@ -1,0 +1,51 @@
+"""``runyard gc``: whether the server's database and its disk agree, and the removal of what nothing needs.
+
+The running server compares, since it alone knows what is arriving just now; this is its voice.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runyard.cli.connection import connect, data_dir_option
+from runyard.cli.failures import EXIT_ERROR
+from runyard.cli.output import json_option, print_fields, print_json
+
+
+@click.command()
+@click.option("--check", "is_check", is_flag=True, help="Remove nothing; exit with 1 when store and disk disagree.")
+@data_dir_option
+@json_option
+def gc(is_check: bool, data_dir: Path | None, as_json: bool) -> None:
+    """Prove that database and disk agree; remove what nothing needs.
+
+    Bytes without a checkpoint are left alone while runs of the organisation are held by a machine, since they may just
+    be arriving. Lost bytes cannot be mended here; they end the command with exit code 1.
+    """
+    with connect(data_dir) as client:
+        path = f"/workspaces/{client.organization_id}/storage"
+        if is_check:
+            report = client._http.call("GET", path, decode_as=dict[str, Any])
+        else:
+            report = client._http.call("POST", f"{path}/collections", decode_as=dict[str, Any])
+    if as_json:
+        print_json(report)
+    else:
+        print_fields(_fields(report))
+    is_bad = not report["agrees"] if is_check else bool(report["rowsWithoutBlobs"])
+    if is_bad:
+        raise click.exceptions.Exit(EXIT_ERROR)
+
+
+def _fields(report: dict[str, Any]) -> list[tuple[str, object]]:
+    left_over = "removed" if report["isRemoved"] else "left over"
+    lost = [f"{file['runId']}/{file['modelId']}/{file['path']}" for file in report["rowsWithoutBlobs"]]
+    return [
+        ("store and disk", "agree" if report["agrees"] else "disagree"),
+        ("blobs", report["blobs"]),
+        ("perhaps arriving", report["arriving"]),
+        (f"blobs {left_over}", len(report["blobsWithoutRows"])),
+        (f"run folders {left_over}", ", ".join(report["foldersWithoutRuns"]) or 0),
+        ("files lost", ", ".join(lost) or 0),
+    ]

@@ -1,0 +1,100 @@
+"""Proves that store and disk agree, and removes what nothing needs.
+
+Three things can be wrong: bytes that no checkpoint needs, checkpoints whose bytes are gone, and folders of runs that do
+not exist. The first and the last are rubbish that a collection removes. The second is a loss: nothing here mends it, so
+it is only told. Bytes come before the row that needs them, so while an attempt of the organisation is open, bytes
+without a row may be on their way to one: they are counted as arriving and left alone.
+"""
+
+import asyncio
+import shutil
+
+import msgspec
+from sqlalchemy import Connection
+
+from runyard.server.services.context import Actor, Services
+from runyard.store import storage as rows
+
+
+class LostFile(msgspec.Struct, rename="camel", kw_only=True):
+    """A file of a checkpoint whose bytes are not on the disk."""
+
+    run_id: str
+    model_id: str
+    path: str
+    sha256: str
+
+
+class StorageReport(msgspec.Struct, rename="camel", kw_only=True):
+    """What was found, before anything was removed. ``agrees``: nothing is left over and nothing is lost."""
+
+    agrees: bool
+    blobs: int
+    arriving: int
+    blobs_without_rows: list[str]
+    rows_without_blobs: list[LostFile]
+    folders_without_runs: list[str]
+    is_removed: bool = False
+
+
+async def check(services: Services, *, org: str) -> StorageReport:
+    """Compare store and disk of one organisation, changing nothing."""
+    async with services.blob_lock:
+        return await asyncio.to_thread(_compare, services, org)
+
+
+async def collect(services: Services, actor: Actor) -> StorageReport:
+    """Compare, then remove bytes and folders that nothing needs; tells what was found."""
+    async with services.blob_lock:
+        report = await asyncio.to_thread(_compare, services, actor.org)
+        await asyncio.to_thread(_remove, services, actor.org, report)
+        await services.store.write(services.audit(actor, "collect garbage", actor.org))
+    report.is_removed = True
+    return report
+
+
+def _compare(services: Services, org: str) -> StorageReport:
+    # The disk is listed first: bytes that arrive and are registered meanwhile are then in the rows only, and bytes are
+    # asked for one by one again before a row is called lost.
+    blobs = services.blobs(org)
+    stored = set(blobs.hashes())
+    folders = _folders(services, org)
+
+    def work(connection: Connection) -> tuple[list[LostFile], set[str], set[str], bool]:
+        files = rows.files(connection, org=org)
+        lost = [
+            LostFile(run_id=file.run_id, model_id=file.output_id, path=file.path, sha256=file.sha256)
+            for file in files
+            if file.sha256 not in stored and not blobs.has(file.sha256)
+        ]
+        needed = {file.sha256 for file in files}
+        return lost, needed, rows.run_ids(connection, org=org), rows.may_be_uploading(connection, org=org)
+
+    lost, needed, run_ids, may_arrive = services.store.read(work)
+    unneeded = sorted(stored - needed)
+    left_over = [] if may_arrive else unneeded
+    strays = sorted(folders - run_ids)
+    return StorageReport(
+        agrees=not (left_over or lost or strays),
+        blobs=len(stored),
+        arriving=len(unneeded) if may_arrive else 0,
+        blobs_without_rows=left_over,
+        rows_without_blobs=lost,
+        folders_without_runs=strays,
+    )
+
+
+def _folders(services: Services, org: str) -> set[str]:
+    folder = services.settings.runs_dir / org
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _remove(services: Services, org: str, report: StorageReport) -> None:
+    for sha256 in report.blobs_without_rows:
+        services.blobs(org).delete(sha256)
+    for name in report.folders_without_runs:
+        path = services.settings.runs_dir / org / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
