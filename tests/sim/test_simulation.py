@@ -13,10 +13,10 @@ from simulation.simulation import FAULTS, ORGS, RULES, Deployment, simulate
 
 HERE = Path(__file__).parent
 FIRST_SEED = 10_000
-CHUNKS, SEEDS_A_CHUNK = 4, 3
+CHUNKS, SEEDS_A_CHUNK = 4, 2
 KEPT = [int(line.split()[0]) for line in (HERE / "seeds.txt").read_text().splitlines() if line and line[0] != "#"]
 # A seed that finds each rule's absence soon; measured by simulate.py --without, see docs/run-safety.md.
-FOUND_BY: dict[str, int] = {}
+FOUND_BY = {"R4": 0, "R5": 0, "R6": 0, "R9": 0}
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
@@ -95,7 +95,7 @@ class ChosenStory(RuleBasedStateMachine):
 
 
 def test_no_chosen_story_breaks_a_promise() -> None:
-    stories = int(os.environ.get("RUNYARD_SIM_STORIES", "12"))
+    stories = int(os.environ.get("RUNYARD_SIM_STORIES", "30"))
     chosen = settings(
         max_examples=stories,
         stateful_step_count=40,

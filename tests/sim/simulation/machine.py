@@ -348,10 +348,21 @@ class Supervisor(Program):
     def _do_Announce(self, _: st.Announce) -> None:
         me = self.identity
         report = ProcessReport(machine_id=self.machine.id, boot_id=me.boot_id, pid=me.pid, start_ticks=me.start_ticks)
-        self._ask("words", None, lambda s: leases.report_process(s, self.token, report), st.Announced)
+
+        async def announce(services: Any) -> Any:
+            wanted = await leases.report_process(services, self.token, report)
+            self.machine.ghost.heard_from(self.key)
+            return wanted
+
+        self._ask("words", None, announce, st.Announced)
 
     def _do_Renew(self, action: st.Renew) -> None:
-        self._ask("lease", None, lambda s: leases.renew(s, self.token, Renewal(phase=action.phase)), st.Renewed)
+        async def renew(services: Any) -> Any:
+            wanted = await leases.renew(services, self.token, Renewal(phase=action.phase))
+            self.machine.ghost.heard_from(self.key)
+            return wanted
+
+        self._ask("lease", None, renew, st.Renewed)
 
     def _do_Permit(self, _: Any) -> None:
         self.folder.permit_ms = self.world.now_ms

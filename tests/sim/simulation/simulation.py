@@ -66,10 +66,17 @@ class Ghost:
     counts: Counter[str] = field(default_factory=Counter)
     highest_token: int = 0
     known_tokens: set[int] = field(default_factory=set)
+    heard_lived_ms: dict[Key, int] = field(default_factory=dict)  # when its lease was last renewed, in server life
+    lost: set[Key] = field(default_factory=set)
 
     def launched(self, key: Key) -> None:
         self.launches.add(key)
         self.counts["launches"] += 1
+
+    def heard_from(self, key: Key) -> None:
+        assert self.server is not None
+        self.heard_lived_ms[key] = self.server.lived_ms
+        self.lost.discard(key)
 
     def trainer_began(self, trainer: Trainer) -> None:
         self.world.say("trainer begins", trainer.machine.id, trainer.key)
@@ -195,8 +202,11 @@ class Ghost:
 
     def _look_at_attempts(self) -> None:
         assert self.server is not None
-        query = "SELECT org, run_id, number, token_number, started, charged FROM attempts ORDER BY token_number"
-        for org, run_id, number, token, started, charged in self.server.store.raw.execute(query):
+        columns = "org, run_id, number, token_number, started, charged, lost_pulse"
+        query = f"SELECT {columns} FROM attempts ORDER BY token_number"  # noqa: S608
+        for org, run_id, number, token, started, charged, lost_pulse in self.server.store.raw.execute(query):
+            if lost_pulse is not None and Key(org, run_id, number) not in self.lost:
+                self._look_at_loss(Key(org, run_id, number))
             if (started or charged) and Key(org, run_id, number) not in self.launches:
                 raise Broken(8, f"attempt {number} of {org}/{run_id} counts, yet no process of it was written down")
             if token not in self.known_tokens:
@@ -204,6 +214,14 @@ class Ghost:
                     raise Broken(10, f"token {token} after {self.highest_token}")
                 self.highest_token = token
                 self.known_tokens.add(token)
+
+    def _look_at_loss(self, key: Key) -> None:
+        """A lease is lost by silence while the server lived, not by a stopped server or a stepped clock."""
+        assert self.server is not None
+        self.lost.add(key)
+        silent_ms = self.server.lived_ms - self.heard_lived_ms.get(key, 0)
+        if silent_ms < LEASE_S * 1000 - 2_000:
+            raise Broken(7, f"{key} lost its lease after {silent_ms} ms of server life")
 
     def look_at_lines(self) -> None:
         """What the server has of each stdout is what was written, from its beginning, each line once."""
