@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: stubborn demo test check bench setup format
+.PHONY: sim stubborn demo test check bench setup format chaos kill-server power-cuts
 
 setup:
 	@scripts/setup
@@ -25,3 +25,21 @@ format: setup
 # End 200 process trees that do not want to end; about three minutes.
 stubborn: setup
 	@scripts/stubborn
+
+# Real faults, see docs/chaos.md: make chaos FAULTS=1000 SEED=1
+FAULTS ?= 1000
+SEED ?= 1
+N ?= 100
+chaos: setup
+	@scripts/chaos --faults $(FAULTS) --seed $(SEED)
+
+kill-server: setup
+	@scripts/chaos --kill-server $(N)
+
+power-cuts: setup
+	@scripts/chaos --power-cuts $(N)
+
+# The run protocol in a simulated world, see docs/run-safety.md: make sim SEEDS=1000
+SEEDS ?= 200
+sim: setup
+	@.venv/bin/python tests/sim/simulate.py $(SEEDS) --processes 2

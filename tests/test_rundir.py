@@ -1,6 +1,7 @@
 """The run folder's readers on files as crashes leave them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,13 @@ def test_a_checkpoint_with_a_changed_or_missing_file_is_not_proven(tmp_path: Pat
 def test_a_manifest_that_lists_nonsense_is_not_proven(tmp_path: Path) -> None:
     assert not rundir.is_proven(tmp_path, {"files": [{"path": "x"}]})
     assert not rundir.is_proven(tmp_path, {"files": [3]})
+
+
+def test_events_that_were_synced_are_whole_lines_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(rundir.os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    events = rundir.EventWriter(tmp_path, lambda: 5)
+    events.write("warning", message="a")
+    events.sync()
+    assert synced == [path.stat().st_ino for path in (tmp_path / rundir.EVENTS_FILE, tmp_path)]
+    events.close()

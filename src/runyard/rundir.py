@@ -164,6 +164,11 @@ class EventWriter:
         line = json.dumps({"n": self._number, "t": self._now_ms(), "ev": event, **fields}, ensure_ascii=False)
         self._file.write(line.encode() + b"\n")
 
+    def sync(self) -> None:
+        """Make what was written survive loss of power: before a checkpoint, whose resume would never tell it again."""
+        os.fsync(self._file.fileno())
+        fsync_dir(self._path.parent)
+
     def close(self) -> None:
         self._file.close()
 

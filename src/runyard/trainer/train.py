@@ -282,6 +282,7 @@ def _save(
     if is_best:
         progress.best_checkpoint = name
     metrics = progress.metrics if is_evaluated else {}
+    events.sync()  # after loss of power, training goes on behind this checkpoint and tells none of these steps again
     item = save_checkpoint(
         job.folder,
         name,

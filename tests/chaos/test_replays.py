@@ -1,0 +1,17 @@
+"""The short form of ``chaos --replays 1000``: repeats of one create, over a link that loses half of all answers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CHAOS = Path(__file__).with_name("chaos.py")
+
+
+def test_a_hundred_repeats_of_one_create_whose_answers_are_lost_make_one_run() -> None:
+    command = [sys.executable, CHAOS, "--replays", "100", "--threads", "10"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.stdout, ended.stderr[-4000:]
+    numbers = json.loads(ended.stdout)
+    assert numbers["problems"] == []
+    assert numbers["lostAnswers"] > 0

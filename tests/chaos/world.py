@@ -1,0 +1,331 @@
+"""A real instance for faults: server and controller as processes of their own, a spoilable link, a disk of its own.
+
+Server and controller have a data folder each, as on two machines: the controller's holds the address of the link where
+the server's would stand, so everything the controller and the supervisors say goes through it, and stays so when the
+server is restarted. Whoever dies is started again by a thread, as ``runyard up`` does, only sooner and without end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from disk import Disk
+from link import Link
+
+import vi
+from runyard import processes
+from runyard.rundir import read_json
+from runyard.seams import Identity
+from vi.api.resources.runs.responses import Run
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+START_TIMEOUT_S = 60.0
+WATCH_EVERY_S = 0.05
+RECIPE_STEPS = 40
+RECIPE: dict[str, Any] = {
+    "name": "Chaos",
+    "settings": {"attempts": 100},
+    "blocks": [
+        {"block": "vi-dataset", "settings": {"maxSamples": 96}},
+        {
+            "block": "vi-model",
+            "settings": {
+                "hyperparameters": {"epochs": 1000, "maxSteps": RECIPE_STEPS, "batchSize": 8, "microBatchSize": 8},
+                "checkpoint": {"every": {"steps": 8}},
+                "validation": {"every": {"steps": 16}, "maxSamples": 4},
+            },
+        },
+    ],
+}
+
+
+class World:
+    """An instance over ``folder``; ``disk`` is where its data lies, if there is one."""
+
+    def __init__(self, folder: Path, *, disk: Disk | None = None, seed: int = 0, fakes_clock: bool = False):
+        self.disk = disk
+        self.base = (disk.folder if disk else folder) / "d"
+        self.server_dir, self.machine_dir = self.base / "s", self.base / "m"
+        self._logs = folder / "logs"
+        self._logs.mkdir(parents=True)
+        self._clock_file = folder / "clock" if fakes_clock and FAKETIME else None
+        self.port = _free_port()
+        self.link = Link(("127.0.0.1", self.port), seed=seed)
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self._stopped = threading.Event()
+        self._resting = threading.Event()
+        self._guard = threading.Lock()
+        self.answered_after_s: list[float] = []
+        self.server_died_at_s: float | None = None
+        self.twice: list[str] = []
+        self.organization_id = self.secret_key = ""
+
+    @property
+    def has_clock(self) -> bool:
+        return self._clock_file is not None
+
+    def start(self, *, controls: bool = True) -> None:
+        """Start it; without ``controls`` the server alone, so that nothing is trained."""
+        self.step_clock(0)
+        for folder in (self.server_dir, self.machine_dir / "secrets"):
+            folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        self.start_child("server")
+        self.wait_until_up()
+        credentials = read_json(self.server_dir / "credentials.json") or {}
+        self.organization_id, self.secret_key = credentials["organization_id"], credentials["secret_key"]
+        self.point_at_link()
+        if controls:
+            self.start_child("controller")
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        threading.Thread(target=self._sample, name="sample", daemon=True).start()
+
+    def point_at_link(self) -> None:
+        """Give the controller its key, with the link's address in place of the server's, on disk for good."""
+        known = read_json(self.server_dir / "secrets" / "controller.json") or {}
+        key_file, server_file = self.machine_dir / "secrets" / "controller.json", self.machine_dir / "server.json"
+        key_file.write_text(json.dumps({"endpoint": self.link.endpoint, "key": known["key"]}))
+        key_file.chmod(0o600)
+        server_file.write_text(json.dumps({"endpoint": self.link.endpoint, "pid": os.getpid()}))
+        os.sync()
+
+    def start_child(self, name: str) -> None:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("RUNYARD_", "DATATURE_"))}
+        environ |= {
+            "RUNYARD_DATA_DIR": str(self.server_dir if name == "server" else self.machine_dir),
+            "RUNYARD_PORT": str(self.port),
+            "RUNYARD_THREADS": "1",
+            "RUNYARD_SLOTS": "1",
+            "RUNYARD_LEASE_S": "3",
+            "RUNYARD_GRACE_S": "5",
+            "OMP_NUM_THREADS": "1",
+        }
+        # Only the server: under libfaketime, sleeping to a moment of the true monotonic clock fails with EINVAL.
+        if self._clock_file is not None and name == "server":
+            environ |= {
+                "LD_PRELOAD": str(FAKETIME),
+                "FAKETIME_TIMESTAMP_FILE": str(self._clock_file),
+                "FAKETIME_NO_CACHE": "1",
+                "DONT_FAKE_MONOTONIC": "1",
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            }
+        with open(self._logs / f"{name}.log", "ab") as log:
+            command = [sys.executable, "-P", "-m", f"runyard.{name}"]
+            self.children[name] = subprocess.Popen(
+                command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def step_clock(self, seconds: int) -> None:
+        """Set the server's wall clock that far from the true one; its monotonic one goes on."""
+        if self._clock_file is not None:
+            self._clock_file.write_text(f"{seconds:+d}s\n")
+
+    def wait_until_up(self) -> float:
+        """Seconds until the server answers."""
+        began_s = time.monotonic()
+        while not self._answers():
+            assert time.monotonic() - began_s < START_TIMEOUT_S, f"the server is not up; see {self._logs}/server.log"
+            time.sleep(0.02)
+        return time.monotonic() - began_s
+
+    def client(self, endpoint: str | None = None) -> vi.Client:
+        endpoint = endpoint or f"http://127.0.0.1:{self.port}/"
+        return vi.Client(secret_key=self.secret_key, organization_id=self.organization_id, endpoint=endpoint)
+
+    def supervisors(self) -> list[tuple[Identity, str]]:
+        return processes.marked(processes.SUPERVISOR_MARK, self._is_ours)
+
+    def trainers(self) -> list[tuple[Identity, str]]:
+        return processes.marked(processes.ATTEMPT_MARK, self._is_ours)
+
+    def find(self, part: str) -> Identity | None:
+        """The living process of a part: server, controller, warm, supervisor or trainer."""
+        if part in ("server", "controller"):
+            return processes.identify(self.children[part].pid)
+        if part == "warm":
+            socket_path = str(self.machine_dir / "machine" / "warm.sock").encode()
+            for entry in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                    is_fork = not (entry / "environ").read_bytes().count(b"RUNYARD_ATTEMPT=----")
+                    if socket_path in words and not is_fork:
+                        return processes.identify(int(entry.name))
+            return None
+        found = self.supervisors() if part == "supervisor" else self.trainers()
+        return found[0][0] if found else None
+
+    def attempts_folder(self, run_id: str) -> Path:
+        return self.machine_dir / "runs" / self.organization_id / run_id / "attempts"
+
+    def events(self, run_id: str) -> list[dict[str, Any]]:
+        """What the newest attempt's trainer has written so far."""
+        with contextlib.suppress(OSError, ValueError):
+            newest = max(self.attempts_folder(run_id).iterdir(), key=lambda path: int(path.name))
+            return read_events(newest / "events.jsonl")
+        return []
+
+    def rest(self) -> None:
+        """Nobody is started again until ``go_on``."""
+        with self._guard:
+            self._resting.set()
+
+    def go_on(self) -> None:
+        for name, child in list(self.children.items()):
+            if child.poll() is not None:
+                self.start_child(name)
+        self._resting.clear()
+
+    def kill_all(self) -> list[int]:
+        """SIGKILL to every process of this instance; returns who was there."""
+        for child in self.children.values():
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+        mark = str(self.base).encode()
+        killed = []
+        for _ in range(200):
+            living = [pid for pid in _pids() if pid != os.getpid() and mark in _environ(pid)]
+            if not living:
+                break
+            killed += living
+            for pid in living:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        return sorted(set(killed))
+
+    def cut_power(self, on_cut: Callable[[], None] = lambda: None) -> None:
+        """The machine loses power: the disk stops, every process is gone, and all comes up again."""
+        assert self.disk is not None
+        self.rest()
+        self.disk.cut_power()
+        on_cut()
+        self.kill_all()
+        self.disk.come_back()
+        self.go_on()
+        self.wait_until_up()
+
+    def end(self) -> list[str]:
+        """End it in the proper way; returns what was left over, which is killed."""
+        self.rest()
+        for name, wait_s in (("controller", 25), ("server", 15)):
+            child = self.children.get(name)
+            if child is not None and child.poll() is None:
+                child.send_signal(signal.SIGCONT)
+                child.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(wait_s)
+        deadline_s = time.monotonic() + 5  # a closed supervisor may be on its last instructions
+        while time.monotonic() < deadline_s and (self.trainers() or self.supervisors()):
+            time.sleep(0.1)
+        left = [f"trainer of {mark}" for _, mark in self.trainers()]
+        left += [f"supervisor of {mark}" for _, mark in self.supervisors()]
+        left += [name for name, child in self.children.items() if child.poll() is None]
+        return left
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._resting.set()
+        self.kill_all()
+        self.link.close()
+
+    def _is_ours(self, mark: str) -> bool:
+        return bool(self.organization_id) and mark.startswith(self.organization_id + "/")
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            connection.settimeout(1)
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            return b" 200 " in connection.recv(200)
+        return False
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(WATCH_EVERY_S):
+            with self._guard:
+                if self._resting.is_set():
+                    continue
+                for name, child in list(self.children.items()):
+                    if child.poll() is not None and not self._resting.is_set():
+                        if name == "server":
+                            self.server_died_at_s = time.monotonic()
+                        self.start_child(name)
+            if self.server_died_at_s is not None and self._answers():
+                self.answered_after_s.append(time.monotonic() - self.server_died_at_s)
+                self.server_died_at_s = None
+
+    def _sample(self) -> None:
+        """Look for two trainers of one run; one that waits at its gate has the gate's pipe open and trains nothing."""
+        before: set[str] = set()
+        while not self._stopped.wait(0.1):
+            training: dict[str, list[str]] = {}
+            for identity, mark in self.trainers():
+                if not _waits_at_gate(identity.pid):
+                    training.setdefault(mark.rpartition("/")[0], []).append(f"{mark} as {identity.pid}")
+            now = {" and ".join(sorted(who)) for who in training.values() if len({w.split()[0] for w in who}) > 1}
+            self.twice += sorted(now & before)
+            before = now
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events a trainer has written; a line that is torn does not count."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in path.read_bytes().split(b"\n"):
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return found
+
+
+def patiently(look: Callable[[], Any], *, timeout_s: float = 60) -> Any:
+    """Ask a server that may be away for a while."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            return look()
+        except (vi.ViNetworkError, vi.ViTimeoutError, vi.ViServerError):
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.2)
+
+
+def until_final(client: vi.Client, run_id: str, *, timeout_s: float) -> Run | None:
+    """The run once it has ended; None when it does not."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        run: Run = patiently(lambda: client.runs.get(run_id))
+        if run.condition is not None and run.condition.is_final:
+            return run
+        time.sleep(0.1)
+    return None
+
+
+def _waits_at_gate(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return any(str(entry.readlink()).startswith("pipe:") for entry in Path(f"/proc/{pid}/fd").iterdir())
+    return True  # gone, or going
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+
+
+def _environ(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        if processes.identify(pid) is not None:
+            return Path(f"/proc/{pid}/environ").read_bytes()
+    return b""
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
