@@ -246,7 +246,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--short", action="store_true", help="the dozen of the default suite")
+    parser.add_argument("--short", action="store_true", help="a dozen of eight kinds, in half a minute")
     parser.add_argument("--minutes", type=float, help="end after that long, with the numbers so far")
     parser.add_argument("--only", choices=list(WEIGHTS), help="faults of one kind")
     parser.add_argument("--kill-server", type=int, metavar="N", help="instead: kill the server N times during one run")
