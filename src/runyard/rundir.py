@@ -20,9 +20,12 @@ One writer a file. JSON is written whole: beside, fsynced, renamed, folder fsync
 absent. Standard library only, so that every part may import this.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +57,9 @@ MODEL_FULL = "model_full"
 MODEL_ADAPTER = "model_adapter"
 TRAINING_STATE = "training_state"
 
+# What the system says when a file finds no room: somebody may make some.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
 # Trainer exit codes.
 EXIT_DONE = 0
 EXIT_CANNOT_RUN = 64  # recipe or data at fault: trying again would fail again
@@ -62,7 +68,7 @@ EXIT_STOPPED = 75  # stopped after saving, on request
 # The lines of events.jsonl. Each is {"n": 1, 2, ..., "t": epoch ms, "ev": name, ...} with these further fields.
 # A step has values loss, learningRate, samplesPerSecond ...; an evaluation validation/loss and validation/<metric>.
 EVENTS = {
-    "phase": ("phase", "message"),  # Preparing | Training | Evaluating | Saving
+    "phase": ("phase", "message"),  # Preparing | Training | Evaluating | Saving | WaitingForDisk
     "plan": ("plan",),  # every number of the recipe, written out
     "step": (
         "step",
@@ -144,7 +150,11 @@ def permit_is_fresh(folder: Path, now_s: float) -> bool:
 
 
 class EventWriter:
-    """Appends numbered lines to ``events.jsonl``; each line is one write, so a reader sees whole lines or none."""
+    """Appends numbered lines to ``events.jsonl``, so that a reader sees whole lines or none.
+
+    What a full or failing disk does not take is kept here, in order, and tried again with the next line: whoever
+    trains is not ended by it. A line of which only a part arrived is taken back.
+    """
 
     def __init__(self, folder: Path, now_ms: Callable[[], int]):
         self._path = folder / EVENTS_FILE
@@ -152,8 +162,10 @@ class EventWriter:
         before = self._path.read_bytes() if self._path.exists() else b""
         self._number = before.count(b"\n")
         self._file: IO[bytes] = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        self._size_bytes, self._is_torn = len(before), False
+        self._waiting: deque[bytes] = deque()
         if before and not before.endswith(b"\n"):  # whoever wrote before us died within a line; ours begins anew
-            self._file.write(b"\n")
+            self._waiting.append(b"\n")
             self._number += 1
 
     def write(self, event: str, **fields: Any) -> None:
@@ -162,14 +174,35 @@ class EventWriter:
             raise ValueError(f"event {event!r} has no field {sorted(unknown)}; EVENTS lists what it has")
         self._number += 1
         line = json.dumps({"n": self._number, "t": self._now_ms(), "ev": event, **fields}, ensure_ascii=False)
-        self._file.write(line.encode() + b"\n")
+        self._waiting.append(line.encode() + b"\n")
+        with contextlib.suppress(OSError):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits. Raises OSError when the disk does not take all of it; the rest goes on waiting."""
+        self._take_back_a_part()
+        while self._waiting:
+            line = self._waiting[0]
+            if self._file.write(line) != len(line):
+                self._is_torn = True
+                self._take_back_a_part()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            self._size_bytes += len(self._waiting.popleft())
+
+    def _take_back_a_part(self) -> None:
+        if self._is_torn:
+            os.ftruncate(self._file.fileno(), self._size_bytes)
+            self._is_torn = False
 
     def sync(self) -> None:
         """Make what was written survive loss of power: before a checkpoint, whose resume would never tell it again."""
+        self.flush()
         os.fsync(self._file.fileno())
         fsync_dir(self._path.parent)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.flush()
         self._file.close()
 
 

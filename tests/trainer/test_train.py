@@ -365,25 +365,90 @@ def test_answers_may_be_drawn_at_random_and_end_at_a_text(
     assert drawn[0] == drawn[1]
 
 
-def test_out_of_memory_shrinks_the_micro_batch_when_asked(
-    make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    accumulate = train_module._accumulate
+def too_little_memory(monkeypatch: pytest.MonkeyPatch, *, fits: int) -> list[int]:
+    """Micro-batches above ``fits`` find no memory; the list notes every size that was tried."""
+    accumulate, tried = train_module._accumulate, []
 
     def needs_room(made: Any, indices: list[int], epoch: int, micro_batch_size: int) -> float:
-        if micro_batch_size > 8:
+        tried.append(micro_batch_size)
+        if micro_batch_size > fits:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return accumulate(made, indices, epoch, micro_batch_size)
 
     monkeypatch.setattr(train_module, "_accumulate", needs_room)
-    folder = make_attempt(short(steps=1, onOutOfMemory="shrink"), run="shrink")
+    return tried
+
+
+def test_out_of_memory_shrinks_the_micro_batch_when_asked_and_a_resumed_attempt_knows(
+    make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = too_little_memory(monkeypatch, fits=8)
+    first = make_attempt(short(steps=1, onOutOfMemory="shrink"))
+    assert train_attempt(first) == 0
+    assert tried == [32, 16, 8]
+    assert [event["plan"]["microBatchSize"]["value"] for event in events_of(first, "plan")] == [32, 16, 8]
+    told = "out of memory with microBatchSize 16 at step 1; going on with 8 at the same batch size"
+    assert events_of(first, "warning")[-1]["message"] == told
+    saved = first / "checkpoints" / "step-1"
+    run = read_json(saved / "model_full" / "run.json")
+    assert run is not None
+    assert (run["status"]["plan"]["microBatchSize"]["value"], run["status"]["plan"]["batchSize"]["value"]) == (8, 32)
+    tried.clear()
+    again = make_attempt(short(steps=2, onOutOfMemory="shrink"), attempt=2, resume=saved)
+    assert train_attempt(again) == 0
+    assert tried == [8]
+    assert events_of(again, "plan")[0]["plan"]["accumulation"]["value"] == 4
+
+
+def test_an_attempt_trains_with_no_more_than_the_server_says_after_a_kill_for_want_of_memory(
+    make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = too_little_memory(monkeypatch, fits=32)
+    folder = make_attempt(short(steps=1, onOutOfMemory="shrink"))
+    config = json.loads((folder / "run.json").read_text())
+    config["run"]["status"] = {"microBatchLimit": 4}
+    (folder / "run.json").write_text(json.dumps(config))
     assert train_attempt(folder) == 0
-    assert "microBatchSize 8" in events_of(folder, "warning")[-1]["message"]
-    folder = make_attempt(short(steps=1), run="fail")
+    assert tried == [4]
+    state = read_json(folder / "checkpoints" / "step-1" / "training_state" / "state.json")
+    assert state is not None
+    assert state["progress"]["microBatchLimit"] == 4
+
+
+def test_out_of_memory_ends_the_run_where_it_may_not_shrink_or_cannot(
+    make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    too_little_memory(monkeypatch, fits=0)
+    for run, recipe, size in (("fail", {}, 32), ("shrink", {"onOutOfMemory": "shrink"}, 1)):
+        folder = make_attempt(short(steps=1, **recipe), run=run)
+        assert train_attempt(folder) == 64
+        reason, message = failure(folder)
+        assert reason == "OutOfMemory"
+        assert f"while training with microBatchSize {size}; what asks for less: a smaller hyperparam" in message
+
+
+@pytest.mark.parametrize(
+    ("part", "doing"),
+    [
+        ("prepare", "preparing data and model"),
+        ("_move", "taking a step"),
+        ("evaluate", "evaluating"),
+        ("save_checkpoint", "saving"),
+    ],
+)
+def test_out_of_memory_is_named_whatever_was_being_done(
+    part: str, doing: str, make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(train_module, part, no_memory)
+    folder = make_attempt(short(steps=1))
     assert train_attempt(folder) == 64
-    result = read_json(folder / "result.json")
-    assert result is not None
-    assert result["reason"] == "OutOfMemory"
+    reason, message = failure(folder)
+    assert reason == "OutOfMemory"
+    assert message.startswith(f"out of memory while {doing}; what asks for less: ")
+    assert message.endswith("Unable to allocate 9 GiB")
 
 
 def failure(folder: Path) -> tuple[str, str]:
@@ -451,17 +516,18 @@ def test_a_defect_of_ours_leaves_a_result_and_a_trace(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_no_result_so_that_another_try_may_come(
-    make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+def test_a_disk_that_fails_leaves_no_result_so_that_another_try_may_come(
+    make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def fails(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(checkpoint_module, "_fsync_file", full)
+    monkeypatch.setattr(checkpoint_module, "_fsync_file", fails)
     folder = make_attempt(short(steps=1))
     assert train_attempt(folder) == 1
+    assert len(events_of(folder, "warning")) == train_module.SAVE_TRIES - 1
     assert not (folder / "result.json").exists()
-    assert not [path for path in (folder / "checkpoints").iterdir() if (path / "manifest.json").exists()]
+    assert list((folder / "checkpoints").iterdir()) == []
 
 
 def test_two_trainers_of_one_run_are_never_at_work(

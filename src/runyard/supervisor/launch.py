@@ -132,9 +132,11 @@ def _become_trainer(
     except BaseException:  # the last frame of a process: the trace goes to its log, the code to its parent
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # whatever a full disk says: a fork that went on from here would be a second supervisor
+            os._exit(code)
 
 
 def _close_all_but(*kept: int) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from runyard import processes as machine
 from runyard import rundir
-from runyard.protocol import ProcessReport
+from runyard.protocol import LOST_OUT_OF_MEMORY, ProcessReport
 from runyard.seams import Clock, Files, Identity, Processes, SystemClock
 from runyard.supervisor import moves as mv
 from runyard.supervisor import step as st
@@ -164,7 +164,8 @@ class Supervisor:
         if before.get("bootId") != self._processes.boot_id():
             return mv.Exit(cause="the machine was restarted")
         if self._memory_kills_before > before.get("memoryKills", self._memory_kills_before):
-            return mv.Exit(cause="the supervisor was lost while the kernel was out of memory")
+            doing = f" and the trainer was {word}" if (word := last_phase(self._folder, self._files)) else ""
+            return mv.Exit(cause=f"{LOST_OUT_OF_MEMORY}{doing}")
         return mv.Exit(cause="the supervisor was lost, and its trainer was ended")
 
     def _fork(self) -> None:
@@ -225,7 +226,8 @@ class Supervisor:
         for pid, status in self._group.reap():
             if self._trainer is not None and pid == self._trainer.pid:
                 kills = self._processes.out_of_memory_kills() - self._memory_kills_before
-                self._take(exited(status, memory_kills=kills))
+                word = last_phase(self._folder, self._files)
+                self._take(exited(status, memory_kills=kills, phase_word=word))
 
     def _take(self, event: mv.Input) -> None:
         self._state, actions = st.step(self._state, event, self._clock.monotonic())
@@ -330,12 +332,23 @@ class Supervisor:
             self._inbox.put(mv.GroupEmpty())
 
 
-def exited(status: int, *, memory_kills: int) -> mv.TrainerExited:
+def exited(status: int, *, memory_kills: int, phase_word: str | None = None) -> mv.TrainerExited:
     """A wait status in the words of ``step``."""
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        return mv.TrainerExited(None, signal.Signals(-code).name, memory_kills)
-    return mv.TrainerExited(code, None, memory_kills)
+        return mv.TrainerExited(None, signal.Signals(-code).name, memory_kills, phase_word)
+    return mv.TrainerExited(code, None, memory_kills, phase_word)
+
+
+def last_phase(folder: Path, files: Files = rundir) -> str | None:
+    """What the trainer last said it was doing, as far as the end of its events tells."""
+    path = folder / rundir.EVENTS_FILE
+    try:
+        begin = max(0, path.stat().st_size - CHUNK_BYTES)
+    except OSError:
+        return None
+    lines, _ = files.read_lines(path, begin, CHUNK_BYTES)
+    return st.said_phase(tuple(lines))
 
 
 def excess(path: Path, offset: int, limit_bytes: int) -> int:

@@ -82,11 +82,15 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class TrainerExited:
-    """``memory_kills`` counts the kernel's kills for want of memory since the trainer began."""
+    """``memory_kills`` counts the kernel's kills for want of memory since the trainer began.
+
+    ``phase_word`` is the last that the trainer said it was doing, which may not have been read yet otherwise.
+    """
 
     code: int | None
     signal: str | None
     memory_kills: int = 0
+    phase_word: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

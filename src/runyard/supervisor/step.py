@@ -249,7 +249,8 @@ def _on_exit(state: State, event: TrainerExited, now: float) -> tuple[State, lis
     if not state.has_trainer:
         return state, []
     was_killed = event.signal == "SIGKILL" and state.kill_at is not None and now >= state.kill_at
-    cause = cause_of(event, stop=state.stop, was_killed=was_killed, phase_word=state.phase_word)
+    phase_word = event.phase_word or state.phase_word
+    cause = cause_of(event, stop=state.stop, was_killed=was_killed, phase_word=phase_word)
     ended = Exit(exit_code=event.code, signal=event.signal, cause=cause)
     return replace(state, phase="clearing", exit=ended, clear_until=now + CLEAR_FOR_S, kill_at=None), [KillAll()]
 

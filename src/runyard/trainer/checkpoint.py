@@ -7,8 +7,9 @@
         manifest.json     last: every file with size and hash
 
 A checkpoint is staged beside its place, every file fsynced and hashed, the manifest written last, the folder renamed,
-and the folders above fsynced: after loss of power it is there whole or not at all. A failed fsync raises, and the next
-save starts from nothing. Nothing is pickled: tensors are safetensors, the rest is JSON.
+and the folders above fsynced: after loss of power it is there whole or not at all. Whatever the disk refuses, and above
+all a failed fsync, condemns all that was staged: it is removed, and the next save starts from nothing. Nothing is
+pickled: tensors are safetensors, the rest is JSON.
 """
 
 import os
@@ -34,10 +35,12 @@ from runyard.rundir import (
     write_json,
 )
 from runyard.trainer.model import Model
+from runyard.trainer.room import as_system_error
 
 RUN = "run.json"
 STATE, TENSORS = "state.json", "state.safetensors"
 STAGING = ".staging"
+SMALL_FILES_BYTES = 1 << 20  # what configuration, tokenizer and counters take at most beside built-in weights
 
 
 class Progress(msgspec.Struct, rename="camel", kw_only=True):
@@ -51,14 +54,17 @@ class Progress(msgspec.Struct, rename="camel", kw_only=True):
     evaluations_without_gain: int = 0
     metrics: dict[str, float] = {}
     train_seconds: float = 0.0
+    owes_evaluation: bool = False  # a stop came before the evaluation that belongs behind this step was done
+    micro_batch_limit: int | None = None  # what the machine's memory has taken, where it did not take more
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint of this attempt that is complete."""
+    """A checkpoint of this attempt that is complete, and what the next one like it will take on disk."""
 
     name: str
     folder: Path
+    next_bytes: int = 0
 
 
 def save_checkpoint(
@@ -74,35 +80,73 @@ def save_checkpoint(
     scaler: dict[str, Any] | None = None,
     previous: Saved | None = None,
 ) -> Saved:
-    """Write a checkpoint whole. ``previous`` lends its base weights, which are the same, by hard link."""
+    """Write a checkpoint whole. ``previous`` lends its base weights, which are the same, by hard link.
+
+    Raises:
+        OSError: the disk did not take it; nothing of it is left.
+    """
     final = attempt / CHECKPOINTS / name
     staged = attempt / CHECKPOINTS / f"{STAGING}-{name}"
     for left_over in (staged, final):
-        if left_over.exists():
-            shutil.rmtree(left_over)
-    staged.mkdir(parents=True)
-    _write_model(staged, model, run_document, previous)
-    _write_state(staged / TRAINING_STATE, optimizers, progress, scaler)
-    files = []
-    for path, full in files_below(staged):
-        _fsync_file(full)
-        files.append({"path": path, "sizeBytes": full.stat().st_size, "sha256": sha256_of(full)})
-    for folder in sorted(item for item in staged.rglob("*") if item.is_dir()):
-        fsync_dir(folder)
-    manifest = {
-        "checkpoint": name,
-        "step": progress.step,
-        "epoch": int(progress.epoch),
-        "metrics": metrics,
-        "isBest": is_best,
-        "time": time.time_ns() // 1_000_000,
-        "files": files,
-    }
-    write_json(staged / MANIFEST, manifest)
-    os.replace(staged, final)
-    fsync_dir(final.parent)
-    fsync_dir(attempt)
-    return Saved(name, final)
+        _remove(left_over)
+    try:
+        staged.mkdir(parents=True)
+        _write_model(staged, model, run_document, previous)
+        _write_state(staged / TRAINING_STATE, optimizers, progress, scaler)
+        files: list[dict[str, Any]] = []
+        for path, full in files_below(staged):
+            _fsync_file(full)
+            files.append({"path": path, "sizeBytes": full.stat().st_size, "sha256": sha256_of(full)})
+        for folder in sorted(item for item in staged.rglob("*") if item.is_dir()):
+            fsync_dir(folder)
+        manifest = {
+            "checkpoint": name,
+            "step": progress.step,
+            "epoch": int(progress.epoch),
+            "metrics": metrics,
+            "isBest": is_best,
+            "time": time.time_ns() // 1_000_000,
+            "files": files,
+        }
+        write_json(staged / MANIFEST, manifest)
+        os.replace(staged, final)
+        fsync_dir(final.parent)
+        fsync_dir(attempt)
+    except Exception as error:
+        for condemned in (staged, final):
+            _remove(condemned)
+        refused = as_system_error(error)  # weights and tokenizer are written by libraries with errors of their own
+        if refused is None or refused is error:
+            raise
+        raise refused from error
+    return Saved(name, final, sum(int(file["sizeBytes"]) for file in files if not _is_lent(file["path"], model)))
+
+
+def needed_bytes(model: Model, optimizers: list[torch.optim.Optimizer], previous: Saved | None) -> int:
+    """What the next checkpoint takes on disk: as much as the previous one, or an estimate that is rather too large."""
+    if previous is not None:
+        return previous.next_bytes
+    state = [value for optimizer in optimizers for entries in optimizer.state.values() for value in entries.values()]
+    tensors = [value for value in state if isinstance(value, torch.Tensor)]
+    if model.base is None:
+        tensors += [*model.module.parameters(), *model.module.buffers()]
+        below_bytes = SMALL_FILES_BYTES
+    else:
+        tensors += [parameter for _, parameter in model.trainable()]
+        below_bytes = SMALL_FILES_BYTES + sum(path.stat().st_size for _, path in files_below(model.base))
+    return below_bytes + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _is_lent(path: str, model: Model) -> bool:
+    """Whether the next checkpoint takes this file by hard link, see ``_link_or_copy``."""
+    return model.base is not None and path.startswith(f"{MODEL_FULL}/") and path.endswith(".safetensors")
+
+
+def _remove(folder: Path) -> None:
+    """The manifest goes first, so that a half-removed checkpoint is never taken for a whole one."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def is_proven(folder: Path) -> bool:
@@ -141,9 +185,7 @@ def prune(saved: list[Saved], *, keep: int, keep_best: bool, best: str | None) -
         if place >= len(saved) - max(1, keep) or (keep_best and item.name == best):
             kept.append(item)
             continue
-        # The manifest goes first, so that a half-removed checkpoint is never taken for a whole one.
-        (item.folder / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(item.folder)
+        _remove(item.folder)
     return kept
 
 

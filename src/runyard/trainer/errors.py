@@ -5,6 +5,7 @@
         InvalidData             the data cannot be read or is not what the task needs
         OutOfMemory             the machine has too little memory for it
         Diverged                the loss is no longer a number
+    StopAsked                   what was under way is broken off because a stop was asked for; never leaves the trainer
     LockHeld                    another trainer of the same run is alive (exit code 1, the platform's affair)
 
 Class names are the reasons that ``result.json`` carries. Everything else that escapes is a defect or the platform's
@@ -34,6 +35,10 @@ class OutOfMemory(TrainingFailed):
 
 class Diverged(TrainingFailed):
     """The loss is no longer a number."""
+
+
+class StopAsked(Exception):
+    """What was under way is broken off because a stop was asked for."""
 
 
 class LockHeld(Exception):

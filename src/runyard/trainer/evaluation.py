@@ -4,7 +4,7 @@ Answers come from ``generate`` exactly as they will when the model is used, with
 the metric is the one a user would measure. They are scored as answers (``answers.py``), not as tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,26 +48,35 @@ def evaluate(
     generation: dict[str, Any],
     seed: int,
     device: torch.device,
+    look: Callable[[], None],
 ) -> Evaluation:
-    """Measure the first ``count`` held-out samples; leaves the module's mode and the random state as they were."""
+    """Measure the first ``count`` held-out samples; leaves the module's mode and the random state as they were.
+
+    ``look`` is called before each batch and each token of an answer, and raises to break all this off.
+    """
     was_training = module.training
     module.eval()
-    with torch.inference_mode(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        if seed >= 0:
-            torch.manual_seed(seed)
-        values = {"loss": mean_loss(data, count, losses, device)}
-        with losses.arithmetic():
-            said = generate_answers(module, tokenizer, data, count, generation=generation, device=device)
-    module.train(was_training)
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            if seed >= 0:
+                torch.manual_seed(seed)
+            values = {"loss": mean_loss(data, count, losses, device, look)}
+            with losses.arithmetic():
+                said = generate_answers(module, tokenizer, data, count, generation=generation, device=device, look=look)
+    finally:
+        module.train(was_training)
     read = [read_answer(text) for text in said]
     values |= score(task, read, [sample.truth for sample in samples[:count]])
     return Evaluation(values, [_preview(task, i, read[i], samples[i]) for i in range(min(previews, count))])
 
 
-def mean_loss(data: EncodedSamples, count: int, losses: TokenLosses, device: torch.device) -> float:
+def mean_loss(
+    data: EncodedSamples, count: int, losses: TokenLosses, device: torch.device, look: Callable[[], None]
+) -> float:
     """Mean loss of the answers' tokens."""
     total, tokens = 0.0, 0
     for start in range(0, count, BATCH_SIZE):
+        look()
         batch = data.batch(list(range(start, min(start + BATCH_SIZE, count)))).to(device)
         total += float(losses(batch))
         tokens += batch.learnt_tokens
@@ -82,13 +91,21 @@ def generate_answers(
     *,
     generation: dict[str, Any],
     device: torch.device,
+    look: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """What the model says to the first ``count`` prompts, in their order."""
+
+    def never_done(tokens: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        """Asked by ``generate`` after each token which answers are complete; it knows that better."""
+        look()
+        return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+
     said = [""] * count
     for group in data.groups_by_prompt_length(count, BATCH_SIZE):
         inputs = {name: value.to(device) for name, value in data.prompts(group).items()}
         width = inputs["input_ids"].shape[1]
-        tokens = module.generate(**inputs, **generation)
+        look()
+        tokens = module.generate(**inputs, **generation, stopping_criteria=[never_done])
         texts = tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)
         for index, text in zip(group, texts, strict=True):
             said[index] = text

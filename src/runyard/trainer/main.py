@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from runyard.rundir import (
     EXIT_DONE,
     EXIT_STOPPED,
     LOCK,
+    NO_ROOM,
     RESULT,
     RESUME,
     RUN,
@@ -34,6 +35,7 @@ from runyard.rundir import (
     write_json,
 )
 from runyard.trainer.errors import InvalidFlow, LockHeld, TrainingFailed
+from runyard.trainer.room import LOOK_EVERY_S, as_system_error
 
 EXIT_FAILED = 1
 LOCK_WAIT_S = 10.0
@@ -50,32 +52,56 @@ def train_attempt(folder: Path) -> int:
     ``stop.json`` both mean: save, then end with ``EXIT_STOPPED``.
     """
     is_told = _listen_for_sigterm()
-    lock = None
-    events = None
+
+    def should_stop() -> bool:
+        return bool(is_told) or _is_told_by_files(folder)
+
+    with contextlib.ExitStack() as held:
+        code, result = _attempt(folder, should_stop, held)
+        if result is not None:
+            _wait_for_room(lambda: write_json(folder / RESULT, result), should_stop)
+    return code
+
+
+def _attempt(
+    folder: Path, should_stop: Callable[[], bool], held: contextlib.ExitStack
+) -> tuple[int, dict[str, Any] | None]:
+    """Train, and say how it ended: the exit code, and ``result.json`` if that is final. ``held`` keeps the lock."""
     try:
-        lock = hold_run_lock(folder.parent.parent / LOCK, wait_s=LOCK_WAIT_S)
+        held.callback(os.close, hold_run_lock(folder.parent.parent / LOCK, wait_s=LOCK_WAIT_S))
         events = EventWriter(folder, _now_ms)
-        outcome = _train(folder, events, lambda: bool(is_told) or _is_told_by_files(folder))
+        held.callback(events.close)
+        outcome = _train(folder, events, should_stop)
+        _wait_for_room(events.flush, should_stop)
     except TrainingFailed as error:
         _say(f"{error.reason}: {error}")
-        write_json(folder / RESULT, {"outcome": "Failed", "reason": error.reason, "message": str(error)})
-        return EXIT_CANNOT_RUN
+        return EXIT_CANNOT_RUN, {"outcome": "Failed", "reason": error.reason, "message": str(error)}
     except LockHeld as error:
         _say(str(error))
-        return EXIT_FAILED
+        return EXIT_FAILED, None
     except Exception as error:
-        traceback.print_exc()
-        if not (isinstance(error, OSError) and error.errno in MACHINE_FAULTS):
-            message = f"{type(error).__name__}: {error}"
-            write_json(folder / RESULT, {"outcome": "Failed", "reason": "TrainerError", "message": message})
-        return EXIT_FAILED
-    finally:
-        if events is not None:
-            events.close()
-        if lock is not None:
-            os.close(lock)
-    write_json(folder / RESULT, outcome)
-    return EXIT_STOPPED if outcome["outcome"] == "Stopped" else EXIT_DONE
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        refused = as_system_error(error)
+        if refused is not None and refused.errno in MACHINE_FAULTS:
+            return EXIT_FAILED, None
+        message = f"{type(error).__name__}: {error}"
+        return EXIT_FAILED, {"outcome": "Failed", "reason": "TrainerError", "message": message}
+    return EXIT_STOPPED if outcome["outcome"] == "Stopped" else EXIT_DONE, outcome
+
+
+def _wait_for_room(write: Callable[[], None], should_stop: Callable[[], bool]) -> None:
+    """Write the last words as soon as the disk takes them; whoever wants us to stop wants no more than one try."""
+    while True:
+        try:
+            write()
+            return
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            if should_stop():
+                return
+        time.sleep(LOOK_EVERY_S)
 
 
 def preload() -> None:
@@ -246,10 +272,21 @@ def _open_descriptors() -> Iterator[int]:
     yield from sorted(int(item.name) for item in Path(folder).iterdir())
 
 
+_unsaid: list[str] = []  # lines that a full disk did not take yet, in order
+
+
 def _say(line: str) -> None:
-    """A line of the trainer's own log; stdout is a file of the attempt's folder."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """A line of the trainer's own log; stdout is a file of the attempt's folder.
+
+    What Python holds back when a write fails it writes first the next time, so a line goes into its buffer only when
+    that is empty: none is torn, lost or said twice.
+    """
+    _unsaid.append(line + "\n")
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        while _unsaid:
+            sys.stdout.write(_unsaid.pop(0))
+            sys.stdout.flush()
 
 
 def _now_ms() -> int:

@@ -5,7 +5,7 @@ it), into the checkpoint's ``run.json``, and once to stdout. Pure: it decides an
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from runyard.flows import Recipe
@@ -168,6 +168,16 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
         compile=compiled,
         document=reasons,
     )
+
+
+def with_micro_batch(plan: Plan, size: int, reason: str) -> Plan:
+    """The same plan, and so the same batch, with another micro-batch."""
+    parts = math.ceil(plan.batch_size / size)
+    told = {
+        "microBatchSize": {"value": size, "reason": reason},
+        "accumulation": {"value": parts, "reason": "batchSize / microBatchSize"},
+    }
+    return replace(plan, micro_batch_size=size, document=plan.document | told)
 
 
 def is_due(every: str | Every, *, step: int, steps_per_epoch: int, seconds_since_last: float) -> bool:

@@ -17,8 +17,8 @@ from runyard.flows.blocks import Augmentation
 from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
 from runyard.trainer.augment import varied_by
 from runyard.trainer.checkpoint import Progress, load_state
-from runyard.trainer.datasets import Dataset, load_dataset
-from runyard.trainer.encode import Batch, EncodedSamples, Encoder, Layout, VariedSamples
+from runyard.trainer.datasets import Dataset, Sample, load_dataset
+from runyard.trainer.encode import Batch, Encoded, EncodedSamples, Encoder, Layout, VariedSamples
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.losses import TokenLosses
 from runyard.trainer.model import (
@@ -31,7 +31,7 @@ from runyard.trainer.model import (
     weights_folder,
 )
 from runyard.trainer.optim import make_optimizers
-from runyard.trainer.plan import Machine, Plan, Sizes, choose_precision, make_plan
+from runyard.trainer.plan import Machine, Plan, Sizes, choose_precision, make_plan, with_micro_batch
 from vi.api.resources.runs.responses import Run
 
 BASE = "base"  # below the attempt's folder: the unchanged weights under an adapter that came from no folder
@@ -69,8 +69,8 @@ class Prepared:
     device: torch.device
 
 
-def prepare(job: Job, machine: Machine) -> Prepared:
-    """Read data and model and make the plan.
+def prepare(job: Job, machine: Machine, *, look: Callable[[], None]) -> Prepared:
+    """Read data and model and make the plan; ``look`` is called often and raises when all this is not wanted any more.
 
     Raises:
         TrainingFailed: recipe or data are at fault.
@@ -78,6 +78,7 @@ def prepare(job: Job, machine: Machine) -> Prepared:
     recipe, settings = job.recipe, job.recipe.model
     numbers, device = settings.hyperparameters, torch.device(machine.device)
     data = _read_data(recipe)
+    look()
     precision, _ = choose_precision(recipe, machine)
     model = _make_model(job, data, DTYPES[precision])
     layout = Layout(
@@ -87,8 +88,8 @@ def prepare(job: Job, machine: Machine) -> Prepared:
         answers_only=numbers.loss.answers_only,
     )
     encoder = Encoder(model.processor, model.parts, system_prompt=recipe.system_prompt.system_prompt, task=recipe.task)
-    cached = EncodedSamples([encoder.encode(sample) for sample in data.train], layout)
-    held_out = EncodedSamples([encoder.encode(sample) for sample in data.validation], layout)
+    cached = EncodedSamples(_encode(encoder, data.train, look), layout)
+    held_out = EncodedSamples(_encode(encoder, data.validation, look), layout)
     plan = make_plan(recipe, machine, _sizes(model, cached, held_out))
 
     module = model.module.to(device)
@@ -113,6 +114,7 @@ def prepare(job: Job, machine: Machine) -> Prepared:
         progress, scaler_state = load_state(job.resume, optimizers)
         if scaler_state:
             scaler.load_state_dict(scaler_state)
+    plan = _within_memory(plan, progress, job.run.status.micro_batch_limit)
     smoothing = numbers.loss.label_smoothing
     return Prepared(
         plan=plan,
@@ -130,6 +132,26 @@ def prepare(job: Job, machine: Machine) -> Prepared:
         run_document=_run_document(job, model, plan),
         device=device,
     )
+
+
+def _encode(encoder: Encoder, samples: Sequence[Sample], look: Callable[[], None]) -> list[Encoded]:
+    encoded = []
+    for sample in samples:
+        look()
+        encoded.append(encoder.encode(sample))
+    return encoded
+
+
+def _within_memory(plan: Plan, progress: Progress, of_run: int | None) -> Plan:
+    """The plan with the micro-batch that memory has taken before, if a larger one was too much for it.
+
+    ``of_run`` is what the server noted when the kernel ended an attempt; a checkpoint knows what the trainer found.
+    """
+    limits = [limit for limit in (progress.micro_batch_limit, of_run) if limit is not None and limit > 0]
+    if not limits or min(limits) >= plan.micro_batch_size:
+        return plan
+    progress.micro_batch_limit = min(limits)
+    return with_micro_batch(plan, min(limits), f"{plan.micro_batch_size} was too much for the memory before")
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -4,26 +4,34 @@ A recipe comes in, a folder fills with events, checkpoints and a result. The loo
 asks whether it is time to evaluate, to save, to end. What decides is pure (``plan``, ``optim``); what is remembered
 lies in ``Progress`` and so in every checkpoint. Data order and rates are functions of the step, so a resumed run does
 bit for bit what an undisturbed one would have done, on one machine with as many threads.
+
+A stop is looked for everywhere. A step is finished; reading data and measuring are broken off, and what was not
+measured is measured first when the run goes on.
 """
 
+import contextlib
+import errno
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from runyard.flows.blocks import ModelSettings
-from runyard.rundir import EventWriter
-from runyard.trainer.checkpoint import Saved, prune, save_checkpoint
+from runyard.rundir import NO_ROOM, EventWriter, free_bytes
+from runyard.trainer.checkpoint import Saved, needed_bytes, prune, save_checkpoint
 from runyard.trainer.encode import epoch_batches
-from runyard.trainer.errors import Diverged, OutOfMemory
+from runyard.trainer.errors import Diverged, OutOfMemory, StopAsked
 from runyard.trainer.evaluation import evaluate
 from runyard.trainer.optim import rate_factor, set_rates
-from runyard.trainer.plan import Machine, is_due, plan_in_words
+from runyard.trainer.plan import Machine, is_due, plan_in_words, with_micro_batch
 from runyard.trainer.prepare import Job, Prepared, prepare
+from runyard.trainer.room import Room
 
 SECONDS_BETWEEN_LINES = 2.0  # on stdout; every step is an event
+SAVE_TRIES = 3  # on a disk that fails; one that is full is waited for
 
 
 @dataclass(frozen=True)
@@ -44,23 +52,40 @@ def train(
     should_stop: Callable[[], bool],
     say: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
+    free: Callable[[Path], int] = free_bytes,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Outcome:
     """Train until the plan is done, validation stops improving, or ``should_stop``.
 
     Raises:
         TrainingFailed: recipe or data are at fault.
     """
+
+    def look() -> None:
+        if should_stop():
+            raise StopAsked
+
     events.write("phase", phase="Preparing", message="Reading data and model")
-    made = prepare(job, machine)
+    try:
+        with _memory_is_named(
+            "preparing data and model", "dataset.maxSamples, architecture.size, training.mode 'lora'"
+        ):
+            made = prepare(job, machine, look=look)
+    except StopAsked:
+        return Outcome("Stopped", "stopped while preparing, before another step", None, {})
     plan, progress, settings, seed = made.plan, made.progress, job.recipe.model, job.recipe.settings.seed
     events.write("plan", plan=plan.document)
     say(plan_in_words(plan))
     if progress.step:
         say(f"going on after step {progress.step}")
 
+    def wait_told(message: str) -> None:
+        events.write("phase", phase="WaitingForDisk", message=message)
+        say(f"waiting for disk space: {message}")
+
     first_step, seconds_before = progress.step, progress.train_seconds
     started = last_step_at = last_line_at = last_evaluation_at = last_save_at = clock()
-    micro_batch_size = plan.micro_batch_size
+    room = Room(folder=job.folder, should_stop=should_stop, tell=wait_told, free_bytes=free, sleep=sleep)
     batches: list[list[int]] = []
     saved: list[Saved] = []
     reason, message = "Completed", f"{plan.total_steps} steps"
@@ -68,118 +93,148 @@ def train(
     if should_stop():
         return Outcome("Stopped", f"stopped after step {progress.step}, before another one", None, progress.metrics)
 
-    for step in range(first_step, plan.total_steps):
-        # Which samples: a function of seed and step.
+    is_taken = progress.owes_evaluation  # that step is in the checkpoint; what belongs behind it is not done yet
+    for step in range(first_step - is_taken, plan.total_steps):
         epoch, place = divmod(step, plan.steps_per_epoch)
-        if not batches or place == 0:
-            batches = epoch_batches(
-                made.lengths,
-                batch_size=plan.batch_size,
-                seed=seed,
-                epoch=epoch,
-                shuffle=job.recipe.dataset.shuffle,
-            )
-        indices = batches[place]
+        if not is_taken:
+            # Which samples: a function of seed and step.
+            if not batches or place == 0:
+                batches = epoch_batches(
+                    made.lengths,
+                    batch_size=plan.batch_size,
+                    seed=seed,
+                    epoch=epoch,
+                    shuffle=job.recipe.dataset.shuffle,
+                )
+            indices = batches[place]
 
-        # One optimizer step.
-        schedule = settings.hyperparameters.schedule
-        factor = rate_factor(step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=schedule)
-        rate = set_rates(made.optimizers, factor)
-        loss, micro_batch_size = _backward(made, indices, epoch, micro_batch_size, settings, events)
-        if not math.isfinite(loss):
-            raise Diverged(
-                f"the loss is {loss} at step {step + 1}; try a lower hyperparameters.learningRate than "
-                f"{settings.hyperparameters.learning_rate:g} or a smaller optimizer.maxGradNorm"
-            )
-        norm = _move(made, settings.hyperparameters.optimizer.max_grad_norm)
+            # One optimizer step.
+            schedule = settings.hyperparameters.schedule
+            factor = rate_factor(step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=schedule)
+            rate = set_rates(made.optimizers, factor)
+            loss = _backward(made, indices, epoch, settings, events)
+            if not math.isfinite(loss):
+                raise Diverged(
+                    f"the loss is {loss} at step {step + 1}; try a lower hyperparameters.learningRate than "
+                    f"{settings.hyperparameters.learning_rate:g} or a smaller optimizer.maxGradNorm"
+                )
+            with _memory_is_named("taking a step", "hyperparameters.optimizer, training.mode 'lora', a smaller model"):
+                norm = _move(made, settings.hyperparameters.optimizer.max_grad_norm)
 
-        # Where we stand.
-        now = clock()
-        progress.step, progress.epoch = step + 1, (step + 1) / plan.steps_per_epoch
-        progress.train_seconds = seconds_before + now - started
-        pace = (now - started) / (step + 1 - first_step)
-        seconds_left = round(pace * (plan.total_steps - step - 1), 1)
-        events.write(
-            "step",
-            step=step + 1,
-            epoch=round(progress.epoch, 4),
-            totalSteps=plan.total_steps,
-            secondsLeft=seconds_left,
-            values={
-                "loss": round(loss, 6),
-                "learningRate": rate,
-                "gradNorm": round(norm, 6),
-                "samplesPerSecond": round(len(indices) / max(1e-6, now - last_step_at), 1),
-            },
-        )
-        if now - last_line_at >= SECONDS_BETWEEN_LINES:
-            say(f"step {step + 1}/{plan.total_steps}  loss {loss:.4f}  {seconds_left:.0f} s left")
-            last_line_at = now
+            # Where we stand.
+            now = clock()
+            progress.step, progress.epoch = step + 1, (step + 1) / plan.steps_per_epoch
+            seconds_now = now - started - room.waited_s
+            progress.train_seconds = seconds_before + seconds_now
+            seconds_left = round(seconds_now / (step + 1 - first_step) * (plan.total_steps - step - 1), 1)
+            events.write(
+                "step",
+                step=step + 1,
+                epoch=round(progress.epoch, 4),
+                totalSteps=plan.total_steps,
+                secondsLeft=seconds_left,
+                values={
+                    "loss": round(loss, 6),
+                    "learningRate": rate,
+                    "gradNorm": round(norm, 6),
+                    "samplesPerSecond": round(len(indices) / max(1e-6, now - last_step_at), 1),
+                },
+            )
+            if now - last_line_at >= SECONDS_BETWEEN_LINES:
+                say(f"step {step + 1}/{plan.total_steps}  loss {loss:.4f}  {seconds_left:.0f} s left")
+                last_line_at = now
 
         # Is the run over? What is measured and saved below does not depend on how it ends, but for a stop.
         is_over = step + 1 == plan.total_steps
-        if should_stop():
-            reason, message, is_over = "Stopped", f"stopped after step {step + 1} of {plan.total_steps}", True
-        elif job.recipe.settings.time_limit_minutes is not None and not is_over:
+        if job.recipe.settings.time_limit_minutes is not None and not is_over:
             is_over = progress.train_seconds >= job.recipe.settings.time_limit_minutes * 60
             message = f"time limit reached after step {step + 1} of {plan.total_steps}" if is_over else message
 
-        # Is it time to evaluate? Somebody who wants the run to stop does not want to wait for that.
-        is_evaluated = False
-        if reason != "Stopped" and plan.validation_samples:
-            waited = clock() - last_evaluation_at
-            if is_over or is_due(
+        # Is it time to evaluate? Somebody who wants the run to stop does not wait for that: it is owed then.
+        waited = clock() - last_evaluation_at
+        progress.owes_evaluation = bool(plan.validation_samples) and (
+            is_taken
+            or is_over
+            or is_due(
                 settings.validation.every,
                 step=step + 1,
                 steps_per_epoch=plan.steps_per_epoch,
                 seconds_since_last=waited,
-            ):
-                _evaluate(made, events, job, say)
+            )
+        )
+        is_taken = is_evaluated = False
+        if progress.owes_evaluation:
+            with contextlib.suppress(StopAsked):
+                _evaluate(made, events, job, say, look)
                 is_evaluated, last_evaluation_at = True, clock()
+                progress.owes_evaluation = False
                 patience = settings.validation.early_stopping
                 if patience and progress.evaluations_without_gain >= patience.patience and not is_over:
                     reason, is_over = "EarlyStopped", True
                     message = f"{plan.metric} did not get better for {patience.patience} evaluations"
+        if is_stopped := progress.owes_evaluation or (not is_over and should_stop()):
+            reason, message = "Stopped", f"stopped after step {step + 1} of {plan.total_steps}"
 
         # Is it time to save?
         waited = clock() - last_save_at
-        if is_over or is_due(
-            settings.checkpoint.every,
-            step=step + 1,
-            steps_per_epoch=plan.steps_per_epoch,
-            seconds_since_last=waited,
+        if (
+            is_over
+            or is_stopped
+            or is_due(
+                settings.checkpoint.every,
+                step=step + 1,
+                steps_per_epoch=plan.steps_per_epoch,
+                seconds_since_last=waited,
+            )
         ):
             is_whole_epoch = (step + 1) % plan.steps_per_epoch == 0
             name = f"epoch-{epoch + 1}" if is_whole_epoch else f"step-{step + 1}"
-            _save(job, made, events, name, is_evaluated=is_evaluated, saved=saved, say=say)
+            is_saved = _save(job, made, events, room, name, is_evaluated=is_evaluated, saved=saved, say=say)
             last_save_at = clock()
-        if is_evaluated and not is_over:
+            if not is_saved:
+                reason, message = "Stopped", f"stopped after step {step + 1}, which there was no disk space to save"
+            elif not is_over and should_stop():
+                reason, message = "Stopped", f"stopped after step {step + 1} of {plan.total_steps}"
+            is_stopped = reason == "Stopped"
+        if is_over or is_stopped:
+            break
+        if is_evaluated:
             events.write("phase", phase="Training", message=f"step {step + 1} of {plan.total_steps}")
         last_step_at = clock()
-        if is_over:
-            break
 
     return Outcome(reason, message, saved[-1].name if saved else None, progress.metrics)
 
 
-def _backward(
-    made: Prepared, indices: list[int], epoch: int, micro_batch_size: int, settings: ModelSettings, events: EventWriter
-) -> tuple[float, int]:
-    """Gradients of the mean loss over all learnt tokens of the batch; returns it, and the micro-batch that fitted."""
+def _backward(made: Prepared, indices: list[int], epoch: int, settings: ModelSettings, events: EventWriter) -> float:
+    """Gradients of the mean loss over all learnt tokens of the batch; returns it. May shrink the plan's micro-batch."""
     while True:
+        size = made.plan.micro_batch_size
         try:
-            return _accumulate(made, indices, epoch, micro_batch_size), micro_batch_size
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            return _accumulate(made, indices, epoch, size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
-            if settings.on_out_of_memory == "fail" or micro_batch_size == 1:
+            if settings.on_out_of_memory == "fail" or size == 1:
                 raise OutOfMemory(
-                    f"out of memory with microBatchSize {micro_batch_size}; take a smaller one, smaller "
-                    f"images.maxPixels, or onOutOfMemory 'shrink': {str(error).splitlines()[0]}"
+                    f"out of memory while training with microBatchSize {size}; what asks for less: a smaller "
+                    "hyperparameters.microBatchSize, onOutOfMemory 'shrink', training.mode 'lora', a smaller model: "
+                    f"{_first_line(error)}"
                 ) from error
-        micro_batch_size = (micro_batch_size + 1) // 2
-        _forget_gradients(made)
-        events.write("warning", message=f"out of memory; going on with microBatchSize {micro_batch_size}")
+        _forget_gradients(made)  # here and not above: until the error is forgotten it keeps what was allocated
+        _shrink(made, size // 2, events)
+
+
+def _shrink(made: Prepared, size: int, events: EventWriter) -> None:
+    """Go on with a smaller micro-batch and the same batch; remembered by the next checkpoint, told to everybody."""
+    before, step = made.plan.micro_batch_size, made.progress.step + 1
+    if made.device.type == "cuda":
+        torch.cuda.empty_cache()
+    made.plan = with_micro_batch(made.plan, size, f"{before} was too much for the memory at step {step}")
+    made.progress.micro_batch_limit = size
+    made.run_document["status"]["plan"] = made.plan.document
+    message = f"out of memory with microBatchSize {before} at step {step}; going on with {size} at the same batch size"
+    events.write("plan", plan=made.plan.document)
+    events.write("warning", message=message)
 
 
 def _accumulate(made: Prepared, indices: list[int], epoch: int, micro_batch_size: int) -> float:
@@ -215,28 +270,55 @@ def _forget_gradients(made: Prepared) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has a class for it, the CPU allocator only words."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA and Python have classes for it, the CPU allocator only words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
-def _evaluate(made: Prepared, events: EventWriter, job: Job, say: Callable[[str], None]) -> None:
-    """Measure the held-out data and note whether that is a gain."""
+@contextlib.contextmanager
+def _memory_is_named(doing: str, less: str) -> Iterator[None]:
+    """Say what was being done when memory ran out, and which settings ask for less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"out of memory while {doing}; what asks for less: {less}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _evaluate(
+    made: Prepared, events: EventWriter, job: Job, say: Callable[[str], None], look: Callable[[], None]
+) -> None:
+    """Measure the held-out data and note whether that is a gain.
+
+    Raises:
+        StopAsked: it was broken off, and nothing has been noted.
+    """
+    look()
     plan, progress, settings = made.plan, made.progress, job.recipe.model.validation
     events.write("phase", phase="Evaluating", message=f"{plan.validation_samples} held-out samples")
-    found = evaluate(
-        made.model.module,
-        made.model.processor.tokenizer,
-        made.held_out,
-        made.data.validation,
-        task=job.recipe.task,
-        count=plan.validation_samples,
-        previews=settings.previews,
-        losses=made.plain_losses,
-        generation=made.generation,
-        seed=job.recipe.model.evaluation.seed,
-        device=made.device,
-    )
+    less = "validation.maxSamples, evaluation.max_new_tokens, a smaller model"
+    with _memory_is_named("evaluating", less):
+        found = evaluate(
+            made.model.module,
+            made.model.processor.tokenizer,
+            made.held_out,
+            made.data.validation,
+            task=job.recipe.task,
+            count=plan.validation_samples,
+            previews=settings.previews,
+            losses=made.plain_losses,
+            generation=made.generation,
+            seed=job.recipe.model.evaluation.seed,
+            device=made.device,
+            look=look,
+        )
     progress.metrics = {f"validation/{name}": round(value, 6) for name, value in found.values.items()}
     events.write(
         "evaluation",
@@ -263,15 +345,15 @@ def _save(
     job: Job,
     made: Prepared,
     events: EventWriter,
+    room: Room,
     name: str,
     *,
     is_evaluated: bool,
     saved: list[Saved],
     say: Callable[[str], None],
-) -> None:
-    """Write a checkpoint, say so, and remove those that need not be kept."""
+) -> bool:
+    """Write a checkpoint, say so, and remove those that need not be kept; False when told to stop before that."""
     plan, progress, settings = made.plan, made.progress, job.recipe.model.checkpoint
-    events.write("phase", phase="Saving", message=name)
     # Without held-out data nothing tells which is best; then it is the newest.
     is_best = not plan.validation_samples
     if is_evaluated:
@@ -282,19 +364,27 @@ def _save(
     if is_best:
         progress.best_checkpoint = name
     metrics = progress.metrics if is_evaluated else {}
-    events.sync()  # after loss of power, training goes on behind this checkpoint and tells none of these steps again
-    item = save_checkpoint(
-        job.folder,
-        name,
-        made.model,
-        made.optimizers,
-        progress,
-        metrics=metrics,
-        run_document=made.run_document,
-        is_best=is_best,
-        scaler=made.scaler.state_dict() or None,
-        previous=saved[-1] if saved else None,
-    )
+
+    def write(previous: Saved | None) -> Saved:
+        events.write("phase", phase="Saving", message=name)
+        events.sync()  # after loss of power, training goes on behind this checkpoint and tells no step before it again
+        with _memory_is_named("saving", "training.mode 'lora', a smaller model"):
+            return save_checkpoint(
+                job.folder,
+                name,
+                made.model,
+                made.optimizers,
+                progress,
+                metrics=metrics,
+                run_document=made.run_document,
+                is_best=is_best,
+                scaler=made.scaler.state_dict() or None,
+                previous=previous,
+            )
+
+    item = _written(write, saved[-1] if saved else None, made, events, room, name)
+    if item is None:
+        return False
     events.write(
         "checkpoint",
         checkpoint=name,
@@ -306,3 +396,36 @@ def _save(
     )
     say(f"saved {name}{', the best so far' if is_best else ''}")
     saved[:] = prune([*saved, item], keep=settings.keep, keep_best=settings.keep_best, best=progress.best_checkpoint)
+    return True
+
+
+def _written(
+    write: Callable[[Saved | None], Saved],
+    previous: Saved | None,
+    made: Prepared,
+    events: EventWriter,
+    room: Room,
+    name: str,
+) -> Saved | None:
+    """Save when there is room, and from the start whenever the disk refuses; None when told to stop before it is done.
+
+    Raises:
+        OSError: the disk fails again and again.
+    """
+    failures = 0
+    while True:
+        needed = needed_bytes(made.model, made.optimizers, previous)
+        if not room.wait_for(needed, name):
+            return None
+        try:
+            return write(previous)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                if not room.wait_after_refusal(needed, name):
+                    return None
+                continue
+            failures += 1
+            if error.errno != errno.EIO or failures == SAVE_TRIES:
+                raise
+            previous = None  # nor is anything lent from a checkpoint on a disk that fails
+            events.write("warning", message=f"{name} could not be saved and is saved again: {error.strerror}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from runyard.protocol import OUT_OF_MEMORY, ExitReport
+from runyard.protocol import LOST_OUT_OF_MEMORY, OUT_OF_MEMORY, ExitReport
 from runyard.rundir import EXIT_CANNOT_RUN, EXIT_STOPPED
 from vi.api.responses import ConditionKind, ResourceCondition
 
@@ -31,7 +31,7 @@ REASONS: dict[ConditionKind, tuple[str, ...]] = {
         "Retrying",
         "Stopping",
     ),
-    RUNNING: ("Preparing", "Training", "Evaluating", "Saving", "Stopping"),
+    RUNNING: ("Preparing", "Training", "Evaluating", "Saving", "WaitingForDisk", "Stopping"),
     SUCCEEDED: ("Completed", "EarlyStopped"),
     FAILED: ("InvalidFlow", "InvalidData", "OutOfMemory", "Diverged", "TrainerError"),
     ERROR: ("WorkerLost", "StorageUnavailable", "Internal"),
@@ -40,8 +40,8 @@ REASONS: dict[ConditionKind, tuple[str, ...]] = {
 
 
 LESS_MEMORY = (
-    "Give the machine more memory or fewer slots, or ask for less: hyperparameters.batchSize, images.maxPixels, "
-    "a smaller model, or fewer loader processes"
+    "Give the machine more memory or fewer slots, or ask for less: a smaller hyperparameters.microBatchSize or "
+    "hyperparameters.batchSize, onOutOfMemory 'shrink', training.mode 'lora', dataset.maxSamples, a smaller model"
 )
 
 
@@ -81,17 +81,41 @@ def moved(history: Sequence[ResourceCondition], move: Move, *, now_ms: int) -> l
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptEnd:
-    """What counts when an attempt has ended: was the run killed, which try was it, is there a checkpoint."""
+    """What counts when an attempt has ended: was the run killed, which try was it, is there a checkpoint.
+
+    ``micro_batch_size`` is what the attempt trained with, where the recipe lets it shrink for want of memory.
+    """
 
     killed: bool
     tries_used: int
     tries_allowed: int
     has_checkpoint: bool
+    micro_batch_size: int | None = None
 
 
-def is_charged(report: ExitReport) -> bool:
-    """Whether an ended attempt uses up a try. Stopping on request does not."""
-    return report.exit_code != EXIT_STOPPED
+def is_charged(report: ExitReport, *, micro_batch_size: int | None = None) -> bool:
+    """Whether an ended attempt uses up a try. Stopping on request does not.
+
+    Nor does one that goes on with a smaller micro-batch: tries are for faults of the platform, and halving ends by
+    itself. Where nobody saw whom the kernel ended, it is a lost try like any other.
+    """
+    shrinks = report.cause.startswith(OUT_OF_MEMORY) and shrunk(report, micro_batch_size) is not None
+    return report.exit_code != EXIT_STOPPED and not shrinks
+
+
+def names_memory(report: ExitReport) -> bool:
+    """Whether the machine's memory ended the attempt, or may have."""
+    return report.cause.startswith((OUT_OF_MEMORY, LOST_OUT_OF_MEMORY))
+
+
+def shrunk(report: ExitReport, micro_batch_size: int | None) -> int | None:
+    """The micro-batch to go on with after want of memory; None when there is no such want, or nothing to halve.
+
+    Whatever it was doing: the kernel ends the trainer for all that it holds, not for the last page it asked for.
+    """
+    if micro_batch_size is None or micro_batch_size < 2 or not names_memory(report):
+        return None
+    return micro_batch_size // 2
 
 
 def after_exit(report: ExitReport, end: AttemptEnd) -> Move:
@@ -109,10 +133,23 @@ def after_exit(report: ExitReport, end: AttemptEnd) -> Move:
         message = str(result.get("message") or report.cause)
         return Move(FAILED, reason if reason in REASONS[FAILED] else "TrainerError", message)
     if report.cause.startswith(OUT_OF_MEMORY):
-        return Move(FAILED, "OutOfMemory", f"{report.cause}. {LESS_MEMORY}")
+        return _after_want_of_memory(report, end)
     if report.exit_code == EXIT_STOPPED:
         return Move(PENDING, "Retrying", "stopped after saving; goes on from the newest checkpoint")
-    return after_loss(report.cause or "the trainer ended without a result", end)
+    cause = report.cause or "the trainer ended without a result"
+    if (size := shrunk(report, end.micro_batch_size)) is not None:
+        cause = f"{cause}; going on with microBatchSize {size} instead of {end.micro_batch_size}"
+    return after_loss(cause, end)
+
+
+def _after_want_of_memory(report: ExitReport, end: AttemptEnd) -> Move:
+    doing = report.cause.removeprefix(OUT_OF_MEMORY).removeprefix(": ")
+    size = end.micro_batch_size
+    if (smaller := shrunk(report, size)) is not None:
+        message = f"out of memory with microBatchSize {size} ({doing}); going on with {smaller} at the same batch size"
+        return Move(PENDING, "Retrying", message)
+    with_one = ", with microBatchSize 1, the smallest" if size is not None else ""
+    return Move(FAILED, "OutOfMemory", f"{report.cause}{with_one}. {LESS_MEMORY}")
 
 
 def after_loss(cause: str, end: AttemptEnd) -> Move:

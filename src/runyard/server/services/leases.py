@@ -18,6 +18,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from runyard.flows import FlowProblems, resolve
 from runyard.protocol import Assignment, Claim, Claimed, ExitReport, Placed, ProcessReport, Renewal, Wanted
 from runyard.server.services import changes, conditions, deletion
 from runyard.server.services.changes import run_topic
@@ -139,16 +140,21 @@ async def finish(services: Services, token: AttemptToken, report: ExitReport) ->
             return False
         if report.exit_code is not None and not attempt.started:
             _begin(services, run, attempt)  # it ran and ended before it could say who it is
-        charged = (attempt.started or report.exit_code is not None) and conditions.is_charged(report)
+        micro_batch_size = _shrinks_from(run) if conditions.names_memory(report) else None
+        is_charged = conditions.is_charged(report, micro_batch_size=micro_batch_size)
+        charged = (attempt.started or report.exit_code is not None) and is_charged
         _close(services, connection, attempt, run, report, charged=charged)
         _change(connection, attempt, lost_pulse=None)  # settled: this was its own word
-        end = _end(services, connection, row, run)
+        end = _end(services, connection, row, run, micro_batch_size=micro_batch_size)
         if rows.has_open(connection, org=row.org, run_id=row.id):
             pass  # killed, and an older attempt is not settled yet: the last to close says the word
         elif run.condition is conditions.PENDING:
             _requeue(run, end, now_ms=now_ms, cause=report.cause)
         else:
             move(run, conditions.after_exit(report, end), now_ms=now_ms)
+            if run.condition is conditions.PENDING:
+                smaller = conditions.shrunk(report, micro_batch_size)
+                run.status.micro_batch_limit = smaller or run.status.micro_batch_limit
         if row.killed:
             run.status.observed_generation = run.metadata.generation
         save(connection, run)
@@ -384,13 +390,30 @@ def _requeue(run: Run, end: AttemptEnd, *, now_ms: int, cause: str) -> None:
         move(run, Move(conditions.PENDING, "Retrying", cause or "the attempt never began"), now_ms=now_ms)
 
 
-def _end(services: Services, connection: Connection, row: Any, run: Run) -> AttemptEnd:
+def _shrinks_from(run: Run) -> int | None:
+    """The micro-batch of the newest attempt, or the largest it can have been, if the recipe lets it be halved."""
+    try:
+        recipe = resolve(run.spec.flow)
+    except FlowProblems:
+        return None
+    if recipe.model.on_out_of_memory != "shrink":
+        return None
+    numbers = recipe.model.hyperparameters
+    wanted = numbers.batch_size if numbers.micro_batch_size == "auto" else numbers.micro_batch_size
+    told = [attempt.micro_batch_size for attempt in run.status.attempts]
+    return min(size for size in (wanted, run.status.micro_batch_limit, *told) if size)
+
+
+def _end(
+    services: Services, connection: Connection, row: Any, run: Run, *, micro_batch_size: int | None = None
+) -> AttemptEnd:
     attempts = rows.of_run(connection, org=row.org, run_id=row.id)
     return AttemptEnd(
         killed=row.killed or row.deleted,
         tries_used=sum(attempt.charged for attempt in attempts),
         tries_allowed=int(run.spec.flow.settings.get("attempts") or services.settings.attempts),
         has_checkpoint=bool(outputs.of_run(connection, org=row.org, run_id=row.id)),
+        micro_batch_size=micro_batch_size,
     )
 
 

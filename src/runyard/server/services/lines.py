@@ -148,7 +148,7 @@ class _Effect:
         self.metric_rows: list[dict[str, Any]] = []
         self.changed_status = False
         self.now_ms = now_ms
-        self._row, self._attempt = row, attempt
+        self._row, self.attempt = row, attempt
 
     def log(self, stream: str, time_ms: int, text: str) -> None:
         self.log_rows.append(
@@ -157,7 +157,7 @@ class _Effect:
                 "run_id": self._row.id,
                 "number": self._row.log_count + len(self.log_rows) + 1,
                 "time": time_ms,
-                "attempt": self._attempt,
+                "attempt": self.attempt,
                 "stream": stream,
                 "text": SECRETS.sub("[secret]", text[:LONGEST_LINE]).encode(errors="replace").decode(),
             }
@@ -174,7 +174,7 @@ class _Effect:
                 "step": _integer(event.get("step")),
                 "epoch": _number(event.get("epoch")) or 0.0,
                 "time": time_ms,
-                "attempt": self._attempt,
+                "attempt": self.attempt,
                 "measured": msgspec.json.encode(values),
             }
         )
@@ -196,7 +196,7 @@ def _effect(services: Services, shipped: Lines, run: Run, row: Any, attempt: int
 
 def _take_event(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
     """Let one event work on the run; returns what the log says about it."""
-    run, name = effect.run, str(event.get("ev"))
+    name = str(event.get("ev"))
     if name == "phase":
         phase, message = str(event.get("phase")), event.get("message")
         _phase(effect, phase, str(message) if message else None)
@@ -206,9 +206,7 @@ def _take_event(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
     if name == "evaluation":
         return _evaluation(effect, event, time_ms)
     if name == "plan" and isinstance(event.get("plan"), dict):
-        run.status.plan = event["plan"]
-        effect.changed_status = True
-        return "plan resolved"
+        return _plan(effect, event["plan"])
     if name == "checkpoint":
         return f"checkpoint {event.get('checkpoint')} saved at step {event.get('step')}"
     if name == "warning":
@@ -222,6 +220,18 @@ def _phase(effect: _Effect, phase: str, message: str | None) -> None:
     if is_told and latest.reason != "Stopping":
         move_run(effect.run, Move(conditions.RUNNING, phase, message or _where(effect.run)), now_ms=effect.now_ms)
         effect.changed_status = True
+
+
+def _plan(effect: _Effect, plan: dict[str, Any]) -> str:
+    """Told once before training, and again whenever want of memory has made the micro-batch smaller."""
+    effect.run.status.plan = plan
+    effect.changed_status = True
+    told = plan.get("microBatchSize")
+    size = _integer(told.get("value")) if isinstance(told, dict) else 0
+    for attempt in effect.run.status.attempts:
+        if attempt.attempt == effect.attempt and size > 0:
+            attempt.micro_batch_size = size
+    return f"plan resolved, microBatchSize {size}" if size else "plan resolved"
 
 
 def _step(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:

@@ -40,7 +40,10 @@ class RunProgress(Document):
 
 
 class RunAttempt(Document):
-    """One try at a run: where and when it ran, and how it ended (``cause`` is empty while it runs)."""
+    """One try at a run: where and when it ran, and how it ended (``cause`` is empty while it runs).
+
+    ``micro_batch_size`` is how many samples at once it trained with last; memory may have made it smaller.
+    """
 
     attempt: int
     machine: str = ""
@@ -49,10 +52,15 @@ class RunAttempt(Document):
     exit_code: int | None = None
     signal: str | None = None
     cause: str = ""
+    micro_batch_size: int | None = None
 
 
 class RunStatus(Document):
-    """What the platform has seen. ``plan`` holds every number of the recipe as it was resolved before training."""
+    """What the platform has seen. ``plan`` holds every number of the recipe as it was resolved before training.
+
+    ``micro_batch_limit`` is there once an attempt was ended for want of memory and the recipe lets the micro-batch
+    shrink: no later attempt takes more samples at once.
+    """
 
     log: str = ""
     observed_generation: int = 0
@@ -60,6 +68,7 @@ class RunStatus(Document):
     progress: RunProgress | None = None
     plan: dict[str, Any] | None = None
     attempts: list[RunAttempt] = []
+    micro_batch_limit: int | None = None
 
 
 class Run(Document):
