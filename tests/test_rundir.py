@@ -1,5 +1,6 @@
 """The run folder's readers on files as crashes leave them."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -132,4 +133,47 @@ def test_events_that_were_synced_are_whole_lines_on_disk(tmp_path: Path, monkeyp
     events.write("warning", message="a")
     events.sync()
     assert synced == [path.stat().st_ino for path in (tmp_path / rundir.EVENTS_FILE, tmp_path)]
+    events.close()
+
+
+class Disk:
+    """Stands in for the file of events: takes as many bytes as it has room for, and then none."""
+
+    def __init__(self, file: Any, room_bytes: int):
+        self._file, self.room_bytes = file, room_bytes
+
+    def fileno(self) -> int:
+        return int(self._file.fileno())
+
+    def write(self, data: bytes) -> int:
+        if self.room_bytes == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = data[: self.room_bytes]
+        self.room_bytes -= len(taken)
+        return int(self._file.write(taken))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@pytest.mark.parametrize("room_bytes", [0, 1, 40, 75])
+def test_events_that_find_no_room_wait_in_order_and_none_is_torn(tmp_path: Path, room_bytes: int) -> None:
+    events = rundir.EventWriter(tmp_path, lambda: 5)
+    events.write("warning", message="fits")
+    before = (tmp_path / "events.jsonl").read_bytes()
+    disk = events._file = Disk(events._file, room_bytes)  # type: ignore[assignment]
+    for number in range(3):
+        events.write("warning", message=f"waits {number}")
+        seen = (tmp_path / "events.jsonl").read_bytes()
+        assert seen.startswith(before)
+        assert seen.endswith(b"\n")
+        disk.room_bytes = 0  # what was taken back may be somebody else's by now
+    with pytest.raises(OSError, match="No space left"):
+        events.sync()
+    disk.room_bytes = 10_000
+    events.write("warning", message="goes on")
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [line["n"] for line in lines] == [1, 2, 3, 4, 5]
+    assert [line["message"] for line in lines] == ["fits", "waits 0", "waits 1", "waits 2", "goes on"]
+    events.sync()
     events.close()

@@ -211,6 +211,12 @@ class Attempt:
         )
         assert answer.status_code == 201, answer.text
 
+    async def out_of_memory(self, cause: str = "out of memory: the kernel ended the trainer") -> httpx2.Response:
+        """The kernel ended the trainer, as its supervisor reports it."""
+        return await self.post(
+            "finish", exit_code=None, signal="SIGKILL", group_empty=True, cause=cause, time=5, result=None
+        )
+
     async def finish(self, code: int | None = 0, *, empty: bool = True, **result: str) -> httpx2.Response:
         return await self.post(
             "finish",

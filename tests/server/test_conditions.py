@@ -102,10 +102,58 @@ def test_only_stopping_on_request_is_not_charged() -> None:
     assert all(conditions.is_charged(report(code)) for code in (0, 1, 64, None))
 
 
-def test_a_trainer_that_the_kernel_ended_for_want_of_memory_is_not_tried_again() -> None:
-    killed = ExitReport(
-        exit_code=None, signal="SIGKILL", group_empty=True, cause="out of memory: the kernel ended the trainer", time=1
-    )
-    move = after_exit(killed, end(used=1))
+KILLED = "out of memory: the kernel ended the trainer while it was Training"
+LOST = "the supervisor was lost while the kernel was out of memory"
+
+
+def short_of_memory(cause: str = KILLED) -> ExitReport:
+    return ExitReport(exit_code=None, signal="SIGKILL", group_empty=True, cause=cause, time=1)
+
+
+def with_micro_batch(size: int | None, *, killed: bool = False, used: int = 1) -> AttemptEnd:
+    """An attempt that trained with ``size``; None where the recipe does not let it shrink."""
+    return AttemptEnd(killed=killed, tries_used=used, tries_allowed=3, has_checkpoint=True, micro_batch_size=size)
+
+
+def test_a_trainer_that_the_kernel_ended_for_want_of_memory_is_not_tried_again_unless_it_may_shrink() -> None:
+    move = after_exit(short_of_memory(), with_micro_batch(None))
     assert (move.kind, move.reason) == (K.FAILED, "OutOfMemory")
-    assert "hyperparameters.batchSize" in (move.message or "")
+    assert (move.message or "").startswith(f"{KILLED}. Give the machine more memory")
+    assert "hyperparameters.microBatchSize" in (move.message or "")
+    assert conditions.is_charged(short_of_memory())
+
+
+def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_until_it_is_one() -> None:
+    size, sizes = 12, []
+    while (smaller := conditions.shrunk(short_of_memory(), size)) is not None:
+        move = after_exit(short_of_memory(), with_micro_batch(size, used=3))
+        assert (move.kind, move.reason) == (K.PENDING, "Retrying")
+        assert move.message == (
+            f"out of memory with microBatchSize {size} (the kernel ended the trainer while it was Training); "
+            f"going on with {smaller} at the same batch size"
+        )
+        assert not conditions.is_charged(short_of_memory(), micro_batch_size=size)
+        size = smaller
+        sizes.append(size)
+    assert sizes == [6, 3, 1]
+    move = after_exit(short_of_memory(), with_micro_batch(1))
+    assert (move.kind, move.reason) == (K.FAILED, "OutOfMemory")
+    assert f"{KILLED}, with microBatchSize 1, the smallest. Give" in (move.message or "")
+    assert conditions.is_charged(short_of_memory(), micro_batch_size=1)
+
+
+def test_a_kill_and_a_result_count_before_a_want_of_memory() -> None:
+    assert after_exit(short_of_memory(), with_micro_batch(8, killed=True)).kind is K.CANCELLED
+    done = report(None, "SIGKILL", outcome="Succeeded")
+    done.cause = KILLED
+    assert after_exit(done, with_micro_batch(8)).kind is K.SUCCEEDED
+
+
+def test_where_nobody_saw_whom_the_kernel_ended_it_shrinks_and_uses_up_a_try() -> None:
+    move = after_exit(short_of_memory(LOST), with_micro_batch(8))
+    assert (move.kind, move.reason) == (K.PENDING, "Retrying")
+    assert (move.message or "").endswith(f"{LOST}; going on with microBatchSize 4 instead of 8")
+    assert conditions.is_charged(short_of_memory(LOST), micro_batch_size=8)
+    assert after_exit(short_of_memory(LOST), with_micro_batch(8, used=3)).kind is K.ERROR
+    plain = after_exit(short_of_memory(LOST), with_micro_batch(None))
+    assert (plain.kind, "going on" in (plain.message or "")) == (K.PENDING, False)

@@ -447,3 +447,94 @@ def test_a_supervisors_note_is_the_conditions_message(in_house: Callable[..., No
         assert (await acts.status(house))[2] == "the trainer has said nothing for 600 s"
 
     in_house(story)
+
+
+SHRINK = [{"block": "vi-model", "settings": {"onOutOfMemory": "shrink"}, "style": {}}]
+
+
+def plan_with(size: int) -> dict[str, Any]:
+    return {"microBatchSize": {"value": size, "reason": "recipe"}, "batchSize": {"value": 32, "reason": "recipe"}}
+
+
+def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_after_each_kill_for_want_of_memory(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    """More kills than there are tries, each reported twice; the next assignment carries the limit to the trainer."""
+
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house, flow={"blocks": SHRINK, "settings": {"attempts": 2}})
+        size = 8
+        for number in (1, 2, 3):
+            assert (await attempt.event("plan", plan=plan_with(size))).status_code == 200
+            assert (await run_of(house))["status"]["attempts"][-1]["microBatchSize"] == size
+            assert [(await attempt.out_of_memory()).status_code for _ in range(2)] == [204, 204]
+            told = f"out of memory with microBatchSize {size} (the kernel ended the trainer); going on with {size // 2}"
+            assert await acts.status(house) == ("Pending", "Retrying", f"{told} at the same batch size")
+            size //= 2
+            attempt = await acts.claim(house, f"c{number}")
+            assert attempt.assignment["run"]["status"]["microBatchLimit"] == size
+            await attempt.start()
+        await attempt.event("plan", plan=plan_with(1))
+        await attempt.out_of_memory()
+        kind, reason, message = await acts.status(house)
+        assert (kind, reason) == ("Failed", "OutOfMemory")
+        assert "with microBatchSize 1, the smallest" in message
+        status = (await run_of(house))["status"]
+        assert [told["microBatchSize"] for told in status["attempts"]] == [8, 4, 2, 1]
+        assert all(told["cause"].startswith("out of memory") for told in status["attempts"])
+
+    in_house(story)
+
+
+def test_without_a_plan_the_micro_batch_is_taken_to_be_the_largest_it_can_be(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house, flow={"blocks": SHRINK})
+        await attempt.out_of_memory("out of memory: the kernel ended the trainer while it was Preparing")
+        assert "with microBatchSize 32 (the kernel" in (await acts.status(house))[2]
+        assert (await run_of(house))["status"]["microBatchLimit"] == 16
+
+    in_house(story)
+
+
+def test_without_shrink_a_kill_for_want_of_memory_is_the_end(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        await attempt.event("plan", plan=plan_with(8))
+        await attempt.out_of_memory()
+        assert (await acts.status(house))[:2] == ("Failed", "OutOfMemory")
+        assert (await run_of(house))["status"]["microBatchLimit"] is None
+
+    in_house(story)
+
+
+def test_a_lost_supervisor_on_a_machine_out_of_memory_shrinks_within_the_tries(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house, flow={"blocks": SHRINK, "settings": {"attempts": 2}})
+        await attempt.event("plan", plan=plan_with(8))
+        lost = "the supervisor was lost while the kernel was out of memory"
+        await attempt.out_of_memory(lost)
+        assert (await acts.status(house))[2] == (
+            f"try 1 of 2 was lost: {lost}; going on with microBatchSize 4 instead of 8"
+        )
+        attempt = await acts.claim(house, "c1")
+        assert attempt.assignment["run"]["status"]["microBatchLimit"] == 4
+        await attempt.start()
+        await attempt.out_of_memory(lost)
+        assert (await acts.status(house))[:2] == ("Error", "WorkerLost")
+
+    in_house(story)
+
+
+def test_a_trainer_that_waits_for_disk_space_is_running_and_says_so(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        await attempt.event("phase", phase="WaitingForDisk", message="epoch-1 needs 100 bytes, 7 are free")
+        assert await acts.status(house) == ("Running", "WaitingForDisk", "epoch-1 needs 100 bytes, 7 are free")
+        await attempt.event("phase", phase="Saving", message="epoch-1")
+        assert await acts.status(house) == ("Running", "Saving", "epoch-1")
+
+    in_house(story)

@@ -254,7 +254,7 @@ import os
 from pathlib import Path
 def train(folder):
     from runyard import rundir
-    rundir.EventWriter(folder, lambda: 1).write("phase", phase="Training", message="")
+    rundir.EventWriter(folder, lambda: 1).write("phase", phase="Evaluating", message="")
     Path("GROUP", "cgroup.procs").write_text(str(os.getpid()))
     eaten = bytearray(512 << 20)
     for at in range(0, len(eaten), 4096):
@@ -268,4 +268,16 @@ def test_the_kernels_kill_for_want_of_memory_is_named(
 ) -> None:
     assert start(folder, HUNGRY.replace("GROUP", str(small_memory))).wait(30) == 0
     assert server.reports[0]["signal"] == "SIGKILL"
-    assert server.reports[0]["cause"].startswith("out of memory: the kernel ended the trainer")
+    assert server.reports[0]["cause"] == "out of memory: the kernel ended the trainer while it was Evaluating"
+
+
+def test_a_supervisor_lost_while_the_kernel_was_out_of_memory_is_told_with_what_the_trainer_did(
+    folder: Path, server: Any, start: Start
+) -> None:
+    """As its forerunner left it: another boot is not the cause, and the kernel's counter has grown since."""
+    rundir.EventWriter(folder, lambda: 1).write("phase", phase="Saving", message="")
+    left = {"bootId": processes.boot_id(), "supervisor": None, "trainer": None, "memoryKills": -1}
+    rundir.write_json(folder / rundir.PROCESS, left)
+    assert start(folder, HUNGRY).wait(30) == 0
+    told = "the supervisor was lost while the kernel was out of memory and the trainer was Saving"
+    assert server.reports[0]["cause"] == told

@@ -272,16 +272,17 @@ def _open_descriptors() -> Iterator[int]:
     yield from sorted(int(item.name) for item in Path(folder).iterdir())
 
 
-_unsaid: list[str] = []  # lines that a full disk did not take yet, in order
+_unsaid: list[str] = []  # pieces that a full disk did not take yet, in order
+PIECE = 1024  # characters; what is longer than Python's buffer (a block of the disk) would not be held back by it
 
 
 def _say(line: str) -> None:
     """A line of the trainer's own log; stdout is a file of the attempt's folder.
 
-    What Python holds back when a write fails it writes first the next time, so a line goes into its buffer only when
-    that is empty: none is torn, lost or said twice.
+    What Python holds back when a write fails it writes first the next time, so a piece goes into its buffer only when
+    that is empty: nothing is lost, torn for good, or said twice.
     """
-    _unsaid.append(line + "\n")
+    _unsaid.extend(f"{line}\n"[start : start + PIECE] for start in range(0, len(line) + 1, PIECE))
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         while _unsaid:

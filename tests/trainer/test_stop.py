@@ -1,0 +1,204 @@
+"""A stop that comes in each phase: at most one step is lost, and after a resume comes what would have come anyway."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import runyard.trainer.evaluation as evaluation_module
+import runyard.trainer.prepare as prepare_module
+import runyard.trainer.train as train_module
+from runyard.rundir import read_json
+from runyard.trainer.main import train_attempt
+
+EventsOf = Callable[[Path, str], list[dict[str, Any]]]
+# Two steps an epoch; evaluated and saved at their ends, and once more after the seventh and last step. Patience counts
+# evaluations, so one that is missing or done twice would show.
+RECIPE: dict[str, dict[str, Any]] = {
+    "vi-dataset": {"maxSamples": 64},
+    "vi-model": {
+        "hyperparameters": {"maxSteps": 7},
+        "validation": {"maxSamples": 8, "earlyStopping": {"patience": 50, "minDelta": 10.0}},
+        "checkpoint": {"keep": 9},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_attempt(tmp_path_factory.mktemp("undisturbed"), RECIPE)
+    assert train_attempt(folder) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_sigterm() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def sigterm_in(module: Any, name: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let SIGTERM come at the beginning of the given call (from 1) of a function."""
+    kept, calls = getattr(module, name), []
+
+    def with_signal(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return kept(*arguments, **named)
+
+    monkeypatch.setattr(module, name, with_signal)
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    root = folder / "checkpoints" / "step-7"
+    weights: dict[str, torch.Tensor] = load_file(root / "model_full" / "model.safetensors")
+    return weights | load_file(root / "training_state" / "state.safetensors")
+
+
+def counters_of(folder: Path) -> dict[str, Any]:
+    state = read_json(folder / "checkpoints" / "step-7" / "training_state" / "state.json")
+    assert state is not None
+    return {name: value for name, value in state["progress"].items() if name != "trainSeconds"}
+
+
+def told(events: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
+    return [
+        (event["step"], {name: value for name, value in event["values"].items() if name != "samplesPerSecond"})
+        for event in events
+    ]
+
+
+@pytest.mark.parametrize(
+    ("phase", "module", "name", "call", "last_step", "checkpoint"),
+    [
+        ("Preparing", prepare_module, "make_plan", 1, 0, None),
+        ("Preparing", prepare_module, "load_dataset", 1, 0, None),
+        ("Training", train_module, "_accumulate", 3, 3, "step-3"),
+        ("Training", train_module, "_accumulate", 4, 4, "epoch-2"),
+        ("Evaluating", evaluation_module, "mean_loss", 2, 4, "epoch-2"),
+        ("Evaluating", evaluation_module, "read_answer", 9, 4, "epoch-2"),
+        ("Saving", train_module, "save_checkpoint", 2, 4, "epoch-2"),
+        ("Evaluating", evaluation_module, "mean_loss", 4, 7, "step-7"),
+    ],
+)
+def test_a_stop_in_each_phase_loses_no_step_and_changes_nothing_that_follows(
+    phase: str,
+    module: Any,
+    name: str,
+    call: int,
+    last_step: int,
+    checkpoint: str | None,
+    undisturbed: Path,
+    make_attempt: Callable[..., Path],
+    events_of: EventsOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = make_attempt(RECIPE)
+    with monkeypatch.context() as patch:
+        sigterm_in(module, name, call, patch)
+        assert train_attempt(first) == 75
+    result = read_json(first / "result.json")
+    assert result is not None
+    assert (result["outcome"], result["checkpoint"]) == ("Stopped", checkpoint)
+    steps = told(events_of(first, "step"))
+    assert [step for step, _ in steps] == list(range(1, last_step + 1))
+    phases = [event["phase"] for event in events_of(first, "phase")]
+    assert phase in phases
+
+    resume = first / "checkpoints" / checkpoint if checkpoint else None
+    again = make_attempt(RECIPE, attempt=2, resume=resume)
+    assert train_attempt(again) == 0
+    assert steps + told(events_of(again, "step")) == told(events_of(undisturbed, "step"))
+    both = [*events_of(first, "evaluation"), *events_of(again, "evaluation")]
+    assert told(both) == told(events_of(undisturbed, "evaluation"))
+    one, two = tensors_of(undisturbed), tensors_of(again)
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    assert counters_of(again) == counters_of(undisturbed)
+    saved = {
+        event["checkpoint"]: event["metrics"] for folder in (first, again) for event in events_of(folder, "checkpoint")
+    }
+    expected = {event["checkpoint"]: event["metrics"] for event in events_of(undisturbed, "checkpoint")}
+    assert {name: saved[name] for name in expected} == expected
+
+
+def test_an_evaluation_is_broken_off_within_an_answer(
+    make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flag is looked at for each token, and the module is left as it was: training, with its own random state."""
+    folder, evaluate, left = make_attempt(RECIPE), train_module.evaluate, []
+
+    def with_stop(module: Any, *arguments: Any, look: Callable[[], None], **named: Any) -> Any:
+        looks, state = [], torch.get_rng_state()
+
+        def stop_at_the_fourth() -> None:
+            looks.append(1)
+            if len(looks) == 4:  # the loss, the first group of prompts, its first token, its second
+                (folder / "stop.json").write_text("{}")
+            look()
+
+        try:
+            return evaluate(module, *arguments, look=stop_at_the_fourth, **named)
+        finally:
+            left.append((len(looks), module.training, torch.equal(state, torch.get_rng_state())))
+
+    monkeypatch.setattr(train_module, "evaluate", with_stop)
+    assert train_attempt(folder) == 75
+    assert left == [(4, True, True)]
+    assert events_of(folder, "evaluation") == []
+    state = read_json(folder / "checkpoints" / "epoch-1" / "training_state" / "state.json")
+    assert state is not None
+    assert state["progress"]["owesEvaluation"] is True
+    assert state["progress"]["bestSeen"] is None
+
+
+SLOW_EVALUATION = """
+import sys, time
+from pathlib import Path
+import runyard.trainer.evaluation as evaluation
+kept = evaluation.mean_loss
+def slow(data, count, losses, device, look):
+    for _ in range(6000):
+        time.sleep(0.01)
+        look()
+    return kept(data, count, losses, device, look)
+evaluation.mean_loss = slow
+from runyard.trainer.main import train_attempt
+sys.exit(train_attempt(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.e2e
+def test_a_real_trainer_in_a_long_evaluation_saves_and_ends_at_sigterm(
+    undisturbed: Path, make_attempt: Callable[..., Path], events_of: EventsOf
+) -> None:
+    first = make_attempt(RECIPE)
+    trainer = subprocess.Popen([sys.executable, "-c", SLOW_EVALUATION, str(first)], stdout=subprocess.DEVNULL)
+    try:
+        while trainer.poll() is None:
+            text = (first / "events.jsonl").read_text() if (first / "events.jsonl").exists() else ""
+            if "Evaluating" in text:
+                break
+            time.sleep(0.02)
+        trainer.terminate()
+        assert trainer.wait(30) == 75  # the evaluation alone would have taken a minute
+    finally:
+        trainer.kill()
+        trainer.wait()
+    assert [event["step"] for event in events_of(first, "step")] == [1, 2]
+    again = make_attempt(RECIPE, attempt=2, resume=first / "checkpoints" / "epoch-1")
+    assert train_attempt(again) == 0
+    assert json.dumps(told(events_of(again, "evaluation"))) == json.dumps(told(events_of(undisturbed, "evaluation")))
+    one, two = tensors_of(undisturbed), tensors_of(again)
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
