@@ -275,7 +275,9 @@ def test_a_supervisor_lost_while_the_kernel_was_out_of_memory_is_told_with_what_
     folder: Path, server: Any, start: Start
 ) -> None:
     """As its forerunner left it: another boot is not the cause, and the kernel's counter has grown since."""
-    rundir.EventWriter(folder, lambda: 1).write("phase", phase="Saving", message="")
+    events = rundir.EventWriter(folder, lambda: 1)
+    events.write("phase", phase="Saving", message="")
+    events.close()
     left = {"bootId": processes.boot_id(), "supervisor": None, "trainer": None, "memoryKills": -1}
     rundir.write_json(folder / rundir.PROCESS, left)
     assert start(folder, HUNGRY).wait(30) == 0

@@ -134,7 +134,7 @@ def needed_bytes(model: Model, optimizers: list[torch.optim.Optimizer], previous
     else:
         tensors += [parameter for _, parameter in model.trainable()]
         below_bytes = SMALL_FILES_BYTES + sum(path.stat().st_size for _, path in files_below(model.base))
-    return below_bytes + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return below_bytes + sum(int(tensor.nbytes) for tensor in tensors)
 
 
 def _is_lent(path: str, model: Model) -> bool:

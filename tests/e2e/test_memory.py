@@ -1,0 +1,79 @@
+"""A real trainer that the kernel ends for want of memory, seen by whoever reads the run."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vi
+from runyard import rundir
+
+MEMORY = Path("/sys/fs/cgroup/memory")
+RECIPE: dict[str, Any] = {
+    "name": "Short of memory",
+    "blocks": [
+        {
+            "block": "vi-model",
+            "settings": {
+                "hyperparameters": {"maxSteps": 120, "microBatchSize": 16},
+                "checkpoint": {"every": {"steps": 20}},
+                "validation": {"every": {"steps": 1000000}, "maxSamples": 8},
+                "onOutOfMemory": "shrink",
+            },
+        }
+    ],
+}
+
+
+@pytest.fixture
+def too_little_memory() -> Iterator[Callable[[int], None]]:
+    """Puts a process where 1 MiB is all there is."""
+    group = MEMORY / f"runyard-memory-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(1 << 20))
+    except OSError as error:
+        pytest.skip(f"no memory cgroup of version 1 to write to: {error}")
+    yield lambda pid: _write(group / "cgroup.procs", str(pid))
+    for _ in range(100):
+        with contextlib.suppress(OSError):
+            group.rmdir()
+            return
+        time.sleep(0.02)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def test_a_run_goes_on_with_half_the_micro_batch_after_the_kernel_has_ended_its_trainer(
+    client: vi.Client, instance: Any, finished_run: Any, too_little_memory: Callable[[int], None], eventually: Any
+) -> None:
+    run = client.runs.create(flow=RECIPE)
+    folder = rundir.attempt_dir(instance.data_dir / "runs", instance.organization_id, run.run_id, 1)
+    eventually(lambda: rundir.checkpoints(folder), timeout_s=60, what="the first checkpoint")
+    process = rundir.read_json(folder / rundir.PROCESS)
+    assert process is not None
+    too_little_memory(process["trainer"]["pid"])
+    ended = client.runs.wait(run.run_id, timeout=120, show_progress=False)
+    assert [entry.condition.value for entry in ended.status.conditions] == [
+        "Pending",
+        "Running",
+        "Pending",
+        "Running",
+        "Succeeded",
+    ]
+    retrying = ended.status.conditions[2]
+    assert retrying.reason in ("Retrying", "WaitingForWorker")  # the newest reason of an entry is the one that stays
+    first, second = ended.status.attempts
+    assert (first.signal, first.micro_batch_size, second.micro_batch_size) == ("SIGKILL", 16, 8)
+    assert first.cause.startswith("out of memory: the kernel ended the trainer while it was ")
+    assert ended.status.micro_batch_limit == 8
+    assert ended.status.plan is not None
+    assert (ended.status.plan["microBatchSize"]["value"], ended.status.plan["batchSize"]["value"]) == (8, 32)
+    steps = [point.step for point in client.runs.metrics(run.run_id) if "loss" in point.values]
+    assert sorted(set(steps)) == list(range(1, 121))
