@@ -228,6 +228,22 @@ def test_a_full_disk_loses_neither_identity_nor_exit(folder: Path, server: Any, 
     assert json.loads((folder / "closed.json").read_text())["how"] == "reported"
 
 
+LOG_ON_A_FULL_DISK = """
+import sys
+def train(folder):
+    sys.stdout = open("/dev/full", "w")
+    print("finds no room when it is flushed")
+    return 0
+"""
+
+
+def test_a_log_that_finds_no_room_at_the_very_end_is_not_how_the_trainer_ends(
+    folder: Path, server: Any, start: Start
+) -> None:
+    assert start(folder, LOG_ON_A_FULL_DISK).wait(20) == 0
+    assert [report["exit_code"] for report in server.reports] == [0]
+
+
 CGROUPS = Path("/sys/fs/cgroup/memory")
 
 

@@ -83,7 +83,6 @@ def told(events: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
     ("phase", "module", "name", "call", "last_step", "checkpoint"),
     [
         ("Preparing", prepare_module, "make_plan", 1, 0, None),
-        ("Preparing", prepare_module, "load_dataset", 1, 0, None),
         ("Training", train_module, "_accumulate", 3, 3, "step-3"),
         ("Training", train_module, "_accumulate", 4, 4, "epoch-2"),
         ("Evaluating", evaluation_module, "mean_loss", 2, 4, "epoch-2"),
@@ -202,3 +201,22 @@ def test_a_real_trainer_in_a_long_evaluation_saves_and_ends_at_sigterm(
     assert json.dumps(told(events_of(again, "evaluation"))) == json.dumps(told(events_of(undisturbed, "evaluation")))
     one, two = tensors_of(undisturbed), tensors_of(again)
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+def test_reading_data_is_broken_off_between_samples(
+    make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, encoded = prepare_module.Encoder.encode, []
+
+    def with_signal(self: Any, sample: Any) -> Any:
+        encoded.append(sample)
+        if len(encoded) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return encode(self, sample)
+
+    monkeypatch.setattr(prepare_module.Encoder, "encode", with_signal)
+    folder = make_attempt(RECIPE)
+    assert train_attempt(folder) == 75
+    assert len(encoded) == prepare_module.SAMPLES_BETWEEN_LOOKS
+    assert [event["phase"] for event in events_of(folder, "phase")] == ["Preparing"]
+    assert not (folder / "checkpoints").exists()

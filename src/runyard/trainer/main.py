@@ -2,7 +2,7 @@
 
 ``result.json`` is the last file written, after the manifest of the last checkpoint, and a result on disk is never
 retried. So it is written for what is final (done, stopped on request, the recipe's or the data's fault, a defect of
-ours) and not for what another try may mend, such as a full disk.
+ours) and not for what another try may mend, such as a failing disk. A full one is waited for.
 """
 
 import contextlib
