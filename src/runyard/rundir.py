@@ -63,7 +63,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # Trainer exit codes.
 EXIT_DONE = 0
 EXIT_CANNOT_RUN = 64  # recipe or data at fault: trying again would fail again
-EXIT_STOPPED = 75  # stopped after saving, on request
+EXIT_STOPPED = 75  # stopped on request, after saving what there was room for
 
 # The lines of events.jsonl. Each is {"n": 1, 2, ..., "t": epoch ms, "ev": name, ...} with these further fields.
 # A step has values loss, learningRate, samplesPerSecond ...; an evaluation validation/loss and validation/<metric>.

@@ -135,7 +135,8 @@ def after_exit(report: ExitReport, end: AttemptEnd) -> Move:
     if report.cause.startswith(OUT_OF_MEMORY):
         return _after_want_of_memory(report, end)
     if report.exit_code == EXIT_STOPPED:
-        return Move(PENDING, "Retrying", "stopped after saving; goes on from the newest checkpoint")
+        how = result.get("message") or "stopped after saving"
+        return Move(PENDING, "Retrying", f"{how}; goes on from the newest checkpoint")
     cause = report.cause or "the trainer ended without a result"
     if (size := shrunk(report, end.micro_batch_size)) is not None:
         cause = f"{cause}; going on with microBatchSize {size} instead of {end.micro_batch_size}"
