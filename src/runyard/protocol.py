@@ -51,7 +51,11 @@ class Claim(Message):
 
 
 class Assignment(Message):
-    """One attempt to place: the run as it was frozen, the lease's length, and the token that speaks for the attempt."""
+    """One attempt to place: the run as it was frozen, the lease's length, and the token that speaks for the attempt.
+
+    ``epoch`` is that of the store when it was claimed: after a restore an attempt of the same number may be another.
+    ``store_epoch`` is the store's own now: what was told to another one since the backup was made is forgotten.
+    """
 
     organization_id: str
     run_id: str
@@ -61,6 +65,8 @@ class Assignment(Message):
     grace_s: float
     run: Run
     resume_checkpoint: str | None = None
+    epoch: str = ""
+    store_epoch: str = ""
 
 
 class Claimed(Message):
@@ -95,9 +101,14 @@ class Renewal(Message):
 
 
 class Wanted(Message):
-    """What shall become of the attempt now: go on, or save and stop because of a kill."""
+    """What shall become of the attempt now: go on, or save and stop because of a kill.
+
+    ``epoch`` is the store's. When it is another than before, a backup has been restored: the supervisor asks where the
+    server stands and sends again what came after.
+    """
 
     action: Literal["continue", "kill"] = "continue"
+    epoch: str = ""
     lease_s: float = 15.0
     grace_s: float = 30.0
 
@@ -143,7 +154,8 @@ class CheckpointReport(Message):
 class ExitReport(Message):
     """How the attempt's process ended, proven: ``group_empty`` says that nothing of it lives.
 
-    ``result`` is ``result.json`` as the trainer left it, or None if it left none.
+    ``result`` is ``result.json`` as the trainer left it, or None if it left none. ``epoch`` is the one that lines and
+    checkpoints were told to, so that no last word is taken that stands on what a restore has undone.
     """
 
     exit_code: int | None
@@ -152,3 +164,4 @@ class ExitReport(Message):
     cause: str
     time: int
     result: dict[str, Any] | None = None
+    epoch: str = ""

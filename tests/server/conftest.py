@@ -126,7 +126,12 @@ def empty_postgresql(postgresql: Any) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What the store does is tested on each: every test of these modules runs twice."""
-    is_about_the_store = metafunc.module.__name__.rpartition(".")[2] in ("test_leases", "test_lines", "test_deletion")
+    is_about_the_store = metafunc.module.__name__.rpartition(".")[2] in (
+        "test_backups",
+        "test_deletion",
+        "test_leases",
+        "test_lines",
+    )
     if is_about_the_store and "store_kind" in metafunc.fixturenames:
         metafunc.parametrize("store_kind", ["sqlite", "postgresql"])
 

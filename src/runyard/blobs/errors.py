@@ -5,6 +5,7 @@ BlobError
   BlobMissing        nothing is stored under that hash
   BlobMismatch       the bytes sent are not the bytes announced; nothing was stored
   BlobDamaged        what is stored is no longer what was stored; it is not served
+  BlobHeld           it cannot be removed now, since a backup or a restore needs it
 """
 
 
@@ -46,3 +47,11 @@ class BlobDamaged(BlobError):
     def __init__(self, sha256: str) -> None:
         self.sha256 = sha256
         super().__init__(f"blob {sha256} is damaged on disk; upload its content again")
+
+
+class BlobHeld(BlobError):
+    """A backup or a restore needs the blob; remove it when that is done."""
+
+    def __init__(self, sha256: str) -> None:
+        self.sha256 = sha256
+        super().__init__(f"blob {sha256} is held by a backup or a restore; remove it when that is done")

@@ -21,12 +21,13 @@ import sys
 import tempfile
 import zlib
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from runyard.blobs.errors import BlobDamaged, BlobMismatch, BlobMissing, InvalidBlobName
+from runyard.blobs.errors import BlobDamaged, BlobHeld, BlobMismatch, BlobMissing, InvalidBlobName
+from runyard.blobs.holds import Hold, Holds
 
 BLOCK_BYTES = 64 * 1024
 
@@ -36,9 +37,10 @@ log = logging.getLogger(__name__)
 class FolderBlobs:
     """The embedded store; see ``runyard.blobs.protocol.Blobs`` for what each method promises."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, holds: Holds | None = None) -> None:
         self.root = root
         self._incoming = root / "incoming"
+        self._holds = holds or Holds()
 
     def put(self, stream: BinaryIO, *, sha256: str, size_bytes: int) -> None:
         with self.receive(sha256=sha256, size_bytes=size_bytes) as upload:
@@ -100,8 +102,17 @@ class FolderBlobs:
         except FileNotFoundError as error:
             raise BlobMissing(sha256) from error
 
+    def hold(self, hashes: Iterable[str]) -> Hold:
+        """Keep these blobs, those that are yet to come included, until the hold is released."""
+        return self._holds.take(self._path(sha256) for sha256 in hashes)
+
+    def is_held(self, sha256: str) -> bool:
+        return self._holds.has(self._path(sha256))
+
     def delete(self, sha256: str) -> None:
         path = self._path(sha256)
+        if self._holds.has(path):
+            raise BlobHeld(sha256)
         # The blob goes first: checksums without a blob are rubbish, a blob without checksums is a blob.
         path.unlink(missing_ok=True)
         _checksums_path(path).unlink(missing_ok=True)

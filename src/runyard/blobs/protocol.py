@@ -46,7 +46,10 @@ class Blobs(Protocol):
         ...
 
     def delete(self, sha256: str) -> None:
-        """Remove a blob; one that is not there is no error, so a half-done deletion can be repeated."""
+        """Remove a blob; one that is not there is no error, so a half-done deletion can be repeated.
+
+        Raises BlobHeld.
+        """
         ...
 
     def hashes(self) -> Iterator[str]:

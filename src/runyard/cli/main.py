@@ -26,6 +26,8 @@ COMMANDS = {
     "runs": Entry("runyard.cli.runs", "runs", "Start, follow, kill and delete training runs."),
     "flows": Entry("runyard.cli.flows", "flows", "Keep recipes, check them, and see them with every default."),
     "models": Entry("runyard.cli.models", "models", "List and download checkpoints, and ask them questions."),
+    "backup": Entry("runyard.cli.backup", "backup", "Write everything the server keeps into one file."),
+    "restore": Entry("runyard.cli.backup", "restore", "Put a backup in the place of everything the server keeps."),
     "gc": Entry("runyard.cli.gc", "gc", "Prove that database and disk agree; remove what nothing needs."),
     "config": Entry("runyard.cli.config", "config", "Show every setting, its value, and where it comes from."),
     "doctor": Entry("runyard.cli.doctor", "doctor", "Say what is installed here, what is missing, and what to do."),

@@ -42,7 +42,7 @@ from runyard.controller.decide import (
     WarmUp,
     decide,
 )
-from runyard.controller.place import folder_of, key_of, place
+from runyard.controller.place import folder_of, is_another, key_of, place
 from runyard.controller.server import NoKey, Server
 from runyard.executors import Executor, Order
 from runyard.executors.local import LocalExecutor
@@ -273,6 +273,10 @@ class Controller:
 
     def _hold(self, assignment: Assignment) -> None:
         key = key_of(assignment)
+        if key in self._held and is_another(self._held[key].assignment.epoch, assignment.epoch):
+            if self._liveness(self._held[key]) not in (None, "dead"):
+                return  # of before a restore, and about to end; the lease runs out uncharged, and it is offered again
+            del self._held[key]
         if key not in self._held:
             try:
                 folder = place(

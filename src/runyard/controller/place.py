@@ -3,6 +3,7 @@
 ``placed.json`` is written last: a supervisor that finds it finds the rest.
 """
 
+import fcntl
 import os
 import re
 from pathlib import Path
@@ -29,10 +30,19 @@ def folder_of(settings: Settings, key: Key) -> Path:
 
 
 def place(assignment: Assignment, *, settings: Settings, machine_id: str, endpoint: str = "") -> Path:
-    """Make the folder of an attempt ready for its supervisor; harmless to repeat."""
+    """Make the folder of an attempt ready for its supervisor; harmless to repeat.
+
+    Raises:
+        OSError: the disk does not take it, or somebody still works there for an attempt that a restore has undone.
+    """
     folder = folder_of(settings, key_of(assignment))
+    placed = rundir.read_json(folder / rundir.PLACED)
+    if placed is not None and is_another(placed.get("epoch"), assignment.epoch):
+        _put_aside(folder, str(placed["epoch"]))
+        placed = None
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if rundir.read_json(folder / rundir.PLACED) is not None:
+    if placed is not None:
+        _open_again(folder, assignment)
         return folder
     rundir.write_json(folder / rundir.RUN, run_document(assignment, settings))
     rundir.write_json(
@@ -41,6 +51,7 @@ def place(assignment: Assignment, *, settings: Settings, machine_id: str, endpoi
             "organizationId": assignment.organization_id,
             "runId": assignment.run_id,
             "attempt": assignment.attempt,
+            "epoch": assignment.epoch,
             "machineId": machine_id,
             "leaseS": assignment.lease_s,
             "graceS": assignment.grace_s,
@@ -51,6 +62,31 @@ def place(assignment: Assignment, *, settings: Settings, machine_id: str, endpoi
         },
     )
     return folder
+
+
+def is_another(told: Any, epoch: str) -> bool:
+    """Whether a file was written under another epoch of the store; one that does not say counts as the same."""
+    return bool(told and epoch and told != epoch)
+
+
+def _put_aside(folder: Path, epoch: str) -> None:
+    """Make room where an attempt of the same number was, which a restore has undone: it was another one.
+
+    Its supervisor is refused by the server and ends; until then the folder is not touched, and the new attempt, whose
+    lease runs out uncharged, is offered again. What is put aside has no number for a name, so nothing resumes from it.
+    """
+    with open(folder / rundir.SUPERVISOR_LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.replace(folder, folder.with_name(f"{folder.name}-{epoch}"))
+        rundir.fsync_dir(folder.parent)
+
+
+def _open_again(folder: Path, assignment: Assignment) -> None:
+    """The server asks about an attempt whose last word it had before a restore: let a supervisor say it again."""
+    closed = rundir.read_json(folder / rundir.CLOSED)
+    if closed is not None and is_another(closed.get("epoch"), assignment.store_epoch):
+        (folder / rundir.CLOSED).unlink(missing_ok=True)
+        rundir.fsync_dir(folder)
 
 
 def is_here(endpoint: str) -> bool:

@@ -7,10 +7,11 @@ quicker there as well; ``runyard.store.sqlite`` and ``runyard.store.postgresql``
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,6 +102,26 @@ class Store:
     async def read_aside(self, work: Work[T]) -> T:
         """Run a read that may take milliseconds on a thread of its own, so that the event loop goes on."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.read, work)
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A connection of its own on which everything is as it was at the first read, however long it takes.
+
+        Raises:
+            StoreUnavailable: the database cannot be read.
+        """
+        engine = self._kind.snapshot_engine()
+        try:
+            with engine.connect() as connection, connection.begin():
+                yield connection
+        except OperationalError as error:
+            raise StoreUnavailable(str(error.orig)) from error
+        finally:
+            engine.dispose()
+
+    def follow_numbers(self, connection: Connection) -> None:
+        """After rows came with numbers of their own, in the same transaction: the next ones get numbers after them."""
+        self._kind.follow_numbers(connection)
 
     def close(self) -> None:
         """Commit what is queued and close every connection."""

@@ -6,6 +6,8 @@ from sqlalchemy import Connection, insert, select
 
 from runyard.store.tables import meta, organizations
 
+EPOCH = "epoch"  # the fact that is the first half of every fencing token
+
 
 def add(connection: Connection, *, org: str, name: str, time_ms: int) -> None:
     connection.execute(insert(organizations).values(id=org, name=name, time_created=time_ms))

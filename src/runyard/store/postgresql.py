@@ -8,9 +8,11 @@ and every request is made so that this is safe.
 
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
+
+from runyard.store.tables import metadata
 
 CONNECT_TIMEOUT_S = 5
 MIGRATION_LOCK = 0x52554E59  # "RUNY"; the number is a name, it only has to be the same everywhere
@@ -31,6 +33,19 @@ class PostgreSql:
 
     def reading_engine(self) -> Engine:
         return self._engine("AUTOCOMMIT", "-c default_transaction_read_only=on")
+
+    def snapshot_engine(self) -> Engine:
+        """For long reads: everything read in one transaction is as it was at its first read."""
+        return self._engine("REPEATABLE READ", "-c default_transaction_read_only=on")
+
+    def follow_numbers(self, connection: Connection) -> None:
+        """After rows came with numbers of their own, let the database number the next ones after them."""
+        for table in metadata.sorted_tables:
+            column = table.autoincrement_column
+            if column is not None and column.autoincrement is True:
+                highest = select(func.coalesce(func.max(column), 0) + 1).scalar_subquery()
+                sequence = func.pg_get_serial_sequence(table.name, column.name)
+                connection.execute(select(func.setval(sequence, highest, False))).close()
 
     def lock_migrations(self, connection: Connection) -> None:
         """Wait for any other server that migrates; released with the transaction.

@@ -49,6 +49,27 @@ class Sqlite:
             connect_args={"check_same_thread": False, "timeout": 5.0},
         )
 
+    def snapshot_engine(self) -> Engine:
+        """For long reads: everything read in one transaction is as it was at its first read."""
+        engine = create_engine(
+            f"sqlite:///file:{self._path}?mode=ro&uri=true",
+            poolclass=NullPool,
+            connect_args={"check_same_thread": False, "timeout": 5.0},
+        )
+
+        @event.listens_for(engine, "connect")
+        def prepare(connection: Any, _record: Any) -> None:
+            connection.isolation_level = None  # sqlite3 shall not begin transactions on its own
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN")
+
+        return engine
+
+    def follow_numbers(self, connection: Connection) -> None:
+        """SQLite goes on after the highest number there is by itself."""
+
     def lock_migrations(self, connection: Connection) -> None:
         """``BEGIN IMMEDIATE`` has locked the whole database already."""
 

@@ -247,7 +247,8 @@ class Supervisor:
             case mv.Report(ended):
                 result = self._files.read_json(self._folder / rundir.RESULT)
                 now_ms = self._clock.now_ms()
-                self._send("words", lambda: self._server.report(ended, time_ms=now_ms, result=result))
+                epoch = self._state.epoch
+                self._send("words", lambda: self._server.report(ended, time_ms=now_ms, result=result, epoch=epoch))
             case mv.Prepare():
                 self._send("bytes", self._prepare)
             case mv.ReadLines(stream, offset, is_final):
@@ -285,7 +286,7 @@ class Supervisor:
                 self._write(rundir.EXIT, exit_document(ended, time_ms=now_ms))
                 log.info("The trainer of %s has ended: %s", self._mark, ended.cause)
             case mv.WriteClosed(how):
-                self._write(rundir.CLOSED, {"how": how, "time": now_ms})
+                self._write(rundir.CLOSED, {"how": how, "time": now_ms, "epoch": self._state.epoch})
             case mv.Warn(message):
                 log.warning("%s: %s", self._mark, message)
 

@@ -116,7 +116,7 @@ class Server:
             self._http.put_file(address, path, timeout_s=BYTES_TIMEOUT_S, retry=FILE_RETRY)
         self._held.add(sha256)
 
-    def report(self, ended: mv.Exit, *, time_ms: int, result: dict[str, Any] | None) -> mv.Input:
+    def report(self, ended: mv.Exit, *, time_ms: int, result: dict[str, Any] | None, epoch: str = "") -> mv.Input:
         body = ExitReport(
             exit_code=ended.exit_code,
             signal=ended.signal,
@@ -124,6 +124,7 @@ class Server:
             cause=ended.cause,
             time=time_ms,
             result=result,
+            epoch=epoch,
         )
         try:
             self._http.call("POST", f"{ROOT}/finish", body=body)

@@ -106,6 +106,8 @@ class State:
     look_at: float = 0.0
     find_at: float = 0.0
     is_leaving: bool = False
+    epoch: str = ""  # the store's, once it has said so
+    stale: frozenset[Lane] = frozenset()  # whose answer under way may come from before a restore
     busy: frozenset[Lane] = frozenset()
     retry_at: Mapping[Lane, float] = field(default_factory=dict)
     backoff_s: Mapping[Lane, float] = field(default_factory=dict)
@@ -138,7 +140,10 @@ def step(state: State, event: Input, now: float) -> tuple[State, list[Action]]:
     """Take one input in; answer the next state and what to do, in order."""
     if state.phase == "ended":
         return state, []
+    is_stale = isinstance(event, LinesAccepted | CheckpointStored | ReportAccepted) and _lane_of(event) in state.stale
     state = _hear(state, event, now)
+    if is_stale:
+        return state, []
     match event:
         case Tick():
             return _on_tick(state, now)
@@ -185,16 +190,19 @@ def _hear(state: State, event: Input, now: float) -> State:
             return replace(
                 state,
                 busy=state.busy - {lane},
+                stale=state.stale - {lane},
                 retry_at={**state.retry_at, lane: now + backoff_s},
                 backoff_s={**state.backoff_s, lane: backoff_s},
                 quiet_since=now if state.quiet_since is None else state.quiet_since,
             )
         case Renewed():
             return _answered(state, "lease")
-        case Announced() | LinesAccepted() | ReportAccepted():
+        case Announced():
             return _answered(state, "words")
-        case CheckpointStored() | Prepared():
+        case Prepared():
             return _answered(state, "bytes")
+        case LinesAccepted() | ReportAccepted() | CheckpointStored():
+            return _answered(state, _lane_of(event))
         case Rejected(lane):
             return _answered(state, lane)
         case _:
@@ -203,7 +211,13 @@ def _hear(state: State, event: Input, now: float) -> State:
 
 def _answered(state: State, lane: Lane) -> State:
     others_backoff = {other: value for other, value in state.backoff_s.items() if other != lane}
-    return replace(state, busy=state.busy - {lane}, backoff_s=others_backoff, quiet_since=None)
+    return replace(
+        state, busy=state.busy - {lane}, stale=state.stale - {lane}, backoff_s=others_backoff, quiet_since=None
+    )
+
+
+def _lane_of(event: LinesAccepted | ReportAccepted | CheckpointStored) -> Lane:
+    return "bytes" if isinstance(event, CheckpointStored) else "words"
 
 
 def _on_announced(state: State, wanted: Wanted, now: float) -> tuple[State, list[Action]]:
@@ -216,7 +230,26 @@ def _on_announced(state: State, wanted: Wanted, now: float) -> tuple[State, list
 
 
 def _go_by(state: State, wanted: Wanted) -> State:
-    return replace(state, lease_s=wanted.lease_s, grace_s=wanted.grace_s)
+    is_restored = "" not in (state.epoch, wanted.epoch) and state.epoch != wanted.epoch
+    state = replace(state, lease_s=wanted.lease_s, grace_s=wanted.grace_s, epoch=wanted.epoch or state.epoch)
+    return _say_again(state) if is_restored else state
+
+
+def _say_again(state: State) -> State:
+    """A backup was restored: the server may stand further back in each stream, and lack checkpoints it once had.
+
+    Answers that are under way may still speak of the world before, so they count for nothing.
+    """
+    return replace(
+        state,
+        offsets=dict.fromkeys(STREAMS),
+        drained=frozenset(),
+        stored=frozenset(),
+        has_looked=False,
+        stale=state.busy & {"words", "bytes"},
+        look_at=0.0,
+        find_at=0.0,
+    )
 
 
 def _stop(state: State, reason: StopReason, now: float) -> tuple[State, list[Action]]:

@@ -131,10 +131,12 @@ class AsyncHttp:
         retry: RetryPolicy | None = None,
         idempotent: bool | None = None,
         asked: str | None = None,
+        on_sent: Callable[[int], None] | None = None,
     ) -> Answer:
         """Send bytes, or a file, and return the raw answer, whose status is below 300; anything else raises.
 
         ``asked`` is what error messages call the request; they must not show a path that is a secret itself.
+        ``on_sent`` gets the bytes of a file that are under way so far.
         """
         policy, timeout_s, asked = retry or self.retry, timeout_s or self.timeout_s, asked or f"{method} {path}"
         repeatable = method in REPEATABLE_METHODS if idempotent is None else idempotent
@@ -142,7 +144,9 @@ class AsyncHttp:
         earlier: Counter[Failure] = Counter()
         while True:
             try:
-                answer = await self._exchange(method, url, content=content, headers=headers, timeout_s=timeout_s)
+                answer = await self._exchange(
+                    method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent
+                )
             except httpx2.RequestError as cause:
                 failure = failure_without_answer(cause)
                 error = error_without_answer(cause, asked=asked, endpoint=self.endpoint, timeout_s=timeout_s)
@@ -177,12 +181,40 @@ class AsyncHttp:
         """Send a file piece by piece, from its start again on each try."""
         return await self.send("PUT", path, content=file, **options)
 
+    async def fetch(
+        self,
+        method: str,
+        path: str,
+        write: Callable[[bytes], Any],
+        *,
+        on_length: Callable[[int | None], None],
+        timeout_s: float | None = None,
+    ) -> None:
+        """Hand an answer of any length to ``write`` piece by piece; ``on_length`` gets its length first. One try.
+
+        Raises:
+            ViError: it was refused, or broke off.
+        """
+        timeout_s, asked = timeout_s or self.timeout_s, f"{method} {path}"
+        try:
+            async with self.stream(method, self.endpoint + path, timeout_s=timeout_s) as response:
+                if response.status_code >= 300:
+                    body = await response.aread()
+                    answer = Answer(status=response.status_code, headers=dict(response.headers), body=body)
+                    raise error_of(answer, asked=asked)
+                length = response.headers.get("content-length", "")
+                on_length(int(length) if length.isdigit() else None)
+                async for chunk in response.aiter_bytes():
+                    write(chunk)
+        except httpx2.RequestError as cause:
+            raise error_without_answer(cause, asked=asked, endpoint=self.endpoint, timeout_s=timeout_s) from cause
+
     @asynccontextmanager
     async def stream(
-        self, method: str, url: str, *, headers: Mapping[str, str] | None = None
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, timeout_s: float | None = None
     ) -> AsyncIterator[httpx2.Response]:
         """One try at an answer that is read piece by piece; its status is the caller's business."""
-        request = self._request(method, url, content=None, headers=headers, timeout_s=self.timeout_s)
+        request = self._request(method, url, content=None, headers=headers, timeout_s=timeout_s or self.timeout_s)
         response = await self._transport().handle_async_request(request)
         try:
             yield response
@@ -204,8 +236,9 @@ class AsyncHttp:
         content: bytes | Path | None,
         headers: Mapping[str, str] | None,
         timeout_s: float,
+        on_sent: Callable[[int], None] | None,
     ) -> Answer:
-        request = self._request(method, url, content=content, headers=headers, timeout_s=timeout_s)
+        request = self._request(method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent)
         response = await self._transport().handle_async_request(request)
         try:
             body = await response.aread()
@@ -221,6 +254,7 @@ class AsyncHttp:
         content: bytes | Path | None,
         headers: Mapping[str, str] | None,
         timeout_s: float,
+        on_sent: Callable[[int], None] | None = None,
     ) -> httpx2.Request:
         all_headers = {**self._headers, **(headers or {})}
         if isinstance(content, Path):
@@ -231,7 +265,7 @@ class AsyncHttp:
             method,
             url,
             headers=all_headers,
-            content=_chunks(content) if isinstance(content, Path) else content,
+            content=_chunks(content, on_sent) if isinstance(content, Path) else content,
             extensions={"timeout": timeouts(timeout_s)},
         )
 
@@ -251,7 +285,9 @@ class AsyncHttp:
         return httpx2.AsyncHTTPTransport(verify=ssl_context(self.endpoint), proxy=proxy_of(self.endpoint))
 
 
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
+async def _chunks(path: Path, on_sent: Callable[[int], None] | None) -> AsyncIterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
+            if on_sent is not None:
+                on_sent(file.tell())

@@ -132,10 +132,12 @@ class Http:
         retry: RetryPolicy | None = None,
         idempotent: bool | None = None,
         asked: str | None = None,
+        on_sent: Callable[[int], None] | None = None,
     ) -> Answer:
         """Send bytes, or a file, and return the raw answer, whose status is below 300; anything else raises.
 
         ``asked`` is what error messages call the request; they must not show a path that is a secret itself.
+        ``on_sent`` gets the bytes of a file that are under way so far.
         """
         policy, timeout_s, asked = retry or self.retry, timeout_s or self.timeout_s, asked or f"{method} {path}"
         repeatable = method in REPEATABLE_METHODS if idempotent is None else idempotent
@@ -143,7 +145,9 @@ class Http:
         earlier: Counter[Failure] = Counter()
         while True:
             try:
-                answer = self._exchange(method, url, content=content, headers=headers, timeout_s=timeout_s)
+                answer = self._exchange(
+                    method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent
+                )
             except httpx2.RequestError as cause:
                 failure = failure_without_answer(cause)
                 error = error_without_answer(cause, asked=asked, endpoint=self.endpoint, timeout_s=timeout_s)
@@ -178,10 +182,40 @@ class Http:
         """Send a file piece by piece, from its start again on each try."""
         return self.send("PUT", path, content=file, **options)
 
+    def fetch(
+        self,
+        method: str,
+        path: str,
+        write: Callable[[bytes], Any],
+        *,
+        on_length: Callable[[int | None], None],
+        timeout_s: float | None = None,
+    ) -> None:
+        """Hand an answer of any length to ``write`` piece by piece; ``on_length`` gets its length first. One try.
+
+        Raises:
+            ViError: it was refused, or broke off.
+        """
+        timeout_s, asked = timeout_s or self.timeout_s, f"{method} {path}"
+        try:
+            with self.stream(method, self.endpoint + path, timeout_s=timeout_s) as response:
+                if response.status_code >= 300:
+                    body = response.read()
+                    answer = Answer(status=response.status_code, headers=dict(response.headers), body=body)
+                    raise error_of(answer, asked=asked)
+                length = response.headers.get("content-length", "")
+                on_length(int(length) if length.isdigit() else None)
+                for chunk in response.iter_bytes():
+                    write(chunk)
+        except httpx2.RequestError as cause:
+            raise error_without_answer(cause, asked=asked, endpoint=self.endpoint, timeout_s=timeout_s) from cause
+
     @contextmanager
-    def stream(self, method: str, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[httpx2.Response]:
+    def stream(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, timeout_s: float | None = None
+    ) -> Iterator[httpx2.Response]:
         """One try at an answer that is read piece by piece; its status is the caller's business."""
-        request = self._request(method, url, content=None, headers=headers, timeout_s=self.timeout_s)
+        request = self._request(method, url, content=None, headers=headers, timeout_s=timeout_s or self.timeout_s)
         response = self._transport().handle_request(request)
         try:
             yield response
@@ -203,8 +237,9 @@ class Http:
         content: bytes | Path | None,
         headers: Mapping[str, str] | None,
         timeout_s: float,
+        on_sent: Callable[[int], None] | None,
     ) -> Answer:
-        request = self._request(method, url, content=content, headers=headers, timeout_s=timeout_s)
+        request = self._request(method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent)
         response = self._transport().handle_request(request)
         try:
             body = response.read()
@@ -220,6 +255,7 @@ class Http:
         content: bytes | Path | None,
         headers: Mapping[str, str] | None,
         timeout_s: float,
+        on_sent: Callable[[int], None] | None = None,
     ) -> httpx2.Request:
         all_headers = {**self._headers, **(headers or {})}
         if isinstance(content, Path):
@@ -230,7 +266,7 @@ class Http:
             method,
             url,
             headers=all_headers,
-            content=_chunks(content) if isinstance(content, Path) else content,
+            content=_chunks(content, on_sent) if isinstance(content, Path) else content,
             extensions={"timeout": timeouts(timeout_s)},
         )
 
@@ -250,7 +286,9 @@ class Http:
         return httpx2.HTTPTransport(verify=ssl_context(self.endpoint), proxy=proxy_of(self.endpoint))
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _chunks(path: Path, on_sent: Callable[[int], None] | None) -> Iterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
+            if on_sent is not None:
+                on_sent(file.tell())

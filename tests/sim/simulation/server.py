@@ -172,7 +172,6 @@ class Server:
             clock=self.clock,
             keyring=Keyring(SECRETS.pepper, []),
             signer=Signer(SECRETS),
-            epoch=self.store.read(lambda connection: organizations.fact(connection, bootstrap.EPOCH)) or "",
             pepper=SECRETS.pepper,
         )
         self.services.kept = self._blobs

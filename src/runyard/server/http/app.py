@@ -16,14 +16,14 @@ from runyard.server.clock import Clock, SystemClock
 from runyard.server.http import downloads, problems
 from runyard.server.http.door import Door, allowed_hosts
 from runyard.server.http.routes import ROUTES
-from runyard.server.services import bootstrap, deletion, leases
+from runyard.server.services import backups, bootstrap, deletion, leases
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
 from runyard.server.services.secrets import open_secrets
 from runyard.server.services.signing import Signer
 from runyard.settings import Settings
-from runyard.store import Store, StoreUnavailable, organizations
+from runyard.store import Store, StoreUnavailable
 from runyard.store import keys as key_rows
 
 log = logging.getLogger(__name__)
@@ -83,9 +83,9 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
             clock=clock,
             keyring=Keyring(secrets.pepper, store.read(key_rows.all_rows)),
             signer=Signer(secrets),
-            epoch=store.read(lambda connection: organizations.fact(connection, bootstrap.EPOCH)) or "",
             pepper=secrets.pepper,
         )
+        backups.begin(services)
         await deletion.begin(services)
         async with contextlib.AsyncExitStack() as stack:
             if pulse:

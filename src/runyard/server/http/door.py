@@ -21,7 +21,6 @@ from runyard.server.http import problems
 from runyard.server.http.asking import ACTOR, SERVICES, TOKEN
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
-from runyard.server.services.leases import lease_lost
 from runyard.store import StoreUnavailable
 
 access_log = logging.getLogger("runyard.access")
@@ -32,13 +31,14 @@ PUBLIC = ("/health",)
 PUBLIC_PREFIXES = ("/downloads/",)
 
 LONGEST_URL, LONGEST_HEADERS = 8 * 1024, 16 * 1024
-LARGEST_BODY, LARGEST_MESSAGE = 1024 * 1024, 16 * 1024 * 1024
+LARGEST_BODY, LARGEST_MESSAGE, LARGEST_BACKUP = 1024 * 1024, 16 * 1024 * 1024, 2**63
 BODY_TIMEOUT_S = 30.0
 LARGEST_DRAINED, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
 ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 HIDDEN_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 ATTEMPT_PREFIX = "/internal/v1/attempt/"
+RESTORES = "/storage/restores"
 
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -87,7 +87,7 @@ class Door:
             if status:
                 raise
             if refusal.code == "BodyTooLarge":
-                await _drain(receive)
+                await drain(receive)
             await _refuse(send_marked, refusal)
         except StoreUnavailable as error:
             log.error("the store is unavailable: %s", error)
@@ -154,8 +154,6 @@ def _admit_attempt(services: Services, scope: Any, credential: str) -> None:
     token = services.signer.attempt(credential)
     if token is None:
         raise _unauthorized()
-    if token.epoch != services.epoch:
-        raise lease_lost()  # given out before the store was restored from a backup
     scope[TOKEN] = token
     scope[ACTOR] = Actor(org=token.org, name=f"attempt {token.number}", role="attempt", address=_address(scope))
 
@@ -217,6 +215,8 @@ def _body_limit(scope: Any) -> int | None:
     path = scope["path"]
     if path.startswith(f"{ATTEMPT_PREFIX}blobs/"):
         return None  # as long as it announced, which the store checks while it arrives
+    if path.startswith("/workspaces/") and path.endswith(RESTORES):
+        return LARGEST_BACKUP
     return LARGEST_MESSAGE if path.startswith("/internal/") else LARGEST_BODY
 
 
@@ -247,7 +247,7 @@ def _too_large(limit: int) -> Refusal:
     return Refusal("BodyTooLarge", f"the request body is larger than {limit // 1024} KiB; send less at once")
 
 
-async def _drain(receive: Any) -> None:
+async def drain(receive: Any) -> None:
     """Read on a while: a client that is still sending when its connection closes never sees our answer."""
     taken = 0
     with contextlib.suppress(TimeoutError):

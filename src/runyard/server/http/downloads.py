@@ -51,7 +51,9 @@ async def download(scope: Any, receive: Any, send: Any) -> None:
     if method == "HEAD":
         await send({"type": "http.response.body", "body": b""})
         return
-    await _send_bytes(send, archive.read(services.blobs(link.org), start, end), what=f"{link.run_id}/{link.output_id}")
+    await send_bytes(
+        send, archive.read(services.blobs(link.org), start, end), what=f"download of {link.run_id}/{link.output_id}"
+    )
 
 
 def _range(given: bytes | None, size_bytes: int) -> tuple[int, int, bool] | None:
@@ -81,13 +83,14 @@ async def _start(send: Any, archive: Archive, row: Any, start: int, end: int, is
     await send({"type": "http.response.start", "status": 206 if is_part else 200, "headers": headers})
 
 
-async def _send_bytes(send: Any, chunks: Iterator[bytes], *, what: str) -> None:
+async def send_bytes(send: Any, chunks: Iterator[bytes], *, what: str) -> None:
+    """Send a body whose length has been promised; too few bytes are sent when they cannot be had."""
     try:
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except (BlobError, EOFError, OSError) as error:
         # Returning without the promised bytes closes the connection, which every client notices.
-        log.error("download of %s broke off: %s", what, error)
+        log.error("%s broke off: %s", what, error)
         return
     await send({"type": "http.response.body", "body": b""})
 

@@ -18,7 +18,7 @@ REF = "#/components/schemas/{name}"
 @functools.cache
 def document() -> dict[str, Any]:
     """OpenAPI 3.1 of every route."""
-    kinds = [kind for route in ROUTES for kind in (route.takes, route.gives) if kind is not None]
+    kinds = [kind for route in ROUTES for kind in (route.takes, route.gives) if kind not in (None, bytes)]
     schemas, components = msgspec.json.schema_components([*kinds, ProblemDocument], ref_template=REF)
     schema_of = dict(zip(map(id, [*kinds, ProblemDocument]), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -53,10 +53,7 @@ def _operation(route: Route, path: str, schema_of: dict[int, dict[str, Any]]) ->
         },
     }
     if route.takes is not None:
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": schema_of[id(route.takes)]}},
-        }
+        operation["requestBody"] = {"required": True, "content": _content(route.takes, schema_of)}
     if path in PUBLIC:
         operation["security"] = []
     return operation
@@ -65,6 +62,8 @@ def _operation(route: Route, path: str, schema_of: dict[int, dict[str, Any]]) ->
 def _answer(route: Route, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any]:
     if route.gives is None:
         return {"description": "Done; the answer is empty"}
+    if route.gives is bytes:
+        return {"description": "Done", "content": _content(bytes, schema_of)}
     schema = schema_of[id(route.gives)]
     if route.is_page:
         text_or_null = {"type": ["string", "null"]}
@@ -78,3 +77,9 @@ def _answer(route: Route, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any
             "required": ["items"],
         }
     return {"description": "Done", "content": {"application/json": {"schema": schema}}}
+
+
+def _content(kind: Any, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    if kind is bytes:
+        return {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}
+    return {"application/json": {"schema": schema_of[id(kind)]}}

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from runyard import protocol
-from runyard.server.http import attempts, bodies, flows, health, models, runs, storage, training_projects
+from runyard.server.http import attempts, backups, bodies, flows, health, models, runs, storage, training_projects
+from runyard.server.services.backups import Restored, StoreContents
 from runyard.server.services.lines import LogPage, MetricPage
 from runyard.server.services.storage import StorageReport
 from vi.api.resources.flows.responses import Flow
@@ -22,7 +23,8 @@ Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 @dataclass(frozen=True)
 class Route:
-    """One route. ``takes`` is the struct of its body; ``gives`` of its answer, None for an empty one."""
+    """One route. ``takes`` is the struct of its body; ``gives`` of its answer, None for an empty one, ``bytes`` for a
+    file. ``is_operators`` says that only admins of the organisation the instance began with may use it."""
 
     method: Method
     path: str
@@ -31,6 +33,7 @@ class Route:
     takes: Any = None
     gives: Any = None
     is_page: bool = False
+    is_operators: bool = False
     query: tuple[str, ...] = ()
 
 
@@ -86,6 +89,12 @@ ROUTES = (
     Route("GET", ORG + "/storage", storage.get_storage, "Whether database and disk agree", gives=StorageReport),
     Route("POST", ORG + "/storage/collections", storage.post_collection, "Remove bytes and folders nothing needs",
           gives=StorageReport),
+    Route("GET", ORG + "/storage/contents", backups.get_contents, "Operator: what a restore would replace",
+          gives=StoreContents, is_operators=True, query=("since",)),
+    Route("POST", ORG + "/storage/backups", backups.post_backup, "Operator: the whole instance as one file",
+          gives=bytes, is_operators=True),
+    Route("POST", ORG + "/storage/restores", backups.post_restore, "Operator: put such a file in place of all there is",
+          takes=bytes, gives=Restored, is_operators=True),
 
     Route("POST", "/internal/v1/claims", attempts.post_claim, "Controller: offer room, get an attempt",
           takes=protocol.Claim, gives=protocol.Claimed),

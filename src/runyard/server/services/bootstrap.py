@@ -21,12 +21,13 @@ from runyard.store import keys as key_rows
 
 ORG_ALPHABET = string.ascii_lowercase + string.digits
 CONTROLLER_FILE = "controller.json"
-EPOCH = "epoch"
+EPOCH = organizations.EPOCH
 
 
 async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: int) -> bool:
     """Make what a new store lacks; whether it was new."""
     if store.read(lambda connection: organizations.fact(connection, EPOCH)) is not None:
+        name_organization(settings, store)
         return False
     org, secret_key = _credentials(settings.credentials_file)
     controller_key = _controller_key(settings.secrets_dir / CONTROLLER_FILE)
@@ -40,6 +41,18 @@ async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: 
 
     await store.write(work)
     return True
+
+
+def name_organization(settings: Settings, store: Store) -> None:
+    """Let the credentials file name the organisation that its key belongs to, which a restore may have changed.
+
+    At each start as well, since the restored store is on disk before the file is.
+    """
+    told = read_json(settings.credentials_file) or {}
+    parts = key_format.parse(str(told.get("secret_key")))
+    org = next((row.org for row in store.read(key_rows.all_rows) if parts and row.id == parts.key_id), None)
+    if org is not None and told.get("organization_id") != org:
+        write_private(settings.credentials_file, json.dumps(told | {"organization_id": org}, indent=2) + "\n")
 
 
 def announce(settings: Settings, endpoint: str) -> None:

@@ -37,6 +37,11 @@ class Changes:
         if event is not None:
             event.set()
 
+    def tell_all(self) -> None:
+        """Everything may be different now."""
+        for topic in list(self._events):
+            self.tell(topic)
+
     def close(self) -> None:
         """Let every waiter go, now and from now on: the server stops."""
         self.is_closed = True

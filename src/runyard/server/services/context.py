@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
-from runyard.blobs import FolderBlobs
+from runyard.blobs import FolderBlobs, Holds
 from runyard.server.clock import Clock
 from runyard.server.services.changes import Changes
 from runyard.server.services.keys import Keyring
@@ -35,16 +35,18 @@ class Services:
     clock: Clock
     keyring: Keyring
     signer: Signer
-    epoch: str
     pepper: bytes
     changes: Changes = field(default_factory=Changes)
     # Held while blobs are checked and referred to, and while unreferred ones are removed: between a supervisor's
     # "the server has this hash" and the row that needs it, a deletion must not take the bytes away.
     blob_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # What a backup reads, or a restore has brought, for longer than anybody could wait for that lock.
+    blob_holds: Holds = field(default_factory=Holds)
+    restore_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def blobs(self, org: str) -> FolderBlobs:
         """An organisation's bytes. Apart from each other's, so that a known hash opens nobody else's file."""
-        return FolderBlobs(self.settings.blobs_dir / org)
+        return FolderBlobs(self.settings.blobs_dir / org, holds=self.blob_holds)
 
     def audit(self, actor: Actor, action: str, target: str) -> Callable[[Connection], None]:
         """The row that belongs into the transaction of a mutation."""

@@ -12,7 +12,7 @@ import shutil
 
 from sqlalchemy import Connection
 
-from runyard.blobs import BlobError
+from runyard.blobs import BlobError, BlobHeld
 from runyard.server.services import changes, etags
 from runyard.server.services.changes import run_topic
 from runyard.server.services.context import Actor, Services
@@ -73,6 +73,8 @@ async def purge_if_due(services: Services, *, org: str, run_id: str) -> None:
         return
     try:
         await _purge(services, org, run_id)
+    except BlobHeld:
+        log.info("run %s is deleted; its bytes go when a backup or a restore needs them no more", run_id)
     except (OSError, BlobError, StoreUnavailable) as error:
         # The deletion itself is on disk; the sweep comes back for what is left.
         log.error("run %s is deleted, but its bytes are not all gone yet: %s", run_id, error)

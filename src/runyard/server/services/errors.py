@@ -14,6 +14,7 @@ import msgspec
 
 # code -> (HTTP status, title)
 CODES: dict[str, tuple[int, str]] = {
+    "InvalidBackup": (400, "The file cannot be restored"),
     "InvalidBody": (400, "The request body is not what this route takes"),
     "InvalidFlow": (400, "The flow cannot run"),
     "InvalidHost": (400, "The Host header names somebody else"),
@@ -30,6 +31,7 @@ CODES: dict[str, tuple[int, str]] = {
     "LeaseLost": (409, "The attempt is no longer yours"),
     "BlobMissing": (409, "A file of the checkpoint has not been uploaded"),
     "IdDeleted": (409, "The id belonged to something that was deleted"),
+    "RestoreUnderWay": (409, "A backup is being restored already"),
     "RunExists": (409, "A run with this id and another body exists"),
     "RunFinished": (409, "The run has already ended"),
     "EtagMismatch": (412, "The resource has changed since you read it"),
@@ -38,6 +40,7 @@ CODES: dict[str, tuple[int, str]] = {
     "RangeNotSatisfiable": (416, "The range lies outside the file"),
     "HeadersTooLarge": (431, "The request headers are too large"),
     "Internal": (500, "The server made a mistake"),
+    "StoreRestored": (503, "A backup was restored since the attempt last spoke"),
     "StorageUnavailable": (503, "The store cannot be written or read right now"),
 }
 

@@ -28,7 +28,7 @@ from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import decoded, move, save
 from runyard.server.services.signing import AttemptToken
 from runyard.store import attempts as rows
-from runyard.store import outputs, pulse
+from runyard.store import organizations, outputs, pulse
 from runyard.store import runs as run_rows
 from vi.api.resources.runs.responses import Run, RunAttempt
 
@@ -127,6 +127,8 @@ async def finish(services: Services, token: AttemptToken, report: ExitReport) ->
         row = run_rows.get(connection, org=token.org, run_id=attempt.run_id)
         if row is None:
             raise lease_lost()
+        if report.epoch not in ("", _epoch(connection)):
+            raise Refusal("StoreRestored", "a backup was restored since: say again what came after it, then report")
         run, now_ms = decoded(row.document), services.clock.now_ms()
         if attempt.closed and attempt.lost_pulse is None:
             return False  # closed by this very report, whose answer was lost
@@ -284,7 +286,7 @@ def _take(
         "org": row.org,
         "run_id": row.id,
         "number": past[-1].number + 1 if past else 1,
-        "epoch": services.epoch,
+        "epoch": _epoch(connection),
         "token_number": pulse.next_token_number(connection),
         "claim_id": offer.claim_id,
         "machine_id": offer.machine_id,
@@ -312,9 +314,16 @@ def _assignment(services: Services, connection: Connection, attempt: Any, row: A
         token=services.signer.attempt_token(AttemptToken(attempt.org, attempt.epoch, attempt.token_number)),
         lease_s=services.settings.lease_s,
         grace_s=_grace_s(services, run),
+        epoch=attempt.epoch,
+        store_epoch=_epoch(connection),
         run=run,
         resume_checkpoint=proven[-1].id if proven else None,
     )
+
+
+def _epoch(connection: Connection) -> str:
+    """Read where it is used: a restore may have changed it in the transaction before."""
+    return organizations.fact(connection, organizations.EPOCH) or ""
 
 
 def _begin(services: Services, run: Run, attempt: Any) -> None:
@@ -332,6 +341,7 @@ def _wanted(services: Services, connection: Connection, row: Any, run: Run) -> W
         save(connection, run)
     return Wanted(
         action="kill" if is_unwanted else "continue",
+        epoch=_epoch(connection),
         lease_s=services.settings.lease_s,
         grace_s=_grace_s(services, run),
     )

@@ -3,7 +3,8 @@
 Three things can be wrong: bytes that no checkpoint needs, checkpoints whose bytes are gone, and folders of runs that do
 not exist. The first and the last are rubbish that a collection removes. The second is a loss: nothing here mends it, so
 it is only told. Bytes come before the row that needs them, so while an attempt of the organisation is open, bytes
-without a row may be on their way to one: they are counted as arriving and left alone.
+without a row may be on their way to one: they are counted as arriving and left alone. So are those that a restore has
+brought and those that a backup is reading.
 """
 
 import asyncio
@@ -72,12 +73,12 @@ def _compare(services: Services, org: str) -> StorageReport:
 
     lost, needed, run_ids, may_arrive = services.store.read(work)
     unneeded = sorted(stored - needed)
-    left_over = [] if may_arrive else unneeded
+    left_over = [] if may_arrive else [sha256 for sha256 in unneeded if not blobs.is_held(sha256)]
     strays = sorted(folders - run_ids)
     return StorageReport(
         agrees=not (left_over or lost or strays),
         blobs=len(stored),
-        arriving=len(unneeded) if may_arrive else 0,
+        arriving=len(unneeded) - len(left_over),
         blobs_without_rows=left_over,
         rows_without_blobs=lost,
         folders_without_runs=strays,

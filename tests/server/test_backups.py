@@ -1,0 +1,391 @@
+"""Backup and restore over HTTP: one moment out, all or nothing in, and what becomes of attempts, numbers and keys."""
+
+import asyncio
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runyard import backup_file
+from runyard.server.services import backups, deletion, leases
+from runyard.server.services.keys import new_key, parse, secret_mac
+from runyard.store import backup as rows
+from runyard.store import keys as key_rows
+from runyard.store import organizations, pulse
+from runyard.store.tables import metadata
+
+# What a restore does not simply put back; see runyard.store.backup.
+OWN = {"meta", "pulse", "keys", "audit", "attempts"}
+
+
+async def take(house: Any) -> bytes:
+    answer = await (await house.api()).post(house.path("storage/backups"))
+    assert answer.status_code == 200, answer.text
+    assert len(answer.content) == int(answer.headers["content-length"])
+    return bytes(answer.content)
+
+
+async def put_back(house: Any, data: bytes) -> Any:
+    return await (await house.api()).post(house.path("storage/restores"), content=data)
+
+
+async def restored(house: Any, data: bytes) -> None:
+    answer = await put_back(house, data)
+    assert answer.status_code == 200, answer.text
+
+
+def world(house: Any, *, without: set[str] = frozenset()) -> dict[str, list[bytes]]:  # type: ignore[assignment]
+    """Every row of the store."""
+    with house.services.store.snapshot() as connection:
+        return {name: list(rows.rows(connection, table)) for name, table in rows.TABLES.items() if name not in without}
+
+
+def epoch(house: Any) -> str:
+    return str(house.services.store.read(lambda connection: organizations.fact(connection, organizations.EPOCH)))
+
+
+def counted(house: Any) -> tuple[int, int]:
+    return tuple(
+        house.services.store.read(lambda connection: connection.execute(rows.TABLES["pulse"].select()).one())[1:]
+    )  # type: ignore[return-value]
+
+
+async def lived_in(house: Any, acts: Any) -> Any:
+    """A world with something in every table that can have something; returns the attempt that is still open."""
+    api = await house.api()
+    await api.put(house.path("flows/f1"), json={"spec": {"name": "mine"}})
+    await api.put(house.path("trainingProjects/p1"), json={"spec": {"name": "project"}})
+    await api.put(house.path("runs/gone"), json={"spec": {}})
+    await api.delete(house.path("runs/gone"))
+    done = await acts.running(house, "done")
+    await api.patch(house.path("runs/done"), json={"metadata": {"attributes": {"colour": "grün", "empty": ""}}})
+    await done.event("step", step=3, epoch=0.1, totalSteps=9, values={"loss": 0.1 + 0.2})
+    await done.ship("hello", "wörld", stream="stdout")
+    await done.checkpoint(content=b"weights" * 20_000)
+    await done.finish(0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-1")
+    attempt = await acts.running(house, "open")
+    await attempt.ship("first line", stream="stdout")
+    return attempt
+
+
+def test_every_table_is_in_a_backup(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        await lived_in(house, acts)
+        with tarfile.open(fileobj=io.BytesIO(await take(house))) as tar:
+            names = tar.getnames()
+            manifest = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
+        tables = [part["name"] for part in manifest["tables"]]
+        assert tables == [table.name for table in metadata.sorted_tables]
+        assert [name for name in names if name.startswith("tables/")] == [f"tables/{name}.jsonl" for name in tables]
+        assert all(part["rows"] for part in manifest["tables"]), "the world of these tests leaves a table empty"
+        for name, table in rows.TABLES.items():
+            if "sha256" in table.c:
+                assert "org" in table.c, f"{name} names blobs, but not whose"
+
+    in_house(story)
+
+
+def test_a_restore_brings_everything_back_and_nothing_else(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        await lived_in(house, acts)
+        api = await house.api()
+        before, told = world(house, without=OWN), (await api.get(house.path("runs/done"))).json()
+        data, first_epoch = await take(house), epoch(house)
+        await api.put(house.path("runs/later"), json={"spec": {}})
+        await api.delete(house.path("runs/done"))
+        await api.delete(house.path("flows/f1"))
+        assert list(house.services.blobs(house.org).hashes()) == []
+
+        answer = await put_back(house, data)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["organizationId"] == house.org
+        assert world(house, without=OWN) == before
+        assert (await api.get(house.path("runs/done"))).json() == told
+        assert (await api.get(house.path("runs/later"))).status_code == 404
+        assert (await api.get(house.path("storage"))).json()["agrees"]
+        link = (await api.get(house.path("runs/done/outputs/latest"), params={"contents": "true"})).json()
+        archive = await (await house.client(None)).get(link["status"]["contents"]["downloadUrl"]["url"])
+        assert hashlib.sha256(archive.content).hexdigest() == link["status"]["contents"]["sha256"]
+        assert epoch(house) == answer.json()["epoch"] != first_epoch
+        assert (await api.put(house.path("runs/new"), json={"spec": {}})).status_code == 201
+        assert not list((house.settings.data_dir / backups.FOLDER).iterdir())
+
+    in_house(story)
+
+
+def test_a_world_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, acts: Any, postgresql: Any) -> None:
+    """Into new instances, whose own key opens the organisation that the backup is of."""
+
+    async def story() -> None:
+        async with acts.open_house(tmp_path / "sqlite") as house:
+            await lived_in(house, acts)
+            data, before, org = await take(house), world(house, without=OWN), house.org
+        for folder, url in (("there", postgresql.new_database()), ("back", "")):
+            async with acts.open_house(tmp_path / folder, database_url=url) as house:
+                assert house.org != org
+                answer = await put_back(house, data)
+                assert answer.json()["organizationId"] == org, answer.text
+                assert world(house, without=OWN) == before
+                credentials = json.loads(house.settings.credentials_file.read_text())
+                assert (credentials["organization_id"], credentials["secret_key"]) == (org, house.key)
+                api = await house.api()
+                listed = (await api.get(f"/workspaces/{org}/runs")).json()["items"]
+                assert {run["runId"] for run in listed} == {"done", "open"}
+                assert (await api.get(house.path("runs"))).status_code == 404
+                # The keys of the other instance could not verify here, so they have not come along.
+                assert {key.org for key in house.services.store.read(key_rows.all_rows)} == {org, None}
+                assert len(house.services.store.read(key_rows.all_rows)) == 2
+                assert await acts.claim(house, "c-none") is None
+                await api.put(f"/workspaces/{org}/runs/new", json={"spec": {}})
+                assert (await acts.claim(house, "c-new")).assignment["run_id"] == "new"
+                house.org = org
+                await api.delete(house.path("runs/new"))
+                data = await take(house)
+                before = world(house, without=OWN)
+
+    asyncio.run(story())
+
+
+def test_a_revoked_key_stays_revoked_and_a_key_made_later_stays_good(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        old, young = await make_key(house, "viewer"), ""
+        data = await take(house)
+        await house.services.store.write(
+            lambda connection: key_rows.revoke(connection, org=house.org, key_id=parse(old).key_id, time_ms=5)  # type: ignore[union-attr]
+        )
+        young = await make_key(house, "viewer")
+        await restored(house, data)
+        assert (await (await house.client(old)).get(house.path("runs"))).status_code == 401
+        assert (await (await house.client(young)).get(house.path("runs"))).status_code == 200
+        assert await (await house.client(house.controller_key)).get("/internal/v1/machines/m1")
+
+    in_house(story)
+
+
+async def make_key(house: Any, role: str, org: str = "") -> str:
+    key = new_key()
+    parts = parse(key)
+    assert parts is not None
+    values = {"key_id": parts.key_id, "org": org or house.org, "role": role, "name": "k", "time_ms": 1}
+    mac = secret_mac(house.services.pepper, parts.secret)
+    await house.services.store.write(lambda connection: key_rows.add(connection, secret_mac=mac, **values))
+    backups._refresh(house.services)
+    return key
+
+
+def test_only_admins_of_the_first_organisation_may(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        await house.services.store.write(
+            lambda connection: organizations.add(connection, org="org-second", name="n", time_ms=house.clock.now_ms())
+        )
+        data = await take(house)
+        before = world(house)
+        for role, org in (("viewer", house.org), ("member", house.org), ("admin", "org-second")):
+            client = await house.client(await make_key(house, role, org))
+            before["keys"] = world(house)["keys"]
+            for method, name in (("GET", "contents"), ("POST", "backups"), ("POST", "restores")):
+                answer = await client.request(method, f"/workspaces/{org}/storage/{name}", content=data)
+                assert (answer.status_code, answer.json()["code"]) == (403, "RoleForbidden"), (role, org, name)
+        assert world(house) == before
+
+    in_house(story)
+
+
+def test_attempts_of_the_backup_go_on_and_later_ones_are_refused(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        attempt = await lived_in(house, acts)
+        data = await take(house)
+        await attempt.ship("second line", stream="stdout")
+        later = await acts.running(house, "later")
+        numbers = counted(house)
+        await restored(house, data)
+
+        for call in (later.start, lambda: later.post("renew"), lambda: later.finish(0), lambda: later.ship("x")):
+            answer = await call()
+            assert (answer.status_code, answer.json()["code"]) == (409, "LeaseLost")
+        wanted = (await attempt.post("renew")).json()
+        assert (wanted["action"], wanted["epoch"]) == ("continue", epoch(house))
+        # The supervisor is told where the server stands, goes on from there, and each line is there once.
+        answer = await attempt.ship("third line", stream="stdout")
+        assert answer.json()["offset"] == len("first line\n")
+        await attempt.ship("second line", stream="stdout")
+        await attempt.ship("third line", stream="stdout")
+        logs = (await (await house.api()).get(house.path("runs/open/logs"))).json()["items"]
+        assert [line["text"] for line in logs] == ["first line", "second line", "third line"]
+
+        await (await house.api()).put(house.path("runs/later"), json={"spec": {}})
+        again = await acts.claim(house, "claim-again")
+        assert again.assignment["epoch"] == epoch(house) != attempt.assignment["epoch"]
+        assert counted(house)[1] > numbers[1]
+        assert again.assignment["token"] != later.assignment["token"]
+
+    in_house(story)
+
+
+def test_a_last_word_that_stands_on_what_was_undone_is_put_off(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        known = (await attempt.post("renew")).json()["epoch"]
+        data = await take(house)
+        await attempt.checkpoint()
+        await restored(house, data)
+        end = {"exit_code": 0, "signal": None, "group_empty": True, "cause": "exit code 0", "time": 5}
+        result = {"outcome": "Succeeded", "reason": "Completed", "message": "done", "checkpoint": "epoch-1"}
+        answer = await attempt.post("finish", **end, result=result, epoch=known)
+        assert (answer.status_code, answer.json()["code"]) == (503, "StoreRestored")
+        await attempt.checkpoint()
+        assert (await attempt.post("finish", **end, result=result, epoch=epoch(house))).status_code == 204
+        assert (await acts.status(house))[0] == "Succeeded"
+        assert (await (await house.api()).get(house.path("storage"))).json()["agrees"]
+
+    in_house(story)
+
+
+def test_server_lived_time_never_goes_back_and_an_open_attempt_gets_a_whole_lease(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        data = await take(house)
+        await house.services.store.write(lambda connection: pulse.add(connection, 3_600_000))
+        lived_ms, _ = counted(house)
+        await restored(house, data)
+        assert counted(house)[0] == lived_ms
+        for _ in range(7):  # 14 s of 15
+            await leases.tick(house.services, 2.0)
+        assert (await acts.status(house))[:2] == ("Running", "Preparing")
+        assert (await attempt.post("renew")).status_code == 200
+        for _ in range(9):
+            await leases.tick(house.services, 2.0)
+        assert (await acts.status(house))[:2] == ("Running", "Stopping")
+
+    in_house(story)
+
+
+def test_epochs_and_numbers_never_repeat_over_many_restores(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        data, tokens, epochs = await take(house), set(), {epoch(house)}
+        for number in range(5):
+            await api.put(house.path("runs/r1"), json={"spec": {}})
+            attempt = await acts.claim(house, f"c{number}")
+            assert attempt.assignment["attempt"] == 1
+            tokens.add(attempt.assignment["token"])
+            await restored(house, data)
+            epochs.add(epoch(house))
+        assert (len(tokens), len(epochs)) == (5, 6)
+        assert counted(house)[1] == 5
+
+    in_house(story)
+
+
+def test_a_backup_amid_writes_holds_whole_runs_only(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        api, is_over = await house.api(), asyncio.Event()
+
+        async def write_on() -> None:
+            number = 0
+            while not is_over.is_set():
+                number += 1
+                await api.put(house.path(f"runs/r{number}"), json={"spec": {}, "metadata": {"attributes": {"n": "1"}}})
+                attempt = await acts.claim(house, f"c{number}")
+                await attempt.start()
+                await attempt.ship("a", "b", stream="stdout")
+                await attempt.checkpoint(content=f"weights {number}".encode())
+                await attempt.finish(64)
+                if number % 3 == 0:
+                    await api.delete(house.path(f"runs/r{number - 1}"))
+
+        writing = asyncio.create_task(write_on())
+        files = []
+        for _ in range(5):
+            files.append(await take(house))
+            await asyncio.sleep(0.05)
+        is_over.set()
+        await writing
+        seen = [check_whole(data) for data in files]
+        assert len(set(seen)) > 1, "nothing was written meanwhile"
+        assert (await put_back(house, files[-1])).status_code == 200
+        await deletion.sweep(house.services)
+        assert (await api.get(house.path("storage"))).json()["rowsWithoutBlobs"] == []
+
+    in_house(story)
+
+
+def check_whole(data: bytes) -> int:
+    """Each run of a backup has all that belongs to it as of one moment; how many runs there are."""
+    manifest, tables, blobs = opened(data)
+    columns = {part.name: part.columns for part in manifest.tables}
+
+    def of(name: str) -> list[dict[str, Any]]:
+        return [dict(zip(columns[name], row, strict=True)) for row in tables[name]]
+
+    found = of("runs")
+    for run in found:
+        mine = {name: [row for row in of(name) if row["run_id"] == run["id"]] for name in ("attempts", "log_lines")}
+        assert run["log_count"] == len(mine["log_lines"])
+        assert (run["condition"] == "Failed") <= all(row["closed"] for row in mine["attempts"])
+        assert len([row for row in of("run_attributes") if row["run_id"] == run["id"]]) == 1
+    ids = {run["id"] for run in found}
+    assert {row["run_id"] for name in ("attempts", "log_lines", "outputs") for row in of(name)} <= ids
+    assert {(row["org"], row["sha256"]) for row in of("output_files")} == {tuple(blob.split("/")[1:]) for blob in blobs}
+    return len(found)
+
+
+def opened(data: bytes) -> tuple[backup_file.Manifest, dict[str, list[Any]], list[str]]:
+    backup_file.check(iter([data]))
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        manifest = backup_file.decode_manifest(tar.extractfile("manifest.json").read())  # type: ignore[union-attr]
+        tables = {
+            part.name: [json.loads(line) for line in tar.extractfile(f"tables/{part.name}.jsonl")]  # type: ignore[union-attr]
+            for part in manifest.tables
+        }
+        return manifest, tables, [name for name in tar.getnames() if name.startswith("blobs/")]
+
+
+def test_bytes_that_a_backup_is_reading_outlive_their_run_until_it_is_done(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        await lived_in(house, acts)
+        api = await house.api()
+        (digest,) = house.services.blobs(house.org).hashes()
+        actor = backups.Actor(org=house.org, name="key", role="admin", address="")
+        outgoing = await backups.prepare(house.services, actor)
+        assert (await api.delete(house.path("runs/done"))).status_code == 204
+        assert (await api.get(house.path("runs/done"))).status_code == 404
+        await api.post(house.path("storage/collections"))
+        assert house.services.blobs(house.org).has(digest)
+        data = b"".join(outgoing.pieces())
+        outgoing.close()
+        await deletion.sweep(house.services)
+        assert not house.services.blobs(house.org).has(digest)
+        assert "done" in {run[1] for run in opened(data)[1]["runs"]}
+
+    in_house(story)
+
+
+def test_a_backup_says_that_bytes_were_lost_before(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        await lived_in(house, acts)
+        (digest,) = house.services.blobs(house.org).hashes()
+        house.services.blobs(house.org).delete(digest)
+        manifest, _, blobs = opened(await take(house))
+        assert (manifest.missing_blobs, manifest.blob_count, blobs) == (1, 0, [])
+
+    in_house(story)
+
+
+def test_a_blob_that_is_damaged_here_is_mended_by_a_restore(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        await lived_in(house, acts)
+        data = await take(house)
+        (digest,) = house.services.blobs(house.org).hashes()
+        house.services.blobs(house.org)._path(digest).write_bytes(b"rubbish")
+        await restored(house, data)
+        assert house.services.blobs(house.org).verify(digest)
+
+    in_house(story)
