@@ -5,9 +5,11 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from runyard import backup_file
 from runyard.server.services import backups, deletion, leases
@@ -106,7 +108,7 @@ def test_a_restore_brings_everything_back_and_nothing_else(in_house: Callable[..
         assert (await api.get(house.path("runs/done"))).json() == told
         assert (await api.get(house.path("runs/later"))).status_code == 404
         assert (await api.get(house.path("storage"))).json()["agrees"]
-        link = (await api.get(house.path("runs/done/outputs/latest"), params={"contents": "true"})).json()
+        link = (await api.get(house.path("runs/done/outputs/latest"), params={"contents": "y"})).json()
         archive = await (await house.client(None)).get(link["status"]["contents"]["downloadUrl"]["url"])
         assert hashlib.sha256(archive.content).hexdigest() == link["status"]["contents"]["sha256"]
         assert epoch(house) == answer.json()["epoch"] != first_epoch
@@ -387,5 +389,180 @@ def test_a_blob_that_is_damaged_here_is_mended_by_a_restore(in_house: Callable[.
         house.services.blobs(house.org)._path(digest).write_bytes(b"rubbish")
         await restored(house, data)
         assert house.services.blobs(house.org).verify(digest)
+
+    in_house(story)
+
+
+HEADER = backup_file.BLOCK_BYTES
+
+
+def bad_files(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Everything that may be wrong with a file, each in a few places."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        members = tar.getmembers()
+    for member in members:
+        middle = member.offset_data + member.size // 2
+        yield f"cut before {member.name}", data[: member.offset]
+        yield f"cut within {member.name}", data[:middle]
+        yield f"cut after the header of {member.name}", data[: member.offset_data]
+        if member.size:
+            yield f"a bit of {member.name}", flipped(data, middle)
+        yield f"a bit of the header of {member.name}", flipped(data, member.offset + 3)
+    yield "no end", data[: -2 * HEADER]
+    yield "half an end", data[:-1]
+    yield "more after the end", data + bytes(HEADER)
+    yield "a member twice", data[: members[1].offset] + data[members[1].offset : members[2].offset] * 2
+    yield "nothing", b""
+    yield "a picture", b"\x89PNG" * 1000
+    yield "another tar", another_tar("manifest.json", b"{}")
+    yield "a manifest of 8 GiB", backup_file._header("manifest.json", 8**11 - 1) + b"{" * 4096
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def another_tar(name: str, content: bytes) -> bytes:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as tar:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    return target.getvalue()
+
+
+def rewritten(data: bytes, change: Callable[[backup_file.Manifest, dict[str, bytes], dict[str, bytes]], None]) -> bytes:
+    """The file as somebody would write it who knows the format: every hash is right, and only ``change`` is not."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        content = {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
+    manifest = backup_file.decode_manifest(content["manifest.json"])
+    tables = {part.name: content[f"tables/{part.name}.jsonl"] for part in manifest.tables}
+    blobs = {name: value for name, value in content.items() if name.startswith("blobs/")}
+    change(manifest, tables, blobs)
+    for part in manifest.tables:
+        part.size_bytes, part.sha256 = len(tables[part.name]), hashlib.sha256(tables[part.name]).hexdigest()
+    parts = [backup_file.BlobPart(*name.split("/")[1:], len(value)) for name, value in blobs.items()]
+    listed = backup_file.encode_blobs(parts)
+    manifest.blob_count, manifest.blob_bytes = len(parts), sum(part.size_bytes for part in parts)
+    manifest.blob_list_size_bytes, manifest.blob_list_sha256 = len(listed), hashlib.sha256(listed).hexdigest()
+
+    def opened_member(member: backup_file.Member) -> Iterator[bytes]:
+        yield tables[member.table] if member.table else blobs[member.path]
+
+    return b"".join(backup_file.pieces(manifest, parts, opened_member))
+
+
+def forged_files(data: bytes) -> Iterator[tuple[str, bytes]]:
+    def newer_format(manifest: Any, _tables: Any, _blobs: Any) -> None:
+        manifest.version = 2
+
+    def newer_schema(manifest: Any, _tables: Any, _blobs: Any) -> None:
+        manifest.schema_revision = "9999"
+
+    def unknown_table(manifest: Any, tables: Any, _blobs: Any) -> None:
+        manifest.tables[0].name, tables["strangers"] = "strangers", b""
+
+    def unknown_column(manifest: Any, _tables: Any, _blobs: Any) -> None:
+        next(part for part in manifest.tables if part.name == "runs").columns[0] = "strange"
+
+    def table_twice(manifest: Any, _tables: Any, _blobs: Any) -> None:
+        manifest.tables.append(next(part for part in manifest.tables if part.name == "runs"))
+
+    def endless(manifest: Any, tables: Any, _blobs: Any) -> None:
+        manifest.tables[0].columns.append(manifest.tables[0].columns[0])
+
+    def path_in_org(_manifest: Any, _tables: Any, blobs: Any) -> None:
+        blobs["blobs/../" + hashlib.sha256(b"x").hexdigest()] = b"x"
+
+    def path_in_hash(_manifest: Any, _tables: Any, blobs: Any) -> None:
+        blobs["blobs/org/.."] = b"x"
+
+    def wrong_blob(_manifest: Any, _tables: Any, blobs: Any) -> None:
+        blobs["blobs/org/" + "ab" * 32] = b"x"
+
+    def put(table: str, column: str, value: Any) -> Any:
+        def change(manifest: Any, tables: Any, _blobs: Any) -> None:
+            columns = next(part.columns for part in manifest.tables if part.name == table)
+            row = json.loads(tables[table].splitlines()[0])
+            row[columns.index(column)] = value
+            tables[table] = json.dumps(row).encode() + b"\n" + b"".join(tables[table].splitlines(keepends=True)[1:])
+
+        return change
+
+    def no_pulse(_manifest: Any, tables: Any, _blobs: Any) -> None:
+        tables["pulse"] = b""
+
+    def row_twice(_manifest: Any, tables: Any, _blobs: Any) -> None:
+        tables["log_lines"] *= 2
+
+    def garbage(_manifest: Any, tables: Any, _blobs: Any) -> None:
+        tables["metrics"] = b"\xff\xfe{]"
+
+    for change in (
+        *(newer_format, newer_schema, unknown_table, unknown_column, table_twice, endless),
+        *(path_in_org, path_in_hash, wrong_blob, no_pulse, row_twice, garbage),
+    ):
+        yield change.__name__, rewritten(data, change)
+    for table, column, value in (
+        ("runs", "id", "../../elsewhere"),
+        ("runs", "org", ".."),
+        ("organizations", "id", ""),
+        ("attempts", "run_id", "a/b"),
+        ("output_files", "path", "../../../etc/passwd"),
+        ("output_files", "path", "/etc/passwd"),
+        ("output_files", "sha256", "../" * 8),
+        ("runs", "log_count", "many"),
+        ("runs", "document", "no base64!"),
+        ("runs", "condition", None),
+        ("attempts", "closed", 7),
+    ):
+        yield f"{table}.{column} = {value!r}", rewritten(data, put(table, column, value))
+
+
+def test_a_file_that_is_not_as_it_was_written_changes_nothing(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        await lived_in(house, acts)
+        data = await take(house)
+        await (await house.api()).delete(house.path("runs/done"))  # so that blobs of the file are not here
+        before, first_epoch = world(house), epoch(house)
+        assert rewritten(data, lambda *_: None) == data
+        tried = 0
+        for what, bad in (*bad_files(data), *forged_files(data)):
+            answer = await put_back(house, bad)
+            assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup"), (what, answer.text)
+            assert "nothing has been changed" in answer.json()["message"]
+            assert list(house.services.blobs(house.org).hashes()) == [], what
+            tried += 1
+        assert (world(house), epoch(house)) == (before, first_epoch)
+        assert tried > 100
+        assert not list((house.settings.data_dir / backups.FOLDER).iterdir())
+        await restored(house, data)
+
+    in_house(story)
+
+
+def test_a_file_that_the_disk_has_no_room_for_is_refused_before_it_comes(
+    in_house: Callable[..., None], acts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(house: Any) -> None:
+        await lived_in(house, acts)
+        data, before = await take(house), world(house)
+        monkeypatch.setattr(backups, "free_bytes", lambda _: 100)
+        answer = await put_back(house, data)
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup")
+        assert "make room" in answer.json()["message"]
+        assert world(house) == {**before, "audit": world(house)["audit"]}
+
+    in_house(story)
+
+
+def test_one_restore_at_a_time(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        data = await take(house)
+        actor = backups.Actor(org=house.org, name="key", role="admin", address="")
+        async with backups.receiving(house.services, actor):
+            answer = await put_back(house, data)
+            assert (answer.status_code, answer.json()["code"]) == (409, "RestoreUnderWay")
+        await restored(house, data)
 
     in_house(story)

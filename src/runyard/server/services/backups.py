@@ -236,9 +236,9 @@ class Incoming(Sink):
 
     def begin(self, manifest: Manifest) -> None:
         if manifest.schema_revision > rows.SCHEMA_REVISION:
-            raise _unfit(
+            raise rows.RowsUnfit(
                 f"the backup is at schema {manifest.schema_revision}, newer than {rows.SCHEMA_REVISION} here; "
-                "restore it with the Runyard that wrote it, or a later one"
+                "use the Runyard that wrote it, or a later one"
             )
         for part in manifest.tables:
             rows.check_columns(part.name, part.columns)
@@ -319,7 +319,7 @@ class Incoming(Sink):
     def _check_space(self, needed_bytes: int) -> None:
         free = free_bytes(self._folder)
         if needed_bytes > free:
-            raise _unfit(f"the backup needs {needed_bytes} bytes more, and {free} are free; make room first")
+            raise rows.RowsUnfit(f"the backup needs {needed_bytes} bytes, and {free} are free; make room first")
 
 
 @contextlib.asynccontextmanager
@@ -387,13 +387,9 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except (BackupFileError, rows.RowsUnfit) as error:
-        raise _unfit(f"{error}; nothing has been changed") from error
+        raise Refusal("InvalidBackup", f"{error}; nothing has been changed") from error
     except OSError as error:
         raise StoreUnavailable(f"a backup cannot be written down: {error}") from error
-
-
-def _unfit(message: str) -> Refusal:
-    return Refusal("InvalidBackup", message)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -1,0 +1,94 @@
+"""``runyard backup`` and ``runyard restore`` against a server of their own."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vi
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def server(tmp_path: Path, eventually: Any) -> Iterator[Path]:
+    """The data folder of a running server."""
+    data_dir = tmp_path / "data"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")}
+    environ = kept | {"RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
+    process = subprocess.Popen([sys.executable, "-m", "runyard.server"], env=environ, stderr=subprocess.DEVNULL)
+    eventually(lambda: (data_dir / "server.json").exists(), timeout_s=60, what="the server is up")
+    yield data_dir
+    process.terminate()
+    process.wait()
+
+
+def test_a_backup_is_taken_shown_and_restored(server: Path, runyard: Any, tmp_path: Path) -> None:
+    """One story, since each start of a server costs a second."""
+    data_dir, file = str(server), tmp_path / "one.backup"
+    with vi.Client(config_file=server / "credentials.json") as client:
+        kept = client.runs.create(flow={"name": "kept"}).run_id
+
+        taken = runyard("backup", str(file), "--data-dir", data_dir, "--json")
+        assert taken.exit_code == 0, taken.output
+        told = json.loads(taken.stdout)
+        assert (told["file"], told["sizeBytes"], told["backup"]["rows"]["runs"]) == (str(file), file.stat().st_size, 1)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert [path.name for path in file.parent.glob("*one.backup*")] == ["one.backup"]
+        again = runyard("backup", str(file), "--data-dir", data_dir)
+        assert (again.exit_code, "--overwrite" in again.stderr) == (2, True)
+        secret = json.loads((server / "credentials.json").read_text())["secret_key"]
+        pepper = (server / "secrets" / "pepper").read_text().strip()
+        content = file.read_bytes()
+        assert not any(word.encode() in content for word in (secret, secret[23:97], pepper))
+
+        lost = client.runs.create(flow={"name": "lost"}).run_id
+        asked = runyard("restore", str(file), "--data-dir", data_dir, stdin="n\n")
+        assert asked.exit_code == 2
+        assert "1 runs were created after the backup and will be gone" in asked.stdout
+        assert "nothing was changed" in asked.stderr
+        assert client.runs.get(lost).run_id == lost
+
+        torn = tmp_path / "torn.backup"
+        torn.write_bytes(content[:-600])
+        refused = runyard("restore", str(torn), "--data-dir", data_dir, "--yes")
+        assert refused.exit_code == 1
+        assert "torn" in refused.stderr
+        assert client.runs.get(lost).run_id == lost
+
+        done = runyard("restore", str(file), "--data-dir", data_dir, "--yes", "--json")
+        assert done.exit_code == 0, done.output
+        told = json.loads(done.stdout)
+        assert (told["before"]["rows"]["runs"], told["restored"]["rows"]["runs"]) == (2, 1)
+        assert [run.run_id for run in client.runs.list().items] == [kept]
+        with pytest.raises(vi.ViNotFoundError):
+            client.runs.get(lost)
+        assert runyard("backup", str(file), "--overwrite", "--data-dir", data_dir).exit_code == 0
+        assert file.read_bytes() != content
+        confirmed = runyard("restore", str(file), "--data-dir", data_dir, stdin="y\n")
+        assert confirmed.exit_code == 0, confirmed.output
+        assert "restored" in confirmed.stdout
+
+
+def test_a_server_that_is_away_leaves_no_file(runyard: Any, server: Path, tmp_path: Path) -> None:
+    credentials = json.loads((server / "credentials.json").read_text())
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "credentials.json").write_text(json.dumps({**credentials, "endpoint": "http://127.0.0.1:9/"}))
+    result = runyard("backup", str(tmp_path / "none.backup"), "--data-dir", str(away))
+    assert result.exit_code == 5
+    assert not list(tmp_path.glob("*none.backup*"))
+
+
+def test_a_file_that_is_no_backup_is_refused_without_a_server(runyard: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    result = runyard("restore", str(tmp_path / "notes.txt"), "--yes", "--data-dir", str(tmp_path / "nowhere"))
+    assert result.exit_code == 1
+    assert "cannot be restored" in result.stderr
+    assert runyard("restore", str(tmp_path / "none")).exit_code == 2

@@ -1,0 +1,149 @@
+"""A server that is killed at any moment of a restore leaves the old world or the new one, and nothing in between."""
+
+import asyncio
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from runyard.store import Store
+from runyard.store import backup as rows
+
+START_TIMEOUT_S = 60.0
+# A restore gives out an epoch and writes down who did it; and the worlds are made by a clock of long ago, so that a
+# server that goes by the real one forgets what was deleted then.
+OWN = {"meta", "audit", "attempts", "pulse", "tombstones"}
+
+pytestmark = pytest.mark.e2e
+
+
+def world(data_dir: Path) -> dict[str, list[bytes]]:
+    store = Store(data_dir / "server.db")
+    try:
+        with store.snapshot() as connection:
+            return {name: list(rows.rows(connection, rows.TABLES[name])) for name in rows.TABLES if name not in OWN}
+    finally:
+        store.close()
+
+
+@pytest.fixture
+def worlds(tmp_path: Path, acts: Any) -> tuple[Path, bytes, dict[str, list[bytes]], dict[str, list[bytes]]]:
+    """A data folder, a backup of what was in it before, and both worlds: as it is, as it was."""
+    data_dir = tmp_path / "made"
+
+    async def story() -> bytes:
+        async with acts.open_house(data_dir) as house:
+            attempt = await acts.running(house, "old")
+            for number in range(30):
+                await attempt.ship(*(f"line {number} {line}" for line in range(500)), stream="stdout")
+            for step in range(1, 6):
+                await attempt.checkpoint(f"epoch-{step}", content=os.urandom(1 << 20))
+            await attempt.finish(64)
+            api = await house.api()
+            data = (await api.post(house.path("storage/backups"))).content
+            await api.put(house.path("runs/young"), json={"spec": {}})
+            await api.delete(house.path("runs/old"))
+            return bytes(data)
+
+    data = asyncio.run(story())
+    as_it_is = world(data_dir)
+    shutil.copytree(data_dir, tmp_path / "before")
+
+    async def restore() -> None:
+        async with acts.open_house(tmp_path / "before") as house:
+            answer = await (await house.api()).post(house.path("storage/restores"), content=data)
+            assert answer.status_code == 200, answer.text
+
+    asyncio.run(restore())
+    return data_dir, data, as_it_is, world(tmp_path / "before")
+
+
+class Restoring:
+    """A real server, and a request to it that is sent in two parts."""
+
+    def __init__(self, data_dir: Path, data: bytes) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")}
+        environ = kept | {"RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
+        command = [sys.executable, "-m", "runyard.server"]
+        self.process = subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not (data_dir / "server.json").exists():
+            assert self.process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        credentials = json.loads((data_dir / "credentials.json").read_text())
+        self._data = data
+        self._connection = http.client.HTTPConnection(urlsplit(credentials["endpoint"]).netloc, timeout=60)
+        self._connection.putrequest("POST", f"/workspaces/{credentials['organization_id']}/storage/restores")
+        self._connection.putheader("Authorization", f"Bearer {credentials['secret_key']}")
+        self._connection.putheader("Content-Length", str(len(data)))
+        self._connection.endheaders()
+
+    def send(self, share: float) -> None:
+        for start in range(0, int(len(self._data) * share), 1 << 16):
+            self._connection.send(self._data[start : min(start + (1 << 16), int(len(self._data) * share))])
+
+    def answered(self) -> float:
+        """Seconds until the answer, which is that it is done."""
+        begun_s = time.monotonic()
+        answer = self._connection.getresponse()
+        assert answer.status == 200, answer.read()
+        return time.monotonic() - begun_s
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._connection.close()
+
+
+def test_the_old_world_or_the_new_one_whenever_the_server_is_killed(worlds: Any, tmp_path: Path, acts: Any) -> None:
+    made, data, old, new = worlds
+    assert old != new
+
+    def outcome(name: str, share: float, wait_s: float | None) -> str:
+        data_dir = tmp_path / name
+        shutil.copytree(made, data_dir)
+        restoring = Restoring(data_dir, data)
+        try:
+            restoring.send(share)
+            if wait_s is None:
+                took_s.append(restoring.answered())
+            else:
+                time.sleep(wait_s)  # the moment of the kill is what is tried here
+        finally:
+            restoring.kill()
+        (data_dir / "server.json").unlink()
+        found = world(data_dir)
+        assert found in (old, new), name
+        asyncio.run(check(data_dir))
+        shutil.rmtree(data_dir)
+        return "old" if found == old else "new"
+
+    async def check(data_dir: Path) -> None:
+        """The next start removes what was left half done, and a collection what no row needs."""
+        async with acts.open_house(data_dir) as house:
+            api = await house.api()
+            assert not (data_dir / "backups").exists()
+            found = (await api.get(house.path("storage"))).json()
+            assert found["rowsWithoutBlobs"] == []
+            await api.post(house.path("storage/collections"))
+            assert (await api.get(house.path("storage"))).json()["agrees"]
+            assert (await api.put(house.path("runs/after"), json={"spec": {}})).status_code == 201
+            attempts = [await acts.claim(house, f"after-{number}") for number in range(2)]
+            assert "after" in {attempt.assignment["run_id"] for attempt in attempts if attempt}
+
+    took_s: list[float] = []
+    assert outcome("whole", 1.0, None) == "new"
+    for share in (0.1, 0.5, 0.999):
+        assert outcome(f"sent-{share}", share, 0.0) == "old"
+    # All was sent: from here on the transaction decides, so kills are spread over the time it took unharmed.
+    outcomes = [outcome(f"late-{part}", 1.0, took_s[0] * part) for part in (0.2, 0.5, 0.8, 1.0)]
+    assert set(outcomes) <= {"old", "new"}
