@@ -265,3 +265,41 @@ def test_no_key_yet_is_waited_for(control: Control, server: Any, settings: Setti
 @pytest.mark.parametrize("mark", ["", "-" * 300, "org/run", "org/run/x", "org/../1", "//1", "org/run/1/2"])
 def test_a_word_that_is_no_mark_names_no_attempt(mark: str) -> None:
     assert key_from_mark(mark) is None
+
+
+def test_after_a_restore_an_attempt_that_had_ended_is_reported_again(
+    control: Control, server: Any, settings: Settings, assign: Assign
+) -> None:
+    server.wanted["epoch"] = "e1"
+    document = assign() | {"epoch": "e1", "store_epoch": "e1"}
+    server.waiting.append(document)
+    control()
+    folder = folder_of(settings)
+    server.wait_for(lambda: (folder / rundir.CLOSED).exists())
+    with server.changed:
+        server.wanted["epoch"] = "e2"
+        server.open.append(document | {"store_epoch": "e2"})
+    control(slots=2)  # asks at its start what it should hold; the other one asks every half minute
+    server.wait_for(lambda: len(server.reports) == 2)
+    assert [report["exit_code"] for report in server.reports] == [0, 0]
+    server.wait_for(lambda: (rundir.read_json(folder / rundir.CLOSED) or {}).get("epoch") == "e2")
+
+
+def test_an_attempt_of_the_same_number_begins_when_the_one_before_a_restore_has_ended(
+    control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
+) -> None:
+    executor.trainer = SAVES_WHEN_TOLD
+    server.waiting.append(assign() | {"epoch": "e1", "store_epoch": "e1"})
+    control()
+    folder = folder_of(settings)
+    server.wait_for(lambda: (folder / "ready").exists())
+    first = supervisor_of(folder)
+    with server.changed:
+        server.is_refusing = True
+        server.open.clear()
+    server.wait_for(lambda: processes.liveness(first) == "dead")
+    with server.changed:
+        server.is_refusing = False
+        server.waiting.append(assign() | {"epoch": "e2", "store_epoch": "e2"})
+    server.wait_for(lambda: (folder.parent / "1-e1" / "ready").exists() and (folder / "ready").exists())
+    assert supervisor_of(folder) != first

@@ -1,5 +1,6 @@
 """The folder of an attempt as the controller writes it."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,43 @@ def test_only_a_server_on_another_machine_limits_how_long_a_run_goes_on_without_
     folder = place(assignment(), settings=Settings(data_dir=tmp_path), machine_id="m", endpoint=endpoint)
     placed = rundir.read_json(folder / rundir.PLACED) or {}
     assert placed["maxUnreachableS"] == limit_s
+
+
+def of_epoch(epoch: str, *, store: str = "") -> Assignment:
+    made = assignment()
+    made.epoch, made.store_epoch = epoch, store or epoch
+    return made
+
+
+def test_the_folder_of_an_attempt_that_a_restore_has_undone_is_put_aside(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    folder = place(of_epoch("e1"), settings=settings, machine_id="machine-1")
+    (folder / rundir.RESULT).write_text("{}")
+    assert place(of_epoch("e1", store="e2"), settings=settings, machine_id="machine-1") == folder
+    assert (folder / rundir.RESULT).exists()
+    assert place(of_epoch("e2"), settings=settings, machine_id="machine-1") == folder
+    assert not (folder / rundir.RESULT).exists()
+    assert (folder.parent / "1-e1" / rundir.RESULT).exists()
+    placed = rundir.read_json(folder / rundir.PLACED)
+    assert placed is not None and placed["epoch"] == "e2"
+
+
+def test_a_folder_that_somebody_still_works_in_is_not_put_aside(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    folder = place(of_epoch("e1"), settings=settings, machine_id="machine-1")
+    with open(folder / rundir.SUPERVISOR_LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OSError):
+            place(of_epoch("e2"), settings=settings, machine_id="machine-1")
+    assert [path.name for path in folder.parent.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize(("store", "is_open"), [("e1", False), ("e2", True)])
+def test_a_closed_folder_is_opened_again_when_the_server_asks_after_a_restore(
+    tmp_path: Path, store: str, is_open: bool
+) -> None:
+    settings = Settings(data_dir=tmp_path)
+    folder = place(of_epoch("e1"), settings=settings, machine_id="machine-1")
+    rundir.write_json(folder / rundir.CLOSED, {"how": "reported", "time": 1, "epoch": "e1"})
+    place(of_epoch("e1", store=store), settings=settings, machine_id="machine-1")
+    assert (folder / rundir.CLOSED).exists() is not is_open

@@ -216,3 +216,31 @@ def test_a_trainer_killed_from_outside_is_named(folder: Path, server: Any, start
     os.kill(read(folder / "process.json")["trainer"]["pid"], signal.SIGSEGV)
     assert wait(supervisor) == 0
     assert (server.reports[0]["signal"], server.reports[0]["cause"]) == ("SIGSEGV", "killed by SIGSEGV")
+
+
+WAITS_FOR_WORD = GOOD.replace(
+    '    rundir.write_json(folder / "result.json"',
+    "    print('said', flush=True)\n    while not (folder / 'go').exists():\n        time.sleep(0.01)\n"
+    '    rundir.write_json(folder / "result.json"',
+)
+
+
+def test_what_a_restore_has_undone_is_said_again_once_and_before_the_last_word(
+    folder: Path, server: Any, start: Start
+) -> None:
+    """The server forgets lines and a checkpoint and names another epoch, while the trainer says nothing new."""
+    server.wanted["epoch"] = "e1"
+    process = start(folder, WAITS_FOR_WORD)
+    server.wait_for(lambda: server.checkpoints and len(steps(server)) == 30 and server.lines["stdout"])
+    with server.changed:
+        server.wanted["epoch"] = "e2"
+        for told in (server.lines, server.offsets, server.checkpoints):
+            told.clear()
+    server.wait_for(lambda: server.checkpoints and len(steps(server)) == 30 and server.lines["stdout"])
+    assert server.reports == []
+    (folder / "go").touch()
+    assert wait(process) == 0
+    assert steps(server) == list(range(30))
+    assert server.lines["stdout"].count("said") == 1
+    assert [report["epoch"] for report in server.reports] == ["e2"]
+    assert read(folder / "closed.json")["epoch"] == "e2"

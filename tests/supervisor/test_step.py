@@ -285,3 +285,51 @@ def test_a_lack_of_memory_is_named_with_what_was_being_done() -> None:
     state, _ = follow(training(phase_word="Saving"), mv.TrainerExited(None, "SIGKILL", 1))
     assert state.exit is not None
     assert state.exit.cause == "out of memory: the kernel ended the trainer while it was Saving"
+
+
+def restored(state: st.State) -> st.State:
+    """The state after the server has said that its store is another one."""
+    return follow(state, mv.Renewed(replace_epoch("e1")), mv.Renewed(replace_epoch("e2")))[0]
+
+
+def replace_epoch(epoch: str) -> Wanted:
+    return Wanted(action="continue", lease_s=15, grace_s=30, epoch=epoch)
+
+
+def test_after_a_restore_it_asks_where_the_server_stands_and_stores_checkpoints_again() -> None:
+    state, _ = follow(training(), mv.LinesAccepted("events", 77), mv.CheckpointsFound(("epoch-1",)))
+    state, _ = follow(state, mv.CheckpointStored("epoch-1"))
+    state, actions = follow(restored(state), mv.Tick())
+    assert mv.ShipLines("events", 0, 0, ()) in actions
+    assert mv.StoreCheckpoint("epoch-1") in actions
+    state, _ = follow(state, mv.LinesAccepted("events", 30))
+    assert state.offsets["events"] == 30
+
+
+def test_the_first_epoch_it_hears_and_the_same_again_change_nothing() -> None:
+    state = training(offsets=dict.fromkeys(mv.STREAMS, 77), stored=frozenset({"epoch-1"}))
+    heard, _ = follow(state, mv.Renewed(replace_epoch("e1")), mv.Renewed(replace_epoch("e1")), mv.Renewed(GO_ON))
+    assert (heard.offsets, heard.stored, heard.epoch) == (state.offsets, state.stored, "e1")
+
+
+def test_answers_of_before_a_restore_count_for_nothing() -> None:
+    state, _ = follow(drained(reporting()), mv.CheckpointsFound(("epoch-1",)), mv.Tick())
+    assert state.busy >= {"bytes"}
+    asked = replace(state, busy=state.busy | {"words"})
+    state, _ = follow(restored(asked), mv.CheckpointStored("epoch-1"), mv.LinesAccepted("stdout", 99))
+    assert (state.stored, state.offsets["stdout"]) == (frozenset(), None)
+    state, _ = follow(state, mv.CheckpointStored("epoch-1"), mv.LinesAccepted("stdout", 12))
+    assert (state.stored, state.offsets["stdout"]) == ({"epoch-1"}, 12)
+
+
+def test_a_report_that_was_taken_before_a_restore_is_made_again() -> None:
+    state, actions = follow(drained(reporting()), mv.Tick())
+    assert mv.Report in kinds(actions)
+    state, actions = follow(restored(state), mv.ReportAccepted())
+    assert (state.phase, state.drained) == ("reporting", frozenset())
+
+
+def test_a_failed_call_of_before_a_restore_leaves_the_next_answer_its_word() -> None:
+    state = restored(training(busy=frozenset({"words"})))
+    state, _ = follow(state, mv.Unreachable("words"), mv.LinesAccepted("stdout", 12))
+    assert state.offsets["stdout"] == 12
