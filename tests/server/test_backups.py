@@ -140,6 +140,7 @@ def test_a_world_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, acts: 
                 # The keys of the other instance could not verify here, so they have not come along.
                 assert {key.org for key in house.services.store.read(key_rows.all_rows)} == {org, None}
                 assert len(house.services.store.read(key_rows.all_rows)) == 2
+                await check_folders_of_nobody(house, org)
                 assert await acts.claim(house, "c-none") is None
                 await api.put(f"/workspaces/{org}/runs/new", json={"spec": {}})
                 assert (await acts.claim(house, "c-new")).assignment["run_id"] == "new"
@@ -147,6 +148,37 @@ def test_a_world_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, acts: 
                 await api.delete(house.path("runs/new"))
                 data = await take(house)
                 before = world(house, without=OWN)
+
+    asyncio.run(story())
+
+
+async def check_folders_of_nobody(house: Any, org: str) -> None:
+    """What the organisation that the restore replaced had on the disk is found and removed, and nothing else."""
+    (house.settings.runs_dir / house.org / "r").mkdir(parents=True)
+    (house.settings.blobs_dir / house.org / "ab").mkdir(parents=True)
+    api = await house.api()
+    found = (await api.get(f"/workspaces/{org}/storage")).json()
+    assert (found["agrees"], found["foldersWithoutOrganizations"]) == (False, [house.org])
+    await api.post(f"/workspaces/{org}/storage/collections")
+    assert (await api.get(f"/workspaces/{org}/storage")).json()["agrees"]
+    assert not (house.settings.runs_dir / house.org).exists()
+    assert not (house.settings.blobs_dir / house.org).exists()
+
+
+def test_the_same_instance_moves_to_another_store_and_every_key_stays_good(
+    tmp_path: Path, acts: Any, postgresql: Any
+) -> None:
+    async def story() -> None:
+        async with acts.open_house(tmp_path / "data") as house:
+            await lived_in(house, acts)
+            viewer = await make_key(house, "viewer")
+            data, before = await take(house), world(house, without=OWN)
+        async with acts.open_house(tmp_path / "data", database_url=postgresql.new_database()) as house:
+            assert (await (await house.client(viewer)).get(house.path("runs"))).status_code == 401
+            await restored(house, data)
+            assert world(house, without=OWN) == before
+            assert (await (await house.client(viewer)).get(house.path("runs"))).status_code == 200
+            assert (await (await house.api()).get(house.path("storage"))).json()["agrees"]
 
     asyncio.run(story())
 

@@ -47,5 +47,6 @@ def _fields(report: dict[str, Any]) -> list[tuple[str, object]]:
         ("perhaps arriving", report["arriving"]),
         (f"blobs {left_over}", len(report["blobsWithoutRows"])),
         (f"run folders {left_over}", ", ".join(report["foldersWithoutRuns"]) or 0),
+        (f"organizations' folders {left_over}", ", ".join(report["foldersWithoutOrganizations"]) or 0),
         ("files lost", ", ".join(lost) or 0),
     ]

@@ -1,19 +1,23 @@
 """Proves that store and disk agree, and removes what nothing needs.
 
-Three things can be wrong: bytes that no checkpoint needs, checkpoints whose bytes are gone, and folders of runs that do
-not exist. The first and the last are rubbish that a collection removes. The second is a loss: nothing here mends it, so
-it is only told. Bytes come before the row that needs them, so while an attempt of the organisation is open, bytes
-without a row may be on their way to one: they are counted as arriving and left alone. So are those that a restore has
-brought and those that a backup is reading.
+Four things can be wrong: bytes that no checkpoint needs, checkpoints whose bytes are gone, folders of runs that do not
+exist, and folders of organisations that do not, which a restore may leave; those are the first organisation's to find.
+All but lost bytes are rubbish that a collection removes; nothing here mends a loss, so it is only told.
+
+Bytes come before the row that needs them, so while an attempt of the organisation is open, bytes without a row may be on
+their way to one: they are counted as arriving and left alone, and so are those that a backup reads or a restore brings.
 """
 
 import asyncio
+import contextlib
 import shutil
 
 import msgspec
 from sqlalchemy import Connection
 
+from runyard.blobs import BlobHeld
 from runyard.server.services.context import Actor, Services
+from runyard.store import organizations
 from runyard.store import storage as rows
 
 
@@ -35,6 +39,7 @@ class StorageReport(msgspec.Struct, rename="camel", kw_only=True):
     blobs_without_rows: list[str]
     rows_without_blobs: list[LostFile]
     folders_without_runs: list[str]
+    folders_without_organizations: list[str]
     is_removed: bool = False
 
 
@@ -73,15 +78,17 @@ def _compare(services: Services, org: str) -> StorageReport:
 
     lost, needed, run_ids, may_arrive = services.store.read(work)
     unneeded = sorted(stored - needed)
+    nobodys = _folders_of_nobody(services, org)
     left_over = [] if may_arrive else [sha256 for sha256 in unneeded if not blobs.is_held(sha256)]
     strays = sorted(folders - run_ids)
     return StorageReport(
-        agrees=not (left_over or lost or strays),
+        agrees=not (left_over or lost or strays or nobodys),
         blobs=len(stored),
         arriving=len(unneeded) - len(left_over),
         blobs_without_rows=left_over,
         rows_without_blobs=lost,
         folders_without_runs=strays,
+        folders_without_organizations=nobodys,
     )
 
 
@@ -90,9 +97,23 @@ def _folders(services: Services, org: str) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
+def _folders_of_nobody(services: Services, org: str) -> list[str]:
+    """Folders of organisations that do not exist: the first one's to find, but not while a restore may bring one."""
+    known = services.store.read(organizations.ids)
+    if org != known[0] or services.restore_lock.locked():
+        return []
+    roots = [root for root in (services.settings.blobs_dir, services.settings.runs_dir) if root.is_dir()]
+    return sorted({path.name for root in roots for path in root.iterdir() if path.is_dir()} - set(known))
+
+
 def _remove(services: Services, org: str, report: StorageReport) -> None:
     for sha256 in report.blobs_without_rows:
-        services.blobs(org).delete(sha256)
+        with contextlib.suppress(BlobHeld):  # a restore has come to need it
+            services.blobs(org).delete(sha256)
+    for nobody in report.folders_without_organizations:
+        for root in (services.settings.blobs_dir, services.settings.runs_dir):
+            if (root / nobody).is_dir() and not (root / nobody).is_symlink():
+                shutil.rmtree(root / nobody)
     for name in report.folders_without_runs:
         path = services.settings.runs_dir / org / name
         if path.is_dir() and not path.is_symlink():
