@@ -148,6 +148,11 @@ def test_a_world_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, acts: 
                 await api.delete(house.path("runs/new"))
                 data = await take(house)
                 before = world(house, without=OWN)
+                # As if killed between the rows and the file: the next start makes it good.
+                credentials["organization_id"] = "org-before"
+                house.settings.credentials_file.write_text(json.dumps(credentials))
+            async with acts.open_house(tmp_path / folder, database_url=url) as house:
+                assert house.org == org
 
     asyncio.run(story())
 
@@ -213,7 +218,7 @@ async def make_key(house: Any, role: str, org: str = "") -> str:
 def test_only_admins_of_the_first_organisation_may(in_house: Callable[..., None]) -> None:
     async def story(house: Any) -> None:
         await house.services.store.write(
-            lambda connection: organizations.add(connection, org="org-second", name="n", time_ms=house.clock.now_ms())
+            lambda connection: organizations.add(connection, org="org-second", name="n", time_ms=2 * 10**12)
         )
         data = await take(house)
         before = world(house)
@@ -527,12 +532,18 @@ def forged_files(data: bytes) -> Iterator[tuple[str, bytes]]:
     def row_twice(_manifest: Any, tables: Any, _blobs: Any) -> None:
         tables["log_lines"] *= 2
 
+    def nobody(_manifest: Any, tables: Any, _blobs: Any) -> None:
+        tables["organizations"] = b""
+
+    def another_operator(manifest: Any, _tables: Any, _blobs: Any) -> None:
+        manifest.operator = "org-another"
+
     def garbage(_manifest: Any, tables: Any, _blobs: Any) -> None:
         tables["metrics"] = b"\xff\xfe{]"
 
     for change in (
         *(newer_format, newer_schema, unknown_table, unknown_column, table_twice, endless),
-        *(path_in_org, path_in_hash, wrong_blob, no_pulse, row_twice, garbage),
+        *(path_in_org, path_in_hash, wrong_blob, no_pulse, row_twice, garbage, nobody, another_operator),
     ):
         yield change.__name__, rewritten(data, change)
     for table, column, value in (
@@ -558,15 +569,15 @@ def test_a_file_that_is_not_as_it_was_written_changes_nothing(in_house: Callable
         await (await house.api()).delete(house.path("runs/done"))  # so that blobs of the file are not here
         before, first_epoch = world(house), epoch(house)
         assert rewritten(data, lambda *_: None) == data
-        tried = 0
-        for what, bad in (*bad_files(data), *forged_files(data)):
+        # Only rows that are wrong reach the database, so only those are of interest on each.
+        files = [*forged_files(data), *(() if house.settings.database_url else bad_files(data))]
+        for what, bad in files:
             answer = await put_back(house, bad)
             assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup"), (what, answer.text)
             assert "nothing has been changed" in answer.json()["message"]
             assert list(house.services.blobs(house.org).hashes()) == [], what
-            tried += 1
         assert (world(house), epoch(house)) == (before, first_epoch)
-        assert tried > 100
+        assert len(files) > (20 if house.settings.database_url else 100)
         assert not list((house.settings.data_dir / backups.FOLDER).iterdir())
         await restored(house, data)
 

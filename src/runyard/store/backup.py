@@ -117,6 +117,8 @@ def replace(
                 raise  # the disk, not the rows
             except StatementError as error:
                 raise RowsUnfit(f"the rows of the backup's table {name!r} do not fit together") from error
+    if next(iter(organizations.ids(connection)), None) != operator:
+        raise RowsUnfit(f"the backup is of the organization {operator!r}, and it is not the first in it")
     connection.execute(delete(meta).where(meta.c.key == organizations.EPOCH))
     organizations.set_fact(connection, organizations.EPOCH, epoch)
     _go_on_counting(connection, own_pulse, lease_ms=lease_ms)

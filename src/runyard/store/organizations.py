@@ -14,7 +14,9 @@ def add(connection: Connection, *, org: str, name: str, time_ms: int) -> None:
 
 
 def ids(connection: Connection) -> Sequence[str]:
-    return connection.execute(select(organizations.c.id).order_by(organizations.c.time_created)).scalars().all()
+    """Oldest first: the first is the one the instance began with, whose admins are its operators."""
+    oldest_first = (organizations.c.time_created, organizations.c.id)
+    return connection.execute(select(organizations.c.id).order_by(*oldest_first)).scalars().all()
 
 
 def fact(connection: Connection, key: str) -> str | None:

@@ -4,8 +4,8 @@ Four things can be wrong: bytes that no checkpoint needs, checkpoints whose byte
 exist, and folders of organisations that do not, which a restore may leave; those are the first organisation's to find.
 All but lost bytes are rubbish that a collection removes; nothing here mends a loss, so it is only told.
 
-Bytes come before the row that needs them, so while an attempt of the organisation is open, bytes without a row may be on
-their way to one: they are counted as arriving and left alone, and so are those that a backup reads or a restore brings.
+Bytes come before the row that needs them, so while an attempt of the organisation is open, bytes without a row may be
+on their way to one: they are counted as arriving and left alone, and so are those a backup reads or a restore brings.
 """
 
 import asyncio
