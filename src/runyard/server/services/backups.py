@@ -177,13 +177,15 @@ async def prepare(services: Services, actor: Actor) -> Outgoing:
     _check_operator(services, actor)
     await services.store.write(services.audit(actor, "make backup", actor.org))
     outgoing = await asyncio.to_thread(Outgoing, services)
+    # Before the moment itself: a run that a restore would lose must count as newer, not the other way round.
+    time_ms = services.clock.now_ms()
     try:
         with contextlib.ExitStack() as stack:
             # The lock spans the first read and the hold: what rows of that moment need cannot be deleted in between.
             async with services.blob_lock:
                 connection = await asyncio.to_thread(stack.enter_context, services.store.snapshot())
                 missing = await asyncio.to_thread(outgoing.hold_blobs, connection)
-            await asyncio.to_thread(_write_rows, services, outgoing, connection, missing)
+            await asyncio.to_thread(_write_rows, services, outgoing, connection, missing, time_ms)
     except OSError as error:
         outgoing.close()
         raise StoreUnavailable(f"the rows of a backup cannot be written: {error}") from error
@@ -193,14 +195,14 @@ async def prepare(services: Services, actor: Actor) -> Outgoing:
     return outgoing
 
 
-def _write_rows(services: Services, outgoing: Outgoing, connection: Connection, missing: int) -> None:
+def _write_rows(services: Services, outgoing: Outgoing, connection: Connection, missing: int, time_ms: int) -> None:
     outgoing.finish(
         Manifest(
             format=FORMAT,
             version=VERSION,
             schema_revision=rows.SCHEMA_REVISION,
             written_by=OWN_VERSION,
-            time=services.clock.now_ms(),
+            time=time_ms,
             epoch=organizations.fact(connection, organizations.EPOCH) or "",
             operator=organizations.ids(connection)[0],
             pepper_id=_pepper_id(services),
