@@ -11,7 +11,9 @@ attempt token and may only speak for that one attempt. ``docs/run-lifecycle.md``
     POST /internal/v1/attempt/lines                 supervisor: Lines -> LinesAccepted
     HEAD /internal/v1/attempt/blobs/{sha256}        supervisor: 200 when the server holds it, 404 when not
     PUT  /internal/v1/attempt/blobs/{sha256}        supervisor: the bytes -> 201
-    POST /internal/v1/attempt/checkpoints           supervisor: CheckpointReport -> 201     (only after its bytes)
+    POST /internal/v1/attempt/checkpoints           supervisor: CheckpointReport -> CheckpointsKept (after its bytes)
+    GET  /internal/v1/attempt/resume                supervisor: -> Resumable               (what there is to go on from)
+    GET  /internal/v1/attempt/blobs/{sha256}        supervisor: the bytes of one of its files
     POST /internal/v1/attempt/finish                supervisor, or the reaper with its token: ExitReport -> 204
 
 A refusal carries the code ``LeaseLost`` (409): the attempt belongs to nobody or to somebody else now, so its process
@@ -149,6 +151,36 @@ class CheckpointReport(Message):
     is_best: bool
     time: int
     files: list[CheckpointFile]
+
+
+class KeptCheckpoint(Message):
+    """A checkpoint that the server lists, and the attempt that saved it."""
+
+    attempt: int
+    checkpoint_id: str
+
+
+class CheckpointsKept(Message):
+    """Every checkpoint of the run that is listed now; the others need not be kept anywhere."""
+
+    kept: list[KeptCheckpoint]
+
+
+class ResumeCheckpoint(Message):
+    """A checkpoint to go on from. ``run_id`` says whose it is: the run's own, or that of the run it continues."""
+
+    run_id: str
+    checkpoint_id: str
+    step: int
+    epoch: int
+    time: int
+    files: list[CheckpointFile]
+
+
+class Resumable(Message):
+    """What an attempt may go on from, the best choice first; empty on a fresh start."""
+
+    checkpoints: list[ResumeCheckpoint]
 
 
 class ExitReport(Message):

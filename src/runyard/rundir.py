@@ -14,6 +14,7 @@
         events.jsonl    trainer      numbered lines, see ``EVENTS``
         logs/stdout.log, logs/stderr.log             the trainer's own output, files and never pipes
         checkpoints/epoch-3/ ... manifest.json        complete once the manifest is there
+        resume/checkpoints/epoch-2/ ... manifest.json supervisor   what it fetched from the server to resume from
         result.json     trainer      the last word: outcome, reason, message, newest checkpoint
 
 One writer a file. JSON is written whole: beside, fsynced, renamed, folder fsynced. A file that cannot be read counts as
@@ -44,6 +45,7 @@ STDOUT = "logs/stdout.log"
 STDERR = "logs/stderr.log"
 SUPERVISOR_LOG = "logs/supervisor.log"
 CHECKPOINTS = "checkpoints"
+FETCHED = "resume"  # laid out as an attempt's folder, so that the same readers find the checkpoint in it
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
 SUPERVISOR_LOCK = "supervisor.lock"

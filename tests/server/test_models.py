@@ -77,9 +77,13 @@ def test_models_are_listed_latest_last_and_found_by_name_latest_and_best(
     in_house(story)
 
 
+def keeping(count: int) -> dict[str, Any]:
+    return {"blocks": [{"block": "vi-model", "settings": {"checkpoint": {"keep": count}}}]}
+
+
 def test_there_is_one_best_model(in_house: Callable[..., None], acts: Any) -> None:
     async def story(house: Any) -> None:
-        attempt = await acts.running(house)
+        attempt = await acts.running(house, flow=keeping(4))
         for number, best in ((1, True), (2, False), (3, True), (4, False)):
             await attempt.checkpoint(f"epoch-{number}", content=b"%d" % number, best=best)
         assert [model["spec"]["isBest"] for model in (await outputs(house))["items"]] == [False, False, True, False]

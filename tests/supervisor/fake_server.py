@@ -27,6 +27,8 @@ class FakeServer:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.lines: dict[str, list[str]] = defaultdict(list)
+        self.resumable: list[dict[str, Any]] = []
+        self.kept: list[dict[str, Any]] | None = None  # without one, everything it was told of
         self.offsets: dict[str, int] = defaultdict(int)
         self.blobs: dict[str, bytes] = {}
         self.checkpoints: list[dict[str, Any]] = []
@@ -39,7 +41,8 @@ class FakeServer:
         self.waiting: list[dict[str, Any]] = []  # assignments to be claimed
         self.claims: dict[str, dict[str, Any]] = {}
         self.open: list[dict[str, Any]] = []  # assignments claimed and not finished
-        # From a path and how often it has been called: "503", "lose" (done, but the answer is lost), or None.
+        # From a path and how often it has been called: "503", "lose" (done, but the answer is lost),
+        # "cut" (half of the answer comes), or None.
         self.fail: Callable[[str, int], str | None] = lambda path, times: None
         self.changed = threading.Condition()
         self._http = _Quiet(("127.0.0.1", 0), self._handler())
@@ -70,6 +73,8 @@ class FakeServer:
             return 409, {"code": "LeaseLost", "message": "the attempt is somebody else's"}
         if word.startswith("blobs/"):
             return self._blob(method, word.removeprefix("blobs/"), body)
+        if word == "resume":
+            return 200, {"checkpoints": self.resumable}
         document = json.loads(body)
         if word == "lines":
             return 200, {"offset": self._lines(document)}
@@ -82,7 +87,12 @@ class FakeServer:
         {"process": self.processes, "checkpoints": self.checkpoints, "finish": self.reports}.get(word, []).append(
             document
         )
-        return {"checkpoints": (201, None), "finish": (204, None)}.get(word, (200, self.wanted))
+        kept = (
+            self.kept
+            if self.kept is not None
+            else [{"attempt": 1, "checkpoint_id": report["checkpoint_id"]} for report in self.checkpoints]
+        )
+        return {"checkpoints": (201, {"kept": kept}), "finish": (204, None)}.get(word, (200, self.wanted))
 
     def _claim(self, claim: dict[str, Any]) -> dict[str, Any] | None:
         self.changed.wait_for(lambda: self.waiting or claim["claim_id"] in self.claims, 0.3)
@@ -94,6 +104,9 @@ class FakeServer:
     def _blob(self, method: str, sha256: str, body: bytes) -> tuple[int, Any]:
         if method == "HEAD":
             return (200 if sha256 in self.blobs else 404), None
+        if method == "GET":
+            known = self.blobs.get(sha256)
+            return (200, known) if known is not None else (409, {"code": "BlobMissing", "message": "it is lost"})
         self.blobs[sha256] = body
         return 201, None
 
@@ -124,13 +137,17 @@ class FakeServer:
                 if failure == "lose":
                     self.close_connection = True
                     return
-                data = b"" if answer is None or self.command == "HEAD" else json.dumps(answer).encode()
+                if answer is None or self.command == "HEAD":
+                    data = b""
+                else:
+                    data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/problem+json" if status >= 400 else "application/json")
                 if status != 204:
                     self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                self.wfile.write(data[: len(data) // 2] if failure == "cut" else data)
+                self.close_connection = failure == "cut"
 
             do_GET = do_POST = do_PUT = do_HEAD = do_any  # noqa: N815
 

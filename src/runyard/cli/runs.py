@@ -103,6 +103,11 @@ def get_run(run_id: str, data_dir: Path | None, as_json: bool) -> None:
     "--attribute", "attributes", metavar="KEY=VALUE", multiple=True, help="An attribute to keep with the run."
 )
 @click.option("--run-id", help="The run's id, if you make your own; repeating a create with it starts nothing twice.")
+@click.option(
+    "--resume-from",
+    metavar="RUN_ID[/CHECKPOINT]",
+    help="Go on from another run's checkpoint: an id, best, or latest, which is the default.",
+)
 @click.option("--wait", is_flag=True, help="Follow the run until it ends; exit code 3 if it does not succeed.")
 @data_dir_option
 @json_option
@@ -112,6 +117,7 @@ def create_run(
     training_project: str | None,
     attributes: tuple[str, ...],
     run_id: str | None,
+    resume_from: str | None,
     wait: bool,
     data_dir: Path | None,
     as_json: bool,
@@ -127,6 +133,7 @@ def create_run(
             training_project=training_project,
             metadata=attributes_of(attributes) or None,
             run_id=run_id,
+            resume_from=None if resume_from is None else origin_of(resume_from),
         )
         if wait:
             if not as_json:
@@ -244,6 +251,12 @@ def ended(client: "vi.Client", run_id: str) -> "Run":
         return error.run
 
 
+def origin_of(given: str) -> tuple[str, str]:
+    """Run and checkpoint from ``RUN_ID[/CHECKPOINT]``."""
+    run_id, _, checkpoint = given.partition("/")
+    return run_id, checkpoint or "latest"
+
+
 def attributes_of(given: Iterable[str]) -> dict[str, str]:
     """Attributes from ``KEY=VALUE`` texts."""
     attributes = {}
@@ -264,6 +277,11 @@ def _first(items: "Iterable[Run]", limit: int) -> "Iterable[Run]":
 
 def _condition(run: "Run") -> str:
     return run.condition.value if run.condition else "Unknown"
+
+
+def _origin(run: "Run") -> str:
+    origin = run.spec.resume_from
+    return "" if origin is None else f"{origin.run_id}/{origin.checkpoint}, step {origin.step}"
 
 
 def _row(run: "Run") -> tuple[object, ...]:
@@ -287,6 +305,7 @@ def _print_run(run: "Run") -> None:
             ("Condition", _condition(run)),
             ("Flow", run.spec.flow.name),
             ("Training project", run.spec.training_project),
+            ("Goes on from", _origin(run)),
             ("Created", local_time(run.metadata.time_created)),
             ("Attributes", ", ".join(f"{key}={value}" for key, value in run.metadata.attributes.items())),
             ("Kill asked for", local_time(run.spec.killed_at)),

@@ -5,13 +5,14 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from runyard.store import blobs
 from runyard.store.tables import AnyRow, output_files, outputs
 
 
 def add(connection: Connection, values: Mapping[str, Any], *, files: Iterable[Mapping[str, Any]]) -> None:
     """Add an output, or put it in the place of one with the same id (a resumed attempt saves that step again)."""
     org, run_id, output_id = values["org"], values["run_id"], values["id"]
-    _remove(connection, org=org, run_id=run_id, output_id=output_id)
+    replaced = _remove(connection, org=org, run_id=run_id, output_id=output_id)
     number = connection.execute(
         select(func.max(outputs.c.number)).where(outputs.c.org == org, outputs.c.run_id == run_id)
     ).scalar()
@@ -21,6 +22,15 @@ def add(connection: Connection, values: Mapping[str, Any], *, files: Iterable[Ma
     connection.execute(insert(outputs).values(number=(number or 0) + 1, **values))
     rows = [{"org": org, "run_id": run_id, "output_id": output_id, **file} for file in files]
     connection.execute(insert(output_files), rows)
+    blobs.put_down(connection, org=org, hashes=replaced)
+
+
+def remove(connection: Connection, *, org: str, run_id: str, output_ids: Iterable[str]) -> None:
+    """Remove outputs, and put those of their bytes down for removal that nothing else needs."""
+    hashes = set[str]()
+    for output_id in output_ids:
+        hashes |= _remove(connection, org=org, run_id=run_id, output_id=output_id)
+    blobs.put_down(connection, org=org, hashes=hashes)
 
 
 def of_run(connection: Connection, *, org: str, run_id: str) -> Sequence[AnyRow]:
@@ -44,24 +54,12 @@ def files(connection: Connection, *, org: str, run_id: str, output_id: str) -> S
     ).all()
 
 
-def hashes_of_run_alone(connection: Connection, *, org: str, run_id: str) -> set[str]:
-    """Hashes that only this run's outputs need."""
-    others = output_files.alias()
-    is_shared = select(others.c.sha256).where(
-        others.c.org == org, others.c.sha256 == output_files.c.sha256, others.c.run_id != run_id
-    )
-    query = select(output_files.c.sha256).where(
-        output_files.c.org == org, output_files.c.run_id == run_id, ~is_shared.exists()
-    )
-    return set(connection.execute(query.distinct()).scalars())
-
-
-def _remove(connection: Connection, *, org: str, run_id: str, output_id: str) -> None:
-    connection.execute(
-        delete(output_files).where(
-            output_files.c.org == org, output_files.c.run_id == run_id, output_files.c.output_id == output_id
-        )
-    )
+def _remove(connection: Connection, *, org: str, run_id: str, output_id: str) -> set[str]:
+    """Remove an output if there is one; returns the hashes its files had."""
+    of_output = (output_files.c.org == org, output_files.c.run_id == run_id, output_files.c.output_id == output_id)
+    hashes = set(connection.execute(select(output_files.c.sha256).where(*of_output)).scalars())
+    connection.execute(delete(output_files).where(*of_output))
     connection.execute(
         delete(outputs).where(outputs.c.org == org, outputs.c.run_id == run_id, outputs.c.id == output_id)
     )
+    return hashes

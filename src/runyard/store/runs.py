@@ -6,11 +6,21 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
 
-from runyard.store.tables import AnyRow, log_lines, metrics, output_files, outputs, run_attributes, runs, stream_offsets
+from runyard.store.tables import (
+    AnyRow,
+    log_lines,
+    metrics,
+    output_files,
+    outputs,
+    resume_files,
+    run_attributes,
+    runs,
+    stream_offsets,
+)
 from runyard.store.tables import attempts as attempts_table
 
 # Every table whose rows name the run they belong to.
-_BELONGING = (run_attributes, attempts_table, stream_offsets, log_lines, metrics, output_files, outputs)
+_BELONGING = (run_attributes, attempts_table, stream_offsets, log_lines, metrics, output_files, outputs, resume_files)
 
 
 @dataclass(frozen=True, kw_only=True)

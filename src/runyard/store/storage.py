@@ -2,16 +2,25 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, literal, select, union_all
 
-from runyard.store.tables import AnyRow, attempts, output_files, runs
+from runyard.store.tables import AnyRow, attempts, output_files, resume_files, runs
+
+GONE_ON_FROM = "what it goes on from"
 
 
 def files(connection: Connection, *, org: str) -> Sequence[AnyRow]:
-    """Every file of every output; columns run_id, output_id, path, sha256."""
-    columns = output_files.c
-    query = select(columns.run_id, columns.output_id, columns.path, columns.sha256).where(columns.org == org)
-    return connection.execute(query.order_by(columns.run_id, columns.output_id, columns.path)).all()
+    """Every file of every output, and those that runs go on from; columns run_id, output_id, path, sha256."""
+    of_outputs, of_resume = output_files.c, resume_files.c
+    query = union_all(
+        select(of_outputs.run_id, of_outputs.output_id, of_outputs.path, of_outputs.sha256).where(
+            of_outputs.org == org
+        ),
+        select(of_resume.run_id, literal(GONE_ON_FROM).label("output_id"), of_resume.path, of_resume.sha256).where(
+            of_resume.org == org
+        ),
+    )
+    return connection.execute(query.order_by("run_id", "output_id", "path")).all()
 
 
 def run_ids(connection: Connection, *, org: str) -> set[str]:

@@ -215,6 +215,27 @@ output_files = Table(
     Index("output_files_by_hash", "org", "sha256"),
 )
 
+# Files of the checkpoint a run goes on from. They are the run's own from the moment it was accepted, so whatever
+# becomes of the run they were made by takes no byte away.
+resume_files = Table(
+    "resume_files",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("path", String(1024), primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Index("resume_files_by_hash", "org", "sha256"),
+)
+
+# Bytes whose last row went in the same transaction: removed at once, or by the sweep after a crash in between.
+unneeded_blobs = Table(
+    "unneeded_blobs",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+)
+
 # Ids that were deleted: a late repeat of the PUT that made one must not bring it back.
 tombstones = Table(
     "tombstones",

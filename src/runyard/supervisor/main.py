@@ -28,7 +28,7 @@ from runyard.supervisor import moves as mv
 from runyard.supervisor import step as st
 from runyard.supervisor.group import Group
 from runyard.supervisor.launch import RunLock, Train, Trainer, fork_trainer
-from runyard.supervisor.resume import prepare
+from runyard.supervisor.resume import prune
 from runyard.supervisor.server import Server
 
 log = logging.getLogger(__name__)
@@ -243,7 +243,7 @@ class Supervisor:
             case mv.ShipLines():
                 self._send("words", lambda: self._server.ship(action))
             case mv.StoreCheckpoint(name):
-                self._send("bytes", lambda: self._server.store(name))
+                self._send("bytes", lambda: self._store(name))
             case mv.Report(ended):
                 result = self._files.read_json(self._folder / rundir.RESULT)
                 now_ms = self._clock.now_ms()
@@ -302,11 +302,19 @@ class Supervisor:
     def _prepare(self) -> mv.Input:
         while True:
             try:
-                prepare(self._folder, files=self._files)
-                return mv.Prepared()
+                return self._server.prepare(self._files)
             except OSError as error:
-                log.warning("%s waits for its disk: %s", self._mark, error.strerror)
+                log.warning("%s waits for its disk: %s", self._mark, error.strerror or error)
                 self._clock.sleep(WRITE_AGAIN_AFTER_S)
+
+    def _store(self, name: str) -> mv.Input:
+        outcome = self._server.store(name)
+        if isinstance(outcome, mv.CheckpointStored):
+            try:
+                prune(self._folder, stored=name, kept=outcome.kept, files=self._files)
+            except OSError as error:  # what is left goes after the next checkpoint, or with the run
+                log.warning("Older checkpoints of %s cannot be removed: %s", self._mark, error)
+        return outcome
 
     def _read_lines(self, stream: mv.Stream, offset: int, *, is_final: bool) -> None:
         path = self._folder / _PATHS[stream]

@@ -125,7 +125,10 @@ class CheckpointsFound:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointStored:
+    """``kept`` are attempt and name of every checkpoint of the run that the server lists now."""
+
     name: str
+    kept: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,7 @@ class TakeLock:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    pass
+    """Find what to resume from; ``Prepared`` follows, or ``Unreachable`` while the server does not answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,18 +16,23 @@ from runyard.protocol import (
     LEASE_LOST,
     CheckpointFile,
     CheckpointReport,
+    CheckpointsKept,
     ExitReport,
     Lines,
     LinesAccepted,
     ProcessReport,
     Renewal,
+    Resumable,
+    ResumeCheckpoint,
     Wanted,
 )
+from runyard.seams import Files
 from runyard.supervisor import moves as mv
+from runyard.supervisor.resume import Gone, prepare
 from vi._http import NO_RETRY, Http, RetryPolicy
 from vi.errors import ViError
 
-BLOB_MISSING = "BlobMissing"
+BLOB_MISSING, NOT_FOUND = "BlobMissing", "NotFound"
 ROOT = "/internal/v1/attempt"
 CALL_TIMEOUT_S = 10.0
 BYTES_TIMEOUT_S = 120.0
@@ -98,7 +103,9 @@ class Server:
             report = checkpoint_report(manifest)
             for file in report.files:
                 self._store_file(checkpoint / file.path, file.sha256)
-            self._http.call("POST", f"{ROOT}/checkpoints", body=report, timeout_s=BYTES_TIMEOUT_S)
+            answer = self._http.call(
+                "POST", f"{ROOT}/checkpoints", body=report, timeout_s=BYTES_TIMEOUT_S, decode_as=CheckpointsKept
+            )
         except ViError as error:
             if error.code == BLOB_MISSING:  # collected between our two calls: send everything again
                 self._held.clear()
@@ -106,7 +113,30 @@ class Server:
             return self._failed(error, "bytes", what=name)
         except (OSError, KeyError, TypeError, ValueError) as error:
             return mv.Rejected("bytes", name, f"it cannot be read: {error!r}")
-        return mv.CheckpointStored(name)
+        return mv.CheckpointStored(name, tuple((kept.attempt, kept.checkpoint_id) for kept in answer.kept))
+
+    def resumable(self) -> list[ResumeCheckpoint]:
+        """What there is to go on from. Raises ViError."""
+        return self._http.call("GET", f"{ROOT}/resume", decode_as=Resumable).checkpoints
+
+    def fetch(self, sha256: str, target: Path) -> None:
+        """Fetch one file of a checkpoint, in one try. Raises Gone when the server has it no more, ViError otherwise."""
+        try:
+            with target.open("wb") as file:
+                address = f"{ROOT}/blobs/{sha256}"
+                self._http.fetch("GET", address, file.write, on_length=lambda _: None, timeout_s=BYTES_TIMEOUT_S)
+        except ViError as error:
+            if error.code in (BLOB_MISSING, NOT_FOUND):
+                raise Gone(sha256) from error
+            raise
+
+    def prepare(self, files: Files) -> mv.Input:
+        """Find and fetch what this attempt resumes from. Raises OSError when the disk does not take it."""
+        try:
+            prepare(self._folder, self, files=files)
+        except ViError as error:
+            return self._failed(error, "bytes", what=None)
+        return mv.Prepared()
 
     def _store_file(self, path: Path, sha256: str) -> None:
         address = f"{ROOT}/blobs/{sha256}"

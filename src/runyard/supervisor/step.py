@@ -4,7 +4,7 @@ The life of a supervisor, phase by phase:
 
     announcing   the trainer is forked and waits behind a gate; the server is told who we are: now the attempt counts
     locking      the run's lock is waited for: a trainer of an earlier attempt may still hold it
-    preparing    the checkpoint to resume from is looked for and proven
+    preparing    the checkpoint to resume from is looked for and proven, or fetched from the server, which is waited for
     training     the gate is open
     stopping     stop.json and SIGTERM are out; SIGKILL follows when the grace is over
     clearing     the trainer has ended; whatever it left behind is killed until nothing is left
@@ -159,7 +159,8 @@ def step(state: State, event: Input, now: float) -> tuple[State, list[Action]]:
         case Rejected():
             return _on_rejected(state, event)
         case LockTaken() if state.phase == "locking":
-            return replace(state, phase="preparing"), [Prepare()]
+            actions: list[Action] = []
+            return _send(replace(state, phase="preparing"), "bytes", Prepare(), actions, now), actions
         case Prepared() if state.phase == "preparing":
             return replace(state, phase="training", heard_at=now), [OpenGate()]
         case TrainerExited():
@@ -327,6 +328,8 @@ def _on_tick(state: State, now: float) -> tuple[State, list[Action]]:
         actions.append(TakeLock())
     elif state.phase == "announcing":
         state = _send(state, "words", Announce(), actions, now)
+    elif state.phase == "preparing":
+        state = _send(state, "bytes", Prepare(), actions, now)
     elif not state.is_before_training:
         state = _look_and_ship(state, actions, now)
     return state, actions

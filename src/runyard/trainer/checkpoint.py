@@ -34,6 +34,7 @@ from runyard.rundir import (
     sha256_of,
     write_json,
 )
+from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.model import Model
 from runyard.trainer.room import as_system_error
 
@@ -165,17 +166,38 @@ def is_proven(folder: Path) -> bool:
 
 
 def load_state(folder: Path, optimizers: list[torch.optim.Optimizer]) -> tuple[Progress, dict[str, Any] | None]:
-    """Put optimizers and random states back as they were; returns the counters and the loss scaler's state."""
+    """Put optimizers and random states back as they were; returns the counters and the loss scaler's state.
+
+    Rates and decay stay those of the recipe: a run that continues another may have others.
+
+    Raises:
+        InvalidFlow: the optimizers are of another kind, or group their parameters in another way.
+    """
     from safetensors.torch import load_file
 
     state = read_json(folder / TRAINING_STATE / STATE) or {}
     tensors = load_file(folder / TRAINING_STATE / TENSORS)
+    if len(optimizers) != len(state["optimizers"]):
+        raise InvalidFlow(_other_groups(folder))
     for number, (optimizer, saved) in enumerate(zip(optimizers, state["optimizers"], strict=True)):
-        optimizer.load_state_dict(_unflatten(saved, tensors, f"optimizer.{number}"))
+        own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        try:
+            optimizer.load_state_dict(_unflatten(saved, tensors, f"optimizer.{number}"))
+        except ValueError as error:
+            raise InvalidFlow(_other_groups(folder)) from error
+        for group, settings in zip(optimizer.param_groups, own, strict=True):
+            group.update(settings)
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
     return msgspec.convert(state["progress"], Progress), state.get("scaler")
+
+
+def _other_groups(folder: Path) -> str:
+    return (
+        f"the recipe groups parameters in another way than checkpoint {folder.name}; take its optimizer, freeze, "
+        "learningRates and weightDecay (zero or not)"
+    )
 
 
 def prune(saved: list[Saved], *, keep: int, keep_best: bool, best: str | None) -> list[Saved]:
@@ -195,9 +217,10 @@ def _write_model(staged: Path, model: Model, run_document: dict[str, Any], previ
     if model.base is None:
         model.module.save_pretrained(full)
     else:
-        for path, source in files_below(model.base):
+        # What the attempt was resumed from may be gone by now; the checkpoint before this one is not.
+        for path, source in files_below(previous.folder / MODEL_FULL if previous else model.base):
             if source.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja") and path != RUN:
-                _link_or_copy(source, full / path, previous.folder / MODEL_FULL / path if previous else None)
+                _link_or_copy(source, full / path, is_ours=previous is not None)
         model.module.save_pretrained(staged / MODEL_ADAPTER, save_embedding_layers=False)
         for note in ("README.md",):
             (staged / MODEL_ADAPTER / note).unlink(missing_ok=True)
@@ -205,15 +228,15 @@ def _write_model(staged: Path, model: Model, run_document: dict[str, Any], previ
     write_json(full / RUN, run_document)
 
 
-def _link_or_copy(source: Path, target: Path, before: Path | None) -> None:
-    """Take the bytes from the previous checkpoint without copying them; the first one copies.
+def _link_or_copy(source: Path, target: Path, *, is_ours: bool) -> None:
+    """Take the bytes from the previous checkpoint, which is ours, without copying them; the first one copies.
 
     Only weights are linked: small files may be written again by what follows, which would write into both.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    if before is not None and before.is_file() and source.suffix == ".safetensors":
+    if is_ours and source.suffix == ".safetensors":
         try:
-            os.link(before, target)
+            os.link(source, target)
             return
         except OSError:  # another file system, or one without links: a copy does as well
             pass

@@ -193,14 +193,20 @@ def _train(folder: Path, events: EventWriter, should_stop: Any) -> dict[str, Any
     threads = choose_threads(recipe, offered=int(config.get("threads") or os.cpu_count() or 1))
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
-    resume = None
-    if (wanted := read_json(folder / RESUME)) is not None:
+    resume, wanted = None, read_json(folder / RESUME)
+    if wanted is not None:
         resume = Path(str(wanted.get("folder")))
-        if not is_proven(resume):
-            events.write("warning", message=f"checkpoint {resume.name} is damaged or gone; training from the beginning")
-            resume = None
+    if resume is None or not is_proven(resume):
+        name = resume.name if resume is not None else "to resume from"
+        if run.spec.resume_from is not None:  # the beginning is not where this run shall begin; another try may find it
+            raise OSError(errno.EIO, f"checkpoint {name} is damaged or gone")
+        if resume is not None:
+            events.write("warning", message=f"checkpoint {name} is damaged or gone; training from the beginning")
+        resume = None
     models = {str(name): str(path) for name, path in (config.get("models") or {}).items()}
-    job = Job(folder=folder, run=run, recipe=recipe, models=models, resume=resume)
+    job = Job(
+        folder=folder, run=run, recipe=recipe, models=models, resume=resume, continued_run=(wanted or {}).get("runId")
+    )
     outcome = train(job, _machine(threads), events, should_stop=should_stop, say=_say)
     ending = {"outcome": "Stopped" if outcome.reason == "Stopped" else "Succeeded", "reason": outcome.reason}
     return ending | {"message": outcome.message, "checkpoint": outcome.checkpoint, "metrics": outcome.metrics}

@@ -17,6 +17,7 @@ from runyard.flows.blocks import Augmentation
 from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
 from runyard.trainer.augment import varied_by
 from runyard.trainer.checkpoint import Progress, load_state
+from runyard.trainer.continuing import check_fits, taken_up
 from runyard.trainer.datasets import Dataset, Sample, load_dataset
 from runyard.trainer.encode import Batch, Encoded, EncodedSamples, Encoder, Layout, VariedSamples
 from runyard.trainer.errors import InvalidFlow
@@ -41,13 +42,25 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One attempt: its folder, the run, its recipe, where registered models lie, and a proven checkpoint to resume."""
+    """One attempt: its folder, the run, its recipe, where registered models lie, and a proven checkpoint to resume.
+
+    ``continued_run`` is the run that the checkpoint is of, unless that is the attempt's own.
+    """
 
     folder: Path
     run: Run
     recipe: Recipe
     models: dict[str, str]
     resume: Path | None = None
+    continued_run: str | None = None
+
+    @property
+    def beginning(self) -> str:
+        """What the attempt begins with, in words."""
+        origin = self.run.spec.resume_from
+        if self.continued_run is None or origin is None:
+            return "Reading data and model"
+        return f"Going on from run {origin.run_id}, checkpoint {origin.checkpoint}, step {origin.step}"
 
 
 @dataclass(kw_only=True)
@@ -77,6 +90,8 @@ def prepare(job: Job, machine: Machine, *, look: Callable[[], None]) -> Prepared
         TrainingFailed: recipe or data are at fault.
     """
     recipe, settings = job.recipe, job.recipe.model
+    if job.resume is not None and job.continued_run is not None:
+        check_fits(recipe, job.resume)
     numbers, device = settings.hyperparameters, torch.device(machine.device)
     data = _read_data(recipe)
     look()
@@ -113,6 +128,8 @@ def prepare(job: Job, machine: Machine, *, look: Callable[[], None]) -> Prepared
     torch.manual_seed(recipe.settings.seed)
     if job.resume is not None:
         progress, scaler_state = load_state(job.resume, optimizers)
+        if job.continued_run is not None:
+            progress = taken_up(progress, job.resume, total_steps=plan.total_steps)
         if scaler_state:
             scaler.load_state_dict(scaler_state)
     plan = _within_memory(plan, progress, job.run.status.micro_batch_limit)

@@ -65,7 +65,7 @@ def train(
         if should_stop():
             raise StopAsked
 
-    events.write("phase", phase="Preparing", message="Reading data and model")
+    events.write("phase", phase="Preparing", message=job.beginning)
     try:
         with _memory_is_named(
             "preparing data and model", "dataset.maxSamples, architecture.size, training.mode 'lora'"

@@ -114,6 +114,22 @@ def flow_document(flow: object) -> dict[str, Any]:
     )
 
 
+def resume_document(value: object) -> dict[str, Any]:
+    """What a run goes on from in wire form: a run's id, or that and a checkpoint."""
+    if isinstance(value, str):
+        return {"runId": check_id(value, name="resume_from")}
+    if isinstance(value, tuple | list) and len(value) == 2:
+        run_id, checkpoint = value
+        return {
+            "runId": check_id(run_id, name="resume_from[0]"),
+            "checkpoint": check_id(checkpoint, name="resume_from[1]"),
+        }
+    raise ViInvalidParameterError(
+        f"resume_from is {value!r}",
+        suggestion="Give the id of a run, or (run_id, checkpoint) with a checkpoint's id, 'latest' or 'best'.",
+    )
+
+
 def milliseconds(value: datetime | int | None, *, name: str) -> int | None:
     """A moment as epoch milliseconds; a datetime without a zone is local time."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):

@@ -2,15 +2,19 @@
 
 import asyncio
 import re
-from typing import cast
+from collections.abc import AsyncIterator
+from typing import BinaryIO, cast
 
 import msgspec
+from litestar.response import Stream
 
 from runyard import protocol
 from runyard.server.http.asking import TOKEN, Answer, Asked, Id, T, actor_of, answer, empty, services_of
-from runyard.server.services import leases, lines, models
+from runyard.server.services import leases, lines, models, resuming
 from runyard.server.services.errors import Refusal
 from runyard.server.services.signing import AttemptToken
+
+PIECE_BYTES = 1 << 20
 
 
 async def post_claim(request: Asked) -> Answer:
@@ -63,10 +67,25 @@ async def put_blob(request: Asked, sha256: Id) -> Answer:
     return empty(201)
 
 
+async def get_blob(request: Asked, sha256: Id) -> Stream:
+    blob, size_bytes = await resuming.opened_blob(services_of(request), _token(request), _checked_hash(sha256))
+    return Stream(_pieces(blob), media_type="application/octet-stream", headers={"content-length": str(size_bytes)})
+
+
+async def _pieces(blob: BinaryIO) -> AsyncIterator[bytes]:
+    """What breaks in here breaks the connection off: too few bytes are noticed."""
+    with blob:
+        while piece := await asyncio.to_thread(blob.read, PIECE_BYTES):
+            yield piece
+
+
+async def get_resume(request: Asked) -> Answer:
+    return answer(resuming.offered(services_of(request), _token(request)))
+
+
 async def post_checkpoint(request: Asked) -> Answer:
     report = await _message(request, protocol.CheckpointReport)
-    await models.register(services_of(request), _token(request), report)
-    return empty(201)
+    return answer(await models.register(services_of(request), _token(request), report), status=201)
 
 
 async def post_finish(request: Asked) -> Answer:

@@ -24,12 +24,20 @@ class ChangedMetadata(Body):
     attributes: dict[str, str | None] = {}
 
 
+class NewResumeFrom(Body):
+    """``checkpoint`` is an id, ``latest`` or ``best``."""
+
+    run_id: str
+    checkpoint: str = "latest"
+
+
 class NewRunSpec(Body):
     """``flow`` is a recipe (see the flow schema), ``flowId`` a saved one; neither is the default recipe."""
 
     flow: dict[str, Any] | None = None
     flow_id: str | None = None
     training_project: str | None = None
+    resume_from: NewResumeFrom | None = None
 
 
 class NewRun(Body):

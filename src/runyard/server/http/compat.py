@@ -19,6 +19,7 @@ SNAKE_KEYS = {
     "killed_at": "killedAt",
     "grace_seconds": "graceSeconds",
     "flow_id": "flowId",
+    "resume_from": "resumeFrom",
     "dataset_id": "datasetId",
 }
 

@@ -107,9 +107,12 @@ ROUTES = (
     Route("POST", ATTEMPT + "/lines", attempts.post_lines, "Supervisor: what the trainer said",
           takes=protocol.Lines, gives=protocol.LinesAccepted),
     Route("HEAD", ATTEMPT + "/blobs/{sha256:str}", attempts.head_blob, "Supervisor: is this file here"),
+    Route("GET", ATTEMPT + "/blobs/{sha256:str}", attempts.get_blob, "Supervisor: a file of what I go on from"),
+    Route("GET", ATTEMPT + "/resume", attempts.get_resume, "Supervisor: what is there to go on from",
+          gives=protocol.Resumable),
     Route("PUT", ATTEMPT + "/blobs/{sha256:str}", attempts.put_blob, "Supervisor: here is a file"),
     Route("POST", ATTEMPT + "/checkpoints", attempts.post_checkpoint, "Supervisor: a checkpoint is complete",
-          takes=protocol.CheckpointReport),
+          takes=protocol.CheckpointReport, gives=protocol.CheckpointsKept),
     Route("POST", ATTEMPT + "/finish", attempts.post_finish, "Supervisor: how the attempt ended",
           takes=protocol.ExitReport),
 )

@@ -43,6 +43,7 @@ async def get_run(request: Asked, org: Id, run_id: Id) -> Answer:
 async def put_run(request: Asked, org: Id, run_id: Id) -> Answer:
     body, value = await json_body(request)
     given = fitted(compat.camel_spec(value), bodies.NewRun)
+    origin = given.spec.resume_from
     document, etag, is_new = await runs.create(
         services_of(request),
         actor_of(request),
@@ -51,6 +52,7 @@ async def put_run(request: Asked, org: Id, run_id: Id) -> Answer:
         flow=given.spec.flow,
         flow_id=given.spec.flow_id,
         training_project=given.spec.training_project,
+        resume_from=None if origin is None else (origin.run_id, origin.checkpoint),
         attributes=bodies.attributes_of(given.metadata),
     )
     return json_answer(document, etag=etag, status=201 if is_new else 200)

@@ -13,11 +13,12 @@ import shutil
 from sqlalchemy import Connection
 
 from runyard.blobs import BlobError, BlobHeld
-from runyard.server.services import changes, etags
+from runyard.server.services import changes, etags, retention
 from runyard.server.services.changes import run_topic
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import not_found
-from runyard.store import StoreUnavailable, attempts, organizations, outputs, tombstones
+from runyard.store import StoreUnavailable, attempts, organizations, tombstones
+from runyard.store import blobs as blob_rows
 from runyard.store import runs as rows
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,14 @@ async def begin(services: Services) -> None:
 
 
 async def sweep(services: Services) -> None:
-    """Finish every deletion that a failure, a stop or a crash left half done; forget ids deleted long ago."""
+    """Finish every removal that a failure, a stop or a crash left half done; forget ids deleted long ago."""
     now_ms = services.clock.now_ms()
     if services.store.read(lambda connection: tombstones.expired(connection, now_ms=now_ms)):
         await services.store.write(lambda connection: tombstones.expire(connection, now_ms=now_ms))
     for row in services.store.read(rows.deleted):
         await purge_if_due(services, org=row.org, run_id=row.id)
+    for org in services.store.read(organizations.ids):
+        await retention.remove_unneeded(services, org=org)
 
 
 async def purge_if_due(services: Services, *, org: str, run_id: str) -> None:
@@ -82,9 +85,7 @@ async def purge_if_due(services: Services, *, org: str, run_id: str) -> None:
 
 async def _purge(services: Services, org: str, run_id: str) -> None:
     async with services.blob_lock:
-        unshared = services.store.read(
-            lambda connection: outputs.hashes_of_run_alone(connection, org=org, run_id=run_id)
-        )
+        unshared = services.store.read(lambda connection: blob_rows.of_run_alone(connection, org=org, run_id=run_id))
         await asyncio.to_thread(_remove_bytes, services, org, run_id, unshared)
         await services.store.write(lambda connection: rows.remove(connection, org=org, run_id=run_id))
 

@@ -13,19 +13,20 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.blobs import Archive, ArchiveFile, BlobMismatch
-from runyard.protocol import CheckpointReport
+from runyard.protocol import CheckpointReport, CheckpointsKept, KeptCheckpoint
 from runyard.rundir import TRAINING_STATE
-from runyard.server.services import leases
+from runyard.server.services import leases, retention
 from runyard.server.services.changes import run_topic
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal, not_found
+from runyard.server.services.references import BEST, LATEST
+from runyard.server.services.runs import decoded
 from runyard.server.services.runs import get as get_run
 from runyard.server.services.signing import AttemptToken, Link, link_expiry
+from runyard.store import blobs as blob_rows
 from runyard.store import outputs as rows
 from vi.api.resources.models.responses import DownloadUrl, Model, ModelContents, ModelSpec, ModelStatus
 from vi.api.responses import ResourceMetadata
-
-LATEST, BEST = "latest", "best"
 
 
 def list_models(services: Services, *, org: str, run_id: str, origin: str | None) -> list[Model]:
@@ -68,8 +69,11 @@ def opened_link(services: Services, link: Link) -> tuple[Archive, Any] | None:
     return _archive(files), row
 
 
-async def register(services: Services, token: AttemptToken, report: CheckpointReport) -> None:
-    """List a checkpoint whose bytes have all arrived. A repeat changes nothing.
+async def register(services: Services, token: AttemptToken, report: CheckpointReport) -> CheckpointsKept:
+    """List a checkpoint whose bytes have all arrived, and those no more that need not be kept. Tells which are listed.
+
+    A repeat changes nothing. Neither does one that was listed once and is not kept any more, which a supervisor that
+    came after a crash finds again.
 
     Raises:
         Refusal: LeaseLost, BlobMissing, InvalidBody.
@@ -100,14 +104,27 @@ async def register(services: Services, token: AttemptToken, report: CheckpointRe
         }
         files = [{"path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in report.files]
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> CheckpointsKept:
             leases.open_attempt(connection, token)  # it may have been closed while we hashed
             known = rows.get(connection, org=token.org, run_id=run_row.id, output_id=report.checkpoint_id)
-            if known is None or known.archive_sha256 != archive_sha256 or known.attempt != attempt.number:
+            if known is None and _is_superseded(connection, values):
+                blob_rows.put_down(connection, org=token.org, hashes={file.sha256 for file in report.files})
+            elif known is None or known.archive_sha256 != archive_sha256 or known.attempt != attempt.number:
                 rows.add(connection, values, files=files)
+            flow = decoded(run_row.document).spec.flow
+            kept = retention.prune(connection, org=token.org, run_id=run_row.id, flow=flow)
+            return CheckpointsKept(kept=[KeptCheckpoint(attempt=row.attempt, checkpoint_id=row.id) for row in kept])
 
-        await services.store.write(work)
+        answer = await services.store.write(work)
+    await retention.remove_unneeded(services, org=token.org)
     services.changes.tell(run_topic(token.org, run_row.id))
+    return answer
+
+
+def _is_superseded(connection: Connection, values: dict[str, Any]) -> bool:
+    """Whether this attempt has listed a later checkpoint: they come in order, so this one was listed before."""
+    listed = rows.of_run(connection, org=values["org"], run_id=values["run_id"])
+    return any(row.attempt == values["attempt"] and row.step > values["step"] for row in listed)
 
 
 def has_blob(services: Services, token: AttemptToken, sha256: str) -> bool:

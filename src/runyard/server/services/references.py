@@ -4,20 +4,24 @@ The recipe language checks everything inside a flow. Its problems and ours go ou
 all mistakes at once; therefore ``broken`` walks the flow as it was sent, however damaged the rest of it is.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from sqlalchemy import Connection
 
 from runyard.flows import FlowProblems, validate
 from runyard.flows.blocks import BUILT_IN_DATASETS
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Problem, Refusal
-from runyard.store import documents, outputs
-from runyard.store.tables import training_projects
+from runyard.store import documents, outputs, runs
+from runyard.store.tables import AnyRow, training_projects
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
+from vi.api.resources.runs.responses import ResumeFrom
 from vi.api.resources.training_projects.responses import TrainingProject
 
 MODEL_PREFIX = "run:"
+LATEST, BEST = "latest", "best"
 
 
 def checked_flow(services: Services, org: str, flow: object, *, training_project: str | None = None) -> FlowSpec:
@@ -82,6 +86,36 @@ def dataset_of(services: Services, org: str, training_project: str | None) -> st
         lambda connection: documents.get(connection, training_projects, org=org, id=training_project)
     )
     return msgspec.json.decode(row.document, type=TrainingProject).spec.dataset_id if row else None
+
+
+def checkpoint_of(
+    connection: Connection, org: str, run_id: str, checkpoint: str
+) -> tuple[ResumeFrom, Sequence[AnyRow]]:
+    """The checkpoint that a new run wants to go on from, by id, ``latest`` or ``best``, and its files.
+
+    Raises:
+        Refusal: NotFound, with the field that names what is not there.
+    """
+    run = runs.get(connection, org=org, run_id=run_id)
+    if run is None or run.deleted:
+        raise _nothing_to_resume("runId", run_id, f"run {run_id!r} was not found", "the id of a run that is listed")
+    listed = outputs.of_run(connection, org=org, run_id=run_id)
+    if checkpoint == BEST:
+        listed = [row for row in listed if row.is_best] or listed
+    elif checkpoint != LATEST:
+        listed = [row for row in listed if row.id == checkpoint]
+    if not listed:
+        message = f"checkpoint {checkpoint!r} of run {run_id!r} was not found"
+        raise _nothing_to_resume("checkpoint", checkpoint, message, "one of the run's models, latest, or best")
+    found = listed[-1]
+    files = outputs.files(connection, org=org, run_id=run_id, output_id=found.id)
+    return ResumeFrom(run_id=run_id, checkpoint=found.id, step=found.step, epoch=found.epoch), files
+
+
+def _nothing_to_resume(field: str, given: str, what: str, allowed: str) -> Refusal:
+    message = f"{what}, so nothing can go on from it; list what there is, or leave resumeFrom out"
+    problem = Problem(path=f"/spec/resumeFrom/{field}", given=given[:80], allowed=allowed, message=message)
+    return Refusal("NotFound", message, problems=[problem])
 
 
 def with_dataset(flow: FlowSpec, dataset_id: str | None) -> FlowSpec:

@@ -24,13 +24,14 @@ from runyard.server.services.documents import merged_attributes
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.pages import PageRequest
 from runyard.store import attempts as attempt_rows
+from runyard.store import blobs as blob_rows
 from runyard.store import documents as document_rows
 from runyard.store import runs as rows
 from runyard.store import tombstones
 from runyard.store.runs import RunFilter
 from runyard.store.tables import flows as flows_table
 from vi.api.resources.flows.responses import Flow, FlowSpec
-from vi.api.resources.runs.responses import Run, RunSpec, RunStatus
+from vi.api.resources.runs.responses import ResumeFrom, Run, RunSpec, RunStatus
 from vi.api.responses import ConditionKind, ResourceMetadata
 
 NO_FLOW: dict[str, object] = {}
@@ -61,24 +62,24 @@ async def create(
     flow: object = None,
     flow_id: str | None = None,
     training_project: str | None = None,
+    resume_from: tuple[str, str] | None = None,
     attributes: Mapping[str, str],
 ) -> tuple[bytes, str, bool]:
     """Make a run, or return the one that the same body made; (JSON, etag, whether it is new).
 
+    ``resume_from`` is a run and a checkpoint of it, by id, ``latest`` or ``best``. Which one that is now, and its
+    files, are frozen in the transaction that makes the run.
+
     Raises:
-        Refusal: RunExists, IdDeleted, InvalidFlow with all problems, NotFound for an unknown flow id.
+        Refusal: RunExists, IdDeleted, InvalidFlow with all problems, NotFound for an unknown flow id or checkpoint.
     """
     org, body_sha256, now_ms = actor.org, hashlib.sha256(body).digest(), services.clock.now_ms()
     if row := services.store.read(lambda connection: rows.get(connection, org=org, run_id=run_id)):
         return *_repeated(row, run_id, body_sha256), False
     frozen, project = _frozen_flow(services, org, flow, flow_id, training_project)
-    run = _new_run(org, run_id, frozen, project, attributes, now_ms)
-    encoded, etag = etags.sealed(run)
     values = {
         "org": org,
         "id": run_id,
-        "document": encoded,
-        "etag": etag,
         "body_sha256": body_sha256,
         "condition": ConditionKind.PENDING.value,
         "flow_id": _flow_id(frozen),
@@ -92,7 +93,14 @@ async def create(
             return *_repeated(row, run_id, body_sha256), False
         if tombstones.exists(connection, org=org, kind="run", id=run_id):
             raise _deleted(run_id)
-        rows.add(connection, values, attributes=attributes)
+        run = _new_run(org, run_id, frozen, project, attributes, now_ms)
+        if resume_from is not None:
+            origin, files = references.checkpoint_of(connection, org, *resume_from)
+            run.spec.resume_from = origin
+            move(run, Move(conditions.PENDING, "Queued", f"waiting for a free slot, {_told(origin)}"), now_ms=now_ms)
+            blob_rows.keep_for_resume(connection, org=org, run_id=run_id, files=files)
+        encoded, etag = etags.sealed(run)
+        rows.add(connection, {**values, "document": encoded, "etag": etag}, attributes=attributes)
         services.audit(actor, "create run", run_id)(connection)
         return encoded, etag, True
 
@@ -236,6 +244,10 @@ def with_origin(spec: dict[str, Any], flow: Flow) -> dict[str, Any]:
     """A flow's spec that says which flow, and which generation of it, it was taken from."""
     origin = {"id": flow.flow_id, "generation": flow.metadata.generation}
     return spec | {"settings": spec["settings"] | {"flow": origin}}
+
+
+def _told(origin: ResumeFrom) -> str:
+    return f"to go on from run {origin.run_id}, checkpoint {origin.checkpoint}, step {origin.step}"
 
 
 def _flow_id(flow: FlowSpec) -> str | None:

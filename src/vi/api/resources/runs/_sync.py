@@ -18,7 +18,14 @@ from vi._concurrency import synchronous as concurrency
 from vi._http._sync import Http
 from vi._http.requests import Scalar
 from vi._http.retry import NO_RETRY
-from vi.api._arguments import check_id, flow_document, metadata_document, milliseconds, spec_document
+from vi.api._arguments import (
+    check_id,
+    flow_document,
+    metadata_document,
+    milliseconds,
+    resume_document,
+    spec_document,
+)
 from vi.api._pages._sync import PaginatedResponse, list_pages
 from vi.api._progress import run_progress
 from vi.api.resources.flows.responses import FlowSpec
@@ -99,6 +106,7 @@ class Runs:
         training_project: str | None = None,
         metadata: Mapping[str, str] | None = None,
         run_id: str | None = None,
+        resume_from: str | tuple[str, str] | None = None,
     ) -> Run:
         """Create a run and start it as soon as there is room.
 
@@ -107,9 +115,13 @@ class Runs:
             training_project: id of a training project or a dataset.
             metadata: attributes to find the run by.
             run_id: an id of your own; the same id with the same body is the same run.
+            resume_from: id of a run to go on from, or that and one of its checkpoints: ``(run_id, checkpoint)``, where
+                the checkpoint is an id, ``"latest"`` or ``"best"``. Weights, optimizer, step and random states are as
+                they were saved. The run keeps its own copy, so the other one may be deleted.
 
         Raises:
             ViValidationError: the recipe is wrong; ``details["problems"]`` lists every fault with its path.
+            ViNotFoundError: there is no such flow, or nothing of that name to resume from.
             ViConflictError: the id belongs to a run made from something else.
         """
         path = self._path(str(uuid.uuid4()) if run_id is None else run_id)
@@ -117,6 +129,8 @@ class Runs:
         spec = {"flowId": check_id(flow, name="flow")} if isinstance(flow, str) else {"flow": flow_document(flow)}
         if training_project is not None:
             spec["trainingProject"] = training_project
+        if resume_from is not None:
+            spec["resumeFrom"] = resume_document(resume_from)
         return self._http.call("PUT", path, body={"spec": spec, **metadata_document(metadata)}, decode_as=Run)
 
     start = create

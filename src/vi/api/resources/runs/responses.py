@@ -12,16 +12,27 @@ from vi.api.resources.flows.responses import FlowSpec
 from vi.api.responses import ConditionKind, Document, ResourceCondition, ResourceMetadata
 
 
+class ResumeFrom(Document):
+    """The checkpoint a run goes on from, as it was found when the run was made: never ``latest`` or ``best``."""
+
+    run_id: str
+    checkpoint: str
+    step: int = 0
+    epoch: int = 0
+
+
 class RunSpec(Document):
     """What was asked for: the flow as it was when the run was made, and whether the run shall end early.
 
     ``grace_seconds`` is what a kill gives it to save and stop; without it the flow's or the platform's own holds.
+    ``resume_from`` is None for a run that begins from nothing.
     """
 
     flow: FlowSpec = msgspec.field(default_factory=FlowSpec)
     killed_at: int | None = None
     grace_seconds: float | None = None
     training_project: str | None = None
+    resume_from: ResumeFrom | None = None
 
 
 class RunProgress(Document):
