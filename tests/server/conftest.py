@@ -131,6 +131,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "test_deletion",
         "test_leases",
         "test_lines",
+        "test_resuming",
+        "test_retention",
     )
     if is_about_the_store and "store_kind" in metafunc.fixturenames:
         metafunc.parametrize("store_kind", ["sqlite", "postgresql"])

@@ -60,6 +60,18 @@ def test_the_gate_opens_only_after_announcement_lock_and_preparation() -> None:
     assert actions == [mv.OpenGate()]
 
 
+def test_what_to_resume_from_is_asked_for_until_the_server_answers_and_a_kill_ends_the_asking() -> None:
+    state, actions = follow(st.State(), mv.Tick(), mv.Announced(GO_ON), mv.LockTaken())
+    assert mv.Prepare() not in follow(state, mv.Tick())[1]  # it is under way
+    state, _ = st.step(state, mv.Unreachable("bytes"), 0.0)
+    assert mv.Prepare() not in st.step(state, mv.Tick(), 0.9 * st.FIRST_BACKOFF_S)[1]
+    state, actions = st.step(state, mv.Tick(), 1.1 * st.FIRST_BACKOFF_S)
+    assert mv.Prepare() in actions and state.phase == "preparing"
+    state, actions = st.step(state, mv.Renewed(KILL), 1.0)
+    assert actions == [mv.WriteStop("kill"), mv.CloseGate()]
+    assert mv.OpenGate() not in follow(state, mv.Prepared())[1]
+
+
 def test_an_unreachable_server_is_announced_to_again_after_a_growing_pause() -> None:
     state, _ = st.step(st.State(), mv.Tick(), 0.0)
     state, _ = st.step(state, mv.Unreachable("words"), 0.0)

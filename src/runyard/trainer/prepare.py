@@ -224,6 +224,7 @@ def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
     if (base / MODEL_FULL).is_dir():
         base = base / MODEL_FULL
     adapter = job.resume / MODEL_ADAPTER if job.resume is not None else None
+    torch.manual_seed(recipe.settings.seed)  # a new adapter is drawn at random
     return adapt(model, settings.training, base=base, adapter=adapter)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.pool import StaticPool
 
-from runyard.server.services import bootstrap, deletion, leases, models
+from runyard.server.services import bootstrap, deletion, leases, models, retention
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
@@ -152,7 +152,7 @@ class Server:
         self._blobs: dict[str, Blobs] = {}
         self.lived_ms = 0  # by our own books, to judge the server's by
         self._last_ms = self._beat_wall_ms = 0
-        deletion.asyncio = models.asyncio = Direct  # type: ignore[attr-defined]
+        deletion.asyncio = models.asyncio = retention.asyncio = Direct  # type: ignore[attr-defined]
         drive(self.store.write(_founded))
         self.process = Process(world, "server")
         self.process.die()

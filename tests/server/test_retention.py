@@ -1,0 +1,221 @@
+"""Checkpoints of a run are kept as its flow says, over all attempts; whatever fails, store and disk agree."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runyard.blobs import FolderBlobs
+from runyard.server.services import deletion
+from runyard.store import StoreUnavailable
+
+InHouse = Callable[..., None]
+
+
+def keeping(count: int, *, best: bool = True) -> dict[str, Any]:
+    return {"blocks": [{"block": "vi-model", "settings": {"checkpoint": {"keep": count, "keepBest": best}}}]}
+
+
+async def save(attempt: Any, number: int, *, best: bool = False, content: bytes | None = None) -> None:
+    await attempt.checkpoint(f"epoch-{number}", content=content or b"%d" % number, best=best)
+
+
+async def listed(house: Any, run_id: str = "r1") -> list[str]:
+    found = (await (await house.api()).get(house.path(f"runs/{run_id}/outputs"))).json()["items"]
+    return [model["runOutputId"] for model in found]
+
+
+async def agrees(house: Any) -> bool:
+    found = (await (await house.api()).get(house.path("storage"))).json()
+    return bool(found["agrees"])
+
+
+def contents(house: Any) -> set[bytes]:
+    blobs = house.services.blobs(house.org)
+    found = set()
+    for sha256 in blobs.hashes():
+        with blobs.open(sha256) as file:
+            found.add(file.read())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("flow", "kept"),
+    [
+        (keeping(1), [2, 5]),
+        (keeping(2), [2, 4, 5]),
+        (keeping(1, best=False), [5]),
+        (keeping(9), [1, 2, 3, 4, 5]),
+        ({}, [2, 3, 4, 5]),
+    ],
+)
+def test_the_newest_and_the_best_are_kept_with_their_bytes_and_no_others(
+    in_house: InHouse, acts: Any, flow: dict[str, Any], kept: list[int]
+) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house, flow=flow)
+        for number in range(1, 6):
+            await save(attempt, number, best=number == 2)
+        assert await listed(house) == [f"epoch-{number}" for number in kept]
+        assert contents(house) == {b"%d" % number for number in kept}
+        await attempt.finish(75)
+        assert await agrees(house)
+
+    in_house(story)
+
+
+def test_it_holds_for_the_run_and_not_for_each_attempt(in_house: InHouse, acts: Any) -> None:
+    async def story(house: Any) -> None:
+        first = await acts.running(house, flow=keeping(2))
+        await save(first, 1, best=True)
+        await save(first, 2)
+        await first.finish(75)
+        second = await acts.claim(house, "again")
+        await second.start()
+        await save(second, 3)
+        assert await listed(house) == ["epoch-1", "epoch-2", "epoch-3"]
+        await save(second, 4, best=True)
+        assert await listed(house) == ["epoch-3", "epoch-4"]
+
+    in_house(story)
+
+
+def test_the_supervisor_is_told_what_is_listed(in_house: InHouse, acts: Any) -> None:
+    async def story(house: Any) -> None:
+        first = await acts.running(house, flow=keeping(1))
+        await save(first, 1, best=True)
+        await first.finish(75)
+        second = await acts.claim(house, "again")
+        await second.start()
+        digest = await second.upload(b"2")
+        report = {
+            "checkpoint_id": "epoch-2",
+            "step": 2,
+            "epoch": 2,
+            "metrics": {},
+            "is_best": False,
+            "time": 1,
+            "files": [{"path": "model_full/model.safetensors", "size_bytes": 1, "sha256": digest}],
+        }
+        answer = await second.post("checkpoints", **report)
+        kept = [{"attempt": 1, "checkpoint_id": "epoch-1"}, {"attempt": 2, "checkpoint_id": "epoch-2"}]
+        assert (answer.status_code, answer.json()) == (201, {"kept": kept})
+
+    in_house(story)
+
+
+def test_bytes_that_others_need_stay(in_house: InHouse, acts: Any) -> None:
+    """Another run's checkpoint of the same content, and a run that goes on from the one that is removed."""
+
+    async def story(house: Any) -> None:
+        api = await house.api()
+        other = await acts.running(house, "other")
+        await save(other, 1, content=b"shared")
+        await other.finish(0, outcome="Succeeded", reason="Completed", message="")
+        attempt = await acts.running(house, flow=keeping(1, best=False))
+        await save(attempt, 1, content=b"shared")
+        await save(attempt, 2, content=b"continued")
+        body = {"spec": {"flow": {}, "resumeFrom": {"runId": "r1", "checkpoint": "epoch-2"}}}
+        assert (await api.put(house.path("runs/new"), json=body)).status_code == 201
+        await save(attempt, 3)
+        assert await listed(house) == ["epoch-3"]
+        assert contents(house) == {b"shared", b"continued", b"3"}
+        await attempt.finish(75)
+        assert await agrees(house)
+
+    in_house(story)
+
+
+def test_a_checkpoint_that_was_listed_and_removed_does_not_come_back(in_house: InHouse, acts: Any) -> None:
+    """A supervisor that came after a crash sends everything it finds in the folder again."""
+
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house, flow=keeping(1))
+        await save(attempt, 1, best=True)
+        await save(attempt, 2, best=True)
+        await save(attempt, 3)
+        assert await listed(house) == ["epoch-2", "epoch-3"]
+        for number, best in ((1, True), (2, True), (3, False)):
+            await save(attempt, number, best=best)
+        assert await listed(house) == ["epoch-2", "epoch-3"]
+        best = (await (await house.api()).get(house.path("runs/r1/outputs/best"))).json()
+        assert best["runOutputId"] == "epoch-2"
+        assert contents(house) == {b"2", b"3"}
+
+    in_house(story)
+
+
+def test_a_replaced_checkpoint_leaves_no_bytes(in_house: InHouse, acts: Any) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        await save(attempt, 1, content=b"before")
+        await save(attempt, 1, content=b"after")
+        assert contents(house) == {b"after"}
+
+    in_house(story)
+
+
+@pytest.mark.parametrize("broken", ["bytes", "rows"])
+def test_what_fails_between_rows_and_bytes_is_finished_by_the_sweep(
+    in_house: InHouse, acts: Any, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house, flow=keeping(1, best=False))
+        await save(attempt, 1)
+        with monkeypatch.context() as patch:
+            if broken == "bytes":
+                patch.setattr(FolderBlobs, "delete", fail(OSError("no")))
+            else:
+                patch.setattr("runyard.server.services.retention.blobs.forget_unneeded", fail(StoreUnavailable("no")))
+            await save(attempt, 2)  # stored all the same
+        assert await listed(house) == ["epoch-2"]
+        await attempt.finish(75)
+        assert await agrees(house) is (broken == "rows")
+        await deletion.sweep(house.services)
+        assert contents(house) == {b"2"}
+        assert await agrees(house)
+
+    in_house(story)
+
+
+def test_bytes_that_come_back_before_the_sweep_are_not_removed(
+    in_house: InHouse, acts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house, flow=keeping(1, best=False))
+        await save(attempt, 1, content=b"again")
+        with monkeypatch.context() as patch:
+            patch.setattr(FolderBlobs, "delete", fail(OSError("no")))
+            await save(attempt, 2)
+            await save(attempt, 3, content=b"again")
+        await deletion.sweep(house.services)
+        assert contents(house) == {b"again"}
+        assert await agrees(house)
+
+    in_house(story)
+
+
+def test_a_server_that_died_in_between_removes_the_bytes_when_it_starts(
+    acts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with acts.open_house(tmp_path) as house:
+            attempt = await acts.running(house, flow=keeping(1, best=False))
+            await save(attempt, 1)
+            with monkeypatch.context() as patch:
+                patch.setattr(FolderBlobs, "delete", fail(OSError("killed")))
+                await save(attempt, 2)
+            assert contents(house) == {b"1", b"2"}
+        async with acts.open_house(tmp_path) as house:
+            assert contents(house) == {b"2"}
+
+    asyncio.run(story())
+
+
+def fail(error: Exception) -> Callable[..., None]:
+    def failing(*_args: Any, **_named: Any) -> None:
+        raise error
+
+    return failing
