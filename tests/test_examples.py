@@ -15,6 +15,7 @@ SHOWS = {
     "ask_a_model.py": r'It shows 0; the model says .*"answer":"\d"',
     "async_runs.py": r"first: Succeeded\nsecond: Succeeded\n",
     "bad_recipe.py": r"validationFraction[\s\S]*vi-modle[\s\S]*sede|sede[\s\S]*validationFraction[\s\S]*vi-modle",
+    "continue_a_run.py": r"longer: from step 20 to step 40\nslower: from step 20 to step 40\n",
     "find_the_boxes.py": r"epoch \d\.\d\d: .*validation/loss \d",
     "kill_a_run.py": r"killed at \d+\n[\s\S]*Cancelled: KilledByUser",
     "list_runs.py": r"\d+ runs have succeeded\n[\s\S]*Succeeded[\s\S]*(epoch|step)-\d+: \{",

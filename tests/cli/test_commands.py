@@ -63,6 +63,23 @@ def test_a_run_id_of_ones_own_starts_nothing_twice(runyard, data_dir: str, long_
     runyard("runs", "kill", run_id, "--data-dir", data_dir)
 
 
+def test_a_run_goes_on_from_another_ones_checkpoint(runyard, data_dir: str, long_runs, finished_run) -> None:
+    long_runs.running()  # holds the only slot
+    source = finished_run.run_id
+    arguments = ("--resume-from", f"{source}/best", "--json", "--data-dir", data_dir)
+    run = document(runyard("runs", "create", *arguments))
+    origin = run["spec"]["resumeFrom"]
+    assert origin["runId"] == source and origin["step"] > 0
+    shown = runyard("runs", "get", run["runId"], "--data-dir", data_dir).stdout
+    assert f"{source}/{origin['checkpoint']}, step {origin['step']}" in shown
+    latest = document(runyard("runs", "create", "--resume-from", source, "--json", "--data-dir", data_dir))
+    for made in (run, latest):
+        runyard("runs", "delete", "--yes", made["runId"], "--data-dir", data_dir)
+    refused = runyard("runs", "create", "--resume-from", f"{source}/epoch-999", "--data-dir", data_dir)
+    assert refused.exit_code == 4
+    assert "checkpoint 'epoch-999'" in refused.stderr
+
+
 def test_waiting_has_a_limit_and_says_so(runyard, data_dir: str, waiting_run: str) -> None:
     result = runyard("runs", "wait", waiting_run, "--timeout", "0.2", "--data-dir", data_dir)
     assert result.exit_code == 7

@@ -107,8 +107,8 @@ def test_a_kill_ends_an_attempt_that_waits_for_the_lock(folder: Path, server: An
 
 def test_a_kill_ends_an_attempt_whose_checkpoint_is_being_proven(folder: Path, server: Any, start: Start) -> None:
     slow = """
-import runyard.supervisor.main as supervisor
-def prepare(folder, *, files):
+import runyard.supervisor.server as supervisor
+def prepare(folder, source, *, files):
     (folder / "proving").write_text("")
     __import__("time").sleep(600)
 supervisor.prepare = prepare

@@ -10,7 +10,7 @@ import pytest
 import vi
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
 from vi.api.resources.runs._async import AsyncRuns
-from vi.api.resources.runs.responses import Run, RunSpec
+from vi.api.resources.runs.responses import ResumeFrom, Run, RunSpec
 from vi.api.responses import ConditionKind, DeletedResource
 from vi.api.types import PaginationParams
 
@@ -68,6 +68,25 @@ async def test_a_run_made_by_flow_id_lets_the_server_freeze_the_flow(
     assert uuid.UUID(path.removeprefix("/workspaces/lab/runs/")).version == 4
 
 
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("r-0", {"runId": "r-0"}),
+        (("r-0", "epoch-2"), {"runId": "r-0", "checkpoint": "epoch-2"}),
+        (("r-0", "best"), {"runId": "r-0", "checkpoint": "best"}),
+    ],
+)
+async def test_a_run_that_goes_on_from_another_names_it(
+    client: vi.AsyncClient, server: Any, run_document: RunDocument, given: Any, sent: dict[str, str]
+) -> None:
+    answer = run_document("Pending")
+    answer["spec"]["resumeFrom"] = {"runId": "r-0", "checkpoint": "epoch-2", "step": 12, "epoch": 2}
+    server.answers(answer)
+    run = await client.runs.create({}, resume_from=given)
+    assert server.body() == {"spec": {"flow": {}, "resumeFrom": sent}}
+    assert run.spec.resume_from == ResumeFrom(run_id="r-0", checkpoint="epoch-2", step=12, epoch=2)
+
+
 async def test_a_flow_that_is_a_dict_is_sent_as_it_is(
     client: vi.AsyncClient, server: Any, run_document: RunDocument
 ) -> None:
@@ -118,6 +137,10 @@ async def test_a_callers_own_id_is_used(client: vi.AsyncClient, server: Any, run
         ({"flow": {}, "metadata": {"version": 1}}, r"metadata\['version'\] is 1"),
         ({"flow": {}, "metadata": {"gone": None}}, r"metadata\['gone'\] is None"),
         ({"flow": {}, "metadata": "x"}, "metadata is 'x'"),
+        ({"flow": {}, "resume_from": "a/b"}, "resume_from is 'a/b'"),
+        ({"flow": {}, "resume_from": ("r-1", "../x")}, r"resume_from\[1\] is '../x'"),
+        ({"flow": {}, "resume_from": ("r-1",)}, "Give the id of a run"),
+        ({"flow": {}, "resume_from": 7}, "resume_from is 7"),
     ],
 )
 async def test_a_wrong_argument_of_create_is_told_before_anything_is_sent(
