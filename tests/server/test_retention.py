@@ -147,6 +147,37 @@ def test_a_checkpoint_that_was_listed_and_removed_does_not_come_back(in_house: I
     in_house(story)
 
 
+def test_a_download_under_way_of_a_checkpoint_that_goes_breaks_off(in_house: InHouse, acts: Any) -> None:
+    """Fewer bytes than were promised, never others."""
+
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house, flow=keeping(1, best=False))
+        await save(attempt, 1, content=b"1" * 3_000_000)
+        document = (await (await house.api()).get(house.path("runs/r1/outputs/epoch-1?contents=y"))).json()
+        path = document["status"]["contents"]["downloadUrl"]["url"].removeprefix("http://127.0.0.1:7878")
+        promised, sent, is_ended = 0, 0, False
+
+        async def send(message: Any) -> None:
+            nonlocal promised, sent, is_ended
+            if message["type"] == "http.response.start":
+                promised = int(dict(message["headers"])[b"content-length"])
+                await save(attempt, 2)  # the client is slow, and a newer checkpoint comes
+            else:
+                sent += len(message["body"])
+                is_ended = not message.get("more_body")
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        headers = [(b"host", b"127.0.0.1:7878")]
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers, "client": None}
+        await house.door(scope, receive, send)
+        assert await listed(house) == ["epoch-2"]
+        assert sent < promised and not is_ended
+
+    in_house(story)
+
+
 def test_a_replaced_checkpoint_leaves_no_bytes(in_house: InHouse, acts: Any) -> None:
     async def story(house: Any) -> None:
         attempt = await acts.running(house)

@@ -19,10 +19,11 @@ from runyard.protocol import (
     Lines,
     ProcessReport,
     Renewal,
+    Resumable,
 )
 from runyard.rundir import PERMIT_S
 from runyard.seams import Identity, Liveness
-from runyard.server.services import leases, lines, models
+from runyard.server.services import leases, lines, models, resuming
 from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
 from runyard.server.services.signing import AttemptToken
@@ -372,7 +373,12 @@ class Supervisor(Program):
             self.inbox.append(st.LockTaken())
 
     def _do_Prepare(self, _: st.Prepare) -> None:
-        def prepare() -> None:
+        """What lies here or on the server, whichever is newer; the download itself takes no time."""
+
+        async def offer(services: Any) -> Any:
+            return resuming.offered(services, self.token)
+
+        def prepare(offered: Resumable) -> st.Prepared:
             assert self.key is not None
             here = (self.key.organization_id, self.key.run_id)
             earlier = [
@@ -381,11 +387,12 @@ class Supervisor(Program):
                 if (key.organization_id, key.run_id) == here and key.attempt < self.key.attempt
                 for manifest in folder.checkpoints.values()
             ]
+            earlier += [{"step": there.step, "time": there.time} for there in offered.checkpoints]
             if earlier:
                 self.folder.documents["resume.json"] = max(earlier, key=lambda m: (m["step"], m["time"]))
-            self._hear(st.Prepared())
+            return st.Prepared()
 
-        self.after(self.world.between(5, 500), prepare)
+        self.after(self.world.between(5, 500), lambda: self._ask("bytes", None, offer, prepare))
 
     def _do_OpenGate(self, _: st.OpenGate) -> None:
         if self.trainer is not None and self.lock is not None and self.trainer.is_alive:
