@@ -14,14 +14,14 @@ from sqlalchemy.exc import OperationalError, StatementError
 
 from runyard.store import organizations
 from runyard.store.migrate import HEAD
-from runyard.store.tables import AnyRow, attempts, audit, keys, meta, metadata, pulse, runs
+from runyard.store.tables import AnyRow, attempts, audit, keys, meta, metadata, pulse, runs, unneeded_blobs
 from runyard.store.tables import organizations as organization_rows
 
 ROWS_AT_ONCE, BYTES_AT_ONCE = 500, 4 << 20
 SCHEMA_REVISION = HEAD
 TABLES: Mapping[str, Table] = {str(table.name): table for table in metadata.sorted_tables}
-# Every table that names a blob does so in a column ``sha256`` beside ``org``.
-_NAME_BLOBS = [table for table in TABLES.values() if "sha256" in table.c]
+# Every table that needs a blob names it in a column ``sha256`` beside ``org``; one names those that nothing needs.
+_NAME_BLOBS = [table for table in TABLES.values() if "sha256" in table.c and table is not unneeded_blobs]
 
 
 # Names that become paths somewhere, and so must be as harmless as they were when they were first taken.

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from runyard.blobs import BlobError
+from runyard.blobs import BlobError, BlobHeld
 from runyard.flows import FlowProblems, resolve
 from runyard.flows.blocks import Checkpoint
 from runyard.server.services.context import Services
@@ -52,6 +52,8 @@ async def remove_unneeded(services: Services, *, org: str) -> None:
             hashes = services.store.read(lambda connection: blobs.unneeded(connection, org=org))
             await asyncio.to_thread(_remove, services, org, hashes)
             await services.store.write(lambda connection: blobs.forget_unneeded(connection, org=org))
+    except BlobHeld:
+        log.info("bytes of checkpoints that are not kept go when a backup or a restore needs them no more")
     except (OSError, BlobError, StoreUnavailable) as error:
         log.error("bytes of checkpoints that are not kept are not all gone yet: %s", error)
 
