@@ -6,6 +6,5 @@ from runyard.store.tables import audit
 
 
 def add(connection: Connection, *, org: str, time_ms: int, actor: str, address: str, action: str, target: str) -> None:
-    connection.execute(
-        insert(audit).values(org=org, time=time_ms, actor=actor, address=address, action=action, target=target)
-    )
+    row = {"org": org, "time": time_ms, "actor": actor, "address": address, "action": action, "target": target}
+    connection.execute(insert(audit), row)

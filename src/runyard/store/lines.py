@@ -3,35 +3,46 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from runyard.store.tables import AnyRow, log_lines, metrics, stream_offsets
+
+# Built once: every shipment of lines runs these, and putting a statement together costs more than running it.
+_AT = (
+    stream_offsets.c.org == bindparam("of_org"),
+    stream_offsets.c.run_id == bindparam("of_run"),
+    stream_offsets.c.attempt == bindparam("of_attempt"),
+    stream_offsets.c.stream == bindparam("of_stream"),
+)
+_OFFSET = select(stream_offsets.c.offset).where(*_AT)
+_ADVANCE = update(stream_offsets).where(*_AT)
+_BEGIN = insert(stream_offsets)
+_ADD_LOG_LINES, _ADD_METRICS = insert(log_lines), insert(metrics)
 
 
 def offset(connection: Connection, *, org: str, run_id: str, attempt: int, stream: str) -> int:
     """Where the server stands in a stream."""
-    value = connection.execute(select(stream_offsets.c.offset).where(*_at(org, run_id, attempt, stream))).scalar()
+    value = connection.execute(_OFFSET, _at(org, run_id, attempt, stream)).scalar()
     return value or 0
 
 
 def advance(connection: Connection, *, org: str, run_id: str, attempt: int, stream: str, to: int) -> None:
-    changed = connection.execute(update(stream_offsets).where(*_at(org, run_id, attempt, stream)).values(offset=to))
+    changed = connection.execute(_ADVANCE, {**_at(org, run_id, attempt, stream), "offset": to})
     if changed.rowcount == 0:
-        connection.execute(
-            insert(stream_offsets).values(org=org, run_id=run_id, attempt=attempt, stream=stream, offset=to)
-        )
+        row = {"org": org, "run_id": run_id, "attempt": attempt, "stream": stream, "offset": to}
+        connection.execute(_BEGIN, row)
 
 
 def add_log_lines(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:
         # PostgreSQL keeps no NUL in a text, and a line that cannot be stored would be sent again for ever.
         kept = [dict(row) | {"text": row["text"].replace("\0", "\ufffd")} for row in rows]
-        connection.execute(insert(log_lines), kept)
+        connection.execute(_ADD_LOG_LINES, kept)
 
 
 def add_metrics(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:
-        connection.execute(insert(metrics), [dict(row) for row in rows])
+        connection.execute(_ADD_METRICS, [dict(row) for row in rows])
 
 
 def log_page(
@@ -52,6 +63,5 @@ def metric_page(connection: Connection, *, org: str, run_id: str, since: int, li
     return connection.execute(query.order_by(metrics.c.number).limit(limit)).all()
 
 
-def _at(org: str, run_id: str, attempt: int, stream: str) -> tuple[Any, ...]:
-    columns = stream_offsets.c
-    return columns.org == org, columns.run_id == run_id, columns.attempt == attempt, columns.stream == stream
+def _at(org: str, run_id: str, attempt: int, stream: str) -> dict[str, Any]:
+    return {"of_org": org, "of_run": run_id, "of_attempt": attempt, "of_stream": stream}

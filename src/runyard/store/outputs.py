@@ -3,25 +3,39 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from runyard.store import blobs
 from runyard.store.tables import AnyRow, output_files, outputs
+
+_OF_RUN = (outputs.c.org == bindparam("of_org"), outputs.c.run_id == bindparam("of_run"))
+_IS_IT = (*_OF_RUN, outputs.c.id == bindparam("of_output"))
+_FILE_OF_IT = (
+    output_files.c.org == bindparam("of_org"),
+    output_files.c.run_id == bindparam("of_run"),
+    output_files.c.output_id == bindparam("of_output"),
+)
+_ALL_OF_RUN = select(outputs).where(*_OF_RUN).order_by(outputs.c.number)
+_GET = select(outputs).where(*_IS_IT)
+_NEWEST_NUMBER = select(func.max(outputs.c.number)).where(*_OF_RUN)
+_CHANGE_ALL_OF_RUN = update(outputs).where(*_OF_RUN)
+_ADD, _ADD_FILES = insert(outputs), insert(output_files)
+_REMOVE, _REMOVE_FILES = delete(outputs).where(*_IS_IT), delete(output_files).where(*_FILE_OF_IT)
+_HASHES = select(output_files.c.sha256).where(*_FILE_OF_IT)
+_FILES = select(output_files).where(*_FILE_OF_IT).order_by(output_files.c.path)
 
 
 def add(connection: Connection, values: Mapping[str, Any], *, files: Iterable[Mapping[str, Any]]) -> None:
     """Add an output, or put it in the place of one with the same id (a resumed attempt saves that step again)."""
     org, run_id, output_id = values["org"], values["run_id"], values["id"]
     replaced = _remove(connection, org=org, run_id=run_id, output_id=output_id)
-    number = connection.execute(
-        select(func.max(outputs.c.number)).where(outputs.c.org == org, outputs.c.run_id == run_id)
-    ).scalar()
+    of_run = {"of_org": org, "of_run": run_id}
+    number = connection.execute(_NEWEST_NUMBER, of_run).scalar()
     if values["is_best"]:  # there is one best, and it is the newest that was called so
-        of_run = (outputs.c.org == org, outputs.c.run_id == run_id)
-        connection.execute(update(outputs).where(*of_run).values(is_best=False))
-    connection.execute(insert(outputs).values(number=(number or 0) + 1, **values))
+        connection.execute(_CHANGE_ALL_OF_RUN, {"is_best": False, **of_run})
+    connection.execute(_ADD, {"number": (number or 0) + 1, **values})
     rows = [{"org": org, "run_id": run_id, "output_id": output_id, **file} for file in files]
-    connection.execute(insert(output_files), rows)
+    connection.execute(_ADD_FILES, rows)
     blobs.put_down(connection, org=org, hashes=replaced)
 
 
@@ -35,31 +49,25 @@ def remove(connection: Connection, *, org: str, run_id: str, output_ids: Iterabl
 
 def of_run(connection: Connection, *, org: str, run_id: str) -> Sequence[AnyRow]:
     """Oldest first, so that the last one is the latest."""
-    return connection.execute(
-        select(outputs).where(outputs.c.org == org, outputs.c.run_id == run_id).order_by(outputs.c.number)
-    ).all()
+    return connection.execute(_ALL_OF_RUN, {"of_org": org, "of_run": run_id}).all()
 
 
 def get(connection: Connection, *, org: str, run_id: str, output_id: str) -> AnyRow | None:
-    return connection.execute(
-        select(outputs).where(outputs.c.org == org, outputs.c.run_id == run_id, outputs.c.id == output_id)
-    ).one_or_none()
+    return connection.execute(_GET, _it(org, run_id, output_id)).one_or_none()
 
 
 def files(connection: Connection, *, org: str, run_id: str, output_id: str) -> Sequence[AnyRow]:
-    return connection.execute(
-        select(output_files)
-        .where(output_files.c.org == org, output_files.c.run_id == run_id, output_files.c.output_id == output_id)
-        .order_by(output_files.c.path)
-    ).all()
+    return connection.execute(_FILES, _it(org, run_id, output_id)).all()
 
 
 def _remove(connection: Connection, *, org: str, run_id: str, output_id: str) -> set[str]:
     """Remove an output if there is one; returns the hashes its files had."""
-    of_output = (output_files.c.org == org, output_files.c.run_id == run_id, output_files.c.output_id == output_id)
-    hashes = set(connection.execute(select(output_files.c.sha256).where(*of_output)).scalars())
-    connection.execute(delete(output_files).where(*of_output))
-    connection.execute(
-        delete(outputs).where(outputs.c.org == org, outputs.c.run_id == run_id, outputs.c.id == output_id)
-    )
+    it = _it(org, run_id, output_id)
+    hashes = set(connection.execute(_HASHES, it).scalars())
+    connection.execute(_REMOVE_FILES, it)
+    connection.execute(_REMOVE, it)
     return hashes
+
+
+def _it(org: str, run_id: str, output_id: str) -> dict[str, str]:
+    return {"of_org": org, "of_run": run_id, "of_output": output_id}

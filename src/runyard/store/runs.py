@@ -35,10 +35,29 @@ class RunFilter:
     created_before: int | None = None
 
 
-# The hot read of the whole server, built once: putting a statement together costs as much as running it.
-_DOCUMENT = select(runs.c.document, runs.c.etag).where(
-    runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run"), runs.c.deleted.is_(False)
+# The statements of the hot path, built once: putting one together costs more than running it.
+_IS_IT = (runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run"))
+_DOCUMENT = select(runs.c.document, runs.c.etag).where(*_IS_IT, runs.c.deleted.is_(False))
+_GET = select(runs).where(*_IS_IT)
+_CHANGE = update(runs).where(*_IS_IT)
+_IS_HELD = (
+    select(attempts_table.c.number)
+    .where(
+        attempts_table.c.org == runs.c.org,
+        attempts_table.c.run_id == runs.c.id,
+        attempts_table.c.closed.is_(False),
+    )
+    .exists()
 )
+_IS_WAITING = (runs.c.condition == "Pending", runs.c.deleted.is_(False), runs.c.killed.is_(False), ~_IS_HELD)
+_WAITING = (
+    select(runs)
+    .where(*_IS_WAITING)
+    .order_by(runs.c.priority.desc(), runs.c.time_created, runs.c.id)
+    .limit(bindparam("most"))
+)
+# Where there is one writer (SQLite) the lock says nothing and is left out of the statement.
+_LOCK_WAITING = select(runs.c.id).where(*_IS_IT, *_IS_WAITING).with_for_update(skip_locked=True, of=runs)
 
 
 def document(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
@@ -48,7 +67,7 @@ def document(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
 
 def get(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
     """Every column, of deleted runs as well."""
-    return connection.execute(select(runs).where(runs.c.org == org, runs.c.id == run_id)).one_or_none()
+    return connection.execute(_GET, {"of_org": org, "of_run": run_id}).one_or_none()
 
 
 def add(connection: Connection, values: Mapping[str, Any], *, attributes: Mapping[str, str]) -> None:
@@ -57,7 +76,7 @@ def add(connection: Connection, values: Mapping[str, Any], *, attributes: Mappin
 
 
 def change(connection: Connection, *, org: str, run_id: str, values: Mapping[str, Any]) -> None:
-    connection.execute(update(runs).where(runs.c.org == org, runs.c.id == run_id).values(**values))
+    connection.execute(_CHANGE, {**values, "of_org": org, "of_run": run_id})
 
 
 def set_attributes(connection: Connection, *, org: str, run_id: str, attributes: Mapping[str, str]) -> None:
@@ -101,31 +120,12 @@ def page(
 
 def waiting(connection: Connection, *, limit: int) -> Sequence[AnyRow]:
     """Pending runs that no attempt holds, those to be taken first in front, of every organisation: a queue has none."""
-    return connection.execute(
-        select(runs).where(*_is_waiting()).order_by(runs.c.priority.desc(), runs.c.time_created, runs.c.id).limit(limit)
-    ).all()
+    return connection.execute(_WAITING, {"most": limit}).all()
 
 
 def lock_waiting(connection: Connection, *, org: str, run_id: str) -> bool:
-    """Take hold of a waiting run until the transaction ends; False when somebody else is just claiming it.
-
-    Where there is one writer (SQLite) the lock says nothing and is left out of the statement.
-    """
-    query = select(runs.c.id).where(runs.c.org == org, runs.c.id == run_id, *_is_waiting())
-    return connection.execute(query.with_for_update(skip_locked=True, of=runs)).first() is not None
-
-
-def _is_waiting() -> tuple[Any, ...]:
-    is_held = (
-        select(attempts_table.c.number)
-        .where(
-            attempts_table.c.org == runs.c.org,
-            attempts_table.c.run_id == runs.c.id,
-            attempts_table.c.closed.is_(False),
-        )
-        .exists()
-    )
-    return runs.c.condition == "Pending", runs.c.deleted.is_(False), runs.c.killed.is_(False), ~is_held
+    """Take hold of a waiting run until the transaction ends; False when somebody else is just claiming it."""
+    return connection.execute(_LOCK_WAITING, {"of_org": org, "of_run": run_id}).first() is not None
 
 
 def deleted(connection: Connection) -> Sequence[AnyRow]:

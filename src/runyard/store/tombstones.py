@@ -1,10 +1,15 @@
 """Ids that were deleted, kept for thirty days."""
 
-from sqlalchemy import ColumnElement, Connection, delete, insert, select
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, select
 
 from runyard.store.tables import tombstones
 
 KEPT_MS = 30 * 24 * 3600 * 1000
+_FIND = select(tombstones.c.id).where(
+    tombstones.c.org == bindparam("of_org"),
+    tombstones.c.kind == bindparam("of_kind"),
+    tombstones.c.id == bindparam("of_id"),
+)
 
 
 def add(connection: Connection, *, org: str, kind: str, id: str, time_ms: int) -> None:
@@ -22,8 +27,7 @@ def expire(connection: Connection, *, now_ms: int) -> None:
 
 
 def exists(connection: Connection, *, org: str, kind: str, id: str) -> bool:
-    query = select(tombstones.c.id).where(tombstones.c.org == org, tombstones.c.kind == kind, tombstones.c.id == id)
-    return connection.execute(query).first() is not None
+    return connection.execute(_FIND, {"of_org": org, "of_kind": kind, "of_id": id}).first() is not None
 
 
 def _is_due(now_ms: int) -> ColumnElement[bool]:
