@@ -6,6 +6,7 @@ Linux. Who changes an action there changes it here.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from runyard.protocol import (
     Renewal,
     Resumable,
 )
-from runyard.rundir import PERMIT_S
+from runyard.rundir import PERMIT_EVERY_S, PERMIT_S
 from runyard.seams import Identity, Liveness
 from runyard.server.services import leases, lines, models, resuming
 from runyard.server.services.context import Actor
@@ -30,11 +31,13 @@ from runyard.server.services.signing import AttemptToken
 from runyard.supervisor import step as st
 
 from .server import Server
-from .world import Link, Process, World, call
+from .world import Host, Link, Process, Timer, World, call
 
 CONTROLLER = Actor(org="", name="controller", role="controller", address="")
 PIDS = 200  # few, so that ids are used again
 CHUNK_BYTES = 256 << 10
+MAX_UNREACHABLE_S = 90.0  # half an hour in the product; here it shall pass within a history
+TICK_MS, TICK_WHILE_CLEARING_MS, LOOK_EVERY_MS = 250, 50, 250
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Folder:
     streams: dict[str, bytearray] = field(default_factory=lambda: {name: bytearray() for name in st.STREAMS})
     synced: dict[str, int] = field(default_factory=lambda: dict.fromkeys(st.STREAMS, 0))
     checkpoints: dict[str, dict[str, Any]] = field(default_factory=dict)
-    permit_ms: int | None = None
+    permit_ms: int | None = None  # by the machine's monotonic clock
     once: dict[str, bytes] = field(default_factory=dict)  # the streams before the first power cut
 
     def cut_power(self) -> None:
@@ -60,8 +63,9 @@ class Program(Process):
     """A process of a machine, with what the kernel knows of it."""
 
     def __init__(self, machine: "Machine", name: str, *, key: dc.Key | None = None, parent: "Program | None" = None):
-        super().__init__(machine.world, name)
+        super().__init__(machine.world, name, machine.host)
         self.machine, self.key, self.parent = machine, key, parent
+        self.mark = key  # what a scan of the process table finds; a program may lose it
         self.pid = machine.next_pid()
         self.started_ms = machine.world.now_ms
         machine.programs[self.pid] = self
@@ -82,25 +86,26 @@ class RunLock:
 
     def __init__(self, machine: "Machine", run: tuple[str, str]):
         self._machine, self._run = machine, run
-        self.holders: set[Program] = set()
+        self.holders: dict[Program, None] = {}  # in order, so that a seed is one history
 
     def take(self) -> bool:
         held = self._machine.locks.get(self._run)
-        if held is not None and held is not self and held.is_open and not self._machine.without_lock:
+        if held is not None and held is not self and held.living and not self._machine.without_lock:
             return False
         self._machine.locks[self._run] = self
         return True
 
     @property
-    def is_open(self) -> bool:
-        return any(program.is_alive for program in self.holders)
+    def living(self) -> list[Program]:
+        return [program for program in self.holders if program.is_alive]
 
 
 class Machine:
     """One machine: what runs on it, what lies on it, and how it reaches the server."""
 
-    def __init__(self, world: World, server: Server, number: int, *, slots: int, ghost: Any):
-        self.world, self.server, self.number, self.slots, self.ghost = world, server, number, slots, ghost
+    def __init__(self, host: Host, server: Server, number: int, *, slots: int, ghost: Any):
+        self.host, self.server, self.number, self.slots, self.ghost = host, server, number, slots, ghost
+        self.world = host.world
         self.id = f"m{number}"
         self.link = Link()
         self.boots = 1
@@ -108,8 +113,9 @@ class Machine:
         self.locks: dict[tuple[str, str], RunLock] = {}
         self.folders: dict[dc.Key, Folder] = {}
         self.controller: Controller | None = None
-        self.without_lock = self.without_proof = self.without_folders = self.without_claim_ids = False
+        self.without_lock = self.without_proof = self.without_folders = False
         self.stubbornness = 0.0
+        self.is_fsync_failing = False
         self._pid = 0
         self.start_controller()
 
@@ -126,9 +132,18 @@ class Machine:
     def folder(self, key: dc.Key) -> Folder:
         return self.folders.setdefault(key, Folder())
 
+    @property
+    def now_ms(self) -> int:
+        """The monotonic clock, which everybody here goes by."""
+        return self.host.monotonic_ms
+
     def start_controller(self) -> None:
+        """A second one on the same machine finds the lock of the machine's folder taken, and ends."""
         if self.controller is None or not self.controller.is_alive:
             self.controller = Controller(self)
+
+    def let_fsync(self) -> None:
+        self.is_fsync_failing = False
 
     def reboot(self) -> None:
         self.world.say(self.id, "reboots")
@@ -145,9 +160,19 @@ class Machine:
         program = self.programs.get(identity.pid)
         return "alive" if program is not None and program.identity == identity else "dead"
 
-    def living(self, key: dc.Key) -> list[Program]:
+    def marked(self, key: dc.Key) -> list[Program]:
         """What carries the attempt's mark; supervisors carry another one."""
-        return [p for p in self.programs.values() if p.key == key and not isinstance(p, Supervisor)]
+        return [p for p in self.programs.values() if p.mark == key and not isinstance(p, Supervisor)]
+
+    def children(self, parent: Program) -> list[Program]:
+        return [p for p in self.programs.values() if p.parent is parent]
+
+    def lock_holders(self, key: dc.Key) -> list[Program]:
+        """Who keeps the run's lock and is not another attempt's."""
+        held = self.locks.get((key.organization_id, key.run_id))
+        if held is None or self.without_lock:
+            return []
+        return [program for program in held.living if program.mark in (None, key)]
 
     def supervisor_of(self, key: dc.Key) -> "Supervisor | None":
         found = (p for p in self.programs.values() if isinstance(p, Supervisor) and p.key == key)
@@ -157,13 +182,28 @@ class Machine:
         self.programs.pop(program.pid, None)
         if isinstance(program, Trainer):
             self.ghost.trainer_ended(program)
-        for child in [p for p in self.programs.values() if p.parent is program]:
-            if isinstance(child, Trainer):  # the parent-death signal, which reaches no further
-                self.world.after(self.world.between(0, 30), child.kill)
+        for child in self.children(program):
+            # A supervisor is child subreaper: what a trainer leaves behind becomes its own.
+            child.parent = program.parent if isinstance(program, Trainer) and program.is_child else None
+            if isinstance(child, Trainer) and child.mark is not None:  # the parent-death signal, which reaches no further
+                self._kill_in_time(child)
+        if isinstance(program, Supervisor) and self.controller is not None:
+            self.controller.look_soon()
         if isinstance(program, Controller):
             self.world.after(self.world.between(500, 8_000), self.start_controller)
         if isinstance(program.parent, Supervisor) and isinstance(program, Trainer):
             program.parent.child_ended(program)
+
+    def _kill_in_time(self, program: Program) -> None:
+        """SIGKILL to what may be stuck in the kernel: then it does nothing any more, and still lives for a while."""
+        if self.world.happens(self.stubbornness):
+            program.get_stuck()
+            self.world.after(self.world.between(20_000, 90_000), program.kill)
+        else:
+            self.world.after(self.world.between(0, 30), program.kill)
+
+    def kill(self, program: Program) -> None:
+        self._kill_in_time(program)
 
 
 class Trainer(Program):
@@ -177,6 +217,15 @@ class Trainer(Program):
         self.step = self.last = self.number = 0
         self._permit = 0
 
+    @property
+    def is_child(self) -> bool:
+        return isinstance(self.parent, Supervisor) and self.parent.is_alive
+
+    def lose_mark(self) -> None:
+        """What ``exec`` with an empty environment does, as some launchers do: neither mark nor parent-death signal are
+        left, and of all that ties it to its attempt only the lock's descriptor."""
+        self.mark = None
+
     def begin(self) -> None:
         self.is_training = True
         self.machine.ghost.trainer_began(self)
@@ -188,7 +237,7 @@ class Trainer(Program):
         if world.happens(0.3):
             loader = Program(self.machine, "loader", key=self.key, parent=self)
             if world.happens(0.5) and isinstance(self.parent, Supervisor) and self.parent.lock is not None:
-                self.parent.lock.holders.add(loader)  # a fork keeps the descriptor, an exec does not
+                self.parent.lock.holders[loader] = None  # a fork keeps the descriptor, an exec does not
         self._say("phase", phase="Training", message="begins")
         self.after(world.between(300, 2_000), self._work)
         self.after(2_000, self._look_at_permit)
@@ -210,7 +259,14 @@ class Trainer(Program):
         if world.happens(0.3):
             self.folder.streams["stdout"] += f"attempt {self.key.attempt} step {self.step}\n".encode()  # type: ignore[union-attr]
         if self.step % 4 == 0:
-            self._save()
+            self._save(self._go_on)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        world = self.world
+        if self.is_stopping:
+            return
         if self.step < self.last:
             self.after(world.between(300, 2_500), self._work)
             return
@@ -220,32 +276,44 @@ class Trainer(Program):
             self.folder.documents["result.json"] = {"outcome": "Failed", "reason": "InvalidData", "message": "no rows"}
             self.end(64)
         else:
-            self._save()
-            self.folder.documents["result.json"] = {"outcome": "Succeeded", "reason": "Completed", "message": "done"}
-            self.after(world.between(1, 300), lambda: self.end(1 if self.kind == "oddly" else 0))
+            self._save(self._finish)
+
+    def _finish(self) -> None:
+        self.folder.documents["result.json"] = {"outcome": "Succeeded", "reason": "Completed", "message": "done"}
+        self.after(self.world.between(1, 300), lambda: self.end(1 if self.kind == "oddly" else 0))
 
     def _look_at_permit(self) -> None:
         at_ms = self.folder.permit_ms
-        if at_ms is not None and self.world.now_ms - at_ms > PERMIT_S * 1000 and not self.is_stopping:
+        if at_ms is not None and self.machine.now_ms - at_ms > PERMIT_S * 1000 and not self.is_stopping:
             self.is_stopping = True
             self.after(self.world.between(100, 3_000), self._stop)
         self.after(5_000, self._look_at_permit)
 
     def _stop(self) -> None:
-        self._save()
+        self._save(self._leave)
+
+    def _leave(self) -> None:
         self.folder.documents["result.json"] = {"outcome": "Stopped", "reason": "Stopped", "message": "saved"}
         self.end(75)
 
-    def _save(self) -> None:
+    def _save(self, then: Callable[[], None]) -> None:
+        """A failed fsync condemns what was staged: nothing of it is seen, and the save starts anew."""
+        if self.machine.is_fsync_failing:
+            self.machine.ghost.counts["saves begun anew"] += 1
+            self.after(self.world.between(200, 2_000), lambda: self._save(then))
+            return
         name = f"step-{self.step}"
         self.folder.checkpoints[name] = {"step": self.step, "time": self.world.now_ms}
         self._say("checkpoint", checkpoint=name, step=self.step)
         self.folder.synced["events"] = len(self.folder.streams["events"])
+        then()
 
     def _say(self, event: str, **fields: Any) -> None:
         self.number += 1
         line = json.dumps({"n": self.number, "t": self.world.now_ms, "ev": event, **fields})
         self.folder.streams["events"] += line.encode() + b"\n"
+        if isinstance(self.parent, Supervisor):
+            self.parent.wake_soon()
 
     def end(self, code: int | None = None, signal: str | None = None) -> None:
         self.exit = (code, signal)
@@ -267,6 +335,10 @@ class Supervisor(Program):
         self.lock: RunLock | None = None
         self.inbox: list[st.Input] = []
         self.is_gate_open = False
+        self._killed: set[Program] = set()
+        self._permit_at_ms = 0
+        self._woken_ms = machine.now_ms
+        self._alarm: Timer | None = None
         other = machine.supervisor_of(key)
         if other is not None and other is not self:
             self.kill()  # exit 3: another supervisor looks after this folder
@@ -280,9 +352,8 @@ class Supervisor(Program):
         lease_s, grace_s = self.assignment.lease_s, self.assignment.grace_s
         documents = self.folder.documents
         if "process.json" not in documents:
-            more = {"max_unreachable_s": 1800.0 if self.machine.number else None}
-            known = {name: value for name, value in more.items() if name in st.State.__dataclass_fields__}
-            return st.State(lease_s=lease_s, grace_s=grace_s, **known)
+            limit_s = MAX_UNREACHABLE_S if self.machine.number else None  # the first machine is the server's own
+            return st.State(lease_s=lease_s, grace_s=grace_s, max_unreachable_s=limit_s)
         ended = documents.get("exit.json")
         if ended is None:
             ended = st.Exit(cause="the supervisor was lost, and its trainer was ended")
@@ -292,7 +363,7 @@ class Supervisor(Program):
         assert self.key is not None
         self.lock = RunLock(self.machine, (self.key.organization_id, self.key.run_id))
         self.trainer = Trainer(self)
-        self.lock.holders = {self, self.trainer}
+        self.lock.holders = dict.fromkeys((self, self.trainer))
         self.folder.documents["process.json"] = self.identity
         self.machine.ghost.launched(self.key)
 
@@ -305,14 +376,44 @@ class Supervisor(Program):
         self.take(lambda: self._hear(st.Told()))
 
     def _wake(self) -> None:
+        now_ms = self.machine.now_ms
+        self._woken_ms = now_ms
+        if now_ms >= self._permit_at_ms:
+            self._permit_at_ms = now_ms + round(PERMIT_EVERY_S * 1000)
+            self.folder.permit_ms = now_ms
         self._take(st.Tick())
         self._drain()
         if self.is_alive:
-            self.after(50 if self.state.phase == "clearing" else 250, self._wake)
+            self._alarm = self.after(self._sleep_ms(), self._wake)
+
+    def _sleep_ms(self) -> int:
+        """How long until a tick can do anything; ticks before that are left out, since each would be the same as none.
+
+        While nothing is under way and everything that was said is shipped, only the clock can: the next renewal, the
+        next permit, the end of patience with a server that cannot be reached.
+        """
+        state = self.state
+        if state.phase == "clearing":
+            return TICK_WHILE_CLEARING_MS
+        if state.phase != "training" or state.busy or state.quiet_since is not None or state.stop is not None:
+            return TICK_MS
+        if any(state.offsets[name] != len(self.folder.streams[name]) for name in st.STREAMS):
+            return TICK_MS
+        if any(name not in state.stored | state.given_up for name in self.folder.checkpoints):
+            return TICK_MS
+        due_ms = min(round(state.renew_at * 1000), self._permit_at_ms) - self.machine.now_ms
+        return max(1, -(-due_ms // TICK_MS)) * TICK_MS
+
+    def wake_soon(self) -> None:
+        """The trainer has said something: the next tick of every TICK_MS has something to do."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = self.after(TICK_MS - (self.machine.now_ms - self._woken_ms) % TICK_MS, self._wake)
 
     def _hear(self, event: st.Input) -> None:
         self.inbox.append(event)
         self._drain()
+        self.wake_soon()
 
     def _drain(self) -> None:
         while self.inbox and self.is_alive:
@@ -321,7 +422,7 @@ class Supervisor(Program):
     def _take(self, event: st.Input) -> None:
         if not self.is_alive:
             return
-        self.state, actions = st.step(self.state, event, self.world.now_ms / 1000)
+        self.state, actions = st.step(self.state, event, self.machine.now_ms / 1000)
         for action in actions:
             self._perform(action)
 
@@ -365,9 +466,6 @@ class Supervisor(Program):
 
         self._ask("lease", None, renew, st.Renewed)
 
-    def _do_Permit(self, _: Any) -> None:
-        self.folder.permit_ms = self.world.now_ms
-
     def _do_TakeLock(self, _: st.TakeLock) -> None:
         if self.lock is not None and self.lock.take():
             self.inbox.append(st.LockTaken())
@@ -397,7 +495,7 @@ class Supervisor(Program):
     def _do_OpenGate(self, _: st.OpenGate) -> None:
         if self.trainer is not None and self.lock is not None and self.trainer.is_alive:
             trainer = self.trainer
-            self.lock.holders.discard(self)
+            self.lock.holders.pop(self, None)
             trainer.after(self.world.between(1, 20), trainer.begin)
 
     def _do_CloseGate(self, _: Any) -> None:
@@ -416,17 +514,14 @@ class Supervisor(Program):
     def _do_KillAll(self, _: st.KillAll) -> None:
         assert self.key is not None
         if self.lock is not None:
-            self.lock.holders.discard(self)
-        run = (self.key.organization_id, self.key.run_id)
-        held = self.machine.locks.get(run)
-        found = self.machine.living(self.key)
-        if held is self.lock and held is not None:
-            found += [p for p in self.machine.programs.values() if p in held.holders and p not in found]
+            self.lock.holders.pop(self, None)
+        # The three nets of supervisor/group.py: descendants, carriers of the mark, holders of the lock.
+        below = [p for child in self.machine.children(self) for p in (child, *self.machine.children(child))]
+        found = dict.fromkeys([*below, *self.machine.marked(self.key), *self.machine.lock_holders(self.key)])
         for program in found:
-            stubborn = not isinstance(program, Trainer) and self.world.happens(self.machine.stubbornness)
-            self.world.after(
-                self.world.between(20_000, 90_000) if stubborn else self.world.between(0, 20), program.kill
-            )
+            if program not in self._killed:
+                self._killed.add(program)
+                self.machine.kill(program)
         if not found or self.machine.without_proof:
             self.inbox.append(st.GroupEmpty())
 
@@ -523,6 +618,9 @@ class Controller(Program):
         self._claim_id = self._new_claim_id()
         self._is_claiming = self._is_adopting = False
         self._adopted_ms: int | None = None
+        self.dies_when: str | None = None  # "claimed" or "started": SIGKILL at that very line
+        self._looked_ms = machine.now_ms
+        self._alarm: Timer | None = None
         self.after(1, self._look)
 
     def _new_claim_id(self) -> str:
@@ -530,7 +628,7 @@ class Controller(Program):
         return f"{self.identity}/{self._claims}"
 
     def _look(self) -> None:
-        now_ms = self.world.now_ms
+        self._looked_ms = now_ms = self.machine.now_ms
         view = dc.View(
             slots=self.machine.slots,
             attempts=[self._look_at(key, held) for key, held in sorted(self.held.items())],
@@ -540,11 +638,31 @@ class Controller(Program):
         )
         for action in dc.decide(view):
             self._perform(action)
-        self.after(250, self._look)
+            if not self.is_alive:
+                return
+        self._alarm = self.after(self._sleep_ms(view), self._look)
+
+    def _sleep_ms(self, view: dc.View) -> int:
+        """How long until a look can find something to do; until then the same would be seen and nothing done.
+
+        A supervisor that lives is let alone until its permit is old, and whatever else may happen wakes us.
+        """
+        if view.since_adopted_s is None or any(seen.supervisor != "alive" for seen in view.attempts):
+            return LOOK_EVERY_MS
+        due_s = dc.ADOPT_EVERY_S - view.since_adopted_s
+        for seen in view.attempts:
+            due_s = min(due_s, dc.QUIET_AFTER_S - seen.quiet_for_s)
+        return max(1, int(due_s * 1000) // LOOK_EVERY_MS) * LOOK_EVERY_MS
+
+    def look_soon(self) -> None:
+        """Something has changed: the next look of every LOOK_EVERY_MS has something to see."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = self.after(LOOK_EVERY_MS - (self.machine.now_ms - self._looked_ms) % LOOK_EVERY_MS, self._look)
 
     def _look_at(self, key: dc.Key, held: Held) -> dc.Seen:
         liveness = None if held.supervisor is None else self.machine.liveness(held.supervisor)
-        now_ms, permit_ms = self.world.now_ms, self.machine.folder(key).permit_ms or 0
+        now_ms, permit_ms = self.machine.now_ms, self.machine.folder(key).permit_ms or 0
         return dc.Seen(
             key=key,
             supervisor=liveness,
@@ -566,8 +684,6 @@ class Controller(Program):
                 self._ask(lambda s: leases.placed(s, self.machine.id), self._on_placed)
             case dc.Claim(slots):
                 self._is_claiming = True
-                if self.machine.without_claim_ids:
-                    self._claim_id = self._new_claim_id()
                 offer = Claim(
                     claim_id=self._claim_id, machine_id=self.machine.id, host=self.machine.id, slots=slots, wait_s=0
                 )
@@ -575,15 +691,16 @@ class Controller(Program):
             case dc.Start(key):
                 held = self.held[key]
                 held.starts += 1
-                held.started_at_ms = self.world.now_ms
+                held.started_at_ms = self.machine.now_ms
                 started = Supervisor(self.machine, held.assignment, is_first=held.starts == 1)
                 held.supervisor = started.identity
+                self._perhaps_die("started")
             case dc.Forget(key):
                 del self.held[key]
             case dc.TellTrainer(key):
                 self.held[key].is_trainer_told = True
-                for program in self.machine.living(key):
-                    if isinstance(program, Trainer):
+                for program in list(self.machine.programs.values()):
+                    if isinstance(program, Trainer) and program.key == key:  # as process.json names it
                         program.take(program.terminate)
                         program.go_on()
             case dc.Break(key):
@@ -597,9 +714,10 @@ class Controller(Program):
     def _ask(self, request: Any, on_answer: Any) -> None:
         def on_outcome(outcome: Any) -> None:
             if outcome is None or isinstance(outcome, Exception):
-                self.after(1_000, lambda: on_answer(None))
+                self.after(1_000, lambda: (on_answer(None), self.look_soon()))
             else:
                 on_answer(outcome)
+                self.look_soon()
 
         call(self.world, self.machine.link, self.machine.server, self, request, on_outcome)
 
@@ -611,18 +729,24 @@ class Controller(Program):
         if claimed.assignment is not None:
             self._is_claiming = False
             self._hold(claimed.assignment)
+            self._perhaps_die("claimed")
         else:
             self.after(1_000, self._may_claim)
 
     def _may_claim(self) -> None:
         self._is_claiming = False
+        self.look_soon()
+
+    def _perhaps_die(self, when: str) -> None:
+        if self.dies_when == when:
+            self.kill()
 
     def _on_placed(self, placed: Any) -> None:
         self._is_adopting = False
         if placed is None:
             return
         is_first = self._adopted_ms is None
-        self._adopted_ms = self.world.now_ms
+        self._adopted_ms = self.machine.now_ms
         for assignment in placed.attempts:
             self._hold(assignment)
         if is_first:
@@ -633,15 +757,15 @@ class Controller(Program):
         if key not in self.held:
             self.machine.folder(key).documents.setdefault("placed.json", {})
             found = self.machine.supervisor_of(key)
-            self.held[key] = Held(assignment, self.world.now_ms, found.identity if found else None)
+            self.held[key] = Held(assignment, self.machine.now_ms, found.identity if found else None)
         held = self.held[key]
         held.assignment = assignment
         if assignment.run.spec.killed_at is not None and held.killed_at_ms is None:
-            held.killed_at_ms = self.world.now_ms
+            held.killed_at_ms = self.machine.now_ms
 
     def _end_leftovers(self) -> None:
         guarded = {p.key for p in self.machine.programs.values() if isinstance(p, Supervisor)}
         for program in list(self.machine.programs.values()):
-            is_marked = program.key is not None and not isinstance(program, Supervisor)
+            is_marked = program.mark is not None and not isinstance(program, Supervisor)
             if is_marked and program.key not in guarded and program.key not in self.held:
                 program.kill()

@@ -1,5 +1,7 @@
 """The server of a simulated world: the real services over the real tables, which crash, pause and start again.
 
+The tables are those of SQLite in memory, or of a real PostgreSQL.
+
 The store differs from the product's in one thing: there is no writer thread, a piece of work is committed where it is
 called, because a thread would bring back the chance that a simulation keeps out. What is committed survives a crash.
 """
@@ -8,10 +10,10 @@ import sqlite3
 from collections.abc import Callable, Coroutine
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from sqlalchemy import Connection, create_engine, event
-from sqlalchemy.pool import StaticPool
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.pool import NullPool, StaticPool
 
 from runyard.server.services import bootstrap, deletion, leases, models, retention
 from runyard.server.services.context import Services
@@ -21,9 +23,11 @@ from runyard.server.services.secrets import Secrets
 from runyard.server.services.signing import Signer
 from runyard.settings import Settings
 from runyard.store import StoreUnavailable, organizations, pulse
-from runyard.store.tables import metadata
+from runyard.store.migrate import migrate
+from runyard.store.postgresql import PostgreSql
+from runyard.store.tables import meta, metadata
 
-from .world import Process, World
+from .world import Host, Process, World
 
 ORGS = ("org-a", "org-b")
 NOWHERE = Path("/nonexistent/simulated")
@@ -42,42 +46,62 @@ class Direct:
         return work(*arguments)
 
 
+Rows = dict[str, list[dict[str, Any]]]
+
+
 class DirectStore:
-    """What services use of ``runyard.store.Store``, on a database in memory, without threads."""
+    """What services use of ``runyard.store.Store``, without threads.
 
-    _template: sqlite3.Connection | None = None
+    One connection for all, in autocommit: transactions are begun and ended by hand, in the words that the product's own
+    connections use.
+    """
 
-    def __init__(self) -> None:
-        self.engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
-        event.listen(self.engine, "connect", _no_own_transactions)
-        raw = self.engine.raw_connection().driver_connection
-        assert isinstance(raw, sqlite3.Connection)
-        self.raw = raw
-        if DirectStore._template is None:
-            metadata.create_all(self.engine)
-            DirectStore._template = sqlite3.connect(":memory:", check_same_thread=False)
-            raw.backup(DirectStore._template)
-        else:
-            DirectStore._template.backup(raw)
-        # One connection for all, its transactions begun and ended by hand.
-        self._connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    begin = "BEGIN"
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        self._raw: Any = self._connection.connection.driver_connection
         self.on_commit: Callable[[], None] = lambda: None
         self.crash: str | None = None  # dies at the next write, "before" or "after" its commit
         self.is_full = False
+
+    def query(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """What stands in the tables, past all of the code under test."""
+        found: list[tuple[Any, ...]] = self._raw.execute(statement, values).fetchall()
+        return found
+
+    def snapshot(self) -> Rows:
+        """Every row of every table: what a backup holds."""
+        return {
+            table.name: [dict(row) for row in self._connection.execute(table.select()).mappings()]
+            for table in metadata.sorted_tables
+        }
+
+    def restore(self, rows: Rows, *, epoch: str) -> None:
+        """What a restore does: in one transaction every row is replaced, and the store has a new epoch."""
+        self._raw.execute(self.begin)
+        for table in reversed(metadata.sorted_tables):
+            self._connection.execute(table.delete())
+        for table in metadata.sorted_tables:
+            if rows[table.name]:
+                self._connection.execute(table.insert(), rows[table.name])
+        self._connection.execute(meta.update().where(meta.c.key == bootstrap.EPOCH).values(value=epoch))
+        self._raw.execute("COMMIT")
 
     async def write(self, work: Callable[[Connection], Any]) -> Any:
         if self.is_full:
             raise StoreUnavailable("no space left")
         crash, self.crash = self.crash, None
-        self.raw.execute("BEGIN")
+        self._raw.execute(self.begin)
         try:
             result = work(self._connection)
             if crash == "before":
                 raise Crash
         except BaseException:
-            self.raw.execute("ROLLBACK")
+            self._raw.execute("ROLLBACK")
             raise
-        self.raw.execute("COMMIT")
+        self._raw.execute("COMMIT")
         self.on_commit()
         if crash == "after":
             raise Crash
@@ -94,6 +118,42 @@ class DirectStore:
         self.engine.dispose()
 
 
+class SqliteStore(DirectStore):
+    """A SQLite database in memory."""
+
+    _template: sqlite3.Connection | None = None
+
+    def __init__(self) -> None:
+        engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+        event.listen(engine, "connect", _no_own_transactions)
+        super().__init__(engine)
+        if SqliteStore._template is None:
+            metadata.create_all(engine)
+            SqliteStore._template = sqlite3.connect(":memory:", check_same_thread=False)
+            self._raw.backup(SqliteStore._template)
+        else:
+            SqliteStore._template.backup(self._raw)
+
+
+class PostgreSqlStore(DirectStore):
+    """A database of a real PostgreSQL, emptied for each history."""
+
+    begin = "BEGIN ISOLATION LEVEL SERIALIZABLE"
+    _known: ClassVar[set[str]] = set()
+
+    def __init__(self, url: str) -> None:
+        engine = create_engine(url, poolclass=NullPool)
+        if url not in PostgreSqlStore._known:
+            migrate(engine, PostgreSql(url).lock_migrations)
+            PostgreSqlStore._known.add(url)
+        super().__init__(engine)
+        for table in reversed(metadata.sorted_tables):
+            self._connection.execute(table.delete())
+
+    def query(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        return super().query(statement.replace("?", "%s"), values)
+
+
 def _no_own_transactions(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     for pragma in ("synchronous=OFF", "journal_mode=MEMORY", "foreign_keys=ON"):
@@ -103,8 +163,8 @@ def _no_own_transactions(connection: Any, _record: Any) -> None:
 class Blobs:
     """Bytes by hash, in memory."""
 
-    def __init__(self) -> None:
-        self.bytes: dict[str, bytes] = {}
+    def __init__(self, bytes: dict[str, bytes] | None = None) -> None:
+        self.bytes = {} if bytes is None else bytes
 
     def has(self, sha256: str) -> bool:
         return sha256 in self.bytes
@@ -128,14 +188,14 @@ class SimulatedServices(Services):
 class ServerClock:
     """The wall clock of the server's machine, which may step, and its monotonic clock, which may not."""
 
-    def __init__(self, world: World):
-        self._world, self.skew_ms = world, 1_700_000_000_000
+    def __init__(self, host: Host):
+        self._host, self.skew_ms = host, 1_700_000_000_000
 
     def now_ms(self) -> int:
-        return self._world.now_ms + self.skew_ms
+        return self._host.world.now_ms + self.skew_ms
 
     def monotonic_s(self) -> float:
-        return self._world.now_ms / 1000
+        return self._host.monotonic_ms / 1000
 
     async def sleep(self, seconds: float) -> None:
         raise AssertionError("nothing waits in here")
@@ -144,17 +204,18 @@ class ServerClock:
 class Server:
     """One server process after another over one database."""
 
-    def __init__(self, world: World, *, attempts: int, lease_s: float, grace_s: float, is_wall_clock: bool = False):
-        self.world, self.is_wall_clock = world, is_wall_clock
+    def __init__(self, host: Host, *, store: DirectStore, attempts: int, lease_s: float, grace_s: float, is_wall_clock: bool = False):
+        self.world, self.host, self.is_wall_clock = host.world, host, is_wall_clock
         self.settings = Settings(data_dir=NOWHERE, attempts=attempts, lease_s=lease_s, grace_s=grace_s)
-        self.store = DirectStore()
-        self.clock = ServerClock(world)
+        self.store = store
+        self.clock = ServerClock(host)
         self._blobs: dict[str, Blobs] = {}
+        self._restores = 0
         self.lived_ms = 0  # by our own books, to judge the server's by
         self._last_ms = self._beat_wall_ms = 0
         deletion.asyncio = models.asyncio = retention.asyncio = Direct  # type: ignore[attr-defined]
         drive(self.store.write(_founded))
-        self.process = Process(world, "server")
+        self.process = Process(self.world, "server", host)
         self.process.die()
         self.start()
 
@@ -165,7 +226,10 @@ class Server:
     def start(self) -> None:
         if self.is_up:
             return
-        self.process = Process(self.world, "server")
+        if self.host.is_suspended:
+            self.world.after(1_000, self.start)
+            return
+        self.process = Process(self.world, "server", self.host)
         self.services = SimulatedServices(
             settings=self.settings,
             store=self.store,  # type: ignore[arg-type]
@@ -175,7 +239,7 @@ class Server:
             pepper=SECRETS.pepper,
         )
         self.services.kept = self._blobs
-        self._last_ms = self.world.now_ms
+        self._last_ms = self.host.monotonic_ms
         self.world.say("server starts")
         if self._guarded(lambda: deletion.sweep(self.services)) is not None:
             return
@@ -186,6 +250,17 @@ class Server:
             self.world.say("server crashes")
             self.process.die()
             self.store.crash = None
+
+    def restore(self, rows: Rows, blobs: dict[str, Blobs]) -> None:
+        """Go back to a backup: the server is stopped for it, and what bytes the backup has are there again."""
+        self.crash()
+        self._restores += 1
+        self.store.restore(rows, epoch=f"e{self._restores + 1}")
+        for org, kept in blobs.items():
+            self._blobs.setdefault(org, Blobs()).bytes.update(kept.bytes)
+
+    def copy_blobs(self) -> dict[str, Blobs]:
+        return {org: Blobs(dict(kept.bytes)) for org, kept in self._blobs.items()}
 
     def handle(self, request: Callable[[Services], Coroutine[Any, Any, Any]], answer: Callable[[Any], None]) -> None:
         """Take a request: a paused server takes it when it goes on, one that is down never."""
@@ -208,8 +283,8 @@ class Server:
 
     def _beat(self) -> None:
         """What ``http.app`` does once a second."""
-        elapsed_ms = self.world.now_ms - self._last_ms
-        self._last_ms = self.world.now_ms
+        elapsed_ms = self.host.monotonic_ms - self._last_ms
+        self._last_ms = self.host.monotonic_ms
         if not self.store.is_full:  # a beat that cannot be written down ages no lease
             self.lived_ms += min(elapsed_ms, 2000)
         if self.is_wall_clock:

@@ -7,7 +7,7 @@ happen for some virtual minutes, then heals everything and demands that every ru
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -22,18 +22,19 @@ from runyard.store import tombstones
 from runyard.store.runs import RunFilter
 from vi.api.resources.runs.responses import Run
 
-from .machine import Machine, Program, Supervisor, Trainer
-from .server import ORGS, Server
-from .world import Broken, Link, Process, World, call
+from .machine import MAX_UNREACHABLE_S, Machine, Program, Supervisor, Trainer
+from .server import ORGS, DirectStore, PostgreSqlStore, Server, SqliteStore
+from .world import Broken, Host, Link, Process, World, call
 
 LEASE_S, GRACE_S, TRIES = 15.0, 5.0, 3
 CHAOS_MS, CALM_MS = 240_000, 900_000
 NOTICE_MS = 20_000  # of server-lived time: the lease, a beat, a message on its way
-MOST_UNREACHABLE_MS = 1_800_000
 FAULTS = (
     "kill server", "crash in a write", "pause server", "full disk", "kill supervisor", "kill trainer", "kill loader",
-    "kill controller", "pause process", "cut link", "cut one way", "step clock", "reboot", "stubborn child", "loss",
+    "kill controller", "kill controller at work", "second controller", "pause process", "cut link", "cut one way",
+    "step clock", "suspend", "reboot", "stubborn child", "lost mark", "failing fsync", "restore", "loss",
 )  # fmt: skip
+OF_THE_SERVER = ("kill server", "crash in a write", "pause server", "full disk", "step clock", "restore")
 RULES = ("R3", "R4", "R5", "R6", "R9")
 
 RunKey = tuple[str, str]
@@ -64,10 +65,18 @@ class Ghost:
     changed_ms: dict[RunKey, int] = field(default_factory=dict)
     idle_since: dict[RunKey, int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
-    highest_token: int = 0
-    known_tokens: set[int] = field(default_factory=set)
+    highest_token: int = 0  # of the epoch that is
+    known_tokens: dict[tuple[str, int], Key] = field(default_factory=dict)
+    known_attempts: set[tuple[Any, ...]] = field(default_factory=set)
+    running: dict[RunKey, None] = field(default_factory=dict)
+    overlaps: dict[tuple[Trainer, Trainer], int] = field(default_factory=dict)  # running time of the older at its start
+    orphans: set[tuple[str, Key]] = field(default_factory=set)  # begun after the backup that was restored
+    restores: int = 0
     heard_lived_ms: dict[Key, int] = field(default_factory=dict)  # when its lease was last renewed, in server life
     lost: set[Key] = field(default_factory=set)
+    longest_overlap_ms: int = 0
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    lived_ms: int = 0  # of a copy: how long the server had lived
 
     def launched(self, key: Key) -> None:
         self.launches.add(key)
@@ -87,10 +96,21 @@ class Ghost:
             if other.machine is trainer.machine:
                 raise Broken(2, f"two trainers of one run on {trainer.machine.id}: {other.key} and {trainer.key}")
             self.counts["overlaps of two machines"] += 1
+            self.overlaps[other, trainer] = other.ran_ms
 
     def trainer_ended(self, trainer: Trainer) -> None:
         if trainer.is_training:
             self.world.say("trainer ends", trainer.machine.id, trainer.key, trainer.exit)
+        for pair in [pair for pair in self.overlaps if trainer in pair]:
+            self._look_at_overlap(pair, self.overlaps.pop(pair))
+
+    def _look_at_overlap(self, pair: tuple[Trainer, Trainer], began_ms: int) -> None:
+        """Two machines may train one run only while the older is cut off, and not for longer than it may be."""
+        older, newer = pair
+        for_ms = older.ran_ms - began_ms
+        self.longest_overlap_ms = max(self.longest_overlap_ms, for_ms)
+        if for_ms > MAX_UNREACHABLE_S * 1000:
+            raise Broken(2, f"{older.key} trained on {older.machine.id} {for_ms} ms beside {newer.key}")
 
     def _trainers(self, key: Key | None) -> Iterator[Trainer]:
         assert key is not None
@@ -105,7 +125,7 @@ class Ghost:
             f"{program.name} {program.key} on {machine.id}"
             for machine in self.machines
             for program in machine.programs.values()
-            if _run_of(program) == run
+            if _run_of(program) == run and (machine.id, program.key) not in self.orphans
             if not isinstance(program, Supervisor) and not (isinstance(program, Trainer) and not program.is_training)
         ]
 
@@ -137,26 +157,38 @@ class Ghost:
     def look(self) -> None:
         """Compare what is committed now with what has happened."""
         assert self.server is not None
-        raw = self.server.store.raw
-        present = set()
-        for org, id, etag, deleted in raw.execute("SELECT org, id, etag, deleted FROM runs ORDER BY org, id"):
-            run = (org, id)
-            present.add(run)
-            if run in self.deleted and not deleted:
-                raise Broken(1, f"deleted run {run} is back")
-            if self.etags.get(run) != etag:
-                self.etags[run] = etag
-                self._look_at(run)
-            self._look_for_idle(run, bool(deleted))
-        for run in self.acknowledged - self.being_deleted:
-            if run not in present:
-                raise Broken(1, f"acknowledged run {run} is lost")
+        rows = self.server.store.query("SELECT org, id, etag, deleted FROM runs ORDER BY org, id")
+        if rows != self.rows:
+            known = set(self.rows)
+            self.rows = rows
+            for row in rows:
+                if row not in known:
+                    self._look_at(row)
+            lost = (self.acknowledged - self.being_deleted).difference((org, id) for org, id, _, _ in rows)
+            if lost:
+                raise Broken(1, f"acknowledged runs {lost} are lost")
+        for run in self.running:
+            self._look_for_idle(run)
         self._look_at_attempts()
 
-    def _look_at(self, run: RunKey) -> None:
+    def _look_at(self, row: tuple[Any, ...]) -> None:
         assert self.server is not None
-        raw = self.server.store.raw
-        (document,) = raw.execute("SELECT document FROM runs WHERE org = ? AND id = ?", run).fetchone()
+        run, etag, deleted = (row[0], row[1]), row[2], bool(row[3])
+        if run in self.deleted and not deleted:
+            raise Broken(1, f"deleted run {run} is back")
+        self.running.pop(run, None)
+        if self.etags.get(run) != etag:
+            self.etags[run] = etag
+            self._look_at_document(run)
+        kind, reason = self.conditions[run]
+        if kind == "Running" and reason != "Stopping" and not deleted:
+            self.running[run] = None
+        else:
+            self.idle_since.pop(run, None)
+
+    def _look_at_document(self, run: RunKey) -> None:
+        assert self.server is not None
+        ((document,),) = self.server.store.query("SELECT document FROM runs WHERE org = ? AND id = ?", run)
         status = msgspec.json.decode(document, type=Run).status
         latest = status.conditions[-1]
         self.changed_ms[run] = self.world.now_ms
@@ -179,41 +211,47 @@ class Ghost:
 
     def _look_at_end(self, run: RunKey, condition: str) -> None:
         assert self.server is not None
-        raw, place = self.server.store.raw, "WHERE org = ? AND run_id = ?"
-        is_open = raw.execute(f"SELECT number FROM attempts {place} AND NOT closed", run).fetchall()  # noqa: S608
+        query, place = self.server.store.query, "WHERE org = ? AND run_id = ?"
+        is_open = query(f"SELECT number FROM attempts {place} AND NOT closed", run)  # noqa: S608
         if condition == "Cancelled" and (is_open or self.living(run)):
             raise Broken(4, f"{run} is Cancelled; open attempts {is_open}, alive: {self.living(run)}")
         if condition == "Succeeded":
-            outputs = raw.execute(f"SELECT count(*) FROM outputs {place}", run).fetchone()[0]  # noqa: S608
+            ((outputs,),) = query(f"SELECT count(*) FROM outputs {place}", run)  # noqa: S608
             if not outputs or "Succeeded" not in self.outcomes(run):
                 raise Broken(5, f"{run} is Succeeded with {outputs} checkpoints and results {self.outcomes(run)}")
         if condition == "Error" and self._has_good_result(run):
             raise Broken(5, f"{run} is in Error though result.json says it is done")
 
-    def _look_for_idle(self, run: RunKey, deleted: bool) -> None:
+    def _look_for_idle(self, run: RunKey) -> None:
         assert self.server is not None
-        kind, reason = self.conditions[run]
-        if kind != "Running" or reason == "Stopping" or deleted or self.has_anything(run):
+        if self.has_anything(run):
             self.idle_since.pop(run, None)
             return
+        kind, reason = self.conditions[run]
         since_ms = self.idle_since.setdefault(run, self.server.lived_ms)
         if self.server.lived_ms - since_ms > NOTICE_MS:
             raise Broken(7, f"{run} is {kind} ({reason}) for {self.server.lived_ms - since_ms} ms with nothing alive")
 
     def _look_at_attempts(self) -> None:
         assert self.server is not None
-        columns = "org, run_id, number, token_number, started, charged, lost_pulse"
-        query = f"SELECT {columns} FROM attempts ORDER BY token_number"  # noqa: S608
-        for org, run_id, number, token, started, charged, lost_pulse in self.server.store.raw.execute(query):
-            if lost_pulse is not None and Key(org, run_id, number) not in self.lost:
-                self._look_at_loss(Key(org, run_id, number))
-            if (started or charged) and Key(org, run_id, number) not in self.launches:
+        columns = "org, run_id, number, epoch, token_number, started, charged, lost_pulse"
+        rows = self.server.store.query(f"SELECT {columns} FROM attempts ORDER BY token_number")  # noqa: S608
+        fresh = [row for row in rows if row not in self.known_attempts]
+        if not fresh:
+            return
+        self.known_attempts = set(rows)
+        for org, run_id, number, epoch, token, started, charged, lost_pulse in fresh:
+            key = Key(org, run_id, number)
+            if lost_pulse is not None and key not in self.lost:
+                self._look_at_loss(key)
+            if (started or charged) and key not in self.launches:
                 raise Broken(8, f"attempt {number} of {org}/{run_id} counts, yet no process of it was written down")
-            if token not in self.known_tokens:
-                if token <= self.highest_token:
-                    raise Broken(10, f"token {token} after {self.highest_token}")
+            if (epoch, token) not in self.known_tokens:
+                if epoch == f"e{self.restores + 1}" and token <= self.highest_token:
+                    raise Broken(10, f"token {token} of {epoch} after {self.highest_token}")
                 self.highest_token = token
-                self.known_tokens.add(token)
+            if self.known_tokens.setdefault((epoch, token), key) != key:
+                raise Broken(10, f"token {token} of {epoch} speaks for {key} and {self.known_tokens[epoch, token]}")
 
     def _look_at_loss(self, key: Key) -> None:
         """A lease is lost by silence while the server lived, not by a stopped server or a stepped clock."""
@@ -223,13 +261,46 @@ class Ghost:
         if silent_ms < LEASE_S * 1000 - 2_000:
             raise Broken(7, f"{key} lost its lease after {silent_ms} ms of server life")
 
+    def copy(self) -> "Ghost":
+        """What was known when a backup was taken."""
+        kept = replace(self, counts=Counter())
+        for name in ("acknowledged", "deleted", "etags", "histories", "conditions", "changed_ms", "lost", "running"):
+            setattr(kept, name, getattr(self, name).copy())
+        kept.heard_lived_ms = dict(self.heard_lived_ms)
+        kept.lived_ms = self.server.lived_ms if self.server is not None else 0
+        kept.known_attempts = set(self.known_attempts)
+        return kept
+
+    def go_back(self, kept: "Ghost") -> None:
+        """A backup was restored: what was acknowledged since is forgotten, and nobody may be blamed for it.
+
+        Tokens are not forgotten, since a restore must not give one out again; nor are processes, which go on.
+        """
+        assert self.server is not None
+        for name in ("acknowledged", "deleted", "etags", "histories", "conditions", "changed_ms", "lost", "running"):
+            setattr(self, name, getattr(kept, name).copy())
+        older_ms = self.server.lived_ms - kept.lived_ms
+        self.heard_lived_ms = {key: heard_ms + older_ms for key, heard_ms in kept.heard_lived_ms.items()}
+        self.rows, self.known_attempts, self.idle_since = kept.rows, kept.known_attempts, {}
+        self.restores += 1
+        self.highest_token = 0
+        known = {Key(*row[:3]) for row in kept.known_attempts}
+        self.orphans |= {
+            (machine.id, program.key)
+            for machine in self.machines
+            for program in machine.programs.values()
+            if program.key is not None and program.key not in known
+        }
+
     def look_at_lines(self) -> None:
         """What the server has of each stdout is what was written, from its beginning, each line once."""
         assert self.server is not None
+        query = "SELECT org, run_id, number, machine_id FROM attempts"
+        machine_of = {Key(org, id, number): machine for org, id, number, machine in self.server.store.query(query)}
         query = "SELECT org, run_id, number, attempt, stream, text FROM log_lines ORDER BY org, run_id, number"
         shipped: dict[Key, list[str]] = {}
         last: dict[RunKey, int] = {}
-        for org, run_id, number, attempt, stream, text in self.server.store.raw.execute(query):
+        for org, run_id, number, attempt, stream, text in self.server.store.query(query):
             if number != last.get((org, run_id), 0) + 1:
                 raise Broken(6, f"line {number} of {org}/{run_id} follows {last.get((org, run_id), 0)}")
             last[org, run_id] = number
@@ -238,8 +309,8 @@ class Ghost:
         for machine in self.machines:
             for key, folder in machine.folders.items():
                 run = (key.organization_id, key.run_id)
-                if run not in self.etags or run in self.being_deleted:
-                    continue
+                if run not in self.etags or run in self.being_deleted or machine_of.get(key) != machine.id:
+                    continue  # after a restore another machine may have an attempt of the same number
                 written = folder.once.get("stdout", bytes(folder.streams["stdout"])).decode().splitlines()
                 here = shipped.get(key, [])
                 if here != written[: len(here)]:
@@ -254,7 +325,7 @@ class Client(Process):
     """Somebody of one organisation, who creates, kills, deletes, lists, and repeats old requests."""
 
     def __init__(self, house: "Deployment", org: str):
-        super().__init__(house.world, org)
+        super().__init__(house.world, org, house.elsewhere)
         self.house, self.org, self.link = house, org, Link()
         self.actor = Actor(org=org, name=org, role="admin", address="")
         self.made = 0
@@ -311,20 +382,43 @@ class Client(Process):
         self._ask(lambda s: runs.page(s, org=self.org, filter=RunFilter(), wanted=wanted), on_answer)
 
     def _ask(self, request: Callable[[Any], Any], on_answer: Callable[[Any], None]) -> None:
-        call(self.world, self.link, self.house.server, self, request, on_answer)
+        """An answer from before a restore says nothing about the world after it."""
+        ghost = self.house.ghost
+
+        async def asked(services: Any) -> tuple[int, Any]:
+            return ghost.restores, await request(services)
+
+        def on_outcome(outcome: Any) -> None:
+            if not isinstance(outcome, tuple):
+                on_answer(outcome)
+            elif outcome[0] == ghost.restores:
+                on_answer(outcome[1])
+
+        call(self.world, self.link, self.house.server, self, asked, on_outcome)
 
 
 class Deployment:
     """A server, machines and clients, and everything that may happen to them."""
 
-    def __init__(self, seed: int, *, without: str | None = None, machines: int | None = None, faults: bool = True):
+    def __init__(
+        self,
+        seed: int,
+        *,
+        without: str | None = None,
+        machines: int | None = None,
+        faults: bool = True,
+        postgresql: str | None = None,
+    ):
         self.world = world = World(seed)
         self.ghost = Ghost(world)
-        self.server = Server(world, attempts=TRIES, lease_s=LEASE_S, grace_s=GRACE_S, is_wall_clock=without == "R4")
+        self.elsewhere = Host(world)  # where clients are
+        hosts = [Host(world) for _ in range(machines or world.chance.choice((1, 1, 3)))]
+        store: DirectStore = PostgreSqlStore(postgresql) if postgresql else SqliteStore()
+        known = {"attempts": TRIES, "lease_s": LEASE_S, "grace_s": GRACE_S, "is_wall_clock": without == "R4"}
+        self.server = Server(hosts[0], store=store, **known)
         self.ghost.server = self.server
         self.server.store.on_commit = self.ghost.look
-        count = machines or world.chance.choice((1, 1, 3))
-        self.machines = [Machine(world, self.server, n, slots=2, ghost=self.ghost) for n in range(count)]
+        self.machines = [Machine(host, self.server, n, slots=2, ghost=self.ghost) for n, host in enumerate(hosts)]
         self.ghost.machines = self.machines
         for machine in self.machines:
             machine.without_lock, machine.without_proof = without == "R3", without == "R5"
@@ -373,6 +467,8 @@ class Deployment:
         world.say("fault:", kind, machine.id)
         for_ms = world.chance.choice((2_000, 10_000, 40_000, 110_000))
         self.ghost.counts[f"fault: {kind}"] += 1
+        if machine.host.is_suspended and kind not in OF_THE_SERVER:
+            return
         if kind == "kill server":
             self.server.crash()
             world.after(world.between(500, 9_000), self.server.start)
@@ -402,6 +498,21 @@ class Deployment:
             machine.reboot()
         elif kind == "stubborn child":
             machine.stubbornness = 0.5
+        elif kind == "suspend":
+            machine.host.suspend()
+            world.after(for_ms, machine.host.resume)
+        elif kind == "failing fsync":
+            machine.is_fsync_failing = True
+            world.after(for_ms, machine.let_fsync)
+        elif kind == "second controller":
+            machine.start_controller()
+        elif kind == "kill controller at work":
+            if machine.controller is not None:
+                machine.controller.dies_when = world.chance.choice(("claimed", "started"))
+        elif kind == "lost mark":
+            self._lose_mark(machine)
+        elif kind == "restore":
+            self._restore_later(for_ms)
         else:
             self._hurt(machine, kind, for_ms)
 
@@ -417,6 +528,27 @@ class Deployment:
                 program.pause()
                 self.world.after(for_ms, program.go_on)
 
+    def _lose_mark(self, machine: Machine) -> None:
+        found = [p for p in machine.programs.values() if isinstance(p, Trainer) and p.is_training]
+        if found:
+            trainer = self.world.chance.choice(found)
+            self.world.say("loses its mark:", trainer.key)
+            trainer.lose_mark()
+
+    def _restore_later(self, for_ms: int) -> None:
+        """Take a backup now, and go back to it some time later."""
+        rows, blobs, ghost = self.server.store.snapshot(), self.server.copy_blobs(), self.ghost.copy()
+
+        def restore() -> None:
+            if self.world.is_lossless or self.server.host.is_suspended:
+                return
+            self.world.say("a backup is restored")
+            self.server.restore(rows, blobs)
+            self.ghost.go_back(ghost)
+            self.world.after(self.world.between(500, 5_000), self.server.start)
+
+        self.world.after(for_ms, restore)
+
     def _free_disk(self) -> None:
         self.server.store.is_full = False
 
@@ -426,6 +558,8 @@ class Deployment:
         self.world.is_lossless = True
         self._free_disk()
         self.server.store.crash = None
+        for machine in self.machines:
+            machine.host.resume()
         self.server.process.go_on()
         self.server.start()
         for client in self.clients:
@@ -433,6 +567,7 @@ class Deployment:
         for machine in self.machines:
             machine.link.heal()
             machine.stubbornness = 0.0
+            machine.is_fsync_failing = False
             for program in list(machine.programs.values()):
                 program.go_on()
 
@@ -441,7 +576,7 @@ class Deployment:
         return not held and not self.waiting_now()
 
     def waiting_now(self) -> list[RunKey]:
-        rows = self.server.store.raw.execute(
+        rows = self.server.store.query(
             "SELECT org, id FROM runs WHERE NOT deleted AND condition IN ('Pending', 'Running') ORDER BY org, id"
         )
         return [(org, id) for org, id in rows]
@@ -468,7 +603,7 @@ class Deployment:
         for run in self.waiting_now():
             kind, reason = self.ghost.conditions[run]
             query = "SELECT count(*) FROM attempts WHERE org = ? AND run_id = ? AND NOT closed"
-            is_held = self.server.store.raw.execute(query, run).fetchone()[0]
+            ((is_held,),) = self.server.store.query(query, run)
             is_queued = kind == "Pending" and not is_held and reason != "Stopping"
             is_fresh = self.world.now_ms - self.ghost.changed_ms[run] < 20_000
             if not is_queued and not is_fresh and not self.ghost.has_anything(run):
@@ -489,11 +624,17 @@ class Outcome:
 
 
 def simulate(
-    seed: int, *, without: str | None = None, machines: int | None = None, faults: bool = True, is_logging: bool = False
+    seed: int,
+    *,
+    without: str | None = None,
+    machines: int | None = None,
+    faults: bool = True,
+    is_logging: bool = False,
+    postgresql: str | None = None,
 ) -> Outcome:
-    """One whole history."""
+    """One whole history, on SQLite in memory or in the PostgreSQL database of a URL."""
     with left_out(without):
-        deployment = Deployment(seed, without=without, machines=machines, faults=faults)
+        deployment = Deployment(seed, without=without, machines=machines, faults=faults, postgresql=postgresql)
         world = deployment.world
         world.is_logging = is_logging
         broken = None
