@@ -230,7 +230,7 @@ class Trainer(Program):
         self.is_training = True
         self.machine.ghost.trainer_began(self)
         world = self.world
-        self.last = world.between(4, 30)
+        self.last = world.between(4, 30) if world.happens(0.8) else world.between(60, 120)
         resume = self.folder.documents.get("resume.json")
         self.step = min(int(resume["step"]), self.last - 1) if resume else 0
         self.kind = world.chance.choices(("done", "invalid", "crash", "oddly"), (12, 1, 2, 1))[0]
@@ -436,7 +436,7 @@ class Supervisor(Program):
             if isinstance(outcome, Refusal):
                 if outcome.code == "LeaseLost":
                     self._hear(st.Refused())
-                elif what is not None and outcome.code != "BlobMissing":
+                elif what is not None and outcome.code not in ("BlobMissing", "StoreRestored"):
                     self._hear(st.Rejected(lane, what, str(outcome)))
                 else:
                     self._hear(st.Unreachable(lane))
@@ -579,6 +579,7 @@ class Supervisor(Program):
             cause=ended.cause,
             time=self.world.now_ms,
             result=result,
+            epoch=action.epoch,
         )
 
         async def finish(services: Any) -> bool:
@@ -606,6 +607,7 @@ class Held:
     started_at_ms: int = 0
     killed_at_ms: int | None = None
     is_trainer_told: bool = False
+    is_open_again: bool = False
 
 
 class Controller(Program):
@@ -662,11 +664,12 @@ class Controller(Program):
 
     def _look_at(self, key: dc.Key, held: Held) -> dc.Seen:
         liveness = None if held.supervisor is None else self.machine.liveness(held.supervisor)
+        is_unsettled = held.is_open_again and held.starts == 0
         now_ms, permit_ms = self.machine.now_ms, self.machine.folder(key).permit_ms or 0
         return dc.Seen(
             key=key,
             supervisor=liveness,
-            is_closed=liveness != "alive" and "closed.json" in self.machine.folder(key).documents,
+            is_closed=liveness != "alive" and not is_unsettled and self._closed_how(key) is not None,
             starts=held.starts,
             since_start_s=(now_ms - held.started_at_ms) / 1000,
             held_for_s=(now_ms - held.held_at_ms) / 1000,
@@ -757,11 +760,20 @@ class Controller(Program):
         if key not in self.held:
             self.machine.folder(key).documents.setdefault("placed.json", {})
             found = self.machine.supervisor_of(key)
-            self.held[key] = Held(assignment, self.machine.now_ms, found.identity if found else None)
+            self.held[key] = Held(
+                assignment,
+                self.machine.now_ms,
+                found.identity if found else None,
+                is_open_again=self._closed_how(key) in ("reported", "refused"),
+            )
         held = self.held[key]
         held.assignment = assignment
         if assignment.run.spec.killed_at is not None and held.killed_at_ms is None:
             held.killed_at_ms = self.machine.now_ms
+
+    def _closed_how(self, key: dc.Key) -> str | None:
+        how: str | None = self.machine.folder(key).documents.get("closed.json")
+        return how
 
     def _end_leftovers(self) -> None:
         guarded = {p.key for p in self.machine.programs.values() if isinstance(p, Supervisor)}

@@ -32,7 +32,7 @@ NOTICE_MS = 20_000  # of server-lived time: the lease, a beat, a message on its 
 FAULTS = (
     "kill server", "crash in a write", "pause server", "full disk", "kill supervisor", "kill trainer", "kill loader",
     "kill controller", "kill controller at work", "second controller", "pause process", "cut link", "cut one way",
-    "step clock", "suspend", "reboot", "stubborn child", "lost mark", "failing fsync", "restore", "loss",
+    "step clock", "suspend", "reboot", "stubborn child", "leftover", "failing fsync", "restore", "loss",
 )  # fmt: skip
 OF_THE_SERVER = ("kill server", "crash in a write", "pause server", "full disk", "step clock", "restore")
 RULES = ("R3", "R4", "R5", "R6", "R9")
@@ -509,8 +509,8 @@ class Deployment:
         elif kind == "kill controller at work":
             if machine.controller is not None:
                 machine.controller.dies_when = world.chance.choice(("claimed", "started"))
-        elif kind == "lost mark":
-            self._lose_mark(machine)
+        elif kind == "leftover":
+            self._leave_over(machine)
         elif kind == "restore":
             self._restore_later(for_ms)
         else:
@@ -528,12 +528,15 @@ class Deployment:
                 program.pause()
                 self.world.after(for_ms, program.go_on)
 
-    def _lose_mark(self, machine: Machine) -> None:
+    def _leave_over(self, machine: Machine) -> None:
+        """A trainer that carries no mark any more loses its supervisor, and goes on."""
         found = [p for p in machine.programs.values() if isinstance(p, Trainer) and p.is_training]
         if found:
             trainer = self.world.chance.choice(found)
             self.world.say("loses its mark:", trainer.key)
             trainer.lose_mark()
+            if isinstance(trainer.parent, Supervisor):
+                self.world.after(self.world.between(100, 20_000), trainer.parent.kill)
 
     def _restore_later(self, for_ms: int) -> None:
         """Take a backup now, and go back to it some time later."""
