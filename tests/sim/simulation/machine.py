@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runyard.controller import decide as dc
+from runyard.controller.place import is_another
 from runyard.protocol import (
     Assignment,
     CheckpointFile,
@@ -69,6 +70,11 @@ class Program(Process):
         self.pid = machine.next_pid()
         self.started_ms = machine.world.now_ms
         machine.programs[self.pid] = self
+
+    @property
+    def key_words(self) -> tuple[str, str, int]:
+        assert self.key is not None
+        return self.key.organization_id, self.key.run_id, self.key.attempt
 
     @property
     def identity(self) -> Identity:
@@ -579,7 +585,7 @@ class Supervisor(Program):
             cause=ended.cause,
             time=self.world.now_ms,
             result=result,
-            epoch=action.epoch,
+            epoch=self.state.epoch,
         )
 
         async def finish(services: Any) -> bool:
@@ -589,7 +595,7 @@ class Supervisor(Program):
         self._ask("words", st.REPORT, finish, lambda _: st.ReportAccepted())
 
     def _do_WriteClosed(self, action: st.WriteClosed) -> None:
-        self.folder.documents["closed.json"] = action.how
+        self.folder.documents["closed.json"] = {"how": action.how, "epoch": self.state.epoch}
 
     def _do_Warn(self, _: st.Warn) -> None:
         pass
@@ -607,7 +613,6 @@ class Held:
     started_at_ms: int = 0
     killed_at_ms: int | None = None
     is_trainer_told: bool = False
-    is_open_again: bool = False
 
 
 class Controller(Program):
@@ -664,12 +669,11 @@ class Controller(Program):
 
     def _look_at(self, key: dc.Key, held: Held) -> dc.Seen:
         liveness = None if held.supervisor is None else self.machine.liveness(held.supervisor)
-        is_unsettled = held.is_open_again and held.starts == 0
         now_ms, permit_ms = self.machine.now_ms, self.machine.folder(key).permit_ms or 0
         return dc.Seen(
             key=key,
             supervisor=liveness,
-            is_closed=liveness != "alive" and not is_unsettled and self._closed_how(key) is not None,
+            is_closed=liveness != "alive" and "closed.json" in self.machine.folder(key).documents,
             starts=held.starts,
             since_start_s=(now_ms - held.started_at_ms) / 1000,
             held_for_s=(now_ms - held.held_at_ms) / 1000,
@@ -757,23 +761,34 @@ class Controller(Program):
 
     def _hold(self, assignment: Assignment) -> None:
         key = dc.Key(assignment.organization_id, assignment.run_id, assignment.attempt)
+        if key in self.held and is_another(self.held[key].assignment.epoch, assignment.epoch):
+            if self._look_at(key, self.held[key]).supervisor == "alive":
+                return
+            del self.held[key]
         if key not in self.held:
-            self.machine.folder(key).documents.setdefault("placed.json", {})
+            if not self._place(key, assignment):
+                return
             found = self.machine.supervisor_of(key)
-            self.held[key] = Held(
-                assignment,
-                self.machine.now_ms,
-                found.identity if found else None,
-                is_open_again=self._closed_how(key) in ("reported", "refused"),
-            )
+            self.held[key] = Held(assignment, self.machine.now_ms, found.identity if found else None)
         held = self.held[key]
         held.assignment = assignment
         if assignment.run.spec.killed_at is not None and held.killed_at_ms is None:
             held.killed_at_ms = self.machine.now_ms
 
-    def _closed_how(self, key: dc.Key) -> str | None:
-        how: str | None = self.machine.folder(key).documents.get("closed.json")
-        return how
+    def _place(self, key: dc.Key, assignment: Assignment) -> bool:
+        """What ``place.place`` does: make room where an attempt that a restore has undone was, open what it forgot."""
+        placed = self.machine.folder(key).documents.get("placed.json")
+        if placed is not None and is_another(placed["epoch"], assignment.epoch):
+            if self.machine.supervisor_of(key) is not None:
+                return False
+            del self.machine.folders[key]
+            placed = None
+        documents = self.machine.folder(key).documents
+        if placed is None:
+            documents["placed.json"] = {"epoch": assignment.epoch}
+        elif "closed.json" in documents and is_another(documents["closed.json"]["epoch"], assignment.store_epoch):
+            del documents["closed.json"]
+        return True
 
     def _end_leftovers(self) -> None:
         guarded = {p.key for p in self.machine.programs.values() if isinstance(p, Supervisor)}

@@ -7,7 +7,7 @@ called, because a thread would bring back the chance that a simulation keeps out
 """
 
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,10 +22,10 @@ from runyard.server.services.keys import Keyring
 from runyard.server.services.secrets import Secrets
 from runyard.server.services.signing import Signer
 from runyard.settings import Settings
-from runyard.store import StoreUnavailable, organizations, pulse
+from runyard.store import StoreUnavailable, backup, organizations, pulse
 from runyard.store.migrate import migrate
 from runyard.store.postgresql import PostgreSql
-from runyard.store.tables import meta, metadata
+from runyard.store.tables import metadata
 
 from .world import Host, Process, World
 
@@ -46,7 +46,7 @@ class Direct:
         return work(*arguments)
 
 
-Rows = dict[str, list[dict[str, Any]]]
+Rows = list[tuple[str, Sequence[str], list[bytes]]]
 
 
 class DirectStore:
@@ -73,20 +73,16 @@ class DirectStore:
 
     def snapshot(self) -> Rows:
         """Every row of every table: what a backup holds."""
-        return {
-            table.name: [dict(row) for row in self._connection.execute(table.select()).mappings()]
+        return [
+            (table.name, backup.columns(table), list(backup.rows(self._connection, table)))
             for table in metadata.sorted_tables
-        }
+        ]
 
-    def restore(self, rows: Rows, *, epoch: str) -> None:
-        """What a restore does: in one transaction every row is replaced, and the store has a new epoch."""
+    def restore(self, rows: Rows, *, epoch: str, lease_ms: int) -> None:
+        """In one transaction every row is replaced, and the store has a new epoch."""
         self._raw.execute(self.begin)
-        for table in reversed(metadata.sorted_tables):
-            self._connection.execute(table.delete())
-        for table in metadata.sorted_tables:
-            if rows[table.name]:
-                self._connection.execute(table.insert(), rows[table.name])
-        self._connection.execute(meta.update().where(meta.c.key == bootstrap.EPOCH).values(value=epoch))
+        kept = {"operator": ORGS[0], "with_keys": True, "lease_ms": lease_ms}
+        backup.replace(self._connection, rows, epoch=epoch, **kept)
         self._raw.execute("COMMIT")
 
     async def write(self, work: Callable[[Connection], Any]) -> Any:
@@ -255,7 +251,8 @@ class Server:
         """Go back to a backup: the server is stopped for it, and what bytes the backup has are there again."""
         self.crash()
         self._restores += 1
-        self.store.restore(rows, epoch=f"e{self._restores + 1}")
+        lease_ms = round(self.settings.lease_s * 1000)
+        self.store.restore(rows, epoch=f"e{self._restores + 1}", lease_ms=lease_ms)
         for org, kept in blobs.items():
             self._blobs.setdefault(org, Blobs()).bytes.update(kept.bytes)
 
@@ -295,7 +292,7 @@ class Server:
 
 
 def _founded(connection: Connection) -> None:
-    organizations.set_fact(connection, bootstrap.EPOCH, "e1")
+    organizations.set_fact(connection, organizations.EPOCH, "e1")
     pulse.begin(connection)
     for org in ORGS:
         organizations.add(connection, org=org, name=org, time_ms=0)

@@ -70,13 +70,12 @@ class Ghost:
     known_attempts: set[tuple[Any, ...]] = field(default_factory=set)
     running: dict[RunKey, None] = field(default_factory=dict)
     overlaps: dict[tuple[Trainer, Trainer], int] = field(default_factory=dict)  # running time of the older at its start
-    orphans: set[tuple[str, Key]] = field(default_factory=set)  # begun after the backup that was restored
+    orphans: set[Program] = field(default_factory=set)  # of attempts that a restore has undone; they end when refused
     restores: int = 0
     heard_lived_ms: dict[Key, int] = field(default_factory=dict)  # when its lease was last renewed, in server life
     lost: set[Key] = field(default_factory=set)
     longest_overlap_ms: int = 0
     rows: list[tuple[Any, ...]] = field(default_factory=list)
-    lived_ms: int = 0  # of a copy: how long the server had lived
 
     def launched(self, key: Key) -> None:
         self.launches.add(key)
@@ -125,7 +124,7 @@ class Ghost:
             f"{program.name} {program.key} on {machine.id}"
             for machine in self.machines
             for program in machine.programs.values()
-            if _run_of(program) == run and (machine.id, program.key) not in self.orphans
+            if _run_of(program) == run and not self.orphans.intersection((program, program.parent))
             if not isinstance(program, Supervisor) and not (isinstance(program, Trainer) and not program.is_training)
         ]
 
@@ -143,12 +142,14 @@ class Ghost:
 
     def _has_good_result(self, run: RunKey) -> bool:
         """Whether a result lies where it could have been read; another machine's later try supersedes it."""
-        folders = {
-            key.attempt: (machine, folder.documents.get("result.json", {}))
-            for machine in self.machines
-            for key, folder in machine.folders.items()
-            if _run_of_key(key) == run
-        }
+        assert self.server is not None
+        query = "SELECT number, machine_id, epoch FROM attempts WHERE org = ? AND run_id = ?"
+        machines = {machine.id: machine for machine in self.machines}
+        folders: dict[int, tuple[Machine, dict[str, Any]]] = {}
+        for number, machine_id, epoch in self.server.store.query(query, run):
+            documents = machines[machine_id].folder(Key(*run, number)).documents
+            is_its_own = documents.get("placed.json", {}).get("epoch") == epoch  # not of one that a restore has undone
+            folders[number] = (machines[machine_id], documents.get("result.json", {}) if is_its_own else {})
         return any(
             result.get("outcome") == "Succeeded" and all(folders[n][0] is machine for n in folders if n > attempt)
             for attempt, (machine, result) in folders.items()
@@ -234,13 +235,13 @@ class Ghost:
 
     def _look_at_attempts(self) -> None:
         assert self.server is not None
-        columns = "org, run_id, number, epoch, token_number, started, charged, lost_pulse"
+        columns = "org, run_id, number, epoch, token_number, started, charged, lost_pulse, machine_id"
         rows = self.server.store.query(f"SELECT {columns} FROM attempts ORDER BY token_number")  # noqa: S608
         fresh = [row for row in rows if row not in self.known_attempts]
         if not fresh:
             return
         self.known_attempts = set(rows)
-        for org, run_id, number, epoch, token, started, charged, lost_pulse in fresh:
+        for org, run_id, number, epoch, token, started, charged, lost_pulse, _ in fresh:
             key = Key(org, run_id, number)
             if lost_pulse is not None and key not in self.lost:
                 self._look_at_loss(key)
@@ -267,7 +268,6 @@ class Ghost:
         for name in ("acknowledged", "deleted", "etags", "histories", "conditions", "changed_ms", "lost", "running"):
             setattr(kept, name, getattr(self, name).copy())
         kept.heard_lived_ms = dict(self.heard_lived_ms)
-        kept.lived_ms = self.server.lived_ms if self.server is not None else 0
         kept.known_attempts = set(self.known_attempts)
         return kept
 
@@ -279,17 +279,16 @@ class Ghost:
         assert self.server is not None
         for name in ("acknowledged", "deleted", "etags", "histories", "conditions", "changed_ms", "lost", "running"):
             setattr(self, name, getattr(kept, name).copy())
-        older_ms = self.server.lived_ms - kept.lived_ms
-        self.heard_lived_ms = {key: heard_ms + older_ms for key, heard_ms in kept.heard_lived_ms.items()}
+        self.heard_lived_ms = dict.fromkeys(kept.heard_lived_ms, self.server.lived_ms)  # a whole lease for each
         self.rows, self.known_attempts, self.idle_since = kept.rows, kept.known_attempts, {}
         self.restores += 1
         self.highest_token = 0
-        known = {Key(*row[:3]) for row in kept.known_attempts}
+        known = {(*row[:3], row[-1]) for row in kept.known_attempts}
         self.orphans |= {
-            (machine.id, program.key)
+            program
             for machine in self.machines
             for program in machine.programs.values()
-            if program.key is not None and program.key not in known
+            if program.key is not None and (*program.key_words, machine.id) not in known
         }
 
     def look_at_lines(self) -> None:
@@ -315,7 +314,7 @@ class Ghost:
                 here = shipped.get(key, [])
                 if here != written[: len(here)]:
                     raise Broken(6, f"the server has other lines of {key} than were written")
-                is_reported = folder.documents.get("closed.json") == "reported"
+                is_reported = folder.documents.get("closed.json", {}).get("how") == "reported"
                 if is_reported and len(here) < len(folder.streams["stdout"].splitlines()):
                     raise Broken(6, f"{key} was reported with {len(here)} of its lines")
                 self.counts["lines compared"] += len(here)
