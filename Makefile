@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: sim stubborn demo test check bench setup format chaos kill-server power-cuts
+.PHONY: sim sim-rules sim-postgresql stubborn demo test check bench setup format chaos kill-server power-cuts
 
 setup:
 	@scripts/setup
@@ -39,7 +39,15 @@ kill-server: setup
 power-cuts: setup
 	@scripts/chaos --power-cuts $(N)
 
-# The run protocol in a simulated world, see docs/run-safety.md: make sim SEEDS=1000
-SEEDS ?= 200
+# The run protocol in a simulated world, see docs/run-safety.md: make sim EVENTS=10000000
+EVENTS ?= 10000000
+FIRST ?= 0
 sim: setup
-	@.venv/bin/python tests/sim/simulate.py $(SEEDS) --processes 2
+	@.venv/bin/python tests/sim/simulate.py --events $(EVENTS) --first $(FIRST) --processes 2
+
+# Leave each rule out in turn and say which seeds notice.
+sim-rules: setup
+	@.venv/bin/python tests/sim/simulate.py --rules --processes 2
+
+sim-postgresql: setup
+	@.venv/bin/python tests/sim/simulate.py --postgresql --events 200000 --first $(FIRST)

@@ -82,9 +82,12 @@ def _put_aside(folder: Path, epoch: str) -> None:
 
 
 def _open_again(folder: Path, assignment: Assignment) -> None:
-    """The server asks about an attempt whose last word it had before a restore: let a supervisor say it again."""
+    """The server asks about an attempt whose last word it had before a restore: let a supervisor say it again.
+
+    A supervisor that never heard the epoch may have said it to any world, and once too often does no harm.
+    """
     closed = rundir.read_json(folder / rundir.CLOSED)
-    if closed is not None and is_another(closed.get("epoch"), assignment.store_epoch):
+    if closed is not None and assignment.store_epoch not in ("", closed.get("epoch")):
         (folder / rundir.CLOSED).unlink(missing_ok=True)
         rundir.fsync_dir(folder)
 

@@ -786,7 +786,7 @@ class Controller(Program):
         documents = self.machine.folder(key).documents
         if placed is None:
             documents["placed.json"] = {"epoch": assignment.epoch}
-        elif "closed.json" in documents and is_another(documents["closed.json"]["epoch"], assignment.store_epoch):
+        elif "closed.json" in documents and documents["closed.json"]["epoch"] != assignment.store_epoch:
             del documents["closed.json"]
         return True
 

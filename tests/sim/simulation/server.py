@@ -73,10 +73,13 @@ class DirectStore:
 
     def snapshot(self) -> Rows:
         """Every row of every table: what a backup holds."""
-        return [
+        self._raw.execute(self.begin)
+        rows: Rows = [
             (table.name, backup.columns(table), list(backup.rows(self._connection, table)))
             for table in metadata.sorted_tables
         ]
+        self._raw.execute("COMMIT")
+        return rows
 
     def restore(self, rows: Rows, *, epoch: str, lease_ms: int) -> None:
         """In one transaction every row is replaced, and the store has a new epoch."""
