@@ -229,7 +229,9 @@ class Ghost:
             self.idle_since.pop(run, None)
             return
         kind, reason = self.conditions[run]
-        since_ms = self.idle_since.setdefault(run, self.server.lived_ms)
+        # A renewal that came late, when its supervisor had died, is a lease all the same.
+        heard_ms = max((ms for key, ms in self.heard_lived_ms.items() if _run_of_key(key) == run), default=0)
+        since_ms = max(self.idle_since.setdefault(run, self.server.lived_ms), heard_ms)
         if self.server.lived_ms - since_ms > NOTICE_MS:
             raise Broken(7, f"{run} is {kind} ({reason}) for {self.server.lived_ms - since_ms} ms with nothing alive")
 
@@ -528,14 +530,16 @@ class Deployment:
                 self.world.after(for_ms, program.go_on)
 
     def _leave_over(self, machine: Machine) -> None:
-        """A trainer that carries no mark any more loses its supervisor, and goes on."""
-        found = [p for p in machine.programs.values() if isinstance(p, Trainer) and p.is_training]
+        """A trainer that carries no mark any more loses its supervisor, and goes on: the next one to begin, if need be."""
+        found = [p for p in machine.programs.values() if isinstance(p, Trainer) and p.is_training and p.is_child]
         if found:
             trainer = self.world.chance.choice(found)
-            self.world.say("loses its mark:", trainer.key)
+            self.world.say("loses mark and supervisor:", trainer.key)
             trainer.lose_mark()
-            if isinstance(trainer.parent, Supervisor):
-                self.world.after(self.world.between(100, 20_000), trainer.parent.kill)
+            assert trainer.parent is not None
+            trainer.parent.kill()
+        elif not self.world.is_lossless:
+            self.world.after(2_000, lambda: self._leave_over(machine))
 
     def _restore_later(self, for_ms: int) -> None:
         """Take a backup now, and go back to it some time later."""
@@ -633,6 +637,7 @@ def simulate(
     faults: bool = True,
     is_logging: bool = False,
     postgresql: str | None = None,
+    chaos_ms: int = CHAOS_MS,
 ) -> Outcome:
     """One whole history, on SQLite in memory or in the PostgreSQL database of a URL."""
     with left_out(without):
@@ -641,7 +646,7 @@ def simulate(
         world.is_logging = is_logging
         broken = None
         try:
-            world.run(until_ms=CHAOS_MS)
+            world.run(until_ms=chaos_ms)
             deployment.settle()
         except Broken as error:
             broken = error
