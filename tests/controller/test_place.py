@@ -132,12 +132,13 @@ def test_a_folder_that_somebody_still_works_in_is_not_put_aside(tmp_path: Path) 
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
 
 
-@pytest.mark.parametrize(("store", "is_open"), [("e1", False), ("e2", True)])
+# A supervisor that never heard an epoch may have told any world.
+@pytest.mark.parametrize(("told", "store", "is_open"), [("e1", "e1", False), ("e1", "e2", True), ("", "e2", True)])
 def test_a_closed_folder_is_opened_again_when_the_server_asks_after_a_restore(
-    tmp_path: Path, store: str, is_open: bool
+    tmp_path: Path, told: str, store: str, is_open: bool
 ) -> None:
     settings = Settings(data_dir=tmp_path)
     folder = place(of_epoch("e1"), settings=settings, machine_id="machine-1")
-    rundir.write_json(folder / rundir.CLOSED, {"how": "reported", "time": 1, "epoch": "e1"})
+    rundir.write_json(folder / rundir.CLOSED, {"how": "reported", "time": 1, "epoch": told})
     place(of_epoch("e1", store=store), settings=settings, machine_id="machine-1")
     assert (folder / rundir.CLOSED).exists() is not is_open

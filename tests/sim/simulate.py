@@ -64,9 +64,7 @@ def _run(*, events: int, first: int, without: str | None, url: str | None, proce
     return int(broken > 0)
 
 
-def _outcomes(
-    seeds: Iterator[int], *, without: str | None, url: str | None, processes: int
-) -> Iterator[Outcome]:
+def _outcomes(seeds: Iterator[int], *, without: str | None, url: str | None, processes: int) -> Iterator[Outcome]:
     """One history after another, in the order in which they end."""
     if processes == 1:
         for seed in seeds:

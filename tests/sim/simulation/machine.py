@@ -32,7 +32,7 @@ from runyard.server.services.signing import AttemptToken
 from runyard.supervisor import step as st
 
 from .server import Server
-from .world import Host, Link, Process, Timer, World, call
+from .world import Host, Link, Process, Timer, call
 
 CONTROLLER = Actor(org="", name="controller", role="controller", address="")
 PIDS = 200  # few, so that ids are used again
@@ -191,7 +191,9 @@ class Machine:
         for child in self.children(program):
             # A supervisor is child subreaper: what a trainer leaves behind becomes its own.
             child.parent = program.parent if isinstance(program, Trainer) and program.is_child else None
-            if isinstance(child, Trainer) and child.mark is not None:  # the parent-death signal, which reaches no further
+            if (
+                isinstance(child, Trainer) and child.mark is not None
+            ):  # the parent-death signal, which reaches no further
                 self._kill_in_time(child)
         if isinstance(program, Supervisor) and self.controller is not None:
             self.controller.look_soon()
@@ -665,7 +667,9 @@ class Controller(Program):
         """Something has changed: the next look of every LOOK_EVERY_MS has something to see."""
         if self._alarm is not None:
             self._alarm.cancel()
-            self._alarm = self.after(LOOK_EVERY_MS - (self.machine.now_ms - self._looked_ms) % LOOK_EVERY_MS, self._look)
+            self._alarm = self.after(
+                LOOK_EVERY_MS - (self.machine.now_ms - self._looked_ms) % LOOK_EVERY_MS, self._look
+            )
 
     def _look_at(self, key: dc.Key, held: Held) -> dc.Seen:
         liveness = None if held.supervisor is None else self.machine.liveness(held.supervisor)

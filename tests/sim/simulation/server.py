@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
-from runyard.server.services import bootstrap, deletion, leases, models, retention
+from runyard.server.services import deletion, leases, models, retention
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
@@ -27,7 +27,7 @@ from runyard.store.migrate import migrate
 from runyard.store.postgresql import PostgreSql
 from runyard.store.tables import metadata
 
-from .world import Host, Process, World
+from .world import Host, Process
 
 ORGS = ("org-a", "org-b")
 NOWHERE = Path("/nonexistent/simulated")
@@ -203,7 +203,16 @@ class ServerClock:
 class Server:
     """One server process after another over one database."""
 
-    def __init__(self, host: Host, *, store: DirectStore, attempts: int, lease_s: float, grace_s: float, is_wall_clock: bool = False):
+    def __init__(
+        self,
+        host: Host,
+        *,
+        store: DirectStore,
+        attempts: int,
+        lease_s: float,
+        grace_s: float,
+        is_wall_clock: bool = False,
+    ):
         self.world, self.host, self.is_wall_clock = host.world, host, is_wall_clock
         self.settings = Settings(data_dir=NOWHERE, attempts=attempts, lease_s=lease_s, grace_s=grace_s)
         self.store = store
