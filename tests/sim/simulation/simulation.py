@@ -530,7 +530,7 @@ class Deployment:
                 self.world.after(for_ms, program.go_on)
 
     def _leave_over(self, machine: Machine) -> None:
-        """A trainer that carries no mark any more loses its supervisor, and goes on: the next to train, if none does."""
+        """A trainer that carries no mark any more loses its supervisor, and goes on; the next to train if none does."""
         found = [p for p in machine.programs.values() if isinstance(p, Trainer) and p.is_training and p.is_child]
         if found:
             trainer = self.world.chance.choice(found)
