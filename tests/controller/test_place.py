@@ -122,6 +122,16 @@ def test_the_folder_of_an_attempt_that_a_restore_has_undone_is_put_aside(tmp_pat
     assert placed is not None and placed["epoch"] == "e2"
 
 
+def test_what_was_put_aside_comes_back_when_a_newer_backup_is_restored_after_an_older_one(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    folder = place(of_epoch("e1"), settings=settings, machine_id="machine-1")
+    (folder / rundir.RESULT).write_text("{}")
+    place(of_epoch("e2"), settings=settings, machine_id="machine-1")
+    place(of_epoch("e1", store="e3"), settings=settings, machine_id="machine-1")
+    assert (folder / rundir.RESULT).exists()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["1", "1-e2"]
+
+
 def test_a_folder_that_somebody_still_works_in_is_not_put_aside(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     folder = place(of_epoch("e1"), settings=settings, machine_id="machine-1")

@@ -40,6 +40,8 @@ def place(assignment: Assignment, *, settings: Settings, machine_id: str, endpoi
     if placed is not None and is_another(placed.get("epoch"), assignment.epoch):
         _put_aside(folder, str(placed["epoch"]))
         placed = None
+    if placed is None and _bring_back(folder, assignment.epoch):
+        placed = rundir.read_json(folder / rundir.PLACED)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if placed is not None:
         _open_again(folder, assignment)
@@ -79,6 +81,16 @@ def _put_aside(folder: Path, epoch: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.replace(folder, folder.with_name(f"{folder.name}-{epoch}"))
         rundir.fsync_dir(folder.parent)
+
+
+def _bring_back(folder: Path, epoch: str) -> bool:
+    """Whether what was put aside is wanted again: a newer backup was restored after an older one."""
+    aside = folder.with_name(f"{folder.name}-{epoch}")
+    if folder.exists() or not aside.is_dir():
+        return False
+    os.replace(aside, folder)
+    rundir.fsync_dir(folder.parent)
+    return True
 
 
 def _open_again(folder: Path, assignment: Assignment) -> None:

@@ -118,6 +118,7 @@ class Machine:
         self.programs: dict[int, Program] = {}
         self.locks: dict[tuple[str, str], RunLock] = {}
         self.folders: dict[dc.Key, Folder] = {}
+        self.aside: dict[tuple[dc.Key, str], Folder] = {}  # of attempts that a restore has undone, by their epoch
         self.controller: Controller | None = None
         self.without_lock = self.without_proof = self.without_folders = False
         self.stubbornness = 0.0
@@ -157,7 +158,7 @@ class Machine:
             program.die()
         self.programs.clear()
         self.locks.clear()
-        for folder in self.folders.values():
+        for folder in (*self.folders.values(), *self.aside.values()):
             folder.cut_power()
         self.boots += 1
         self.world.after(self.world.between(2_000, 20_000), self.start_controller)
@@ -785,8 +786,11 @@ class Controller(Program):
         if placed is not None and is_another(placed["epoch"], assignment.epoch):
             if self.machine.supervisor_of(key) is not None:
                 return False
-            del self.machine.folders[key]
+            self.machine.aside[key, placed["epoch"]] = self.machine.folders.pop(key)
             placed = None
+        if placed is None and (key, assignment.epoch) in self.machine.aside:
+            self.machine.folders[key] = self.machine.aside.pop((key, assignment.epoch))
+            placed = self.machine.folder(key).documents["placed.json"]
         documents = self.machine.folder(key).documents
         if placed is None:
             documents["placed.json"] = {"epoch": assignment.epoch}

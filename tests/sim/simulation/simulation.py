@@ -293,11 +293,15 @@ class Ghost:
             if program.key is not None and (*program.key_words, machine.id) not in known
         }
 
+    def _query(self, statement: str) -> list[tuple[Any, ...]]:
+        assert self.server is not None
+        return self.server.store.query(statement)
+
     def look_at_lines(self) -> None:
         """What the server has of each stdout is what was written, from its beginning, each line once."""
         assert self.server is not None
-        query = "SELECT org, run_id, number, machine_id FROM attempts"
-        machine_of = {Key(org, id, number): machine for org, id, number, machine in self.server.store.query(query)}
+        query = "SELECT org, run_id, number, machine_id, epoch FROM attempts"
+        place_of = {Key(org, id, number): (machine, epoch) for org, id, number, machine, epoch in self._query(query)}
         query = "SELECT org, run_id, number, attempt, stream, text FROM log_lines ORDER BY org, run_id, number"
         shipped: dict[Key, list[str]] = {}
         last: dict[RunKey, int] = {}
@@ -310,8 +314,10 @@ class Ghost:
         for machine in self.machines:
             for key, folder in machine.folders.items():
                 run = (key.organization_id, key.run_id)
-                if run not in self.etags or run in self.being_deleted or machine_of.get(key) != machine.id:
-                    continue  # after a restore another machine may have an attempt of the same number
+                if run not in self.etags or run in self.being_deleted:
+                    continue
+                if place_of.get(key) != (machine.id, folder.documents.get("placed.json", {}).get("epoch")):
+                    continue  # a restore has undone it, and another has its number
                 written = folder.once.get("stdout", bytes(folder.streams["stdout"])).decode().splitlines()
                 here = shipped.get(key, [])
                 if here != written[: len(here)]:
