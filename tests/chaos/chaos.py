@@ -1,8 +1,9 @@
 """Break a running instance again and again, and see whether every run comes through: ``make chaos FAULTS=1000 SEED=1``.
 
-A run is created, one to three faults strike it at chosen moments (some while another still lasts), and when it has
-ended it is compared with an undisturbed run of the same recipe. The same seed draws the same faults and moments; what
-the kernel's scheduler makes of them is its own. Exits 0 when nothing was wrong, 1 otherwise.
+A run is created, some faults strike it at chosen moments (some while another still lasts), and when it has ended it is
+compared with an undisturbed run of the same recipe. Several instances, *worlds*, are broken side by side; each takes its
+next run from one list, which is the same for the same seed. What the kernel's scheduler makes of it is its own. Exits 0
+when nothing was wrong, 1 otherwise; the folders and logs of what was wrong are kept.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+import traceback
+import uuid
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,24 +30,40 @@ from typing import Any
 import disk as disks
 import trials
 from checks import Reference, problems, reference_of
-from faults import SHORT, WEIGHTS, Fault, Mend, draw, strike, why_not
+from faults import SHORT, WEIGHTS, Fault, Mend, draw_all, shares, strike, why_not
 from world import RECIPE, RECIPE_STEPS, World, patiently, until_final
 
 import vi
 
 MOMENT_TIMEOUT_S = 25.0
 END_TIMEOUT_S = 120.0
+LOOK_EVERY_S, ASK_EVERY_S = 0.01, 0.5
 KILL_SHARE = 0.1  # of the long form's runs are also killed by their user
+TRIES_A_FAULT = 5  # one that found its target gone, or its moment past, strikes another run instead
+WORLDS = 3
+FAULTS_A_RUN = (1, 2, 2, 3, 3, 4)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, and what shall strike it."""
+
+    kinds: tuple[str, ...]
+    seed: str
+    is_killed: bool = False
+    tries: int = 1
 
 
 @dataclass
 class Tally:
-    """What was done and what came of it."""
+    """What was done and what came of it, in all worlds; changed under ``lock``."""
 
     seed: int
+    wanted: int = 0
     struck: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     phases: Counter[str] = field(default_factory=Counter)
+    missed: Counter[str] = field(default_factory=Counter)
     not_run: dict[str, str] = field(default_factory=dict)
     ends: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -51,168 +71,294 @@ class Tally:
     attempts: int = 0
     seconds: float = 0.0
     slowest_answer_s: float = 0.0
+    began_s: float = field(default_factory=time.monotonic)
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def faults(self) -> int:
         return sum(self.kinds.values())
 
+    def count(self, fault: Fault) -> None:
+        with self.lock:
+            self.struck[f"{fault.kind}:{fault.what}"] += 1
+            self.kinds[fault.kind] += 1
+            self.phases[fault.phase] += 1
+
+    def wrong(self, problem: str) -> None:
+        with self.lock:
+            self.problems.append(problem)
+        print(f"\n{problem}", file=sys.stderr, flush=True)
+
+    def document(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("lock", "began_s")}
+        return plain | {"faults": self.faults}
+
+    def progress(self) -> str:
+        passed_s = time.monotonic() - self.began_s
+        left_s = passed_s * (self.wanted - self.faults) / max(1, self.faults)
+        return (
+            f"{self.faults}/{self.wanted} faults, {self.runs} runs, {len(self.problems)} wrong, "
+            f"{60 * self.faults / passed_s:.1f} a minute, {left_s / 60:.1f} minutes left"
+        )
+
 
 class Chaos:
-    """One instance and the faults it gets."""
+    """One world and the faults it gets. A world in which something went wrong is looked at, ended and replaced."""
 
-    def __init__(self, world: World, client: vi.Client, tally: Tally, *, faults: int, is_short: bool):
-        self._world, self._client, self._tally = world, client, tally
-        self._choose = random.Random(tally.seed)  # noqa: S311 - chooses faults, guards nothing
-        self._faults, self._is_short, self._longest_s = faults, is_short, 1.0 if is_short else 5.0
+    def __init__(self, folder: Path, tally: Tally, *, number: int, is_short: bool, ends_at_s: float | None):
+        self._folder, self._tally, self._number, self._is_short = folder, tally, number, is_short
+        self._longest_s = 1.0 if is_short else 5.0
+        self._ends_at_s = ends_at_s
         self._mending: list[threading.Thread] = []
         self._created: list[str] = []
+        self._lives = 0
+        self._ends = contextlib.ExitStack()
+        self._begin()
 
-    def run(self, kinds: list[str]) -> None:
+    def _begin(self) -> None:
+        """A new world, with an undisturbed run for comparison unless there is one already."""
+        self._lives += 1
+        folder = self._folder / f"world-{self._number}-{self._lives}"
+        folder.mkdir()
+        reason = disks.why_not()
+        disk = None if reason else _disk(folder)
+        if disk is not None:
+            self._ends.callback(disk.close)
+        self._world = World(folder, disk=disk, seed=self._tally.seed + self._number, fakes_clock=True)
+        self._ends.callback(self._world.close)
+        self._world.start()
+        self._client = self._ends.enter_context(self._world.client())
+        self._created.clear()
+
+    def reference(self) -> Reference:
+        """What an undisturbed run comes to; the same in every world."""
         run = self._client.runs.create(flow=RECIPE)
+        self._created.append(run.run_id)
         ended = until_final(self._client, run.run_id, timeout_s=END_TIMEOUT_S)
         assert ended is not None, "the undisturbed run has not ended"
-        self._created.append(run.run_id)
-        reference = reference_of(self._world, self._client, ended)
-        while kinds:
-            size = 3 if self._is_short else self._choose.choice((1, 2, 3))
-            batch, kinds = kinds[:size], kinds[size:]
-            self._disturb(batch, reference)
+        return reference_of(self._client, ended)
+
+    def work(self, plans: deque[Plan], reference: Reference) -> None:
+        """Take plans from the list until there is none left, or time is up."""
+        while plans and (self._ends_at_s is None or time.monotonic() < self._ends_at_s):
+            with contextlib.suppress(IndexError):
+                self._disturb(plans.popleft(), plans, reference)
+
+    def finish(self) -> None:
+        """What holds at the end: every run is listed and no other, and nothing is left over."""
+        try:
+            self._count_runs()
+            for what in self._world.end():
+                self._tally.wrong(f"left over at the end: {what}")
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._mend_all()
+        slowest_s = max(self._world.answered_after_s, default=0.0)
+        with self._tally.lock:
+            self._tally.slowest_answer_s = max(self._tally.slowest_answer_s, slowest_s)
+        self._ends.close()
+
+    def _count_runs(self) -> None:
         listed = {run.run_id for run in self._client.runs.list(pagination={"page_size": 1000}).all_items()}
         if lost := set(self._created) - listed:
-            self._tally.problems.append(f"{len(lost)} runs are lost: {sorted(lost)}")
+            self._tally.wrong(f"{len(lost)} runs are lost: {sorted(lost)}")
         if more := listed - set(self._created):
-            self._tally.problems.append(f"{len(more)} runs nobody created")
+            self._tally.wrong(f"{len(more)} runs nobody created: {sorted(more)}")
 
-    def _disturb(self, kinds: list[str], reference: Reference) -> None:
-        drawn = [draw(self._choose, kind, steps=RECIPE_STEPS, longest_s=self._longest_s) for kind in kinds]
-        is_killed = not self._is_short and self._choose.random() < KILL_SHARE
-        run_id: str = patiently(lambda: self._client.runs.create(flow=RECIPE)).run_id
+    def _disturb(self, plan: Plan, plans: deque[Plan], reference: Reference) -> None:
+        story: list[str] = []
+        began_s = time.monotonic()
+        # The id is ours, so that a create whose answer is lost and that is repeated stays one run.
+        run_id = str(uuid.uuid4())
         self._created.append(run_id)
-        story = []
+        found: list[str] = []
+        try:
+            found = self._disturbed(run_id, plan, plans, reference, story)
+        except Exception:
+            found = [f"the trial cannot go on: {traceback.format_exc()}"]
+        finally:
+            self._mend_all()
+        for problem in found:
+            self._tally.wrong(f"{run_id} in world {self._number} after {'; '.join(story)}: {problem}")
+        with self._tally.lock:
+            self._tally.runs += 1
+            print(f"\r{self._tally.progress()}   ", end="", file=sys.stderr, flush=True)
+            with open(self._folder / "runs.txt", "a") as log:
+                log.write(f"{time.monotonic() - began_s:6.1f} s {run_id} in world {self._number}: {'; '.join(story)}\n")
+        if found:
+            self._keep(run_id)
+            self.close()
+            self._begin()
+
+    def _disturbed(
+        self, run_id: str, plan: Plan, plans: deque[Plan], reference: Reference, story: list[str]
+    ) -> list[str]:
+        """Create, strike, wait, compare; answers what is wrong."""
+        choose = random.Random(plan.seed)  # noqa: S311 - chooses faults, guards nothing
+        drawn = draw_all(choose, plan.kinds, steps=RECIPE_STEPS, longest_s=self._longest_s)
+        missed: list[Fault] = []
+        patiently(lambda: self._client.runs.create(flow=RECIPE, run_id=run_id))
         for fault in drawn:
             if (reason := why_not(fault.kind, fault.what, self._world)) is not None:
                 self._tally.not_run[f"{fault.kind}:{fault.what}"] = reason
-                continue
-            self._await(run_id, fault)
-            self._strike(fault)
-            story.append(str(fault))
-        if is_killed:
+            elif self._await(run_id, fault):
+                story.append(str(fault))
+                self._strike(fault, missed)
+            else:
+                missed.append(fault)
+        if plan.is_killed:
             story.append("killed by its user")
             with contextlib.suppress(vi.ViConflictError):  # it had ended already
                 patiently(lambda: self._client.runs.kill(run_id))
         self._mend_all()
-        self._judge(run_id, reference, story, is_killed=is_killed)
+        was_out_of_memory = any(fault.kind == "memory" and fault not in missed for fault in drawn)
+        wrong = self._judge(run_id, reference, is_killed=plan.is_killed, was_out_of_memory=was_out_of_memory)
+        self._repeat(plan, plans, missed)
+        return wrong
 
-    def _strike(self, fault: Fault) -> None:
+    def _repeat(self, plan: Plan, plans: deque[Plan], missed: list[Fault]) -> None:
+        """What has not struck strikes another run: the composition of a trial is what was asked for."""
+        for fault in missed:
+            self._tally.missed[f"{fault.kind}:{fault.what}"] += 1
+            if plan.tries < TRIES_A_FAULT:
+                plans.append(Plan((fault.kind,), f"{plan.seed} again {plan.tries} {fault}", tries=plan.tries + 1))
+
+    def _strike(self, fault: Fault, missed: list[Fault]) -> None:
         if fault.kind == "power":
             self._mend_all()
         mend = strike(fault, self._world)
-        self._tally.struck[f"{fault.kind}:{fault.what}"] += 1
-        self._tally.kinds[fault.kind] += 1
-        self._tally.phases[fault.phase] += 1
-        if mend is not None:
-            thread = threading.Thread(target=_mend_later, args=(mend, fault.lasts_s))
-            thread.start()
-            self._mending.append(thread)
+        if mend is None:
+            missed.append(fault)
+            return
+        thread = threading.Thread(target=self._mend_later, args=(mend, fault, missed))
+        thread.start()
+        self._mending.append(thread)
+
+    def _mend_later(self, mend: Mend, fault: Fault, missed: list[Fault]) -> None:
+        time.sleep(fault.lasts_s)
+        if mend():
+            self._tally.count(fault)
+        else:
+            missed.append(fault)
 
     def _mend_all(self) -> None:
         for thread in self._mending:
             thread.join()
         self._mending.clear()
 
-    def _await(self, run_id: str, fault: Fault) -> None:
-        """Wait for the fault's moment: a phase, or a step; a run that ends before has missed it."""
+    def _await(self, run_id: str, fault: Fault) -> bool:
+        """Wait for the fault's moment: a phase, or a step; False when the run has ended before."""
         deadline_s = time.monotonic() + MOMENT_TIMEOUT_S
+        ask_at_s = 0.0
         while fault.phase != "Waiting" and time.monotonic() < deadline_s:
             events = self._world.events(run_id)
             step = max((event["step"] for event in events if event.get("ev") == "step"), default=0)
             phase = next((event["phase"] for event in reversed(events) if event.get("ev") == "phase"), "")
-            is_done = step >= RECIPE_STEPS and phase == "Saving"
-            if is_done or (phase == fault.phase and (phase != "Training" or step >= fault.at_step)):
-                return
-            time.sleep(0.005)
+            if step >= RECIPE_STEPS and phase == "Saving":  # as late as can be
+                return True
+            if step >= fault.at_step if fault.phase == "Training" else phase == fault.phase:
+                return True
+            if time.monotonic() >= ask_at_s:
+                with contextlib.suppress(vi.ViError):
+                    run = self._client.runs.get(run_id)
+                    if run.condition is not None and run.condition.is_final:
+                        return False
+                ask_at_s = time.monotonic() + ASK_EVERY_S
+            time.sleep(LOOK_EVERY_S)
+        return True
 
-    def _judge(self, run_id: str, reference: Reference, story: list[str], *, is_killed: bool) -> None:
+    def _judge(self, run_id: str, reference: Reference, *, is_killed: bool, was_out_of_memory: bool) -> list[str]:
         run = until_final(self._client, run_id, timeout_s=END_TIMEOUT_S)
         if run is None:
             last = patiently(lambda: self._client.runs.get(run_id)).status.conditions[-1]
+            end, attempts = "not ended", 0
             wrong = [f"has not ended: {last.condition.value} ({last.reason}) {last.message}"]
-            self._tally.ends["not ended"] += 1
-            with contextlib.suppress(vi.ViError):
-                self._client.runs.kill(run_id)
         else:
-            wrong = problems(self._world, self._client, run, reference, was_killed=is_killed)
-            self._tally.ends[run.condition.value if run.condition else "?"] += 1
-            self._tally.attempts += len(run.status.attempts)
+            end, attempts = run.condition.value if run.condition else "?", len(run.status.attempts)
+            wrong = problems(
+                self._world,
+                self._client,
+                run,
+                reference,
+                was_killed=is_killed,
+                was_out_of_memory=was_out_of_memory,
+            )
         wrong += [f"two trainers: {pair}" for pair in self._world.twice]
         self._world.twice.clear()
-        self._tally.runs += 1
-        self._tally.problems += [f"run {run_id} after {'; '.join(story)}: {problem}" for problem in wrong]
-        for problem in wrong:
-            print(f"\n{run_id} after {'; '.join(story)}: {problem}", file=sys.stderr)
-        total = self._faults
-        progress = f"{self._tally.faults}/{total} faults, {self._tally.runs} runs, {len(self._tally.problems)} wrong"
-        print(f"\r{progress}   ", end="", file=sys.stderr, flush=True)
+        with self._tally.lock:
+            self._tally.ends[end] += 1
+            self._tally.attempts += attempts
+        return wrong
 
-
-def _mend_later(mend: Mend, after_s: float) -> None:
-    time.sleep(after_s)
-    mend()
+    def _keep(self, run_id: str) -> None:
+        """Keep what tells of a problem: the run's document and folder, and the logs of its world, without weights."""
+        kept = self._folder / "problems" / run_id
+        with contextlib.suppress(Exception):
+            kept.mkdir(parents=True)
+            shutil.copytree(self._world.logs, kept / "logs")
+            shutil.copytree(
+                self._world.attempts_folder(run_id),
+                kept / "attempts",
+                ignore=shutil.ignore_patterns("*.safetensors", "*.lock"),
+            )
+        with contextlib.suppress(Exception):
+            (kept / "run.txt").write_text(repr(self._client.runs.get(run_id)))
 
 
 def chaos(
-    *, faults: int, seed: int, short: bool, folder: Path, minutes: float | None = None, only: str | None = None
+    *,
+    faults: int,
+    seed: int,
+    short: bool,
+    folder: Path,
+    minutes: float | None = None,
+    only: str | None = None,
+    worlds: int = WORLDS,
 ) -> Tally:
     """Run it all in a folder; leaves no process, mount, loop device or cgroup behind."""
     tally = Tally(seed)
-    began_s = time.monotonic()
-    choose = random.Random(f"kinds {seed}")  # noqa: S311
-    if short:
-        kinds = list(SHORT[:faults])
-        choose.shuffle(kinds)
-    else:
-        kinds = [only] * faults if only else choose.choices(list(WEIGHTS), weights=list(WEIGHTS.values()), k=faults)
-    with contextlib.ExitStack() as ends:
-        reason = disks.why_not()
-        disk = None if reason else _disk(folder)
-        if disk is not None:
-            ends.callback(disk.close)
-        world = World(folder, disk=disk, seed=seed, fakes_clock=True)
-        ends.callback(world.close)
-        world.start()
-        client = ends.enter_context(world.client())
-        at_work = Chaos(world, client, tally, faults=len(kinds), is_short=short)
-        if minutes is None:
-            at_work.run(kinds)
-        else:
-            with _at_most(minutes * 60):
-                at_work.run(kinds)
-        tally.problems += [f"left over at the end: {what}" for what in world.end()]
-        tally.slowest_answer_s = max(world.answered_after_s, default=0.0)
-    tally.seconds = time.monotonic() - began_s
+    kinds = list(SHORT[:faults]) if short else [only] * faults if only else shares(faults)
+    tally.wanted = len(kinds)
+    ends_at_s = None if minutes is None else tally.began_s + minutes * 60
+    with contextlib.ExitStack() as ends, ThreadPoolExecutor(worlds) as pool:
+
+        def begin(number: int) -> Chaos:
+            at_work = Chaos(folder, tally, number=number, is_short=short, ends_at_s=ends_at_s)
+            ends.callback(at_work.close)
+            return at_work
+
+        at_work = list(pool.map(begin, range(worlds)))
+        reference = at_work[0].reference()
+        for plans in plan_all(kinds, seed=seed, is_short=short):
+            list(pool.map(lambda one: one.work(plans, reference), at_work))  # noqa: B023
+        list(pool.map(Chaos.finish, at_work))
+    tally.seconds = time.monotonic() - tally.began_s
     return tally
 
 
-class _TimeIsUp(Exception):
-    pass
+def plan_all(kinds: list[str], *, seed: int, is_short: bool) -> tuple[deque[Plan], deque[Plan]]:
+    """The runs of a trial, in two lists that follow each other: those with a memory fault, and all others.
 
-
-@contextlib.contextmanager
-def _at_most(seconds: float) -> Any:
-    """Leave the block when time is up; what was tallied until then stands."""
-
-    def ring(*_: object) -> None:
-        raise _TimeIsUp
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(int(seconds))
-    try:
-        yield
-    except _TimeIsUp:
-        print("\ntime is up", file=sys.stderr)
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+    The kernel counts its kills for want of memory for the whole machine. A trainer that gets SIGKILL in one world while
+    another world's runs out of memory would be taken for one that did, so these have a time of their own.
+    """
+    choose = random.Random(f"plans {seed}")  # noqa: S311 - chooses faults, guards nothing
+    choose.shuffle(kinds)
+    rest = deque(kind for kind in kinds if kind != "memory")
+    first: deque[Plan] = deque()
+    then: deque[Plan] = deque()
+    for _ in range(len(kinds) - len(rest)):
+        beside = [rest.popleft() for _ in range(choose.choice((0, 1, 1, 2))) if rest]
+        first.append(Plan((*beside, "memory"), f"{seed} memory {len(first)}"))
+    while rest:
+        size = 4 if is_short else choose.choice(FAULTS_A_RUN)
+        taken = tuple(rest.popleft() for _ in range(min(size, len(rest))))
+        is_killed = not is_short and choose.random() < KILL_SHARE
+        then.append(Plan(taken, f"{seed} {len(then)}", is_killed=is_killed))
+    return first, then
 
 
 def _disk(folder: Path) -> disks.Disk | None:
@@ -224,9 +370,11 @@ def _disk(folder: Path) -> disks.Disk | None:
 def table(tally: Tally) -> str:
     lines = [f"seed {tally.seed}: {tally.faults} faults, {tally.runs} runs, {tally.attempts} attempts in "]
     lines[0] += f"{tally.seconds:.0f} s; {len(tally.problems)} problems"
-    lines += [f"  {name:24} {count:5}" for name, count in sorted(tally.struck.items())]
+    lines += [f"  {name:24} {count:5}" for name, count in sorted(tally.kinds.items())]
+    lines += [f"    {name:22} {count:5}" for name, count in sorted(tally.struck.items())]
     lines += [f"  {name:24} not run: {reason}" for name, reason in sorted(tally.not_run.items())]
     lines += [f"  phases: {dict(tally.phases)}", f"  ends: {dict(tally.ends)}"]
+    lines += [f"  missed, tried again with another run: {dict(tally.missed)}"] if tally.missed else []
     lines += [f"  server back at the latest after {tally.slowest_answer_s:.1f} s"]
     return "\n".join([*lines, *(f"  WRONG {problem}" for problem in tally.problems)])
 
@@ -249,6 +397,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="a dozen of eight kinds, in half a minute")
     parser.add_argument("--minutes", type=float, help="end after that long, with the numbers so far")
     parser.add_argument("--only", choices=list(WEIGHTS), help="faults of one kind")
+    parser.add_argument("--worlds", type=int, help=f"instances side by side; {WORLDS}, in the short form 1")
     parser.add_argument("--kill-server", type=int, metavar="N", help="instead: kill the server N times during one run")
     parser.add_argument("--power-cuts", type=int, metavar="N", help="instead: cut the database's power N times")
     parser.add_argument("--replays", type=int, metavar="N", help="instead: create one run N times, answers being lost")
@@ -259,6 +408,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))  # so that everything is ended and unmounted
     folder = Path(tempfile.mkdtemp(prefix="runyard-chaos-"))
+    is_kept = given.keep
     try:
         if given.kill_server or given.power_cuts or given.replays:
             return _trial(given, folder)
@@ -269,14 +419,20 @@ def main() -> int:
             folder=folder,
             minutes=given.minutes,
             only=given.only,
+            worlds=given.worlds or (1 if given.short else WORLDS),
         )
+        is_kept |= bool(tally.problems)
+        (folder / "table.txt").write_text(table(tally) + "\n")
+    except BaseException:
+        is_kept = True
+        raise
     finally:
         print(file=sys.stderr)
-        if given.keep:
+        if is_kept:
             print(f"logs are in {folder}", file=sys.stderr)
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(vars(tally) | {"faults": tally.faults}) if given.json else table(tally))
+    print(json.dumps(tally.document()) if given.json else table(tally))
     return 1 if tally.problems else 0
 
 

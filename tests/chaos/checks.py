@@ -30,20 +30,26 @@ class Reference:
     sha256: str
 
 
-def reference_of(world: World, client: vi.Client, run: Run) -> Reference:
+def reference_of(client: vi.Client, run: Run) -> Reference:
     points = metrics(client, run.run_id)
     return Reference(losses(points), evaluations(points), weights(client, run.run_id))
 
 
-def problems(world: World, client: vi.Client, run: Run, reference: Reference, *, was_killed: bool) -> list[str]:
-    """Everything that is wrong with a run that has ended."""
-    found = [*_wrong_end(run, was_killed=was_killed), *_wrong_history(run), *_overlaps(world, run)]
+def problems(
+    world: World, client: vi.Client, run: Run, reference: Reference, *, was_killed: bool, was_out_of_memory: bool
+) -> list[str]:
+    """Everything that is wrong with a run that has ended; ``was_out_of_memory``: the kernel ended its trainer."""
+    found = [
+        *_wrong_end(run, was_killed=was_killed, was_out_of_memory=was_out_of_memory),
+        *_wrong_history(run),
+        *_overlaps(world, run),
+    ]
+    is_whole = run.condition is not None and run.condition.value == "Succeeded"
+    found += _wrong_metrics(metrics(client, run.run_id), reference, is_whole=is_whole)
+    if is_whole and weights(client, run.run_id) != reference.sha256:
+        found.append("the final weights differ from those of the undisturbed run")
     if run.condition is not None and run.condition.value == "Cancelled":
         found += [f"Cancelled while {mark} lives" for _, mark in world.trainers() if run.run_id in mark]
-    else:
-        found += _wrong_metrics(metrics(client, run.run_id), reference)
-        if weights(client, run.run_id) != reference.sha256:
-            found.append("the final weights differ from those of the undisturbed run")
     return [*found, *_leftovers(world, run)]
 
 
@@ -67,9 +73,12 @@ def weights(client: vi.Client, run_id: str) -> str:
         return "+".join(sha256_of(path) for path in sorted(model.model_path.rglob("*.safetensors")))
 
 
-def _wrong_end(run: Run, *, was_killed: bool) -> Iterator[str]:
+def _wrong_end(run: Run, *, was_killed: bool, was_out_of_memory: bool) -> Iterator[str]:
+    """A run that the kernel ended for want of memory is Failed for exactly that, as its recipe wants it."""
     last = run.status.conditions[-1]
-    if last.condition.value not in ({"Cancelled", "Succeeded"} if was_killed else {"Succeeded"}):
+    right = {"Cancelled", "Succeeded"} if was_killed else {"Succeeded"}
+    is_out_of_memory = was_out_of_memory and (last.condition.value, last.reason) == ("Failed", "OutOfMemory")
+    if last.condition.value not in right and not is_out_of_memory:
         yield f"ended as {last.condition.value} ({last.reason}): {last.message}"
 
 
@@ -93,8 +102,11 @@ def _overlaps(world: World, run: Run) -> Iterator[str]:
             yield f"attempts {one} and {other} trained at the same time"
 
 
-def _wrong_metrics(points: list[MetricPoint], reference: Reference) -> Iterator[str]:
-    """Each step and evaluation once an attempt, no gap where one attempt follows another, every value as it should."""
+def _wrong_metrics(points: list[MetricPoint], reference: Reference, *, is_whole: bool) -> Iterator[str]:
+    """Each step and evaluation once an attempt, no gap where one attempt follows another, every value as it should.
+
+    A run that was ended early (``is_whole`` is False) has measured less, but nothing else.
+    """
     seen: set[tuple[int, int, bool]] = set()
     last_step = 0
     for point in points:
@@ -106,11 +118,14 @@ def _wrong_metrics(points: list[MetricPoint], reference: Reference) -> Iterator[
             if point.step > last_step + 1:
                 yield f"steps {last_step + 1} to {point.step - 1} are missing (before attempt {point.attempt})"
             last_step = point.step
-    if losses(points) != reference.losses:
-        wrong = sorted(set(losses(points).items()) ^ set(reference.losses.items()))
-        yield f"losses differ from the undisturbed run's, first at step {wrong[0][0]}"
-    if evaluations(points) != reference.evaluations:
-        yield "evaluations differ from the undisturbed run's"
+    for what, found, wanted in (
+        ("losses", losses(points), reference.losses),
+        ("evaluations", evaluations(points), reference.evaluations),
+    ):
+        wrong = [step for step in sorted(found) if found[step] != wanted.get(step)]
+        wrong += [step for step in sorted(wanted) if is_whole and step not in found]
+        if wrong:
+            yield f"{what} differ from the undisturbed run's, first at step {wrong[0]}"
 
 
 def _leftovers(world: World, run: Run) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """The faults: what is broken, for how long, and whether this machine lets us.
 
-A fault is chosen from a seed and does two things: ``strike`` breaks something now and returns how to mend it, or None
-when nothing is to be mended. Kinds that need more than an ordinary user has say in ``why_not`` what is missing, and are
-then counted as not run.
+A fault is chosen from a seed. ``strike`` breaks something now and answers how to mend it, or None when there was nothing
+to break, such as a process that does not live at this moment; mending tells whether the fault has really struck. Kinds
+that need more than an ordinary user has say in ``why_not`` what is missing, and are then counted as not run.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from link import SPOILT
 from world import World
 
 from runyard import processes
+from runyard.seams import Identity
 
 PARTS = ("server", "controller", "supervisor", "trainer", "warm")
 # How often each kind is drawn; the shares of a thousand.
 WEIGHTS = {"kill": 300, "stop": 200, "link": 200, "power": 100, "disk": 80, "memory": 40, "clock": 40, "abort": 40}
 SHORT = ("kill", "stop", "link", "memory", "disk", "kill", "clock", "link", "abort", "stop", "kill", "power")
+PARTS_WITHOUT_RUN = ("server", "controller", "warm")
 PHASES = ("Waiting", "Preparing", "Training", "Training", "Evaluating", "Saving", "Reporting")
 MEMORY = Path("/sys/fs/cgroup/memory")
-Mend = Callable[[], None]
+Mend = Callable[[], bool]  # whether it has struck
+STRIKES_WITHIN_S = 5.0  # a fault that waits for its victim's next step or save waits that long
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,45 @@ class Fault:
         return f"{self.kind}:{self.what} at {self.phase}" + (f" {self.at_step}" if self.phase == "Training" else "")
 
 
-def draw(choose: random.Random, kind: str, *, steps: int, longest_s: float) -> Fault:
+def shares(faults: int) -> list[str]:
+    """As many of each kind as ``WEIGHTS`` says, exactly; what is left over by rounding goes to the largest remainders."""
+    exact = {kind: faults * weight / sum(WEIGHTS.values()) for kind, weight in WEIGHTS.items()}
+    counts = {kind: int(share) for kind, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda kind: counts[kind] - exact[kind])
+    for kind in by_remainder[: faults - sum(counts.values())]:
+        counts[kind] += 1
+    return [kind for kind, count in counts.items() for _ in range(count)]
+
+
+def draw_all(choose: random.Random, kinds: tuple[str, ...], *, steps: int, longest_s: float) -> list[Fault]:
+    """The faults of one run, in the order of their moments; a memory fault, which ends the run, comes last.
+
+    Beside a memory fault no other sends SIGKILL to a trainer: the kernel counts its kills for the whole machine.
+    """
+    ends_by_memory = "memory" in kinds
+    drawn = [_draw(choose, kind, ends_by_memory, steps=steps, longest_s=longest_s) for kind in kinds]
+    return sorted(drawn, key=lambda fault: (fault.kind == "memory", PHASES.index(fault.phase), fault.at_step))
+
+
+def _draw(choose: random.Random, kind: str, ends_by_memory: bool, *, steps: int, longest_s: float) -> Fault:
     """One fault of a kind, with part, moment and length."""
+    phase = choose.choice(PHASES[:4] if ends_by_memory else PHASES)
+    at_step = choose.randrange(1, steps // 4) if ends_by_memory else choose.randrange(1, steps)
+    if kind == "memory":
+        phase, at_step = "Training", choose.randrange(steps // 4, steps // 2)
+    # Before a run is placed it has no supervisor and no trainer, and once it is trained no trainer.
+    has = {"Waiting": ("server", "controller", "warm"), "Reporting": ("server", "controller", "supervisor", "warm")}
+    parts = has.get(phase, PARTS)
     what = {
-        "kill": lambda: choose.choice(PARTS),
-        "stop": lambda: choose.choice(PARTS),
+        "kill": lambda: choose.choice([part for part in parts if not ends_by_memory or part in PARTS_WITHOUT_RUN]),
+        "stop": lambda: choose.choice(parts),
         "link": lambda: choose.choice(SPOILT),
         "disk": lambda: choose.choice(("full", "eio-trainer", "eio-server")),
         "clock": lambda: choose.choice(("+3600", "-3600")),
     }.get(kind, lambda: {"power": "cut", "memory": "trainer", "abort": "server"}[kind])()
-    phase = "Training" if kind == "memory" else choose.choice(PHASES)
-    return Fault(kind, what, phase, choose.randrange(1, steps), choose.uniform(0.2, longest_s))
+    if what == "eio-trainer":
+        phase, at_step = "Training", min(at_step, steps // 2)  # it saves every eight steps
+    return Fault(kind, what, phase, at_step if phase == "Training" else 0, choose.uniform(0.2, longest_s))
 
 
 def why_not(kind: str, what: str, world: World) -> str | None:
@@ -73,65 +104,83 @@ def why_not(kind: str, what: str, world: World) -> str | None:
 
 
 def strike(fault: Fault, world: World) -> Mend | None:
-    """Break it now. A part that does not live at this moment is not hit, which is as good a moment as any."""
+    """Break it now; None when there is nothing to break."""
     match fault.kind:
         case "kill" | "abort":
-            _signal(world, fault.what, signal.SIGKILL if fault.kind == "kill" else signal.SIGABRT)
+            return _signal(world, fault.what, signal.SIGKILL if fault.kind == "kill" else signal.SIGABRT)
         case "stop":
             return _stop(world, fault.what)
         case "link":
             world.link.spoil(fault.what)  # type: ignore[arg-type]
-            return world.link.heal
+            return _then(world.link.heal)
         case "power":
             world.cut_power()
+            return _then(lambda: None)
         case "disk" if fault.what == "full":
             assert world.disk is not None
             world.disk.fill()
-            return world.disk.free
+            return _then(world.disk.free)
         case "disk":
             return _fail_fsync(world, fault.what.partition("-")[2])
         case "memory":
             return _take_memory(world)
-        case "clock":
+        case _:
             world.step_clock(int(fault.what))
-            return lambda: world.step_clock(0)
-    return None
+            return _then(lambda: world.step_clock(0))
 
 
-def _signal(world: World, part: str, number: int) -> None:
+def _then(mend: Callable[[], None]) -> Mend:
+    """A fault that strikes without fail."""
+
+    def mended() -> bool:
+        mend()
+        return True
+
+    return mended
+
+
+def _signal(world: World, part: str, number: int) -> Mend | None:
     identity = world.find(part)
-    if identity is not None:
-        processes.send_signal(identity, number)
+    if identity is None or not processes.send_signal(identity, number):
+        return None
+    return _then(lambda: None)
 
 
 def _stop(world: World, part: str) -> Mend | None:
     identity = world.find(part)
-    if identity is None:
+    if identity is None or not processes.send_signal(identity, signal.SIGSTOP):
         return None
-    processes.send_signal(identity, signal.SIGSTOP)
+    return _then(lambda: _send(identity, signal.SIGCONT))
 
-    def go_on() -> None:
-        processes.send_signal(identity, signal.SIGCONT)
 
-    return go_on
+def _send(identity: Identity, number: int) -> None:
+    processes.send_signal(identity, number)
 
 
 def _fail_fsync(world: World, part: str) -> Mend | None:
-    """Let the next fsync and fdatasync of a part fail with EIO, by a tracer that then lets go."""
+    """Let the next fsync or fdatasync of a part fail with EIO, by a tracer that then lets go."""
     identity = world.find(part)
     if identity is None:
         return None
-    command = ["strace", "-f", "-q", "-o", "/dev/null", "-p", str(identity.pid)]
+    seen = world.logs / f"strace-{identity.pid}"
+    command = ["strace", "-f", "-q", "-o", str(seen), "-p", str(identity.pid)]
     command += ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO:when=1"]
     tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def let_go() -> None:
+    def has_struck() -> bool:
+        with contextlib.suppress(OSError):
+            return "(INJECTED)" in seen.read_text()
+        return False
+
+    def let_go() -> bool:
+        _wait_for(lambda: has_struck() or tracer.poll() is not None)
         tracer.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             tracer.wait(5)
         if tracer.poll() is None:
             tracer.kill()
             tracer.wait()
+        return has_struck()
 
     return let_go
 
@@ -141,22 +190,33 @@ def _take_memory(world: World) -> Mend | None:
     identity = world.find("trainer")
     if identity is None:
         return None
-    group = MEMORY / f"runyard-chaos-{os.getpid()}"
+    group = MEMORY / f"runyard-chaos-{os.getpid()}-{world.port}-{identity.pid}"
     group.mkdir(exist_ok=True)
     (group / "memory.limit_in_bytes").write_text("1048576")
     with contextlib.suppress(OSError):
         (group / "cgroup.procs").write_text(str(identity.pid))
 
-    def remove() -> None:
-        with contextlib.suppress(OSError):
-            (group / "memory.limit_in_bytes").write_text("-1")
-            for pid in (group / "cgroup.procs").read_text().split():
-                with contextlib.suppress(OSError):
-                    (MEMORY / "cgroup.procs").write_text(pid)
+    def has_struck() -> bool:
+        return "oom_kill 0" not in (group / "memory.oom_control").read_text().splitlines()
+
+    def remove() -> bool:
+        _wait_for(lambda: has_struck() or processes.liveness(identity) == "dead")
+        (group / "memory.limit_in_bytes").write_text("-1")
+        for pid in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):
+                (MEMORY / "cgroup.procs").write_text(pid)
+        struck = has_struck()
         for _ in range(50):
             with contextlib.suppress(OSError):
                 group.rmdir()
-                return
+                break
             time.sleep(0.02)
+        return struck
 
     return remove
+
+
+def _wait_for(is_over: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + STRIKES_WITHIN_S
+    while not is_over() and time.monotonic() < deadline_s:
+        time.sleep(0.01)

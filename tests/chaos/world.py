@@ -32,7 +32,7 @@ from vi.api.resources.runs.responses import Run
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 START_TIMEOUT_S = 60.0
 WATCH_EVERY_S = 0.05
-RECIPE_STEPS = 40
+RECIPE_STEPS = 64
 RECIPE: dict[str, Any] = {
     "name": "Chaos",
     "settings": {"attempts": 100},
@@ -57,8 +57,8 @@ class World:
         self.disk = disk
         self.base = (disk.folder if disk else folder) / "d"
         self.server_dir, self.machine_dir = self.base / "s", self.base / "m"
-        self._logs = folder / "logs"
-        self._logs.mkdir(parents=True)
+        self.logs = folder / "logs"
+        self.logs.mkdir(parents=True)
         self._clock_file = folder / "clock" if fakes_clock and FAKETIME else None
         self.port = _free_port()
         self.link = Link(("127.0.0.1", self.port), seed=seed)
@@ -119,7 +119,7 @@ class World:
                 "DONT_FAKE_MONOTONIC": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
-        with open(self._logs / f"{name}.log", "ab") as log:
+        with open(self.logs / f"{name}.log", "ab") as log:
             command = [sys.executable, "-P", "-m", f"runyard.{name}"]
             self.children[name] = subprocess.Popen(
                 command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -134,7 +134,7 @@ class World:
         """Seconds until the server answers."""
         began_s = time.monotonic()
         while not self._answers():
-            assert time.monotonic() - began_s < START_TIMEOUT_S, f"the server is not up; see {self._logs}/server.log"
+            assert time.monotonic() - began_s < START_TIMEOUT_S, f"the server is not up; see {self.logs}/server.log"
             time.sleep(0.02)
         return time.monotonic() - began_s
 
