@@ -41,7 +41,7 @@ LOOK_EVERY_S, ASK_EVERY_S = 0.01, 0.5
 KILL_SHARE = 0.1  # of the long form's runs are also killed by their user
 TRIES_A_FAULT = 5  # one that found its target gone, or its moment past, strikes another run instead
 WORLDS = 3
-FAULTS_A_RUN = (1, 2, 2, 3, 3, 4)
+FAULTS_A_RUN = (1, 2, 3, 3, 4)
 
 
 @dataclass(frozen=True)

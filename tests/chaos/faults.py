@@ -24,7 +24,8 @@ from world import World
 from runyard import processes
 from runyard.seams import Identity
 
-PARTS = ("server", "controller", "supervisor", "trainer", "warm")
+# How often each part is hit. A dead warm parent costs its machine five seconds of importing, and teaches least.
+PARTS = {"server": 3, "controller": 2, "supervisor": 3, "trainer": 3, "warm": 1}
 # How often each kind is drawn; the shares of a thousand.
 WEIGHTS = {"kill": 300, "stop": 200, "link": 200, "power": 100, "disk": 80, "memory": 40, "clock": 40, "abort": 40}
 SHORT = ("kill", "stop", "link", "memory", "disk", "kill", "clock", "link", "abort", "stop", "kill", "power")
@@ -75,12 +76,11 @@ def _draw(choose: random.Random, kind: str, ends_by_memory: bool, *, steps: int,
     at_step = choose.randrange(1, steps // 4) if ends_by_memory else choose.randrange(1, steps)
     if kind == "memory":
         phase, at_step = "Training", choose.randrange(steps // 4, steps // 2)
-    # Before a run is placed it has no supervisor and no trainer, and once it is trained no trainer.
-    has = {"Waiting": ("server", "controller", "warm"), "Reporting": ("server", "controller", "supervisor", "warm")}
-    parts = has.get(phase, PARTS)
+    parts = [part for part in PARTS if part in PARTS_WITHOUT_RUN or phase != "Waiting"]
+    parts = [part for part in parts if part != "trainer" or phase != "Reporting"]
     what = {
-        "kill": lambda: choose.choice([part for part in parts if not ends_by_memory or part in PARTS_WITHOUT_RUN]),
-        "stop": lambda: choose.choice(parts),
+        "kill": lambda: _part(choose, [part for part in parts if not ends_by_memory or part in PARTS_WITHOUT_RUN]),
+        "stop": lambda: _part(choose, parts),
         "link": lambda: choose.choice(SPOILT),
         "disk": lambda: choose.choice(("full", "eio-trainer", "eio-server")),
         "clock": lambda: choose.choice(("+3600", "-3600")),
@@ -88,6 +88,10 @@ def _draw(choose: random.Random, kind: str, ends_by_memory: bool, *, steps: int,
     if what == "eio-trainer":
         phase, at_step = "Training", min(at_step, steps // 2)  # it saves every eight steps
     return Fault(kind, what, phase, at_step if phase == "Training" else 0, choose.uniform(0.2, longest_s))
+
+
+def _part(choose: random.Random, parts: list[str]) -> str:
+    return choose.choices(parts, weights=[PARTS[part] for part in parts])[0]
 
 
 def why_not(kind: str, what: str, world: World) -> str | None:
