@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from link import SPOILT
-from world import World
+from world import CLOCK_STEPS_WITHIN_S, World
 
 from runyard import processes
 from runyard.seams import Identity
@@ -87,7 +87,8 @@ def _draw(choose: random.Random, kind: str, ends_by_memory: bool, *, steps: int,
     }.get(kind, lambda: {"power": "cut", "memory": "trainer", "abort": "server"}[kind])()
     if what == "eio-trainer":
         phase, at_step = "Training", min(at_step, steps // 2)  # it saves every eight steps
-    return Fault(kind, what, phase, at_step if phase == "Training" else 0, choose.uniform(0.2, longest_s))
+    lasts_s = choose.uniform(0.2, longest_s) + (CLOCK_STEPS_WITHIN_S if kind == "clock" else 0)
+    return Fault(kind, what, phase, at_step if phase == "Training" else 0, lasts_s)
 
 
 def _part(choose: random.Random, parts: list[str]) -> str:

@@ -30,6 +30,7 @@ from runyard.seams import Identity
 from vi.api.resources.runs.responses import Run
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+CLOCK_STEPS_WITHIN_S = 1
 START_TIMEOUT_S = 60.0
 WATCH_EVERY_S = 0.05
 RECIPE_STEPS = 64
@@ -115,7 +116,10 @@ class World:
             environ |= {
                 "LD_PRELOAD": str(FAKETIME),
                 "FAKETIME_TIMESTAMP_FILE": str(self._clock_file),
-                "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_CACHE_DURATION": str(
+                    CLOCK_STEPS_WITHIN_S
+                ),  # without a cache each look at a clock reads the file
+                "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # its waits on conditions would turn at full speed
                 "DONT_FAKE_MONOTONIC": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
