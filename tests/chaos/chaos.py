@@ -1,9 +1,9 @@
 """Break a running instance again and again, and see whether every run comes through: ``make chaos FAULTS=1000 SEED=1``.
 
 A run is created, some faults strike it at chosen moments (some while another still lasts), and when it has ended it is
-compared with an undisturbed run of the same recipe. Several instances, *worlds*, are broken side by side; each takes its
-next run from one list, which is the same for the same seed. What the kernel's scheduler makes of it is its own. Exits 0
-when nothing was wrong, 1 otherwise; the folders and logs of what was wrong are kept.
+compared with an undisturbed run of the same recipe. Several instances, *worlds*, are broken side by side; each takes
+its next run from one list, which is the same for the same seed. What the kernel's scheduler makes of it is its own.
+Exits 0 when nothing was wrong, 1 otherwise; the folders and logs of what was wrong are kept.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import disk as disks
+import saving
 import trials
 from checks import Reference, problems, reference_of
 from faults import SHORT, WEIGHTS, Fault, Mend, draw_all, shares, strike, why_not
@@ -41,6 +42,7 @@ LOOK_EVERY_S, ASK_EVERY_S = 0.01, 0.5
 KILL_SHARE = 0.1  # of the long form's runs are also killed by their user
 TRIES_A_FAULT = 5  # one that found its target gone, or its moment past, strikes another run instead
 WORLDS = 3
+TRIALS = ("kill_server", "power_cuts", "checkpoint_cuts", "replays")
 FAULTS_A_RUN = (1, 2, 3, 3, 4)
 
 
@@ -384,6 +386,8 @@ def _trial(given: argparse.Namespace, folder: Path) -> int:
         numbers = trials.kill_server(folder, kills=given.kill_server, seed=given.seed)
     elif given.power_cuts:
         numbers = trials.power_cuts(folder, cuts=given.power_cuts, seed=given.seed)
+    elif given.checkpoint_cuts:
+        numbers = saving.checkpoint_cuts(folder, cuts=given.checkpoint_cuts, seed=given.seed)
     else:
         numbers = trials.replays(folder, creates=given.replays, threads=given.threads, seed=given.seed)
     print(json.dumps(numbers))
@@ -400,6 +404,9 @@ def main() -> int:
     parser.add_argument("--worlds", type=int, help=f"instances side by side; {WORLDS}, in the short form 1")
     parser.add_argument("--kill-server", type=int, metavar="N", help="instead: kill the server N times during one run")
     parser.add_argument("--power-cuts", type=int, metavar="N", help="instead: cut the database's power N times")
+    parser.add_argument(
+        "--checkpoint-cuts", type=int, metavar="N", help="instead: cut a saving trainer's power N times"
+    )
     parser.add_argument("--replays", type=int, metavar="N", help="instead: create one run N times, answers being lost")
     parser.add_argument("--threads", type=int, default=50, help="for --replays")
     parser.add_argument("--keep", action="store_true", help="keep the logs and say where they are")
@@ -410,7 +417,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="runyard-chaos-"))
     is_kept = given.keep
     try:
-        if given.kill_server or given.power_cuts or given.replays:
+        if any(getattr(given, name) for name in TRIALS):
             return _trial(given, folder)
         tally = chaos(
             faults=given.faults,

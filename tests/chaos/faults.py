@@ -1,8 +1,8 @@
 """The faults: what is broken, for how long, and whether this machine lets us.
 
-A fault is chosen from a seed. ``strike`` breaks something now and answers how to mend it, or None when there was nothing
-to break, such as a process that does not live at this moment; mending tells whether the fault has really struck. Kinds
-that need more than an ordinary user has say in ``why_not`` what is missing, and are then counted as not run.
+A fault is chosen from a seed. ``strike`` breaks something now and answers how to mend it, or None when there was
+nothing to break, such as a process that does not live at this moment; mending tells whether the fault has really
+struck. Kinds that need more than an ordinary user has say in ``why_not`` what is missing, and are counted as not run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Fault:
 
 
 def shares(faults: int) -> list[str]:
-    """As many of each kind as ``WEIGHTS`` says, exactly; what is left over by rounding goes to the largest remainders."""
+    """As many of each kind as ``WEIGHTS`` says, exactly; largest remainders get what rounding leaves."""
     exact = {kind: faults * weight / sum(WEIGHTS.values()) for kind, weight in WEIGHTS.items()}
     counts = {kind: int(share) for kind, share in exact.items()}
     by_remainder = sorted(exact, key=lambda kind: counts[kind] - exact[kind])

@@ -217,9 +217,7 @@ class World:
         for pid in ours:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGSTOP)
-        deadline_s = time.monotonic() + 10
-        while any(_state(pid) in "RSD" for pid in ours) and time.monotonic() < deadline_s:
-            time.sleep(0.001)
+        wait_until_stopped(ours)
 
     def cut_power(self, on_cut: Callable[[], None] = lambda: None) -> None:
         """The machine loses power: processes and disk stop, every process is gone, and all comes up again.
@@ -329,6 +327,13 @@ def until_final(client: vi.Client, run_id: str, *, timeout_s: float) -> Run | No
             return run
         time.sleep(0.1)
     return None
+
+
+def wait_until_stopped(pids: list[int]) -> None:
+    """After SIGSTOP: wait until the kernel says that none of them runs."""
+    deadline_s = time.monotonic() + 10
+    while any(_state(pid) in "RSD" for pid in pids) and time.monotonic() < deadline_s:
+        time.sleep(0.001)
 
 
 def _waits_at_gate(pid: int) -> bool:
