@@ -1,8 +1,8 @@
 """Power cuts while a trainer saves checkpoint after checkpoint: ``chaos --checkpoint-cuts 200``.
 
 The real trainer, on a disk of its own, saves after each step; its power is cut at moments drawn from a seed, and the
-next attempt goes on from what ``supervisor.resume`` takes. Trainers are forked from this process, as from a warm parent,
-so that a cut costs no import. In the end one undisturbed trainer says what every loss should have been.
+next attempt goes on from what ``supervisor.resume`` takes. Trainers are forked from this process, as from a warm
+parent, so that a cut costs no import. In the end one undisturbed trainer says what every loss should have been.
 """
 
 from __future__ import annotations

@@ -52,9 +52,18 @@ RECIPE: dict[str, Any] = {
 
 
 class World:
-    """An instance over ``folder``; ``disk`` is where its data lies, if there is one."""
+    """An instance over ``folder``; ``disk`` is where its data lies, ``environ`` are settings other than the usual."""
 
-    def __init__(self, folder: Path, *, disk: Disk | None = None, seed: int = 0, fakes_clock: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        disk: Disk | None = None,
+        seed: int = 0,
+        fakes_clock: bool = False,
+        environ: dict[str, str] | None = None,
+    ):
+        self._environ = environ or {}
         self.disk = disk
         self.base = (disk.folder if disk else folder) / "d"
         self.server_dir, self.machine_dir = self.base / "s", self.base / "m"
@@ -110,6 +119,7 @@ class World:
             "RUNYARD_LEASE_S": "3",
             "RUNYARD_GRACE_S": "5",
             "OMP_NUM_THREADS": "1",
+            **self._environ,
         }
         # Only the server: under libfaketime, sleeping to a moment of the true monotonic clock fails with EINVAL.
         if self._clock_file is not None and name == "server":

@@ -1,0 +1,176 @@
+"""How soon the truth stands in ``client.runs.get``: ``chaos --notice N``, and ``--starve SECONDS`` for false alarms.
+
+For ``--notice`` a run trains and a part of it is ended; the clock runs from the death of that process, as the kernel
+tells it, until the run's document names the cause. The lease is the default of a deployment. For ``--starve`` a run
+trains beside twice as many spinning processes as there are cores, and must not lose its lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from faults import Fault, Mend, strike, why_not
+from world import RECIPE, World, until_final
+
+import vi
+from runyard import processes
+from runyard.seams import Identity
+from runyard.settings import Settings
+from vi.api.resources.runs.responses import Run
+
+ENDLESS_STEPS = 10_000
+TRAINS_WITHIN_S, NOTICED_WITHIN_S, DIES_WITHIN_S = 60.0, 60.0, 20.0
+LOOK_EVERY_S = 0.005
+# What is ended, and how the run's document then begins to say so.
+CASES = {
+    "trainer SIGKILL": "killed by SIGKILL",
+    "trainer SIGSEGV": "killed by SIGSEGV",
+    "trainer exit 1": "exit code 1",
+    "trainer out of memory": "out of memory",
+    "supervisor SIGKILL": "the supervisor was lost",
+    "supervisor and controller SIGKILL": "the supervisor was lost",
+    "machine gone": "nothing was heard from",
+}
+
+
+def notice(folder: Path, *, times: int, seed: int) -> dict[str, Any]:
+    """Seconds from a death to its cause in the run's document, per case."""
+    world = World(folder, seed=seed, environ={"RUNYARD_LEASE_S": str(Settings.lease_s)})
+    found: list[str] = []
+    seconds: dict[str, list[float]] = {}
+    not_run: dict[str, str] = {}
+    try:
+        world.start()
+        with world.client() as client:
+            for case, words in CASES.items():
+                if (reason := _why_not(case, world)) is not None:
+                    not_run[case] = reason
+                    continue
+                for time_number in range(1, times + 1):
+                    try:
+                        seconds.setdefault(case, []).append(_measure(world, client, case, words))
+                    except (AssertionError, TimeoutError) as error:
+                        found.append(f"{case}, time {time_number}: {error}")
+                    print(f"\r{case}: {time_number}/{times}, {len(found)} wrong  ", end="", file=sys.stderr, flush=True)
+        return {"times": times, "notRun": not_run, **_spread(seconds), "problems": found}
+    finally:
+        world.close()
+
+
+def _why_not(case: str, world: World) -> str | None:
+    if case == "trainer exit 1":
+        return why_not("disk", "eio-trainer", world)
+    return why_not("memory", "trainer", world) if case == "trainer out of memory" else None
+
+
+def _measure(world: World, client: vi.Client, case: str, words: str) -> float:
+    run_id = _train(world, client)
+    trainer, supervisor = world.find("trainer"), world.find("supervisor")
+    assert trainer is not None and supervisor is not None, "nothing trains"
+    mend: Mend | None = None
+    try:
+        mend = _end(world, case, trainer, supervisor)
+        victim = trainer if case.startswith("trainer") else supervisor
+        _until(lambda: processes.liveness(victim) == "dead", DIES_WITHIN_S, "the death")
+        died_s = time.monotonic()
+        _until(lambda: words in _told(client.runs.get(run_id)), NOTICED_WITHIN_S, f"{words!r}")
+        return time.monotonic() - died_s
+    finally:
+        if mend is not None:
+            mend()
+        world.go_on()
+        with contextlib.suppress(vi.ViConflictError):
+            client.runs.kill(run_id)
+        until_final(client, run_id, timeout_s=NOTICED_WITHIN_S)
+
+
+def _end(world: World, case: str, trainer: Identity, supervisor: Identity) -> Mend | None:
+    match case:
+        case "trainer SIGKILL" | "trainer SIGSEGV":
+            processes.send_signal(trainer, signal.Signals[case.split()[1]])
+        case "trainer exit 1":
+            return strike(Fault("disk", "eio-trainer", "Training", 1, 0), world)
+        case "trainer out of memory":
+            return strike(Fault("memory", "trainer", "Training", 1, 0), world)
+        case "supervisor SIGKILL":
+            processes.send_signal(supervisor, signal.SIGKILL)
+        case "supervisor and controller SIGKILL":
+            world.children["controller"].kill()
+            processes.send_signal(supervisor, signal.SIGKILL)
+        case "machine gone":
+            world.rest()
+            world.children["controller"].kill()
+            processes.send_signal(supervisor, signal.SIGKILL)
+    return None
+
+
+def _train(world: World, client: vi.Client) -> str:
+    """A run that has taken steps and would take many more."""
+    recipe = copy.deepcopy(RECIPE)
+    recipe["blocks"][1]["settings"]["hyperparameters"]["maxSteps"] = ENDLESS_STEPS
+    run_id = str(uuid.uuid4())
+    client.runs.create(flow=recipe, run_id=run_id)
+    _until(lambda: any(event.get("ev") == "step" for event in world.events(run_id)), TRAINS_WITHIN_S, "the first step")
+    return run_id
+
+
+def _told(run: Run) -> str:
+    """The causes of attempts that have ended, and what the newest condition says."""
+    return " ".join([*(attempt.cause for attempt in run.status.attempts), run.status.conditions[-1].message])
+
+
+def _spread(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    return {
+        case: {
+            "medianS": round(statistics.median(values), 2),
+            "p99S": round(sorted(values)[math.ceil(0.99 * len(values)) - 1], 2),
+            "maxS": round(max(values), 2),
+        }
+        for case, values in seconds.items()
+    }
+
+
+def starve(folder: Path, *, seconds: float, seed: int) -> dict[str, Any]:
+    """Train beside twice as many spinning processes as there are cores; the lease must not be lost."""
+    spinning: list[subprocess.Popen[bytes]] = []
+    world = World(folder, seed=seed, environ={"RUNYARD_LEASE_S": str(Settings.lease_s)})
+    try:
+        world.start()
+        with world.client() as client:
+            run_id = _train(world, client)
+            count = 2 * (os.cpu_count() or 1)
+            spinning += [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+            ends_at_s = time.monotonic() + seconds
+            found: list[str] = []
+            while time.monotonic() < ends_at_s and not found:
+                run = client.runs.get(run_id)
+                if len(run.status.attempts) != 1 or run.status.attempts[0].cause or "heard" in _told(run):
+                    found.append(f"the lease was lost: {_told(run)}")
+                time.sleep(0.5)
+            steps = sum(event.get("ev") == "step" for event in world.events(run_id))
+            return {"spinning": count, "seconds": seconds, "stepsTaken": steps, "problems": found}
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+        world.close()
+
+
+def _until(is_true: Callable[[], Any], timeout_s: float, what: str) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not is_true():
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"{what} did not come within {timeout_s:g} s")
+        time.sleep(LOOK_EVERY_S)
