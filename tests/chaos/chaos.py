@@ -29,6 +29,7 @@ from typing import Any
 
 import disk as disks
 import noticing
+import nth
 import saving
 import trials
 from checks import Reference, problems, reference_of
@@ -43,7 +44,7 @@ LOOK_EVERY_S, ASK_EVERY_S = 0.01, 0.5
 KILL_SHARE = 0.1  # of the long form's runs are also killed by their user
 TRIES_A_FAULT = 5  # one that found its target gone, or its moment past, strikes another run instead
 WORLDS = 3
-TRIALS = ("kill_server", "power_cuts", "checkpoint_cuts", "notice", "starve", "replays")
+TRIALS = ("kill_server", "power_cuts", "checkpoint_cuts", "notice", "starve", "nth", "replays")
 FAULTS_A_RUN = (1, 2, 3, 3, 4)
 
 
@@ -391,6 +392,8 @@ def _trial(given: argparse.Namespace, folder: Path) -> int:
         numbers = noticing.notice(folder, times=given.notice, seed=given.seed)
     elif given.starve:
         numbers = noticing.starve(folder, seconds=given.starve, seed=given.seed)
+    elif given.nth:
+        numbers = nth.nth(folder, share=given.nth, seed=given.seed)
     elif given.checkpoint_cuts:
         numbers = saving.checkpoint_cuts(folder, cuts=given.checkpoint_cuts, seed=given.seed)
     else:
@@ -414,6 +417,7 @@ def main() -> int:
     )
     parser.add_argument("--notice", type=int, metavar="N", help="instead: how soon a death is told, N times each kind")
     parser.add_argument("--starve", type=float, metavar="SECONDS", help="instead: train beside twice the cores of load")
+    parser.add_argument("--nth", type=float, metavar="SHARE", help="instead: fail every n-th system call, or a share")
     parser.add_argument("--replays", type=int, metavar="N", help="instead: create one run N times, answers being lost")
     parser.add_argument("--threads", type=int, default=50, help="for --replays")
     parser.add_argument("--keep", action="store_true", help="keep the logs and say where they are")

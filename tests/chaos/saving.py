@@ -44,7 +44,7 @@ def checkpoint_cuts(folder: Path, *, cuts: int, seed: int) -> dict[str, Any]:
     try:
         run = disk.folder / "run"
         for cut in range(1, cuts + 1):
-            attempt = _place(run, cut, save_every_steps=1)
+            attempt = place(run, cut, save_every_steps=1)
             prepare(attempt)
             resumed = newest_proven(attempt)
             trainer = _fork(attempt)
@@ -79,7 +79,7 @@ def checkpoint_cuts(folder: Path, *, cuts: int, seed: int) -> dict[str, Any]:
         disk.close()
 
 
-def _place(run: Path, number: int, *, save_every_steps: int) -> Path:
+def place(run: Path, number: int, *, save_every_steps: int) -> Path:
     """An attempt's folder as the controller writes it."""
     attempt = run / "attempts" / str(number)
     (attempt / "logs").mkdir(parents=True)
@@ -171,7 +171,7 @@ def _look(attempt: Path, announced: int | None, resumed: Path | None, losses: di
 
 def _differences(run: Path, losses: dict[int, float]) -> list[str]:
     """Compare with a trainer that nothing disturbs."""
-    attempt = _place(run, 1, save_every_steps=MOST_STEPS)
+    attempt = place(run, 1, save_every_steps=MOST_STEPS)
     trainer = _fork(attempt)
     deadline_s = time.monotonic() + REFERENCE_WITHIN_S
     try:

@@ -25,7 +25,7 @@ from world import RECIPE, World, until_final
 import vi
 from runyard import processes
 
-STEPS_A_KILL = 100
+STEPS_A_KILL = 60
 WRITERS = 4
 
 

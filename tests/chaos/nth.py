@@ -1,0 +1,479 @@
+"""Fail the n-th system call, for all n: ``chaos --nth``, or a seeded share of them with ``--nth 0.1``.
+
+What a run's life writes is done in a process of its own by the real code: *create*, *claim*, *finish* and *delete* by
+the server's application over its real store, *save* by the trainer's ``save_checkpoint``. strace lets the n-th fsync,
+rename, open or write of each thread fail with EIO or ENOSPC, or kills the process there. Afterwards another process
+looks: what was acknowledged is there, what was not is absent or whole, nothing is torn, the same request goes through
+when it is repeated, and store and disk agree. Processes are forked from this one, so that none costs an import.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saving import place
+
+from runyard import rundir
+
+CALLS = {
+    "fsync": "fsync,fdatasync",
+    "rename": "rename,renameat,renameat2",
+    "open": "open,openat",
+    "write": "write,pwrite64",
+}
+FAULTS = {"EIO": "error=EIO", "ENOSPC": "error=ENOSPC", "SIGKILL": "signal=SIGKILL"}
+TIMES_TO_REPEAT = 5
+STEP_TIMEOUT_S = 60.0
+RUN, ACKNOWLEDGED, REFUSED = "r1", b"acknowledged\n", b"refused\n"
+
+
+def why_not() -> str | None:
+    return None if shutil.which("strace") else "needs strace"
+
+
+@dataclass(frozen=True)
+class Injection:
+    operation: str
+    call: str
+    fault: str
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.operation}: {self.fault} at {self.call} {self.n}"
+
+
+class Operation:
+    """``prepare`` makes the folder, ``perform`` is the operation, ``look`` answers what is wrong afterwards.
+
+    ``perform`` answers whether it was acknowledged. Each is called in a process of its own.
+    """
+
+    def prepare(self, folder: Path) -> None:
+        raise NotImplementedError
+
+    def perform(self, folder: Path, begin: Callable[[], None], end: Callable[[bool], None]) -> None:
+        raise NotImplementedError
+
+    def look(self, folder: Path, *, was_acknowledged: bool) -> list[str]:
+        raise NotImplementedError
+
+
+class OfServer(Operation):
+    """An operation over HTTP, without a socket: the application is called in the process itself."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def prepare(self, folder: Path) -> None:
+        async def story(house: Any) -> None:
+            api = await house.api()
+            if self.name == "claim":
+                assert (await api.put(house.path(f"runs/{RUN}"), json=_BODY)).status_code == 201
+            if self.name in ("finish", "delete"):
+                attempt = await _server.running(house, RUN)
+                await attempt.ship("a line", stream="stdout")
+                await attempt.checkpoint()
+                (folder / "token").write_text(attempt.assignment["token"])
+                place(house.settings.runs_dir / house.org / RUN, 1, save_every_steps=1)
+                if self.name == "delete":
+                    await _finish(attempt.client)
+
+        self._in_house(folder, story)
+
+    def perform(self, folder: Path, begin: Callable[[], None], end: Callable[[bool], None]) -> None:
+        async def story(house: Any) -> None:
+            clients = await self._clients(house, folder)
+            begin()
+            end(await self._ask(house, clients))
+            for _ in range(TIMES_TO_REPEAT):
+                if await self._ask(house, clients):
+                    return
+            raise AssertionError("the server does not go on")
+
+        self._in_house(folder, story)
+
+    def look(self, folder: Path, *, was_acknowledged: bool) -> list[str]:
+        found: list[str] = []
+
+        async def story(house: Any) -> None:
+            before = await self._state(house)
+            if was_acknowledged and before != _AFTER[self.name]:
+                found.append(f"was acknowledged, and afterwards the run is {before}")
+            if before not in (_BEFORE[self.name], _AFTER[self.name]):
+                found.append(f"the run is {before}")
+            if not await self._ask(house, await self._clients(house, folder)):
+                found.append("the request does not go through when it is repeated")
+            if (after := await self._state(house)) != _AFTER[self.name]:
+                found.append(f"after the repeat the run is {after}")
+            if (count := await self._attempts(house)) != _ATTEMPTS[self.name]:
+                found.append(f"there are {count} attempts")
+            await _sweep(house)
+            report = await _check(house)
+            if not report.agrees:
+                found.append(f"store and disk do not agree: {report}")
+
+        self._in_house(folder, story)
+        with closing(sqlite3.connect(folder / "data" / "server.db")) as database:
+            verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
+        return found if verdict == "ok" else [*found, f"the database says {verdict}"]
+
+    def _in_house(self, folder: Path, story: Callable[[Any], Any]) -> None:
+        async def all_of_it() -> None:
+            (folder / "data").mkdir(exist_ok=True)
+            async with _server.open_house(folder / "data") as house:
+                await story(house)
+
+        asyncio.run(all_of_it())
+
+    async def _clients(self, house: Any, folder: Path) -> dict[str, Any]:
+        token = (folder / "token").read_text() if (folder / "token").exists() else None
+        return {
+            "api": await house.api(),
+            "controller": await house.client(house.controller_key),
+            "attempt": await house.client(token),
+        }
+
+    async def _ask(self, house: Any, clients: dict[str, Any]) -> bool:
+        """Ask once. A repeat may be told that it is done already, which is as good."""
+        path = house.path(f"runs/{RUN}")
+        if self.name == "create":
+            return (await clients["api"].put(path, json=_BODY)).status_code in (200, 201)
+        if self.name == "claim":
+            answer = await clients["controller"].post("/internal/v1/claims", json=_OFFER)
+            return answer.status_code == 200 and (answer.json()["assignment"] or {}).get("attempt") == 1
+        if self.name == "finish":
+            return await _finish(clients["attempt"]) in (200, 204, 409)
+        return (await clients["api"].delete(path)).status_code in (204, 404)
+
+    async def _state(self, house: Any) -> str:
+        answer = await (await house.api()).get(house.path(f"runs/{RUN}"))
+        if answer.status_code == 404:
+            return "absent"
+        newest = answer.json()["status"]["conditions"][-1]
+        return f"{newest['condition']} {newest['reason']}"
+
+    async def _attempts(self, house: Any) -> int:
+        from runyard.store import attempts
+
+        rows = house.services.store.read(lambda connection: attempts.of_run(connection, org=house.org, run_id=RUN))
+        return len(rows)
+
+
+_BODY = {"spec": {"flow": {}}}
+_OFFER = {"claim_id": "c1", "machine_id": "m1", "host": "here", "slots": 1, "wait_s": 0}
+_BEFORE = {
+    "create": "absent",
+    "claim": "Pending Queued",
+    "finish": "Running Preparing",
+    "delete": "Succeeded Completed",
+}
+_AFTER = {
+    "create": "Pending Queued",
+    "claim": "Pending WaitingForWorker",
+    "finish": "Succeeded Completed",
+    "delete": "absent",
+}
+_ATTEMPTS = {"create": 0, "claim": 1, "finish": 1, "delete": 0}
+
+
+async def _finish(client: Any) -> int:
+    result = {"outcome": "Succeeded", "reason": "Completed", "message": "done", "checkpoint": "epoch-1"}
+    body = {"exit_code": 0, "signal": None, "group_empty": True, "cause": "exit code 0", "time": 5, "result": result}
+    return int((await client.post("/internal/v1/attempt/finish", json=body)).status_code)
+
+
+async def _sweep(house: Any) -> None:
+    from runyard.server.services import deletion
+
+    await deletion.sweep(house.services)
+
+
+async def _check(house: Any) -> Any:
+    from runyard.server.services import storage
+
+    return await storage.check(house.services, org=house.org)
+
+
+class OfTrainer(Operation):
+    """The second checkpoint of an attempt."""
+
+    def prepare(self, folder: Path) -> None:
+        self._save(place(folder / "run", 1, save_every_steps=1), 1)
+
+    def perform(self, folder: Path, begin: Callable[[], None], end: Callable[[bool], None]) -> None:
+        attempt = folder / "run" / "attempts" / "1"
+        self._save(attempt, 2, begin, end)
+
+    def look(self, folder: Path, *, was_acknowledged: bool) -> list[str]:
+        attempt = folder / "run" / "attempts" / "1"
+        found = []
+        names = []
+        for path, manifest in rundir.checkpoints(attempt):
+            names.append(path.name)
+            if not rundir.is_proven(path, manifest):
+                found.append(f"{path.name} is torn")
+        if names not in (["step-1"], ["step-1", "step-2"]):
+            found.append(f"the checkpoints are {names}")
+        if was_acknowledged and "step-2" not in names:
+            found.append("was acknowledged and is not there")
+        self._save(attempt, 2)
+        if [path.name for path, manifest in rundir.checkpoints(attempt) if rundir.is_proven(path, manifest)] != [
+            "step-1",
+            "step-2",
+        ]:
+            found.append("it cannot be saved again")
+        return found
+
+    def _save(
+        self,
+        attempt: Path,
+        step: int,
+        begin: Callable[[], None] = lambda: None,
+        end: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        from runyard.trainer.checkpoint import Saved, load_state, save_checkpoint
+        from runyard.trainer.main import _machine, _read_run
+        from runyard.trainer.prepare import Job, prepare
+
+        run, recipe = _read_run(rundir.read_json(attempt / rundir.RUN) or {})
+        made = prepare(Job(folder=attempt, run=run, recipe=recipe, models={}, resume=None), _machine(1))
+        made.progress.step = step
+        before = Saved("step-1", attempt / rundir.CHECKPOINTS / "step-1") if step > 1 else None
+
+        def save() -> bool:
+            try:
+                save_checkpoint(
+                    attempt,
+                    f"step-{step}",
+                    made.model,
+                    made.optimizers,
+                    made.progress,
+                    metrics={},
+                    run_document=made.run_document,
+                    is_best=False,
+                    previous=before,
+                )
+            except Exception:  # whatever it says, it was not acknowledged; the trainer would end by it
+                traceback.print_exc()
+                return False
+            return True
+
+        begin()
+        end(save())
+        assert any(save() for _ in range(TIMES_TO_REPEAT)), "no later save goes through"
+        progress, _ = load_state(attempt / rundir.CHECKPOINTS / f"step-{step}", made.optimizers)
+        assert progress.step == step
+
+
+OPERATIONS: dict[str, Operation] = {
+    **{name: OfServer(name) for name in ("create", "claim", "finish", "delete")},
+    "save": OfTrainer(),
+}
+
+
+def nth(folder: Path, *, share: float, seed: int) -> dict[str, Any]:
+    """Every injection, or a seeded share of them; how many there were, and what was wrong."""
+    reason = why_not()
+    if reason:
+        return {"injections": 0, "notRun": reason, "problems": []}
+    from runyard.trainer.main import preload
+
+    preload()
+    _load_server_tests()
+    choose = random.Random(seed)  # noqa: S311 - chooses a share, guards nothing
+    began_s = time.monotonic()
+    found: list[str] = []
+    done: Counter[str] = Counter()
+    calls: dict[str, dict[str, int]] = {}
+    for name, operation in OPERATIONS.items():
+        whole = folder / name
+        whole.mkdir()
+        _in_child(lambda: operation.prepare(whole))  # noqa: B023
+        calls[name] = _count(operation, folder, whole)
+        for injection in _injections(name, calls[name]):
+            if choose.random() >= share:
+                continue
+            problems, has_struck = _inject(operation, injection, folder, whole)
+            found += [f"{injection}: {problem}" for problem in problems]
+            done[name] += has_struck
+            print(f"\r{injection}, {done.total()} done, {len(found)} wrong   ", end="", file=sys.stderr, flush=True)
+    seconds = round(time.monotonic() - began_s)
+    return {"injections": done.total(), "of": dict(done), "calls": calls, "seconds": seconds, "problems": found}
+
+
+def _load_server_tests() -> None:
+    """The application without a socket, as the server's own tests open it."""
+    global _server
+    path = Path(__file__).parents[1] / "server" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("server_conftest", path)
+    assert spec is not None and spec.loader is not None
+    _server = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(_server)
+
+
+_server: Any = None
+
+
+def _injections(name: str, calls: dict[str, int]) -> Iterator[Injection]:
+    for call, count in calls.items():
+        for fault in FAULTS:
+            for n in range(1, count + 1):
+                yield Injection(name, call, fault, n)
+
+
+def _count(operation: Operation, folder: Path, whole: Path) -> dict[str, int]:
+    """How often a thread makes each call, at most, when nothing fails."""
+    copy = _copy(whole, folder)
+    seen = folder / "seen"
+    said = _perform(operation, copy, ["-e", f"trace={','.join(CALLS.values())}"], seen)
+    assert said == "acknowledged", f"nothing fails, and it says {said}"
+    counts: dict[str, Counter[str]] = {call: Counter() for call in CALLS}
+    for thread, name in re.findall(r"^(\d+) +(\w+)\(", seen.read_text(), re.MULTILINE):
+        for call, names in CALLS.items():
+            if name in names.split(","):
+                counts[call][thread] += 1
+    return {call: max(of_threads.values(), default=0) for call, of_threads in counts.items()}
+
+
+def _inject(operation: Operation, injection: Injection, folder: Path, whole: Path) -> tuple[list[str], bool]:
+    copy = _copy(whole, folder)
+    seen = folder / "seen"
+    names = CALLS[injection.call]
+    options = ["-e", f"trace={names}", "-e", f"inject={names}:{FAULTS[injection.fault]}:when={injection.n}"]
+    said = _perform(operation, copy, options, seen)
+    has_struck = "INJECTED" in seen.read_text() or "killed by SIGKILL" in seen.read_text()
+    problems = []
+    if said not in ("acknowledged", "refused", "killed"):
+        problems.append(said)
+    problems += _in_child(lambda: operation.look(copy, was_acknowledged=said == "acknowledged")) or []
+    return problems, has_struck
+
+
+def _copy(whole: Path, folder: Path) -> Path:
+    copy = folder / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(whole, copy)
+    return copy
+
+
+def _perform(operation: Operation, folder: Path, options: list[str], seen: Path) -> str:
+    """Do it under strace: ``acknowledged``, ``refused``, ``killed`` before it said either, or what went wrong."""
+    told, tell = os.pipe()
+    go, begin = os.pipe()
+    output = folder / "output"
+    pid = os.fork()
+    if pid == 0:
+        _become(lambda: operation.perform(folder, lambda: _wait_for(go, tell), lambda ok: _say(tell, ok)), output)
+    os.close(tell)
+    tracer: subprocess.Popen[bytes] | None = None
+    try:
+        assert os.read(told, 6) == b"ready\n", output.read_text()
+        seen.unlink(missing_ok=True)
+        command = ["strace", "-f", "-o", str(seen), "-p", str(pid), *options]
+        tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        assert tracer.stderr is not None
+        assert b"attached" in tracer.stderr.readline()
+        os.write(begin, b"g")
+        said = _read_to_end(told, STEP_TIMEOUT_S)
+        status = _wait(pid, STEP_TIMEOUT_S)
+    finally:
+        for descriptor in (told, go, begin):
+            os.close(descriptor)
+        if tracer is not None:
+            tracer.terminate()
+            tracer.communicate()
+    if status is None:
+        return "it hangs"
+    if os.WIFSIGNALED(status):
+        return said or "killed"
+    if os.WEXITSTATUS(status) != 0:
+        return f"ended with {os.WEXITSTATUS(status)} after it was {said or 'begun'}: {output.read_text()[-2000:]}"
+    return said or "refused"
+
+
+def _wait_for(go: int, tell: int) -> None:
+    os.write(tell, b"ready\n")
+    os.read(go, 1)
+
+
+def _say(tell: int, ok: bool) -> None:
+    """The acknowledgement. A write of it that is made to fail was not one."""
+    try:
+        os.write(tell, ACKNOWLEDGED if ok else REFUSED)
+    except OSError:
+        traceback.print_exc()
+
+
+def _read_to_end(told: int, timeout_s: float) -> str:
+    words = b""
+    signal.alarm(int(timeout_s))
+    while piece := os.read(told, 100):
+        words += piece
+    signal.alarm(0)
+    return words.decode().split("\n")[0]
+
+
+def _wait(pid: int, timeout_s: float) -> int | None:
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def _in_child(work: Callable[[], list[str] | None]) -> list[str] | None:
+    """Do it in a process of its own; its answer, or how it failed."""
+    source, sink = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(source)
+        try:
+            answer: list[str] | None = work()
+        except BaseException:
+            answer = [traceback.format_exc()]
+        with os.fdopen(sink, "w") as file:
+            json.dump(answer, file)
+        os._exit(0)
+    os.close(sink)
+    with os.fdopen(source) as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    answered: list[str] | None = json.loads(text) if text else ["it ended without a word"]
+    return answered
+
+
+def _become(work: Callable[[], None], output: Path) -> None:
+    code = 1
+    try:
+        log = os.open(output, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
