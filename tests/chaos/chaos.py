@@ -33,7 +33,7 @@ import nth
 import saving
 import trials
 from checks import Reference, problems, reference_of
-from faults import SHORT, WEIGHTS, Fault, Mend, draw_all, shares, strike, why_not
+from faults import DATABASE, SHORT, WEIGHTS, Fault, Mend, draw_all, shares, strike, why_not
 from world import RECIPE, RECIPE_STEPS, World, patiently, until_final
 
 import vi
@@ -110,7 +110,17 @@ class Tally:
 class Chaos:
     """One world and the faults it gets. A world in which something went wrong is looked at, ended and replaced."""
 
-    def __init__(self, folder: Path, tally: Tally, *, number: int, is_short: bool, ends_at_s: float | None):
+    def __init__(
+        self,
+        folder: Path,
+        tally: Tally,
+        *,
+        number: int,
+        is_short: bool,
+        ends_at_s: float | None,
+        on_postgresql: bool,
+    ):
+        self._on_postgresql = on_postgresql
         self._folder, self._tally, self._number, self._is_short = folder, tally, number, is_short
         self._longest_s = 1.0 if is_short else 5.0
         self._ends_at_s = ends_at_s
@@ -129,7 +139,13 @@ class Chaos:
         disk = None if reason else _disk(folder)
         if disk is not None:
             self._ends.callback(disk.close)
-        self._world = World(folder, disk=disk, seed=self._tally.seed + self._number, fakes_clock=True)
+        self._world = World(
+            folder,
+            disk=disk,
+            seed=self._tally.seed + self._number,
+            fakes_clock=True,
+            on_postgresql=self._on_postgresql,
+        )
         self._ends.callback(self._world.close)
         self._world.start()
         self._client = self._ends.enter_context(self._world.client())
@@ -321,16 +337,21 @@ def chaos(
     minutes: float | None = None,
     only: str | None = None,
     worlds: int = WORLDS,
+    on_postgresql: bool = False,
 ) -> Tally:
     """Run it all in a folder; leaves no process, mount, loop device or cgroup behind."""
     tally = Tally(seed)
     kinds = list(SHORT[:faults]) if short else [only] * faults if only else shares(faults)
+    if on_postgresql:
+        kinds += [DATABASE] * max(1, len(kinds) // 12)
     tally.wanted = len(kinds)
     ends_at_s = None if minutes is None else tally.began_s + minutes * 60
     with contextlib.ExitStack() as ends, ThreadPoolExecutor(worlds) as pool:
 
         def begin(number: int) -> Chaos:
-            at_work = Chaos(folder, tally, number=number, is_short=short, ends_at_s=ends_at_s)
+            at_work = Chaos(
+                folder, tally, number=number, is_short=short, ends_at_s=ends_at_s, on_postgresql=on_postgresql
+            )
             ends.callback(at_work.close)
             return at_work
 
@@ -410,6 +431,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="end after that long, with the numbers so far")
     parser.add_argument("--only", choices=list(WEIGHTS), help="faults of one kind")
     parser.add_argument("--worlds", type=int, help=f"instances side by side; {WORLDS}, in the short form 1")
+    parser.add_argument("--postgresql", action="store_true", help="the store is PostgreSQL, which is killed as well")
     parser.add_argument("--kill-server", type=int, metavar="N", help="instead: kill the server N times during one run")
     parser.add_argument("--power-cuts", type=int, metavar="N", help="instead: cut the database's power N times")
     parser.add_argument(
@@ -438,6 +460,7 @@ def main() -> int:
             minutes=given.minutes,
             only=given.only,
             worlds=given.worlds or (1 if given.short else WORLDS),
+            on_postgresql=given.postgresql,
         )
         is_kept |= bool(tally.problems)
         (folder / "table.txt").write_text(table(tally) + "\n")

@@ -28,6 +28,8 @@ from runyard.seams import Identity
 PARTS = {"server": 3, "controller": 2, "supervisor": 3, "trainer": 3, "warm": 1}
 # How often each kind is drawn; the shares of a thousand.
 WEIGHTS = {"kill": 300, "stop": 200, "link": 200, "power": 100, "disk": 80, "memory": 40, "clock": 40, "abort": 40}
+# Not part of the thousand: on PostgreSQL the database has a server of its own, which gets SIGKILL.
+DATABASE = "database"
 SHORT = ("kill", "stop", "link", "memory", "disk", "kill", "clock", "link", "abort", "stop", "kill", "power")
 PARTS_WITHOUT_RUN = ("server", "controller", "warm")
 PHASES = ("Waiting", "Preparing", "Training", "Training", "Evaluating", "Saving", "Reporting")
@@ -84,7 +86,7 @@ def _draw(choose: random.Random, kind: str, ends_by_memory: bool, *, steps: int,
         "link": lambda: choose.choice(SPOILT),
         "disk": lambda: choose.choice(("full", "eio-trainer", "eio-server")),
         "clock": lambda: choose.choice(("+3600", "-3600")),
-    }.get(kind, lambda: {"power": "cut", "memory": "trainer", "abort": "server"}[kind])()
+    }.get(kind, lambda: {"power": "cut", "memory": "trainer", "abort": "server", DATABASE: "postgresql"}[kind])()
     if what == "eio-trainer":
         phase, at_step = "Training", min(at_step, steps // 2)  # it saves every eight steps
     lasts_s = choose.uniform(0.2, longest_s) + (CLOCK_STEPS_WITHIN_S if kind == "clock" else 0)
@@ -105,14 +107,16 @@ def why_not(kind: str, what: str, world: World) -> str | None:
         return "needs strace, as root"
     if kind == "memory" and not os.access(MEMORY / "cgroup.procs", os.W_OK):
         return "needs a writable memory cgroup (version 1)"
+    if kind == DATABASE and not world.has_postgresql:
+        return "needs PostgreSQL"
     return "needs libfaketime" if kind == "clock" and not world.has_clock else None
 
 
 def strike(fault: Fault, world: World) -> Mend | None:
     """Break it now; None when there is nothing to break."""
     match fault.kind:
-        case "kill" | "abort":
-            return _signal(world, fault.what, signal.SIGKILL if fault.kind == "kill" else signal.SIGABRT)
+        case "kill" | "abort" | "database":
+            return _signal(world, fault.what, signal.SIGABRT if fault.kind == "abort" else signal.SIGKILL)
         case "stop":
             return _stop(world, fault.what)
         case "link":

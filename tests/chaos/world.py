@@ -22,6 +22,7 @@ from typing import Any
 
 from disk import Disk
 from link import Link
+from postgresql import PostgreSql
 
 import vi
 from runyard import processes
@@ -62,11 +63,13 @@ class World:
         seed: int = 0,
         fakes_clock: bool = False,
         environ: dict[str, str] | None = None,
+        on_postgresql: bool = False,
     ):
         self._environ = environ or {}
         self.disk = disk
         self.base = (disk.folder if disk else folder) / "d"
         self.server_dir, self.machine_dir = self.base / "s", self.base / "m"
+        self._postgresql = PostgreSql(self.base / "p") if on_postgresql else None
         self.logs = folder / "logs"
         self.logs.mkdir(parents=True)
         self._clock_file = folder / "clock" if fakes_clock and FAKETIME else None
@@ -85,11 +88,18 @@ class World:
     def has_clock(self) -> bool:
         return self._clock_file is not None
 
+    @property
+    def has_postgresql(self) -> bool:
+        return self._postgresql is not None
+
     def start(self, *, controls: bool = True) -> None:
         """Start it; without ``controls`` the server alone, so that nothing is trained."""
         self.step_clock(0)
         for folder in (self.server_dir, self.machine_dir / "secrets"):
             folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        if self._postgresql is not None:
+            self.start_child("postgresql")
+            self._postgresql.wait_until_up()
         self.start_child("server")
         self.wait_until_up()
         credentials = read_json(self.server_dir / "credentials.json") or {}
@@ -133,10 +143,20 @@ class World:
                 "DONT_FAKE_MONOTONIC": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
+        command, options = [sys.executable, "-P", "-m", f"runyard.{name}"], {}
+        if self._postgresql is not None:
+            environ["RUNYARD_DATABASE_URL"] = self._postgresql.url
+            if name == "postgresql":
+                command, options = self._postgresql.command, self._postgresql.options
         with open(self.logs / f"{name}.log", "ab") as log:
-            command = [sys.executable, "-P", "-m", f"runyard.{name}"]
             self.children[name] = subprocess.Popen(
-                command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **options,
             )
 
     def step_clock(self, seconds: int) -> None:
@@ -164,7 +184,7 @@ class World:
 
     def find(self, part: str) -> Identity | None:
         """The living process of a part: server, controller, warm, supervisor or trainer."""
-        if part in ("server", "controller"):
+        if part in ("server", "controller", "postgresql"):
             return processes.identify(self.children[part].pid)
         if part == "warm":
             socket_path = str(self.machine_dir / "machine" / "warm.sock").encode()
@@ -194,9 +214,11 @@ class World:
             self._resting.set()
 
     def go_on(self) -> None:
-        for name, child in list(self.children.items()):
+        for name, child in list(self.children.items()):  # the database first, as it was started first
             if child.poll() is not None:
                 self.start_child(name)
+                if name == "postgresql" and self._postgresql is not None:
+                    self._postgresql.wait_until_up()
         self._resting.clear()
 
     def kill_all(self) -> list[int]:
@@ -219,7 +241,8 @@ class World:
 
     def _ours(self) -> list[int]:
         mark = str(self.base).encode()
-        return [pid for pid in _pids() if pid != os.getpid() and mark in _environ(pid)]
+        # PostgreSQL writes its title over its environment, but stays in its folder.
+        return [pid for pid in _pids() if pid != os.getpid() and (mark in _environ(pid) or _works_in(self.base, pid))]
 
     def stop_all(self) -> None:
         """Stop every process of this world, and wait until the kernel says that none of them runs."""
@@ -248,11 +271,11 @@ class World:
     def end(self) -> list[str]:
         """End it in the proper way; returns what was left over, which is killed."""
         self.rest()
-        for name, wait_s in (("controller", 25), ("server", 15)):
+        for name, wait_s in (("controller", 25), ("server", 15), ("postgresql", 15)):
             child = self.children.get(name)
             if child is not None and child.poll() is None:
                 child.send_signal(signal.SIGCONT)
-                child.terminate()
+                child.send_signal(signal.SIGINT if name == "postgresql" else signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(wait_s)
         deadline_s = time.monotonic() + 5  # a closed supervisor may be on its last instructions
@@ -362,6 +385,12 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return "X"
+
+
+def _works_in(folder: Path, pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return folder in Path(f"/proc/{pid}/cwd").readlink().parents
+    return False
 
 
 def _environ(pid: int) -> bytes:

