@@ -2,7 +2,8 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: sim sim-rules sim-postgresql stubborn demo test check bench setup format chaos kill-server power-cuts
+.PHONY: sim sim-rules sim-postgresql stubborn demo test check bench setup format chaos chaos-short kill-server \
+  power-cuts checkpoint-cuts notice starve faults-nth
 
 setup:
 	@scripts/setup
@@ -33,11 +34,30 @@ N ?= 100
 chaos: setup
 	@scripts/chaos --faults $(FAULTS) --seed $(SEED)
 
+# A dozen faults of eight kinds on SQLite, then on PostgreSQL, which is killed as well.
+chaos-short: setup
+	@scripts/chaos --short --seed $(SEED)
+	@scripts/chaos --short --postgresql --seed $(SEED)
+
 kill-server: setup
 	@scripts/chaos --kill-server $(N)
 
 power-cuts: setup
 	@scripts/chaos --power-cuts $(N)
+
+checkpoint-cuts: setup
+	@scripts/chaos --checkpoint-cuts $(N)
+
+notice: setup
+	@scripts/chaos --notice $(N)
+
+starve: setup
+	@scripts/chaos --starve 60
+
+# Every n-th fsync, rename, open and write fails, in create, claim, save, finish, delete; SHARE=0.1 takes a tenth.
+SHARE ?= 1
+faults-nth: setup
+	@scripts/chaos --nth $(SHARE) --seed $(SEED)
 
 # The run protocol in a simulated world, see docs/run-safety.md: make sim EVENTS=10000000
 EVENTS ?= 10000000

@@ -294,18 +294,19 @@ def nth(folder: Path, *, share: float, seed: int) -> dict[str, Any]:
     reason = why_not()
     if reason:
         return {"injections": 0, "notRun": reason, "problems": []}
-    from runyard.trainer.main import preload
-
-    preload()
     _load_server_tests()
+    OPERATIONS["delete"].prepare(_made(folder / "warm-up"))  # so that all that is imported on first use is imported
     choose = random.Random(seed)  # noqa: S311 - chooses a share, guards nothing
     began_s = time.monotonic()
     found: list[str] = []
     done: Counter[str] = Counter()
     calls: dict[str, dict[str, int]] = {}
     for name, operation in OPERATIONS.items():
-        whole = folder / name
-        whole.mkdir()
+        if name == "save":
+            from runyard.trainer.main import preload
+
+            preload()
+        whole = _made(folder / name)
         _in_child(lambda: operation.prepare(whole))  # noqa: B023
         calls[name] = _count(operation, folder, whole)
         for injection in _injections(name, calls[name]):
@@ -317,6 +318,11 @@ def nth(folder: Path, *, share: float, seed: int) -> dict[str, Any]:
             print(f"\r{injection}, {done.total()} done, {len(found)} wrong   ", end="", file=sys.stderr, flush=True)
     seconds = round(time.monotonic() - began_s)
     return {"injections": done.total(), "of": dict(done), "calls": calls, "seconds": seconds, "problems": found}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def _load_server_tests() -> None:
