@@ -289,7 +289,7 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-def nth(folder: Path, *, share: float, seed: int) -> dict[str, Any]:
+def nth(folder: Path, *, share: float, seed: int, only: str | None = None) -> dict[str, Any]:
     """Every injection, or a seeded share of them; how many there were, and what was wrong."""
     reason = why_not()
     if reason:
@@ -302,6 +302,8 @@ def nth(folder: Path, *, share: float, seed: int) -> dict[str, Any]:
     done: Counter[str] = Counter()
     calls: dict[str, dict[str, int]] = {}
     for name, operation in OPERATIONS.items():
+        if only not in (None, name):
+            continue
         if name == "save":
             from runyard.trainer.main import preload
 

@@ -63,8 +63,7 @@ def checkpoint_cuts(folder: Path, *, cuts: int, seed: int) -> dict[str, Any]:
             found += [f"cut {cut}: {problem}" for problem in _look(attempt, announced, resumed, losses)]
             saved += announced is not None
             inside += is_saving
-            for old in range(1, cut - 1):
-                shutil.rmtree(run / "attempts" / str(old), ignore_errors=True)
+            _remove_all_before(attempt)
             print(f"\r{cut}/{cuts} cuts, {len(found)} wrong  ", end="", file=sys.stderr, flush=True)
         found += _differences(disk.folder / "calm", losses)
         return {
@@ -145,10 +144,7 @@ def _look(attempt: Path, announced: int | None, resumed: Path | None, losses: di
     for path, manifest in rundir.checkpoints(attempt):
         if not rundir.is_proven(path, manifest):
             found.append(f"{path.name} is torn")
-    after = attempt.with_name(str(int(attempt.name) + 1))
-    after.mkdir()
-    newest = newest_proven(after)
-    after.rmdir()
+    newest = _newest_after(attempt)
     step = 0 if newest is None else (rundir.read_json(newest / rundir.MANIFEST) or {})["step"]
     if announced is not None and step < announced:
         found.append(f"step {announced} was announced as saved, and the newest that is proven is of step {step}")
@@ -167,6 +163,19 @@ def _look(attempt: Path, announced: int | None, resumed: Path | None, losses: di
     if missing := sorted(set(range(1, step + 1)) - set(losses)):
         found.append(f"steps {missing[:5]} lie before the checkpoint and are told nowhere")
     return found
+
+
+def _newest_after(attempt: Path) -> Path | None:
+    """What the next attempt would go on from."""
+    return newest_proven(attempt.with_name(str(int(attempt.name) + 1)))
+
+
+def _remove_all_before(attempt: Path) -> None:
+    """Make room: attempts older than this one that do not hold what the next one goes on from."""
+    newest = _newest_after(attempt)
+    for other in attempt.parent.iterdir():
+        if other != attempt and (newest is None or other not in newest.parents):
+            shutil.rmtree(other)
 
 
 def _differences(run: Path, losses: dict[int, float]) -> list[str]:
