@@ -254,7 +254,9 @@ class OfTrainer(Operation):
         from runyard.trainer.prepare import Job, prepare
 
         run, recipe = _read_run(rundir.read_json(attempt / rundir.RUN) or {})
-        made = prepare(Job(folder=attempt, run=run, recipe=recipe, models={}, resume=None), _machine(1))
+        made = prepare(
+            Job(folder=attempt, run=run, recipe=recipe, models={}, resume=None), _machine(1), look=lambda: None
+        )
         made.progress.step = step
         before = Saved("step-1", attempt / rundir.CHECKPOINTS / "step-1") if step > 1 else None
 

@@ -20,7 +20,8 @@ from disk import Disk, why_not
 from world import read_events, wait_until_stopped
 
 from runyard import rundir
-from runyard.supervisor.resume import newest_proven, prepare
+from runyard.protocol import ResumeCheckpoint
+from runyard.supervisor.resume import Gone, prepare
 
 MOST_STEPS = 10_000
 MOST_SAVES_BEFORE_A_CUT, LONGEST_SAVE_S = 5, 0.1
@@ -43,10 +44,8 @@ def checkpoint_cuts(folder: Path, *, cuts: int, seed: int) -> dict[str, Any]:
     disk = Disk(folder, size_mib=1024)
     try:
         run = disk.folder / "run"
+        attempt, resumed = place(run, 1, save_every_steps=1), None
         for cut in range(1, cuts + 1):
-            attempt = place(run, cut, save_every_steps=1)
-            prepare(attempt)
-            resumed = newest_proven(attempt)
             trainer = _fork(attempt)
             try:
                 _await(attempt, "step", 1)
@@ -60,10 +59,15 @@ def checkpoint_cuts(folder: Path, *, cuts: int, seed: int) -> dict[str, Any]:
                 os.kill(trainer, signal.SIGKILL)
                 os.waitpid(trainer, 0)
             disk.come_back()
-            found += [f"cut {cut}: {problem}" for problem in _look(attempt, announced, resumed, losses)]
+            after = place(run, cut + 1, save_every_steps=1)
+            newest = _go_on_from(after)
+            found += [f"cut {cut}: {problem}" for problem in _look(attempt, announced, resumed, newest, losses)]
             saved += announced is not None
             inside += is_saving
-            _remove_all_before(attempt)
+            for other in run.glob("attempts/*"):
+                if other != after and (newest is None or other not in newest.parents):
+                    shutil.rmtree(other)
+            attempt, resumed = after, newest
             print(f"\r{cut}/{cuts} cuts, {len(found)} wrong  ", end="", file=sys.stderr, flush=True)
         found += _differences(disk.folder / "calm", losses)
         return {
@@ -138,13 +142,14 @@ def _is_saving(attempt: Path) -> bool:
     return bool(events) and events[-1].get("phase") == "Saving"
 
 
-def _look(attempt: Path, announced: int | None, resumed: Path | None, losses: dict[int, float]) -> list[str]:
+def _look(
+    attempt: Path, announced: int | None, resumed: Path | None, newest: Path | None, losses: dict[int, float]
+) -> list[str]:
     """What is wrong on the disk after a cut; every loss that is on it is noted."""
     found = []
     for path, manifest in rundir.checkpoints(attempt):
         if not rundir.is_proven(path, manifest):
             found.append(f"{path.name} is torn")
-    newest = _newest_after(attempt)
     step = 0 if newest is None else (rundir.read_json(newest / rundir.MANIFEST) or {})["step"]
     if announced is not None and step < announced:
         found.append(f"step {announced} was announced as saved, and the newest that is proven is of step {step}")
@@ -165,17 +170,21 @@ def _look(attempt: Path, announced: int | None, resumed: Path | None, losses: di
     return found
 
 
-def _newest_after(attempt: Path) -> Path | None:
-    """What the next attempt would go on from."""
-    return newest_proven(attempt.with_name(str(int(attempt.name) + 1)))
+class _NoServer:
+    """Nothing is to be had but what lies here."""
+
+    def resumable(self) -> list[ResumeCheckpoint]:
+        return []
+
+    def fetch(self, sha256: str, target: Path, /) -> None:
+        raise Gone(sha256)
 
 
-def _remove_all_before(attempt: Path) -> None:
-    """Make room: attempts older than this one that do not hold what the next one goes on from."""
-    newest = _newest_after(attempt)
-    for other in attempt.parent.iterdir():
-        if other != attempt and (newest is None or other not in newest.parents):
-            shutil.rmtree(other)
+def _go_on_from(attempt: Path) -> Path | None:
+    """The checkpoint that a supervisor makes this attempt go on from."""
+    prepare(attempt, _NoServer())
+    wanted = rundir.read_json(attempt / rundir.RESUME)
+    return Path(wanted["folder"]) if wanted is not None else None
 
 
 def _differences(run: Path, losses: dict[int, float]) -> list[str]:
