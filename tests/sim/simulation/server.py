@@ -263,7 +263,7 @@ class Server:
         """Go back to a backup: the server is stopped for it, and what bytes the backup has are there again."""
         self.crash()
         self._restores += 1
-        lease_ms = round(self.settings.lease_s * 1000)
+        lease_ms = leases.after_restore_ms(self.services)
         self.store.restore(rows, epoch=f"e{self._restores + 1}", lease_ms=lease_ms)
         for org, kept in blobs.items():
             self._blobs.setdefault(org, Blobs()).bytes.update(kept.bytes)

@@ -281,7 +281,9 @@ class Ghost:
         assert self.server is not None
         for name in ("acknowledged", "deleted", "etags", "histories", "conditions", "changed_ms", "lost", "running"):
             setattr(self, name, getattr(kept, name).copy())
-        self.heard_lived_ms = dict.fromkeys(kept.heard_lived_ms, self.server.lived_ms)  # a whole lease for each
+        # A lease for each, and the time in which controllers ask.
+        heard_ms = self.server.lived_ms + round(leases.ASKED_WITHIN_S * 1000)
+        self.heard_lived_ms = dict.fromkeys(kept.heard_lived_ms, heard_ms)
         self.rows, self.known_attempts, self.idle_since = kept.rows, kept.known_attempts, {}
         self.restores += 1
         self.highest_token = 0
@@ -300,7 +302,8 @@ class Ghost:
     def look_at_lines(self) -> None:
         """What the server has of each stdout is what was written, from its beginning, each line once."""
         assert self.server is not None
-        query = "SELECT org, run_id, number, machine_id, epoch FROM attempts"
+        # One that the server closed as never begun counts for nothing; after a restore it may have run all the same.
+        query = "SELECT org, run_id, number, machine_id, epoch FROM attempts WHERE started"
         place_of = {Key(org, id, number): (machine, epoch) for org, id, number, machine, epoch in self._query(query)}
         query = "SELECT org, run_id, number, attempt, stream, text FROM log_lines ORDER BY org, run_id, number"
         shipped: dict[Key, list[str]] = {}

@@ -46,7 +46,7 @@ from runyard.backup_file import (
 )
 from runyard.blobs import BlobMissing, Hold
 from runyard.rundir import free_bytes
-from runyard.server.services import bootstrap
+from runyard.server.services import bootstrap, leases
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
@@ -279,7 +279,7 @@ class Incoming(Sink):
                 epoch=epoch,
                 operator=manifest.operator,
                 with_keys=hmac.compare_digest(manifest.pepper_id, _pepper_id(services)),
-                lease_ms=round(services.settings.lease_s * 1000),
+                lease_ms=leases.after_restore_ms(services),
             )
             services.store.follow_numbers(connection)
             audited = Actor(org=manifest.operator, name=actor.name, role=actor.role, address=actor.address)

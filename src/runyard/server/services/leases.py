@@ -41,6 +41,9 @@ LOOK_AT = 200
 # try is safe early, because the run's lock on the machine keeps two trainers apart; a final word is not.
 RETRY_AFTER_S = 60.0
 GIVE_UP_AFTER_S = 1800.0
+# A controller asks every half minute what its machine should hold. What ended between a backup and its restore is told
+# by a supervisor that it starts then, and would be done again if its lease were over before.
+ASKED_WITHIN_S = 30.0
 
 
 async def claim(services: Services, actor: Actor, offer: Claim) -> Claimed:
@@ -180,6 +183,11 @@ async def tick(services: Services, elapsed_s: float) -> None:
         services.changes.tell(run_topic(attempt.org, attempt.run_id))
         services.changes.tell(changes.QUEUE)
         await deletion.purge_if_due(services, org=attempt.org, run_id=attempt.run_id)
+
+
+def after_restore_ms(services: Services) -> int:
+    """How long an open attempt has to speak when a backup has been restored."""
+    return round((services.settings.lease_s + ASKED_WITHIN_S) * 1000)
 
 
 def find(connection: Connection, token: AttemptToken) -> Any:
