@@ -29,8 +29,8 @@ from vi.api.resources.runs.responses import Run
 CONTROLLER_HEADER = "Authorization"
 LEASE_LOST = "LeaseLost"
 OUT_OF_MEMORY = "out of memory"  # how the cause of an attempt begins whose trainer the kernel ended for that
-# How it begins when a supervisor was lost on a machine that ran out of memory: nobody saw whom the kernel ended.
-LOST_OUT_OF_MEMORY = "the supervisor was lost while the kernel was out of memory"
+# How it begins when a supervisor was lost on a machine that has run out of memory: nobody saw whom the kernel ended.
+LOST_OUT_OF_MEMORY = "the supervisor was lost, and the kernel has run out of memory since it began"
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -103,7 +103,7 @@ def test_only_stopping_on_request_is_not_charged() -> None:
 
 
 KILLED = "out of memory: the kernel ended the trainer while it was Training"
-LOST = "the supervisor was lost while the kernel was out of memory"
+LOST = "the supervisor was lost, and the kernel has run out of memory since it began"
 
 
 def short_of_memory(cause: str = KILLED) -> ExitReport:

@@ -518,7 +518,7 @@ def test_a_lost_supervisor_on_a_machine_out_of_memory_shrinks_within_the_tries(
     async def story(house: Any) -> None:
         attempt = await acts.running(house, flow={"blocks": SHRINK, "settings": {"attempts": 2}})
         await attempt.event("plan", plan=plan_with(8))
-        lost = "the supervisor was lost while the kernel was out of memory"
+        lost = "the supervisor was lost, and the kernel has run out of memory since it began"
         await attempt.out_of_memory(lost)
         assert (await acts.status(house))[2] == (
             f"try 1 of 2 was lost: {lost}; going on with microBatchSize 4 instead of 8"

@@ -297,5 +297,30 @@ def test_a_supervisor_lost_while_the_kernel_was_out_of_memory_is_told_with_what_
     left = {"bootId": processes.boot_id(), "supervisor": None, "trainer": None, "memoryKills": -1}
     rundir.write_json(folder / rundir.PROCESS, left)
     assert start(folder, HUNGRY).wait(30) == 0
-    told = "the supervisor was lost while the kernel was out of memory and the trainer was Saving"
+    told = "the supervisor was lost, and the kernel has run out of memory since it began and the trainer was Saving"
     assert server.reports[0]["cause"] == told
+
+
+SOMEBODY_ELSE = """
+import os, signal, time
+from pathlib import Path
+from runyard import processes, rundir
+rundir.PERMIT_EVERY_S = 0.05
+others = Path("FOLDER", "others")
+processes.out_of_memory_kills = lambda: int(others.exists())
+def train(folder):
+    others.touch()
+    before = permits = 0
+    while permits < 4:
+        now = (folder / rundir.PERMIT).read_bytes()
+        permits, before = permits + (now != before), now
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_for_want_of_memory_long_before_the_end_was_another_process_s(
+    folder: Path, server: Any, start: Start
+) -> None:
+    assert start(folder, SOMEBODY_ELSE.replace("FOLDER", str(folder))).wait(30) == 0
+    assert server.reports[0]["cause"] == "killed by SIGKILL"

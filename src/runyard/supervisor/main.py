@@ -96,7 +96,7 @@ class Supervisor:
         self._spool_bytes = int(placed.get("spoolBytes", SPOOL_BYTES))
         self._permit_at_s = self._write_again_at_s = 0.0
         self._unwritten: dict[Path, dict[str, Any]] = {}  # what a full disk did not take yet, in order
-        self._memory_kills_before = processes.out_of_memory_kills()
+        self._memory_kills_before = self._memory_kills_seen = processes.out_of_memory_kills()
         self._state = self._first_state()
 
     def run(self) -> None:
@@ -119,6 +119,10 @@ class Supervisor:
         if now_s < self._permit_at_s:
             return
         self._permit_at_s = now_s + rundir.PERMIT_EVERY_S
+        # The kernel counts for the whole machine. A kill long before our trainer's end was another process's; the look
+        # before the last one is kept, because the end may come right after a look.
+        self._memory_kills_before = self._memory_kills_seen
+        self._memory_kills_seen = self._processes.out_of_memory_kills()
         with contextlib.suppress(OSError):  # a first one that finds no room is written when there is some
             rundir.write_permit(self._folder, now_s)
 
