@@ -98,6 +98,14 @@ def test_files_that_are_named_exist(page: Path) -> None:
         assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    known = {
+        name for path in ROOT.glob("tests/**/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert set(re.findall(r"`(test_\w+)`", page.read_text())) <= known
+
+
 def test_every_page_is_linked_from_another() -> None:
     linked = {
         (page.parent / link.partition("#")[0]).resolve()

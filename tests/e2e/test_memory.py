@@ -16,15 +16,16 @@ MEMORY = Path("/sys/fs/cgroup/memory")
 RECIPE: dict[str, Any] = {
     "name": "Short of memory",
     "blocks": [
+        {"block": "vi-dataset", "settings": {"maxSamples": 96}},
         {
             "block": "vi-model",
             "settings": {
-                "hyperparameters": {"maxSteps": 120, "microBatchSize": 16},
+                "hyperparameters": {"epochs": 100, "maxSteps": 120, "batchSize": 8, "microBatchSize": 8},
                 "checkpoint": {"every": {"steps": 20}},
                 "validation": {"every": {"steps": 1000000}, "maxSamples": 8},
                 "onOutOfMemory": "shrink",
             },
-        }
+        },
     ],
 }
 
@@ -70,10 +71,10 @@ def test_a_run_goes_on_with_half_the_micro_batch_after_the_kernel_has_ended_its_
     retrying = ended.status.conditions[2]
     assert retrying.reason in ("Retrying", "WaitingForWorker")  # the newest reason of an entry is the one that stays
     first, second = ended.status.attempts
-    assert (first.signal, first.micro_batch_size, second.micro_batch_size) == ("SIGKILL", 16, 8)
+    assert (first.signal, first.micro_batch_size, second.micro_batch_size) == ("SIGKILL", 8, 4)
     assert first.cause.startswith("out of memory: the kernel ended the trainer while it was ")
-    assert ended.status.micro_batch_limit == 8
+    assert ended.status.micro_batch_limit == 4
     assert ended.status.plan is not None
-    assert (ended.status.plan["microBatchSize"]["value"], ended.status.plan["batchSize"]["value"]) == (8, 32)
+    assert (ended.status.plan["microBatchSize"]["value"], ended.status.plan["batchSize"]["value"]) == (4, 8)
     steps = [point.step for point in client.runs.metrics(run.run_id) if "loss" in point.values]
     assert sorted(set(steps)) == list(range(1, 121))

@@ -322,26 +322,6 @@ def test_micro_batches_add_up_to_the_same_step(make_attempt: Callable[..., Path]
 
 
 @pytest.mark.train
-def test_the_empty_recipe_reads_held_out_digits(make_attempt: Callable[..., Path]) -> None:
-    """The real thing: nothing is said, and the model answers on scans it never saw; so does the loaded checkpoint."""
-    from runyard.trainer.datasets import load_dataset
-    from runyard.trainer.predict import Predictor
-
-    folder = make_attempt()
-    assert train_attempt(folder) == 0
-    result = read_json(folder / "result.json")
-    assert result is not None
-    measured = result["metrics"]["validation/exactMatch"]
-    assert measured >= 0.95
-    held_out = load_dataset("digits", seed=7, validation_fraction=0.2).validation
-    predictor = Predictor(folder / "checkpoints" / result["checkpoint"], threads=1)
-    given = predictor.ask_all([(sample.image, sample.question) for sample in held_out], max_new_tokens=12)
-    right = sum(answer.text == sample.truth.text for answer, sample in zip(given, held_out, strict=True))
-    assert right / len(held_out) == pytest.approx(measured, abs=1e-6)
-    asked_otherwise = predictor.ask(held_out[0].image.resize((200, 200)), "Please, what number do you see there?")
-    assert asked_otherwise.is_well_formed
-
-
 def test_grounding_is_trained_and_scored(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
     recipe = short(steps=2, samples=40)
     recipe["vi-dataset"]["datasetId"] = "digits-grounding"
