@@ -35,6 +35,7 @@ class Disk:
 
     def __init__(self, at: Path, *, size_mib: int = 4096):
         self._image, self.folder = at / "disk.img", at / "disk"
+        self._is_filled = False
         self.folder.mkdir(parents=True)
         with open(self._image, "wb") as image:
             image.truncate(size_mib << 20)
@@ -53,9 +54,12 @@ class Disk:
     def come_back(self) -> None:
         self._unmount()
         self._mount()
+        if not self._is_filled:
+            self.free()  # what was removed just before a power cut is there again
 
     def fill(self) -> None:
         """Leave no space, by a file beside everything else."""
+        self._is_filled = True
         filler = os.open(self.folder / "filler", os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             for piece_bytes in (64 << 20, 1 << 20, 4096):
@@ -66,7 +70,9 @@ class Disk:
             os.close(filler)
 
     def free(self) -> None:
-        (self.folder / "filler").unlink(missing_ok=True)
+        self._is_filled = False
+        with contextlib.suppress(OSError):  # a disk without power; it is done when that comes back
+            (self.folder / "filler").unlink(missing_ok=True)
 
     def close(self) -> None:
         if self.folder.is_mount():
