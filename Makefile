@@ -2,8 +2,8 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: sim sim-rules sim-postgresql stubborn demo test check bench setup format chaos chaos-short kill-server \
-  power-cuts checkpoint-cuts notice starve faults-nth
+.PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
+  notice starve faults-nth sim sim-rules sim-postgresql
 
 setup:
 	@scripts/setup
@@ -34,9 +34,8 @@ N ?= 100
 chaos: setup
 	@scripts/chaos --faults $(FAULTS) --seed $(SEED)
 
-# A dozen faults of eight kinds on SQLite, then on PostgreSQL, which is killed as well.
-chaos-short: setup
-	@scripts/chaos --short --seed $(SEED)
+# The dozen faults of the default suite on PostgreSQL, which is killed as well.
+chaos-postgresql: setup
 	@scripts/chaos --short --postgresql --seed $(SEED)
 
 kill-server: setup

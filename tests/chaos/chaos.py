@@ -358,7 +358,11 @@ def chaos(
         at_work = list(pool.map(begin, range(worlds)))
         reference = at_work[0].reference()
         for plans in plan_all(kinds, seed=seed, is_short=short):
-            list(pool.map(lambda one: one.work(plans, reference), at_work))  # noqa: B023
+            try:
+                list(pool.map(lambda one: one.work(plans, reference), at_work))  # noqa: B023
+            except BaseException:
+                plans.clear()  # told to end: each world finishes its run and begins no other
+                raise
         list(pool.map(Chaos.finish, at_work))
     tally.seconds = time.monotonic() - tally.began_s
     return tally

@@ -1,0 +1,23 @@
+"""The short form of ``make chaos``: a dozen real faults, as many kinds of them as this machine allows."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHAOS = Path(__file__).with_name("chaos.py")
+FAULTS, KINDS = 12, 6
+
+
+@pytest.mark.e2e
+def test_every_run_comes_through_a_dozen_real_faults() -> None:
+    command = [sys.executable, CHAOS, "--short", "--faults", str(FAULTS), "--seed", "1", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert ended.stdout, ended.stderr[-4000:]
+    tally = json.loads(ended.stdout)
+    assert tally["problems"] == []
+    assert tally["faults"] + len(tally["not_run"]) >= FAULTS
+    forbidden = {name.partition(":")[0] for name in tally["not_run"]}  # with the reason why
+    assert len(set(tally["kinds"]) | forbidden) >= KINDS
