@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from runyard import processes
+from runyard.supervisor import moves as mv
+from runyard.supervisor.server import Server
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
 
@@ -244,3 +246,13 @@ def test_what_a_restore_has_undone_is_said_again_once_and_before_the_last_word(
     assert server.lines["stdout"].count("said") == 1
     assert [report["epoch"] for report in server.reports] == ["e2"]
     assert read(folder / "closed.json")["epoch"] == "e2"
+
+
+def test_the_answer_to_a_report_says_which_word_it_is_to(folder: Path, server: Any) -> None:
+    alive, gone = (mv.Exit(exit_code=0, group_empty=is_empty, cause="exit code 0") for is_empty in (False, True))
+    spoken = Server(server.endpoint, token="t", folder=folder)
+    answers = [spoken.report(word, time_ms=1, result=None) for word in (alive, gone)]
+    assert answers == [mv.ReportAccepted(is_last=False), mv.ReportAccepted(is_last=True)]
+    server.answer = lambda *_: (422, {"code": "Invalid", "message": "no"})
+    answers = [spoken.report(word, time_ms=1, result=None) for word in (alive, gone)]
+    assert answers == [mv.Unreachable("words"), mv.Rejected("words", mv.REPORT, "no")]

@@ -156,8 +156,20 @@ def test_what_survives_sigkill_is_told_and_the_attempt_stays_open() -> None:
     state, actions = st.step(state, mv.Tick(), 161.0)
     reports = [action for action in actions if isinstance(action, mv.Report)]
     assert [report.exit.group_empty for report in reports] == [False]
-    state, actions = st.step(state, mv.ReportAccepted(), 162.0)
+    state, actions = st.step(state, mv.ReportAccepted(is_last=False), 162.0)
     assert (state.phase, actions) == ("clearing", [])
+
+
+def test_the_answer_to_what_survived_is_not_taken_for_one_to_the_last_word() -> None:
+    state, _ = follow(training(), mv.TrainerExited(0, None))
+    state, actions = st.step(state, mv.Tick(), 161.0)
+    assert mv.Report in kinds(actions)
+    state, _ = st.step(state, mv.GroupEmpty(), 161.0)
+    state, actions = st.step(state, mv.ReportAccepted(is_last=False), 162.0)
+    assert (state.phase, actions) == ("reporting", [])
+    state, actions = st.step(drained(state), mv.Tick(), 163.0)
+    assert [action.exit.group_empty for action in actions if isinstance(action, mv.Report)] == [True]
+    assert kinds(follow(state, mv.ReportAccepted(is_last=True))[1]) == [mv.WriteClosed, mv.End]
 
 
 def test_the_last_word_comes_after_all_lines_and_checkpoints() -> None:
@@ -171,7 +183,7 @@ def test_the_last_word_comes_after_all_lines_and_checkpoints() -> None:
     nothing = [mv.LinesRead(stream, 5, 5, ()) for stream in mv.STREAMS]
     state, actions = follow(state, *nothing, mv.Tick(), now=102.0)
     assert mv.Report in kinds(actions)
-    assert kinds(follow(state, mv.ReportAccepted())[1]) == [mv.WriteClosed, mv.End]
+    assert kinds(follow(state, mv.ReportAccepted(is_last=True))[1]) == [mv.WriteClosed, mv.End]
 
 
 def test_lines_go_on_from_where_the_server_stands() -> None:
@@ -337,7 +349,7 @@ def test_answers_of_before_a_restore_count_for_nothing() -> None:
 def test_a_report_that_was_taken_before_a_restore_is_made_again() -> None:
     state, actions = follow(drained(reporting()), mv.Tick())
     assert mv.Report in kinds(actions)
-    state, actions = follow(restored(state), mv.ReportAccepted())
+    state, actions = follow(restored(state), mv.ReportAccepted(is_last=True))
     assert (state.phase, state.drained) == ("reporting", frozenset())
 
 

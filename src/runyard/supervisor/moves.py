@@ -133,7 +133,9 @@ class CheckpointStored:
 
 @dataclass(frozen=True, slots=True)
 class ReportAccepted:
-    pass
+    """``is_last`` is false for the word that something survives, whose answer may come when nothing does any more."""
+
+    is_last: bool
 
 
 Input = (

@@ -156,11 +156,12 @@ class Server:
             result=result,
             epoch=epoch,
         )
+        is_last = ended.group_empty
         try:
             self._http.call("POST", f"{ROOT}/finish", body=body)
         except ViError as error:
-            return self._failed(error, "words", what=mv.REPORT)
-        return mv.ReportAccepted()
+            return self._failed(error, "words", what=mv.REPORT if is_last else None)
+        return mv.ReportAccepted(is_last)
 
 
 def checkpoint_report(manifest: dict[str, Any]) -> CheckpointReport:

@@ -177,7 +177,7 @@ def step(state: State, event: Input, now: float) -> tuple[State, list[Action]]:
             return replace(state, found=names, has_looked=state.phase == "reporting"), []
         case CheckpointStored(name):
             return replace(state, stored=state.stored | {name}), []
-        case ReportAccepted() if state.phase == "reporting":
+        case ReportAccepted(is_last=True) if state.phase == "reporting":
             return replace(state, phase="ended"), [WriteClosed("reported"), End()]
         case _:
             return state, []

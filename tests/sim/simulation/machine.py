@@ -595,7 +595,8 @@ class Supervisor(Program):
             await leases.finish(services, self.token, report)
             return True
 
-        self._ask("words", st.REPORT, finish, lambda _: st.ReportAccepted())
+        is_last = ended.group_empty
+        self._ask("words", st.REPORT if is_last else None, finish, lambda _: st.ReportAccepted(is_last))
 
     def _do_WriteClosed(self, action: st.WriteClosed) -> None:
         self.folder.documents["closed.json"] = {"how": action.how, "epoch": self.state.epoch}
