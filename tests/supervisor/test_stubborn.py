@@ -57,10 +57,11 @@ def end_one(number: int, tmp_path: Path, new_server: Callable[[], Any], place: A
     server = new_server()
     folder = place(tmp_path, attempt=1, run=f"tree-{number}")
     room = {"RUNYARD_ATTEMPT": "-" * 200, "RUNYARD_SUPERVISOR": "-" * 200}
-    (tmp_path / "tree.py").write_text(TREE)
+    program = tmp_path / f"tree-{number}.py"  # its own: another thread may be reading meanwhile
+    program.write_text(TREE)
     with (tmp_path / f"supervisor-{number}.log").open("wb") as log:
         supervisor = subprocess.Popen(
-            [sys.executable, "-P", "-c", script, str(folder), str(tmp_path / "tree.py"), server.endpoint],
+            [sys.executable, "-P", "-c", script, str(folder), str(program), server.endpoint],
             env={**os.environ, **room},
             stdout=subprocess.DEVNULL,
             stderr=log,
