@@ -130,7 +130,7 @@ def strike(fault: Fault, world: World) -> Mend | None:
             world.disk.fill()
             return _then(world.disk.free)
         case "disk":
-            return _fail_fsync(world, fault.what.partition("-")[2])
+            return fail_fsync(world, fault.what.partition("-")[2])
         case "memory":
             return _take_memory(world)
         case _:
@@ -166,14 +166,14 @@ def _send(identity: Identity, number: int) -> None:
     processes.send_signal(identity, number)
 
 
-def _fail_fsync(world: World, part: str) -> Mend | None:
-    """Let the next fsync or fdatasync of a part fail with EIO, by a tracer that then lets go."""
+def fail_fsync(world: World, part: str, *, which: str = "1") -> Mend | None:
+    """Let the next fsync or fdatasync of a part fail with EIO, or all with ``1+``, by a tracer that then lets go."""
     identity = world.find(part)
     if identity is None:
         return None
     seen = world.logs / f"strace-{identity.pid}"
     command = ["strace", "-f", "-q", "-o", str(seen), "-p", str(identity.pid)]
-    command += ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO:when=1"]
+    command += ["-e", "trace=fsync,fdatasync", "-e", f"inject=fsync,fdatasync:error=EIO:when={which}"]
     tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def has_struck() -> bool:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from faults import Fault, Mend, strike, why_not
+from faults import Fault, Mend, fail_fsync, strike, why_not
 from world import RECIPE, World, until_final
 
 import vi
@@ -101,7 +101,7 @@ def _end(world: World, case: str, trainer: Identity, supervisor: Identity) -> Me
         case "trainer SIGKILL" | "trainer SIGSEGV":
             processes.send_signal(trainer, signal.Signals[case.split()[1]])
         case "trainer exit 1":
-            return strike(Fault("disk", "eio-trainer", "Training", 1, 0), world)
+            return fail_fsync(world, "trainer", which="1+")  # of every try, see SAVE_TRIES
         case "trainer out of memory":
             return strike(Fault("memory", "trainer", "Training", 1, 0), world)
         case "supervisor SIGKILL":
