@@ -8,6 +8,7 @@ A seed that breaks a promise is printed as soon as it is found, and ``--first SE
 import argparse
 import contextlib
 import itertools
+import logging
 import sys
 import time
 from collections import Counter
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("--postgresql", action="store_true", help="on a real PostgreSQL instead of SQLite")
     parser.add_argument("--log", action="store_true", help="print the history of the first seed")
     chosen = parser.parse_args()
+    logging.disable()  # what the services say about the faults that are wanted here
     if chosen.rules:
         return _table_of_rules(chosen.processes)
     with _database(chosen.postgresql) as url:
