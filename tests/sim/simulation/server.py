@@ -231,6 +231,10 @@ class Server:
     def is_up(self) -> bool:
         return self.process.is_alive
 
+    @property
+    def epoch(self) -> str:
+        return f"e{self._restores + 1}"
+
     def start(self) -> None:
         if self.is_up:
             return
@@ -264,7 +268,7 @@ class Server:
         self.crash()
         self._restores += 1
         lease_ms = leases.after_restore_ms(self.services)
-        self.store.restore(rows, epoch=f"e{self._restores + 1}", lease_ms=lease_ms)
+        self.store.restore(rows, epoch=self.epoch, lease_ms=lease_ms)
         for org, kept in blobs.items():
             self._blobs.setdefault(org, Blobs()).bytes.update(kept.bytes)
 
