@@ -1,6 +1,7 @@
 """A real controller and real supervisors against a server that keeps what it is told."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,6 +204,17 @@ def test_an_attempt_that_ended_while_no_controller_was_there_is_reported(
     server.wait_for(lambda: server.reports)
     assert server.reports[0]["result"]["outcome"] == "Succeeded"
     assert not (folder / "ready").exists()
+
+
+def test_a_run_deleted_with_its_last_word_frees_its_slot(
+    control: Control, server: Any, settings: Settings, assign: Assign
+) -> None:
+    folder = folder_of(settings)
+    server.fail = lambda path, _: shutil.rmtree(folder) if path.endswith("/finish") and folder.exists() else None
+    server.waiting += [assign(1), assign(2)]
+    control()
+    server.wait_for(lambda: len(server.reports) == 2, 30)
+    assert not folder.exists()
 
 
 def test_trainers_that_nobody_looks_after_are_ended(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -87,6 +88,12 @@ def test_a_trainer_sees_no_secret_and_ships_none(folder: Path, server: Any, star
     assert "RUNYARD_ATTEMPT" in names and "PATH" in names
     assert not {"SECRET_TOKEN", "RUNYARD_SUPERVISOR"} & set(names)
     assert server.lines["stdout"][1:] == ["key dtvi_… end", "a torn last line"]
+
+
+def test_a_supervisor_whose_run_is_deleted_with_its_last_word_ends(folder: Path, server: Any, start: Start) -> None:
+    server.fail = lambda path, _: shutil.rmtree(folder) if path.endswith("/finish") and folder.exists() else None
+    assert wait(start(folder, GOOD)) == 0
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("failure", ["503", "lose"])

@@ -141,8 +141,10 @@ class Controller:
         return Seen(
             key=key,
             supervisor=liveness,
-            # Closed means nothing while the supervisor lives: it writes that file just before it ends.
-            is_closed=liveness != "alive" and self._files.read_json(held.folder / rundir.CLOSED) is not None,
+            # Closed means nothing while the supervisor lives: it writes that file just before it ends. The folder of a
+            # deleted run goes as soon as the server has the last word, which may be before we have looked.
+            is_closed=liveness != "alive"
+            and (self._files.read_json(held.folder / rundir.CLOSED) is not None or not held.folder.is_dir()),
             is_told=held.is_told,
             starts=held.starts,
             since_start_s=self._clock.monotonic() - held.started_at_s,

@@ -132,10 +132,12 @@ class Supervisor:
         try:
             self._files.write_json(path, document)
         except OSError as error:
-            if path not in self._unwritten:
-                log.warning("%s of %s cannot be written yet: %s", name, self._mark, error.strerror)
-            self._unwritten[path] = document
-            return False
+            if self._folder.is_dir():
+                if path not in self._unwritten:
+                    log.warning("%s of %s cannot be written yet: %s", name, self._mark, error.strerror)
+                self._unwritten[path] = document
+                return False
+            log.info("%s of %s has no folder any more: the run was deleted", name, self._mark)
         self._unwritten.pop(path, None)
         return True
 
