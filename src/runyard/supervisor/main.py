@@ -127,7 +127,11 @@ class Supervisor:
             rundir.write_permit(self._folder, now_s)
 
     def _write(self, name: str, document: dict[str, Any]) -> bool:
-        """Write a file of ours, now or as soon as the disk takes it: what it says must not be lost."""
+        """Write a file of ours, now or as soon as the disk takes it: what it says must not be lost.
+
+        Where the whole folder is gone, because its run was deleted, nobody is left to read it. Returns whether nothing
+        waits to be written.
+        """
         path = self._folder / name
         try:
             self._files.write_json(path, document)
