@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection
 
 from runyard.blobs import FolderBlobs
-from runyard.server.services import deletion
+from runyard.server.services import deletion, leases
 from runyard.store import StoreUnavailable, runs, tombstones
 
 DAY_S = 24 * 3600
@@ -91,6 +91,26 @@ def test_a_running_run_is_killed_first_and_goes_when_its_attempt_is_closed(
         assert left(house, "r1")["runs"] == 1
         assert (await attempt.post("renew", phase="Training")).json()["action"] == "kill"
         await attempt.finish(75)
+        assert left(house, "r1") == {}
+
+    in_house(story)
+
+
+def test_a_run_deleted_while_a_silent_attempt_is_unsettled_goes_when_that_is_settled(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        silent = await acts.running(house, "r1")
+        for _ in range(round((15 + 4 + leases.RETRY_AFTER_S) / 2)):
+            await leases.tick(house.services, 2.0)
+        second = await acts.claim(house, "c2", machine_id="m2")
+        await second.start()
+        assert (await api.delete(house.path("runs/r1"))).status_code == 204
+        await second.finish(75)
+        assert left(house, "r1")["runs"] == 1
+        assert (await silent.post("renew", phase="Training")).json()["action"] == "kill"
+        await silent.finish(75)
         assert left(house, "r1") == {}
 
     in_house(story)

@@ -35,7 +35,7 @@ class FakeServer:
         self.reports: list[dict[str, Any]] = []
         self.processes: list[dict[str, Any]] = []
         self.phases: list[str | None] = []
-        self.wanted: dict[str, Any] = {"action": "continue", "lease_s": 1.2, "grace_s": 5.0}
+        self.wanted: dict[str, Any] = {"action": "continue", "lease_s": 1.2, "grace_s": 5.0, "epoch": "e1"}
         self.credentials: set[str | None] = set()
         self.is_refusing = False
         self.waiting: list[dict[str, Any]] = []  # assignments to be claimed

@@ -140,7 +140,7 @@ def test_a_kill_leaves_nothing_of_a_stubborn_tree(folder: Path, server: Any, sta
     supervisor = start(folder, STUBBORN)
     below = descendants_once_ready(folder, supervisor, server)
     with server.changed:
-        server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": 0.3}
+        server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": 0.3, "epoch": "e1"}
     assert wait(supervisor) == 0
     assert [processes.liveness(identity) for identity in below] == ["dead"] * len(below)
     assert survivors(folder) == []

@@ -10,8 +10,8 @@ from runyard.protocol import Wanted
 from runyard.supervisor import moves as mv
 from runyard.supervisor import step as st
 
-GO_ON = Wanted(action="continue", lease_s=15, grace_s=30)
-KILL = Wanted(action="kill", lease_s=15, grace_s=30)
+GO_ON = Wanted(action="continue", lease_s=15, grace_s=30, epoch="e1")
+KILL = Wanted(action="kill", lease_s=15, grace_s=30, epoch="e1")
 
 
 def follow(state: st.State, *events: mv.Input, now: float = 100.0) -> tuple[st.State, list[mv.Action]]:
@@ -331,9 +331,22 @@ def test_after_a_restore_it_asks_where_the_server_stands_and_stores_checkpoints_
 
 
 def test_the_first_epoch_it_hears_and_the_same_again_change_nothing() -> None:
-    state = training(offsets=dict.fromkeys(mv.STREAMS, 77), stored=frozenset({"epoch-1"}))
+    state = training(offsets=dict.fromkeys(mv.STREAMS, 77), stored=frozenset({"epoch-1"}), epoch="")
     heard, _ = follow(state, mv.Renewed(replace_epoch("e1")), mv.Renewed(replace_epoch("e1")), mv.Renewed(GO_ON))
     assert (heard.offsets, heard.stored, heard.epoch) == (state.offsets, state.stored, "e1")
+
+
+def test_one_that_settles_asks_again_when_its_first_epoch_may_be_that_of_a_restore() -> None:
+    state = st.settling(mv.Exit(cause="lost"), lease_s=15, grace_s=30)
+    state, _ = follow(state, mv.GroupEmpty(), mv.LinesAccepted("stdout", 77), mv.Renewed(replace_epoch("e2")))
+    assert (state.offsets["stdout"], state.epoch) == (None, "e2")
+
+
+def test_no_last_word_is_said_before_an_epoch_is_known() -> None:
+    state, actions = follow(drained(reporting(epoch="")), mv.Tick())
+    assert mv.Report not in kinds(actions)
+    _, actions = follow(drained(replace(state, epoch="e1")), mv.Tick())
+    assert mv.Report in kinds(actions)
 
 
 def test_answers_of_before_a_restore_count_for_nothing() -> None:

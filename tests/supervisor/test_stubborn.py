@@ -72,7 +72,7 @@ def end_one(number: int, tmp_path: Path, new_server: Callable[[], Any], place: A
         before = processes.descendants(supervisor.pid)
         assert len(before) >= 5
         with server.changed:
-            server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": GRACE_S}
+            server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": GRACE_S, "epoch": "e1"}
         killed_at_s = time.monotonic()
         server.wait_for(lambda: server.reports, 60)
         took_s = time.monotonic() - killed_at_s

@@ -231,7 +231,9 @@ def _on_announced(state: State, wanted: Wanted, now: float) -> tuple[State, list
 
 
 def _go_by(state: State, wanted: Wanted) -> State:
-    is_restored = "" not in (state.epoch, wanted.epoch) and state.epoch != wanted.epoch
+    is_news = wanted.epoch not in ("", state.epoch)
+    # One that settles may have asked where the server stands before it has heard of which epoch that was.
+    is_restored = is_news and (state.epoch != "" or not state.has_trainer)
     state = replace(state, lease_s=wanted.lease_s, grace_s=wanted.grace_s, epoch=wanted.epoch or state.epoch)
     return _say_again(state) if is_restored else state
 
@@ -391,9 +393,14 @@ def _look_and_ship(state: State, actions: list[Action], now: float) -> State:
     waiting = next((name for name in state.found if name not in state.stored | state.given_up), None)
     if waiting is not None:
         state = _send(state, "bytes", StoreCheckpoint(waiting), actions, now)
-    elif state.phase == "reporting" and state.has_looked and not _open_streams(state) and state.exit is not None:
+    elif _has_said_all(state) and state.exit is not None:
         state = _send(state, "words", Report(state.exit), actions, now)
     return state
+
+
+def _has_said_all(state: State) -> bool:
+    """Whether the last word is next. Without an epoch the server could not tell that a restore has undone the rest."""
+    return state.phase == "reporting" and state.has_looked and not _open_streams(state) and state.epoch != ""
 
 
 def _readings(state: State) -> list[Action]:

@@ -187,6 +187,8 @@ class Machine:
 
     def on_death(self, program: Program) -> None:
         self.programs.pop(program.pid, None)
+        if program.key is not None:
+            self.ghost.program_ended(program.key)
         if isinstance(program, Trainer):
             self.ghost.trainer_ended(program)
         for child in self.children(program):
@@ -461,17 +463,15 @@ class Supervisor(Program):
         report = ProcessReport(machine_id=self.machine.id, boot_id=me.boot_id, pid=me.pid, start_ticks=me.start_ticks)
 
         async def announce(services: Any) -> Any:
-            wanted = await leases.report_process(services, self.token, report)
-            self.machine.ghost.heard_from(self.key)
-            return wanted
+            with self.machine.ghost.hearing(self.key):
+                return await leases.report_process(services, self.token, report)
 
         self._ask("words", None, announce, st.Announced)
 
     def _do_Renew(self, action: st.Renew) -> None:
         async def renew(services: Any) -> Any:
-            wanted = await leases.renew(services, self.token, Renewal(phase=action.phase))
-            self.machine.ghost.heard_from(self.key)
-            return wanted
+            with self.machine.ghost.hearing(self.key):
+                return await leases.renew(services, self.token, Renewal(phase=action.phase))
 
         self._ask("lease", None, renew, st.Renewed)
 

@@ -13,7 +13,7 @@ from unittest import mock
 
 import msgspec
 
-from runyard.controller.decide import Key
+from runyard.controller.decide import ADOPT_EVERY_S, Key
 from runyard.server.services import leases, runs
 from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
@@ -23,11 +23,12 @@ from runyard.store.runs import RunFilter
 from vi.api.resources.runs.responses import Run
 
 from .machine import MAX_UNREACHABLE_S, Machine, Program, Supervisor, Trainer
-from .server import ORGS, DirectStore, PostgreSqlStore, Server, SqliteStore
+from .server import ORGS, Crash, DirectStore, PostgreSqlStore, Server, SqliteStore
 from .world import Broken, Host, Link, Process, World, call
 
 LEASE_S, GRACE_S, TRIES = 15.0, 5.0, 3
 CHAOS_MS, CALM_MS = 240_000, 900_000
+ADOPT_EVERY_MS = round(ADOPT_EVERY_S * 1000)
 NOTICE_MS = 20_000  # of server-lived time: the lease, a beat, a message on its way
 FAULTS = (
     "kill server", "crash in a write", "pause server", "full disk", "kill supervisor", "kill trainer", "kill loader",
@@ -74,7 +75,7 @@ class Ghost:
     overlaps: dict[tuple[Trainer, Trainer], int] = field(default_factory=dict)  # running time of the older at its start
     orphans: set[Program] = field(default_factory=set)  # of attempts that a restore has undone; they end when refused
     restores: int = 0
-    unsettled: set[Key] = field(default_factory=set)  # closed by silence alone in the backup that was restored last
+    gone_ms: dict[RunKey, int] = field(default_factory=dict)  # when a process of it ended last
     heard_lived_ms: dict[Key, int] = field(default_factory=dict)  # when its lease was last renewed, in server life
     lost: set[Key] = field(default_factory=set)
     longest_overlap_ms: int = 0
@@ -84,10 +85,20 @@ class Ghost:
         self.launches.add(key)
         self.counts["launches"] += 1
 
-    def heard_from(self, key: Key) -> None:
+    @contextlib.contextmanager
+    def hearing(self, key: Key) -> Iterator[None]:
+        """Around a renewal. After a crash nobody knows whether it counts: then the lease may be the shorter one."""
         assert self.server is not None
+        try:
+            yield
+        except Crash:
+            self.heard_lived_ms[key] = min(self.heard_lived_ms.get(key, 0), self.server.lived_ms)
+            raise
         self.heard_lived_ms[key] = self.server.lived_ms
         self.lost.discard(key)
+
+    def program_ended(self, key: Key) -> None:
+        self.gone_ms[_run_of_key(key)] = self.world.now_ms
 
     def trainer_began(self, trainer: Trainer) -> None:
         self.world.say("trainer begins", trainer.machine.id, trainer.key)
@@ -289,7 +300,6 @@ class Ghost:
         self.heard_lived_ms = dict.fromkeys(kept.heard_lived_ms, heard_ms)
         self.rows, self.known_attempts, self.idle_since = kept.rows, kept.known_attempts, {}
         self.restores += 1
-        self.unsettled = {Key(*row) for row in self._query(UNSETTLED_ATTEMPTS)}
         self.highest_token = 0
         known = {(*row[:3], row[-1]) for row in kept.known_attempts}
         self.orphans |= {
@@ -310,6 +320,7 @@ class Ghost:
         query = "SELECT org, run_id, number, machine_id, epoch FROM attempts WHERE started"
         place_of = {Key(org, id, number): (machine, epoch) for org, id, number, machine, epoch in self._query(query)}
         newest = {(org, id): number for org, id, number in self._query(NEWEST_ATTEMPTS)}
+        unsettled = {Key(*row) for row in self._query(UNSETTLED_ATTEMPTS)}
         query = "SELECT org, run_id, number, attempt, stream, text FROM log_lines ORDER BY org, run_id, number"
         shipped: dict[Key, list[str]] = {}
         last: dict[RunKey, int] = {}
@@ -331,8 +342,8 @@ class Ghost:
                 if here != written[: len(here)]:
                     raise Broken(6, f"the server has other lines of {key} than were written")
                 closed = folder.documents.get("closed.json", {})
-                # Closed by silence in the backup: its run may go on elsewhere without waiting for it.
-                is_passed = key in self.unsettled and key.attempt < newest[run]
+                # Closed by silence: its run may go on elsewhere before it has said again what a restore has undone.
+                is_passed = key in unsettled and key.attempt < newest[run]
                 is_undone = is_passed and closed.get("epoch") != self.server.epoch
                 is_reported = closed.get("how") == "reported" and not is_undone
                 if is_reported and len(here) < len(folder.streams["stdout"].splitlines()):
@@ -639,7 +650,9 @@ class Deployment:
             query = "SELECT count(*) FROM attempts WHERE org = ? AND run_id = ? AND NOT closed"
             ((is_held,),) = self.server.store.query(query, run)
             is_queued = kind == "Pending" and not is_held and reason != "Stopping"
-            is_fresh = self.world.now_ms - self.ghost.changed_ms[run] < 20_000
+            # What ended refused, and is in the store again after a restore, is asked for within half a minute.
+            since_ms = max(self.ghost.changed_ms[run], self.ghost.gone_ms.get(run, 0) + ADOPT_EVERY_MS)
+            is_fresh = self.world.now_ms - since_ms < 20_000
             if not is_queued and not is_fresh and not self.ghost.has_anything(run):
                 raise Broken(11, f"{run} is {kind} ({reason}) 100 s after the last fault, with nothing alive")
 

@@ -1,9 +1,9 @@
 """Deleting a run: gone for the API at once, its bytes as soon as nothing can write them any more.
 
 The answer to DELETE is a tombstone and a mark on the row, in one transaction. A run that still has an open attempt is
-killed by the same stroke and keeps its rows until that attempt is closed. Then the purge removes bytes first and rows
-last, so that whatever interrupts it, the next one (after the next close, at the next start, or when the sweep comes by,
-every minute) finds what is left.
+killed by the same stroke and keeps its rows until that attempt is closed; one that was closed for its silence alone is
+open again, as for a kill. Then the purge removes bytes first and rows last, so that whatever interrupts it, the next one
+(after the next close, at the next start, or when the sweep comes by, every minute) finds what is left.
 """
 
 import asyncio
@@ -38,6 +38,7 @@ async def delete(services: Services, actor: Actor, run_id: str, *, if_match: str
             raise not_found("run", run_id)
         etags.check(if_match, row.etag)
         rows.change(connection, org=org, run_id=run_id, values={"deleted": True})
+        attempts.reopen_unproven(connection, org=org, run_id=run_id)
         tombstones.add(connection, org=org, kind="run", id=run_id, time_ms=now_ms)
         services.audit(actor, "delete run", run_id)(connection)
 
