@@ -282,6 +282,20 @@ def test_a_run_killed_while_a_silent_attempt_is_unsettled_is_not_cancelled_befor
     in_house(story)
 
 
+def test_whoever_renews_counts_as_started_although_a_restore_has_undone_its_report(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        await (await house.api()).put(house.path("runs/r1"), json={"spec": {}})
+        attempt = await acts.claim(house, "c1")
+        assert (await attempt.post("renew")).json()["action"] == "continue"
+        assert (await acts.status(house))[:2] == ("Running", "Preparing")
+        await tick(house, 15 + 2)
+        assert (await acts.status(house))[:2] == ("Running", "Stopping")
+
+    in_house(story)
+
+
 def test_a_result_reported_after_long_silence_still_counts_unless_the_run_went_on(
     in_house: Callable[..., None], acts: Any
 ) -> None:

@@ -81,19 +81,13 @@ async def report_process(services: Services, token: AttemptToken, report: Proces
         _change(
             connection,
             attempt,
-            started=True,
-            charged=True,
             boot_id=report.boot_id,
             pid=report.pid,
             start_ticks=report.start_ticks,
             machine_id=report.machine_id,
         )
         _extend(services, connection, attempt)
-        if not attempt.started:
-            _begin(services, run, attempt)
-            if row.killed or row.deleted:
-                move(run, Move(conditions.RUNNING, "Stopping", "killed"), now_ms=services.clock.now_ms())
-            save(connection, run)
+        _count_as_started(services, connection, attempt, row, run)
         return _wanted(services, connection, row, run)
 
     wanted = await services.store.write(work)
@@ -108,6 +102,7 @@ async def renew(services: Services, token: AttemptToken, renewal: Renewal) -> Wa
         attempt, row = open_attempt(connection, token, now_ms=services.clock.now_ms())
         run = decoded(row.document)
         _extend(services, connection, attempt)
+        _count_as_started(services, connection, attempt, row, run)  # a restore may have undone its report
         if attempt.lost_pulse is not None and not row.killed:
             phase = renewal.phase if renewal.phase in conditions.REASONS[conditions.RUNNING] else "Training"
             move(run, Move(conditions.RUNNING, phase, "heard from again"), now_ms=services.clock.now_ms())
@@ -332,6 +327,17 @@ def _assignment(services: Services, connection: Connection, attempt: Any, row: A
 def _epoch(connection: Connection) -> str:
     """Read where it is used: a restore may have changed it in the transaction before."""
     return organizations.fact(connection, organizations.EPOCH) or ""
+
+
+def _count_as_started(services: Services, connection: Connection, attempt: Any, row: Any, run: Run) -> None:
+    """There is a process, so from now on only a proof closes the attempt."""
+    if attempt.started:
+        return
+    _change(connection, attempt, started=True, charged=True)
+    _begin(services, run, attempt)
+    if row.killed or row.deleted:
+        move(run, Move(conditions.RUNNING, "Stopping", "killed"), now_ms=services.clock.now_ms())
+    save(connection, run)
 
 
 def _begin(services: Services, run: Run, attempt: Any) -> None:
