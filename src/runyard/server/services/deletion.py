@@ -2,8 +2,8 @@
 
 The answer to DELETE is a tombstone and a mark on the row, in one transaction. A run that still has an open attempt is
 killed by the same stroke and keeps its rows until that attempt is closed; one that was closed for its silence alone is
-open again, as for a kill. Then the purge removes bytes first and rows last, so that whatever interrupts it, the next one
-(after the next close, at the next start, or when the sweep comes by, every minute) finds what is left.
+open again, as for a kill. Then the purge removes bytes first and rows last, so that whatever interrupts it, the next
+one (after the next close, at the next start, or when the sweep comes by, every minute) finds what is left.
 """
 
 import asyncio
