@@ -8,6 +8,7 @@ be reasoned about: with one slot, a test that holds a long run open knows what w
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import itertools
 import json
@@ -32,6 +33,18 @@ from vi.api.resources.runs.responses import Run
 
 # Whatever stands here may use the instance; see OneInstanceScheduling.
 USE_THE_INSTANCE = ("tests/contract/", "tests/e2e/", "tests/test_examples.py", "tests/cli/test_commands.py")
+# Modules whose fixture costs more than their tests, so that one process makes it.
+TOGETHER = ("tests/trainer/test_warm.py",)
+# Begun first: begun last, one of these would keep one core at work when all else is done.
+LONGEST = (
+    "tests/chaos/test_chaos.py",
+    "tests/chaos/test_nth.py",
+    "tests/sim/test_simulation.py::test_no_chosen_story_breaks_a_promise",
+    "tests/chaos/test_replays.py",
+    "tests/sim/test_simulation.py::test_every_promise",
+    "tests/supervisor/test_fetching.py",
+    "tests/trainer/test_room.py",
+)
 REPOSITORY = Path(__file__).parent.parent
 # Trains for hours unless killed, and never stops to evaluate or save.
 LONG_RECIPE: dict[str, Any] = {
@@ -47,6 +60,7 @@ LONG_RECIPE: dict[str, Any] = {
         }
     ],
 }
+GARBAGE_THRESHOLDS = (20_000, 20, 20)
 START_TIMEOUT_S = 60
 TRAIN_TIMEOUT_S = 240
 END_TIMEOUT_S = 30
@@ -126,13 +140,15 @@ class LongRuns:
 
 
 class OneInstanceScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Keeps what uses the instance on one worker and spreads the rest test by test.
+    """Keeps what uses the instance on one worker, a module of TOGETHER on one, and spreads the rest test by test.
 
     ``--dist loadgroup`` is made for this, but reads a private attribute that the newest pytest no longer has.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "instance" if nodeid.startswith(USE_THE_INSTANCE) else nodeid
+        if nodeid.startswith(USE_THE_INSTANCE):
+            return "instance"
+        return next((module for module in TOGETHER if nodeid.startswith(module)), nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -151,8 +167,20 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what needs the finished training last, so that the rest is done meanwhile."""
-    items.sort(key=lambda item: "finished_run" in getattr(item, "fixturenames", ()))
+    """Put what takes longest first, and what needs the finished training last, so that the rest is done meanwhile."""
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        rank = next((rank for rank, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+        return "finished_run" in getattr(item, "fixturenames", ()), rank
+
+    items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, torch and all; to look through it for garbage again and again takes time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 @pytest.fixture(scope="session")
@@ -249,16 +277,16 @@ class PostgreSqlServer:
         self._process.wait(END_TIMEOUT_S)
         shutil.rmtree(self._folder)
 
-    def new_database(self, *, template: str = "template1") -> str:
+    def new_database(self) -> str:
         """The URL of a fresh database."""
         name = f"store{next(self._numbers)}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://postgres@/{name}?host={self._folder}"
 
-    def execute(self, statement: str) -> None:
+    def execute(self, statement: str, *, database: str = "postgres") -> None:
         import psycopg
 
-        with psycopg.connect(host=str(self._folder), user="postgres", dbname="postgres", autocommit=True) as connection:
+        with psycopg.connect(host=str(self._folder), user="postgres", dbname=database, autocommit=True) as connection:
             connection.execute(statement.encode())
 
     def _answers(self) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from runyard.server.http.door import Door
 from runyard.server.services.context import Services
 from runyard.settings import Settings
 from runyard.store import Store
+from runyard.store.tables import metadata
 
 BASE_URL = "http://127.0.0.1:7878"
 
@@ -78,14 +80,31 @@ class House:
         return f"/workspaces/{self.org}/{rest}"
 
 
+@dataclass(frozen=True)
+class Plan:
+    """An application that is put together and not open yet; it holds no file, thread or loop, so it may be forked."""
+
+    settings: Settings
+    clock: HandClock
+    door: Door
+
+
+def plan(data_dir: Path, *, pulse: bool = False, **settings: Any) -> Plan:
+    clock, chosen = HandClock(), Settings(data_dir=data_dir, **settings)
+    return Plan(chosen, clock, create_app(chosen, clock=clock, pulse=pulse))
+
+
+@contextlib.asynccontextmanager
+async def enter(planned: Plan) -> AsyncIterator[House]:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(_lifespan(planned.door))
+        yield House(planned.door, planned.settings, planned.clock, stack)
+
+
 @contextlib.asynccontextmanager
 async def open_house(data_dir: Path, *, pulse: bool = False, **settings: Any) -> AsyncIterator[House]:
-    clock = HandClock()
-    chosen = Settings(data_dir=data_dir, **settings)
-    door = create_app(chosen, clock=clock, pulse=pulse)
-    async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(_lifespan(door))
-        yield House(door, chosen, clock, stack)
+    async with enter(plan(data_dir, pulse=pulse, **settings)) as house:
+        yield house
 
 
 @contextlib.asynccontextmanager
@@ -117,11 +136,24 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def empty_postgresql(postgresql: Any) -> str:
-    """The name of a migrated database in PostgreSQL."""
+def migrated_postgresql(postgresql: Any) -> str:
+    """The URL of a migrated database in PostgreSQL."""
     url: str = postgresql.new_database()
     Store(url).close()
-    return urlsplit(url).path.removeprefix("/")
+    return url
+
+
+@pytest.fixture
+def empty_postgresql(postgresql: Any, migrated_postgresql: str) -> Callable[[], str]:
+    """Empties the migrated database and gives its URL: as good as a new one, in a third of the time."""
+
+    def empty() -> str:
+        tables = ", ".join(table.name for table in metadata.sorted_tables)
+        name = urlsplit(migrated_postgresql).path.removeprefix("/")
+        postgresql.execute(f"TRUNCATE {tables} RESTART IDENTITY", database=name)
+        return migrated_postgresql
+
+    return empty
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -151,9 +183,7 @@ def in_house(
 
     def run(story: Story, **settings: Any) -> None:
         if store_kind == "postgresql":
-            postgresql = request.getfixturevalue("postgresql")
-            template = request.getfixturevalue("empty_postgresql")
-            settings["database_url"] = postgresql.new_database(template=template)
+            settings["database_url"] = request.getfixturevalue("empty_postgresql")()
 
         async def all_of_it() -> None:
             (tmp_path / "data").mkdir(exist_ok=True)

@@ -5,7 +5,11 @@ training, saving and loading again go through the very code that the real ones g
 """
 
 import json
-from collections.abc import Callable
+import multiprocessing
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,57 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+class Forked:
+    """A trainer in a process of its own: a fork, as of the warm parent, which costs none of the imports.
+
+    ``work`` may change modules as it likes; the process ends with the code that it gives back.
+    """
+
+    def __init__(self, work: Callable[[], int], output: Path) -> None:
+        def begin() -> None:
+            log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            # The test runner's own lead elsewhere.
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+            raise SystemExit(work())
+
+        with warnings.catch_warnings():
+            # Python warns of the locks of other threads; those that the test runner has hold none that a trainer takes.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._process = multiprocessing.get_context("fork").Process(target=begin)
+            self._process.start()
+
+    def poll(self) -> int | None:
+        """The exit code, or the signal's number as a negative one; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout_s: float) -> int | None:
+        self._process.join(timeout_s)
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Iterator[Callable[..., Forked]]:
+    """``fork(work)``, or ``fork(work, output=path)`` where its output shall lie; ended with the test."""
+    started: list[Forked] = []
+
+    def begin(work: Callable[[], int], *, output: Path = tmp_path / "output") -> Forked:
+        started.append(Forked(work, output))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.end()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 import runyard.trainer.checkpoint as checkpoint_module
+import runyard.trainer.main as main_module
+import runyard.trainer.room as room_module
 import runyard.trainer.train as train_module
 from runyard import rundir
 from runyard.rundir import read_json
@@ -232,55 +233,49 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run([shutil.which("umount") or "umount", "-l", str(folder)], check=True)
 
 
-FULL_DISK = """
-import sys
-from pathlib import Path
-import runyard.trainer.room as room
-room.RESERVE_BYTES = int(sys.argv[2])
-import runyard.trainer.main as main
-say = main._say
-def say_much(line):
-    say(line + " " * 4096)  # so that the log finds no room either
-main._say = say_much
-sys.exit(main.train_attempt(Path(sys.argv[1])))
-"""
+def train_with(reserve: int, folder: Path) -> int:
+    """To be called in a process of its own, which it changes."""
+    say = main_module._say
+    room_module.RESERVE_BYTES = reserve
+    main_module._say = lambda line: say(line + " " * 4096)  # so that the log finds no room either
+    return train_attempt(folder)
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("reserve", [1 << 20, -(1 << 40)], ids=["looked for", "met while writing"])
 def test_a_really_full_disk_is_waited_for_and_nothing_on_it_is_lost_or_torn(
-    reserve: int, small_disk: Path, write_attempt: Callable[..., Path], undisturbed: Path, events_of: EventsOf
+    reserve: int,
+    small_disk: Path,
+    write_attempt: Callable[..., Path],
+    undisturbed: Path,
+    events_of: EventsOf,
+    fork: Callable[..., Any],
 ) -> None:
     """In the second case nobody looks first: weights, events and log meet the end of the disk as they are written."""
     folder = write_attempt(small_disk, RECIPE)
     filler = small_disk / "filler"
     log = folder / "stdout.log"
-    with open(log, "ab") as output:
-        with open(filler, "wb") as file:
-            file.write(b"x" * (rundir.free_bytes(small_disk) - (600 << 10)))
-        trainer = subprocess.Popen([sys.executable, "-c", FULL_DISK, str(folder), str(reserve)], stdout=output)
-    try:
-        deadline = time.monotonic() + 60
-        while trainer.poll() is None and time.monotonic() < deadline:
-            text = (folder / "events.jsonl").read_bytes() if (folder / "events.jsonl").exists() else b""
-            if b"WaitingForDisk" in text:
+    with open(filler, "wb") as file:
+        file.write(b"x" * (rundir.free_bytes(small_disk) - (600 << 10)))
+    trainer = fork(lambda: train_with(reserve, folder), output=log)
+    deadline = time.monotonic() + 60
+    while trainer.poll() is None and time.monotonic() < deadline:
+        text = (folder / "events.jsonl").read_bytes() if (folder / "events.jsonl").exists() else b""
+        if b"WaitingForDisk" in text:
+            break
+        time.sleep(0.05)
+    assert trainer.poll() is None
+    assert not list((folder / "checkpoints").glob("*/manifest.json"))
+    with open(filler, "ab") as file:  # now not a byte is free
+        while free := rundir.free_bytes(small_disk):
+            try:
+                file.write(b"x" * free)
+                file.flush()
+            except OSError:
                 break
-            time.sleep(0.05)
-        assert trainer.poll() is None
-        assert not list((folder / "checkpoints").glob("*/manifest.json"))
-        with open(filler, "ab") as file:  # now not a byte is free
-            while free := rundir.free_bytes(small_disk):
-                try:
-                    file.write(b"x" * free)
-                    file.flush()
-                except OSError:
-                    break
-        time.sleep(1)
-        filler.unlink()
-        assert trainer.wait(60) == 0
-    finally:
-        trainer.kill()
-        trainer.wait()
+    time.sleep(1)
+    filler.unlink()
+    assert trainer.wait(60) == 0
     lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert [line["n"] for line in lines] == list(range(1, len(lines) + 1))
     assert [line["step"] for line in lines if line["ev"] == "step"] == [1, 2, 3, 4]

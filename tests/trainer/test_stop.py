@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,39 +160,33 @@ def test_an_evaluation_is_broken_off_within_an_answer(
     assert state["progress"]["bestSeen"] is None
 
 
-SLOW_EVALUATION = """
-import sys, time
-from pathlib import Path
-import runyard.trainer.evaluation as evaluation
-kept = evaluation.mean_loss
-def slow(data, count, losses, device, look):
-    for _ in range(6000):
-        time.sleep(0.01)
-        look()
-    return kept(data, count, losses, device, look)
-evaluation.mean_loss = slow
-from runyard.trainer.main import train_attempt
-sys.exit(train_attempt(Path(sys.argv[1])))
-"""
+def train_with_a_slow_evaluation(folder: Path) -> int:
+    """To be called in a process of its own, which it changes."""
+    mean_loss = evaluation_module.mean_loss
+
+    def slow(data: Any, count: Any, losses: Any, device: Any, look: Callable[[], None]) -> Any:
+        for _ in range(6000):
+            time.sleep(0.01)
+            look()
+        return mean_loss(data, count, losses, device, look)
+
+    evaluation_module.mean_loss = slow
+    return train_attempt(folder)
 
 
 @pytest.mark.e2e
 def test_a_real_trainer_in_a_long_evaluation_saves_and_ends_at_sigterm(
-    undisturbed: Path, make_attempt: Callable[..., Path], events_of: EventsOf
+    undisturbed: Path, make_attempt: Callable[..., Path], events_of: EventsOf, fork: Callable[..., Any]
 ) -> None:
     first = make_attempt(RECIPE)
-    trainer = subprocess.Popen([sys.executable, "-c", SLOW_EVALUATION, str(first)], stdout=subprocess.DEVNULL)
-    try:
-        while trainer.poll() is None:
-            text = (first / "events.jsonl").read_text() if (first / "events.jsonl").exists() else ""
-            if "Evaluating" in text:
-                break
-            time.sleep(0.02)
-        trainer.terminate()
-        assert trainer.wait(30) == 75  # the evaluation alone would have taken a minute
-    finally:
-        trainer.kill()
-        trainer.wait()
+    trainer = fork(lambda: train_with_a_slow_evaluation(first))
+    while trainer.poll() is None:
+        text = (first / "events.jsonl").read_text() if (first / "events.jsonl").exists() else ""
+        if "Evaluating" in text:
+            break
+        time.sleep(0.02)
+    trainer.terminate()
+    assert trainer.wait(30) == 75  # the evaluation alone would have taken a minute
     assert [event["step"] for event in events_of(first, "step")] == [1, 2]
     again = make_attempt(RECIPE, attempt=2, resume=first / "checkpoints" / "epoch-1")
     assert train_attempt(again) == 0

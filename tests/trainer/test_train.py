@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,26 +160,31 @@ def final_tensors(folder: Path, checkpoint: str) -> dict[str, torch.Tensor]:
     return weights
 
 
+def train_until_the_fifth_batch(folder: Path) -> int:
+    """To be called in a process of its own, which it changes and which does not survive it."""
+    move, moved = train_module._move, []
+
+    def count(*arguments: Any) -> Any:
+        moved.append(1)
+        found = move(*arguments)
+        if len(moved) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    train_module._move = count
+    return train_attempt(folder)
+
+
 def test_a_run_killed_and_resumed_ends_bit_for_bit_where_an_undisturbed_one_ends(
-    make_attempt: Callable[..., Path],
+    make_attempt: Callable[..., Path], fork: Callable[..., Any]
 ) -> None:
     """SIGKILL in the second epoch, between two checkpoints; the next attempt goes on from the first one."""
     recipe = short(steps=7, samples=90)
     whole = make_attempt(recipe, run="whole")
     assert train_attempt(whole) == 0
 
-    script = (
-        "import os, signal, sys, torch; from pathlib import Path; import runyard.trainer.train as t;"
-        "keep = t._move; count = []\n"
-        "def move(*a):\n"
-        "    count.append(1); found = keep(*a)\n"
-        "    if len(count) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return found\n"
-        "t._move = move; from runyard.trainer.main import train_attempt; train_attempt(Path(sys.argv[1]))"
-    )
     killed = make_attempt(recipe, run="cut")
-    done = subprocess.run([sys.executable, "-c", script, str(killed)], capture_output=True, check=False)
-    assert done.returncode == -9
+    assert fork(lambda: train_until_the_fifth_batch(killed)).wait(60) == -signal.SIGKILL
     assert not (killed / "result.json").exists()
     resume = killed / "checkpoints" / "epoch-1"
     assert is_proven(resume)
