@@ -53,7 +53,8 @@ notice: setup
 starve: setup
 	@scripts/chaos --starve 60
 
-# Every n-th fsync, rename, open and write fails, in create, claim, save, finish, delete; SHARE=0.1 takes a tenth.
+# Every n-th fsync, rename, open and write fails, in create, claim, save, finish, delete; SHARE=0.1 takes a tenth, as the
+# default suite does.
 SHARE ?= 1
 faults-nth: setup
 	@scripts/chaos --nth $(SHARE) --seed $(SEED)

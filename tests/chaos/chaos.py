@@ -418,7 +418,7 @@ def _trial(given: argparse.Namespace, folder: Path) -> int:
     elif given.starve:
         numbers = noticing.starve(folder, seconds=given.starve, seed=given.seed)
     elif given.nth:
-        numbers = nth.nth(folder, share=given.nth, seed=given.seed, only=given.operation)
+        numbers = nth.nth(folder, share=given.nth, seed=given.seed, only=given.operation or nth.OPERATIONS)
     elif given.checkpoint_cuts:
         numbers = saving.checkpoint_cuts(folder, cuts=given.checkpoint_cuts, seed=given.seed)
     else:
@@ -444,7 +444,7 @@ def main() -> int:
     parser.add_argument("--notice", type=int, metavar="N", help="instead: how soon a death is told, N times each kind")
     parser.add_argument("--starve", type=float, metavar="SECONDS", help="instead: train beside twice the cores of load")
     parser.add_argument("--nth", type=float, metavar="SHARE", help="instead: fail every n-th system call, or a share")
-    parser.add_argument("--operation", choices=list(nth.OPERATIONS), help="for --nth: this one alone")
+    parser.add_argument("--operation", choices=list(nth.OPERATIONS), action="append", help="for --nth: these alone")
     parser.add_argument("--replays", type=int, metavar="N", help="instead: create one run N times, answers being lost")
     parser.add_argument("--threads", type=int, default=50, help="for --replays")
     parser.add_argument("--keep", action="store_true", help="keep the logs and say where they are")

@@ -4,12 +4,14 @@ What a run's life writes is done in a process of its own by the real code: *crea
 the server's application over its real store, *save* by the trainer's ``save_checkpoint``. strace lets the n-th fsync,
 rename, open or write of each thread fail with EIO or ENOSPC, or kills the process there. Afterwards another process
 looks: what was acknowledged is there, what was not is absent or whole, nothing is torn, the same request goes through
-when it is repeated, and store and disk agree. Processes are forked from this one, so that none costs an import.
+when it is repeated, and store and disk agree. Processes are forked from this one and find in it all that takes long and
+that nothing under test decides: imports, the application put together but not open, a model built from recipe and seed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import json
 import os
@@ -23,7 +25,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +65,16 @@ class Injection:
 class Operation:
     """``prepare`` makes the folder, ``perform`` is the operation, ``look`` answers what is wrong afterwards.
 
-    ``perform`` answers whether it was acknowledged. Each is called in a process of its own.
+    ``perform`` answers whether it was acknowledged. Each is called in a process of its own, a fork of the one that has
+    called ``warm`` for the folder; ``is_heavy`` when that takes torch.
     """
 
+    is_heavy = False
+
     def prepare(self, folder: Path) -> None:
+        raise NotImplementedError
+
+    def warm(self, folder: Path) -> None:
         raise NotImplementedError
 
     def perform(self, folder: Path, begin: Callable[[], None], end: Callable[[bool], None]) -> None:
@@ -81,6 +89,10 @@ class OfServer(Operation):
 
     def __init__(self, name: str):
         self.name = name
+        self._plans: dict[Path, Any] = {}
+
+    def warm(self, folder: Path) -> None:
+        self._plans[folder] = _server.plan(folder / "data")
 
     def prepare(self, folder: Path) -> None:
         async def story(house: Any) -> None:
@@ -138,7 +150,9 @@ class OfServer(Operation):
     def _in_house(self, folder: Path, story: Callable[[Any], Any]) -> None:
         async def all_of_it() -> None:
             (folder / "data").mkdir(exist_ok=True)
-            async with _server.open_house(folder / "data") as house:
+            if folder not in self._plans:
+                self.warm(folder)
+            async with _server.enter(self._plans[folder]) as house:
                 await story(house)
 
         asyncio.run(all_of_it())
@@ -215,6 +229,18 @@ async def _check(house: Any) -> Any:
 class OfTrainer(Operation):
     """The second checkpoint of an attempt."""
 
+    is_heavy = True
+
+    def __init__(self) -> None:
+        self._all_made: dict[Path, Any] = {}
+
+    def warm(self, folder: Path) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # a fork has no other
+        attempt = folder / "run" / "attempts" / "1"
+        self._all_made[attempt] = self._make(attempt)
+
     def prepare(self, folder: Path) -> None:
         self._save(place(folder / "run", 1, save_every_steps=1), 1)
 
@@ -251,6 +277,9 @@ class OfTrainer(Operation):
         return found
 
     def _made(self, attempt: Path) -> Any:
+        return self._all_made.get(attempt) or self._make(attempt)
+
+    def _make(self, attempt: Path) -> Any:
         from runyard.trainer.main import _machine, _read_run
         from runyard.trainer.prepare import Job, prepare
 
@@ -302,27 +331,30 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-def nth(folder: Path, *, share: float, seed: int, only: str | None = None) -> dict[str, Any]:
+def nth(folder: Path, *, share: float, seed: int, only: Collection[str] = tuple(OPERATIONS)) -> dict[str, Any]:
     """Every injection, or a seeded share of them; how many there were, and what was wrong."""
     reason = why_not()
     if reason:
         return {"injections": 0, "notRun": reason, "problems": []}
-    _load_server_tests()
-    OPERATIONS["delete"].prepare(_made(folder / "warm-up"))  # so that all that is imported on first use is imported
-    choose = random.Random(seed)  # noqa: S311 - chooses a share, guards nothing
     began_s = time.monotonic()
+    _load_server_tests()
+    if any(not OPERATIONS[name].is_heavy for name in only):
+        OPERATIONS["delete"].prepare(_made(folder / "warm-up"))  # so that all is imported that is on first use
     found: list[str] = []
     done: Counter[str] = Counter()
     calls: dict[str, dict[str, int]] = {}
     for name, operation in OPERATIONS.items():
-        if only not in (None, name):
+        if name not in only:
             continue
-        if name == "save":
+        if operation.is_heavy:
             from runyard.trainer.main import preload
 
             preload()
+        choose = random.Random(f"{seed} {name}")  # noqa: S311 - chooses a share, guards nothing
         whole = _made(folder / name)
         _in_child(lambda: operation.prepare(whole))  # noqa: B023
+        operation.warm(_copy(whole, folder))
+        gc.freeze()  # a collection in a fork would copy every page
         calls[name] = _count(operation, folder, whole)
         for injection in _injections(name, calls[name]):
             if choose.random() >= share:
