@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 import vi
@@ -305,6 +306,18 @@ def postgresql() -> Iterator[PostgreSqlServer]:
     server = PostgreSqlServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def memory_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For a test that lets the kernel kill for want of memory, which it counts for the whole machine: one at a time.
+
+    Whoever gets SIGKILL while another runs out of memory would be taken for one that did.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    is_shared = "PYTEST_XDIST_WORKER" in os.environ
+    with FileLock((folder.parent if is_shared else folder) / "memory-kills.lock"):
+        yield
 
 
 @pytest.fixture(scope="session")

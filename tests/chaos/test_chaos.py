@@ -12,6 +12,7 @@ FAULTS, KINDS = 12, 6
 
 
 @pytest.mark.e2e
+@pytest.mark.usefixtures("memory_kills")
 def test_every_run_comes_through_a_dozen_real_faults() -> None:
     command = [sys.executable, CHAOS, "--short", "--faults", str(FAULTS), "--seed", "1", "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)

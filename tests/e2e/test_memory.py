@@ -51,6 +51,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+@pytest.mark.usefixtures("memory_kills")
 def test_a_run_goes_on_with_half_the_micro_batch_after_the_kernel_has_ended_its_trainer(
     client: vi.Client, instance: Any, finished_run: Any, too_little_memory: Callable[[int], None], eventually: Any
 ) -> None:
