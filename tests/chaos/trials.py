@@ -26,7 +26,7 @@ import vi
 from runyard import processes
 from runyard.settings import Settings
 
-STEPS_A_KILL = 60
+STEPS_A_KILL = 90
 WRITERS = 4
 
 
@@ -88,7 +88,7 @@ def kill_server(folder: Path, *, kills: int, seed: int) -> dict[str, Any]:
                     _until(lambda: len(world.answered_after_s) >= killed)  # noqa: B023
             ended = until_final(client, run_id, timeout_s=900)
             before, after = metrics(client, calm), metrics(client, run_id)
-            found = []
+            found = [] if killed == kills else [f"the run ended after {killed} of {kills} kills"]
             if ended is None or str(ended.condition) != "ConditionKind.SUCCEEDED":
                 found.append(f"the run ended as {ended and ended.condition}")
             if len(trainers) != 1 or ended is None or len(ended.status.attempts) != 1:
