@@ -81,6 +81,7 @@ KINDS: dict[str, Kind] = {
     "OrderInvalid": Kind("warning", "number the interactions 1, 2, 3; their order in the list is taken"),
     "ClassUnknown": Kind("error", "add the class to the list of names, or correct its number"),
     "RowDuplicate": Kind("warning", "remove one of the two; both are kept"),
+    "SpanWrong": Kind("warning", "nothing, if the phrase is right; its words are counted anew in the caption"),
     "IdDuplicate": Kind("warning", "give each row an id of its own; a new one is given"),
     "ContentsUnfit": Kind("error", "import these rows into a dataset of their own type"),
     "ConversationInvalid": Kind("error", "let human and assistant speak by turns, the human first"),

@@ -16,11 +16,11 @@ Box = tuple[float, float, float, float]
 _WORD = re.compile(r"\S+")
 
 
-class _Shape(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
+class _Shape(msgspec.Struct, rename="camel", omit_defaults=True):
     """camelCase on the line, snake_case here."""
 
 
-class AssetRef(_Shape):
+class AssetRef(_Shape, kw_only=True):
     """Which picture a record is about, and its size in pixels as shown."""
 
     type: str = "Image"
