@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import msgspec
+
 from runyard.datasets.findings import Action, Say, finding
 from runyard.datasets.readers import Row, Spot
 from runyard.datasets.records import (
@@ -64,6 +66,7 @@ class Checker:
 
     def _checked(self, row: Row) -> Record:
         look = _Look(row, self._say, is_lenient=self._is_lenient)
+        look.pass_on_defects()
         facts = self._facts(look)
         if row.record.dataset_type != self._task:
             look.refuse(
@@ -128,6 +131,16 @@ class _Look:
         self.is_refused = False
         self.is_lenient = is_lenient
         self._say = say
+
+    def pass_on_defects(self) -> None:
+        """Tell what the reader could not read of this row."""
+        for found in self.row.defects:
+            if self.is_lenient and found.severity == "error":
+                cause = f"{found.cause}; this part of the row is left out"
+                found = msgspec.structs.replace(found, action="Mended", cause=cause)
+            elif found.severity == "error":
+                self.is_refused = True
+            self._say(found)
 
     def refuse(
         self, code: str, cause: str, *, field: str | None, value: object = None, spot: Spot | None = None
@@ -241,6 +254,8 @@ def _has_boxes(contents: Contents) -> bool:
 
 
 def _checked_grounding(contents: PhraseGrounding, look: _Look, facts: ImageFacts) -> PhraseGrounding:
+    if look.row.defects and not contents.grounded_phrases:
+        raise Unusable  # nothing of it could be read, which has been told
     if not contents.caption.strip():
         look.refuse("CaptionEmpty", "the caption is empty", field="contents.caption")
     orientation = _check_frame(look, facts)

@@ -91,9 +91,10 @@ def encode(record: Record) -> bytes:
 def word_span(caption: str, phrase: str, *, near: int = 0) -> tuple[int, int] | None:
     """Which words of the caption the phrase covers, as ``(start, end)`` with ``end`` exclusive.
 
-    Of several places the one that begins nearest to word ``near``. None when the caption does not hold the phrase.
+    Of several places the one that begins nearest to word ``near``, and whole words before parts of words (``per`` is
+    not the start of ``person`` where both are there). None when the caption does not hold the phrase.
     """
-    starts = [found.start() for found in re.finditer(re.escape(phrase), caption)] if phrase else []
+    starts = _places(caption, phrase)
     words = [word.span() for word in _WORD.finditer(caption)]
     spans = [covered for start in starts if (covered := _covered(words, start, start + len(phrase))) is not None]
     return min(spans, key=lambda span: (abs(span[0] - near), span), default=None)
@@ -101,7 +102,7 @@ def word_span(caption: str, phrase: str, *, near: int = 0) -> tuple[int, int] | 
 
 def char_span(caption: str, phrase: str, *, near: int = 0) -> tuple[int, int] | None:
     """The same as characters: where the phrase begins and ends in the caption."""
-    starts = [found.start() for found in re.finditer(re.escape(phrase), caption)] if phrase else []
+    starts = _places(caption, phrase)
     words = [word.start() for word in _WORD.finditer(caption)]
     place = words[min(max(near, 0), len(words) - 1)] if words else 0
     return min(((start, start + len(phrase)) for start in starts), key=lambda s: abs(s[0] - place), default=None)
@@ -124,6 +125,20 @@ def grounding_of(boxes: list[tuple[str, Box]]) -> PhraseGrounding:
         phrases.append(GroundedPhrase(phrase=name, start_token_index=start, end_token_index=end, bounds=bounds))
         near = end
     return PhraseGrounding(caption=caption, grounded_phrases=phrases)
+
+
+def _places(caption: str, phrase: str) -> list[int]:
+    """Where the phrase begins: as whole words if it does so anywhere, else wherever its letters are."""
+    if not phrase:
+        return []
+    starts = [found.start() for found in re.finditer(re.escape(phrase), caption)]
+    whole = [start for start in starts if _is_whole(caption, start, start + len(phrase))]
+    return whole or starts
+
+
+def _is_whole(caption: str, start: int, end: int) -> bool:
+    before, after = caption[start - 1 : start], caption[end : end + 1]
+    return not (before.isalnum() and caption[start].isalnum()) and not (after.isalnum() and caption[end - 1].isalnum())
 
 
 def _covered(words: list[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:

@@ -22,7 +22,8 @@ class Row:
 
     ``frame`` is the width and height that the file claims for the picture, if it claims any. ``unit`` is what the file
     counts boxes in, and ``spots[i][j]`` where box ``j`` of phrase ``i`` stands, in formats where that is not the place
-    of the row.
+    of the row. ``defects`` are parts that could not be read: whoever checks the row tells them, and decides whether the
+    rest is taken.
     """
 
     record: Record
@@ -32,6 +33,7 @@ class Row:
     frame: tuple[int, int] | None = None
     unit: Literal["share", "pixel"] = "share"
     spots: Sequence[Sequence[Spot]] | None = None
+    defects: Sequence[Finding] = ()
 
 
 class Reader(Protocol):
@@ -51,9 +53,21 @@ class Reader(Protocol):
 
 
 # The modules of the formats need the names above, so they come last.
+from runyard.datasets.readers.coco import Coco  # noqa: E402
+from runyard.datasets.readers.csv import CsvFourCorner, CsvWidthHeight  # noqa: E402
 from runyard.datasets.readers.vi_jsonl import ViJsonl  # noqa: E402
+from runyard.datasets.readers.voc import PascalVoc  # noqa: E402
+from runyard.datasets.readers.yolo import YoloDarknet, YoloKerasPytorch  # noqa: E402
 
-READERS: list[Reader] = [ViJsonl()]
+READERS: list[Reader] = [
+    ViJsonl(),
+    Coco(),
+    PascalVoc(),
+    YoloKerasPytorch(),
+    YoloDarknet(),
+    CsvFourCorner(),
+    CsvWidthHeight(),
+]
 
 
 def by_name(name: str) -> Reader | None:

@@ -1,4 +1,4 @@
-"""Formats out. Each module has one ``Writer``, which lays a dataset out below a folder."""
+"""Formats out. Each module has one ``Writer``, which lays a dataset out below a folder; ``WRITERS`` lists them."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,3 +28,26 @@ class Writer(Protocol):
     def write(self, items: Iterable[Item], folder: Path, *, with_pictures: bool) -> None:
         """Write all items, streaming. The folder exists and is empty."""
         ...
+
+
+# The modules of the formats need the names above, so they come last.
+from runyard.datasets.writers.coco import Coco  # noqa: E402
+from runyard.datasets.writers.csv import CsvFourCorner, CsvWidthHeight  # noqa: E402
+from runyard.datasets.writers.vi_jsonl import ViJsonl  # noqa: E402
+from runyard.datasets.writers.voc import PascalVoc  # noqa: E402
+from runyard.datasets.writers.yolo import YoloDarknet, YoloKerasPytorch  # noqa: E402
+
+WRITERS: list[Writer] = [
+    ViJsonl(),
+    Coco(),
+    PascalVoc(),
+    YoloKerasPytorch(),
+    YoloDarknet(),
+    CsvFourCorner(),
+    CsvWidthHeight(),
+]
+
+
+def by_name(name: str) -> Writer | None:
+    """The writer of that format, upper and lower case alike."""
+    return next((writer for writer in WRITERS if writer.name.lower() == name.lower()), None)
