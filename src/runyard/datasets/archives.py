@@ -582,4 +582,3 @@ class Unpacked:
             self.say(finding("ImageTooLarge", file=path, cause=cause, action="FileRejected"))
         elif self.inner.add_image(path, member.read(), found_in=archive):
             self._paths.append(path)
-

@@ -84,6 +84,7 @@ KINDS: dict[str, Kind] = {
     "SpanWrong": Kind("warning", "nothing, if the phrase is right; its words are counted anew in the caption"),
     "IdDuplicate": Kind("warning", "give each row an id of its own; a new one is given"),
     "ContentsUnfit": Kind("error", "import these rows into a dataset of their own type"),
+    "QuestionAssumed": Kind("warning", "nothing, if that may be asked; else write the question to each row"),
     "ConversationInvalid": Kind("error", "let human and assistant speak by turns, the human first"),
     # files
     "FileUnreadable": Kind("error", "write the file again"),

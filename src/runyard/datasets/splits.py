@@ -1,4 +1,4 @@
-"""Which pictures are held out: decided by content, seed and fraction alone, so that adding pictures moves none across."""
+"""Which pictures are held out: content, seed and fraction alone decide, so that adding pictures moves none across."""
 
 import hashlib
 

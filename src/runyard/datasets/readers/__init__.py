@@ -53,10 +53,14 @@ class Reader(Protocol):
 
 
 # The modules of the formats need the names above, so they come last.
+from runyard.datasets.readers.captions import Captions  # noqa: E402
 from runyard.datasets.readers.coco import Coco  # noqa: E402
+from runyard.datasets.readers.conversations import Conversations  # noqa: E402
 from runyard.datasets.readers.csv import CsvFourCorner, CsvWidthHeight  # noqa: E402
+from runyard.datasets.readers.parquet import Parquet  # noqa: E402
 from runyard.datasets.readers.vi_jsonl import ViJsonl  # noqa: E402
 from runyard.datasets.readers.voc import PascalVoc  # noqa: E402
+from runyard.datasets.readers.webdataset import WebDataset  # noqa: E402
 from runyard.datasets.readers.yolo import YoloDarknet, YoloKerasPytorch  # noqa: E402
 
 READERS: list[Reader] = [
@@ -67,6 +71,10 @@ READERS: list[Reader] = [
     YoloDarknet(),
     CsvFourCorner(),
     CsvWidthHeight(),
+    Conversations(),
+    Parquet(),
+    WebDataset(),
+    Captions(),
 ]
 
 

@@ -18,27 +18,28 @@ from runyard.datasets.findings import Say
 from runyard.datasets.readers import Row
 from runyard.datasets.readers.columns import Table, rows_of
 from runyard.datasets.readers.json_rows import json_rows
+from runyard.datasets.readers.lines import head_of
 from runyard.datasets.readers.places import Place
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_SAYS_MORE = (".json", ".jsonl", ".csv", ".xml", ".txt", ".parquet", ".arrow", ".tar", ".tar.gz", ".tgz", ".zip")
 _SPLITS = ("train", "training", "test", "val", "valid", "validation")
 _LONGEST_TEXT = 1 << 20
 _NAMES = ("file_name", "filename", "image", "path")  # what a table calls its pictures
 _NO_CLASSES = ("images", "image", "pictures", "photos", "img", "imgs", "data", "assets", *_SPLITS)
 
 
-class Reader:
+class Captions:
     """Side files, ImageFolder tables and class folders."""
 
     name = "Captions"
-    types: tuple[DatasetType, ...] = ("freeform", "vqa", "phrase-grounding")
+    types: tuple[DatasetType, ...] = ("phrase-grounding", "vqa", "freeform")
 
     def claims(self, source: Source) -> list[str]:
-        paths = source.paths()
-        tables = [path for path in paths if path.rpartition("/")[2].lower() in TABLES]
+        tables = [path for path in source.paths() if _is_table(source, path)]
         return tables or _side_files(source) or _class_folders(source)
 
     def read(self, source: Source, files: list[str], task: DatasetType, say: Say) -> Iterator[Row]:
@@ -56,6 +57,10 @@ class Reader:
                 yield from _beside(source, place, task)
 
 
+def _is_table(source: Source, path: str) -> bool:
+    return path.rpartition("/")[2].lower() in TABLES and b"file_name" in head_of(source, path)
+
+
 # -- a text beside each picture ----------------------------------------------------------------------------------------
 
 LIKE_YOLO = re.compile(rb"\s*(?:\d+(?:\s+-?[\d.]+(?:[eE][-+]?\d+)?){4,}\s*)*\s*")
@@ -67,8 +72,7 @@ def _side_files(source: Source) -> list[str]:
     stems = {path.rpartition(".")[0] for path in source.paths() if path.lower().endswith(_PICTURES)}
     texts = [path for path in source.paths() if path.lower().endswith(".txt") and path[:-4] in stems]
     for path in texts[:_LOOKED_AT]:
-        with source.open(path) as file:
-            head = file.read(1024)
+        head = head_of(source, path)
         if not LIKE_YOLO.fullmatch(head.rpartition(b"\n")[0] if len(head) == 1024 else head):
             return texts
     return []
@@ -139,7 +143,9 @@ def csv_rows(source: Source, place: Place) -> Iterator[tuple[Place, dict[str, st
 
 
 def _class_folders(source: Source) -> list[str]:
-    """All pictures, when each lies in a folder that can be its class; else none."""
+    """All pictures, when each lies in a folder that can be its class and nothing else is there; else none."""
+    if any(path.lower().endswith(_SAYS_MORE) for path in source.paths()):
+        return []
     pictures = [path for path in source.paths() if path.lower().endswith(_PICTURES)]
     folders = {_class_of(path) for path in pictures}
     return pictures if len(folders) > 1 and None not in folders else []

@@ -12,7 +12,7 @@ Boxes in ``objects`` are ``[x, y, width, height]`` in pixels, as in COCO and in 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -52,6 +52,7 @@ class Table:
     """What is known of a file's columns beside their names. ``names`` are those of class numbers, by column."""
 
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    is_unfit: bool = False  # some row had no column for the type of the dataset
     is_told: set[str] = field(default_factory=set)  # what is told once a file
 
     def say_once(self, place: Place, code: str, cause: str, **more: Any) -> None:
@@ -85,7 +86,8 @@ def rows_of(
             contents=contents,
             category=category if isinstance(category, str) and "type" in row else None,
         )
-        yield Row(record, place.file, place.line, place.field, frame=_frame(row))
+        unit: Literal["share", "pixel"] = "share" if row.get("grounded_phrases") is not None else "pixel"
+        yield Row(record, place.file, place.line, place.field, frame=_frame(row), unit=unit)
 
 
 def contents_in(
@@ -101,7 +103,8 @@ def contents_in(
     if found is None:
         columns = ", ".join(list(row)[:12]) or "none"
         cause = f"no column fits a dataset of type {task}; there are: {columns}"
-        table.say_once(place, "ContentsUnfit", cause, action="FileRejected")
+        table.is_unfit = True
+        table.say_once(place, "ContentsUnfit", cause)
     return found or []
 
 

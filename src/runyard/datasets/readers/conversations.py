@@ -32,7 +32,7 @@ _IMAGES = ("image", "images", "image_path", "image_file", "img")
 Talk = list[tuple[str, str]]
 
 
-class Reader:
+class Conversations:
     """LLaVA and ShareGPT conversations."""
 
     name = "Conversations"
@@ -56,7 +56,7 @@ class Reader:
 
 
 def _is_talk(source: Source, path: str) -> bool:
-    if not path.lower().endswith((".json", ".jsonl")):
+    if not path.lower().endswith((".json", ".jsonl")) or path.lower().endswith("metadata.jsonl"):
         return False
     with source.open(path) as file:
         return _TURNS.search(file.read(1024)) is not None

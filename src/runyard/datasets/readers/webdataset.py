@@ -31,11 +31,11 @@ _LONGEST_TEXT = 16 << 20
 Group = dict[str, tuple[str, bytes]]  # by ending: name and bytes
 
 
-class Reader:
+class WebDataset:
     """Tar shards of WebDataset."""
 
     name = "WebDataset"
-    types: tuple[DatasetType, ...] = ("vqa", "freeform", "phrase-grounding")
+    types: tuple[DatasetType, ...] = ("phrase-grounding", "vqa", "freeform")
 
     def claims(self, source: Source) -> list[str]:
         return [path for path in source.paths() if path.lower().endswith(_ENDINGS) and _is_shard(source, path)]

@@ -38,7 +38,7 @@ _SAID: dict[DatasetType, dict[str, pa.DataType]] = {
 }
 
 
-class Writer:
+class Parquet:
     """Parquet with the pictures inside."""
 
     name = "Parquet"
@@ -80,7 +80,8 @@ def _rows(items: Iterable[Item], *, with_pictures: bool) -> Iterator[dict[str, A
 def _said(record: Record) -> dict[str, Any]:
     contents: dict[str, Any] = msgspec.structs.asdict(record.contents)
     plain = {key: msgspec.to_builtins(value) for key, value in contents.items()}
-    return {"type": record.dataset_type, "id": record.id, "category": record.category} | _snake(plain)
+    about: dict[str, Any] = {"type": record.dataset_type, "id": record.id, "category": record.category}
+    return about | {key: value for key, value in _snake(plain).items() if key != "type"}
 
 
 def _snake(value: Any) -> Any:
@@ -124,7 +125,8 @@ def _shards(groups: Iterator[tuple[list[dict[str, Any]], int]]) -> Iterator[Iter
 
 def _schema(task: DatasetType | None) -> pa.Schema:
     """The columns, with the features that tell ``datasets`` that ``image`` is one."""
-    columns = _COMMON | (_SAID[task] if task else {})
+    said = _SAID[task] if task else {name: kind for columns in _SAID.values() for name, kind in columns.items()}
+    columns = _COMMON | said
     features = {"image": {"_type": "Image"}} | {name: _feature(kind) for name, kind in columns.items()}
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}

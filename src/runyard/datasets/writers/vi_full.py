@@ -2,11 +2,12 @@
 
     dump/images/<stem>.jpg       dump/annotations/<stem>.jsonl
 
-or, with a split, ``training/`` and ``validation/`` alike. That loader pairs pictures and annotation files by their place
-in the sorted lists and wants one line a file, so: every picture has exactly one file and one line, both of one stem, and
-a stem has no point in it, for ``a.b.png`` sorts elsewhere among ``a.*`` than ``a.b.jsonl`` does. Pictures of which
-nothing is said are left out. What is said of one picture several times becomes one record: questions one after another,
-captions one after another. Only freeform texts, which that loader does not know, stay lines of their own.
+or, with a split, ``training/`` and ``validation/`` alike. That loader pairs pictures and annotation files by their
+place in the sorted lists and wants one line a file, so: every picture has exactly one file and one line, both of one
+stem, and a stem has no point in it, for ``a.b.png`` sorts elsewhere among ``a.*`` than ``a.b.jsonl`` does. Pictures
+of which nothing is said are left out. What is said of one picture several times becomes one record: questions one
+after another, captions one after another. Only freeform texts, which that loader does not know, stay lines of their
+own.
 """
 
 from collections.abc import Iterable
@@ -29,11 +30,18 @@ from runyard.datasets.splits import is_held_out
 from runyard.datasets.writers import Item
 
 _ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-_BY_MAGIC = ((b"\x89PNG", "png"), (b"RIFF", "webp"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*", "tiff"), (b"MM", "tiff"))
+_BY_MAGIC = (
+    (b"\x89PNG", "png"),
+    (b"RIFF", "webp"),
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+    (b"II*", "tiff"),
+    (b"MM", "tiff"),
+)
 _LONGEST_STEM = 120
 
 
-class Writer:
+class ViFull:
     """``training/`` and ``validation/`` when a fraction is held out, else ``dump/``."""
 
     name = "ViFull"

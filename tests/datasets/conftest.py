@@ -1,0 +1,90 @@
+"""Folders of pictures and labels, and what an import of them would take."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from runyard.datasets.findings import Finding
+from runyard.datasets.intake import CountedRecords, Outcome, check_folder
+from runyard.datasets.records import AssetRef, DatasetType, Record
+from runyard.datasets.writers import Item
+
+
+def png(width: int = 40, height: int = 20, colour: tuple[int, int, int] = (200, 30, 30)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+class KeptRecords(CountedRecords):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[Record] = []
+
+    def add(self, record: Record) -> None:
+        super().add(record)
+        self.records.append(record)
+
+
+@dataclass
+class Taken:
+    """What an import of a folder came to."""
+
+    outcome: Outcome
+    records: list[Record]
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def codes(self) -> list[str]:
+        return [found.code for found in self.findings]
+
+
+@dataclass
+class Shelf:
+    """A folder that files are put into."""
+
+    folder: Path
+
+    def put(self, path: str, data: bytes | str) -> Shelf:
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data.encode() if isinstance(data, str) else data)
+        return self
+
+    def take(self, task: DatasetType | None = None, format: str = "auto") -> Taken:
+        findings: list[Finding] = []
+        records = KeptRecords()
+        outcome = check_folder(self.folder, dataset_type=task, format=format, say=findings.append, records=records)
+        return Taken(outcome, records.records, findings)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    (tmp_path / "shelf").mkdir()
+    return Shelf(tmp_path / "shelf")
+
+
+@pytest.fixture
+def picture() -> Callable[..., bytes]:
+    """Bytes of a PNG of one colour: ``picture(width, height, colour)``."""
+    return png
+
+
+@pytest.fixture
+def item() -> Callable[..., Item]:
+    """A picture with what is said of it: ``item("a.png", record, ...)``; its colour follows from its name."""
+
+    def make(filename: str, *records: Record) -> Item:
+        red, green, blue, *_ = hashlib.sha256(filename.encode()).digest()
+        data = png(colour=(red, green, blue))
+        asset = AssetRef(filename=filename, width=40, height=20)
+        return Item(asset, hashlib.sha256(data).hexdigest(), list(records), lambda: data)
+
+    return make
