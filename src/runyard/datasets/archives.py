@@ -58,7 +58,11 @@ class Member:
 
     name: str
     size_bytes: int
-    pieces: Callable[[], Iterator[bytes]]
+    _pieces: Callable[[], Iterator[bytes]]
+
+    def pieces(self) -> Iterator[bytes]:
+        with _damage_refused():
+            yield from self._pieces()
 
     def read(self) -> bytes:
         return b"".join(self.pieces())
@@ -87,10 +91,8 @@ def members(file: BinaryIO, path: str, caps: Caps = Caps()) -> Iterator[Member]:
             are not what the headers said.
     """
     read = _zip_members if path.lower().endswith(".zip") else _tar_members
-    try:
+    with _damage_refused():
         yield from read(file, path.lower(), caps)
-    except (OSError, EOFError, zlib.error, struct.error, tarfile.HeaderError) as error:
-        raise ArchiveRefused("FileUnreadable", f"the archive is damaged: {error or type(error).__name__}") from error
 
 
 def first_members(file: BinaryIO, path: str, count: int) -> Iterator[Member]:
@@ -100,12 +102,18 @@ def first_members(file: BinaryIO, path: str, count: int) -> Iterator[Member]:
         ArchiveRefused: something is wrong right there, or it is not a tar.
     """
     caps = Caps(total_bytes=64 << 20, free_bytes=64 << 20)
-    try:
+    with _damage_refused():
         data = _TarBytes(file, path.lower(), caps)
         for name, size in islice(_tar_files(data, _Names(caps)), count):
             yield Member(name, size, lambda size=size: data.pieces(size))  # type: ignore[misc]
-    except (OSError, EOFError, zlib.error, tarfile.HeaderError) as error:
-        raise ArchiveRefused("FileUnreadable", f"the archive is damaged: {error}") from error
+
+
+@contextlib.contextmanager
+def _damage_refused() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, struct.error, tarfile.HeaderError) as error:
+        raise ArchiveRefused("FileUnreadable", f"the archive is damaged: {error or type(error).__name__}") from error
 
 
 def plain_name(name: str) -> str | None:
@@ -391,13 +399,16 @@ class _TarBytes:
             block += piece
         return block
 
+    def expect(self, size: int) -> None:
+        """See that so many bytes are left, where that can be seen without unpacking them."""
+        if not self._is_packed and self.at + size > self._archive_bytes:
+            raise EOFError("it ends early")
+
     def go_to(self, place: int) -> None:
         """Forward only."""
         if self._is_packed:
             for _ in self.pieces(place - self.at):
                 pass
-        elif place > self._archive_bytes + _BLOCK:  # the last block may lack its padding
-            raise EOFError("it ends early")
         else:
             self.at = place
 
@@ -442,16 +453,15 @@ def _tar_files(data: _TarBytes, names: _Names) -> Iterator[tuple[str, int]]:
             raise ArchiveRefused("ArchiveUnsafe", "this folder has a size", member=name)
         plain = names.take(name, is_folder=is_folder)
         after = data.at + _padded(size)
+        data.expect(size)
         if not is_folder:
             yield plain, size
         data.go_to(after)
 
 
 def _tar_header(block: bytes) -> tarfile.TarInfo:
-    try:
-        return tarfile.TarInfo.frombuf(block, "utf-8", "strict")
-    except UnicodeDecodeError:
-        raise ArchiveRefused("ArchiveUnsafe", "a name is not UTF-8") from None
+    try:  # a long name that follows or precedes may be cut within a letter here
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (ValueError, OverflowError) as error:
         raise ArchiveRefused("FileUnreadable", f"a header is damaged: {error}") from error
 
@@ -490,6 +500,18 @@ def _pax(body: bytes, name: str | None, size: int | None, *, is_global: bool) ->
 
 
 # -- as a source -------------------------------------------------------------------------------------------------------
+
+
+def with_archives_open(
+    source: Source, folder: Path, say: Say, *, is_left: Callable[[Source, str], bool] = lambda *_: False
+) -> Source:
+    """The source with its archives shown as what they hold (see ``Unpacked``); itself where there are none.
+
+    ``is_left`` tells which archives a reader takes as they are.
+    """
+    archives = [path for path in source.paths() if is_archive(path)]
+    closed = {path for path in archives if is_left(source, path)}
+    return Unpacked(source, folder, say, skip=closed) if len(closed) < len(archives) else source
 
 
 @dataclass

@@ -14,6 +14,7 @@ Files are the only protocol between the server and this worker; one writer a fil
     images.jsonl    worker   one accepted picture a line, see ``Image``
     packs/000001    worker   packs of pictures that containers carried; "blob" of such a picture is the SHA-256 of one
     records.jsonl   worker   one kept record a line
+    unpacked/       worker   what archives held beside pictures; removed when it has been read
     result.json     worker   the last word, whole or not at all: {"decision", "why", "format", "type", "counts"}
 
 Pictures are inspected while they still arrive; annotations are read once everything is there. A worker that is started
@@ -55,6 +56,7 @@ FINDINGS = "findings.jsonl"
 IMAGES = "images.jsonl"
 OWN_PACKS = "packs"
 RECORDS = "records.jsonl"
+UNPACKED = "unpacked"
 RESULT = "result.json"
 
 MEMORY_BYTES = 2 << 30
@@ -145,7 +147,9 @@ class _Import:
             task=self._job.get("datasetType"),
             on_error=self._on_error,
             tick=self._tick,
+            unpack_into=self._folder / UNPACKED,
         )
+        shutil.rmtree(self._folder / UNPACKED, ignore_errors=True)
         self._outputs.finish_pack()
         self._progress.begin("Done")
         self._show()
@@ -193,7 +197,8 @@ class _Outputs:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        shutil.rmtree(folder / OWN_PACKS, ignore_errors=True)
+        for left in (OWN_PACKS, UNPACKED):
+            shutil.rmtree(folder / left, ignore_errors=True)
         self._findings, self._images, self._records = (
             open(folder / name, "wb", buffering=1 << 16)  # noqa: SIM115 - closed by __exit__
             for name in (FINDINGS, IMAGES, RECORDS)

@@ -2,6 +2,7 @@
 have in common; it knows neither where the files lie nor where the records go.
 """
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,9 +11,11 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from runyard.datasets.archives import with_archives_open
 from runyard.datasets.checks import Checker, OnError
 from runyard.datasets.findings import Finding, Say, Tally, finding
 from runyard.datasets.readers import Reader, detect
+from runyard.datasets.readers.webdataset import is_shard
 from runyard.datasets.records import DatasetType, Record
 from runyard.datasets.sources import Accepted, FolderSource, PackSource, Pictures, Source, ignore_accepted
 
@@ -147,12 +150,15 @@ def take_rows(
     task: DatasetType | None,
     on_error: OnError,
     tick: Callable[[], None],
+    unpack_into: Path,
 ) -> Outcome:
     """Find the format, read and check every row, keep what may be kept, and decide.
 
-    ``task`` None takes the type of the first row. ``tick`` is called for every row.
+    ``task`` None takes the type of the first row. ``tick`` is called for every row. What archives hold beside pictures
+    is kept below ``unpack_into``, a folder of the caller's that may be removed afterwards.
     """
     progress.begin("Reading")
+    source = with_archives_open(source, unpack_into, told, is_left=is_shard)
     detected = detect(source, told, wanted=format)
     reader, files = detected or (None, [])
     if reader is not None:
@@ -279,17 +285,19 @@ def check_folder(
         progress.images = len(source.pictures)
         tick()
     progress.share_read = source.share_read
-    outcome = take_rows(
-        source,
-        source.pictures,
-        records or CountedRecords(),
-        told,
-        progress,
-        format=format,
-        task=dataset_type,
-        on_error=on_error,
-        tick=tick,
-    )
+    with tempfile.TemporaryDirectory(prefix="runyard-archives-") as unpacked:
+        outcome = take_rows(
+            source,
+            source.pictures,
+            records or CountedRecords(),
+            told,
+            progress,
+            format=format,
+            task=dataset_type,
+            on_error=on_error,
+            tick=tick,
+            unpack_into=Path(unpacked),
+        )
     progress.images = len(source.pictures)
     progress.begin("Done")
     on_progress(progress.document())

@@ -25,6 +25,8 @@ from runyard.datasets.sources import ImageFacts, Source
 IMAGES = ("image", "images", "img", "picture", "jpg", "png", "image_path", "file_name", "filename")
 _ENDINGS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/gif": "gif", "image/bmp": "bmp"}
 _BATCH_ROWS = 32
+# pyarrow's own allocator reserves a GiB of addresses, which counts against the limit that an import runs with.
+pa.set_memory_pool(pa.system_memory_pool())
 _BROKEN = (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, MemoryError)
 
 

@@ -38,7 +38,7 @@ class WebDataset:
     types: tuple[DatasetType, ...] = ("phrase-grounding", "vqa", "freeform")
 
     def claims(self, source: Source) -> list[str]:
-        return [path for path in source.paths() if path.lower().endswith(_ENDINGS) and _is_shard(source, path)]
+        return [path for path in source.paths() if is_shard(source, path)]
 
     def read(self, source: Source, files: list[str], task: DatasetType, say: Say) -> Iterator[Row]:
         for file in files:
@@ -51,8 +51,10 @@ class WebDataset:
                 say(refused.finding(file, f"; the {number} groups before it were read" if number else ""))
 
 
-def _is_shard(source: Source, path: str) -> bool:
+def is_shard(source: Source, path: str) -> bool:
     """Whether the first members are pictures and what is said of them, grouped by key, and no boxes of YOLO."""
+    if not path.lower().endswith(_ENDINGS):
+        return False
     keys: list[str] = []
     endings: set[str] = set()
     try:
