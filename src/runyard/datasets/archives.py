@@ -457,6 +457,8 @@ def _tar_files(data: _TarBytes, names: _Names) -> Iterator[tuple[str, int]]:
         if not is_folder:
             yield plain, size
         data.go_to(after)
+    if len(block) < _BLOCK:  # cut off between two files, or no tar at all
+        raise EOFError("its end is missing")
 
 
 def _tar_header(block: bytes) -> tarfile.TarInfo:

@@ -172,6 +172,7 @@ def take_rows(
         _tell_unused(pictures, checker.used, told)
     else:
         _tell_unused(pictures, set(), told)
+    progress.images = len(pictures)  # containers have brought some meanwhile
     return _decided(reader, task, progress, told, on_error)
 
 

@@ -5,12 +5,11 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from runyard.datasets.readers.json_stream import Malformed, items
 from runyard.datasets.readers.places import Place
 from runyard.datasets.sources import Source
 
 LONGEST_ROW = 16 << 20
-_PIECE = 1 << 20
-_SPACE = " \t\r\n"
 
 
 def json_rows(source: Source, file: str, place: Place) -> Iterator[tuple[Place, dict[str, Any]]]:
@@ -83,84 +82,13 @@ def _near(error: json.JSONDecodeError) -> str:
     return error.doc[max(0, error.pos - 20) : error.pos + 20]
 
 
-class _Stop(Exception):
-    """Nothing more of this array can be read; why has been told."""
-
-
 def _elements(opened: BinaryIO, place: Place) -> Iterator[tuple[Place, dict[str, Any]]]:
-    text = _Text(opened, place)
     try:
-        text.skip("[")
-        number = 0
-        while text.peek() != "]":
+        for number, value in items(opened):
             here = place.at(field=f"[{number}]")
-            value = text.value(here)
             if isinstance(value, dict):
                 yield here, value
             else:
                 here.say("RowInvalid", "the row is not a JSON object", value=value)
-            number += 1
-            if text.peek() != "]":
-                text.skip(",")
-    except _Stop:
-        return
-
-
-class _Text:
-    """The characters of a file, as many at a time as one element needs."""
-
-    def __init__(self, opened: BinaryIO, place: Place) -> None:
-        self._opened, self._place = opened, place
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder()
-        self._buffer, self._at, self._line, self._is_done = "", 0, 1, False
-
-    def peek(self) -> str:
-        """The next character that is no space; empty at the end."""
-        while True:
-            while self._at < len(self._buffer) and self._buffer[self._at] in _SPACE:
-                self._at += 1
-            if self._at < len(self._buffer) or not self._more():
-                return self._buffer[self._at : self._at + 1]
-
-    def skip(self, sign: str) -> None:
-        if (found := self.peek()) != sign:
-            what = repr(found) if found else "the end of the file"
-            raise self._stop(f"expected {sign!r} and found {what}")
-        self._at += 1
-
-    def value(self, here: Place) -> Any:
-        """The JSON value that begins here."""
-        self.peek()
-        while True:
-            try:
-                value, self._at = self._json.raw_decode(self._buffer, self._at)
-                return value
-            except json.JSONDecodeError as error:
-                is_cut = error.pos >= len(self._buffer) - 16 or error.msg.startswith(("Unterminated", "Invalid \\u"))
-                if len(self._buffer) - self._at > LONGEST_ROW:
-                    raise self._stop(f"{here.field} is longer than {LONGEST_ROW:,} characters") from None
-                if not is_cut or not self._more():
-                    raise self._stop(f"it is not JSON: {error.msg}", near=_near(error)) from None
-            except (ValueError, RecursionError):
-                raise self._stop(f"{here.field} is nested too deeply, or has a number that is too long") from None
-
-    def _more(self) -> bool:
-        if self._is_done:
-            return False
-        piece = self._opened.read(_PIECE)
-        self._is_done = not piece
-        self._line += self._buffer.count("\n", 0, self._at)
-        try:
-            self._buffer = self._buffer[self._at :] + self._decode.decode(piece, final=not piece)
-        except UnicodeDecodeError:
-            self._place.at(line=self._line).say("EncodingWrong", "not UTF-8 somewhere after this line")
-            raise _Stop from None
-        self._at = 0
-        return True
-
-    def _stop(self, cause: str, near: str | None = None) -> _Stop:
-        line = self._line + self._buffer.count("\n", 0, self._at)
-        cause = f"{cause}; rows from here on are not read"
-        self._place.at(line=line).say("FileUnreadable", cause, value=near)
-        return _Stop()
+    except Malformed as error:
+        place.at(line=error.line).say(error.code, f"{error}; rows from here on are not read", action="RowRejected")

@@ -13,11 +13,11 @@ _SPACE = " \t\r\n"
 
 
 class Malformed(ValueError):
-    """The file is not what it should be; the message says why, ``line`` where."""
+    """The file is not what it should be; the message says why, ``line`` where, ``code`` what kind of finding it is."""
 
-    def __init__(self, message: str, line: int):
+    def __init__(self, message: str, line: int, code: str = "FileUnreadable"):
         super().__init__(message)
-        self.line = line
+        self.line, self.code = line, code
 
 
 def elements(file: BinaryIO) -> Iterator[tuple[str, int, Any]]:
@@ -41,6 +41,14 @@ def elements(file: BinaryIO) -> Iterator[tuple[str, int, Any]]:
         if not text.next_is(","):
             text.expect("}", f"there is no comma after the value of {key!r}")
             return
+
+
+def items(file: BinaryIO) -> Iterator[tuple[int, Any]]:
+    """Every element of the one array that the file is, with its place in the array. Raises Malformed as above."""
+    text = _Text(file)
+    text.expect("[", "the file is no JSON array")
+    for _, number, value in _array(text, ""):
+        yield number, value
 
 
 def _array(text: "_Text", key: str) -> Iterator[tuple[str, int, Any]]:
@@ -94,8 +102,8 @@ class _Text:
             except json.JSONDecodeError as error:
                 if self._is_whole:
                     raise self.malformed(error.msg, error.pos) from error
-            except RecursionError as error:
-                raise self.malformed("it is nested too deeply") from error
+            except (RecursionError, ValueError) as error:
+                raise self.malformed("it is nested too deeply, or has a number of too many digits") from error
             else:
                 # A number at the very end of the window may go on after it.
                 if end < len(self._text) or self._is_whole:
@@ -120,6 +128,7 @@ class _Text:
         try:
             self._text = self._text[self._at :] + self._decoder.decode(data, final=self._is_whole)
         except UnicodeDecodeError as error:
-            raise self.malformed(f"it is not UTF-8: {error.reason}") from error
+            line = self.malformed("").line
+            raise Malformed(f"it is not UTF-8 from about here on: {error.reason}", line, "EncodingWrong") from error
         self._at = 0
         return bool(data)

@@ -33,11 +33,14 @@ class Writer(Protocol):
 # The modules of the formats need the names above, so they come last.
 from runyard.datasets.writers.coco import Coco  # noqa: E402
 from runyard.datasets.writers.csv import CsvFourCorner, CsvWidthHeight  # noqa: E402
+from runyard.datasets.writers.parquet import Parquet  # noqa: E402
+from runyard.datasets.writers.vi_full import ViFull  # noqa: E402
 from runyard.datasets.writers.vi_jsonl import ViJsonl  # noqa: E402
 from runyard.datasets.writers.voc import PascalVoc  # noqa: E402
 from runyard.datasets.writers.yolo import YoloDarknet, YoloKerasPytorch  # noqa: E402
 
 WRITERS: list[Writer] = [
+    ViFull(),
     ViJsonl(),
     Coco(),
     PascalVoc(),
@@ -45,6 +48,7 @@ WRITERS: list[Writer] = [
     YoloDarknet(),
     CsvFourCorner(),
     CsvWidthHeight(),
+    Parquet(),
 ]
 
 
