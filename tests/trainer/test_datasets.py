@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from runyard.trainer.answers import iou
-from runyard.trainer.datasets import CANVAS_DIGIT, CANVAS_SIDE, digits, is_held_out, load_dataset
+from runyard.datasets.samples import CANVAS_DIGIT, CANVAS_SIDE
+from runyard.trainer.datasets import digits, is_held_out, load_dataset
 from runyard.trainer.errors import InvalidData, InvalidFlow
 
 

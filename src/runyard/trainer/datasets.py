@@ -10,6 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from runyard.datasets.samples import (
+    CANVAS_GRID,
+    CANVAS_SIDE,
+    CANVASES,
+    DIGIT_QUESTION,
+    UNNAMED,
+    WORDS,
+    canvases,
+    digit_question,
+    enlarged,
+    scans,
+)
 from runyard.trainer.answers import PHRASE_GROUNDING, VQA, Answer, Grounding, scale_box
 from runyard.trainer.errors import InvalidData, InvalidFlow
 
@@ -17,24 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-DIGIT_QUESTION = "Which digit is this?"
-# Half of the training questions are worded otherwise, so that people may ask in their own words, too.
-DIGIT_WORDINGS = (
-    "What number is this?",
-    "What digit can you see?",
-    "which number does the picture show",
-    "Tell me the digit.",
-    "What is written here?",
-    "Read the number in this image.",
-    "Which digit is it?",
-    "what is this?",
-)
-SCAN_SIDE = 32
 CANVAS_QUESTION = "Which digits are here?"
-UNNAMED = 0.4
-CANVAS_SIDE, CANVAS_DIGIT, CANVAS_GRID = 48, 16, 8
-TRAINING_CANVASES, HELD_OUT_CANVASES = 12000, 400
+TRAINING_CANVASES, HELD_OUT_CANVASES = CANVASES, 400
 
 
 @dataclass(frozen=True)
@@ -86,18 +82,13 @@ def is_held_out(content: bytes, *, seed: int, fraction: float) -> bool:
 
 def digits(seed: int, validation_fraction: float) -> Dataset:
     """Which digit is this? One scan a sample, enlarged to 32 x 32."""
-    from PIL import Image
-
     train: list[Sample] = []
     held_out: list[Sample] = []
-    for scan, label in _scans():
-        picture = Image.fromarray(scan).resize((SCAN_SIDE, SCAN_SIDE), Image.Resampling.BILINEAR).convert("RGB")
+    for scan, label in scans():
         if is_held_out(scan.tobytes(), seed=seed, fraction=validation_fraction):
-            held_out.append(Sample(picture, DIGIT_QUESTION, Answer(str(label))))
+            held_out.append(Sample(enlarged(scan), DIGIT_QUESTION, Answer(str(label))))
         else:
-            place = len(train)
-            question = DIGIT_WORDINGS[place // 2 % len(DIGIT_WORDINGS)] if place % 2 else DIGIT_QUESTION
-            train.append(Sample(picture, question, Answer(str(label))))
+            train.append(Sample(enlarged(scan), digit_question(len(train)), Answer(str(label))))
     return Dataset("digits", VQA, train, held_out)
 
 
@@ -107,7 +98,7 @@ def digits_grounding(seed: int, validation_fraction: float) -> Dataset:
 
     train: list[tuple[Any, int]] = []
     held_out: list[tuple[Any, int]] = []
-    for scan, label in _scans():
+    for scan, label in scans():
         side = held_out if is_held_out(scan.tobytes(), seed=seed, fraction=validation_fraction) else train
         side.append((scan, label))
     return Dataset(
@@ -138,58 +129,14 @@ def _canvases(
     In ``share_unnamed`` of them the question names no digit, so the model has to read them itself, in the order of
     text. Without such samples it learns to find digits but not to tell them apart.
     """
-    from PIL import Image
-
-    enlarged = [
-        (Image.fromarray(scan).resize((CANVAS_DIGIT, CANVAS_DIGIT), Image.Resampling.BILINEAR), label)
-        for scan, label in scans
-    ]
-    by_label: dict[int, list[Any]] = {}
-    for picture, label in enlarged:
-        by_label.setdefault(label, []).append(picture)
-    if not by_label:
-        return []
     samples = []
-    for _ in range(count):
-        question = ""
-        how_many = int(random.integers(1, min(3, len(by_label)) + 1))
-        labels = [int(label) for label in random.choice(sorted(by_label), how_many, replace=False)]
-        canvas = Image.new("L", (CANVAS_SIDE, CANVAS_SIDE))
-        found = []
-        for label, (x, y) in zip(labels, _places(how_many, random), strict=True):
-            pictures = by_label[label]
-            canvas.paste(pictures[int(random.integers(len(pictures)))], (x, y))
-            box = scale_box((x, y, x + CANVAS_DIGIT, y + CANVAS_DIGIT), width=CANVAS_SIDE, height=CANVAS_SIDE)
-            found.append(Grounding(WORDS[label], (box,)))
-        if random.random() < share_unnamed:
-            question = CANVAS_QUESTION
-            found.sort(key=lambda item: (item.boxes[0][1], item.boxes[0][0]))
-        sentence = " and ".join(item.phrase for item in found)
-        samples.append(Sample(canvas.convert("RGB"), question or sentence, Answer(sentence, tuple(found))))
+    for canvas in canvases(scans, count, random, share_unnamed=share_unnamed):
+        found = tuple(
+            Grounding(word, (scale_box(box, width=CANVAS_SIDE, height=CANVAS_SIDE),)) for word, box in canvas.digits
+        )
+        question = CANVAS_QUESTION if canvas.is_unnamed else canvas.sentence
+        samples.append(Sample(canvas.picture, question, Answer(canvas.sentence, found)))
     return samples
-
-
-def _places(count: int, random: "np.random.Generator") -> list[tuple[int, int]]:
-    """Upper left corners on the grid, so that no two digits overlap."""
-    while True:
-        steps = (CANVAS_SIDE - CANVAS_DIGIT) // CANVAS_GRID + 1
-        corners = [(int(x) * CANVAS_GRID, int(y) * CANVAS_GRID) for x, y in random.integers(steps, size=(count, 2))]
-        if all(
-            abs(a[0] - b[0]) >= CANVAS_DIGIT or abs(a[1] - b[1]) >= CANVAS_DIGIT
-            for i, a in enumerate(corners)
-            for b in corners[:i]
-        ):
-            return corners
-
-
-def _scans() -> list[tuple["np.ndarray[Any, Any]", int]]:
-    """The 1,797 scans as 8 x 8 grey pictures with their labels."""
-    import numpy as np
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    scans = (data.images / 16 * 255).astype(np.uint8)
-    return [(scan, int(label)) for scan, label in zip(scans, data.target, strict=True)]
 
 
 def _some(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:

@@ -1,0 +1,161 @@
+"""The built-in samples: handwritten digits, and digits on a canvas, made of the 1,797 scans that scikit-learn carries.
+
+The trainer makes its two built-in datasets of them in memory; here they are written as a folder, to be imported like
+any other: a picture each in ``pictures/``, and ``annotations.jsonl``. Which pictures are held out is decided after that
+import, by the pictures themselves, so here nothing is divided, and all canvases are drawn from all scans.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runyard.datasets.records import (
+    AssetRef,
+    Box,
+    Contents,
+    GroundedPhrase,
+    Interaction,
+    PhraseGrounding,
+    Record,
+    Vqa,
+    encode,
+    word_span,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_QUESTION = "Which digit is this?"
+# Half of the training questions are worded otherwise, so that people may ask in their own words, too.
+DIGIT_WORDINGS = (
+    "What number is this?",
+    "What digit can you see?",
+    "which number does the picture show",
+    "Tell me the digit.",
+    "What is written here?",
+    "Read the number in this image.",
+    "Which digit is it?",
+    "what is this?",
+)
+SCAN_SIDE = 32
+UNNAMED = 0.4
+CANVAS_SIDE, CANVAS_DIGIT, CANVAS_GRID = 48, 16, 8
+CANVASES = 12000
+
+Scan = tuple["np.ndarray[Any, Any]", int]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """One to three digits on black, with their words and pixel boxes. Unnamed ones are in the order of text."""
+
+    picture: "Image.Image"
+    digits: list[tuple[str, tuple[int, int, int, int]]]
+    is_unnamed: bool
+
+    @property
+    def sentence(self) -> str:
+        return " and ".join(word for word, _ in self.digits)
+
+
+def write(name: str, folder: Path, *, count: int | None = None) -> None:
+    """Write a sample into an empty folder, or only its first ``count`` pictures.
+
+    Raises KeyError for a name that is not in ``SAMPLES``.
+    """
+    (folder / "pictures").mkdir()
+    with open(folder / "annotations.jsonl", "wb") as lines:
+        for number, (picture, contents) in enumerate(SAMPLES[name](count), start=1):
+            filename = f"pictures/{number:05d}.png"
+            picture.save(folder / filename, "PNG")
+            asset = AssetRef(filename=filename, width=picture.width, height=picture.height)
+            lines.write(encode(Record(id=str(number), asset=asset, contents=contents)) + b"\n")
+
+
+def scans() -> list[Scan]:
+    """The 1,797 scans as 8 x 8 grey pictures with their labels."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    grey = (data.images / 16 * 255).astype(np.uint8)
+    return [(scan, int(label)) for scan, label in zip(grey, data.target, strict=True)]
+
+
+def enlarged(scan: "np.ndarray[Any, Any]") -> "Image.Image":
+    """A scan as a picture of 32 x 32."""
+    from PIL import Image
+
+    return Image.fromarray(scan).resize((SCAN_SIDE, SCAN_SIDE), Image.Resampling.BILINEAR).convert("RGB")
+
+
+def digit_question(place: int) -> str:
+    """What the training sample at this place asks."""
+    return DIGIT_WORDINGS[place // 2 % len(DIGIT_WORDINGS)] if place % 2 else DIGIT_QUESTION
+
+
+def canvases(scans: list[Scan], count: int, random: "np.random.Generator", *, share_unnamed: float) -> Iterator[Canvas]:
+    """``count`` canvases, each of scans from this list alone; ``share_unnamed`` of them are unnamed."""
+    from PIL import Image
+
+    by_label: dict[int, list[Any]] = {}
+    for scan, label in scans:
+        small = Image.fromarray(scan).resize((CANVAS_DIGIT, CANVAS_DIGIT), Image.Resampling.BILINEAR)
+        by_label.setdefault(label, []).append(small)
+    for _ in range(count if by_label else 0):
+        how_many = int(random.integers(1, min(3, len(by_label)) + 1))
+        labels = [int(label) for label in random.choice(sorted(by_label), how_many, replace=False)]
+        canvas = Image.new("L", (CANVAS_SIDE, CANVAS_SIDE))
+        found = []
+        for label, (x, y) in zip(labels, _places(how_many, random), strict=True):
+            pictures = by_label[label]
+            canvas.paste(pictures[int(random.integers(len(pictures)))], (x, y))
+            found.append((WORDS[label], (x, y, x + CANVAS_DIGIT, y + CANVAS_DIGIT)))
+        is_unnamed = random.random() < share_unnamed
+        if is_unnamed:
+            found.sort(key=lambda item: (item[1][1], item[1][0]))
+        yield Canvas(canvas.convert("RGB"), found, is_unnamed)
+
+
+def _places(count: int, random: "np.random.Generator") -> list[tuple[int, int]]:
+    """Upper left corners on the grid, so that no two digits overlap."""
+    while True:
+        steps = (CANVAS_SIDE - CANVAS_DIGIT) // CANVAS_GRID + 1
+        corners = [(int(x) * CANVAS_GRID, int(y) * CANVAS_GRID) for x, y in random.integers(steps, size=(count, 2))]
+        if all(
+            abs(a[0] - b[0]) >= CANVAS_DIGIT or abs(a[1] - b[1]) >= CANVAS_DIGIT
+            for i, a in enumerate(corners)
+            for b in corners[:i]
+        ):
+            return corners
+
+
+def _digits(count: int | None) -> Iterator[tuple["Image.Image", Contents]]:
+    for place, (scan, label) in enumerate(scans()[:count]):
+        asked = Interaction(order=1, question=digit_question(place), answer=str(label))
+        yield enlarged(scan), Vqa(interactions=[asked])
+
+
+def _digits_grounding(count: int | None) -> Iterator[tuple["Image.Image", Contents]]:
+    import numpy as np
+
+    wanted = CANVASES if count is None else min(count, CANVASES)
+    for canvas in canvases(scans(), wanted, np.random.default_rng([1, 1]), share_unnamed=UNNAMED):
+        yield canvas.picture, PhraseGrounding(caption=canvas.sentence, grounded_phrases=list(_phrases(canvas)))
+
+
+def _phrases(canvas: Canvas) -> Iterable[GroundedPhrase]:
+    for word, pixels in canvas.digits:
+        start, end = word_span(canvas.sentence, word) or (0, 1)
+        x1, y1, x2, y2 = (value / CANVAS_SIDE for value in pixels)
+        bounds: list[Box] = [(x1, y1, x2, y2)]
+        yield GroundedPhrase(phrase=word, start_token_index=start, end_token_index=end, bounds=bounds)
+
+
+SAMPLES: dict[str, Callable[[int | None], Iterator[tuple["Image.Image", Contents]]]] = {
+    "digits": _digits,
+    "digits-grounding": _digits_grounding,
+}

@@ -1,0 +1,49 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from runyard.datasets import samples
+from runyard.datasets.records import PhraseGrounding, Vqa
+from runyard.trainer.datasets import digits, digits_grounding
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path, formats=["PNG"]) as picture:
+        assert picture.mode == "RGB"
+        return picture.tobytes()
+
+
+def test_digits_are_those_that_the_trainer_makes(shelf: Any) -> None:
+    samples.write("digits", shelf.folder, count=40)
+    taken = shelf.take()
+    assert (taken.outcome.format, taken.outcome.type, taken.outcome.counts["errors"]) == ("ViJsonl", "vqa", 0)
+    made = digits(seed=0, validation_fraction=0.0).train[:40]
+    for record, sample in zip(taken.records, made, strict=True):
+        assert isinstance(record.contents, Vqa)
+        [one] = record.contents.interactions
+        assert (one.question, one.answer) == (sample.question, sample.truth.text)
+        assert pixels(shelf.folder / record.asset.filename) == sample.image.tobytes()
+
+
+def test_canvases_are_those_that_the_trainer_makes(shelf: Any) -> None:
+    """With nothing held out and the seed 1 the trainer draws from the same scans in the same order."""
+    samples.write("digits-grounding", shelf.folder, count=40)
+    taken = shelf.take()
+    assert (taken.outcome.type, taken.outcome.counts["errors"]) == ("phrase-grounding", 0)
+    made = digits_grounding(seed=1, validation_fraction=0.0).train[:40]
+    for record, sample in zip(taken.records, made, strict=True):
+        assert isinstance(record.contents, PhraseGrounding)
+        assert record.contents.caption == sample.truth.text
+        boxes = [(p.phrase, [np.round(np.multiply(b, 1024)).astype(int).tolist() for b in p.bounds])
+                 for p in record.contents.grounded_phrases]  # fmt: skip
+        assert boxes == [(g.phrase, [list(box) for box in g.boxes]) for g in sample.truth.groundings]
+        assert pixels(shelf.folder / record.asset.filename) == sample.image.tobytes()
+
+
+def test_every_sample_can_be_written(tmp_path: Path) -> None:
+    for name in samples.SAMPLES:
+        (tmp_path / name).mkdir()
+        samples.write(name, tmp_path / name, count=2)
+        assert len((tmp_path / name / "annotations.jsonl").read_text().splitlines()) == 2
