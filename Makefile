@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth sim sim-rules sim-postgresql
+  notice starve faults-nth fuzz-datasets sim sim-rules sim-postgresql
 
 setup:
 	@scripts/setup
@@ -58,6 +58,11 @@ starve: setup
 SHARE ?= 1
 faults-nth: setup
 	@scripts/chaos --nth $(SHARE) --seed $(SEED)
+
+# Files of every format, broken by chance: make fuzz-datasets EXAMPLES=20000
+EXAMPLES ?= 2000
+fuzz-datasets: setup
+	@RUNYARD_FUZZ_EXAMPLES=$(EXAMPLES) scripts/test tests/datasets/test_fuzz.py
 
 # The run protocol in a simulated world, see docs/run-safety.md: make sim EVENTS=10000000
 EVENTS ?= 10000000

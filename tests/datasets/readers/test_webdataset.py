@@ -81,7 +81,8 @@ def test_a_shard_that_is_cut_off_or_unsafe_is_refused(shelf: Any, picture: Calla
     taken = shelf.take("freeform")
     assert [(f.code, f.action) for f in taken.findings] == [("FileUnreadable", "FileRejected")]
     shelf.put(
-        "cut.tar", shard(("1.png", picture()), ("1.txt", "red"), *((f"{n}.txt", "") for n in range(2, 30)), ("../x", ""))
+        "cut.tar",
+        shard(("1.png", picture()), ("1.txt", "red"), *((f"{n}.txt", "") for n in range(2, 30)), ("../x", "")),
     )
     taken = shelf.take("freeform")
     assert [(f.code, f.value) for f in taken.findings] == [("ArchiveUnsafe", "../x")]

@@ -136,7 +136,7 @@ def csv_rows(source: Source, place: Place) -> Iterator[tuple[Place, dict[str, st
         except UnicodeDecodeError:
             place.at(line=rows.line_num + 1).say("EncodingWrong", "not UTF-8 from about here on; the rest is not read")
         except csv.Error as error:
-            place.at(line=rows.line_num).say("FileUnreadable", f"{error}; rows from here on are not read")
+            place.at(line=max(1, rows.line_num)).say("FileUnreadable", f"{error}; rows from here on are not read")
 
 
 # -- class folders -----------------------------------------------------------------------------------------------------

@@ -98,7 +98,12 @@ class _Boxes:
         rows = csv.reader(text, delimiter=delimiter, skipinitialspace=True)
         line = 1
         try:
-            header = [name.strip().lower() for name in next(rows)]
+            header = [name.strip().lower() for name in next(rows, [])]
+            if not set(header) >= set(self._columns) or set(header).isdisjoint(PICTURE):
+                # The first KiB looked like it, but quotes or line ends make another head of it.
+                cause = f"the first line names {', '.join(header)[:80] or 'no columns'}"
+                say(finding("FieldMissing", file=self._path, line=1, cause=cause, action="FileRejected"))
+                return
             places = _places(header, self._columns)
             line = rows.line_num + 1
             for cells in rows:

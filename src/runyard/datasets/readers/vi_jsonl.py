@@ -56,7 +56,7 @@ class ViJsonl:
                     continue
                 try:
                     row = _row(_decode(line), path, number)
-                except (msgspec.DecodeError, RecursionError) as error:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     _say_why(line, path, number, str(error), say)
                 else:
                     yield row
@@ -86,9 +86,8 @@ def _say_why(line: bytes, path: str, number: int, error: str, say: Say) -> None:
     cause, _, field = error.partition(" - at `$")
     field = field.rstrip("`").lstrip(".") or None
     value: Any = None
-    if "invalid utf-8" in error.lower():
-        code = "EncodingWrong"
-        say(finding(code, file=path, line=number, cause="the line is not UTF-8", action="RowRejected"))
+    if not _is_utf8(line):
+        say(finding("EncodingWrong", file=path, line=number, cause="the line is not UTF-8", action="RowRejected"))
         return
     try:
         document = msgspec.json.decode(line)
@@ -105,6 +104,14 @@ def _say_why(line: bytes, path: str, number: int, error: str, say: Say) -> None:
         return
     value = _at(document, field)
     say(finding("FieldInvalid", file=path, line=number, field=field, cause=_plain(cause), value=value))
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _at(document: Any, field: str | None) -> Any:
