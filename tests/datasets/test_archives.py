@@ -74,6 +74,7 @@ FILES = [("labels/a.txt", b"red\n"), ("b.txt", b"blue " * 300_000), ("empty", b"
         ("x.zip", zipped(*FILES, method=zipfile.ZIP_STORED)),
         ("x.tar", tarred(*FILES)),
         ("x.tar", tarred(*FILES, format=tarfile.GNU_FORMAT)),
+        ("x.tar", tarred(*FILES, format=tarfile.USTAR_FORMAT)),
         ("x.tar.gz", gzip.compress(tarred(*FILES), 1)),
         ("X.TGZ", gzip.compress(tarred(*FILES)[:700]) + gzip.compress(tarred(*FILES)[700:])),
         ("x.tar.bz2", bz2.compress(tarred(*FILES))),
@@ -87,6 +88,12 @@ def test_regular_files_come_out_as_they_went_in(path: str, data: bytes) -> None:
 def test_long_and_foreign_names_of_tar(format: int) -> None:
     name = "/".join(["ördner" * 8] * 10) + "/ä.txt"
     assert held(tarred((name, b"x"), format=format), "x.tar") == {name: b"x"}
+
+
+def test_names_that_ustar_cuts_in_two() -> None:
+    name = "/".join(["folder" * 5] * 4) + "/a.txt"
+    assert len(name) > 100
+    assert held(tarred((name, b"x"), format=tarfile.USTAR_FORMAT), "x.tar") == {name: b"x"}
 
 
 def test_a_zip_with_64_bit_sizes_and_streamed_entries() -> None:

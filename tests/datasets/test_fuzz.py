@@ -25,7 +25,7 @@ from pyarrow import parquet
 from runyard.datasets.findings import Finding
 from runyard.datasets.records import DatasetType, PhraseGrounding, encode
 
-EXAMPLES = int(os.environ.get("RUNYARD_FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("RUNYARD_FUZZ_EXAMPLES", "120"))
 fuzz = settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from runyard.trainer.answers import iou
 from runyard.datasets.samples import CANVAS_DIGIT, CANVAS_SIDE
+from runyard.trainer.answers import iou
 from runyard.trainer.datasets import digits, is_held_out, load_dataset
 from runyard.trainer.errors import InvalidData, InvalidFlow
 

@@ -9,7 +9,7 @@ it must keep in files that it numbers itself.
 
 The headers are read here, not by ``zipfile`` and ``tarfile``: the one builds an object for each entry before anybody
 can count them and lets entries overlap, the other reads headers of any length into memory and, in older Pythons, runs
-in a circle when a size is negative. What parses one tar header block (``TarInfo.frombuf``) is the library's.
+in a circle when a size is negative.
 """
 
 import bz2
@@ -112,7 +112,7 @@ def first_members(file: BinaryIO, path: str, count: int) -> Iterator[Member]:
 def _damage_refused() -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, zlib.error, struct.error, tarfile.HeaderError) as error:
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise ArchiveRefused("FileUnreadable", f"the archive is damaged: {error or type(error).__name__}") from error
 
 
@@ -428,7 +428,7 @@ def _tar_files(data: _TarBytes, names: _Names) -> Iterator[tuple[str, int]]:
     pax_size: int | None = None
     while len(block := data.block()) == _BLOCK and block.count(0) < _BLOCK:
         info = _tar_header(block)
-        size, kind = info.size, info.type
+        size, kind = info.size, info.kind
         if size < 0:
             raise ArchiveRefused("ArchiveUnsafe", "this entry has a negative size", member=info.name)
         if kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE):
@@ -461,11 +461,31 @@ def _tar_files(data: _TarBytes, names: _Names) -> Iterator[tuple[str, int]]:
         raise EOFError("its end is missing")
 
 
-def _tar_header(block: bytes) -> tarfile.TarInfo:
-    try:  # a long name that follows or precedes may be cut within a letter here
-        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except (ValueError, OverflowError) as error:
-        raise ArchiveRefused("FileUnreadable", f"a header is damaged: {error}") from error
+class _TarHeader(NamedTuple):
+    name: str
+    size: int
+    kind: bytes
+
+
+def _tar_header(block: bytes) -> _TarHeader:
+    said = _tar_number(block[148:156])
+    if said != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        raise ArchiveRefused("FileUnreadable", "the checksum of a header is wrong")
+    raw = block[:100].partition(b"\0")[0]
+    if block[257:263] == b"ustar\0" and (above := block[345:500].partition(b"\0")[0]):
+        raw = above + b"/" + raw
+    # A long name that comes beside this one may be cut within a letter here, so it is looked at when it is used.
+    return _TarHeader(raw.decode(errors="surrogateescape"), _tar_number(block[124:136]), block[156:157])
+
+
+def _tar_number(field: bytes) -> int:
+    """Octal digits, or, where these do not suffice, the number itself with the first bit set; that may be negative."""
+    if field[0] in (0x80, 0xFF):
+        return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
+    digits = field.partition(b"\0")[0].strip(b" ")
+    if not all(digit in b"01234567" for digit in digits):
+        raise ArchiveRefused("FileUnreadable", "a number in a header is damaged")
+    return int(digits or b"0", 8)
 
 
 def _padded(size: int) -> int:

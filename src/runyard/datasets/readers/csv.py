@@ -4,7 +4,7 @@
     filename,x,y,width,height,class            upper left corner and size
 
 Columns are found by name, in any order and case; more columns may be there. With four corners, ``width`` and ``height``
-are those of the picture. Numbers are pixels, or shares if no number of the file is larger than 1 and one has a decimal point.
+are those of the picture. Numbers are pixels, or shares if no number of the file is larger than 1 and one has a point.
 Lines of one picture may stand anywhere, so boxes are kept as plain numbers until the file has been read.
 """
 

@@ -26,6 +26,7 @@ _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _SAYS = ("json", "txt", "caption", "cls")
 _ENDINGS = (".tar", ".tar.gz", ".tgz")
 _LOOKED_AT = 20
+_TRIED = 100  # groups, before a shard is given up that says nothing for the type of the dataset
 _LONGEST_TEXT = 16 << 20
 
 Group = dict[str, tuple[str, bytes]]  # by ending: name and bytes
@@ -42,11 +43,16 @@ class WebDataset:
 
     def read(self, source: Source, files: list[str], task: DatasetType, say: Say) -> Iterator[Row]:
         for file in files:
-            place, table, number = Place(file, say), Table(_class_names(source, file)), 0
+            place, table, number, has_rows = Place(file, say), Table(_class_names(source, file)), 0, False
             try:
                 with source.open(file) as opened:
                     for number, (key, group) in enumerate(_groups(members(opened, file), place), start=1):
-                        yield from _rows(source, place.at(line=number, field=key), number, group, task, table)
+                        for row in _rows(source, place.at(line=number, field=key), number, group, task, table):
+                            has_rows = True
+                            yield row
+                        if table.is_unfit and not has_rows and number == _TRIED:
+                            place.say("ContentsUnfit", f"none of the first {_TRIED} groups fits", action="FileRejected")
+                            break
             except ArchiveRefused as refused:
                 say(refused.finding(file, f"; the {number} groups before it were read" if number else ""))
 

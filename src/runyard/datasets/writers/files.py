@@ -11,7 +11,7 @@ ONE_CAPTION = "wording of captions beyond the phrases; which row a box belongs t
 
 
 def place_of(folder: Path, path: str) -> Path:
-    """The file for this path below the folder, whose folders are made. Raises ValueError for a path that is not safe."""
+    """The file of this path below the folder; its folders are made. Raises ValueError for a path that is not safe."""
     if not is_safe(path):
         raise ValueError(f"{path!r} is no plain relative path")
     place = folder / path
