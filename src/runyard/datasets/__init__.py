@@ -7,5 +7,5 @@ images.py     what a picture is, and whether it is whole, without trusting it
 checks.py     what can be wrong with a record, once its picture is known
 readers/      one module a format in
 writers/      one module a format out
-importing.py  an import from files to records: a process of its own, see docs/datasets.md
+importing.py  an import from files to records: a process of its own
 """

@@ -1,0 +1,144 @@
+"""A report from findings: a JSON summary, rows for a table in a terminal, and a page that needs nothing beside itself.
+
+Findings stream through and only the first few of each code are kept, so that of a million is as small as that of ten.
+What findings quote was written by strangers: the page escapes all of it and loads nothing.
+"""
+
+import html
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from runyard.datasets.findings import KINDS, Finding, Tally
+
+FIRST = 5
+
+
+class Report:
+    """Counts by code, and the first findings of each."""
+
+    def __init__(self, findings: Iterable[Finding] = (), *, first: int = FIRST) -> None:
+        self.tally = Tally()
+        self._first = first
+        self._by_code: dict[str, list[Finding]] = {}
+        for found in findings:
+            self.add(found)
+
+    def add(self, found: Finding) -> None:
+        self.tally.add(found)
+        kept = self._by_code.setdefault(found.code, [])
+        if len(kept) < self._first:
+            kept.append(found)
+
+    def codes(self) -> list[str]:
+        """Codes that occurred, errors first, the most frequent first."""
+        counts = self.tally.by_code
+        return sorted(counts, key=lambda code: (self._by_code[code][0].severity != "error", -counts[code], code))
+
+    def document(self) -> dict[str, Any]:
+        """The summary as JSON."""
+        return {
+            **self.tally.document(),
+            "codes": [
+                {
+                    "code": code,
+                    "severity": self._by_code[code][0].severity,
+                    "count": self.tally.by_code[code],
+                    "cure": cure_of(code),
+                    "first": [msgspec.to_builtins(found) for found in self._by_code[code]],
+                }
+                for code in self.codes()
+            ],
+        }
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """For a table: severity, code, count, where the first one is, its cause."""
+        firsts = [self._by_code[code][0] for code in self.codes()]
+        return [
+            (found.severity, found.code, f"{self.tally.by_code[found.code]:,}", where(found), found.cause)
+            for found in firsts
+        ]
+
+    def page(self, *, title: str, outcome: dict[str, Any] | None = None) -> str:
+        """A page of HTML. ``outcome`` is the document of ``result.json``, if there is one."""
+        return _page(title, self, self._by_code, outcome or {})
+
+
+def cure_of(code: str) -> str:
+    """What people do about findings of a kind."""
+    return KINDS[code].cure if code in KINDS else ""
+
+
+def where(found: Finding) -> str:
+    """File, line and field on one line."""
+    place = found.file if found.line is None else f"{found.file}:{found.line}"
+    return f"{place} {found.field}" if found.field else place
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #1c1e21; }
+h1 { font-size: 1.5em; }
+h2 { font-size: 1.1em; margin: 2em 0 .3em; }
+table { border-collapse: collapse; width: 100%; }
+td, th { text-align: left; vertical-align: top; padding: .3em .8em .3em 0; border-bottom: 1px solid #dde1e6; }
+td { overflow-wrap: anywhere; }
+code { font: 13px ui-monospace, monospace; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+.error { color: #b3261e; }
+.warning { color: #8a5a00; }
+@media (prefers-color-scheme: dark) {
+  body { background: #16181b; color: #e4e6e9; }
+  td, th { border-color: #33373d; }
+  .error { color: #ff8a80; }
+  .warning { color: #ffc36b; }
+}
+""".strip()
+
+
+def _page(title: str, report: Report, by_code: dict[str, list[Finding]], outcome: dict[str, Any]) -> str:
+    tally = report.tally
+    summary = f"{tally.errors:,} errors and {tally.warnings:,} warnings"
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        # Nothing is loaded and nothing runs, even if an escape were missing.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{html.escape(title)}</h1><p>{_decision(outcome)}{summary}.</p>",
+    ]
+    if tally.by_code:
+        parts.append("<table><tr><th>What</th><th class=number>Count</th><th>How to cure it</th></tr>")
+        parts += [_count(code, by_code[code][0].severity, tally.by_code[code]) for code in report.codes()]
+        parts.append("</table>")
+    for code in report.codes():
+        parts.append(_first(code, by_code[code], tally.by_code[code]))
+    return "\n".join([*parts, "</body></html>", ""])
+
+
+def _decision(outcome: dict[str, Any]) -> str:
+    if not outcome:
+        return ""
+    counts = outcome.get("counts") or {}
+    why = f": {outcome['why']}" if outcome.get("why") else ""
+    kept, rows = counts.get("rowsKept", 0), counts.get("rows", 0)
+    taken = f"{counts.get('images', 0):,} pictures and {kept:,} of {rows:,} rows taken"
+    return html.escape(f"{outcome.get('decision')}{why}. {taken}; ")
+
+
+def _count(code: str, severity: str, count: int) -> str:
+    name = f'<a class="{severity}" href="#{html.escape(code)}">{html.escape(code)}</a>'
+    return f"<tr><td>{name}</td><td class=number>{count:,}</td><td>{html.escape(cure_of(code))}</td></tr>"
+
+
+def _first(code: str, findings: list[Finding], count: int) -> str:
+    shown = f"the first {len(findings)} of {count:,}" if count > len(findings) else f"{count:,}"
+    rows = [
+        f"<tr><td><code>{html.escape(where(found))}</code></td><td>{html.escape(found.cause)}</td>"
+        f"<td><code>{html.escape(found.value or '')}</code></td><td>{html.escape(found.action)}</td></tr>"
+        for found in findings
+    ]
+    head = "<tr><th>Where</th><th>Cause</th><th>Value</th><th>What became of it</th></tr>"
+    name = html.escape(code)
+    return f'<h2 id="{name}">{name} ({shown})</h2><table>{head}{"".join(rows)}</table>'
