@@ -1,0 +1,1 @@
+"""Annotations: what is said of a picture."""

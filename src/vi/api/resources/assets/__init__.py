@@ -1,0 +1,1 @@
+"""Assets: the pictures of a dataset."""
