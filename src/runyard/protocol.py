@@ -14,6 +14,8 @@ attempt token and may only speak for that one attempt. ``docs/run-lifecycle.md``
     POST /internal/v1/attempt/checkpoints           supervisor: CheckpointReport -> CheckpointsKept (after its bytes)
     GET  /internal/v1/attempt/resume                supervisor: -> Resumable               (what there is to go on from)
     GET  /internal/v1/attempt/blobs/{sha256}        supervisor: the bytes of one of its files
+    GET  /internal/v1/attempt/dataset               supervisor: -> AttemptDataset          (404: built-in data)
+    GET  /internal/v1/attempt/dataset/contents      supervisor: [content, blob, offset, size], a JSON line a picture
     POST /internal/v1/attempt/finish                supervisor, or the reaper with its token: ExitReport -> 204
 
 A refusal carries the code ``LeaseLost`` (409): the attempt belongs to nobody or to somebody else now, so its process
@@ -181,6 +183,29 @@ class Resumable(Message):
     """What an attempt may go on from, the best choice first; empty on a fresh start."""
 
     checkpoints: list[ResumeCheckpoint]
+
+
+class StoredBytes(Message):
+    """A blob to fetch."""
+
+    sha256: str
+    size_bytes: int
+
+
+class AttemptDataset(Message):
+    """The dataset's version that the run is pinned to: its manifest, and every blob that holds a picture of it.
+
+    ``size_bytes`` is that of the pictures. Blobs may hold other things besides; where a picture lies, the contents say.
+    """
+
+    dataset_id: str
+    version: str
+    type: str
+    assets: int
+    records: int
+    size_bytes: int
+    manifest: StoredBytes
+    packs: list[StoredBytes]
 
 
 class ExitReport(Message):

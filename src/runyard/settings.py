@@ -65,6 +65,11 @@ class Settings:
         return self.data_dir / "runs"
 
     @property
+    def imports_dir(self) -> Path:
+        """``<imports_dir>/<organization>/<import>/``: what an import is working at; gone when it is over."""
+        return self.data_dir / "imports"
+
+    @property
     def machine_dir(self) -> Path:
         """What belongs to this machine: its id, the controller's lock, the warm parent's socket."""
         return self.data_dir / "machine"

@@ -29,9 +29,15 @@ _PART = r"(?!\.{1,2}(?:/|\Z))[^/\\:\x00-\x1f]+"
 _PATTERNS = {
     "org": r"\A[A-Za-z0-9_-]{1,64}\Z",
     "run_id": r"\A[A-Za-z0-9_-]{1,255}\Z",
+    "dataset_id": r"\A[A-Za-z0-9_-]{1,255}\Z",
+    "import_id": r"\A[A-Za-z0-9_-]{1,255}\Z",
     "sha256": r"\A[0-9a-f]{64}\Z",
+    "content": r"\A[0-9a-f]{64}\Z",
     "path": rf"\A{_PART}(?:/{_PART})*\Z",
+    "filename": rf"\A{_PART}(?:/{_PART})*\Z",
 }
+
+_OWN_IDS = {"runs": "run_id", "organizations": "org", "datasets": "dataset_id", "imports": "import_id"}
 
 
 class RowsUnfit(Exception):
@@ -53,7 +59,8 @@ def rows(connection: Connection, table: Table) -> Iterator[bytes]:
 
 def blobs(connection: Connection) -> Sequence[AnyRow]:
     """Every blob that a row needs, once; columns org, sha256."""
-    needed = union(*(select(table.c.org, table.c.sha256).distinct() for table in _NAME_BLOBS)).subquery()
+    named = (select(table.c.org, table.c.sha256).where(table.c.sha256.is_not(None)) for table in _NAME_BLOBS)
+    needed = union(*(query.distinct() for query in named)).subquery()
     return connection.execute(select(needed).order_by(needed.c.org, needed.c.sha256)).all()
 
 
@@ -145,7 +152,7 @@ def _load(connection: Connection, table: Table, given: Sequence[str], lines: Ite
 
 def _kind(table: Table, column: Column[Any]) -> Any:
     """What a value of the column may be; bytes are base64 in JSON by the decoder's own rule."""
-    name = {"runs": "run_id", "organizations": "org"}.get(table.name, "") if column.name == "id" else column.name
+    name = _OWN_IDS.get(table.name, "") if column.name == "id" else column.name
     kind: Any = column.type.python_type
     if name in _PATTERNS and table is not audit:  # the controller's deeds are no organisation's, and nobody's path
         kind = Annotated[kind, msgspec.Meta(pattern=_PATTERNS[name])]

@@ -1,12 +1,24 @@
-"""Which bytes the rows need: files of outputs, and files that runs go on from. And which bytes are down for removal."""
+"""Which bytes the rows need: files of outputs and of resumes, whatever datasets name. And which are to be removed."""
 
 from collections.abc import Collection, Iterable, Sequence
 
 from sqlalchemy import Connection, delete, insert, select
 
-from runyard.store.tables import AnyRow, output_files, resume_files, unneeded_blobs
+from runyard.store.tables import (
+    AnyRow,
+    contents,
+    dataset_exports,
+    dataset_versions,
+    import_files,
+    imports,
+    output_files,
+    resume_files,
+    unneeded_blobs,
+)
 
 _NEEDING = (output_files, resume_files)
+# Nothing that a run owns ever has the bytes of these, except by having the same content.
+_DATASETS_NEEDING = (contents, import_files, imports, dataset_versions, dataset_exports)
 _AT_ONCE = 500  # hashes in one question: databases bound the number of values
 
 
@@ -74,11 +86,11 @@ def _needed(connection: Connection, *, org: str, hashes: Collection[str], beside
     """Those of the hashes that rows need, without the rows of the run ``besides``."""
     asked, found = sorted(hashes), set[str]()
     for start in range(0, len(asked), _AT_ONCE):
-        for table in _NEEDING:
+        for table in (*_NEEDING, *_DATASETS_NEEDING):
             query = select(table.c.sha256).where(
                 table.c.org == org, table.c.sha256.in_(asked[start : start + _AT_ONCE])
             )
-            if besides is not None:
+            if besides is not None and table in _NEEDING:
                 query = query.where(table.c.run_id != besides)
             found |= set(connection.execute(query.distinct()).scalars())
     return found

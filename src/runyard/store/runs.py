@@ -14,13 +14,17 @@ from runyard.store.tables import (
     outputs,
     resume_files,
     run_attributes,
+    run_datasets,
     runs,
     stream_offsets,
 )
 from runyard.store.tables import attempts as attempts_table
 
 # Every table whose rows name the run they belong to.
-_BELONGING = (run_attributes, attempts_table, stream_offsets, log_lines, metrics, output_files, outputs, resume_files)
+_BELONGING = (
+    *(run_attributes, attempts_table, stream_offsets, log_lines, metrics),
+    *(output_files, outputs, resume_files, run_datasets),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

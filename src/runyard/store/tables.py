@@ -258,3 +258,218 @@ audit = Table(
     Column("target", Text, nullable=False),
     Index("audit_by_time", "org", "time"),
 )
+
+# Datasets. A column ``sha256`` names a blob, as everywhere; what names a picture by its content is ``content``.
+
+# Counts are kept beside what they count, in the same transactions. ``revision`` grows with every change of content;
+# ``version`` is the newest one, made at ``version_revision``. A deleted dataset keeps its row until all else is gone.
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("attributes", LargeBinary, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Column("last_updated", BigInteger, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Column("asset_count", BigInteger, nullable=False),
+    Column("annotated_count", BigInteger, nullable=False),
+    Column("record_count", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("next_number", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("version", String(32)),
+    Column("version_revision", BigInteger, nullable=False),
+    Column("version_count", Integer, nullable=False),
+    Index("datasets_by_time", "org", "deleted", "time_created", "id"),
+)
+
+# One row a picture. ``number`` is the order in which they came.
+assets = Table(
+    "assets",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("dataset_id", String(255), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("filename", String(1024), nullable=False),
+    Column("content", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("mime", String(64), nullable=False),
+    Column("crc32c", BigInteger, nullable=False),
+    Column("frames", Integer, nullable=False),
+    Column("is_turned", Boolean, nullable=False),
+    Column("orientation", Integer, nullable=False),
+    Column("custom", LargeBinary, nullable=False),
+    Column("inserted_by", Text, nullable=False),
+    Column("record_count", Integer, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Column("last_updated", BigInteger, nullable=False),
+    Column("contents_updated", BigInteger, nullable=False),
+    UniqueConstraint("org", "dataset_id", "filename", name="assets_filename_once"),
+    Index("assets_by_number", "org", "dataset_id", "number"),
+    Index("assets_by_content", "org", "content"),
+)
+
+# What is said of pictures. ``id`` is the record's own, unique in the dataset; ``number`` names it in URLs.
+records = Table(
+    "records",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("dataset_id", String(255), primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("id", String(512), nullable=False),
+    Column("asset_id", String(64), nullable=False),
+    Column("contents", LargeBinary, nullable=False),
+    Column("category", Text),
+    Column("generation", Integer, nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Column("last_updated", BigInteger, nullable=False),
+    UniqueConstraint("org", "dataset_id", "id", name="records_id_once"),
+    Index("records_by_asset", "org", "dataset_id", "asset_id", "number"),
+)
+
+# Where a picture's bytes lie: in which blob, and from where on. One picture is stored once in an organisation.
+contents = Table(
+    "contents",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("content", String(64), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Index("contents_by_blob", "org", "sha256"),
+)
+
+# Pictures that an asset needed and perhaps nothing does now. ``is_held``: looked at, and a version of a run needs it.
+unneeded_contents = Table(
+    "unneeded_contents",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("content", String(64), primary_key=True),
+    Column("is_held", Boolean, nullable=False),
+)
+
+# One import, whichever way its files come. ``sha256`` is the blob of all findings, once it is over and had any.
+imports = Table(
+    "imports",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("dataset_id", String(255), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("spec", LargeBinary, nullable=False),
+    Column("seen", LargeBinary, nullable=False),
+    Column("attributes", LargeBinary, nullable=False),
+    Column("user", Text, nullable=False),
+    Column("why", Text),
+    Column("version", String(32)),
+    Column("sha256", String(64)),
+    Column("images_done", BigInteger, nullable=False),
+    Column("records_done", BigInteger, nullable=False),
+    Column("deadline", BigInteger, nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Column("last_updated", BigInteger, nullable=False),
+    Column("time_sealed", BigInteger),
+    Index("imports_by_time", "org", "dataset_id", "kind", "time_created", "id"),
+    Index("imports_by_state", "state"),
+)
+
+# Files of an import that is under way: announced ones, and blobs that have come. Packs have no name.
+import_files = Table(
+    "import_files",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("import_id", String(255), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("name", String(1024)),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("crc32c", BigInteger),
+    Column("mime", String(255)),
+    Column("custom", LargeBinary),
+    Column("sha256", String(64)),
+    Column("fault", Text),
+    Index("import_files_by_hash", "org", "sha256"),
+    Index("import_files_by_name", "org", "import_id", "name"),
+)
+
+# ``sha256`` is the blob of the manifest.
+dataset_versions = Table(
+    "dataset_versions",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("dataset_id", String(255), primary_key=True),
+    Column("id", String(32), primary_key=True),
+    Column("number", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("manifest_bytes", BigInteger, nullable=False),
+    Column("asset_count", BigInteger, nullable=False),
+    Column("record_count", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Index("dataset_versions_by_hash", "org", "sha256"),
+)
+
+# Which version of which dataset a run is pinned to; gone with the run.
+run_datasets = Table(
+    "run_datasets",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("dataset_id", String(255), nullable=False),
+    Column("version", String(32), nullable=False),
+    Index("run_datasets_by_version", "org", "dataset_id", "version"),
+)
+
+# ``sha256`` is the blob of the zip, once it is made.
+dataset_exports = Table(
+    "dataset_exports",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("dataset_id", String(255), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("spec", LargeBinary, nullable=False),
+    Column("version", String(32)),
+    Column("why", Text),
+    Column("sha256", String(64)),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Column("last_updated", BigInteger, nullable=False),
+    Index("dataset_exports_by_time", "org", "dataset_id", "time_created", "id"),
+    Index("dataset_exports_by_hash", "org", "sha256"),
+)
+
+bulk_deletions = Table(
+    "bulk_deletions",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("dataset_id", String(255), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("spec", LargeBinary, nullable=False),
+    Column("why", Text),
+    Column("deleted_count", BigInteger, nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Column("last_updated", BigInteger, nullable=False),
+    Index("bulk_deletions_by_state", "state"),
+)
+
+# What became of a dataset that was deleted; stays when everything else of it is gone.
+dataset_deletions = Table(
+    "dataset_deletions",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("dataset_id", String(255), primary_key=True),
+    Column("user", Text, nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Column("time_ended", BigInteger),
+)

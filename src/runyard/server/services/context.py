@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from runyard.blobs import FolderBlobs, Holds
 from runyard.server.clock import Clock
 from runyard.server.services.changes import Changes
+from runyard.server.services.jobs import Jobs
 from runyard.server.services.keys import Keyring
 from runyard.server.services.signing import Signer
 from runyard.settings import Settings
@@ -43,6 +44,9 @@ class Services:
     # What a backup reads, or a restore has brought, for longer than anybody could wait for that lock.
     blob_holds: Holds = field(default_factory=Holds)
     restore_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    jobs: Jobs = field(default_factory=Jobs)
+    # Which blobs hold a version's pictures, by organisation and version; asked for anew when one is missing.
+    packs_of_versions: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
     def blobs(self, org: str) -> FolderBlobs:
         """An organisation's bytes. Apart from each other's, so that a known hash opens nobody else's file."""

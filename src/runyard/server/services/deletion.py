@@ -17,7 +17,7 @@ from runyard.server.services import changes, etags, retention
 from runyard.server.services.changes import run_topic
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import not_found
-from runyard.store import StoreUnavailable, attempts, organizations, tombstones
+from runyard.store import StoreUnavailable, attempts, datasets, organizations, tombstones, versions
 from runyard.store import blobs as blob_rows
 from runyard.store import runs as rows
 
@@ -64,6 +64,7 @@ async def sweep(services: Services) -> None:
         await purge_if_due(services, org=row.org, run_id=row.id)
     for org in services.store.read(organizations.ids):
         await retention.remove_unneeded(services, org=org)
+        await retention.remove_unneeded_contents(services, org=org)
 
 
 async def purge_if_due(services: Services, *, org: str, run_id: str) -> None:
@@ -88,7 +89,13 @@ async def _purge(services: Services, org: str, run_id: str) -> None:
     async with services.blob_lock:
         unshared = services.store.read(lambda connection: blob_rows.of_run_alone(connection, org=org, run_id=run_id))
         await asyncio.to_thread(_remove_bytes, services, org, run_id, unshared)
-        await services.store.write(lambda connection: rows.remove(connection, org=org, run_id=run_id))
+
+        def work(connection: Connection) -> None:
+            if versions.pinned(connection, org=org, run_id=run_id) is not None:
+                datasets.release_contents(connection, org=org)  # its version may have been all that needed a picture
+            rows.remove(connection, org=org, run_id=run_id)
+
+        await services.store.write(work)
 
 
 def _remove_bytes(services: Services, org: str, run_id: str, hashes: set[str]) -> None:

@@ -1,24 +1,48 @@
-"""How many checkpoints of a run are kept: the flow's ``checkpoint.keep`` newest, and the best with ``keepBest``.
+"""Which bytes are kept, and how the others go: checkpoints that the flow keeps no more, pictures that nothing needs.
+
+Of checkpoints the flow's ``checkpoint.keep`` newest are kept, and the best with ``keepBest``.
 
 Rows go first, in the transaction that lists a newer checkpoint, together with a note of the bytes that nothing needs
 any more. The bytes follow; after a crash in between the sweep removes what is noted. So a listed checkpoint always has
 its bytes, and what is not listed is never left over. A download under way of one that goes breaks off, loudly.
+
+A picture is needed by the assets that show it and by the versions that runs are pinned to. What an asset gives up is
+put down; the sweep looks whether a version needs it, and lets go of it otherwise, together with versions that name it
+and no run needs. Pictures lie in packs with others: a pack none of whose pictures is needed goes, one that is mostly
+rubbish is written anew.
 """
 
 import asyncio
+import hashlib
+import io
 import logging
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection
 
 from runyard.blobs import BlobError, BlobHeld
+from runyard.datasets.packs import pack, read_index
 from runyard.flows import FlowProblems, resolve
 from runyard.flows.blocks import Checkpoint
 from runyard.server.services.context import Services
 from runyard.store import StoreUnavailable, blobs, outputs
+from runyard.store import assets as asset_rows
+from runyard.store import versions as version_rows
 from vi.api.resources.flows.responses import FlowSpec
 
 log = logging.getLogger(__name__)
+
+
+class _Content(msgspec.Struct):
+    """The part of a manifest's line that says whose bytes it needs."""
+
+    sha256: str
+
+
+_CONTENT = msgspec.json.Decoder(_Content)
 
 
 def checkpoint_settings(flow: FlowSpec) -> Checkpoint | None:
@@ -56,6 +80,85 @@ async def remove_unneeded(services: Services, *, org: str) -> None:
         log.info("bytes of checkpoints that are not kept go when a backup or a restore needs them no more")
     except (OSError, BlobError, StoreUnavailable) as error:
         log.error("bytes of checkpoints that are not kept are not all gone yet: %s", error)
+
+
+async def remove_unneeded_contents(services: Services, *, org: str) -> None:
+    """Let go of pictures that nothing needs, of versions that name them, and of the room they took in packs."""
+    if not services.store.read(partial(version_rows.unneeded_contents, org=org)):
+        return
+    try:
+        affected = await _settle(services, org)
+        for sha256 in sorted(affected):
+            await _tidy(services, org, sha256)
+    except (OSError, BlobError, StoreUnavailable) as error:
+        log.error("pictures that nothing needs are not all gone yet: %s", error)
+    await remove_unneeded(services, org=org)
+
+
+async def _settle(services: Services, org: str) -> set[str]:
+    """Decide about every picture that was put down; returns the blobs that hold one that went."""
+    down = services.store.read(partial(version_rows.unneeded_contents, org=org))
+    named = await asyncio.to_thread(_named_by_versions, services, org, down)
+
+    def work(connection: Connection) -> set[str]:
+        shown = asset_rows.shown(connection, org=org, hashes=down)
+        pinned = {
+            key for key in named if version_rows.is_pinned(connection, org=org, dataset_id=key[0], version=key[1])
+        }
+        held = set[str]().union(*(named[key] for key in pinned)) - shown
+        gone = down - shown - held
+        for dataset_id, version in named.keys() - pinned:
+            if named[dataset_id, version] & gone:
+                blobs.put_down(
+                    connection,
+                    org=org,
+                    hashes=version_rows.remove(connection, org=org, dataset_id=dataset_id, version=version),
+                )
+        version_rows.forget_contents(connection, org=org, needed=shown)
+        return version_rows.settle_contents(connection, org=org, held=held, gone=gone)
+
+    return await services.store.write(work)
+
+
+def _named_by_versions(services: Services, org: str, hashes: set[str]) -> dict[tuple[str, str], set[str]]:
+    """Which of the pictures each version names, by dataset and version; those that name none are left out."""
+    found = {}
+    for row in services.store.read(partial(version_rows.all_of, org=org)):
+        with services.blobs(org).open(row.sha256) as file:
+            named = {_CONTENT.decode(line).sha256 for line in file} & hashes
+        if named:
+            found[row.dataset_id, row.id] = named
+    return found
+
+
+async def _tidy(services: Services, org: str, sha256: str) -> None:
+    """Put a blob down that holds no needed picture; write one anew of which less than half is needed."""
+    kept = services.store.read(partial(version_rows.in_blob, org=org, sha256=sha256))
+    store = services.blobs(org)
+    if kept and 2 * sum(place.size_bytes for place in kept) >= store.size_bytes(sha256):
+        return
+    async with services.blob_lock:
+        new, offsets = await asyncio.to_thread(_rewritten, store, sha256, kept) if kept else ("", {})
+
+        def work(connection: Connection) -> None:
+            version_rows.move_contents(connection, org=org, old=sha256, new=new, offsets=offsets)
+            blobs.put_down(connection, org=org, hashes={sha256, new} - {""})
+
+        await services.store.write(work)
+
+
+def _rewritten(store: Any, sha256: str, kept: Sequence[Any]) -> tuple[str, dict[str, int]]:
+    """A pack of the pictures alone that are needed: its hash, and where each begins."""
+    with store.open(sha256) as file:
+        pieces = []
+        for place in kept:
+            file.seek(place.offset)
+            pieces.append((place.content, file.read(place.size_bytes)))
+    data = pack(pieces)
+    new = hashlib.sha256(data).hexdigest()
+    store.put(io.BytesIO(data), sha256=new, size_bytes=len(data))
+    offsets = {entry.path: entry.offset for entry in read_index(io.BytesIO(data), len(data))}
+    return new, offsets
 
 
 def _remove(services: Services, org: str, hashes: set[str]) -> None:

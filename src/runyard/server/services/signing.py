@@ -36,6 +36,32 @@ class Link(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     expires_at: int
 
 
+class FileLink(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """What a download link opens: the bytes of a picture or of an export, as long as the row that names them stands.
+
+    ``kind`` is ``asset`` or ``export``, ``id`` its id; ``content`` is the SHA-256 of what it held when the link was
+    made.
+    """
+
+    org: str
+    dataset_id: str
+    kind: str
+    id: str
+    content: str
+    expires_at: int
+
+
+class UploadLink(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Where a file of an import goes: packs under their hashes (number 0), or one announced file, or a part of it."""
+
+    org: str
+    dataset_id: str
+    import_id: str
+    number: int
+    part: int
+    expires_at: int
+
+
 @dataclass(frozen=True)
 class AttemptToken:
     """Which attempt a supervisor speaks for. ``(epoch, number)`` is never given out twice."""
@@ -67,6 +93,22 @@ class Signer:
         """What a link opens, whether or not it has expired; None when it was not ours."""
         payload = self._verify("download:GET,HEAD", token, "")
         return None if payload is None else _decoded(payload, Link)
+
+    def file_link(self, link: FileLink) -> str:
+        return self._sign("file:GET,HEAD", msgspec.json.encode(link), "")
+
+    def opened_file(self, token: str) -> FileLink | None:
+        """What a link to a file opens, whether or not it has expired; None when it was not ours."""
+        payload = self._verify("file:GET,HEAD", token, "")
+        return None if payload is None else _decoded(payload, FileLink)
+
+    def upload(self, link: UploadLink) -> str:
+        return self._sign("upload:PUT", msgspec.json.encode(link), "")
+
+    def opened_upload(self, token: str) -> UploadLink | None:
+        """What an upload address is for, whether or not it has expired; None when it was not ours."""
+        payload = self._verify("upload:PUT", token, "")
+        return None if payload is None else _decoded(payload, UploadLink)
 
     def attempt_token(self, token: AttemptToken) -> str:
         payload = f"{token.org}.{token.epoch}.{token.number}"

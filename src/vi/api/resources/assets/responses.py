@@ -105,8 +105,8 @@ class AssetCount(Document):
 class AnnouncedAsset(Document):
     """A file that is to come. ``crc32c`` is a signed 32-bit integer, None where the sender has not computed it."""
 
-    kind: str = "Image"
     filename: str
+    kind: str = "Image"
     mime: str = ""
     size: int = 0
     crc32c: int | None = None

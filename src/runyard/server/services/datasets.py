@@ -1,0 +1,274 @@
+"""Datasets: made, described, changed, deleted. What is in them is told by ``assets``, ``annotations`` and ``imports``.
+
+A dataset is gone for the API the moment it is deleted; its rows and bytes go piece by piece afterwards, so that nobody
+waits for it, and go on going after a crash. One that a waiting or training run needs is not deleted at all.
+"""
+
+import secrets
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from sqlalchemy import Connection
+
+from runyard.server.services import etags, pages, retention
+from runyard.server.services.context import Actor, Services
+from runyard.server.services.documents import merged_attributes
+from runyard.server.services.errors import Refusal, not_found
+from runyard.server.services.pages import PageRequest
+from runyard.server.services.signing import Position
+from runyard.store import blobs as blob_rows
+from runyard.store import datasets as rows
+from runyard.store import imports as import_rows
+from runyard.store.tables import AnyRow
+from vi.api.resources.datasets.responses import (
+    Dataset,
+    DatasetStatistic,
+    DatasetType,
+    DeletedDataset,
+    SessionCondition,
+    SessionStatus,
+)
+from vi.api.responses import ConditionStatus, ResourceMetadata
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+ID_LENGTH = 12
+REMOVED_AT_ONCE = 1000
+
+
+def new_id() -> str:
+    """Letters and digits, a letter first; never an underscore, which the published client cuts ids at."""
+    return secrets.choice(ALPHABET[:26]) + "".join(secrets.choice(ALPHABET) for _ in range(ID_LENGTH - 1))
+
+
+def link(org: str, dataset_id: str, *further: str) -> str:
+    """The path of a dataset, or of something in it."""
+    return "/".join((f"/workspaces/{org}/datasets/{org}_{dataset_id}", *further))
+
+
+def found(connection: Connection, *, org: str, dataset_id: str) -> AnyRow:
+    """The row of a dataset that is not deleted.
+
+    Raises:
+        Refusal: NotFound.
+    """
+    row = rows.get(connection, org=org, dataset_id=dataset_id)
+    if row is None or row.deleted:
+        raise not_found("dataset", dataset_id)
+    return row
+
+
+def get(services: Services, *, org: str, dataset_id: str) -> Dataset:
+    return document(services.store.read(partial(found, org=org, dataset_id=dataset_id)))
+
+
+async def page(services: Services, *, org: str, wanted: PageRequest) -> dict[str, Any]:
+    after = pages.position(services, org=org, wanted=wanted)
+    listed = await services.store.read_aside(
+        lambda connection: rows.page(connection, org=org, after=after, limit=wanted.size + 1)
+    )
+    return paged(services, listed, document, org=org, wanted=wanted)
+
+
+def paged(services: Services, listed: Any, told: Any, *, org: str, wanted: PageRequest) -> dict[str, Any]:
+    """A page of rows, each told by a function; ``listed`` holds one more than the page if there is a next one."""
+    shown, token = listed[: wanted.size], None
+    if len(listed) > wanted.size:
+        position = Position(shown[-1].time_created, shown[-1].id)
+        token = services.signer.page_token(position, org=org, question=wanted.question)
+    return {"items": [told(row) for row in shown], "nextPage": token, "prevPage": None}
+
+
+async def create(
+    services: Services,
+    actor: Actor,
+    *,
+    name: str,
+    type: DatasetType,
+    description: str,
+    attributes: Mapping[str, str],
+) -> Dataset:
+    """Make an empty dataset under an id of our choosing."""
+    now_ms, dataset_id = services.clock.now_ms(), new_id()
+    values = {
+        "org": actor.org,
+        "id": dataset_id,
+        "name": name,
+        "type": type,
+        "description": description,
+        "attributes": msgspec.json.encode(dict(attributes)),
+        "time_created": now_ms,
+        "last_updated": now_ms,
+    }
+
+    def work(connection: Connection) -> AnyRow:
+        rows.add(connection, values)
+        services.audit(actor, "create dataset", dataset_id)(connection)
+        return found(connection, org=actor.org, dataset_id=dataset_id)
+
+    return document(await services.store.write(work))
+
+
+async def update(
+    services: Services,
+    actor: Actor,
+    dataset_id: str,
+    *,
+    name: str | UnsetType,
+    description: str | UnsetType | None,
+    attributes: Mapping[str, str | None],
+    if_match: str | None,
+) -> Dataset:
+    """Change name, description or attributes.
+
+    Raises:
+        Refusal: NotFound, EtagMismatch.
+    """
+
+    def work(connection: Connection) -> AnyRow:
+        row = found(connection, org=actor.org, dataset_id=dataset_id)
+        etags.check(if_match, document(row).etag)
+        changes: dict[str, Any] = {}
+        if name is not UNSET and name != row.name:
+            changes["name"] = name
+        if description is not UNSET and (description or "") != row.description:
+            changes["description"] = description or ""
+        merged = merged_attributes(_attributes(row), attributes)
+        if merged != _attributes(row):
+            changes["attributes"] = msgspec.json.encode(merged)
+        if changes:
+            changes |= {"last_updated": services.clock.now_ms(), "generation": row.generation + 1}
+            rows.change(connection, org=actor.org, dataset_id=dataset_id, values=changes)
+            services.audit(actor, "update dataset", dataset_id)(connection)
+        return found(connection, org=actor.org, dataset_id=dataset_id)
+
+    return document(await services.store.write(work))
+
+
+async def delete(services: Services, actor: Actor, dataset_id: str, *, if_match: str | None) -> DeletedDataset:
+    """Delete a dataset and everything in it. It is gone at once; its bytes follow.
+
+    Raises:
+        Refusal: NotFound, EtagMismatch, DatasetInUse (a run that waits or trains needs it).
+    """
+    org, now_ms = actor.org, services.clock.now_ms()
+
+    def work(connection: Connection) -> None:
+        row = found(connection, org=org, dataset_id=dataset_id)
+        etags.check(if_match, document(row).etag)
+        if users := rows.runs_under_way(connection, org=org, dataset_id=dataset_id, limit=4):
+            named = ", ".join(users[:3]) + (" and others" if len(users) > 3 else "")
+            raise Refusal(
+                "DatasetInUse",
+                f"dataset {dataset_id!r} is needed by runs that wait or train: {named}; "
+                "kill them or wait until they have ended, then delete it",
+            )
+        rows.change(connection, org=org, dataset_id=dataset_id, values={"deleted": True, "last_updated": now_ms})
+        rows.add_deletion(connection, org=org, dataset_id=dataset_id, user=actor.name, time_ms=now_ms)
+        services.audit(actor, "delete dataset", dataset_id)(connection)
+
+    await services.store.write(work)
+    start_removal(services, org=org, dataset_id=dataset_id)
+    return deletion(services, org=org, dataset_id=dataset_id)
+
+
+def deletion(services: Services, *, org: str, dataset_id: str) -> DeletedDataset:
+    """What has become of a deletion.
+
+    Raises:
+        Refusal: NotFound.
+    """
+    row = services.store.read(lambda connection: rows.deletion(connection, org=org, dataset_id=dataset_id))
+    if row is None:
+        raise not_found("deletion of dataset", dataset_id)
+    ended = row.time_ended is not None
+    condition = SessionCondition(
+        condition="Finished",
+        status=ConditionStatus.REACHED if ended else ConditionStatus.WAITING,
+        last_transition_time=row.time_ended if ended else row.time_created,
+    )
+    told = DeletedDataset(
+        user=row.user,
+        organization_id=org,
+        dataset_id=dataset_id,
+        status=SessionStatus(conditions=[condition]),
+        metadata=ResourceMetadata(
+            time_created=row.time_created, last_updated=row.time_ended or row.time_created, generation=1
+        ),
+        self_link=link(org, dataset_id, "deleteOperation"),
+    )
+    etags.sealed(told)
+    return told
+
+
+def start_removal(services: Services, *, org: str, dataset_id: str) -> None:
+    """Let a task remove what is left of a deleted dataset."""
+    services.jobs.start(("deletion", org, dataset_id), lambda: _remove(services, org, dataset_id))
+
+
+async def _remove(services: Services, org: str, dataset_id: str) -> None:
+    place: Any = {"org": org, "dataset_id": dataset_id}
+    for import_id in services.store.read(lambda connection: import_rows.under_way_in(connection, **place)):
+        await services.jobs.stop(("import", org, import_id))
+        await services.store.write(
+            partial(import_rows.change, org=org, import_id=import_id, values={"state": "Cancelled"})
+        )
+    async with services.jobs.lock(org, dataset_id):
+        while await services.store.write(partial(rows.remove_some, **place, limit=REMOVED_AT_ONCE)):
+            pass
+
+        def work(connection: Connection) -> None:
+            blob_rows.put_down(connection, org=org, hashes=rows.remove(connection, **place))
+            rows.release_contents(connection, org=org)
+            rows.end_deletion(connection, **place, time_ms=services.clock.now_ms())
+
+        await services.store.write(work)
+    await retention.remove_unneeded(services, org=org)
+    await retention.remove_unneeded_contents(services, org=org)
+
+
+def statistics(services: Services, *, org: str, dataset_id: str) -> dict[str, Any]:
+    """Counts of a dataset, as the aggregation statistics tell them."""
+    row = services.store.read(partial(found, org=org, dataset_id=dataset_id))
+    return {
+        "datasetId": dataset_id,
+        "assets": row.asset_count,
+        "annotatedAssets": row.annotated_count,
+        "records": row.record_count,
+        "sizeBytes": row.size_bytes,
+        "timeUpdated": row.last_updated,
+    }
+
+
+def document(row: AnyRow) -> Dataset:
+    """A dataset as it is told."""
+    told = Dataset(
+        dataset_id=row.id,
+        name=row.name,
+        owner=row.org,
+        organization_id=row.org,
+        type=row.type,
+        description=row.description,
+        create_date=row.time_created,
+        last_accessed=row.last_updated,
+        statistic=DatasetStatistic(
+            asset_total=row.asset_count, annotation_total=row.record_count, asset_annotated=row.annotated_count
+        ),
+        size_bytes=row.size_bytes,
+        version=row.version,
+        metadata=ResourceMetadata(
+            time_created=row.time_created,
+            last_updated=row.last_updated,
+            generation=row.generation,
+            attributes=_attributes(row),
+        ),
+        self_link=link(row.org, row.id),
+    )
+    etags.sealed(told)
+    return told
+
+
+def _attributes(row: AnyRow) -> dict[str, str]:
+    return msgspec.json.decode(row.attributes, type=dict[str, str])

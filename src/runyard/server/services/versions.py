@@ -1,0 +1,326 @@
+"""Versions: what a dataset holds at one moment, under a name made from the content itself.
+
+A version is a manifest: one JSON line for each picture that has records, sorted by file name, with what is said of it.
+It is a blob, and the first digits of its hash are the version's id; so the same content is the same version, whoever
+made it and whenever. One is made after each import, and when a run is created from a dataset that has changed since.
+
+A version is kept while a run is pinned to it, and for as long as every picture it names is kept anyway; when a picture
+goes that it names, and no run needs it, it goes as well (see ``retention``).
+"""
+
+import asyncio
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import IO, Any
+
+import msgspec
+from sqlalchemy import Connection
+
+from runyard.blobs import BlobError
+from runyard.protocol import AttemptDataset, StoredBytes
+from runyard.server.services import datasets, etags, leases, pages
+from runyard.server.services.context import Services
+from runyard.server.services.errors import Refusal, not_found
+from runyard.server.services.pages import PageRequest
+from runyard.server.services.signing import AttemptToken, Position
+from runyard.store import assets as asset_rows
+from runyard.store import datasets as dataset_rows
+from runyard.store import versions as rows
+from runyard.store.tables import AnyRow
+from vi.api.resources.datasets.responses import DatasetVersion
+from vi.api.responses import ResourceMetadata
+
+ID_LENGTH = 16
+AT_ONCE = 500
+TRIES = 3
+
+
+class ManifestLine(msgspec.Struct):
+    """One picture of a version. Width and height are as shown, in pixels."""
+
+    filename: str
+    sha256: str
+    size: int
+    width: int
+    height: int
+    mime: str
+    records: list[msgspec.Raw]
+
+
+class ManifestContent(msgspec.Struct):
+    """The part of a line that says whose bytes it needs."""
+
+    sha256: str
+
+
+_LINE, _CONTENT = msgspec.json.Decoder(ManifestLine), msgspec.json.Decoder(ManifestContent)
+
+
+@dataclass
+class _Written:
+    """A manifest on disk, and what it counts."""
+
+    file: Any
+    revision: int
+    digest: Any = field(default_factory=hashlib.sha256)
+    assets: int = 0
+    records: int = 0
+    size_bytes: int = 0
+    manifest_bytes: int = 0
+
+    @property
+    def sha256(self) -> str:
+        return str(self.digest.hexdigest())
+
+
+async def current(services: Services, *, org: str, dataset_id: str) -> AnyRow | None:
+    """The version of what the dataset holds now, made if there is none yet; None for a dataset without records.
+
+    Waits until an import that is being taken over has been.
+
+    Raises:
+        Refusal: NotFound.
+    """
+    place: Any = {"org": org, "dataset_id": dataset_id}
+    async with services.jobs.lock(org, dataset_id):
+        for _ in range(TRIES):
+            dataset = services.store.read(partial(datasets.found, **place))
+            if dataset.version_revision == dataset.revision and dataset.version is not None:
+                version = dataset.version
+                return services.store.read(partial(rows.get, **place, version=version))
+            if not dataset.record_count:
+                return None
+            with tempfile.TemporaryFile(dir=services.settings.data_dir) as file:
+                written = await asyncio.to_thread(_write_manifest, services, dataset, file)
+                if not written.assets:
+                    return None
+                if (row := await _keep(services, dataset, written)) is not None:
+                    return row
+    raise Refusal("StorageUnavailable", f"dataset {dataset_id!r} is changing too quickly; try again when it rests")
+
+
+def get(services: Services, *, org: str, dataset_id: str, version: str) -> DatasetVersion:
+    """Raises Refusal: NotFound."""
+
+    def work(connection: Connection) -> tuple[AnyRow, AnyRow | None]:
+        dataset = datasets.found(connection, org=org, dataset_id=dataset_id)
+        return dataset, rows.get(connection, org=org, dataset_id=dataset_id, version=version)
+
+    dataset, row = services.store.read(work)
+    if row is None:
+        raise not_found(f"version of dataset {dataset_id!r}", version)
+    return document(row, dataset.type)
+
+
+async def page(services: Services, *, org: str, dataset_id: str, wanted: PageRequest) -> dict[str, Any]:
+    dataset = services.store.read(partial(datasets.found, org=org, dataset_id=dataset_id))
+    after = pages.position(services, org=org, wanted=wanted)
+    listed = await services.store.read_aside(
+        partial(rows.page, org=org, dataset_id=dataset_id, after=after, limit=wanted.size + 1)
+    )
+    shown, token = listed[: wanted.size], None
+    if len(listed) > wanted.size:
+        position = Position(shown[-1].number, shown[-1].id)
+        token = services.signer.page_token(position, org=org, question=wanted.question)
+    return {"items": [document(row, dataset.type) for row in shown], "nextPage": token, "prevPage": None}
+
+
+def document(row: AnyRow, type: str) -> DatasetVersion:
+    told = DatasetVersion(
+        organization_id=row.org,
+        dataset_id=row.dataset_id,
+        version_id=row.id,
+        number=row.number,
+        type=type,
+        assets=row.asset_count,
+        records=row.record_count,
+        size_bytes=row.size_bytes,
+        metadata=ResourceMetadata(time_created=row.time_created, last_updated=row.time_created, generation=1),
+        self_link=datasets.link(row.org, row.dataset_id, "versions", row.id),
+    )
+    etags.sealed(told)
+    return told
+
+
+def lines(services: Services, row: AnyRow) -> Iterator[ManifestLine]:
+    """The manifest of a version, line by line. Raises BlobMissing, BlobDamaged."""
+    with services.blobs(row.org).open(row.sha256) as file:
+        for line in file:
+            yield _LINE.decode(line)
+
+
+def contents(services: Services, row: AnyRow) -> set[str]:
+    """Hashes of the pictures that a version names. Raises BlobMissing, BlobDamaged."""
+    with services.blobs(row.org).open(row.sha256) as file:
+        return {_CONTENT.decode(line).sha256 for line in file}
+
+
+def offered(services: Services, token: AttemptToken) -> AttemptDataset:
+    """The version that an attempt's run is pinned to, and which blobs hold it.
+
+    Raises:
+        Refusal: LeaseLost; NotFound (its data is built in); BlobMissing.
+    """
+    dataset, row = _of_attempt(services, token)
+    packs = {place.sha256 for place in _places(services, row).values()}
+    blobs = services.blobs(token.org)
+    if missing := sorted(sha256 for sha256 in packs if not blobs.has(sha256)):
+        raise Refusal("BlobMissing", f"pictures of dataset {row.dataset_id!r} are lost: blob {missing[0]} is not here")
+    services.packs_of_versions[token.org, row.id] = packs
+    return AttemptDataset(
+        dataset_id=row.dataset_id,
+        version=row.id,
+        type=dataset.type,
+        assets=row.asset_count,
+        records=row.record_count,
+        size_bytes=row.size_bytes,
+        manifest=StoredBytes(sha256=row.sha256, size_bytes=row.manifest_bytes),
+        packs=[StoredBytes(sha256=sha256, size_bytes=blobs.size_bytes(sha256)) for sha256 in sorted(packs)],
+    )
+
+
+def offered_places(services: Services, token: AttemptToken) -> bytes:
+    """Where each picture of the attempt's version lies, a JSON line each: content, blob, offset, size.
+
+    Raises:
+        Refusal: LeaseLost, NotFound, BlobMissing.
+    """
+    _, row = _of_attempt(services, token)
+    places = _places(services, row)
+    return b"".join(
+        msgspec.json.encode([content, place.sha256, place.offset, place.size_bytes]) + b"\n"
+        for content, place in sorted(places.items())
+    )
+
+
+def has_blob(services: Services, token: AttemptToken, sha256: str) -> bool:
+    """Whether a blob holds something of the version that the attempt's run is pinned to.
+
+    Raises:
+        Refusal: LeaseLost.
+    """
+    try:
+        _, row = _of_attempt(services, token)
+    except Refusal as error:
+        if error.code == "NotFound":
+            return False
+        raise
+    known = services.packs_of_versions.get((token.org, row.id), set())
+    if sha256 == row.sha256 or sha256 in known:
+        return True
+    services.packs_of_versions[token.org, row.id] = {place.sha256 for place in _places(services, row).values()}
+    return sha256 in services.packs_of_versions[token.org, row.id]
+
+
+def _of_attempt(services: Services, token: AttemptToken) -> tuple[AnyRow, AnyRow]:
+    def work(connection: Connection) -> tuple[AnyRow, AnyRow]:
+        _, run = leases.open_attempt(connection, token)
+        pinned = rows.pinned(connection, org=token.org, run_id=run.id)
+        if pinned is None:
+            raise Refusal("NotFound", "this run learns from built-in data; there is nothing to fetch")
+        place: Any = {"org": token.org, "dataset_id": pinned.dataset_id}
+        row = rows.get(connection, **place, version=pinned.version)
+        dataset = dataset_rows.get(connection, **place)
+        if row is None or dataset is None:
+            raise Refusal("BlobMissing", f"version {pinned.version} of dataset {pinned.dataset_id!r} is gone")
+        return dataset, row
+
+    return services.store.read(work)
+
+
+def _places(services: Services, row: AnyRow) -> dict[str, AnyRow]:
+    try:
+        wanted = contents(services, row)
+    except BlobError as error:
+        raise Refusal(
+            "BlobMissing", f"the manifest of version {row.id} of dataset {row.dataset_id!r} is lost or damaged"
+        ) from error
+    places = services.store.read(partial(asset_rows.places, org=row.org, hashes=wanted))
+    if missing := sorted(wanted - set(places)):
+        raise Refusal("BlobMissing", f"picture {missing[0]} of dataset {row.dataset_id!r} is not here any more")
+    return places
+
+
+def _write_manifest(services: Services, dataset: AnyRow, file: IO[bytes]) -> _Written:
+    """Write the manifest as one moment shows it."""
+    place: Any = {"org": dataset.org, "dataset_id": dataset.id}
+    with services.store.snapshot() as connection, tempfile.TemporaryFile(dir=services.settings.data_dir) as unsorted:
+        now = dataset_rows.get(connection, **place)
+        written = _Written(file, now.revision if now is not None else -1)
+        found: list[tuple[str, int, int]] = []
+        for name, line, records, size_bytes in _manifest_lines(connection, place):
+            found.append((name, unsorted.tell(), len(line)))
+            unsorted.write(line)
+            written.assets += 1
+            written.records += records
+            written.size_bytes += size_bytes
+        # Sorted here: databases disagree on the order of texts, and the same content shall be the same version.
+        for _, start, length in sorted(found):
+            unsorted.seek(start)
+            line = unsorted.read(length)
+            file.write(line)
+            written.digest.update(line)
+        written.manifest_bytes = file.tell()
+    return written
+
+
+def _manifest_lines(connection: Connection, place: Any) -> Iterator[tuple[str, bytes, int, int]]:
+    """(file name, line, number of records, size of the picture) of each picture with records."""
+    after = ""
+    while chunk := asset_rows.known(connection, **place, after=after, limit=AT_ONCE):
+        after = chunk[-1].filename
+        annotated = [asset.id for asset in chunk if asset.record_count]
+        said = sorted(
+            asset_rows.records_of(connection, **place, asset_ids=annotated), key=lambda row: (row.asset_id, row.number)
+        )
+        by_asset = {
+            asset_id: [msgspec.Raw(record.contents) for record in records]
+            for asset_id, records in groupby(said, key=lambda row: row.asset_id)
+        }
+        for asset in chunk:
+            if records := by_asset.get(asset.id):
+                line = ManifestLine(
+                    asset.filename, asset.content, asset.size_bytes, asset.width, asset.height, asset.mime, records
+                )
+                yield asset.filename, msgspec.json.encode(line) + b"\n", len(records), asset.size_bytes
+
+
+async def _keep(services: Services, dataset: AnyRow, written: _Written) -> AnyRow | None:
+    """Make the version of a manifest, or find the one there is; None if the dataset has changed meanwhile."""
+    place: Any = {"org": dataset.org, "dataset_id": dataset.id}
+    sha256, now_ms = written.sha256, services.clock.now_ms()
+    version = sha256[:ID_LENGTH]
+
+    def work(connection: Connection) -> AnyRow | None:
+        now = datasets.found(connection, **place)
+        if now.revision != written.revision:
+            return None
+        changes: dict[str, Any] = {"version": version, "version_revision": now.revision}
+        if rows.get(connection, **place, version=version) is None:
+            changes["version_count"] = now.version_count + 1
+            rows.add(
+                connection,
+                {
+                    **place,
+                    "id": version,
+                    "number": now.version_count + 1,
+                    "sha256": sha256,
+                    "manifest_bytes": written.manifest_bytes,
+                    "asset_count": written.assets,
+                    "record_count": written.records,
+                    "size_bytes": written.size_bytes,
+                    "time_created": now_ms,
+                },
+            )
+        dataset_rows.change(connection, **place, values=changes)
+        return rows.get(connection, **place, version=version)
+
+    written.file.seek(0)
+    blobs = services.blobs(dataset.org)
+    async with services.blob_lock:
+        await asyncio.to_thread(blobs.put, written.file, sha256=sha256, size_bytes=written.manifest_bytes)
+        return await services.store.write(work)

@@ -1,0 +1,237 @@
+"""Rows of pictures and of what is said of them. Whole chunks go in at once; whoever calls keeps them short."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, insert, or_, select, update
+
+from runyard.store.tables import AnyRow, assets, contents, records
+
+AT_ONCE = 500  # values in one question: databases bound their number
+
+Sorting = Literal["default", "assetId", "filename", "lastModified.contents", "metadata.fileSize"]
+_SORTED_BY = {
+    "default": assets.c.number,
+    "assetId": assets.c.id,
+    "filename": assets.c.filename,
+    "lastModified.contents": assets.c.contents_updated,
+    "metadata.fileSize": assets.c.size_bytes,
+}
+SORTINGS = tuple(_SORTED_BY)
+
+
+def get(connection: Connection, *, org: str, dataset_id: str, asset_id: str) -> AnyRow | None:
+    return connection.execute(select(assets).where(*_is_it(org, dataset_id, asset_id))).one_or_none()
+
+
+def by_name(connection: Connection, *, org: str, dataset_id: str, names: Collection[str]) -> dict[str, AnyRow]:
+    """Those of the names that there are, with their rows."""
+    found: dict[str, AnyRow] = {}
+    for some in _chunks(names):
+        query = select(assets).where(
+            assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.filename.in_(some)
+        )
+        found |= {row.filename: row for row in connection.execute(query)}
+    return found
+
+
+def page(
+    connection: Connection,
+    *,
+    org: str,
+    dataset_id: str,
+    sorting: str,
+    descending: bool,
+    like: Sequence[str],
+    after: tuple[Any, str] | None,
+    limit: int,
+) -> Sequence[AnyRow]:
+    """In the order asked for, from after (value sorted by, id) on. ``like``: texts that the file name must have."""
+    column = _SORTED_BY[sorting]
+    query = select(assets).where(*_matching(org, dataset_id, like))
+    if after is not None:
+        value, last_id = after
+        further = (column < value, assets.c.id < last_id) if descending else (column > value, assets.c.id > last_id)
+        query = query.where(or_(further[0], and_(column == value, further[1])))
+    order = (column.desc(), assets.c.id.desc()) if descending else (column, assets.c.id)
+    return connection.execute(query.order_by(*order).limit(limit)).all()
+
+
+def sorted_value(row: AnyRow, sorting: str) -> Any:
+    """The value that a page sorted so ends at."""
+    return row._mapping[_SORTED_BY[sorting].name]
+
+
+def count(connection: Connection, *, org: str, dataset_id: str, like: Sequence[str]) -> int:
+    query = select(func.count()).select_from(assets).where(*_matching(org, dataset_id, like))
+    return int(connection.execute(query).scalar_one())
+
+
+def ids(
+    connection: Connection, *, org: str, dataset_id: str, named: Sequence[str] | None, like: Sequence[str], limit: int
+) -> list[str]:
+    """Ids of pictures to delete: those with one of the names or ids, or all that match."""
+    where = list(_matching(org, dataset_id, like))
+    if named is not None:
+        some = list(named)[:AT_ONCE]
+        where.append(or_(assets.c.id.in_(some), assets.c.filename.in_(some)))
+    return list(connection.execute(select(assets.c.id).where(*where).order_by(assets.c.id).limit(limit)).scalars())
+
+
+def known(
+    connection: Connection, *, org: str, dataset_id: str, after: str, limit: int, with_bytes: bool = False
+) -> Sequence[AnyRow]:
+    """Pictures by file name, from after this name on; with where their bytes lie (blob, offset) if asked for."""
+    query = select(assets)
+    if with_bytes:
+        query = select(assets, contents.c.sha256.label("blob"), contents.c.offset).join(
+            contents, and_(contents.c.org == assets.c.org, contents.c.content == assets.c.content)
+        )
+    query = query.where(assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.filename > after)
+    return connection.execute(query.order_by(assets.c.filename).limit(limit)).all()
+
+
+def place(connection: Connection, *, org: str, content: str) -> AnyRow | None:
+    """Where a picture's bytes lie; columns of ``contents``."""
+    return connection.execute(
+        select(contents).where(contents.c.org == org, contents.c.content == content)
+    ).one_or_none()
+
+
+def places(connection: Connection, *, org: str, hashes: Collection[str]) -> dict[str, AnyRow]:
+    """Where the bytes of those pictures lie that are here."""
+    found: dict[str, AnyRow] = {}
+    for some in _chunks(hashes):
+        query = select(contents).where(contents.c.org == org, contents.c.content.in_(some))
+        found |= {row.content: row for row in connection.execute(query)}
+    return found
+
+
+def shown(connection: Connection, *, org: str, hashes: Collection[str]) -> set[str]:
+    """Those of the pictures that an asset of any dataset shows."""
+    found = set[str]()
+    for some in _chunks(hashes):
+        query = select(assets.c.content).where(assets.c.org == org, assets.c.content.in_(some)).distinct()
+        found |= set(connection.execute(query).scalars())
+    return found
+
+
+def add_places(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(insert(contents), list(rows))
+
+
+def add(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(insert(assets), list(rows))
+
+
+def change(connection: Connection, *, org: str, dataset_id: str, asset_id: str, values: Mapping[str, Any]) -> None:
+    connection.execute(update(assets).where(*_is_it(org, dataset_id, asset_id)).values(**values))
+
+
+def remove(connection: Connection, *, org: str, dataset_id: str, ids: Collection[str]) -> Sequence[AnyRow]:
+    """Remove pictures and their records; returns the rows that there were."""
+    removed: list[AnyRow] = []
+    for some in _chunks(ids):
+        where = (assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.id.in_(some))
+        removed += connection.execute(select(assets).where(*where)).all()
+        connection.execute(
+            delete(records).where(
+                records.c.org == org, records.c.dataset_id == dataset_id, records.c.asset_id.in_(some)
+            )
+        )
+        connection.execute(delete(assets).where(*where))
+    return removed
+
+
+def add_records(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(insert(records), list(rows))
+
+
+_CHANGE_RECORD = update(records).where(
+    records.c.org == bindparam("of_org"),
+    records.c.dataset_id == bindparam("of_dataset"),
+    records.c.number == bindparam("of_number"),
+)
+_COUNT_RECORDS = (
+    update(assets)
+    .where(
+        assets.c.org == bindparam("of_org"),
+        assets.c.dataset_id == bindparam("of_dataset"),
+        assets.c.id == bindparam("of_asset"),
+    )
+    .values(record_count=assets.c.record_count + bindparam("more"), last_updated=bindparam("at"))
+)
+
+
+def change_records(
+    connection: Connection, *, org: str, dataset_id: str, changes: Iterable[tuple[int, Mapping[str, Any]]]
+) -> None:
+    """Change records by number; each change names the same columns."""
+    rows = [{"of_org": org, "of_dataset": dataset_id, "of_number": number, **values} for number, values in changes]
+    if rows:
+        connection.execute(_CHANGE_RECORD, rows)
+
+
+def count_records(connection: Connection, *, org: str, dataset_id: str, more: Mapping[str, int], time_ms: int) -> None:
+    """So many more records, by the id of the asset."""
+    rows = [
+        {"of_org": org, "of_dataset": dataset_id, "of_asset": asset_id, "more": number, "at": time_ms}
+        for asset_id, number in more.items()
+        if number
+    ]
+    if rows:
+        connection.execute(_COUNT_RECORDS, rows)
+
+
+def remove_records(connection: Connection, *, org: str, dataset_id: str, numbers: Collection[int]) -> None:
+    for some in _chunks(numbers):
+        connection.execute(
+            delete(records).where(records.c.org == org, records.c.dataset_id == dataset_id, records.c.number.in_(some))
+        )
+
+
+def record(connection: Connection, *, org: str, dataset_id: str, number: int) -> AnyRow | None:
+    query = select(records).where(records.c.org == org, records.c.dataset_id == dataset_id, records.c.number == number)
+    return connection.execute(query).one_or_none()
+
+
+def records_by_id(connection: Connection, *, org: str, dataset_id: str, ids: Collection[str]) -> dict[str, AnyRow]:
+    """Those of the records that there are, without their contents; columns id, number, asset_id, generation."""
+    found: dict[str, AnyRow] = {}
+    for some in _chunks(ids):
+        query = select(records.c.id, records.c.number, records.c.asset_id, records.c.generation).where(
+            records.c.org == org, records.c.dataset_id == dataset_id, records.c.id.in_(some)
+        )
+        found |= {row.id: row for row in connection.execute(query)}
+    return found
+
+
+def records_of(connection: Connection, *, org: str, dataset_id: str, asset_ids: Collection[str]) -> Sequence[AnyRow]:
+    """Every record of some pictures, in the order in which they came."""
+    found: list[AnyRow] = []
+    for some in _chunks(asset_ids):
+        query = select(records).where(
+            records.c.org == org, records.c.dataset_id == dataset_id, records.c.asset_id.in_(some)
+        )
+        found += connection.execute(query).all()
+    return sorted(found, key=lambda row: int(row.number))
+
+
+def _is_it(org: str, dataset_id: str, asset_id: str) -> tuple[ColumnElement[bool], ...]:
+    return assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.id == asset_id
+
+
+def _matching(org: str, dataset_id: str, like: Sequence[str]) -> tuple[ColumnElement[bool], ...]:
+    return (
+        assets.c.org == org,
+        assets.c.dataset_id == dataset_id,
+        *(assets.c.filename.contains(text, autoescape=True) for text in like),
+    )
+
+
+def _chunks(values: Collection[Any]) -> Iterable[list[Any]]:
+    asked = sorted(values)
+    return (asked[start : start + AT_ONCE] for start in range(0, len(asked), AT_ONCE))

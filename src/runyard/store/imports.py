@@ -1,0 +1,145 @@
+"""Rows of imports and of the files they wait for. An import that is over keeps its row and loses its files."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+
+from runyard.store.tables import AnyRow, import_files, imports
+
+# Receiving: files come. Sealed: all are here and are looked at. Committing: what was accepted goes into the dataset.
+# The others are final.
+UNDER_WAY = ("Receiving", "Sealed", "Committing")
+
+
+def get(connection: Connection, *, org: str, import_id: str) -> AnyRow | None:
+    return connection.execute(select(imports).where(imports.c.org == org, imports.c.id == import_id)).one_or_none()
+
+
+def add(connection: Connection, values: Mapping[str, Any]) -> None:
+    connection.execute(insert(imports), {"images_done": 0, "records_done": 0, "time_sealed": None, **values})
+
+
+def change(connection: Connection, *, org: str, import_id: str, values: Mapping[str, Any]) -> None:
+    connection.execute(update(imports).where(imports.c.org == org, imports.c.id == import_id).values(**values))
+
+
+def move(
+    connection: Connection, *, org: str, import_id: str, before: Collection[str], values: Mapping[str, Any]
+) -> bool:
+    """Change an import if it is in one of these states; False when it is not, or not there."""
+    where = (imports.c.org == org, imports.c.id == import_id, imports.c.state.in_(before))
+    return connection.execute(update(imports).where(*where).values(**values)).rowcount == 1
+
+
+def page(
+    connection: Connection, *, org: str, dataset_id: str, kind: str, after: tuple[int, str] | None, limit: int
+) -> Sequence[AnyRow]:
+    """Newest first, from after the position (time, id) on."""
+    query = select(imports).where(imports.c.org == org, imports.c.dataset_id == dataset_id, imports.c.kind == kind)
+    if after is not None:
+        time_ms, last_id = after
+        query = query.where(
+            or_(imports.c.time_created < time_ms, and_(imports.c.time_created == time_ms, imports.c.id < last_id))
+        )
+    return connection.execute(query.order_by(imports.c.time_created.desc(), imports.c.id.desc()).limit(limit)).all()
+
+
+def under_way(connection: Connection) -> Sequence[AnyRow]:
+    """Imports of every organisation that are not over; the oldest first."""
+    query = select(imports).where(imports.c.state.in_(UNDER_WAY)).order_by(imports.c.time_created, imports.c.id)
+    return connection.execute(query).all()
+
+
+def under_way_in(connection: Connection, *, org: str, dataset_id: str | None = None) -> list[str]:
+    """Ids of those of an organisation, or of one dataset of it."""
+    query = select(imports.c.id).where(imports.c.org == org, imports.c.state.in_(UNDER_WAY))
+    if dataset_id is not None:
+        query = query.where(imports.c.dataset_id == dataset_id)
+    return list(connection.execute(query).scalars())
+
+
+def overdue(connection: Connection, *, now_ms: int) -> Sequence[AnyRow]:
+    """Imports of every organisation that still wait for files after their deadline; columns org, id."""
+    query = select(imports.c.org, imports.c.id).where(imports.c.state == "Receiving", imports.c.deadline < now_ms)
+    return connection.execute(query).all()
+
+
+def add_files(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    nothing = {"name": None, "crc32c": None, "mime": None, "custom": None, "sha256": None, "fault": None}
+    if rows:
+        connection.execute(insert(import_files), [{**nothing, **row} for row in rows])
+
+
+def files(connection: Connection, *, org: str, import_id: str, after: int = 0) -> Sequence[AnyRow]:
+    """In order of number, those with a higher one than ``after``."""
+    query = select(import_files).where(
+        import_files.c.org == org, import_files.c.import_id == import_id, import_files.c.number > after
+    )
+    return connection.execute(query.order_by(import_files.c.number)).all()
+
+
+def file(connection: Connection, *, org: str, import_id: str, number: int) -> AnyRow | None:
+    where = (import_files.c.org == org, import_files.c.import_id == import_id, import_files.c.number == number)
+    return connection.execute(select(import_files).where(*where)).one_or_none()
+
+
+def file_named(connection: Connection, *, org: str, import_id: str, name: str) -> AnyRow | None:
+    where = (import_files.c.org == org, import_files.c.import_id == import_id, import_files.c.name == name)
+    return connection.execute(select(import_files).where(*where).limit(1)).one_or_none()
+
+
+def change_file(connection: Connection, *, org: str, import_id: str, number: int, values: Mapping[str, Any]) -> None:
+    where = (import_files.c.org == org, import_files.c.import_id == import_id, import_files.c.number == number)
+    connection.execute(update(import_files).where(*where).values(**values))
+
+
+def received(connection: Connection, *, org: str, import_id: str) -> set[str]:
+    """Hashes of the blobs that have come."""
+    query = select(import_files.c.sha256).where(
+        import_files.c.org == org, import_files.c.import_id == import_id, import_files.c.sha256.is_not(None)
+    )
+    return set(connection.execute(query).scalars())
+
+
+def next_number(connection: Connection, *, org: str, import_id: str) -> int:
+    query = select(func.max(import_files.c.number)).where(
+        import_files.c.org == org, import_files.c.import_id == import_id
+    )
+    return int(connection.execute(query).scalar() or 0) + 1
+
+
+def is_waiting(connection: Connection, *, org: str, import_id: str) -> bool:
+    """Whether an announced file has neither come nor been given up."""
+    query = select(import_files.c.number).where(
+        import_files.c.org == org,
+        import_files.c.import_id == import_id,
+        import_files.c.sha256.is_(None),
+        import_files.c.fault.is_(None),
+    )
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def file_counts(connection: Connection, *, org: str, import_id: str) -> tuple[int, int, int, int]:
+    """How many files there are, how many have come, how many have failed, and the bytes of all."""
+    table = import_files.c
+    query = select(
+        func.count(),
+        func.count(table.sha256),
+        func.count(table.fault),
+        func.coalesce(func.sum(table.size_bytes), 0),
+    ).where(table.org == org, table.import_id == import_id)
+    row = connection.execute(query).one()
+    return int(row[0]), int(row[1]), int(row[2]), int(row[3])
+
+
+def forget_files(connection: Connection, *, org: str, import_id: str) -> set[str]:
+    """An import that is over needs its files no more; returns their blobs."""
+    found = received(connection, org=org, import_id=import_id)
+    connection.execute(delete(import_files).where(import_files.c.org == org, import_files.c.import_id == import_id))
+    return found
+
+
+def ids(connection: Connection, *, org: str) -> set[str]:
+    """Every import with a row."""
+    return set(connection.execute(select(imports.c.id).where(imports.c.org == org)).scalars())

@@ -1,0 +1,174 @@
+"""Rows of dataset versions, of exports and bulk deletions, and which version a run is pinned to."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Table, and_, delete, insert, or_, select, update
+
+from runyard.store.tables import (
+    AnyRow,
+    bulk_deletions,
+    contents,
+    dataset_exports,
+    dataset_versions,
+    datasets,
+    run_datasets,
+)
+from runyard.store.tables import unneeded_contents as unneeded
+
+
+def get(connection: Connection, *, org: str, dataset_id: str, version: str) -> AnyRow | None:
+    table = dataset_versions.c
+    query = select(dataset_versions).where(table.org == org, table.dataset_id == dataset_id, table.id == version)
+    return connection.execute(query).one_or_none()
+
+
+def add(connection: Connection, values: Mapping[str, Any]) -> None:
+    connection.execute(insert(dataset_versions), dict(values))
+
+
+def page(
+    connection: Connection, *, org: str, dataset_id: str, after: tuple[int, str] | None, limit: int
+) -> Sequence[AnyRow]:
+    """Newest first; a position is (number, id)."""
+    table = dataset_versions.c
+    query = select(dataset_versions).where(table.org == org, table.dataset_id == dataset_id)
+    if after is not None:
+        query = query.where(or_(table.number < after[0], and_(table.number == after[0], table.id < after[1])))
+    return connection.execute(query.order_by(table.number.desc(), table.id.desc()).limit(limit)).all()
+
+
+def all_of(connection: Connection, *, org: str) -> Sequence[AnyRow]:
+    """Every version of an organisation."""
+    return connection.execute(select(dataset_versions).where(dataset_versions.c.org == org)).all()
+
+
+def is_pinned(connection: Connection, *, org: str, dataset_id: str, version: str) -> bool:
+    table = run_datasets.c
+    query = select(table.run_id).where(table.org == org, table.dataset_id == dataset_id, table.version == version)
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def remove(connection: Connection, *, org: str, dataset_id: str, version: str) -> set[str]:
+    """Remove a version; returns the blob of its manifest, if there was one."""
+    table = dataset_versions.c
+    where = (table.org == org, table.dataset_id == dataset_id, table.id == version)
+    blobs = set(connection.execute(select(table.sha256).where(*where)).scalars())
+    connection.execute(delete(dataset_versions).where(*where))
+    is_newest = (datasets.c.org == org, datasets.c.id == dataset_id, datasets.c.version == version)
+    connection.execute(update(datasets).where(*is_newest).values(version=None, version_revision=-1))
+    return blobs
+
+
+def pin(connection: Connection, *, org: str, run_id: str, dataset_id: str, version: str) -> None:
+    row = {"org": org, "run_id": run_id, "dataset_id": dataset_id, "version": version}
+    connection.execute(insert(run_datasets), row)
+
+
+def pinned(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
+    """Which version of which dataset a run is pinned to; None for built-in data."""
+    query = select(run_datasets).where(run_datasets.c.org == org, run_datasets.c.run_id == run_id)
+    return connection.execute(query).one_or_none()
+
+
+# Exports and bulk deletions are jobs of one form: an id in an organisation, a state, a spec.
+JOBS: tuple[Table, ...] = (dataset_exports, bulk_deletions)
+
+
+def job(connection: Connection, table: Table, *, org: str, id: str) -> AnyRow | None:
+    return connection.execute(select(table).where(table.c.org == org, table.c.id == id)).one_or_none()
+
+
+def add_job(connection: Connection, table: Table, values: Mapping[str, Any]) -> None:
+    connection.execute(insert(table), dict(values))
+
+
+def change_job(connection: Connection, table: Table, *, org: str, id: str, values: Mapping[str, Any]) -> None:
+    connection.execute(update(table).where(table.c.org == org, table.c.id == id).values(**values))
+
+
+def jobs_under_way(connection: Connection, table: Table) -> Sequence[AnyRow]:
+    """Of every organisation."""
+    return connection.execute(select(table).where(table.c.state == "Waiting").order_by(table.c.time_created)).all()
+
+
+def job_page(
+    connection: Connection, table: Table, *, org: str, dataset_id: str, after: tuple[int, str] | None, limit: int
+) -> Sequence[AnyRow]:
+    """Newest first, from after the position (time, id) on."""
+    query = select(table).where(table.c.org == org, table.c.dataset_id == dataset_id)
+    if after is not None:
+        time_ms, last_id = after
+        query = query.where(
+            or_(table.c.time_created < time_ms, and_(table.c.time_created == time_ms, table.c.id < last_id))
+        )
+    return connection.execute(query.order_by(table.c.time_created.desc(), table.c.id.desc()).limit(limit)).all()
+
+
+def old_exports(connection: Connection, *, before_ms: int) -> Sequence[AnyRow]:
+    """Exports of every organisation that were made before a time."""
+    query = select(dataset_exports).where(
+        dataset_exports.c.last_updated < before_ms, dataset_exports.c.state != "Waiting"
+    )
+    return connection.execute(query).all()
+
+
+def remove_export(connection: Connection, *, org: str, id: str) -> None:
+    connection.execute(delete(dataset_exports).where(dataset_exports.c.org == org, dataset_exports.c.id == id))
+
+
+# The bytes of pictures: what of them nothing needs, and how much of a blob is still needed.
+
+
+def orgs_with_unneeded(connection: Connection) -> list[str]:
+    """Organisations in which pictures wait to be looked at."""
+    query = select(unneeded.c.org).where(unneeded.c.is_held.is_(False)).distinct()
+    return sorted(connection.execute(query).scalars())
+
+
+def unneeded_contents(connection: Connection, *, org: str) -> set[str]:
+    """Pictures that wait to be looked at."""
+    query = select(unneeded.c.content).where(unneeded.c.org == org, unneeded.c.is_held.is_(False))
+    return set(connection.execute(query).scalars())
+
+
+def settle_contents(connection: Connection, *, org: str, held: Collection[str], gone: Collection[str]) -> set[str]:
+    """Those ``held`` stay for a version of a run, those ``gone`` lose their place; returns the blobs they lay in."""
+    blobs = set[str]()
+    for some in _chunks(gone):
+        where = (contents.c.org == org, contents.c.content.in_(some))
+        blobs |= set(connection.execute(select(contents.c.sha256).where(*where)).scalars())
+        connection.execute(delete(contents).where(*where))
+        connection.execute(delete(unneeded).where(unneeded.c.org == org, unneeded.c.content.in_(some)))
+    for some in _chunks(held):
+        connection.execute(
+            update(unneeded).where(unneeded.c.org == org, unneeded.c.content.in_(some)).values(is_held=True)
+        )
+    return blobs
+
+
+def forget_contents(connection: Connection, *, org: str, needed: Collection[str]) -> None:
+    """These are needed by an asset after all."""
+    for some in _chunks(needed):
+        connection.execute(delete(unneeded).where(unneeded.c.org == org, unneeded.c.content.in_(some)))
+
+
+def in_blob(connection: Connection, *, org: str, sha256: str) -> Sequence[AnyRow]:
+    """Every picture that lies in a blob, in the order in which they lie there."""
+    query = select(contents).where(contents.c.org == org, contents.c.sha256 == sha256)
+    return connection.execute(query.order_by(contents.c.offset, contents.c.content)).all()
+
+
+def move_contents(connection: Connection, *, org: str, old: str, new: str, offsets: Mapping[str, int]) -> None:
+    """Pictures lie in another blob now, those of them that still lie in the old one."""
+    for content, offset in offsets.items():
+        connection.execute(
+            update(contents)
+            .where(contents.c.org == org, contents.c.content == content, contents.c.sha256 == old)
+            .values(sha256=new, offset=offset)
+        )
+
+
+def _chunks(values: Collection[str]) -> list[list[str]]:
+    asked = sorted(values)
+    return [asked[start : start + 500] for start in range(0, len(asked), 500)]
