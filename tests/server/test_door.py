@@ -14,7 +14,11 @@ from runyard.server.http.routes import ROUTES
 from runyard.server.services import keys
 from runyard.server.services.keys import Key, new_key, parse, secret_mac
 
-PLACES = {"run_id": "r1", "flow_id": "f1", "project_id": "p1", "checkpoint": "epoch-1", "version": "v1"}
+PLACES = {
+    "run_id": "r1", "flow_id": "f1", "project_id": "p1", "checkpoint": "epoch-1", "version": "v1",
+    "dataset": "d1", "import_id": "i1", "asset_id": "a1", "annotation_id": "n1", "session_id": "s1",
+    "export_id": "e1", "upload_id": "m1", "part": "1", "filename": "a.png",
+}  # fmt: skip
 
 
 def url(path: str, org: str) -> str:

@@ -13,10 +13,10 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 
 from runyard.server.clock import Clock, SystemClock
-from runyard.server.http import downloads, problems
+from runyard.server.http import downloads, problems, uploads
 from runyard.server.http.door import Door, allowed_hosts
 from runyard.server.http.routes import ROUTES
-from runyard.server.services import backups, bootstrap, deletion, leases
+from runyard.server.services import backups, bootstrap, dataset_jobs, deletion, leases
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
@@ -60,11 +60,15 @@ def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = 
         },
     )
 
-    async def downloads_and_routes(scope: Any, receive: Any, send: Any) -> None:
-        is_download = scope["type"] == "http" and scope["path"].startswith(downloads.PREFIX)
-        await (downloads.download if is_download else inside)(scope, receive, send)
+    async def links_and_routes(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(downloads.PREFIX):
+            await downloads.download(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"].startswith(uploads.PREFIX):
+            await uploads.upload(scope, receive, send)
+        else:
+            await inside(scope, receive, send)
 
-    door = Door(downloads_and_routes, allowed_hosts=allowed_hosts(settings.host, settings.allowed_hosts))
+    door = Door(links_and_routes, allowed_hosts=allowed_hosts(settings.host, settings.allowed_hosts))
     return door
 
 
@@ -87,7 +91,9 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
         )
         backups.begin(services)
         await deletion.begin(services)
+        await dataset_jobs.begin(services)
         async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(services.jobs.close)
             if pulse:
                 task = asyncio.create_task(_beat(services), name="pulse")
                 task.add_done_callback(_end_loudly)
@@ -107,6 +113,7 @@ async def _beat(services: Services) -> None:
             await leases.tick(services, now_s - last_s)
             if beat % SWEEP_EVERY == 0:
                 await deletion.sweep(services)
+                await dataset_jobs.sweep(services)
         except StoreUnavailable as error:
             log.error("leases could not be looked after: %s", error)
         last_s = now_s

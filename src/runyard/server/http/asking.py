@@ -25,6 +25,7 @@ Id = FromPath[str]
 SERVICES, ACTOR, TOKEN = "runyard.services", "runyard.actor", "runyard.token"
 
 DEEPEST, MOST_ITEMS, LONGEST_TEXT = 32, 10_000, 64 * 1024
+MOST_ITEMS_OF_LISTS = 200_000  # where thousands of files are listed in one body
 PLACE = re.compile(r" - at `\$?(.*?)`$")
 
 
@@ -105,7 +106,7 @@ def bad_query(name: str, given: str, allowed: str) -> Refusal:
     return Refusal("InvalidQuery", message, problems=[problem])
 
 
-async def json_body(request: Asked) -> tuple[bytes, Any]:
+async def json_body(request: Asked, *, most_items: int = MOST_ITEMS) -> tuple[bytes, Any]:
     """The bytes as sent, and the JSON in them.
 
     Raises:
@@ -118,7 +119,7 @@ async def json_body(request: Asked) -> tuple[bytes, Any]:
         raise Refusal("InvalidBody", f"the body is nested deeper than {DEEPEST} levels; flatten it") from None
     except (msgspec.MsgspecError, ValueError) as error:
         raise Refusal("InvalidBody", f"the body is not JSON: {error}; send one JSON object in UTF-8") from error
-    _check_limits(value)
+    _check_limits(value, most_items)
     return body, value
 
 
@@ -146,7 +147,7 @@ def _pointer(place: str) -> str:
     return "/" + parts.replace(".", "/")
 
 
-def _check_limits(value: Any) -> None:
+def _check_limits(value: Any, most_items: int) -> None:
     """Refuse JSON that is too deep, too long or holds too much. Iterative, so that depth cannot hurt us here."""
     items = 0
     level = [value]
@@ -162,8 +163,8 @@ def _check_limits(value: Any) -> None:
                 inner += found
             elif isinstance(found, str):
                 _check_texts((found,))
-        if items > MOST_ITEMS:
-            raise Refusal("InvalidBody", f"the body holds more than {MOST_ITEMS} items; send less")
+        if items > most_items:
+            raise Refusal("InvalidBody", f"the body holds more than {most_items} items; send less")
         if not inner:
             return
         level = inner

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from typing import BinaryIO, cast
 
 import msgspec
+from litestar import Response
 from litestar.response import Stream
 
 from runyard import protocol
 from runyard.server.http.asking import TOKEN, Answer, Asked, Id, T, actor_of, answer, empty, services_of
-from runyard.server.services import leases, lines, models, resuming
+from runyard.server.services import leases, lines, models, resuming, versions
 from runyard.server.services.errors import Refusal
 from runyard.server.services.signing import AttemptToken
 
@@ -81,6 +82,15 @@ async def _pieces(blob: BinaryIO) -> AsyncIterator[bytes]:
 
 async def get_resume(request: Asked) -> Answer:
     return answer(resuming.offered(services_of(request), _token(request)))
+
+
+async def get_dataset(request: Asked) -> Answer:
+    return answer(await asyncio.to_thread(versions.offered, services_of(request), _token(request)))
+
+
+async def get_dataset_contents(request: Asked) -> Answer:
+    lines = await asyncio.to_thread(versions.offered_places, services_of(request), _token(request))
+    return Response(content=lines, media_type="application/x-ndjson")
 
 
 async def post_checkpoint(request: Asked) -> Answer:

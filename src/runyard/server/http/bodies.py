@@ -4,7 +4,7 @@ Everything a caller may set stands here; what is absent cannot be set. A run's P
 attributes, and ``killedAt`` as a wish whose time the server stamps itself.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -92,6 +92,50 @@ class ChangedProjectSpec(Body):
 class ChangedProject(Body):
     spec: ChangedProjectSpec | None = None
     metadata: ChangedMetadata | None = None
+
+
+class NewDataset(Body):
+    """What other clients send besides (``owner``, ``status``, ``tags`` ...) is taken and means nothing here."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    type: Literal["phrase-grounding", "vqa", "freeform"] = "phrase-grounding"
+    content: Literal["Image"] = "Image"
+    description: str | None = None
+    owner: str | None = None
+    localization: str | None = None
+    data_localization: str | None = None
+    status: int = 0
+    tags: dict[str, Any] | None = None
+    metadata: NewMetadata | None = None
+
+
+class ChangedDataset(Body):
+    """``type`` cannot change: records are of it."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] | UnsetType = UNSET
+    description: str | UnsetType | None = UNSET
+    metadata: ChangedMetadata | None = None
+
+
+class NewImportSpec(Body):
+    """``source``, ``files`` and ``sizeBytes`` are told to people alone."""
+
+    format: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "auto"
+    on_error: Literal["Warn", "RejectRow", "RejectFile", "RejectAll"] = "RejectRow"
+    source: Annotated[str, msgspec.Meta(max_length=1024)] | None = None
+    files: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+class NewImport(Body):
+    spec: NewImportSpec = msgspec.field(default_factory=NewImportSpec)
+    metadata: NewMetadata | None = None
+
+
+class FinishedImport(Body):
+    """``packs``: hashes of all that was sent, so that nothing that got lost goes unnoticed."""
+
+    packs: list[Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]]
 
 
 def attributes_of(metadata: Any) -> dict[str, Any]:

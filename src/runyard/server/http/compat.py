@@ -24,6 +24,18 @@ SNAKE_KEYS = {
 }
 
 
+def dataset_id(org: str, named: str) -> str:
+    """A dataset's own id: in paths it may stand behind the organisation's and an underscore."""
+    return named.removeprefix(f"{org}_")
+
+
+def flat_dataset(body: Any) -> Any:
+    """The change of a dataset with the keys of its spec at the top, wherever its sender put them."""
+    if isinstance(body, dict) and isinstance(body.get("spec"), dict):
+        return {key: value for key, value in body.items() if key != "spec"} | body["spec"]
+    return body
+
+
 def query_pairs(query: bytes) -> list[tuple[str, str]]:
     """The parameters of a query, split at ``?`` as well as at ``&``: ``intent=sdkLocalDeploy?s=10&p=...``."""
     return parse_qsl(query.decode("latin-1").replace("?", "&"), keep_blank_values=True, errors="replace")

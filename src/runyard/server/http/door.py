@@ -3,7 +3,8 @@
 It denies by default. In this order it looks at: how long URL and headers are, whom the Host header names (a rebound
 domain name must not reach us), which site the request comes from, who is asking, whether path and ``Organization-Id``
 agree with the key, whether ids are well-formed, and how large the body is. Only the paths of ``PUBLIC`` need no key;
-download links carry their own signature. What belongs to another organisation gets the answer of what does not exist.
+download links and upload addresses carry their own signature. What belongs to another organisation gets the answer of
+what does not exist.
 
 It also writes one line per request to the access log: no query, no header, no link, so no secret.
 """
@@ -28,17 +29,21 @@ log = logging.getLogger(__name__)
 
 # The only routes without a key. The OpenAPI document is not among them: nothing is public that need not be.
 PUBLIC = ("/health",)
-PUBLIC_PREFIXES = ("/downloads/",)
+PUBLIC_PREFIXES = ("/downloads/", "/uploads/")
 
 LONGEST_URL, LONGEST_HEADERS = 8 * 1024, 16 * 1024
-LARGEST_BODY, LARGEST_MESSAGE, LARGEST_BACKUP = 1024 * 1024, 16 * 1024 * 1024, 2**63
+LARGEST_BODY, LARGEST_MESSAGE, LARGEST_BACKUP, LARGEST_UPLOAD = 1 << 20, 16 << 20, 2**63, 64 << 30
 BODY_TIMEOUT_S = 30.0
 LARGEST_DRAINED, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
 ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
+ACTION = re.compile(r":[a-zA-Z]+$")  # the last id of a path may say what to do with it
 HIDDEN_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 ATTEMPT_PREFIX = "/internal/v1/attempt/"
 RESTORES = "/storage/restores"
+FILES = "assetFiles"
+# Lists of files that are to come, thousands in one body.
+LARGE_BODIES = ("/assetIngestionSessions", "/files", ":finish")
 
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -172,8 +177,10 @@ def _admit_key(services: Services, scope: Any, credential: str, named_org: bytes
     if not is_own or (named_org is not None and named_org.decode("latin-1") != key.org):
         named = (named_org or b"").decode("latin-1") if is_own else segments[2]
         raise Refusal("NotFound", f"organization {named[:80]!r} was not found, or this key is not one of its keys")
-    for segment in segments[4::2]:
-        if segment and not ID.fullmatch(segment):
+    segments[-1] = ACTION.sub("", segments[-1])
+    for place, segment in zip(segments[3::2], segments[4::2], strict=False):
+        # A file's name is no id; that no separator hides in it has been seen to.
+        if segment and place != FILES and not ID.fullmatch(segment):
             raise Refusal(
                 "InvalidId",
                 f"id {segment[:80]!r} is not well-formed; ids are 1 to 255 letters, digits, '_' and '-'",
@@ -215,9 +222,11 @@ def _body_limit(scope: Any) -> int | None:
     path = scope["path"]
     if path.startswith(f"{ATTEMPT_PREFIX}blobs/"):
         return None  # as long as it announced, which the store checks while it arrives
+    if path.startswith("/uploads/"):
+        return LARGEST_UPLOAD
     if path.startswith("/workspaces/") and path.endswith(RESTORES):
         return LARGEST_BACKUP
-    return LARGEST_MESSAGE if path.startswith("/internal/") else LARGEST_BODY
+    return LARGEST_MESSAGE if path.startswith("/internal/") or path.endswith(LARGE_BODIES) else LARGEST_BODY
 
 
 def _limited(receive: Any, headers: dict[bytes, bytes], limit: int) -> Any:
@@ -278,7 +287,7 @@ def _log_access(services: Services, scope: Any, status: int, begun_s: float) -> 
     line = {
         "time": services.clock.now_ms(),
         "method": scope["method"],
-        "path": "/downloads/..." if path.startswith("/downloads/") else path[:500],  # a link is a secret
+        "path": next((f"{prefix}..." for prefix in PUBLIC_PREFIXES if path.startswith(prefix)), path[:500]),  # secrets
         "status": status,
         "ms": round((services.clock.monotonic_s() - begun_s) * 1000, 2),
         "actor": actor.name if actor else "",

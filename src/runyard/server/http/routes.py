@@ -1,7 +1,8 @@
 """THE page that lists every route: method, path, function, what it takes and gives.
 
 The application, the OpenAPI document and the tests of the door are all made from ``ROUTES``; a route that is not here
-does not exist. Beside these stand ``/downloads/{link}`` (``downloads``), which signs for itself.
+does not exist. Beside these stand ``/downloads/{link}`` (``downloads``) and ``/uploads/{link}`` (``uploads``), which
+sign for themselves.
 """
 
 from collections.abc import Awaitable, Callable
@@ -9,10 +10,30 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from runyard import protocol
-from runyard.server.http import attempts, backups, bodies, flows, health, models, runs, storage, training_projects
+from runyard.server.http import (
+    attempts,
+    backups,
+    bodies,
+    datasets,
+    flows,
+    health,
+    imports,
+    models,
+    runs,
+    storage,
+    training_projects,
+)
 from runyard.server.services.backups import Restored, StoreContents
 from runyard.server.services.lines import LogPage, MetricPage
 from runyard.server.services.storage import StorageReport
+from vi.api.resources.datasets.responses import (
+    Dataset,
+    DatasetImport,
+    DatasetVersion,
+    DeletedDataset,
+    Finding,
+    ImportReport,
+)
 from vi.api.resources.flows.responses import Flow
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run
@@ -43,6 +64,8 @@ ORG = "/workspaces/{org:str}"
 RUN = ORG + "/runs/{run_id:str}"
 FLOW = ORG + "/flows/{flow_id:str}"
 PROJECT = ORG + "/trainingProjects/{project_id:str}"
+DATASET = ORG + "/datasets/{dataset:str}"
+IMPORT = DATASET + "/imports/{import_id:str}"
 ATTEMPT = "/internal/v1/attempt"
 
 # fmt: off
@@ -86,6 +109,36 @@ ROUTES = (
           takes=bodies.ChangedProject, gives=TrainingProject),
     Route("DELETE", PROJECT, training_projects.delete_project, "Delete a training project"),
 
+    Route("GET", ORG + "/datasets", datasets.list_datasets, "List datasets, newest first", gives=Dataset, is_page=True,
+          query=PAGE),
+    Route("GET", ORG + "/simpleDatasets", datasets.list_datasets, "List datasets, newest first", gives=Dataset,
+          is_page=True, query=PAGE),
+    Route("POST", ORG + "/datasets", datasets.post_dataset, "Create an empty dataset", takes=bodies.NewDataset,
+          gives=Dataset),
+    Route("GET", DATASET, datasets.get_dataset, "Read a dataset", gives=Dataset),
+    Route("PATCH", DATASET, datasets.patch_dataset, "Update a dataset", takes=bodies.ChangedDataset, gives=Dataset),
+    Route("DELETE", DATASET, datasets.delete_dataset, "Delete a dataset and all that is in it", gives=DeletedDataset),
+    Route("GET", DATASET + "/deleteOperation", datasets.get_deletion, "How a deletion goes", gives=DeletedDataset),
+    Route("GET", DATASET + "/collaborators", datasets.list_collaborators, "Who else works at a dataset",
+          gives=dict[str, Any], is_page=True, query=PAGE),
+    Route("GET", DATASET + "/aggregationStatistics", datasets.get_statistics, "Counts", gives=dict[str, Any]),
+    Route("POST", DATASET + "/aggregationStatistics:generate", datasets.get_statistics, "Counts, which are always new",
+          gives=dict[str, Any]),
+    Route("GET", DATASET + "/versions", datasets.list_versions, "List versions, newest first", gives=DatasetVersion,
+          is_page=True, query=PAGE),
+    Route("GET", DATASET + "/versions/{version:str}", datasets.get_version, "Read a version", gives=DatasetVersion),
+    Route("POST", DATASET + "/imports", imports.post_import, "Begin an import", takes=bodies.NewImport,
+          gives=DatasetImport),
+    Route("GET", DATASET + "/imports", imports.list_imports, "List imports, newest first", gives=DatasetImport,
+          is_page=True, query=PAGE),
+    Route("GET", IMPORT, imports.get_import, "Read an import", gives=DatasetImport),
+    Route("POST", IMPORT, imports.act_on_import, "`:finish`, everything is sent; `:cancel`, take nothing",
+          takes=bodies.FinishedImport, gives=DatasetImport),
+    Route("GET", IMPORT + "/findings", imports.list_findings, "List what was found, in the order it was found",
+          gives=Finding, is_page=True, query=(*PAGE, "severity", "code")),
+    Route("GET", IMPORT + "/report", imports.get_report, "What was found, by code; a page for `Accept: text/html`",
+          gives=ImportReport),
+
     Route("GET", ORG + "/storage", storage.get_storage, "Whether database and disk agree", gives=StorageReport),
     Route("POST", ORG + "/storage/collections", storage.post_collection, "Remove bytes and folders nothing needs",
           gives=StorageReport),
@@ -110,6 +163,9 @@ ROUTES = (
     Route("GET", ATTEMPT + "/blobs/{sha256:str}", attempts.get_blob, "Supervisor: a file of what I go on from"),
     Route("GET", ATTEMPT + "/resume", attempts.get_resume, "Supervisor: what is there to go on from",
           gives=protocol.Resumable),
+    Route("GET", ATTEMPT + "/dataset", attempts.get_dataset, "Supervisor: which data the run learns from",
+          gives=protocol.AttemptDataset),
+    Route("GET", ATTEMPT + "/dataset/contents", attempts.get_dataset_contents, "Supervisor: where its pictures lie"),
     Route("PUT", ATTEMPT + "/blobs/{sha256:str}", attempts.put_blob, "Supervisor: here is a file"),
     Route("POST", ATTEMPT + "/checkpoints", attempts.post_checkpoint, "Supervisor: a checkpoint is complete",
           takes=protocol.CheckpointReport, gives=protocol.CheckpointsKept),

@@ -12,11 +12,13 @@ wins: Receiving -> Sealed -> Committing -> Done, and from the first three to Fai
 import asyncio
 import contextlib
 import hashlib
+import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import google_crc32c
@@ -24,7 +26,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.blobs import BlobMismatch
-from runyard.rundir import free_bytes
+from runyard.rundir import free_bytes, fsync_dir
 from runyard.server.services import datasets, import_jobs, pages
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal, not_found
@@ -39,6 +41,7 @@ IMPORT_HOURS, INGESTION_HOURS = 24.0, 1.0
 LARGEST_UPLOAD = 64 << 30
 SPARE_BYTES = 64 << 20  # what an upload must leave free on the disk
 PIECE_BYTES = 1 << 20
+INCOMING = ".incoming-"  # files below an organisation's folder that are not yet anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,15 +217,15 @@ async def receive_file(
             f"file {file.name!r} was announced with {file.size_bytes} bytes, and {size_bytes} are sent; "
             "announce it anew as it is now",
         )
-    async with _spooled(services, row.org, chunks, limit=file.size_bytes) as spooled:
-        if spooled.size_bytes != file.size_bytes or file.crc32c not in (None, spooled.crc32c):
+    async with spooled(services, row.org, chunks, limit=file.size_bytes) as came:
+        if came.size_bytes != file.size_bytes or file.crc32c not in (None, came.crc32c):
             raise Refusal(
                 "InvalidBody",
                 f"file {file.name!r} did not arrive as it was announced ({file.size_bytes} bytes, "
-                f"CRC-32C {file.crc32c}; got {spooled.size_bytes} bytes, {spooled.crc32c}); send it again",
+                f"CRC-32C {file.crc32c}; got {came.size_bytes} bytes, {came.crc32c}); send it again",
             )
-        sha256 = spooled.digest.hexdigest()
-        await asyncio.to_thread(spooled.store, services.blobs(row.org), sha256)
+        sha256 = came.digest.hexdigest()
+        await asyncio.to_thread(came.store, services.blobs(row.org), sha256)
 
     def work(connection: Connection) -> bool:
         _check_receiving(connection, row)
@@ -322,19 +325,22 @@ async def _pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield b"".join(held)
 
 
-class _Spooled:
+class Spooled:
     """A file on its way in, whose hash is known only at its end."""
 
     def __init__(self, services: Services, org: str) -> None:
         folder = services.settings.imports_dir / org
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close()
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=INCOMING)
+        self._path = Path(name)
+        self._file = open(descriptor, "w+b")  # noqa: SIM115 - closed by close()
         self.digest = hashlib.sha256()
         self._crc = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
         self.size_bytes = 0
 
     @property
     def crc32c(self) -> int:
+        """Unsigned."""
         return int.from_bytes(self._crc.digest(), "big")  # type: ignore[no-untyped-call]
 
     def write(self, piece: bytes) -> None:
@@ -344,27 +350,35 @@ class _Spooled:
         self._file.write(piece)
 
     def store(self, blobs: Any, sha256: str) -> None:
+        """Make it a blob."""
         self._file.seek(0)
         blobs.put(self._file, sha256=sha256, size_bytes=self.size_bytes)
 
+    def keep(self, path: Path) -> None:
+        """Give it a name, for good."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        os.replace(self._path, path)
+        fsync_dir(path.parent)
+
     def close(self) -> None:
         self._file.close()
+        self._path.unlink(missing_ok=True)
 
 
 @contextlib.asynccontextmanager
-async def _spooled(
-    services: Services, org: str, chunks: AsyncIterator[bytes], *, limit: int
-) -> AsyncIterator[_Spooled]:
+async def spooled(services: Services, org: str, chunks: AsyncIterator[bytes], *, limit: int) -> AsyncIterator[Spooled]:
+    """Everything that is sent, at most ``limit`` bytes, in a file that is gone when the block is left."""
     _check_room(services, limit)
-    spooled = await asyncio.to_thread(_Spooled, services, org)
+    came = await asyncio.to_thread(Spooled, services, org)
     try:
         async for piece in _pieces(chunks):
-            if spooled.size_bytes + len(piece) > limit:
+            if came.size_bytes + len(piece) > limit:
                 raise Refusal("InvalidBody", f"more than the announced {limit} bytes arrive; announce the file anew")
-            await asyncio.to_thread(spooled.write, piece)
-        yield spooled
+            await asyncio.to_thread(came.write, piece)
+        yield came
     finally:
-        await asyncio.to_thread(spooled.close)
+        await asyncio.to_thread(came.close)
 
 
 async def _refer(services: Services, row: AnyRow, sha256: str, work: Any) -> Any:

@@ -1,0 +1,91 @@
+"""Routes of datasets themselves, their versions, exports and deletions."""
+
+import msgspec
+
+from runyard.server.http import bodies, compat
+from runyard.server.http.asking import (
+    Answer,
+    Asked,
+    Id,
+    Query,
+    actor_of,
+    answer,
+    fitted,
+    if_match_of,
+    json_answer,
+    json_body,
+    services_of,
+)
+from runyard.server.services import datasets, versions
+
+
+async def list_datasets(request: Asked, org: Id) -> Answer:
+    wanted = Query(request).page("datasets")
+    return answer(await datasets.page(services_of(request), org=org, wanted=wanted))
+
+
+async def post_dataset(request: Asked, org: Id) -> Answer:
+    _, value = await json_body(request)
+    given = fitted(value, bodies.NewDataset)
+    made = await datasets.create(
+        services_of(request),
+        actor_of(request),
+        name=given.name,
+        type=given.type,
+        description=given.description or "",
+        attributes=bodies.attributes_of(given.metadata),
+    )
+    return answer(made, status=201)
+
+
+async def get_dataset(request: Asked, org: Id, dataset: Id) -> Answer:
+    return answer(datasets.get(services_of(request), org=org, dataset_id=compat.dataset_id(org, dataset)))
+
+
+async def patch_dataset(request: Asked, org: Id, dataset: Id) -> Answer:
+    _, value = await json_body(request)
+    given = fitted(compat.flat_dataset(value), bodies.ChangedDataset)
+    changed = await datasets.update(
+        services_of(request),
+        actor_of(request),
+        compat.dataset_id(org, dataset),
+        name=given.name,
+        description=given.description,
+        attributes=bodies.attributes_of(given.metadata),
+        if_match=if_match_of(request),
+    )
+    return answer(changed)
+
+
+async def delete_dataset(request: Asked, org: Id, dataset: Id) -> Answer:
+    """Answered with the state of the deletion, not with nothing: the published client decodes it."""
+    deleted = await datasets.delete(
+        services_of(request), actor_of(request), compat.dataset_id(org, dataset), if_match=if_match_of(request)
+    )
+    return answer(deleted)
+
+
+async def get_deletion(request: Asked, org: Id, dataset: Id) -> Answer:
+    return answer(datasets.deletion(services_of(request), org=org, dataset_id=compat.dataset_id(org, dataset)))
+
+
+async def list_collaborators(request: Asked, org: Id, dataset: Id) -> Answer:
+    """Nobody but the organisation itself works at a dataset."""
+    datasets.get(services_of(request), org=org, dataset_id=compat.dataset_id(org, dataset))
+    return json_answer(b'{"items":[],"nextPage":null,"prevPage":null}')
+
+
+async def get_statistics(request: Asked, org: Id, dataset: Id) -> Answer:
+    told = datasets.statistics(services_of(request), org=org, dataset_id=compat.dataset_id(org, dataset))
+    return json_answer(msgspec.json.encode(told))
+
+
+async def list_versions(request: Asked, org: Id, dataset: Id) -> Answer:
+    dataset_id = compat.dataset_id(org, dataset)
+    wanted = Query(request).page(f"versions {dataset_id}")
+    return answer(await versions.page(services_of(request), org=org, dataset_id=dataset_id, wanted=wanted))
+
+
+async def get_version(request: Asked, org: Id, dataset: Id, version: Id) -> Answer:
+    dataset_id = compat.dataset_id(org, dataset)
+    return answer(versions.get(services_of(request), org=org, dataset_id=dataset_id, version=version))

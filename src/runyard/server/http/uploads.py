@@ -1,0 +1,79 @@
+"""Files of imports by signed address: PUT, no key. Acknowledged (204) once they are on the disk.
+
+``/uploads/{token}`` takes one announced file, ``/uploads/{token}/{sha256}`` a pack under its hash, and with the id of a
+multipart upload in its place a part of one file. Sending one again is harmless.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+from runyard.server.http.asking import SERVICES
+from runyard.server.services import imports, multipart
+from runyard.server.services.context import Services
+from runyard.server.services.errors import Refusal
+
+PREFIX = "/uploads/"
+DRAIN_TIMEOUT_S, LARGEST_DRAINED = 5.0, 32 << 20
+
+
+async def upload(scope: Any, receive: Any, send: Any) -> None:
+    """Answer one upload."""
+    services: Services = scope[SERVICES]
+    body = _Body(receive)
+    try:
+        etag = await _received(services, scope, body)
+    except Refusal:
+        await body.drain()
+        raise
+    headers = [(b"etag", f'"{etag}"'.encode())] if etag else []
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _received(services: Services, scope: Any, body: "_Body") -> str | None:
+    if scope["method"] != "PUT":
+        raise Refusal("MethodNotAllowed", "an upload address takes PUT")
+    token, _, name = scope["path"].removeprefix(PREFIX).partition("/")
+    link, row = imports.opened_upload(services, token)
+    length = dict(scope["headers"]).get(b"content-length")
+    size_bytes = int(length) if length is not None else None
+    if link.part:
+        return await multipart.receive_part(services, row, body.chunks(), link=link, id=name)
+    if link.number:
+        await imports.receive_file(services, row, body.chunks(), number=link.number, size_bytes=size_bytes)
+    elif re.fullmatch(r"[0-9a-f]{64}", name):
+        await imports.receive_pack(services, row, body.chunks(), sha256=name, size_bytes=size_bytes)
+    else:
+        raise Refusal("InvalidId", f"{name[:80]!r} is no SHA-256; put a pack at the address, a slash and its hash")
+    return None
+
+
+class _Body:
+    """What is sent, piece by piece; knows whether all of it has come."""
+
+    def __init__(self, receive: Any) -> None:
+        self._receive = receive
+        self._has_all = False
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while not self._has_all:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionResetError("the sender went away before everything had come")
+            self._has_all = not message.get("more_body")
+            if chunk := message.get("body"):
+                yield chunk
+
+    async def drain(self) -> None:
+        """Read on a while: a sender whose connection closes while it sends never sees the answer."""
+        taken = 0
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                async for chunk in self.chunks():
+                    taken += len(chunk)
+                    if taken > LARGEST_DRAINED:
+                        return
+        except (TimeoutError, ConnectionResetError, Refusal):
+            return

@@ -1,0 +1,112 @@
+"""What tests of datasets send: pictures, records, and whole imports."""
+
+import asyncio
+import hashlib
+import io
+import json
+from typing import Any
+
+from PIL import Image
+
+from runyard.datasets.packs import pack
+
+
+def picture(number: int, *, side: int = 24, kind: str = "PNG") -> bytes:
+    """A small picture, another one for each number."""
+    target = io.BytesIO()
+    colour = (number * 37 % 256, number * 101 % 256, number // 256 % 256)
+    Image.new("RGB", (side, side // 2), colour).save(target, kind)
+    return target.getvalue()
+
+
+def vqa_row(number: int, filename: str, *, answer: str = "Two.", side: int = 24) -> dict[str, Any]:
+    return {
+        "id": str(number),
+        "asset": {"type": "Image", "filename": filename, "width": side, "height": side // 2},
+        "contents": {
+            "type": "Vqa",
+            "interactions": [{"order": 1, "question": "How many boxes?", "answer": answer}],
+        },
+    }
+
+
+def grounding_row(number: int, filename: str, *, side: int = 24) -> dict[str, Any]:
+    return {
+        "id": str(number),
+        "asset": {"type": "Image", "filename": filename, "width": side, "height": side // 2},
+        "contents": {
+            "type": "PhraseGrounding",
+            "caption": "a red box on a shelf",
+            "groundedPhrases": [
+                {"phrase": "a red box", "startTokenIndex": 0, "endTokenIndex": 3, "bounds": [[0.1, 0.2, 0.4, 0.6]]}
+            ],
+        },
+    }
+
+
+def jsonl(*rows: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def shelf(count: int = 3, *, first: int = 1, side: int = 24) -> dict[str, bytes]:
+    """A folder of pictures and questions about them."""
+    names = [f"shelf/{number}.png" for number in range(first, first + count)]
+    files = {name: picture(number, side=side) for number, name in enumerate(names, first)}
+    rows = [vqa_row(number, name, side=side) for number, name in enumerate(names, first)]
+    return {**files, "labels.jsonl": jsonl(*rows)}
+
+
+class Data:
+    """An organisation's datasets, as a client of ours works at them."""
+
+    def __init__(self, house: Any, api: Any) -> None:
+        self.house, self.api = house, api
+
+    def path(self, dataset_id: str, *rest: str) -> str:
+        return "/".join((self.house.path(f"datasets/{self.house.org}_{dataset_id}"), *rest))
+
+    async def make(self, type: str = "vqa", name: str = "shelves") -> str:
+        answer = await self.api.post(self.house.path("datasets"), json={"name": name, "type": type})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["datasetId"])
+
+    async def begin(self, dataset_id: str, **spec: Any) -> dict[str, Any]:
+        answer = await self.api.post(self.path(dataset_id, "imports"), json={"spec": spec})
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    async def send(self, url: str, data: bytes) -> Any:
+        anonymous = await self.house.client(None)
+        return await anonymous.put(f"{url}/{hashlib.sha256(data).hexdigest()}", content=data)
+
+    async def finish(self, begun: dict[str, Any], *packs: bytes) -> Any:
+        hashes = [hashlib.sha256(data).hexdigest() for data in packs]
+        path = self.path(begun["datasetId"], "imports", begun["datasetImportId"] + ":finish")
+        return await self.api.post(path, json={"packs": hashes})
+
+    async def settled(self, begun: dict[str, Any]) -> dict[str, Any]:
+        """The import when it is over."""
+        path = self.path(begun["datasetId"], "imports", begun["datasetImportId"])
+        async with asyncio.timeout(60):
+            while True:
+                told = (await self.api.get(path)).json()
+                statuses = {condition["status"] for condition in told["status"]["conditions"]}
+                if "FailedReach" in statuses or "Waiting" not in statuses:
+                    return dict(told)
+                await asyncio.sleep(0.02)
+
+    async def bring(self, dataset_id: str, files: dict[str, bytes], **spec: Any) -> dict[str, Any]:
+        """Import files, to the end."""
+        begun = await self.begin(dataset_id, **spec)
+        data = pack(files.items())
+        assert (await self.send(begun["status"]["upload"]["url"], data)).status_code == 204
+        assert (await self.finish(begun, data)).status_code == 200
+        return await self.settled(begun)
+
+    async def get(self, dataset_id: str, *rest: str, **params: Any) -> Any:
+        answer = await self.api.get(self.path(dataset_id, *rest), params=params)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def storage(self) -> dict[str, Any]:
+        return dict((await self.api.get(self.house.path("storage"))).json())
