@@ -318,7 +318,7 @@ def _rejected(why: str) -> Outcome:
     return Outcome("Rejected", why, None, None, {})
 
 
-def _limit(folder: Path) -> None:
+def limit(folder: Path) -> None:
     """Bound memory and processor time; a limit that is lower already stays."""
     limits = (rundir.read_json(folder / JOB) or {}).get("limits") or {}
     memory_bytes, cpu_s = limits.get("memoryBytes", MEMORY_BYTES), limits.get("cpuSeconds", CPU_SECONDS)
@@ -347,7 +347,7 @@ def main() -> None:
         processes.die_with_parent(arguments.parent)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     signal.signal(signal.SIGXCPU, _out_of_time)
-    _limit(arguments.folder)
+    limit(arguments.folder)
     run(arguments.folder)
 
 

@@ -138,6 +138,108 @@ class FinishedImport(Body):
     packs: list[Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]]
 
 
+class NewName(Body):
+    filename: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+
+
+class NewBulkDeletionSpec(Body):
+    """``filter``: a text that file names contain, or a dictionary; the others are not understood here."""
+
+    filter: Any = None
+    metadata_query: Any = None
+    rule_query: Any = None
+    strict_query: Any = None
+
+
+class NewBulkDeletion(Body):
+    spec: NewBulkDeletionSpec
+    metadata: NewMetadata | None = None
+
+
+class NewAsset(Body):
+    """A file that is to come. ``crc32c`` is a signed 32-bit integer; ``kind`` Video is refused when it comes."""
+
+    filename: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    size: Annotated[int, msgspec.Meta(ge=0, le=64 << 30)]
+    mime: Annotated[str, msgspec.Meta(max_length=255, pattern=r"\A[ -~]*\Z")] = ""
+    kind: str = "Image"
+    crc32c: Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**32)] | None = None
+    custom_metadata: dict[str, bool | int | float | str] | None = None
+
+
+class NewIngestionSpec(Body):
+    assets: list[NewAsset]
+    kind: str = "Upload"
+    failure_mode: Literal["FailAfterOne", "FailAfterAll"] = "FailAfterOne"
+    on_asset_overwritten: Literal["RemoveLinkedResource", "KeepLinkedResource", "KeepLinkedResources"] = (
+        "RemoveLinkedResource"
+    )
+
+
+class NewIngestion(Body):
+    spec: NewIngestionSpec
+    metadata: NewMetadata | None = None
+
+
+class NewMultipartSpec(Body):
+    ingestion_id: str
+    filename: str
+    size_bytes: Annotated[int, msgspec.Meta(ge=1, le=64 << 30)]
+    content_type: str | None = None
+
+
+class NewMultipart(Body):
+    spec: NewMultipartSpec
+    metadata: NewMetadata | None = None
+
+
+Policy = Literal["Warn", "RejectFile", "RejectSession"]
+
+
+class NewFailurePolicies(Body):
+    on_bad_annotation: Policy = "RejectSession"
+    on_bad_file: Policy = "RejectSession"
+    on_overwritten: Policy = "RejectSession"
+
+
+class NewAnnotationImportSpec(Body):
+    upload_before: int
+    failure_policies: NewFailurePolicies = msgspec.field(default_factory=NewFailurePolicies)
+    source: str | None = None
+
+
+class NewAnnotationImport(Body):
+    spec: NewAnnotationImportSpec
+    metadata: NewMetadata | None = None
+
+
+class NewAnnotationFile(Body):
+    """``crc32c`` is base64 of four bytes, the most significant first."""
+
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=64 << 30)]
+    crc32c: str | None = None
+    kind: str | None = None
+
+
+class NewFiles(Body):
+    files: dict[str, NewAnnotationFile]
+
+
+class NewExportOptions(Body):
+    normalized: bool | None = True
+    split_ratio: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
+
+
+class NewExportSpec(Body):
+    format: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "ViFull"
+    options: NewExportOptions | None = None
+
+
+class NewExport(Body):
+    spec: NewExportSpec = msgspec.field(default_factory=NewExportSpec)
+    metadata: NewMetadata | None = None
+
+
 def attributes_of(metadata: Any) -> dict[str, Any]:
     """The attributes in a body, none if it has no metadata."""
     return {} if metadata is None else dict(metadata.attributes)

@@ -1,6 +1,7 @@
 """Routes of datasets themselves, their versions, exports and deletions."""
 
 import msgspec
+from litestar import Response
 
 from runyard.server.http import bodies, compat
 from runyard.server.http.asking import (
@@ -14,9 +15,12 @@ from runyard.server.http.asking import (
     if_match_of,
     json_answer,
     json_body,
+    origin_of,
     services_of,
 )
-from runyard.server.services import datasets, versions
+from runyard.server.services import datasets, exports, versions
+from runyard.store.tables import AnyRow
+from vi.api.resources.datasets.responses import DatasetExport, ExportSpec
 
 
 async def list_datasets(request: Asked, org: Id) -> Answer:
@@ -89,3 +93,47 @@ async def list_versions(request: Asked, org: Id, dataset: Id) -> Answer:
 async def get_version(request: Asked, org: Id, dataset: Id, version: Id) -> Answer:
     dataset_id = compat.dataset_id(org, dataset)
     return answer(versions.get(services_of(request), org=org, dataset_id=dataset_id, version=version))
+
+
+async def get_preview(request: Asked, org: Id, dataset: Id) -> Answer:
+    query = Query(request)
+    image = await exports.preview(
+        services_of(request),
+        org=org,
+        dataset_id=compat.dataset_id(org, dataset),
+        count=query.integer("count", 12, least=1, most=exports.MOST_SHOWN) or 12,
+        seed=query.integer("seed", 0, most=2**31) or 0,
+        version=query.text("version"),
+    )
+    return Response(content=image, media_type="image/png")
+
+
+async def post_export(request: Asked, org: Id, dataset: Id) -> Answer:
+    _, value = await json_body(request)
+    given = fitted(value, bodies.NewExport).spec
+    spec = msgspec.convert(msgspec.to_builtins(given), ExportSpec)
+    row = await exports.create(services_of(request), actor_of(request), compat.dataset_id(org, dataset), spec=spec)
+    return answer(_told(request, row), status=201)
+
+
+async def list_exports(request: Asked, org: Id, dataset: Id) -> Answer:
+    dataset_id = compat.dataset_id(org, dataset)
+    wanted = Query(request).page(f"exports {dataset_id}")
+    page = await exports.page(
+        services_of(request), org=org, dataset_id=dataset_id, origin=origin_of(request), wanted=wanted
+    )
+    return answer({**page, "items": [_narrowed(request, export) for export in page["items"]]})
+
+
+async def get_export(request: Asked, org: Id, dataset: Id, export_id: Id) -> Answer:
+    dataset_id = compat.dataset_id(org, dataset)
+    return answer(_told(request, exports.get(services_of(request), org=org, dataset_id=dataset_id, id=export_id)))
+
+
+def _told(request: Asked, row: AnyRow) -> DatasetExport:
+    return _narrowed(request, exports.document(services_of(request), row, origin_of(request)))
+
+
+def _narrowed(request: Asked, export: DatasetExport) -> DatasetExport:
+    export.spec.format = compat.export_format(request.headers.get("user-agent", ""), export.spec.format)
+    return export

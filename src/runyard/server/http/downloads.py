@@ -1,4 +1,4 @@
-"""Archives by signed link: HEAD with the exact length, GET whole or one byte range, no key.
+"""Archives, exports and pictures by signed link: HEAD with the exact length, GET whole or one byte range, no key.
 
 The published client fetches ranges in parallel and takes an error answer for zero bytes, reporting success over a
 damaged file. So once a link has been good, a range of it is never refused with a status: the answer begins as if it
@@ -9,14 +9,17 @@ out damaged half-way: too few bytes on the wire can be noticed, wrong ones canno
 import asyncio
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
-from runyard.blobs import Archive, BlobError
+from runyard.blobs import BlobError
 from runyard.server.http.asking import SERVICES
-from runyard.server.services import models
+from runyard.server.services import files, models
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
+from runyard.server.services.signing import FileLink, Link
 
 log = logging.getLogger(__name__)
 
@@ -26,33 +29,88 @@ RANGE = re.compile(rb"bytes=([0-9]*)-([0-9]*)")
 UNKNOWN_LENGTH = 1
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """What a link opens: how long, how it is told, and how its bytes are had. ``None`` bytes: it is gone."""
+
+    expires_at: int
+    what: str
+    size_bytes: int | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    read: Callable[[int, int], Iterator[bytes]] | None = None
+
+
 async def download(scope: Any, receive: Any, send: Any) -> None:
-    """Answer one request for an archive."""
+    """Answer one request for an archive, an export or a picture."""
     services: Services = scope[SERVICES]
     method, headers = scope["method"], dict(scope["headers"])
     if method not in ("GET", "HEAD"):
         raise Refusal("MethodNotAllowed", "a download link takes GET and HEAD")
-    link = services.signer.opened(scope["path"].removeprefix(PREFIX))
-    if link is None:
+    # Behind the link may stand a name, for clients that call the file so.
+    opened = _open(services, scope["path"].removeprefix(PREFIX).partition("/")[0])
+    if opened is None:
         raise _no_link()
-    opened = models.opened_link(services, link)
-    has_expired = services.clock.now_ms() >= link.expires_at
-    if opened is None or has_expired:
+    has_expired = services.clock.now_ms() >= opened.expires_at
+    if opened.size_bytes is None or opened.read is None or has_expired:
         if method == "GET" and b"range" in headers:
-            await _break_off(send, opened[0].size_bytes if opened else UNKNOWN_LENGTH)
+            await _break_off(send, opened.size_bytes or UNKNOWN_LENGTH)
             return
         raise _no_link()
-    archive, row = opened
-    wanted = _range(headers.get(b"range"), archive.size_bytes)
+    wanted = _range(headers.get(b"range"), opened.size_bytes)
     if wanted is None:
-        raise Refusal("RangeNotSatisfiable", f"the range lies outside the {archive.size_bytes} bytes of the file")
+        raise Refusal("RangeNotSatisfiable", f"the range lies outside the {opened.size_bytes} bytes of the file")
     start, end, is_part = wanted
-    await _start(send, archive, row, start, end, is_part)
+    await _start(send, opened, start, end, is_part)
     if method == "HEAD":
         await send({"type": "http.response.body", "body": b""})
         return
-    await send_bytes(
-        send, archive.read(services.blobs(link.org), start, end), what=f"download of {link.run_id}/{link.output_id}"
+    await send_bytes(send, opened.read(start, end), what=f"download of {opened.what}")
+
+
+def _open(services: Services, token: str) -> _Opened | None:
+    """What a token opens; None when it is not one of ours."""
+    if (link := services.signer.opened(token)) is not None:
+        return _opened_archive(services, link)
+    if (file_link := services.signer.opened_file(token)) is not None:
+        return _opened_file(services, file_link)
+    return None
+
+
+def _opened_archive(services: Services, link: Link) -> _Opened:
+    what, found = f"{link.run_id}/{link.output_id}", models.opened_link(services, link)
+    if found is None:
+        return _Opened(link.expires_at, what)
+    archive, row = found
+    return _Opened(
+        link.expires_at,
+        what,
+        archive.size_bytes,
+        _headers("application/x-tar", row.archive_sha256, f"{row.run_id}-{row.id}.tar"),
+        lambda start, end: archive.read(services.blobs(link.org), start, end),
+    )
+
+
+def _opened_file(services: Services, link: FileLink) -> _Opened:
+    what, file = f"{link.kind} {link.id}", files.opened(services, link)
+    if file is None:
+        return _Opened(link.expires_at, what)
+    return _Opened(
+        link.expires_at,
+        what,
+        file.size_bytes,
+        _headers(file.mime, file.content, file.name),
+        lambda start, end: file.read(services, start, end),
+    )
+
+
+def _headers(mime: str, sha256: str, name: str) -> tuple[tuple[bytes, bytes], ...]:
+    # What a file is called was chosen by whoever sent it: percent-encoded, it cannot end the header early.
+    disposition = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
+    return (
+        (b"content-type", mime.encode("ascii", "replace")),
+        (b"accept-ranges", b"bytes"),
+        (b"etag", f'"{sha256}"'.encode()),
+        (b"content-disposition", disposition.encode()),
     )
 
 
@@ -70,16 +128,10 @@ def _range(given: bytes | None, size_bytes: int) -> tuple[int, int, bool] | None
     return (start, end, True) if start < end else None
 
 
-async def _start(send: Any, archive: Archive, row: Any, start: int, end: int, is_part: bool) -> None:
-    headers = [
-        (b"content-type", b"application/x-tar"),
-        (b"content-length", str(end - start).encode()),
-        (b"accept-ranges", b"bytes"),
-        (b"etag", f'"{row.archive_sha256}"'.encode()),
-        (b"content-disposition", f'attachment; filename="{row.run_id}-{row.id}.tar"'.encode()),
-    ]
+async def _start(send: Any, opened: _Opened, start: int, end: int, is_part: bool) -> None:
+    headers = [*opened.headers, (b"content-length", str(end - start).encode())]
     if is_part:
-        headers.append((b"content-range", f"bytes {start}-{end - 1}/{archive.size_bytes}".encode()))
+        headers.append((b"content-range", f"bytes {start}-{end - 1}/{opened.size_bytes}".encode()))
     await send({"type": "http.response.start", "status": 206 if is_part else 200, "headers": headers})
 
 
@@ -103,4 +155,6 @@ async def _break_off(send: Any, size_bytes: int) -> None:
 
 
 def _no_link() -> Refusal:
-    return Refusal("NotFound", "this link is not valid, or no longer; ask for the model again to get a new one")
+    return Refusal(
+        "NotFound", "this link is not valid, or no longer; ask for the model, export or picture again to get a new one"
+    )

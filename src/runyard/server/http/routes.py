@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from runyard import protocol
 from runyard.server.http import (
+    annotations,
+    assets,
     attempts,
     backups,
     bodies,
@@ -26,8 +28,18 @@ from runyard.server.http import (
 from runyard.server.services.backups import Restored, StoreContents
 from runyard.server.services.lines import LogPage, MetricPage
 from runyard.server.services.storage import StorageReport
+from vi.api.resources.annotations.responses import Annotation, AnnotationImportSession, FileUploads
+from vi.api.resources.assets.responses import (
+    Asset,
+    AssetCount,
+    AssetIngestionSession,
+    MultipartUpload,
+    PartUpload,
+)
 from vi.api.resources.datasets.responses import (
+    BulkDeletion,
     Dataset,
+    DatasetExport,
     DatasetImport,
     DatasetVersion,
     DeletedDataset,
@@ -65,6 +77,11 @@ RUN = ORG + "/runs/{run_id:str}"
 FLOW = ORG + "/flows/{flow_id:str}"
 PROJECT = ORG + "/trainingProjects/{project_id:str}"
 DATASET = ORG + "/datasets/{dataset:str}"
+ASSET = DATASET + "/assets/{asset_id:str}"
+ANNOTATION = ASSET + "/annotations/{annotation_id:str}"
+SOURCE = DATASET + "/assetSources/managed/datature/default"
+MULTIPART = SOURCE + "/multipartUploads/{upload_id:str}"
+SESSION = DATASET + "/annotationImportSessions/{session_id:str}"
 IMPORT = DATASET + "/imports/{import_id:str}"
 ATTEMPT = "/internal/v1/attempt"
 
@@ -138,6 +155,66 @@ ROUTES = (
           gives=Finding, is_page=True, query=(*PAGE, "severity", "code")),
     Route("GET", IMPORT + "/report", imports.get_report, "What was found, by code; a page for `Accept: text/html`",
           gives=ImportReport),
+
+    Route("GET", DATASET + "/preview", datasets.get_preview, "Some pictures with what is said of them, as one PNG",
+          gives=bytes, query=("count", "seed", "version")),
+    Route("POST", DATASET + "/datasetExports", datasets.post_export, "Begin an export", takes=bodies.NewExport,
+          gives=DatasetExport),
+    Route("GET", DATASET + "/datasetExports", datasets.list_exports, "List exports, newest first",
+          gives=DatasetExport, is_page=True, query=PAGE),
+    Route("GET", DATASET + "/datasetExports/{export_id:str}", datasets.get_export, "Read an export",
+          gives=DatasetExport),
+
+    Route("GET", DATASET + "/assets", assets.list_assets, "List pictures", gives=Asset, is_page=True,
+          query=(*PAGE, "sortBy", "o", "filter", "contents")),
+    Route("GET", DATASET + "/assets:count", assets.count_assets, "How many pictures there are", gives=AssetCount,
+          query=("filter",)),
+    Route("GET", ASSET, assets.get_asset, "Read a picture's facts", gives=Asset, query=("contents",)),
+    Route("DELETE", ASSET, assets.delete_asset, "Delete a picture and what is said of it"),
+    Route("POST", ASSET + "/name", assets.rename_asset, "Rename a picture", takes=bodies.NewName, gives=Asset),
+    Route("POST", DATASET + "/assetFiles/{filename:str}/name", assets.rename_file, "Rename a picture by its name",
+          takes=bodies.NewName, gives=Asset),
+    Route("POST", DATASET + "/deleteManyAssetsSessions", assets.post_bulk_deletion, "Begin to delete many pictures",
+          takes=bodies.NewBulkDeletion, gives=BulkDeletion),
+    Route("GET", DATASET + "/deleteManyAssetsSessions/{session_id:str}", assets.get_bulk_deletion,
+          "How that goes", gives=BulkDeletion),
+    Route("POST", SOURCE + "/assetIngestionSessions", assets.post_ingestion, "Announce pictures, one file each",
+          takes=bodies.NewIngestion, gives=AssetIngestionSession),
+    Route("GET", SOURCE + "/assetIngestionSessions", assets.list_ingestions, "List such sessions, newest first",
+          gives=AssetIngestionSession, is_page=True, query=PAGE),
+    Route("GET", SOURCE + "/assetIngestionSessions/{session_id:str}", assets.get_ingestion, "Read one",
+          gives=AssetIngestionSession),
+    Route("POST", SOURCE + "/assetIngestionSessions/{session_id:str}", assets.act_on_ingestion, "`:cancel`",
+          gives=AssetIngestionSession),
+    Route("POST", SOURCE + "/multipartUploads", assets.post_multipart, "Begin a large file",
+          takes=bodies.NewMultipart, gives=MultipartUpload),
+    Route("POST", MULTIPART + "/parts/{part:str}", assets.post_part, "Where a part goes", gives=PartUpload),
+    Route("POST", MULTIPART + "/parts/{part:str}/completion", assets.post_part_completion, "A part has been sent",
+          gives=dict[str, Any]),
+    Route("POST", MULTIPART + "/completion", assets.post_multipart_completion, "All parts have been sent",
+          gives=MultipartUpload),
+    Route("DELETE", MULTIPART, assets.delete_multipart, "Forget the parts"),
+
+    Route("GET", ASSET + "/annotations", annotations.list_annotations, "List what is said of a picture",
+          gives=Annotation, is_page=True, query=PAGE),
+    Route("GET", ANNOTATION, annotations.get_annotation, "Read an annotation", gives=Annotation),
+    Route("PUT", ANNOTATION, annotations.change_annotation, "Change an annotation", takes=dict[str, Any],
+          gives=Annotation),
+    Route("PATCH", ANNOTATION, annotations.change_annotation, "Change an annotation", takes=dict[str, Any],
+          gives=Annotation),
+    Route("DELETE", ANNOTATION, annotations.delete_annotation, "Delete an annotation"),
+    Route("POST", DATASET + "/annotationImportSessions", annotations.post_session, "Begin to send annotation files",
+          takes=bodies.NewAnnotationImport, gives=AnnotationImportSession),
+    Route("GET", DATASET + "/annotationImportSessions", annotations.list_sessions, "List such sessions, newest first",
+          gives=AnnotationImportSession, is_page=True, query=PAGE),
+    Route("GET", SESSION, annotations.get_session, "Read one", gives=AnnotationImportSession),
+    Route("POST", SESSION + "/files", annotations.post_files, "Announce files", takes=bodies.NewFiles,
+          gives=FileUploads),
+    Route("GET", SESSION + "/files", annotations.get_files, "How many files have come", gives=dict[str, Any]),
+    Route("GET", SESSION + "/filesSample", annotations.get_files, "How many files have come", gives=dict[str, Any]),
+    Route("GET", SESSION + "/logs", annotations.get_logs, "What was found", gives=Finding, is_page=True, query=PAGE),
+    Route("PATCH", SESSION + "/status", annotations.patch_status, "All files are sent, or none will be",
+          takes=dict[str, Any], gives=AnnotationImportSession),
 
     Route("GET", ORG + "/storage", storage.get_storage, "Whether database and disk agree", gives=StorageReport),
     Route("POST", ORG + "/storage/collections", storage.post_collection, "Remove bytes and folders nothing needs",

@@ -46,7 +46,7 @@ from runyard.backup_file import (
 )
 from runyard.blobs import BlobMissing, Hold
 from runyard.rundir import free_bytes
-from runyard.server.services import bootstrap, leases
+from runyard.server.services import bootstrap, dataset_jobs, leases
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
@@ -285,12 +285,16 @@ class Incoming(Sink):
             audited = Actor(org=manifest.operator, name=actor.name, role=actor.role, address=actor.address)
             services.audit(audited, "restore backup", f"epoch {manifest.epoch} as {epoch}")(connection)
 
+        # Whatever goes on about datasets goes on by the rows of the new world, and from no folder of the old one.
+        await services.jobs.stop_all()
         # Under the lock, so that no deletion of the old world goes on in the new one.
         async with services.blob_lock:
             with _refusing():
                 await services.store.write(work)
             self._added.clear()
+        await asyncio.to_thread(shutil.rmtree, services.settings.imports_dir, ignore_errors=True)
         _refresh(services)
+        await dataset_jobs.sweep(services)
         return Restored(
             organization_id=_organization_now(services, actor, manifest),
             epoch=epoch,

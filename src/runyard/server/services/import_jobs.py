@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -27,6 +26,7 @@ from runyard.rundir import read_json, write_json
 from runyard.server.services import datasets, retention, versions
 from runyard.server.services.context import Services
 from runyard.server.services.takeover import take_images, take_records
+from runyard.server.services.workers import last_words, worker
 from runyard.store import assets as asset_rows
 from runyard.store import blobs as blob_rows
 from runyard.store import imports as rows
@@ -36,12 +36,12 @@ log = logging.getLogger(__name__)
 
 JOB, PACKS, SEALED, KNOWN = "job.json", "packs.jsonl", "sealed.json", "known.jsonl"
 PROGRESS, FINDINGS, RESULT = "progress.json", "findings.jsonl", "result.json"
-IMAGES, RECORDS, OWN_PACKS, OUTPUT = "images.jsonl", "records.jsonl", "packs", "worker.log"
+IMAGES, RECORDS, OWN_PACKS = "images.jsonl", "records.jsonl", "packs"
 
 LOOK_EVERY_S = 0.1
 CHUNK = 1000  # rows a transaction: everybody else's writes wait for it
 WORKER_TRIES = 2
-WORKER = (sys.executable, "-P", "-m", "runyard.datasets.importing")
+WORKER = "runyard.datasets.importing"
 # What the published client's policies mean to a reader of rows.
 ON_ERROR = {"Warn": "Warn", "RejectFile": "RejectFile", "RejectSession": "RejectAll"}
 
@@ -111,23 +111,15 @@ async def _looked_at(services: Services, row: AnyRow, folder: Path) -> dict[str,
             await _worked(services, row, folder, told)
             if (result := read_json(folder / RESULT)) is not None:
                 return result
-            log.error("the worker of import %s left no result: %s", row.id, _last_words(folder / OUTPUT))
+            log.error("the worker of import %s left no result: %s", row.id, last_words(folder))
     return None
 
 
 async def _worked(services: Services, row: AnyRow, folder: Path, told: int) -> None:
     """Start the worker and wait until it has ended; it is told of packs that come, from number ``told`` on, and of the
     seal. Nobody but this writes those files."""
-    with open(folder / OUTPUT, "ab") as output:
-        process = await asyncio.create_subprocess_exec(
-            *(*WORKER, str(folder), "--parent", str(os.getpid())),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
-    ending = asyncio.ensure_future(process.wait())
     is_sealed = row.state == "Sealed"
-    try:
+    async with worker(WORKER, folder) as ending:
         while not ending.done():
             if not is_sealed:
                 now = services.store.read(partial(rows.get, org=row.org, import_id=row.id))
@@ -136,11 +128,6 @@ async def _worked(services: Services, row: AnyRow, folder: Path, told: int) -> N
                 if is_sealed:
                     write_json(folder / SEALED, {"packs": told})
             await asyncio.wait({ending}, timeout=None if is_sealed else LOOK_EVERY_S)
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await asyncio.shield(ending)
 
 
 def _prepare(services: Services, row: AnyRow, folder: Path) -> int:
@@ -222,13 +209,6 @@ def _write_packs(services: Services, row: AnyRow, folder: Path, *, after: int) -
                 told |= {"number": blob.number} if blob.name is None else {"path": blob.name}
                 file.write(msgspec.json.encode(told) + b"\n")
     return int(files[-1].number) if files else after
-
-
-def _last_words(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")[-2000:].strip() or "nothing"
-    except OSError:
-        return "nothing"
 
 
 async def _take_over(services: Services, row: AnyRow, folder: Path, result: dict[str, Any]) -> None:

@@ -149,7 +149,7 @@ async def listed(
 
 def upload_url(services: Services, row: AnyRow, origin: str, *, number: int = 0, part: int = 0) -> str:
     """Where a file of an import goes, without a key. Number 0: packs, each under its hash."""
-    expires_at = row.deadline if row.kind != "Ingestion" else _ingestion_end(services, row)
+    expires_at = row.deadline if row.kind != "Ingestion" else ingestion_end(services, row)
     token = services.signer.upload(UploadLink(row.org, row.dataset_id, row.id, number, part, expires_at))
     return f"{origin}/uploads/{token}"
 
@@ -423,7 +423,7 @@ def _prolong(services: Services, connection: Connection, row: AnyRow) -> None:
     rows.change(connection, org=row.org, import_id=row.id, values=values)
 
 
-def _ingestion_end(services: Services, row: AnyRow) -> int:
+def ingestion_end(services: Services, row: AnyRow) -> int:
     """Addresses outlive the deadline, which moves on with every file."""
     return int(row.time_created + services.settings.link_hours * 3600_000)
 

@@ -5,16 +5,20 @@ all mistakes at once; therefore ``broken`` walks the flow as it was sent, howeve
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection
 
-from runyard.flows import FlowProblems, validate
+from runyard.flows import FlowProblems, resolve, validate
 from runyard.flows.blocks import BUILT_IN_DATASETS
+from runyard.server.services import versions
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Problem, Refusal
-from runyard.store import documents, outputs, runs
+from runyard.store import datasets, documents, outputs, runs
+from runyard.store import versions as version_rows
 from runyard.store.tables import AnyRow, training_projects
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
 from vi.api.resources.runs.responses import ResumeFrom
@@ -22,6 +26,14 @@ from vi.api.resources.training_projects.responses import TrainingProject
 
 MODEL_PREFIX = "run:"
 LATEST, BEST = "latest", "best"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """The version of a dataset that a run is pinned to."""
+
+    dataset_id: str
+    version: str
 
 
 def checked_flow(services: Services, org: str, flow: object, *, training_project: str | None = None) -> FlowSpec:
@@ -73,14 +85,22 @@ def broken(services: Services, org: str, flow: object, training_project: str | N
 
 def is_training_project(services: Services, org: str, id: str) -> bool:
     """Whether ``id`` may stand in ``trainingProject``: a project, or a dataset."""
-    if id in BUILT_IN_DATASETS:
+    if id in BUILT_IN_DATASETS or is_dataset(services, org, id):
         return True
     return services.store.read(lambda connection: documents.exists(connection, training_projects, org=org, id=id))
+
+
+def is_dataset(services: Services, org: str, id: str) -> bool:
+    """Whether this is an uploaded dataset of the organisation."""
+    row = services.store.read(partial(datasets.get, org=org, dataset_id=id))
+    return row is not None and not row.deleted
 
 
 def dataset_of(services: Services, org: str, training_project: str | None) -> str | None:
     """The dataset that a training project stands for, if any."""
     if training_project is None or training_project in BUILT_IN_DATASETS:
+        return training_project
+    if is_dataset(services, org, training_project):
         return training_project
     row = services.store.read(
         lambda connection: documents.get(connection, training_projects, org=org, id=training_project)
@@ -130,19 +150,96 @@ def with_dataset(flow: FlowSpec, dataset_id: str | None) -> FlowSpec:
     return flow
 
 
+async def pinned(services: Services, org: str, flow: FlowSpec) -> Pin | None:
+    """Pin a flow whose dataset is known to a version of it, the newest unless it names one; None for built-in data.
+
+    ``datasetVersion`` and ``projectKind`` are written into the flow.
+
+    Raises:
+        Refusal: InvalidFlow (there is no such version, the dataset has no records, or it is for another task).
+    """
+    found = _dataset_block(flow)
+    if found is None:
+        return None
+    index, settings = found
+    dataset_id, wanted = settings["datasetId"], settings.get("datasetVersion")
+    if dataset_id in BUILT_IN_DATASETS:
+        return None
+    place: Any = {"org": org, "dataset_id": dataset_id}
+    row = services.store.read(partial(datasets.get, **place))
+    if row is None or row.deleted:
+        raise _invalid(f"/blocks/{index}/settings/datasetId", dataset_id, _unknown(services, org), "does not exist")
+    settings.setdefault("projectKind", row.type)
+    try:
+        resolve(flow, dataset_kind=row.type)
+    except FlowProblems as error:
+        problems = [
+            Problem(path=fault.path, given=fault.given, allowed=fault.allowed, message=fault.message)
+            for fault in error.problems
+        ]
+        sentences = "; ".join(problem.message for problem in problems[:5])
+        raise Refusal("InvalidFlow", f"the flow does not fit its dataset: {sentences}", problems=problems) from error
+    if wanted is None:
+        version = await versions.current(services, **place)
+        if version is None:
+            allowed = "a dataset with records; import some first"
+            raise _invalid(f"/blocks/{index}/settings/datasetId", dataset_id, allowed, "has nothing to learn from")
+        wanted = settings["datasetVersion"] = version.id
+    elif services.store.read(partial(version_rows.get, **place, version=wanted)) is None:
+        allowed = f"a version of dataset {dataset_id}, or null for the newest"
+        raise _invalid(f"/blocks/{index}/settings/datasetVersion", wanted, allowed, "does not exist, or no longer")
+    return Pin(dataset_id, wanted)
+
+
+def pin(connection: Connection, *, org: str, run_id: str, to: Pin) -> None:
+    """Keep the version for the run, in the transaction that makes the run.
+
+    Raises:
+        Refusal: NotFound (it has just been deleted).
+    """
+    dataset = datasets.get(connection, org=org, dataset_id=to.dataset_id)
+    version = version_rows.get(connection, org=org, dataset_id=to.dataset_id, version=to.version)
+    if dataset is None or dataset.deleted or version is None:
+        raise Refusal("NotFound", f"version {to.version} of dataset {to.dataset_id!r} was deleted just now; try again")
+    version_rows.pin(connection, org=org, run_id=run_id, dataset_id=to.dataset_id, version=to.version)
+
+
+def _dataset_block(flow: FlowSpec) -> tuple[int, dict[str, Any]] | None:
+    """Place and settings of the block that names a dataset."""
+    for index, block in enumerate(flow.blocks):
+        if "dataset" in block.block and isinstance(block.settings.get("datasetId"), str):
+            return index, block.settings
+    return None
+
+
+def _invalid(path: str, given: str, allowed: str, what: str) -> Refusal:
+    name = path.rpartition("/")[2]
+    message = f"{name} {given!r} {what}; give {allowed}"
+    problem = Problem(path=path, given=given, allowed=allowed, message=message)
+    return Refusal("InvalidFlow", f"the flow has 1 problem: {message}", problems=[problem])
+
+
+def _unknown(services: Services, org: str) -> str:
+    """What may stand for a dataset."""
+    listed = services.store.read(partial(datasets.page, org=org, after=None, limit=5))
+    known = ", ".join([*BUILT_IN_DATASETS, *(row.id for row in listed)])
+    return f"a dataset of this organisation: {known}{' ...' if len(listed) == 5 else ''}"
+
+
 def _broken_in_block(services: Services, org: str, index: int, block: Any) -> list[Problem]:
     if not isinstance(block, dict) or not isinstance(block.get("settings"), dict):
         return []
     name, settings = str(block.get("block")), block["settings"]
     dataset_id = settings.get("datasetId")
-    if "dataset" in name and isinstance(dataset_id, str) and dataset_id not in BUILT_IN_DATASETS:
-        known = ", ".join(BUILT_IN_DATASETS)
+    is_unknown = isinstance(dataset_id, str) and dataset_id not in BUILT_IN_DATASETS
+    if "dataset" in name and is_unknown and not is_dataset(services, org, dataset_id):
+        allowed = _unknown(services, org)
         return [
             Problem(
                 path=f"/blocks/{index}/settings/datasetId",
                 given=dataset_id,
-                allowed=f"a dataset of this organisation: {known}",
-                message=f"dataset {dataset_id!r} does not exist; there are {known}",
+                allowed=allowed,
+                message=f"dataset {dataset_id!r} does not exist; there are {allowed.partition(': ')[2]}",
             )
         ]
     architecture = settings.get("architecture")

@@ -77,6 +77,7 @@ async def create(
     if row := services.store.read(lambda connection: rows.get(connection, org=org, run_id=run_id)):
         return *_repeated(row, run_id, body_sha256), False
     frozen, project = _frozen_flow(services, org, flow, flow_id, training_project)
+    pin = await references.pinned(services, org, frozen)
     values = {
         "org": org,
         "id": run_id,
@@ -99,6 +100,8 @@ async def create(
             run.spec.resume_from = origin
             move(run, Move(conditions.PENDING, "Queued", f"waiting for a free slot, {_told(origin)}"), now_ms=now_ms)
             blob_rows.keep_for_resume(connection, org=org, run_id=run_id, files=files)
+        if pin is not None:
+            references.pin(connection, org=org, run_id=run_id, to=pin)
         encoded, etag = etags.sealed(run)
         rows.add(connection, {**values, "document": encoded, "etag": etag}, attributes=attributes)
         services.audit(actor, "create run", run_id)(connection)

@@ -20,9 +20,13 @@ from sqlalchemy import Connection
 
 from runyard.blobs import BlobHeld
 from runyard.server.services.context import Actor, Services
+from runyard.server.services.exports import FOLDER_PREFIX
+from runyard.server.services.imports import INCOMING
 from runyard.store import imports as import_rows
 from runyard.store import organizations
 from runyard.store import storage as rows
+from runyard.store import versions as version_rows
+from runyard.store.tables import dataset_exports
 
 
 class LostFile(msgspec.Struct, rename="camel", kw_only=True):
@@ -71,7 +75,7 @@ def _compare(services: Services, org: str) -> StorageReport:
     blobs = services.blobs(org)
     stored = set(blobs.hashes())
     folders = _folders(services.settings.runs_dir / org)
-    import_folders = _folders(services.settings.imports_dir / org)
+    import_folders = {name for name in _folders(services.settings.imports_dir / org) if not name.startswith(INCOMING)}
 
     def work(connection: Connection) -> tuple[list[LostFile], set[str], set[str], set[str], bool]:
         files = rows.files(connection, org=org)
@@ -94,6 +98,8 @@ def _compare(services: Services, org: str) -> StorageReport:
         ]
         needed = {file.sha256 for file in files} | {blob.sha256 for blob in of_datasets}
         run_ids, import_ids = rows.run_ids(connection, org=org), set(import_rows.under_way_in(connection, org=org))
+        exports = version_rows.jobs_under_way(connection, dataset_exports)
+        import_ids |= {FOLDER_PREFIX + export.id for export in exports if export.org == org}
         return lost, needed, run_ids, import_ids, rows.may_be_uploading(connection, org=org)
 
     lost, needed, run_ids, import_ids, may_arrive = services.store.read(work)

@@ -21,7 +21,7 @@ class Caption(Document, tag_field="kind", tag="Caption"):
 class BoundingBox(Document, tag_field="kind", tag="PhraseGroundingBoundingBox"):
     """Where a phrase of the caption is seen: four corners as shares of width and height, clockwise from the top left.
 
-    ``target`` is where the phrase begins and ends in the caption, in words counted from 0, the end exclusive.
+    ``target`` is where the phrase begins and ends in the caption, in characters counted from 0, the end exclusive.
     """
 
     bound: list[tuple[float, float]] = []
