@@ -91,7 +91,9 @@ class Data:
             while True:
                 told = (await self.api.get(path)).json()
                 statuses = {condition["status"] for condition in told["status"]["conditions"]}
-                if "FailedReach" in statuses or "Waiting" not in statuses:
+                key = ("import", self.house.org, begun["datasetImportId"])
+                is_over = "FailedReach" in statuses or "Waiting" not in statuses
+                if is_over and not self.house.services.jobs.is_running(key):  # its folder is gone then as well
                     return dict(told)
                 await asyncio.sleep(0.02)
 

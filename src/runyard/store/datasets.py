@@ -145,6 +145,17 @@ def deletion(connection: Connection, *, org: str, dataset_id: str) -> AnyRow | N
     return connection.execute(query).one_or_none()
 
 
+def jobs_under_way(connection: Connection, *, org: str, dataset_id: str) -> list[tuple[str, str]]:
+    """Exports and bulk deletions of a dataset that are not done: kind and id."""
+    found: list[tuple[str, str]] = []
+    for kind, table in (("export", dataset_exports), ("bulk", bulk_deletions)):
+        query = select(table.c.id).where(
+            table.c.org == org, table.c.dataset_id == dataset_id, table.c.state == "Waiting"
+        )
+        found += [(kind, id) for id in connection.execute(query).scalars()]
+    return found
+
+
 def remove_some(connection: Connection, *, org: str, dataset_id: str, limit: int) -> bool:
     """Remove at most so many pictures or records of a deleted dataset; whether there may be more."""
     of_it = (records.c.org == org, records.c.dataset_id == dataset_id)

@@ -100,6 +100,12 @@ async def post_bulk_deletion(request: Asked, org: Id, dataset: Id) -> Answer:
     return answer(await assets.delete_many(services_of(request), actor_of(request), dataset_id, spec=given), status=201)
 
 
+async def list_bulk_deletions(request: Asked, org: Id, dataset: Id) -> Answer:
+    dataset_id = compat.dataset_id(org, dataset)
+    wanted = Query(request).page(f"bulk deletions {dataset_id}")
+    return answer(await assets.bulks(services_of(request), org=org, dataset_id=dataset_id, wanted=wanted))
+
+
 async def get_bulk_deletion(request: Asked, org: Id, dataset: Id, session_id: Id) -> Answer:
     dataset_id = compat.dataset_id(org, dataset)
     return answer(assets.bulk(services_of(request), org=org, dataset_id=dataset_id, id=session_id))

@@ -11,7 +11,7 @@ from litestar.response import Stream
 
 from runyard import protocol
 from runyard.server.http.asking import TOKEN, Answer, Asked, Id, T, actor_of, answer, empty, services_of
-from runyard.server.services import leases, lines, models, resuming, versions
+from runyard.server.services import attempt_data, leases, lines, models, resuming
 from runyard.server.services.errors import Refusal
 from runyard.server.services.signing import AttemptToken
 
@@ -85,11 +85,11 @@ async def get_resume(request: Asked) -> Answer:
 
 
 async def get_dataset(request: Asked) -> Answer:
-    return answer(await asyncio.to_thread(versions.offered, services_of(request), _token(request)))
+    return answer(await asyncio.to_thread(attempt_data.offered, services_of(request), _token(request)))
 
 
 async def get_dataset_contents(request: Asked) -> Answer:
-    lines = await asyncio.to_thread(versions.offered_places, services_of(request), _token(request))
+    lines = await asyncio.to_thread(attempt_data.offered_places, services_of(request), _token(request))
     return Response(content=lines, media_type="application/x-ndjson")
 
 

@@ -20,7 +20,7 @@ from runyard.server.http.asking import (
 )
 from runyard.server.services import datasets, exports, versions
 from runyard.store.tables import AnyRow
-from vi.api.resources.datasets.responses import DatasetExport, ExportSpec
+from vi.api.resources.datasets.responses import DatasetExport, ExportOptions, ExportSpec
 
 
 async def list_datasets(request: Asked, org: Id) -> Answer:
@@ -111,7 +111,11 @@ async def get_preview(request: Asked, org: Id, dataset: Id) -> Answer:
 async def post_export(request: Asked, org: Id, dataset: Id) -> Answer:
     _, value = await json_body(request)
     given = fitted(value, bodies.NewExport).spec
-    spec = msgspec.convert(msgspec.to_builtins(given), ExportSpec)
+    options = given.options or bodies.NewExportOptions()
+    spec = ExportSpec(
+        format=given.format,
+        options=ExportOptions(normalized=options.normalized is not False, split_ratio=options.split_ratio),
+    )
     row = await exports.create(services_of(request), actor_of(request), compat.dataset_id(org, dataset), spec=spec)
     return answer(_told(request, row), status=201)
 

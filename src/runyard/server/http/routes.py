@@ -176,6 +176,8 @@ ROUTES = (
           takes=bodies.NewName, gives=Asset),
     Route("POST", DATASET + "/deleteManyAssetsSessions", assets.post_bulk_deletion, "Begin to delete many pictures",
           takes=bodies.NewBulkDeletion, gives=BulkDeletion),
+    Route("GET", DATASET + "/deleteManyAssetsSessions", assets.list_bulk_deletions, "List such deletions, newest first",
+          gives=BulkDeletion, is_page=True, query=PAGE),
     Route("GET", DATASET + "/deleteManyAssetsSessions/{session_id:str}", assets.get_bulk_deletion,
           "How that goes", gives=BulkDeletion),
     Route("POST", SOURCE + "/assetIngestionSessions", assets.post_ingestion, "Announce pictures, one file each",

@@ -223,6 +223,17 @@ def bulk(services: Services, *, org: str, dataset_id: str, id: str) -> BulkDelet
     return bulk_document(row)
 
 
+async def bulks(services: Services, *, org: str, dataset_id: str, wanted: PageRequest) -> dict[str, Any]:
+    """A page of bulk deletions, newest first."""
+    services.store.read(partial(datasets.found, org=org, dataset_id=dataset_id))
+    after = pages.position(services, org=org, wanted=wanted)
+    place: Any = {"org": org, "dataset_id": dataset_id}
+    listed = await services.store.read_aside(
+        lambda connection: job_rows.job_page(connection, bulk_deletions, **place, after=after, limit=wanted.size + 1)
+    )
+    return datasets.paged(services, listed, bulk_document, org=org, wanted=wanted)
+
+
 def start_bulk(services: Services, row: AnyRow) -> None:
     services.jobs.start(("bulk", row.org, row.id), lambda: _delete_all(services, row))
 

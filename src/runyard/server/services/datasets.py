@@ -4,7 +4,9 @@ A dataset is gone for the API the moment it is deleted; its rows and bytes go pi
 waits for it, and go on going after a crash. One that a waiting or training run needs is not deleted at all.
 """
 
+import asyncio
 import secrets
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -36,6 +38,7 @@ from vi.api.responses import ConditionStatus, ResourceMetadata
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 ID_LENGTH = 12
 REMOVED_AT_ONCE = 1000
+EXPORT_FOLDER = "export-"  # exports are made in folders beside those of imports
 
 
 def new_id() -> str:
@@ -212,9 +215,13 @@ async def _remove(services: Services, org: str, dataset_id: str) -> None:
     place: Any = {"org": org, "dataset_id": dataset_id}
     for import_id in services.store.read(lambda connection: import_rows.under_way_in(connection, **place)):
         await services.jobs.stop(("import", org, import_id))
+        await _remove_folder(services, org, import_id)
         await services.store.write(
             partial(import_rows.change, org=org, import_id=import_id, values={"state": "Cancelled"})
         )
+    for kind, id in services.store.read(partial(rows.jobs_under_way, **place)):
+        await services.jobs.stop((kind, org, id))
+        await _remove_folder(services, org, EXPORT_FOLDER + id)
     async with services.jobs.lock(org, dataset_id):
         while await services.store.write(partial(rows.remove_some, **place, limit=REMOVED_AT_ONCE)):
             pass
@@ -227,6 +234,10 @@ async def _remove(services: Services, org: str, dataset_id: str) -> None:
         await services.store.write(work)
     await retention.remove_unneeded(services, org=org)
     await retention.remove_unneeded_contents(services, org=org)
+
+
+async def _remove_folder(services: Services, org: str, name: str) -> None:
+    await asyncio.to_thread(shutil.rmtree, services.settings.imports_dir / org / name, ignore_errors=True)
 
 
 def statistics(services: Services, *, org: str, dataset_id: str) -> dict[str, Any]:

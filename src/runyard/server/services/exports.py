@@ -41,7 +41,6 @@ FORMATS = (
     *("CsvFourCorner", "CsvWidthHeight", "Parquet"),
 )
 MODULE = "runyard.datasets.exporting"
-FOLDER_PREFIX = "export-"
 KEPT_MS = 7 * 24 * 3600 * 1000
 AT_ONCE = 500
 PREVIEW_TIMEOUT_S = 60.0
@@ -138,7 +137,7 @@ async def sweep(services: Services) -> None:
 
 
 def folder_of(services: Services, org: str, export_id: str) -> Path:
-    return services.settings.imports_dir / org / (FOLDER_PREFIX + export_id)
+    return services.settings.imports_dir / org / (datasets.EXPORT_FOLDER + export_id)
 
 
 async def _make(services: Services, row: AnyRow) -> None:
@@ -166,8 +165,16 @@ async def _make(services: Services, row: AnyRow) -> None:
 
 
 async def _end(services: Services, row: AnyRow, folder: Path, values: dict[str, Any]) -> None:
-    values = {**values, "last_updated": services.clock.now_ms()}
-    await services.store.write(partial(rows.change_job, table=dataset_exports, org=row.org, id=row.id, values=values))
+    def work(connection: Connection) -> None:
+        if rows.job(connection, dataset_exports, org=row.org, id=row.id) is not None:
+            now_ms = services.clock.now_ms()
+            rows.change_job(
+                connection, dataset_exports, org=row.org, id=row.id, values={**values, "last_updated": now_ms}
+            )
+        elif values.get("sha256"):
+            blob_rows.put_down(connection, org=row.org, hashes={values["sha256"]})  # its dataset was deleted meanwhile
+
+    await services.store.write(work)
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 

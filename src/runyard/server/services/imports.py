@@ -32,6 +32,7 @@ from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.pages import PageRequest
 from runyard.server.services.signing import UploadLink
+from runyard.store import blobs as blob_rows
 from runyard.store import imports as rows
 from runyard.store.tables import AnyRow
 
@@ -386,7 +387,11 @@ async def _refer(services: Services, row: AnyRow, sha256: str, work: Any) -> Any
     async with services.blob_lock:
         if not await asyncio.to_thread(services.blobs(row.org).has, sha256):
             raise _missing([sha256])
-        return await services.store.write(work)
+        try:
+            return await services.store.write(work)
+        except Refusal:
+            await services.store.write(partial(blob_rows.put_down, org=row.org, hashes={sha256}))
+            raise
 
 
 def _missing(hashes: Sequence[str]) -> Refusal:

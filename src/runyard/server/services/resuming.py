@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from runyard.blobs import BlobMissing
 from runyard.protocol import CheckpointFile, Resumable, ResumeCheckpoint
-from runyard.server.services import leases, versions
+from runyard.server.services import attempt_data, leases
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import decoded
@@ -73,7 +73,7 @@ async def opened_blob(services: Services, token: AttemptToken, sha256: str) -> t
         _, row = leases.open_attempt(connection, token)
         return blob_rows.needs(connection, org=token.org, run_id=row.id, sha256=sha256)
 
-    if not services.store.read(is_allowed) and not versions.has_blob(services, token, sha256):
+    if not services.store.read(is_allowed) and not attempt_data.has_blob(services, token, sha256):
         raise Refusal(
             "NotFound",
             f"file {sha256} belongs to no checkpoint of this run and not to its dataset; ask again what there is",

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 
 from runyard.blobs import BlobHeld
 from runyard.server.services.context import Actor, Services
-from runyard.server.services.exports import FOLDER_PREFIX
+from runyard.server.services.datasets import EXPORT_FOLDER
 from runyard.server.services.imports import INCOMING
 from runyard.store import imports as import_rows
 from runyard.store import organizations
@@ -99,7 +99,7 @@ def _compare(services: Services, org: str) -> StorageReport:
         needed = {file.sha256 for file in files} | {blob.sha256 for blob in of_datasets}
         run_ids, import_ids = rows.run_ids(connection, org=org), set(import_rows.under_way_in(connection, org=org))
         exports = version_rows.jobs_under_way(connection, dataset_exports)
-        import_ids |= {FOLDER_PREFIX + export.id for export in exports if export.org == org}
+        import_ids |= {EXPORT_FOLDER + export.id for export in exports if export.org == org}
         return lost, needed, run_ids, import_ids, rows.may_be_uploading(connection, org=org)
 
     lost, needed, run_ids, import_ids, may_arrive = services.store.read(work)

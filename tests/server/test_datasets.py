@@ -1,0 +1,414 @@
+"""Datasets in both stores: pictures, annotations, versions, runs that are pinned to them, and what deletion leaves."""
+
+import asyncio
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from runyard.server.services import dataset_jobs, deletion, retention
+from runyard.store import datasets as dataset_rows
+from tests.server.datasets import Data, grounding_row, jsonl, picture, shelf, vqa_row
+
+
+async def data_of(house: Any) -> Data:
+    return Data(house, await house.api())
+
+
+async def named(data: Data, dataset_id: str) -> dict[str, dict[str, Any]]:
+    """Assets by the last part of their names."""
+    listed = (await data.get(dataset_id, "assets", s=100))["items"]
+    return {asset["filename"].rpartition("/")[2]: asset for asset in listed}
+
+
+def test_a_dataset_is_described_changed_and_listed(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        ids = [await data.make(name=f"shelf {number}") for number in range(3)]
+        assert all(id.isalnum() for id in ids)
+        changed = await data.api.patch(
+            data.path(ids[0]), json={"name": "new", "description": "boxes", "metadata": {"attributes": {"team": "v"}}}
+        )
+        assert changed.json()["name"] == "new"
+        again = (await data.api.get(house.path(f"datasets/{ids[0]}"))).json()
+        assert (again["description"], again["metadata"]["attributes"]) == ("boxes", {"team": "v"})
+        stale = await data.api.patch(data.path(ids[0]), json={"name": "x"}, headers={"if-match": '"old"'})
+        assert stale.json()["code"] == "EtagMismatch"
+        first = (await data.api.get(house.path("datasets"), params={"s": 2})).json()
+        second = (await data.api.get(house.path("simpleDatasets"), params={"s": 2, "p": first["nextPage"]})).json()
+        assert {d["datasetId"] for d in first["items"] + second["items"]} == set(ids)
+        assert second["nextPage"] is None
+        refused = await data.api.post(house.path("datasets"), json={"name": "x", "type": "segmentation"})
+        assert refused.json()["problems"][0]["path"] == "/type"
+
+    in_house(story)
+
+
+def test_pictures_are_sorted_filtered_paged_renamed_and_fetched(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        dataset_id = await data.make()
+        await data.bring(dataset_id, shelf(5))
+        names = [f"shelf/{number}.png" for number in range(1, 6)]
+        for sorting in ("filename", "metadata.fileSize", "assetId", "lastModified.contents", "default"):
+            seen, token = [], ""
+            for _ in range(3):
+                params = {"s": 2, "sortBy": sorting, "o": "desc"} | ({"p": token} if token else {})
+                page = await data.get(dataset_id, "assets", **params)
+                seen += [asset["filename"] for asset in page["items"]]
+                token = page["nextPage"]
+            assert (sorted(seen), token) == (names, None), sorting
+            if sorting == "filename":
+                assert seen == names[::-1]
+        filtered = await data.get(dataset_id, "assets", filter="{'filename': '3.p'}", contents="y")
+        assert [asset["filename"] for asset in filtered["items"]] == ["shelf/3.png"]
+        assert (await data.get(dataset_id, "assets:count", filter="shelf/")) == {"count": 5}
+        asset = filtered["items"][0]
+        assert asset["metadata"]["sha256"] == hashlib.sha256(picture(3)).hexdigest()
+        anonymous = await house.client(None)
+        url = asset["contents"]["asset"]["url"]
+        assert url.endswith("/3.png")
+        assert (await anonymous.get(url)).content == picture(3)
+        part = await anonymous.get(url, headers={"range": "bytes=2-5"})
+        assert (part.status_code, part.content) == (206, picture(3)[2:6])
+
+        place = data.path(dataset_id, "assets", asset["assetId"])
+        renamed = await data.api.post(place + "/name", json={"filename": "shelf/three.png"})
+        assert renamed.json()["filename"] == "shelf/three.png"
+        taken = await data.api.post(place + "/name", json={"filename": "shelf/1.png"})
+        assert (taken.status_code, taken.json()["code"]) == (409, "NameTaken")
+        for name in ("../x.png", "/x.png", "a//b.png", ""):
+            assert (await data.api.post(place + "/name", json={"filename": name})).status_code == 400, name
+        by_name = await data.api.post(
+            data.path(dataset_id, "assetFiles", "nothing.png", "name"), json={"filename": "x"}
+        )
+        assert by_name.status_code == 404
+        assert (await data.api.delete(place)).status_code == 204
+        assert (await data.api.get(place)).status_code == 404
+        assert (await anonymous.get(url)).status_code == 404
+        assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 4
+
+    in_house(story)
+
+
+def test_annotations_are_told_part_by_part_and_edited(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        dataset_id = await data.make("phrase-grounding")
+        done = await data.bring(dataset_id, {"a.png": picture(1), "l.jsonl": jsonl(grounding_row(1, "a.png"))})
+        asset = (await named(data, dataset_id))["a.png"]
+        place = ("assets", asset["assetId"], "annotations")
+        caption, box = (await data.get(dataset_id, *place))["items"]
+        assert caption["spec"]["contents"] == {"kind": "Caption", "contents": "a red box on a shelf"}
+        assert box["spec"]["contents"]["target"] == [0, 9]
+        assert box["spec"]["contents"]["bound"] == [[0.1, 0.2], [0.4, 0.2], [0.4, 0.6], [0.1, 0.6]]
+        assert caption["spec"]["aggregation"]["whole"] == box["spec"]["aggregation"]["whole"] == {"id": "1"}
+        first = await data.get(dataset_id, *place, s=1)
+        assert (await data.get(dataset_id, *place, s=1, p=first["nextPage"]))["items"] == [box]
+
+        async def put(annotation: dict[str, Any], contents: Any) -> Any:
+            path = data.path(dataset_id, *place, annotation["annotationId"])
+            return await data.api.put(path, json={"spec": {"contents": contents}})
+
+        moved = await put(box, {"bound": [[0, 0], [1, 0], [1, 0.5], [0, 0.5]], "target": [13, 20]})
+        assert moved.json()["spec"]["contents"]["bound"][2] == [1.0, 0.5]
+        assert moved.json()["spec"]["contents"]["target"] == [13, 20]
+        for contents in (
+            {"bound": [[0, 0], [2, 0], [2, 1], [0, 1]]},
+            {"bound": [[0.5, 0.5], [0.5, 0.5]]},
+            {"bound": "no"},
+            {"target": [90, 95]},
+        ):
+            refused = await put(box, contents)
+            assert (refused.status_code, refused.json()["code"]) == (400, "InvalidBody"), contents
+        assert (await put(caption, {"contents": "no words of it"})).status_code == 400
+        worded = await put(caption, {"contents": "there is a shelf"})
+        assert worded.json()["spec"]["contents"]["contents"] == "there is a shelf"
+        assert (await data.api.delete(data.path(dataset_id, *place, box["annotationId"]))).status_code == 204
+        assert len((await data.get(dataset_id, *place))["items"]) == 1
+        assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 1
+        assert (await data.api.delete(data.path(dataset_id, *place, caption["annotationId"]))).content == b""
+        statistic = (await data.get(dataset_id))["statistic"]
+        assert (statistic["annotationTotal"], statistic["assetAnnotated"], statistic["assetTotal"]) == (0, 0, 1)
+        assert done["status"]["version"]
+
+    in_house(story)
+
+
+def test_questions_are_told_as_a_caption_of_json(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        dataset_id = await data.make()
+        await data.bring(dataset_id, shelf(1))
+        asset = (await named(data, dataset_id))["1.png"]
+        place = ("assets", asset["assetId"], "annotations")
+        [told] = (await data.get(dataset_id, *place))["items"]
+        contents = json.loads(told["spec"]["contents"]["contents"])
+        assert contents["interactions"][0]["answer"] == "Two."
+        contents["interactions"][0]["answer"] = "Three."
+        path = data.path(dataset_id, *place, told["annotationId"])
+        changed = await data.api.patch(path, json={"contents": json.dumps(contents)})
+        assert "Three." in changed.json()["spec"]["contents"]["contents"]
+        for bad in ("{}", "no", json.dumps({"type": "Freeform", "text": "x"})):
+            assert (await data.api.patch(path, json={"contents": bad})).json()["code"] == "InvalidBody", bad
+
+    in_house(story)
+
+
+async def create_run(house: Any, run_id: str, **settings: Any) -> Any:
+    flow = {"blocks": [{"block": "vi-dataset", "settings": settings}]}
+    return await (await house.api()).put(house.path(f"runs/{run_id}"), json={"spec": {"flow": flow}})
+
+
+def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        dataset_id = await data.make()
+        done = await data.bring(dataset_id, shelf(3))
+        created = await create_run(house, "r1", datasetId=dataset_id)
+        settings = created.json()["spec"]["flow"]["blocks"][0]["settings"]
+        assert (settings["datasetVersion"], settings["projectKind"]) == (done["status"]["version"], "vqa")
+
+        [asset] = [asset for name, asset in (await named(data, dataset_id)).items() if name == "2.png"]
+        await data.api.delete(data.path(dataset_id, "assets", asset["assetId"]))
+        attempt = await acts.claim(house)
+        offered = (await attempt.client.get("/internal/v1/attempt/dataset")).json()
+        assert (offered["version"], offered["assets"], offered["records"]) == (settings["datasetVersion"], 3, 3)
+        manifest = await attempt.client.get(f"/internal/v1/attempt/blobs/{offered['manifest']['sha256']}")
+        assert hashlib.sha256(manifest.content).hexdigest()[:16] == offered["version"]
+        lines = [json.loads(line) for line in manifest.content.splitlines()]
+        assert [line["filename"] for line in lines] == [f"shelf/{n}.png" for n in (1, 2, 3)]
+        body = (await attempt.client.get("/internal/v1/attempt/dataset/contents")).content
+        places = {content: rest for content, *rest in map(json.loads, body.splitlines())}
+        packs = {
+            stored["sha256"]: (await attempt.client.get(f"/internal/v1/attempt/blobs/{stored['sha256']}")).content
+            for stored in offered["packs"]
+        }
+        for line in lines:
+            blob, offset, size = places[line["sha256"]]
+            assert hashlib.sha256(packs[blob][offset : offset + size]).hexdigest() == line["sha256"]
+        other = hashlib.sha256(b"other").hexdigest()
+        assert (await attempt.client.get(f"/internal/v1/attempt/blobs/{other}")).status_code == 404
+
+        # A new run takes what the dataset is now; the old version can still be named.
+        newer = await create_run(house, "r2", datasetId=dataset_id)
+        assert newer.json()["spec"]["flow"]["blocks"][0]["settings"]["datasetVersion"] != offered["version"]
+        again = await create_run(house, "r3", datasetId=dataset_id, datasetVersion=offered["version"])
+        assert again.status_code == 201, again.text
+
+        refused = await data.api.delete(data.path(dataset_id))
+        assert (refused.status_code, refused.json()["code"]) == (409, "DatasetInUse")
+        assert "r1" in refused.json()["message"]
+        # Once no run needs it, the version goes, and the picture with it.
+        await attempt.start()
+        for run_id in ("r1", "r3"):
+            await data.api.delete(house.path(f"runs/{run_id}"))
+        await attempt.finish(75)
+        await deletion.sweep(house.services)
+        versions = (await data.get(dataset_id, "versions"))["items"]
+        assert [version["assets"] for version in versions] == [2]
+        found = await data.storage()
+        assert found["agrees"], found
+        for left in (await data.get(dataset_id, "assets", contents="y"))["items"]:
+            content = (await (await house.client(None)).get(left["contents"]["asset"]["url"])).content
+            assert hashlib.sha256(content).hexdigest() == left["metadata"]["sha256"]
+        held = b"".join(
+            house.services.blobs(house.org).open(h).read() for h in house.services.blobs(house.org).hashes()
+        )
+        assert picture(1) in held
+        assert picture(2) not in held
+
+    in_house(story)
+
+
+@pytest.mark.parametrize(
+    ("settings", "place"),
+    [
+        ({"datasetId": "nowhere"}, "/blocks/0/settings/datasetId"),
+        ({"datasetVersion": "0" * 16}, "/blocks/0/settings/datasetVersion"),
+        ({"projectKind": "phrase-grounding"}, "/blocks/0/settings/projectKind"),
+    ],
+)
+def test_a_flow_that_does_not_fit_its_dataset_is_refused_with_the_place(
+    in_house: Callable[..., None], store_kind: str, settings: dict[str, str], place: str
+) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        dataset_id = await data.make()
+        empty = await create_run(house, "r0", datasetId=dataset_id)
+        assert "nothing to learn from" in empty.json()["message"]
+        await data.bring(dataset_id, shelf(1))
+        refused = await create_run(house, "r1", **({"datasetId": dataset_id} | settings))
+        assert (refused.status_code, refused.json()["code"]) == (400, "InvalidFlow"), refused.text
+        assert [problem["path"] for problem in refused.json()["problems"]] == [place]
+
+    if store_kind == "sqlite":
+        in_house(story)
+
+
+def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        dataset_id, kept = await data.make(), await data.make(name="kept")
+        await data.bring(dataset_id, shelf(4))
+        await data.bring(kept, shelf(2))
+        await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": {"format": "ViJsonl"}})
+        waiting = await data.begin(dataset_id)
+        answer = await data.api.delete(data.path(dataset_id))
+        assert (answer.status_code, answer.json()["kind"]) == (200, "DeletedDataset")
+        assert (await data.api.get(data.path(dataset_id))).status_code == 404
+        assert (await data.api.delete(data.path(dataset_id))).status_code == 404
+        assert (await data.send(waiting["status"]["upload"]["url"], b"x")).status_code in (404, 409)
+        async with asyncio.timeout(30):
+            await house.services.jobs.settled()
+        await deletion.sweep(house.services)
+        told = (await data.api.get(data.path(dataset_id, "deleteOperation"))).json()
+        assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
+        place: Any = {"org": house.org, "dataset_id": dataset_id}
+        assert house.services.store.read(partial(dataset_rows.count_rows, **place)) == {}
+        found = await data.storage()
+        assert found["agrees"], found
+        # The other dataset shows two of the same pictures, and has them still.
+        listed = (await data.get(kept, "assets", contents="y"))["items"]
+        anonymous = await house.client(None)
+        for asset in listed:
+            content = (await anonymous.get(asset["contents"]["asset"]["url"])).content
+            assert hashlib.sha256(content).hexdigest() == asset["metadata"]["sha256"]
+        await data.api.delete(data.path(kept))
+        await house.services.jobs.settled()
+        found = await data.storage()
+        assert (found["agrees"], found["blobs"]) == (True, 0), found
+
+    in_house(story)
+
+
+def test_a_pack_that_is_mostly_rubbish_is_written_anew(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        dataset_id = await data.make()
+        await data.bring(dataset_id, shelf(8))
+        blobs = house.services.blobs(house.org)
+        before = sum(blobs.size_bytes(sha256) for sha256 in blobs.hashes())
+        names = [f"shelf/{number}.png" for number in range(1, 8)]
+        spec = {"filter": {"filenames": names}, "metadataQuery": None, "ruleQuery": None, "strictQuery": None}
+        begun = await data.api.post(data.path(dataset_id, "deleteManyAssetsSessions"), json={"spec": spec})
+        await house.services.jobs.settled()
+        session = begun.json()["deleteManyAssetsSessionId"]
+        told = await data.get(dataset_id, "deleteManyAssetsSessions", session)
+        assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
+        assert list(await named(data, dataset_id)) == ["8.png"]
+        [asset] = (await data.get(dataset_id, "assets", contents="y"))["items"]
+        assert (await (await house.client(None)).get(asset["contents"]["asset"]["url"])).content == picture(8)
+        assert sum(blobs.size_bytes(sha256) for sha256 in blobs.hashes()) < before / 2
+        found = await data.storage()
+        assert found["agrees"], found
+        await retention.remove_unneeded_contents(house.services, org=house.org)
+
+    in_house(story)
+
+
+def test_a_filter_that_is_not_understood_deletes_nothing(in_house: Callable[..., None], store_kind: str) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        dataset_id = await data.make()
+        path = data.path(dataset_id, "deleteManyAssetsSessions")
+        for spec in ({}, {"filter": ""}, {"filter": {"colour": "red"}}, {"filter": "a", "metadataQuery": "x"}):
+            answer = await data.api.post(path, json={"spec": spec})
+            assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), spec
+
+    if store_kind == "sqlite":
+        in_house(story)
+
+
+def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(in_house: Callable[..., None], store_kind: str) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        dataset_id = await data.make()
+        await data.bring(dataset_id, shelf(4))
+        names = {}
+        for format, ratio in (("ViFull", 0.5), ("ViJsonl", None)):
+            spec = {"format": format, "options": {"normalized": True, "splitRatio": ratio}}
+            house.clock.forward(1)
+            begun = (await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": spec})).json()
+            assert [c["status"] for c in begun["status"]["conditions"]] == ["Waiting"]
+            await house.services.jobs.settled()
+            told = await data.get(dataset_id, "datasetExports", begun["datasetExportId"])
+            assert [c["status"] for c in told["status"]["conditions"]] == ["Reached"], told
+            whole = (await (await house.client(None)).get(told["status"]["downloadUrl"]["url"])).content
+            assert hashlib.sha256(whole).hexdigest() == told["status"]["sha256"]
+            with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+                names[format] = archive.namelist()
+                if format == "ViJsonl":
+                    [name] = [name for name in names[format] if name.endswith(".jsonl")]
+                    rows = [json.loads(line) for line in archive.read(name).splitlines()]
+                    assert {row["id"] for row in rows} == {"1", "2", "3", "4"}
+        pictures = [name for name in names["ViFull"] if "/images/" in name]
+        assert len(pictures) == 4
+        assert {name.partition("/")[0] for name in names["ViFull"]} <= {"training", "validation"}
+        listed = (await data.get(dataset_id, "datasetExports"))["items"]
+        assert [export["spec"]["format"] for export in listed] == ["ViJsonl", "ViFull"]
+        refused = await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": {"format": "Coco"}})
+        assert refused.status_code == 400, refused.text
+        assert refused.json()["problems"][0]["path"] == "/spec/format"
+        house.clock.forward(8 * 24 * 3600)
+        await dataset_jobs.sweep(house.services)
+        assert (await data.get(dataset_id, "datasetExports"))["items"] == []
+        assert (await data.storage())["agrees"]
+
+    if store_kind == "sqlite":
+        in_house(story)
+
+
+def test_a_preview_shows_some_pictures(in_house: Callable[..., None], store_kind: str) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        dataset_id = await data.make()
+        done = await data.bring(dataset_id, shelf(3))
+        for params in ({"count": 2}, {"version": done["status"]["version"]}):
+            answer = await data.api.get(data.path(dataset_id, "preview"), params=params)
+            assert answer.headers["content-type"] == "image/png"
+            with Image.open(io.BytesIO(answer.content)) as shown:
+                assert shown.width > 300
+        assert (await data.api.get(data.path(dataset_id, "preview"), params={"version": "x"})).status_code == 404
+        assert (await data.storage())["agrees"]
+
+    if store_kind == "sqlite":
+        in_house(story)
+
+
+def test_no_organisation_reaches_into_another_ones_datasets(in_house: Callable[..., None], store_kind: str) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        dataset_id = await data.make()
+        done = await data.bring(dataset_id, shelf(1))
+        for rest in ((), ("assets",), ("imports", done["datasetImportId"]), ("versions",), ("preview",)):
+            path = data.path(dataset_id, *rest).replace(house.org, "org-other")
+            assert (await data.api.get(path)).status_code == 404
+
+    if store_kind == "sqlite":
+        in_house(story)
+
+
+def test_an_overwritten_picture_is_another_version(in_house: Callable[..., None], store_kind: str) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        dataset_id = await data.make()
+        one = await data.bring(dataset_id, {"a.png": picture(1), "l.jsonl": jsonl(vqa_row(1, "a.png"))})
+        two = await data.bring(dataset_id, {"a.png": picture(2), "l.jsonl": jsonl(vqa_row(1, "a.png"))})
+        assert one["status"]["version"] != two["status"]["version"]
+        [asset] = (await data.get(dataset_id, "assets", contents="y"))["items"]
+        assert (await (await house.client(None)).get(asset["contents"]["asset"]["url"])).content == picture(2)
+        await deletion.sweep(house.services)
+        assert [v["datasetVersionId"] for v in (await data.get(dataset_id, "versions"))["items"]] == [
+            two["status"]["version"]
+        ]
+        assert (await data.storage())["agrees"]
+
+    if store_kind == "sqlite":
+        in_house(story)
