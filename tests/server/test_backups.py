@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from runyard import backup_file
+from runyard.datasets.packs import pack
 from runyard.server.services import backups, deletion, leases
 from runyard.server.services.keys import new_key, parse, secret_mac
 from runyard.store import backup as rows
@@ -19,6 +20,7 @@ from runyard.store import blobs as blob_rows
 from runyard.store import keys as key_rows
 from runyard.store import organizations, pulse
 from runyard.store.tables import metadata
+from tests.server.datasets import Data, shelf
 
 # What a restore does not simply put back; see runyard.store.backup.
 OWN = {"meta", "pulse", "keys", "audit", "attempts"}
@@ -74,9 +76,31 @@ async def lived_in(house: Any, acts: Any) -> Any:
     return attempt
 
 
+async def lived_in_by_datasets(house: Any) -> tuple[Data, str, dict[str, Any]]:
+    """Something in every table of datasets; returns a dataset and an import of it that is under way."""
+    data = Data(house, await house.api())
+    dataset_id, gone = await data.make(), await data.make()
+    done = await data.bring(dataset_id, shelf(4) | {"bad.png": b"no picture"})
+    flow = {"blocks": [{"block": "vi-dataset", "settings": {"datasetId": dataset_id}}]}
+    created = await data.api.put(house.path("runs/pinned"), json={"spec": {"flow": flow}})
+    assert created.status_code == 201, created.text
+    [asset] = (await data.get(dataset_id, "assets", filter="2.png"))["items"]
+    await data.api.delete(data.path(dataset_id, "assets", asset["assetId"]))
+    await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": {"format": "ViJsonl"}})
+    spec = {"filter": "nothing of that name"}
+    await data.api.post(data.path(dataset_id, "deleteManyAssetsSessions"), json={"spec": spec})
+    await data.api.delete(data.path(gone))
+    await house.services.jobs.settled()
+    begun = await data.begin(dataset_id)
+    assert (await data.send(begun["status"]["upload"]["url"], pack(shelf(2, first=7).items()))).status_code == 204
+    assert done["status"]["version"]
+    return data, dataset_id, begun
+
+
 def test_every_table_is_in_a_backup(in_house: Callable[..., None], acts: Any) -> None:
     async def story(house: Any) -> None:
         await lived_in(house, acts)
+        await lived_in_by_datasets(house)
         body = {"spec": {"flow": {}, "resumeFrom": {"runId": "done"}}}
         assert (await (await house.api()).put(house.path("runs/continued"), json=body)).status_code == 201
         await house.services.store.write(lambda c: blob_rows.put_down(c, org=house.org, hashes={"0" * 64}))
@@ -118,6 +142,32 @@ def test_a_restore_brings_everything_back_and_nothing_else(in_house: Callable[..
         assert epoch(house) == answer.json()["epoch"] != first_epoch
         assert (await api.put(house.path("runs/new"), json={"spec": {}})).status_code == 201
         assert not list((house.settings.data_dir / backups.FOLDER).iterdir())
+
+    in_house(story)
+
+
+def test_a_restore_brings_datasets_back_and_lets_an_import_go_on(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        data, dataset_id, begun = await lived_in_by_datasets(house)
+        whole = await take(house)
+        before = world(house, without=OWN | {"unneeded_blobs"})
+        await data.api.delete(house.path("runs/pinned"))
+        assert (await data.api.delete(data.path(dataset_id))).status_code == 200
+        async with asyncio.timeout(30):
+            await house.services.jobs.settled()
+        assert list(house.services.blobs(house.org).hashes()) == []
+
+        await restored(house, whole)
+        assert world(house, without=OWN | {"unneeded_blobs"}) == before
+        assert (await data.storage())["agrees"]
+        pictures = (await data.get(dataset_id, "assets", contents="y"))["items"]
+        anonymous = await house.client(None)
+        for asset in pictures:
+            content = (await anonymous.get(asset["contents"]["asset"]["url"])).content
+            assert hashlib.sha256(content).hexdigest() == asset["metadata"]["sha256"]
+        assert (await data.finish(begun, pack(shelf(2, first=7).items()))).status_code == 200
+        await data.settled(begun)
+        assert (await data.get(dataset_id))["statistic"]["assetTotal"] == len(pictures) + 2
 
     in_house(story)
 
@@ -558,6 +608,8 @@ def forged_files(data: bytes) -> Iterator[tuple[str, bytes]]:
         ("output_files", "path", "../../../etc/passwd"),
         ("output_files", "path", "/etc/passwd"),
         ("output_files", "sha256", "../" * 8),
+        ("datasets", "id", "../d"),
+        ("imports", "id", "../i"),
         ("runs", "log_count", "many"),
         ("runs", "document", "no base64!"),
         ("runs", "condition", None),
@@ -569,6 +621,8 @@ def forged_files(data: bytes) -> Iterator[tuple[str, bytes]]:
 def test_a_file_that_is_not_as_it_was_written_changes_nothing(in_house: Callable[..., None], acts: Any) -> None:
     async def story(house: Any) -> None:
         await lived_in(house, acts)
+        datasets = Data(house, await house.api())
+        await datasets.begin(await datasets.make())
         data = await take(house)
         await (await house.api()).delete(house.path("runs/done"))  # so that blobs of the file are not here
         before, first_epoch = world(house), epoch(house)

@@ -134,6 +134,8 @@ def add_deletion(connection: Connection, *, org: str, dataset_id: str, user: str
 
 
 def end_deletion(connection: Connection, *, org: str, dataset_id: str, time_ms: int) -> None:
+    """Everything of a deleted dataset is gone, and now its own row."""
+    connection.execute(delete(datasets).where(datasets.c.org == org, datasets.c.id == dataset_id))
     where = (dataset_deletions.c.org == org, dataset_deletions.c.dataset_id == dataset_id)
     connection.execute(update(dataset_deletions).where(*where).values(time_ended=time_ms))
 
@@ -177,7 +179,7 @@ def remove_some(connection: Connection, *, org: str, dataset_id: str, limit: int
 
 
 def remove(connection: Connection, *, org: str, dataset_id: str) -> set[str]:
-    """Remove a deleted dataset without pictures and all that belongs to it; returns the blobs its rows named."""
+    """Remove all that belongs to a deleted dataset without pictures, not itself; returns the blobs its rows named."""
     blobs = set[str]()
     of_imports = select(imports.c.id).where(imports.c.org == org, imports.c.dataset_id == dataset_id)
     in_imports = (import_files.c.org == org, import_files.c.import_id.in_(of_imports))
@@ -189,7 +191,6 @@ def remove(connection: Connection, *, org: str, dataset_id: str) -> set[str]:
         connection.execute(delete(table).where(*of_it))
     for table in (bulk_deletions, run_datasets):
         connection.execute(delete(table).where(table.c.org == org, table.c.dataset_id == dataset_id))
-    connection.execute(delete(datasets).where(datasets.c.org == org, datasets.c.id == dataset_id))
     return {sha256 for sha256 in blobs if sha256 is not None}
 
 

@@ -4,25 +4,42 @@ import asyncio
 import shutil
 from functools import partial
 
-from runyard.server.services import assets, datasets, exports, import_jobs, imports
+from sqlalchemy import Connection
+
+from runyard.server.services import assets, datasets, exports, import_jobs
 from runyard.server.services.context import Services
 from runyard.store import datasets as rows
+from runyard.store import imports as import_rows
+from runyard.store import organizations
 from runyard.store import versions as job_rows
-from runyard.store.tables import bulk_deletions
+from runyard.store.tables import bulk_deletions, dataset_exports
 
 
 async def begin(services: Services) -> None:
-    """Before anything is served: remove what uploads that a crash cut off left behind, then sweep."""
-
-    def clear() -> None:
-        for path in services.settings.imports_dir.glob(f"*/{imports.INCOMING}*"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-    await asyncio.to_thread(clear)
+    """Before anything is served: remove what a crash cut off, then sweep."""
+    for org in services.store.read(organizations.ids):
+        await asyncio.to_thread(_clear, services, org)
     await sweep(services)
+
+
+def _clear(services: Services, org: str) -> None:
+    """Folders of what is over, and files that had not come to be anything."""
+    folder = services.settings.imports_dir / org
+    needed = services.store.read(partial(under_way, org=org))
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if path.name in needed:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def under_way(connection: Connection, *, org: str) -> set[str]:
+    """Names of the folders that an organisation's imports and exports need."""
+    waiting = job_rows.jobs_under_way(connection, dataset_exports)
+    exports = {datasets.EXPORT_FOLDER + row.id for row in waiting if row.org == org}
+    return exports | set(import_rows.under_way_in(connection, org=org))
 
 
 async def sweep(services: Services) -> None:

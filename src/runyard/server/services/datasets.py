@@ -229,11 +229,11 @@ async def _remove(services: Services, org: str, dataset_id: str) -> None:
         def work(connection: Connection) -> None:
             blob_rows.put_down(connection, org=org, hashes=rows.remove(connection, **place))
             rows.release_contents(connection, org=org)
-            rows.end_deletion(connection, **place, time_ms=services.clock.now_ms())
 
         await services.store.write(work)
     await retention.remove_unneeded(services, org=org)
     await retention.remove_unneeded_contents(services, org=org)
+    await services.store.write(partial(rows.end_deletion, **place, time_ms=services.clock.now_ms()))
 
 
 async def _remove_folder(services: Services, org: str, name: str) -> None:

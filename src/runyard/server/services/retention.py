@@ -115,7 +115,9 @@ async def _settle(services: Services, org: str) -> set[str]:
                     hashes=version_rows.remove(connection, org=org, dataset_id=dataset_id, version=version),
                 )
         version_rows.forget_contents(connection, org=org, needed=shown)
-        return version_rows.settle_contents(connection, org=org, held=held, gone=gone)
+        affected = version_rows.settle_contents(connection, org=org, held=held, gone=gone)
+        blobs.put_down(connection, org=org, hashes=affected)  # those that hold nothing any more
+        return affected
 
     return await services.store.write(work)
 
@@ -132,17 +134,17 @@ def _named_by_versions(services: Services, org: str, hashes: set[str]) -> dict[t
 
 
 async def _tidy(services: Services, org: str, sha256: str) -> None:
-    """Put a blob down that holds no needed picture; write one anew of which less than half is needed."""
+    """Write a pack anew of which less than half is needed."""
     kept = services.store.read(partial(version_rows.in_blob, org=org, sha256=sha256))
     store = services.blobs(org)
-    if kept and 2 * sum(place.size_bytes for place in kept) >= store.size_bytes(sha256):
+    if not kept or 2 * sum(place.size_bytes for place in kept) >= store.size_bytes(sha256):
         return
     async with services.blob_lock:
-        new, offsets = await asyncio.to_thread(_rewritten, store, sha256, kept) if kept else ("", {})
+        new, offsets = await asyncio.to_thread(_rewritten, store, sha256, kept)
 
         def work(connection: Connection) -> None:
             version_rows.move_contents(connection, org=org, old=sha256, new=new, offsets=offsets)
-            blobs.put_down(connection, org=org, hashes={sha256, new} - {""})
+            blobs.put_down(connection, org=org, hashes={sha256, new})
 
         await services.store.write(work)
 

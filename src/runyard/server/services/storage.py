@@ -19,14 +19,11 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.blobs import BlobHeld
+from runyard.server.services import dataset_jobs
 from runyard.server.services.context import Actor, Services
-from runyard.server.services.datasets import EXPORT_FOLDER
 from runyard.server.services.imports import INCOMING
-from runyard.store import imports as import_rows
 from runyard.store import organizations
 from runyard.store import storage as rows
-from runyard.store import versions as version_rows
-from runyard.store.tables import dataset_exports
 
 
 class LostFile(msgspec.Struct, rename="camel", kw_only=True):
@@ -97,9 +94,7 @@ def _compare(services: Services, org: str) -> StorageReport:
             if blob.sha256 not in stored and not blobs.has(blob.sha256)
         ]
         needed = {file.sha256 for file in files} | {blob.sha256 for blob in of_datasets}
-        run_ids, import_ids = rows.run_ids(connection, org=org), set(import_rows.under_way_in(connection, org=org))
-        exports = version_rows.jobs_under_way(connection, dataset_exports)
-        import_ids |= {EXPORT_FOLDER + export.id for export in exports if export.org == org}
+        run_ids, import_ids = rows.run_ids(connection, org=org), dataset_jobs.under_way(connection, org=org)
         return lost, needed, run_ids, import_ids, rows.may_be_uploading(connection, org=org)
 
     lost, needed, run_ids, import_ids, may_arrive = services.store.read(work)
