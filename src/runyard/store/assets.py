@@ -3,15 +3,16 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, or_, select, update
 
+from runyard.store.many import insert_many
 from runyard.store.tables import AnyRow, assets, contents, records
 
 AT_ONCE = 500  # values in one question: databases bound their number
 
 Sorting = Literal["default", "assetId", "filename", "lastModified.contents", "metadata.fileSize"]
 _SORTED_BY = {
-    "default": assets.c.number,
+    "default": assets.c.id,
     "assetId": assets.c.id,
     "filename": assets.c.filename,
     "lastModified.contents": assets.c.contents_updated,
@@ -25,10 +26,12 @@ def get(connection: Connection, *, org: str, dataset_id: str, asset_id: str) -> 
 
 
 def by_name(connection: Connection, *, org: str, dataset_id: str, names: Collection[str]) -> dict[str, AnyRow]:
-    """Those of the names that there are, with their rows."""
+    """Those of the names that there are; columns filename, id, content, size_bytes, record_count, generation."""
     found: dict[str, AnyRow] = {}
+    table = assets.c
+    columns = (table.filename, table.id, table.content, table.size_bytes, table.record_count, table.generation)
     for some in _chunks(names):
-        query = select(assets).where(
+        query = select(*columns).where(
             assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.filename.in_(some)
         )
         found |= {row.filename: row for row in connection.execute(query)}
@@ -117,13 +120,11 @@ def shown(connection: Connection, *, org: str, hashes: Collection[str]) -> set[s
 
 
 def add_places(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows:
-        connection.execute(insert(contents), list(rows))
+    insert_many(connection, contents, rows)
 
 
 def add(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows:
-        connection.execute(insert(assets), list(rows))
+    insert_many(connection, assets, rows)
 
 
 def change(connection: Connection, *, org: str, dataset_id: str, asset_id: str, values: Mapping[str, Any]) -> None:
@@ -146,23 +147,13 @@ def remove(connection: Connection, *, org: str, dataset_id: str, ids: Collection
 
 
 def add_records(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows:
-        connection.execute(insert(records), list(rows))
+    insert_many(connection, records, rows)
 
 
 _CHANGE_RECORD = update(records).where(
     records.c.org == bindparam("of_org"),
     records.c.dataset_id == bindparam("of_dataset"),
     records.c.number == bindparam("of_number"),
-)
-_COUNT_RECORDS = (
-    update(assets)
-    .where(
-        assets.c.org == bindparam("of_org"),
-        assets.c.dataset_id == bindparam("of_dataset"),
-        assets.c.id == bindparam("of_asset"),
-    )
-    .values(record_count=assets.c.record_count + bindparam("more"), last_updated=bindparam("at"))
 )
 
 
@@ -177,13 +168,16 @@ def change_records(
 
 def count_records(connection: Connection, *, org: str, dataset_id: str, more: Mapping[str, int], time_ms: int) -> None:
     """So many more records, by the id of the asset."""
-    rows = [
-        {"of_org": org, "of_dataset": dataset_id, "of_asset": asset_id, "more": number, "at": time_ms}
-        for asset_id, number in more.items()
-        if number
-    ]
-    if rows:
-        connection.execute(_COUNT_RECORDS, rows)
+    by_number: dict[int, list[str]] = {}
+    for asset_id, number in more.items():
+        by_number.setdefault(number, []).append(asset_id)
+    for number, ids in by_number.items():  # nearly always one number
+        for some in _chunks(ids):
+            connection.execute(
+                update(assets)
+                .where(assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.id.in_(some))
+                .values(record_count=assets.c.record_count + number, last_updated=time_ms)
+            )
 
 
 def remove_records(connection: Connection, *, org: str, dataset_id: str, numbers: Collection[int]) -> None:

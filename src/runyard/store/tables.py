@@ -288,14 +288,13 @@ datasets = Table(
     Index("datasets_by_time", "org", "deleted", "time_created", "id"),
 )
 
-# One row a picture. ``number`` is the order in which they came.
+# One row a picture. Ids grow, so that their order is the one in which pictures came.
 assets = Table(
     "assets",
     metadata,
     Column("org", String(64), primary_key=True),
     Column("dataset_id", String(255), primary_key=True),
     Column("id", String(64), primary_key=True),
-    Column("number", BigInteger, nullable=False),
     Column("filename", String(1024), nullable=False),
     Column("content", String(64), nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
@@ -314,7 +313,6 @@ assets = Table(
     Column("last_updated", BigInteger, nullable=False),
     Column("contents_updated", BigInteger, nullable=False),
     UniqueConstraint("org", "dataset_id", "filename", name="assets_filename_once"),
-    Index("assets_by_number", "org", "dataset_id", "number"),
     Index("assets_by_content", "org", "content"),
 )
 

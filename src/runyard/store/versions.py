@@ -43,6 +43,12 @@ def all_of(connection: Connection, *, org: str) -> Sequence[AnyRow]:
     return connection.execute(select(dataset_versions).where(dataset_versions.c.org == org)).all()
 
 
+def ids(connection: Connection, *, org: str) -> set[tuple[str, str]]:
+    """Every version of an organisation: dataset and id."""
+    query = select(dataset_versions.c.dataset_id, dataset_versions.c.id).where(dataset_versions.c.org == org)
+    return {(row.dataset_id, row.id) for row in connection.execute(query)}
+
+
 def is_pinned(connection: Connection, *, org: str, dataset_id: str, version: str) -> bool:
     table = run_datasets.c
     query = select(table.run_id).where(table.org == org, table.dataset_id == dataset_id, table.version == version)

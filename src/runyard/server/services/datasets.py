@@ -37,7 +37,7 @@ from vi.api.responses import ConditionStatus, ResourceMetadata
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 ID_LENGTH = 12
-REMOVED_AT_ONCE = 1000
+REMOVED_AT_ONCE = 250
 EXPORT_FOLDER = "export-"  # exports are made in folders beside those of imports
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import Connection
 from runyard.rundir import read_json, write_json
 from runyard.server.services import datasets, retention, versions
 from runyard.server.services.context import Services
-from runyard.server.services.takeover import take_images, take_records
+from runyard.server.services.takeover import Taker, take_images, take_records
 from runyard.server.services.workers import last_words, worker
 from runyard.store import assets as asset_rows
 from runyard.store import blobs as blob_rows
@@ -39,7 +39,7 @@ PROGRESS, FINDINGS, RESULT = "progress.json", "findings.jsonl", "result.json"
 IMAGES, RECORDS, OWN_PACKS = "images.jsonl", "records.jsonl", "packs"
 
 LOOK_EVERY_S = 0.1
-CHUNK = 1000  # rows a transaction: everybody else's writes wait for it
+CHUNK = 500  # rows a transaction: everybody else's writes wait for it
 WORKER_TRIES = 2
 WORKER = "runyard.datasets.importing"
 # What the published client's policies mean to a reader of rows.
@@ -232,16 +232,21 @@ async def _take_over(services: Services, row: AnyRow, folder: Path, result: dict
     await _end(services, row, state="Done", why=None, result=result, version=version.id if version else None)
 
 
-async def _take_lines(services: Services, row: AnyRow, path: Path, done: int, take: Any) -> None:
+async def _take_lines(services: Services, row: AnyRow, path: Path, done: int, take: Taker) -> None:
+    """The next chunk is read while the last one is written."""
     with open(path, "rb") as file:
         for _ in islice(file, done):
             pass
-        while lines := await asyncio.to_thread(lambda: list(islice(file, CHUNK))):
-            done += len(lines)
-            prepared = await asyncio.to_thread(take.read, lines)
-            await services.store.write(
-                partial(take.write, row=row, prepared=prepared, done=done, now_ms=services.clock.now_ms())
-            )
+
+        def read() -> tuple[int, Any]:
+            lines = list(islice(file, CHUNK))
+            return len(lines), take.read(lines)
+
+        count, prepared = await asyncio.to_thread(read)
+        while count:
+            done += count
+            work = partial(take.write, row=row, prepared=prepared, done=done, now_ms=services.clock.now_ms())
+            _, (count, prepared) = await asyncio.gather(services.store.write(work), asyncio.to_thread(read))
 
 
 def _overwritten(services: Services, row: AnyRow, folder: Path) -> str | None:

@@ -43,6 +43,7 @@ class _Content(msgspec.Struct):
 
 
 _CONTENT = msgspec.json.Decoder(_Content)
+AT_ONCE = 250  # pictures decided about in one transaction
 
 
 def checkpoint_settings(flow: FlowSpec) -> Checkpoint | None:
@@ -96,30 +97,47 @@ async def remove_unneeded_contents(services: Services, *, org: str) -> None:
 
 
 async def _settle(services: Services, org: str) -> set[str]:
-    """Decide about every picture that was put down; returns the blobs that hold one that went."""
-    down = services.store.read(partial(version_rows.unneeded_contents, org=org))
-    named = await asyncio.to_thread(_named_by_versions, services, org, down)
+    """Decide about every picture that was put down, some at a time; returns the blobs that hold one that went."""
+    down = sorted(services.store.read(partial(version_rows.unneeded_contents, org=org)))
+    examined = services.store.read(partial(version_rows.ids, org=org))  # before they are: a new one is not among them
+    named = await asyncio.to_thread(_named_by_versions, services, org, set(down))
+    affected = set[str]()
+    for start in range(0, len(down), AT_ONCE):
+        some = set(down[start : start + AT_ONCE])
+        affected |= await services.store.write(
+            partial(_settle_some, org=org, down=some, named=named, examined=examined)
+        )
+    return affected
 
-    def work(connection: Connection) -> set[str]:
-        shown = asset_rows.shown(connection, org=org, hashes=down)
-        pinned = {
-            key for key in named if version_rows.is_pinned(connection, org=org, dataset_id=key[0], version=key[1])
-        }
-        held = set[str]().union(*(named[key] for key in pinned)) - shown
-        gone = down - shown - held
-        for dataset_id, version in named.keys() - pinned:
-            if named[dataset_id, version] & gone:
-                blobs.put_down(
-                    connection,
-                    org=org,
-                    hashes=version_rows.remove(connection, org=org, dataset_id=dataset_id, version=version),
-                )
-        version_rows.forget_contents(connection, org=org, needed=shown)
-        affected = version_rows.settle_contents(connection, org=org, held=held, gone=gone)
-        blobs.put_down(connection, org=org, hashes=affected)  # those that hold nothing any more
-        return affected
 
-    return await services.store.write(work)
+def _settle_some(
+    connection: Connection,
+    *,
+    org: str,
+    down: set[str],
+    named: dict[tuple[str, str], set[str]],
+    examined: set[tuple[str, str]],
+) -> set[str]:
+    if version_rows.ids(connection, org=org) - examined:
+        return set()  # a version that was made meanwhile may name one of them: the next sweep knows it
+    shown = asset_rows.shown(connection, org=org, hashes=down)
+    held = set[str]()
+    going = []
+    for (dataset_id, version), contents in named.items():
+        if version_rows.is_pinned(connection, org=org, dataset_id=dataset_id, version=version):
+            held |= contents & down
+        else:
+            going.append((dataset_id, version))
+    held -= shown
+    gone = down - shown - held
+    for dataset_id, version in going:
+        if named[dataset_id, version] & gone:
+            manifest = version_rows.remove(connection, org=org, dataset_id=dataset_id, version=version)
+            blobs.put_down(connection, org=org, hashes=manifest)
+    version_rows.forget_contents(connection, org=org, needed=shown)
+    affected = version_rows.settle_contents(connection, org=org, held=held, gone=gone)
+    blobs.put_down(connection, org=org, hashes=affected)  # those that hold nothing any more
+    return affected
 
 
 def _named_by_versions(services: Services, org: str, hashes: set[str]) -> dict[tuple[str, str], set[str]]:

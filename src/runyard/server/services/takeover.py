@@ -94,8 +94,7 @@ def _write_images(
             {
                 "org": org,
                 "dataset_id": dataset_id,
-                "id": secrets.token_hex(8),
-                "number": number,
+                "id": f"{number:08x}{secrets.token_hex(4)}",  # growing: indexes are filled at one end
                 "filename": line.path,
                 "custom": custom.get(line.path, NOTHING),
                 "inserted_by": row.user,

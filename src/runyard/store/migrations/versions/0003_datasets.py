@@ -37,7 +37,6 @@ def upgrade() -> None:
         sa.Column("org", sa.String(length=64), nullable=False),
         sa.Column("dataset_id", sa.String(length=255), nullable=False),
         sa.Column("id", sa.String(length=64), nullable=False),
-        sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("filename", sa.String(length=1024), nullable=False),
         sa.Column("content", sa.String(length=64), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
@@ -59,7 +58,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("org", "dataset_id", "filename", name="assets_filename_once"),
     )
     op.create_index("assets_by_content", "assets", ["org", "content"], unique=False)
-    op.create_index("assets_by_number", "assets", ["org", "dataset_id", "number"], unique=False)
     op.create_table(
         "records",
         sa.Column("org", sa.String(length=64), nullable=False),
