@@ -1,0 +1,131 @@
+"""A version's files: written and read again, its name, and what is said of files that are not whole."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from runyard.datasets.records import Freeform, Interaction, PhraseGrounding, Vqa
+from runyard.datasets.versions import (
+    CONTENTS,
+    MANIFEST,
+    PACKS,
+    Item,
+    ManifestWriter,
+    VersionError,
+    VersionFolder,
+    contents_line,
+    read_manifest,
+)
+
+PICTURES = [b"first picture", b"second", b"third one"]
+
+
+def item(filename: str, data: bytes, *records: Vqa | PhraseGrounding | Freeform) -> Item:
+    digest = hashlib.sha256(data).hexdigest()
+    return Item(
+        filename=filename, sha256=digest, size=len(data), width=4, height=3, mime="image/png", records=list(records)
+    )
+
+
+def items() -> list[Item]:
+    asked = Vqa(interactions=[Interaction(order=1, question="What?", answer="Ein Tor — größer")])
+    return [
+        item("Z.png", PICTURES[0], asked),
+        item("a/b.png", PICTURES[1], asked, asked),
+        item("a/c.png", PICTURES[1], asked),
+        item("é.png", PICTURES[2], asked),
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pack = b"head" + b"".join(PICTURES)
+    name = hashlib.sha256(pack).hexdigest()
+    (tmp_path / PACKS).mkdir()
+    (tmp_path / PACKS / name).write_bytes(pack)
+    with open(tmp_path / MANIFEST, "wb") as file:
+        writer = ManifestWriter(file)
+        for each in items():
+            writer.add(each)
+    lines, offset = [], 4
+    for data in PICTURES:
+        lines.append(contents_line(hashlib.sha256(data).hexdigest(), name, offset, len(data)))
+        offset += len(data)
+    (tmp_path / CONTENTS).write_bytes(b"".join(sorted(lines)))
+    return tmp_path
+
+
+def test_a_version_is_read_back_as_it_was_written(folder: Path):
+    version = VersionFolder(folder)
+    assert list(version.items()) == items() == list(read_manifest(folder / MANIFEST))
+    assert version.item(3).filename == "é.png"
+    assert len(version) == 4
+    assert [version.read(each.sha256) for each in items()] == [PICTURES[0], PICTURES[1], PICTURES[1], PICTURES[2]]
+    version.close()
+
+
+def test_a_manifest_line_is_camel_case_json_as_other_programs_read_it(folder: Path):
+    line = json.loads((folder / MANIFEST).read_text().splitlines()[0])
+    assert list(line) == ["filename", "sha256", "size", "width", "height", "mime", "records"]
+    assert line["records"] == [
+        {"type": "Vqa", "interactions": [{"order": 1, "question": "What?", "answer": "Ein Tor — größer"}]}
+    ]
+
+
+def test_the_name_of_a_version_is_the_hash_of_its_manifest(folder: Path):
+    writers = [ManifestWriter(io.BytesIO()) for _ in range(2)]
+    for each in items():
+        writers[0].add(each)
+    for each in items()[1:]:
+        writers[1].add(each)
+    whole = (folder / MANIFEST).read_bytes()
+    assert writers[0].version == hashlib.sha256(whole).hexdigest()[:16]
+    assert writers[0].size_bytes == len(whole)
+    assert writers[1].version != writers[0].version
+
+
+@pytest.mark.parametrize("second", ["a.png", "b.png"])
+def test_items_have_to_come_sorted_and_once(second: str):
+    writer = ManifestWriter(io.BytesIO())
+    writer.add(item("b.png", b"x"))
+    with pytest.raises(ValueError, match="sort items by filename"):
+        writer.add(item(second, b"x"))
+
+
+def test_a_pack_that_holds_other_bytes_is_not_served(folder: Path):
+    pack = next((folder / PACKS).iterdir())
+    pack.write_bytes(pack.read_bytes().replace(b"second", b"sicond"))
+    version = VersionFolder(folder)
+    assert version.read(items()[0].sha256) == PICTURES[0]
+    with pytest.raises(VersionError, match=f"does not hold picture {items()[1].sha256}"):
+        version.read(items()[1].sha256)
+    version.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'["ab","cd",0,1]\n', b'["' + b"A" * 64 + b'","' + b"0" * 64 + b'",0,1]\n', b"{}\n", b"[", b"\xff\n"],
+)
+def test_contents_that_cannot_be_read_name_file_and_line(folder: Path, line: bytes):
+    path = folder / CONTENTS
+    path.write_bytes(path.read_bytes() + line)
+    with pytest.raises(VersionError, match=r"contents.jsonl line 4 "):
+        VersionFolder(folder)
+
+
+def test_a_manifest_line_that_is_no_item_is_named(folder: Path):
+    with open(folder / MANIFEST, "ab") as file:
+        file.write(b'{"filename": 5}\n')
+    version = VersionFolder(folder)
+    with pytest.raises(VersionError, match=r"manifest.jsonl line 5 "):
+        version.item(4)
+    version.close()
+
+
+def test_a_missing_file_is_named(folder: Path):
+    (folder / MANIFEST).unlink()
+    with pytest.raises(VersionError, match=r"manifest.jsonl is missing"):
+        VersionFolder(folder)
