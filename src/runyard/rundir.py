@@ -6,6 +6,7 @@
         run.json        controller   the run's document and the settings of this attempt
         supervisor.lock              held (flock) by the one supervisor that looks after this folder
         resume.json     supervisor   where the checkpoint to resume from lies; absent on a fresh start
+        dataset.json    supervisor   where the version of the uploaded dataset lies; absent for built-in data
         stop.json       supervisor   appears when the trainer shall save and stop
         permit          supervisor   when it was last well: a trainer whose permit has run out saves and stops
         process.json    supervisor   who the supervisor and the trainer are (boot id, pid, start ticks)
@@ -34,6 +35,7 @@ from typing import IO, Any
 PLACED = "placed.json"
 RUN = "run.json"
 RESUME = "resume.json"
+DATASET = "dataset.json"
 STOP = "stop.json"
 PROCESS = "process.json"
 PERMIT = "permit"

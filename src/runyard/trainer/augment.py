@@ -6,21 +6,19 @@ box to less than half, the picture is not moved.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from runyard.flows.blocks import Augmentation
 from runyard.trainer.answers import BOX_SCALE, Box, Grounding
-
-if TYPE_CHECKING:
-    from runyard.trainer.datasets import Sample
+from runyard.trainer.datasets import Sample
 
 LEAST_VISIBLE = 0.5
 
 
-def vary(sample: "Sample", strengths: Augmentation, random: np.random.Generator) -> "Sample":
+def vary(sample: Sample, strengths: Augmentation, random: np.random.Generator) -> Sample:
     """The sample with its picture varied; draws the same numbers whatever the strengths."""
     x, y, size, mirror, light, contrast = random.uniform(-1, 1, 6)
     image = sample.image.convert("RGB")
@@ -39,7 +37,7 @@ def vary(sample: "Sample", strengths: Augmentation, random: np.random.Generator)
     if strengths.noise:
         pixels = np.asarray(image, np.float64) + random.normal(0, 255 * strengths.noise, (*image.size[::-1], 3))
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    return replace(sample, image=image, truth=truth)
+    return Sample(image, sample.question, truth)
 
 
 def _move(image: Image.Image, *, zoom: float, shift: tuple[float, float], is_mirrored: bool) -> Image.Image:
@@ -86,7 +84,7 @@ def _move_box(box: Box, *, zoom: float, shift: tuple[float, float], is_mirrored:
 def varied_by(strengths: Augmentation, seed: int) -> Any:
     """The function ``VariedSamples`` asks: sample, epoch and index to the varied sample."""
 
-    def varied(sample: "Sample", epoch: int, index: int) -> "Sample":
+    def varied(sample: Sample, epoch: int, index: int) -> Sample:
         return vary(sample, strengths, np.random.default_rng([seed, epoch, index]))
 
     return varied

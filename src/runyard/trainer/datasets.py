@@ -1,5 +1,7 @@
 """What is trained on: samples, the split into training and held-out ones, and the two built-in datasets.
 
+Those that people upload are read in ``uploaded.py``.
+
 ``digits`` asks which digit a real handwritten scan shows; ``digits-grounding`` asks where digits are on a canvas. Both
 are made of the 1,797 scans that scikit-learn carries, so they need no download. What is held out is decided by scan, by
 content hash and seed: adding pictures moves none across, and no canvas for training holds a held-out scan.
@@ -51,6 +53,7 @@ class Dataset:
     train: Sequence[Sample]
     validation: Sequence[Sample]
     phrases: tuple[str, ...] = ()
+    version: str | None = None  # of an uploaded dataset
 
 
 def load_dataset(name: str, *, seed: int, validation_fraction: float, max_samples: int | None = None) -> Dataset:
@@ -76,7 +79,12 @@ def load_dataset(name: str, *, seed: int, validation_fraction: float, max_sample
 
 def is_held_out(content: bytes, *, seed: int, fraction: float) -> bool:
     """Whether a picture belongs to the held-out part; depends on nothing but itself, the seed and the fraction."""
-    digest = hashlib.sha256(seed.to_bytes(8, "big") + hashlib.sha256(content).digest()).digest()
+    return is_digest_held_out(hashlib.sha256(content).digest(), seed=seed, fraction=fraction)
+
+
+def is_digest_held_out(sha256: bytes, *, seed: int, fraction: float) -> bool:
+    """The same for a picture whose SHA-256 is known."""
+    digest = hashlib.sha256(seed.to_bytes(8, "big") + sha256).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 

@@ -8,14 +8,21 @@ quarter of the size and gives back the very same floats. A step then only gather
 Labels stand on the answer alone: its tokens are those that ``generate`` would have to produce after the prompt.
 """
 
+import hashlib
+import json
+import tempfile
+from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from runyard.rundir import files_below
 from runyard.trainer.answers import write_answer
 from runyard.trainer.datasets import Sample
 from runyard.trainer.errors import InvalidData
@@ -23,6 +30,9 @@ from runyard.trainer.families import Parts
 
 IGNORED = -100  # the label of a token that is not learnt
 LARGEST_TABLE = 65_536
+KNOWN_PROMPTS = 512
+# Fields of saved processors that name where they came from or who wrote them, and decide nothing.
+_ORIGIN = ("name_or_path", "_name_or_path", "transformers_version", "local_files_only", "is_local")
 # Per-token fields of a processor's answer; everything else belongs to pictures.
 TOKEN_FIELDS = ("token_type_ids", "mm_token_type_ids")
 # Fields of an image processor's answer that models take, besides those named after pixels.
@@ -44,19 +54,27 @@ class Encoded:
         return len(self.prompt) + len(self.answer)
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The tokens of a prompt, and whether the image part alone is enough; None until that has been compared."""
+
+    prompt: Encoded
+    is_enough: bool | None
+
+
 class Encoder:
     """Turns a sample into tokens and pixels with the model's processor.
 
     The tokens of a prompt depend on its text and on how large the picture is, not on what it shows. So the whole
-    processor runs once for each text and size; if its image part alone then gives the same pixels, that part is enough
-    for all others of this text and size, which is several times faster.
+    processor runs for each new text and size; when that comes a second time and the image part alone gives the same
+    pixels, that part is enough for all others of this text and size, which is several times faster.
     """
 
     def __init__(self, processor: Any, parts: Parts, *, system_prompt: str, task: str):
         self._processor, self._parts = processor, parts
         self._system_prompt, self._task = system_prompt, task
-        self._prompts: dict[str, str] = {}
-        self._known: dict[tuple[str, tuple[int, int]], Encoded | None] = {}
+        self._known: OrderedDict[tuple[str, tuple[int, int]], _Known] = OrderedDict()
+        self._prompt = lru_cache(maxsize=KNOWN_PROMPTS)(self._write_prompt)
         self._end = self._end_of_answer()
         self._tokens_of_answer = lru_cache(maxsize=16_384)(self._tokenize)
 
@@ -69,13 +87,18 @@ class Encoder:
         image = image.convert("RGB")
         prompt = self._prompt(question)
         key = (prompt, image.size)
-        if (known := self._known.get(key)) is not None:
-            return replace(known, images=self._images_alone(image))
+        known = self._known.pop(key, None)
+        if known is not None and known.is_enough:
+            self._known[key] = known
+            return replace(known.prompt, images=self._images_alone(image))
         whole = self._whole(image, prompt)
-        if key not in self._known:
-            alone = self._images_alone(image)
+        is_enough = None  # a prompt that never comes again, such as a caption, is not worth the comparison
+        if known is not None:
+            alone = self._images_alone(image) if known.is_enough is None else {}
             is_enough = all(name in alone and np.array_equal(alone[name], whole.images[name]) for name in whole.images)
-            self._known[key] = replace(whole, images={}) if is_enough else None
+        self._known[key] = _Known(replace(whole, images={}), is_enough)
+        if len(self._known) > KNOWN_PROMPTS:
+            self._known.popitem(last=False)
         return whole
 
     def _whole(self, image: Any, prompt: str) -> Encoded:
@@ -95,16 +118,30 @@ class Encoder:
     def _tokenize(self, answer: str) -> _Array:
         return np.asarray(self._processor.tokenizer(answer, add_special_tokens=False)["input_ids"], np.int64)
 
-    def _prompt(self, question: str) -> str:
+    def _write_prompt(self, question: str) -> str:
         """System text, picture and question as the family writes them, up to where the model begins to speak."""
-        if question not in self._prompts:
-            if self._has_template:
-                messages = conversation(self._system_prompt, question)
-                text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            else:
-                text = str(self._parts.plain_prompt).format(system=self._system_prompt, question=question)
-            self._prompts[question] = text
-        return self._prompts[question]
+        if self._has_template:
+            messages = conversation(self._system_prompt, question)
+            return str(self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return str(self._parts.plain_prompt).format(system=self._system_prompt, question=question)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides what becomes of a sample, as JSON; what merely says where the processor lay is left out."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._processor.save_pretrained(folder)
+            files = {path: full.read_bytes() for path, full in files_below(Path(folder))}
+        found = {
+            path: _without_origin(json.loads(data)) if path.endswith(".json") else hashlib.sha256(data).hexdigest()
+            for path, data in files.items()
+        }
+        return {
+            "processor": found,
+            "parts": repr(self._parts),
+            "systemPrompt": self._system_prompt,
+            "task": self._task,
+            "end": self._end,
+        }
 
     def _end_of_answer(self) -> str:
         """What the family writes after an answer; there the model shall stop."""
@@ -124,6 +161,12 @@ class Encoder:
     @property
     def _has_template(self) -> bool:
         return bool(getattr(self._processor, "chat_template", None))
+
+
+def _without_origin(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_origin(item) for name, item in value.items() if name not in _ORIGIN}
+    return [_without_origin(item) for item in value] if isinstance(value, list) else value
 
 
 def conversation(system_prompt: str, question: str) -> list[dict[str, Any]]:
@@ -234,46 +277,66 @@ def assemble(rows: Sequence[Encoded], images: Mapping[str, _Array], layout: Layo
     )
 
 
-class EncodedSamples:
-    """The cache: every sample of one part of the data, ready to be gathered."""
+class Encodings(ABC):
+    """Every sample of one part of the data, ready to be gathered. ``lengths`` are those of prompt and answer."""
 
-    def __init__(self, encoded: Sequence[Encoded], layout: Layout):
+    lengths: _Array
+    prompt_lengths: _Array
+    size_bytes: int
+
+    def __init__(self, layout: Layout):
         self._layout = layout
-        self._images = (
-            {name: PixelTable([item.images[name] for item in encoded]) for name in encoded[0].images} if encoded else {}
-        )
-        self._rows = [replace(item, images={}) for item in encoded]
-        self.lengths = np.asarray([item.length for item in encoded])
+
+    @abstractmethod
+    def _row(self, index: int) -> Encoded:
+        """The tokens of a sample."""
+
+    @abstractmethod
+    def _pixels(self, indices: Sequence[int]) -> dict[str, _Array]:
+        """What the processor made of the pictures of these samples, one after the other."""
 
     def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(table.size_bytes for table in self._images.values())
+        return len(self.lengths)
 
     @property
     def longest_answer(self) -> int:
-        return max((len(row.answer) for row in self._rows), default=0)
+        return int((self.lengths - self.prompt_lengths).max(initial=0))
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Samples with their answers, from the cache."""
-        return assemble([self._rows[i] for i in indices], self._pixels(indices), self._layout)
+        """Samples with their answers."""
+        return assemble([self._row(i) for i in indices], self._pixels(indices), self._layout)
 
     def prompts(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """Prompts of one length without their answers, for ``generate``."""
-        return prompts_of([self._rows[i] for i in indices], self._pixels(indices))
+        return prompts_of([self._row(i) for i in indices], self._pixels(indices))
 
     def groups_by_prompt_length(self, count: int, batch_size: int) -> list[list[int]]:
         """The first ``count`` samples in batches of equal prompt length, so that ``generate`` needs no filling up."""
         by_length: dict[int, list[int]] = {}
         for index in range(min(count, len(self))):
-            by_length.setdefault(len(self._rows[index].prompt), []).append(index)
+            by_length.setdefault(int(self.prompt_lengths[index]), []).append(index)
         return [
             group[start : start + batch_size]
             for _, group in sorted(by_length.items())
             for start in range(0, len(group), batch_size)
         ]
+
+
+class EncodedSamples(Encodings):
+    """Encodings in memory, for data that is small."""
+
+    def __init__(self, encoded: Sequence[Encoded], layout: Layout):
+        super().__init__(layout)
+        self._images = (
+            {name: PixelTable([item.images[name] for item in encoded]) for name in encoded[0].images} if encoded else {}
+        )
+        self._rows = [replace(item, images={}) for item in encoded]
+        self.lengths = np.asarray([item.length for item in encoded], np.int64)
+        self.prompt_lengths = np.asarray([len(item.prompt) for item in encoded], np.int64)
+        self.size_bytes = sum(table.size_bytes for table in self._images.values())
+
+    def _row(self, index: int) -> Encoded:
+        return self._rows[index]
 
     def _pixels(self, indices: Sequence[int]) -> dict[str, _Array]:
         return {name: table.get(indices) for name, table in self._images.items()}

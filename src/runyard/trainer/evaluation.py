@@ -20,7 +20,7 @@ from runyard.trainer.answers import (
     write_answer,
 )
 from runyard.trainer.datasets import Sample
-from runyard.trainer.encode import EncodedSamples
+from runyard.trainer.encode import Encodings
 from runyard.trainer.losses import TokenLosses
 
 BATCH_SIZE = 64
@@ -38,7 +38,7 @@ class Evaluation:
 def evaluate(
     module: Any,
     tokenizer: Any,
-    data: EncodedSamples,
+    data: Encodings,
     samples: Sequence[Sample],
     *,
     task: str,
@@ -71,7 +71,7 @@ def evaluate(
 
 
 def mean_loss(
-    data: EncodedSamples, count: int, losses: TokenLosses, device: torch.device, look: Callable[[], None]
+    data: Encodings, count: int, losses: TokenLosses, device: torch.device, look: Callable[[], None]
 ) -> float:
     """Mean loss of the answers' tokens."""
     total, tokens = 0.0, 0
@@ -86,7 +86,7 @@ def mean_loss(
 def generate_answers(
     module: Any,
     tokenizer: Any,
-    data: EncodedSamples,
+    data: Encodings,
     count: int,
     *,
     generation: dict[str, Any],

@@ -205,7 +205,15 @@ def _train(folder: Path, events: EventWriter, should_stop: Any) -> dict[str, Any
         resume = None
     models = {str(name): str(path) for name, path in (config.get("models") or {}).items()}
     job = Job(
-        folder=folder, run=run, recipe=recipe, models=models, resume=resume, continued_run=(wanted or {}).get("runId")
+        folder=folder,
+        run=run,
+        recipe=recipe,
+        models=models,
+        resume=resume,
+        continued_run=(wanted or {}).get("runId"),
+        cache=Path(str(config["dataDir"])) / "cache" if config.get("dataDir") else None,
+        cache_bytes=int(config.get("cacheBytes") or 0),
+        spare_bytes=int(config.get("freeDiskBytes") or 0),
     )
     outcome = train(job, _machine(threads), events, should_stop=should_stop, say=_say)
     ending = {"outcome": "Stopped" if outcome.reason == "Stopped" else "Succeeded", "reason": outcome.reason}

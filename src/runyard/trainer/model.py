@@ -78,15 +78,19 @@ def weights_folder(architecture: Architecture, models: dict[str, str]) -> Path |
     )
 
 
-def build_tiny(*, task: str, phrases: Sequence[str], samples: Sequence[Sample], seed: int) -> Model:
-    """The built-in model with fresh weights. Pixels are centred on the mean of ``samples``."""
+def build_tiny(*, task: str, phrases: Sequence[str], samples: Sequence[Sample] | None, seed: int) -> Model:
+    """The built-in model with fresh weights. Pixels are centred on the mean of ``samples``.
+
+    Without samples they are centred as for photographs: a mean of data that grows would make all its encodings anew.
+    """
     import numpy as np
 
     shape = SHAPES.get(task, SHAPES["vqa"])
-    pixels = np.concatenate([np.asarray(sample.image, np.float32).ravel() for sample in samples[:2000]]) / 255
-    processor = make_processor(
-        shape, list(phrases), pixel_mean=float(pixels.mean()), pixel_std=max(0.01, float(pixels.std()))
-    )
+    mean, deviation = 0.5, 0.5
+    if samples is not None:
+        pixels = np.concatenate([np.asarray(sample.image, np.float32).ravel() for sample in samples[:2000]]) / 255
+        mean, deviation = float(pixels.mean()), max(0.01, float(pixels.std()))
+    processor = make_processor(shape, list(phrases), pixel_mean=mean, pixel_std=deviation)
     torch.manual_seed(seed)
     return Model(make_model(shape, processor), processor, "idefics3", parts_of("idefics3"))
 

@@ -5,11 +5,12 @@ it), into the checkpoint's ``run.json``, and once to stdout. Pure: it decides an
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from runyard.flows import Recipe
-from runyard.flows.blocks import Every
+from runyard.flows.blocks import BUILT_IN_DATASETS, Every
 from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA
 from runyard.trainer.errors import InvalidFlow
 
@@ -30,6 +31,17 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UploadedSizes:
+    """What is told of data that was uploaded: which it is, and how many pictures each part has."""
+
+    dataset: str
+    version: str
+    training_pictures: int
+    validation_pictures: int
+    broken_pictures: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """What the plan has to know of data and model."""
 
@@ -39,6 +51,7 @@ class Sizes:
     cache_bytes: int
     parameters: int
     trainable_parameters: int
+    uploaded: UploadedSizes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +122,8 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
     say("seed", recipe.settings.seed, "recipe")
     say("parameters", sizes.parameters, "counted")
     say("trainableParameters", sizes.trainable_parameters, f"training.mode is {model.training.mode}")
+    if sizes.uploaded is not None:
+        _say_uploaded(sizes.uploaded, say)
     say("trainingSamples", sizes.training_samples, f"{1 - recipe.dataset.validation_fraction:.0%} of the data")
     say("cacheBytes", sizes.cache_bytes, "pictures are decoded and processed once")
 
@@ -195,6 +210,14 @@ def plan_in_words(plan: Plan) -> str:
     return "\n".join(f"{name:<{width}}  {item['value']}  ({item['reason']})" for name, item in plan.document.items())
 
 
+def _say_uploaded(sizes: UploadedSizes, say: Callable[[str, Any, str], Any]) -> None:
+    say("dataset", sizes.dataset, "recipe")
+    say("datasetVersion", sizes.version, "a hash of all its pictures and records")
+    say("trainingPictures", sizes.training_pictures, "split by content and seed")
+    say("validationPictures", sizes.validation_pictures, "held out by content and seed")
+    say("brokenPictures", sizes.broken_pictures, "cannot be decoded and are left out")
+
+
 def _micro_batch(recipe: Recipe, machine: Machine) -> tuple[int, str]:
     wanted, batch_size = recipe.model.hyperparameters.micro_batch_size, recipe.model.hyperparameters.batch_size
     if wanted != "auto":
@@ -232,7 +255,7 @@ def _refuse_what_is_missing(recipe: Recipe, machine: Machine) -> None:
         raise InvalidFlow("attention 'flash_attention_2' needs CUDA; use 'auto'")
     if (model.images.min_pixels, model.images.max_pixels, model.images.patch_budget) != ("auto", "auto", None):
         raise InvalidFlow("images.minPixels, maxPixels and patchBudget are not available yet; leave them as they are")
-    if recipe.dataset.dataset_version is not None:
+    if recipe.dataset.dataset_version is not None and recipe.dataset.dataset_id in BUILT_IN_DATASETS:
         raise InvalidFlow(f"dataset {recipe.dataset.dataset_id!r} has no versions; leave datasetVersion null")
     if recipe.settings.resources.workers > 1:
         raise InvalidFlow("settings.resources.workers above 1 is not available yet")

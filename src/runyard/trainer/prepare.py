@@ -5,22 +5,24 @@ from the recipe and its seed, and so comes out the same.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
 from runyard.flows import Recipe, recipe_document
 from runyard.flows.blocks import Augmentation
-from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
+from runyard.rundir import DATASET, MODEL_ADAPTER, MODEL_FULL, read_json
 from runyard.trainer.augment import varied_by
+from runyard.trainer.cache import Place, Told, encode_all
 from runyard.trainer.checkpoint import Progress, load_state
 from runyard.trainer.continuing import check_fits, taken_up
 from runyard.trainer.datasets import Dataset, Sample, load_dataset
-from runyard.trainer.encode import Batch, Encoded, EncodedSamples, Encoder, Layout, VariedSamples
-from runyard.trainer.errors import InvalidFlow
+from runyard.trainer.encode import Batch, Encoded, EncodedSamples, Encoder, Encodings, Layout, VariedSamples
+from runyard.trainer.errors import InvalidData, InvalidFlow
 from runyard.trainer.losses import TokenLosses
 from runyard.trainer.model import (
     Model,
@@ -32,7 +34,8 @@ from runyard.trainer.model import (
     weights_folder,
 )
 from runyard.trainer.optim import make_optimizers
-from runyard.trainer.plan import Machine, Plan, Sizes, choose_precision, make_plan, with_micro_batch
+from runyard.trainer.plan import Machine, Plan, Sizes, UploadedSizes, choose_precision, make_plan, with_micro_batch
+from runyard.trainer.uploaded import Selection, check_parts, load_uploaded
 from vi.api.resources.runs.responses import Run
 
 BASE = "base"  # below the attempt's folder: the unchanged weights under an adapter that came from no folder
@@ -44,7 +47,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Job:
     """One attempt: its folder, the run, its recipe, where registered models lie, and a proven checkpoint to resume.
 
-    ``continued_run`` is the run that the checkpoint is of, unless that is the attempt's own.
+    ``continued_run`` is the run that the checkpoint is of, unless that is the attempt's own. Encoded samples of
+    uploaded data are kept below ``cache``, at most ``cache_bytes``, as long as ``spare_bytes`` of the disk stay free.
     """
 
     folder: Path
@@ -53,6 +57,9 @@ class Job:
     models: dict[str, str]
     resume: Path | None = None
     continued_run: str | None = None
+    cache: Path | None = None
+    cache_bytes: int = 0
+    spare_bytes: int = 0
 
     @property
     def beginning(self) -> str:
@@ -72,7 +79,7 @@ class Prepared:
     data: Dataset
     lengths: Any
     draw: Callable[[Sequence[int], int], Batch]  # indices and epoch to a batch
-    held_out: EncodedSamples
+    held_out: Encodings
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     losses: TokenLosses  # as trained
@@ -83,8 +90,8 @@ class Prepared:
     device: torch.device
 
 
-def prepare(job: Job, machine: Machine, *, look: Callable[[], None]) -> Prepared:
-    """Read data and model and make the plan; ``look`` is called often and raises when all this is not wanted any more.
+def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
+    """Read data and model and make the plan; ``told.look`` is called often and raises when that is not wanted any more.
 
     Raises:
         TrainingFailed: recipe or data are at fault.
@@ -93,8 +100,8 @@ def prepare(job: Job, machine: Machine, *, look: Callable[[], None]) -> Prepared
     if job.resume is not None and job.continued_run is not None:
         check_fits(recipe, job.resume)
     numbers, device = settings.hyperparameters, torch.device(machine.device)
-    data = _read_data(recipe)
-    look()
+    data = _read_data(job, told.look)
+    told.look()
     precision, _ = choose_precision(recipe, machine)
     model = _make_model(job, data, DTYPES[precision])
     layout = Layout(
@@ -104,9 +111,8 @@ def prepare(job: Job, machine: Machine, *, look: Callable[[], None]) -> Prepared
         answers_only=numbers.loss.answers_only,
     )
     encoder = Encoder(model.processor, model.parts, system_prompt=recipe.system_prompt.system_prompt, task=recipe.task)
-    cached = EncodedSamples(_encode(encoder, data.train, look), layout)
-    held_out = EncodedSamples(_encode(encoder, data.validation, look), layout)
-    plan = make_plan(recipe, machine, _sizes(model, cached, held_out))
+    data, cached, held_out, uploaded = _encodings(job, data, encoder, layout, told)
+    plan = make_plan(recipe, machine, _sizes(model, cached, held_out, uploaded))
 
     module = model.module.to(device)
     module.train()
@@ -152,6 +158,42 @@ def prepare(job: Job, machine: Machine, *, look: Callable[[], None]) -> Prepared
     )
 
 
+def _encodings(
+    job: Job, data: Dataset, encoder: Encoder, layout: Layout, told: Told
+) -> tuple[Dataset, Encodings, Encodings, UploadedSizes | None]:
+    """Both parts of the data, encoded. Of uploaded data what turns out to be broken is left out."""
+    train, validation = data.train, data.validation
+    if not isinstance(train, Selection) or not isinstance(validation, Selection):
+        parts = [EncodedSamples(_encode(encoder, samples, told.look), layout) for samples in (train, validation)]
+        return data, parts[0], parts[1], None
+    cached = encode_all([train, validation], encoder, _place(job, data.name), told)
+    broken = np.asarray(sorted(cached.broken), np.int64)
+    train, validation = train.without(broken), validation.without(broken)
+    data = replace(data, train=train, validation=validation)
+    check_parts(data, job.recipe.dataset.validation_fraction)
+    sizes = UploadedSizes(
+        dataset=data.name,
+        version=data.version or "",
+        training_pictures=train.pictures,
+        validation_pictures=validation.pictures,
+        broken_pictures=cached.broken_pictures,
+    )
+    return data, cached.part(train, layout), cached.part(validation, layout), sizes
+
+
+def _place(job: Job, dataset: str) -> Place:
+    """Of each organisation and dataset apart, so that what belongs to a deleted one can be found."""
+    if job.cache is None or job.cache_bytes <= 0:
+        return Place(own=job.folder)
+    return Place(
+        own=job.folder,
+        root=job.cache,
+        shared=job.cache / (job.run.organization_id or "none") / dataset,
+        limit_bytes=job.cache_bytes,
+        spare_bytes=job.spare_bytes,
+    )
+
+
 def _encode(encoder: Encoder, samples: Sequence[Sample], look: Callable[[], None]) -> list[Encoded]:
     encoded = []
     for number, sample in enumerate(samples):
@@ -179,7 +221,23 @@ def pad_id(tokenizer: Any) -> int:
     return int(found or 0)
 
 
-def _read_data(recipe: Recipe) -> Dataset:
+def _read_data(job: Job, look: Callable[[], None]) -> Dataset:
+    """The uploaded dataset that the supervisor has brought here, else a built-in one."""
+    recipe = job.recipe
+    brought = read_json(job.folder / DATASET)
+    if brought is not None:
+        if brought.get("problem"):
+            raise InvalidData(str(brought["problem"]))
+        return load_uploaded(
+            Path(str(brought["folder"])),
+            name=str(brought["dataset"]),
+            version=str(brought["version"]),
+            task=recipe.task,
+            seed=recipe.settings.seed,
+            validation_fraction=recipe.dataset.validation_fraction,
+            max_samples=recipe.dataset.max_samples,
+            look=look,
+        )
     data = load_dataset(
         recipe.dataset.dataset_id,
         seed=recipe.settings.seed,
@@ -207,7 +265,7 @@ def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
         model = build_tiny(
             task=recipe.task,
             phrases=[recipe.system_prompt.system_prompt, *data.phrases],
-            samples=data.train,
+            samples=data.train if data.version is None else None,
             seed=recipe.settings.seed,
         )
     check_family(settings.architecture, model.model_type)
@@ -229,7 +287,7 @@ def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
 
 
 def _draw(
-    recipe: Recipe, data: Dataset, cached: EncodedSamples, encoder: Encoder, layout: Layout
+    recipe: Recipe, data: Dataset, cached: Encodings, encoder: Encoder, layout: Layout
 ) -> Callable[[Sequence[int], int], Batch]:
     strengths = recipe.dataset.augmentation
     if strengths is None or strengths == Augmentation():
@@ -238,7 +296,7 @@ def _draw(
     return varied.batch
 
 
-def _sizes(model: Model, cached: EncodedSamples, held_out: EncodedSamples) -> Sizes:
+def _sizes(model: Model, cached: Encodings, held_out: Encodings, uploaded: UploadedSizes | None) -> Sizes:
     return Sizes(
         training_samples=len(cached),
         validation_samples=len(held_out),
@@ -246,6 +304,7 @@ def _sizes(model: Model, cached: EncodedSamples, held_out: EncodedSamples) -> Si
         cache_bytes=cached.size_bytes + held_out.size_bytes,
         parameters=sum(parameter.numel() for parameter in model.module.parameters()),
         trainable_parameters=sum(parameter.numel() for _, parameter in model.trainable()),
+        uploaded=uploaded,
     )
 
 

@@ -21,6 +21,7 @@ import torch
 
 from runyard.flows.blocks import ModelSettings
 from runyard.rundir import NO_ROOM, EventWriter, free_bytes
+from runyard.trainer.cache import Told
 from runyard.trainer.checkpoint import Saved, needed_bytes, prune, save_checkpoint
 from runyard.trainer.encode import epoch_batches
 from runyard.trainer.errors import Diverged, OutOfMemory, StopAsked
@@ -65,12 +66,19 @@ def train(
         if should_stop():
             raise StopAsked
 
-    events.write("phase", phase="Preparing", message=job.beginning)
+    def preparing(message: str) -> None:
+        events.write("phase", phase="Preparing", message=message)
+
+    def warn(message: str) -> None:
+        events.write("warning", message=message)
+        say(f"warning: {message}")
+
+    preparing(job.beginning)
     try:
         with _memory_is_named(
             "preparing data and model", "dataset.maxSamples, architecture.size, training.mode 'lora'"
         ):
-            made = prepare(job, machine, look=look)
+            made = prepare(job, machine, told=Told(look=look, progress=preparing, warn=warn))
     except StopAsked:
         return Outcome("Stopped", "stopped while preparing, before another step", None, {})
     plan, progress, settings, seed = made.plan, made.progress, job.recipe.model, job.recipe.settings.seed
