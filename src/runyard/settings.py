@@ -45,6 +45,12 @@ class Settings:
     hang_minutes: float = setting(10.0, "minutes without a word of a training run until a warning says so; 0 never")
     spool_mib: int = setting(64, "MiB of a log that wait for a server that is away; what is older is left out")
     free_disk_mib: int = setting(1024, "MiB of free space a machine must have to begin a run; 0 never waits")
+    datasets_max_gib: int = setting(
+        50, "GiB of uploaded datasets kept on a machine; unused ones go first, those that runs use always stay"
+    )
+    cache_max_gib: int = setting(
+        20, "GiB of encoded pictures kept on a machine; 0, or no room: each run decodes pictures as it draws them"
+    )
     leave_running: bool = setting(False, "when ending, let runs train on instead of saving and stopping them")
     attempts: int = setting(3, "tries a run has when the platform is at fault; a flow's settings.attempts overrides it")
     link_hours: float = setting(24.0, "hours a signed download link is valid")
@@ -68,6 +74,16 @@ class Settings:
     def imports_dir(self) -> Path:
         """``<imports_dir>/<organization>/<import>/``: what an import is working at; gone when it is over."""
         return self.data_dir / "imports"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """``<datasets_dir>/<organization>/<version>/``: versions of uploaded datasets that runs here need."""
+        return self.data_dir / "datasets"
+
+    @property
+    def cache_dir(self) -> Path:
+        """``<cache_dir>/<organization>/<dataset>/``: their pictures as models take them; may go at any time."""
+        return self.data_dir / "cache"
 
     @property
     def machine_dir(self) -> Path:

@@ -28,6 +28,8 @@ class FakeServer:
         self.calls: list[str] = []
         self.lines: dict[str, list[str]] = defaultdict(list)
         self.resumable: list[dict[str, Any]] = []
+        self.dataset: dict[str, Any] | None = None
+        self.contents = b""
         self.kept: list[dict[str, Any]] | None = None  # without one, everything it was told of
         self.offsets: dict[str, int] = defaultdict(int)
         self.blobs: dict[str, bytes] = {}
@@ -73,6 +75,11 @@ class FakeServer:
             return 409, {"code": "LeaseLost", "message": "the attempt is somebody else's"}
         if word.startswith("blobs/"):
             return self._blob(method, word.removeprefix("blobs/"), body)
+        if word == "dataset":
+            missing = {"code": "NotFound", "message": "built-in data"}
+            return (404, missing) if self.dataset is None else (200, self.dataset)
+        if word == "dataset/contents":
+            return 200, self.contents
         if word == "resume":
             return 200, {"checkpoints": self.resumable}
         document = json.loads(body)

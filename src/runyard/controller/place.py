@@ -61,6 +61,7 @@ def place(assignment: Assignment, *, settings: Settings, machine_id: str, endpoi
             "maxUnreachableS": None if is_here(endpoint) else settings.max_unreachable_s,
             "hangS": settings.hang_minutes * 60 or None,
             "spoolBytes": settings.spool_mib << 20,
+            "datasetsBytes": settings.datasets_max_gib << 30,
         },
     )
     return folder
@@ -119,6 +120,8 @@ def run_document(assignment: Assignment, settings: Settings) -> dict[str, Any]:
         "attempt": assignment.attempt,
         "threads": threads_per_run(settings.threads, slots=settings.slots, cores=os.cpu_count() or 1),
         "dataDir": str(settings.data_dir),
+        "cacheBytes": settings.cache_max_gib << 30,
+        "freeDiskBytes": settings.free_disk_mib << 20,
         "models": {name: str(path) for name in sorted(model_names(run)) if (path := find_model(own_runs, name))},
     }
 

@@ -181,7 +181,7 @@ class TakeLock:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Find what to resume from; ``Prepared`` follows, or ``Unreachable`` while the server does not answer."""
+    """Find what to resume from and bring the dataset; ``Prepared`` follows, or ``Unreachable`` while nobody answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 from runyard import rundir
 from runyard.protocol import (
     LEASE_LOST,
+    AttemptDataset,
     CheckpointFile,
     CheckpointReport,
     CheckpointsKept,
@@ -28,6 +29,7 @@ from runyard.protocol import (
 )
 from runyard.seams import Files
 from runyard.supervisor import moves as mv
+from runyard.supervisor.datasets import Bringer
 from runyard.supervisor.resume import Gone, prepare
 from vi._http import NO_RETRY, Http, RetryPolicy
 from vi.errors import ViError
@@ -47,6 +49,7 @@ class Server:
         self._folder, self._token, self._server_file = folder, token, server_file
         self._held: set[str] = set()  # what the server is known to hold
         self._http = self._open(endpoint)
+        self._bringer = Bringer(folder, self)
 
     def _open(self, endpoint: str) -> Http:
         headers = {"Authorization": f"Bearer {self._token}"}
@@ -120,20 +123,44 @@ class Server:
         return self._http.call("GET", f"{ROOT}/resume", decode_as=Resumable).checkpoints
 
     def fetch(self, sha256: str, target: Path) -> None:
-        """Fetch one file of a checkpoint, in one try. Raises Gone when the server has it no more, ViError otherwise."""
+        """Fetch one file of a checkpoint or dataset, in one try.
+
+        Raises Gone when the server has it no more, ViError otherwise.
+        """
+        self._fetch(f"{ROOT}/blobs/{sha256}", target, name=sha256)
+
+    def dataset(self) -> AttemptDataset | None:
+        """The version of a dataset that the run is pinned to; None for built-in data. Raises Gone, ViError."""
+        try:
+            return self._http.call("GET", f"{ROOT}/dataset", decode_as=AttemptDataset)
+        except ViError as error:
+            if error.code == BLOB_MISSING:
+                raise Gone(error.message) from error
+            if error.code == NOT_FOUND:
+                return None
+            raise
+
+    def fetch_contents(self, target: Path) -> None:
+        """Fetch where the pictures of that version lie. Raises Gone, ViError."""
+        self._fetch(f"{ROOT}/dataset/contents", target, name="the list of contents")
+
+    def _fetch(self, address: str, target: Path, *, name: str) -> None:
         try:
             with target.open("wb") as file:
-                address = f"{ROOT}/blobs/{sha256}"
                 self._http.fetch("GET", address, file.write, on_length=lambda _: None, timeout_s=BYTES_TIMEOUT_S)
         except ViError as error:
             if error.code in (BLOB_MISSING, NOT_FOUND):
-                raise Gone(sha256) from error
+                raise Gone(name) from error
             raise
 
     def prepare(self, files: Files) -> mv.Input:
-        """Find and fetch what this attempt resumes from. Raises OSError when the disk does not take it."""
+        """Find and fetch what this attempt resumes from, and its dataset.
+
+        Raises OSError when the disk does not take it.
+        """
         try:
             prepare(self._folder, self, files=files)
+            self._bringer.bring(files)
         except ViError as error:
             return self._failed(error, "bytes", what=None)
         return mv.Prepared()

@@ -4,7 +4,8 @@ The life of a supervisor, phase by phase:
 
     announcing   the trainer is forked and waits behind a gate; the server is told who we are: now the attempt counts
     locking      the run's lock is waited for: a trainer of an earlier attempt may still hold it
-    preparing    the checkpoint to resume from is looked for and proven, or fetched from the server, which is waited for
+    preparing    the checkpoint to resume from and the dataset are looked for and proven, or fetched from the server,
+                 which is waited for
     training     the gate is open
     stopping     stop.json and SIGTERM are out; SIGKILL follows when the grace is over
     clearing     the trainer has ended; whatever it left behind is killed until nothing is left
