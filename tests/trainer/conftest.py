@@ -4,6 +4,8 @@ A miniature has the family's own classes, configuration and file layout with a f
 training, saving and loading again go through the very code that the real ones go through.
 """
 
+import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -89,6 +91,7 @@ def write_attempt() -> Callable[..., Path]:
         settings: dict[str, Any] | None = None,
         resume: Path | None = None,
         models: dict[str, str] | None = None,
+        cache_bytes: int | None = None,
     ) -> Path:
         folder = root / run / "attempts" / str(attempt)
         folder.mkdir(parents=True)
@@ -101,6 +104,8 @@ def write_attempt() -> Callable[..., Path]:
         }
         document = {"kind": "Run", "workspaceId": "org", "runId": run, "spec": {"flow": flow}}
         config = {"run": document, "attempt": attempt, "threads": 1, "dataDir": str(root), "models": models or {}}
+        if cache_bytes is not None:
+            config["cacheBytes"] = cache_bytes
         (folder / "run.json").write_text(json.dumps(config))
         if resume is not None:
             (folder / "resume.json").write_text(json.dumps({"folder": str(resume)}))
@@ -124,6 +129,64 @@ def read_events(folder: Path, name: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def events_of() -> Callable[[Path, str], list[dict[str, Any]]]:
     return read_events
+
+
+@pytest.fixture(scope="session")
+def png() -> Callable[..., bytes]:
+    """A small picture of its own for each number."""
+    return make_png
+
+
+def make_png(number: int, size: tuple[int, int] = (24, 16)) -> bytes:
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    pixels[:, : size[0] // 2] = number % 256
+    held = io.BytesIO()
+    Image.fromarray(pixels).save(held, "PNG")
+    return held.getvalue()
+
+
+@pytest.fixture
+def make_version(tmp_path: Path) -> Callable[[dict[str, tuple[bytes, list[Any]]]], Path]:
+    """Writes a version's folder as a supervisor leaves it, from pictures with their records by filename."""
+    return partial(write_version, tmp_path / "datasets" / "org")
+
+
+def write_version(home: Path, pictures: dict[str, tuple[bytes, list[Any]]]) -> Path:
+    from runyard.datasets.versions import COMPLETE, CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, contents_line
+
+    folder = home / f"{len(list(home.glob('*'))):016x}"
+    (folder / PACKS).mkdir(parents=True)
+    pack = b"".join(data for data, _ in pictures.values())
+    name, offset, lines = hashlib.sha256(pack).hexdigest(), 0, set()
+    with open(folder / MANIFEST, "wb") as file:
+        writer, places = ManifestWriter(file), {}
+        for filename, (data, _) in pictures.items():
+            places[filename] = (hashlib.sha256(data).hexdigest(), offset, len(data))
+            offset += len(data)
+        seen = set()
+        for filename, (data, records) in sorted(pictures.items()):
+            sha256, at, size = places[filename]
+            writer.add(
+                Item(
+                    filename=filename,
+                    sha256=sha256,
+                    size=len(data),
+                    width=1,
+                    height=1,
+                    mime="image/png",
+                    records=records,
+                )
+            )
+            if sha256 not in seen:
+                seen.add(sha256)
+                lines.add(contents_line(sha256, name, at, size))
+    (folder / CONTENTS).write_bytes(b"".join(sorted(lines)))
+    (folder / PACKS / name).write_bytes(pack)
+    (folder / COMPLETE).write_text("{}")
+    return folder
 
 
 WORDS = "which digit is this locate the seven answer question about picture with one json object"

@@ -93,7 +93,7 @@ class Cached:
     def close(self) -> None:
         """Let others remove the files; what was mapped stays readable."""
         for shard in self.shards:
-            os.close(shard.descriptor)
+            shard.close()
 
 
 class CachedSamples(Encodings):
@@ -141,7 +141,7 @@ def encode_all(
     numbers = np.unique(np.concatenate([part.numbers for part in parts]))
     settings = settings_key(encoder)
     pieces = [(name_of(samples, piece, settings), piece) for piece in cut(samples, numbers, per_file)]
-    _allow_descriptors(len(pieces) + SPARE_DESCRIPTORS)
+    _allow_descriptors(2 * len(pieces) + SPARE_DESCRIPTORS)
     builder = _Builder(samples, encoder, place, told, numbers)
     shards = builder.all(pieces)
     lengths = np.concatenate([shard.prompt_lengths for shard in shards])
@@ -220,7 +220,7 @@ class _Builder:
                     time.sleep(WAIT_S)
         except BaseException:
             for shard in found.values():
-                os.close(shard.descriptor)
+                shard.close()
             raise
         return [found[at] for at in range(len(pieces))]
 
@@ -308,7 +308,10 @@ class _Builder:
 
     def _has_room(self, needed_bytes: int) -> bool:
         place = self._place
-        if place.root is None or not make_room(place.root, needed_bytes, place.limit_bytes):
+        if place.root is None:
+            return False
+        place.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not make_room(place.root, needed_bytes, place.limit_bytes):
             return False
         return free_bytes(place.root) >= needed_bytes + place.spare_bytes
 
@@ -420,7 +423,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _allow_descriptors(needed: int) -> None:
-    """One file a piece is held open; the soft limit of 1,024 is there for programs that use ``select``."""
+    """Two a file, as the map has its own; the soft limit of 1,024 is there for programs that use ``select``."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)

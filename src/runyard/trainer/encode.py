@@ -32,7 +32,7 @@ IGNORED = -100  # the label of a token that is not learnt
 LARGEST_TABLE = 65_536
 KNOWN_PROMPTS = 512
 # Fields of saved processors that name where they came from or who wrote them, and decide nothing.
-_ORIGIN = ("name_or_path", "_name_or_path", "transformers_version", "local_files_only", "is_local")
+_ORIGIN = ("name_or_path", "_name_or_path", "transformers_version", "local_files_only", "is_local", "backend")
 # Per-token fields of a processor's answer; everything else belongs to pictures.
 TOKEN_FIELDS = ("token_type_ids", "mm_token_type_ids")
 # Fields of an image processor's answer that models take, besides those named after pixels.

@@ -10,6 +10,7 @@ floats, so an index of one or two bytes gives back the very same float. Samples 
 sample whose picture is broken has a record that says why, and no tokens.
 """
 
+import fcntl
 import mmap
 import os
 import struct
@@ -161,6 +162,11 @@ class Shard:
         self._records = index[:, :2]
         self.prompt_lengths, self.answer_lengths = index[:, 2], index[:, 3]
         self._decoder = msgspec.msgpack.Decoder(Record)
+
+    def close(self) -> None:
+        """Give the lock up and the file over to removal; what was mapped stays readable."""
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # the map has a descriptor of its own, which keeps the lock
+        os.close(self.descriptor)
 
     def __len__(self) -> int:
         return len(self._records)

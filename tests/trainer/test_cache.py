@@ -1,0 +1,492 @@
+"""Encoded samples on disk: the same to the last bit, shared, bounded, whole or absent whatever is killed."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from runyard.datasets.records import Interaction, Vqa
+from runyard.rundir import read_json
+from runyard.trainer import cache as cache_module
+from runyard.trainer.cache import Cached, Place, Told, encode_all, make_room, settings_key
+from runyard.trainer.datasets import Dataset
+from runyard.trainer.encode import EncodedSamples, Encoder, Layout
+from runyard.trainer.errors import InvalidData, StopAsked
+from runyard.trainer.families import parts_of
+from runyard.trainer.main import train_attempt
+from runyard.trainer.model import load_processor
+from runyard.trainer.shards import Shard, ShardWriter
+from runyard.trainer.tiny import SHAPES, make_processor
+from runyard.trainer.uploaded import Selection, load_uploaded
+
+MakeVersion = Callable[..., Path]
+Png = Callable[..., bytes]
+EventsOf = Callable[[Path, str], list[dict[str, Any]]]
+CONTEXT = multiprocessing.get_context("fork")
+PER_FILE = 4
+
+
+@pytest.fixture(autouse=True)
+def own_sigterm() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return make_processor(SHAPES["vqa"], ["Look."], pixel_mean=0.5, pixel_std=0.5)
+
+
+@pytest.fixture
+def encoder(processor: Any) -> Encoder:
+    return Encoder(processor, parts_of("idefics3"), system_prompt="Look.", task="vqa")
+
+
+def asked(*answers: str) -> list[Vqa]:
+    questions = [Interaction(order=n + 1, question=f"q{n}", answer=text) for n, text in enumerate(answers)]
+    return [Vqa(interactions=questions)]
+
+
+def pictures(png: Png, numbers: range, *, of: int = 1) -> dict[str, tuple[bytes, list[Vqa]]]:
+    """Pictures of three sizes, most of them not square."""
+    sizes = [(24, 16), (16, 30), (40, 40)]
+    return {f"{n:03}.png": (png(n, sizes[n % 3]), asked(*[str(n % 5)] * of)) for n in numbers}
+
+
+def load(folder: Path, *, max_samples: int | None = None) -> Dataset:
+    return load_uploaded(
+        folder,
+        name="shelves",
+        version="0" * 16,
+        task="vqa",
+        seed=7,
+        validation_fraction=0.2,
+        max_samples=max_samples,
+    )
+
+
+def selections(data: Dataset) -> list[Selection]:
+    assert isinstance(data.train, Selection) and isinstance(data.validation, Selection)
+    return [data.train, data.validation]
+
+
+def shared_place(root: Path, *, limit_bytes: int = 1 << 30) -> Place:
+    cache = root / "cache"
+    return Place(own=root / "own", root=cache, shared=cache / "org" / "shelves", limit_bytes=limit_bytes, spare_bytes=0)
+
+
+def encoded(folder: Path, encoder: Encoder, place: Place, told: Told | None = None) -> Cached:
+    return encode_all(selections(load(folder)), encoder, place, told or Told(), per_file=PER_FILE)
+
+
+def files(root: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in (root / "cache").rglob("*") if path.is_file()}
+
+
+def assert_same(data: Dataset, cached: Cached, encoder: Encoder) -> None:
+    """What is gathered from files equals what is gathered from memory, in every batch and every prompt."""
+    layout = Layout(pad_id=0, answer_token_type=1)
+    for part in selections(data):
+        ours, theirs = cached.part(part, layout), EncodedSamples([encoder.encode(s) for s in part], layout)
+        assert ours.lengths.tolist() == theirs.lengths.tolist()
+        assert ours.longest_answer == theirs.longest_answer
+        groups = ours.groups_by_prompt_length(len(part), 3)
+        assert groups == theirs.groups_by_prompt_length(len(part), 3)
+        for group in [*groups, list(range(len(part)))[::-1]]:
+            one, two = ours.batch(group), theirs.batch(group)
+            assert one.inputs.keys() == two.inputs.keys()
+            assert all(torch.equal(one.inputs[name], two.inputs[name]) for name in one.inputs)
+            assert torch.equal(one.labels, two.labels)
+        for group in groups:
+            one, two = ours.prompts(group), theirs.prompts(group)
+            assert all(torch.equal(one[name], two[name]) for name in (*one, *two))
+
+
+@pytest.mark.parametrize("model_type", ["tiny", "llava", "qwen3_vl", "paligemma"])
+def test_files_give_back_what_the_processor_made(
+    model_type: str, miniature: Any, processor: Any, make_version: MakeVersion, png: Png, tmp_path: Path
+) -> None:
+    if model_type != "tiny":
+        processor = load_processor(miniature(model_type))
+    family = "idefics3" if model_type == "tiny" else model_type
+    encoder = Encoder(processor, parts_of(family), system_prompt="Look.", task="vqa")
+    folder = make_version(pictures(png, range(9), of=2))
+    for place in (shared_place(tmp_path), Place(own=tmp_path / "own")):
+        cached = encoded(folder, encoder, place)
+        assert_same(load(folder), cached, encoder)
+        again = encoded(folder, encoder, place)
+        assert (cached.built > 0, again.built) == (True, 0)
+        cached.close()
+        again.close()
+
+
+def test_questions_about_one_picture_share_its_pixels(
+    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
+) -> None:
+    sizes = []
+    for of in (1, 8):
+        cached = encoded(make_version(pictures(png, range(6), of=of)), encoder, shared_place(tmp_path / str(of)))
+        sizes.append(sum(shard.size_bytes for shard in cached.shards))
+        cached.close()
+    assert sizes[1] < 2 * sizes[0]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_any_array_comes_back_with_its_kind_and_bits(kind: type, tmp_path: Path) -> None:
+    """Also more different floats than a table takes, negative zero, and what is no number."""
+    from runyard.trainer.encode import Encoded
+
+    random = np.random.default_rng(0)
+    pixels = [random.integers(0, n, 70_000).astype(kind) for n in (5, 300, 1 << 30)]
+    if kind != np.int64:
+        pixels[0][:2] = (-0.0, np.nan)
+    with open(tmp_path / "file", "w+b") as file:
+        writer = ShardWriter(file, with_images=True)
+        for array in pixels:
+            writer.add(Encoded(np.arange(3), np.arange(2), {}, {"pixel_values": array.reshape(2, -1)}))
+        assert writer.finish() == (tmp_path / "file").stat().st_size
+    shard = Shard(os.open(tmp_path / "file", os.O_RDWR))
+    for number, array in enumerate(pixels):
+        images = shard.images(number)
+        assert images is not None
+        assert images["pixel_values"].dtype == kind
+        assert images["pixel_values"].tobytes() == array.tobytes()
+    assert shard.prompt_lengths.tolist() == [3, 3, 3]
+    shard.close()
+
+
+def test_added_pictures_make_few_files_anew(
+    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
+) -> None:
+    place = shared_place(tmp_path)
+    first = encoded(make_version(pictures(png, range(100))), encoder, place)
+    whole = pictures(png, range(100))
+    whole["050b.png"], whole["077b.png"] = (png(500), asked("x")), (png(501), asked("y"))
+    second = encoded(make_version(whole), encoder, place)
+    assert first.built > 10
+    assert 1 <= second.built <= 4
+    assert second.built < len(second.shards) - 5
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("changed", ["prompt", "processor", "answer"])
+def test_whatever_decides_what_is_written_decides_the_name(
+    changed: str, make_version: MakeVersion, png: Png, processor: Any, encoder: Encoder, tmp_path: Path
+) -> None:
+    place, data = shared_place(tmp_path), pictures(png, range(5))
+    encoded(make_version(data), encoder, place).close()
+    if changed == "prompt":
+        encoder = Encoder(processor, parts_of("idefics3"), system_prompt="Look!", task="vqa")
+    elif changed == "processor":
+        other = make_processor(SHAPES["vqa"], ["Look."], pixel_mean=0.5, pixel_std=0.4)
+        encoder = Encoder(other, parts_of("idefics3"), system_prompt="Look.", task="vqa")
+    else:
+        data = {name: (picture, asked("other")) for name, (picture, _) in data.items()}
+    again = encoded(make_version(data), encoder, place)
+    assert again.built == len(again.shards)
+    again.close()
+
+
+@pytest.mark.parametrize("model_type", ["tiny", "llava", "qwen3_vl", "paligemma"])
+def test_a_processor_that_was_saved_and_loaded_again_has_the_same_name(
+    model_type: str, processor: Any, miniature: Any, tmp_path: Path
+) -> None:
+    """So a resumed run finds what the attempt before has written."""
+    keys = set()
+    if model_type != "tiny":
+        processor = load_processor(miniature(model_type))
+    family = "idefics3" if model_type == "tiny" else model_type
+    for round_trip in range(3):
+        encoder = Encoder(processor, parts_of(family), system_prompt="Look.", task="vqa")
+        keys.add(settings_key(encoder))
+        processor.save_pretrained(tmp_path / str(round_trip))
+        processor = load_processor(tmp_path / str(round_trip))
+    assert len(keys) == 1
+
+
+def build(folder: Path, root: Path, processor: Any, pause_s: float, results: Any) -> None:
+    encoder = Encoder(processor, parts_of("idefics3"), system_prompt="Look.", task="vqa")
+    encode, times = encoder.encode, []
+
+    def slowly(sample: Any) -> Any:
+        times.append(1)
+        time.sleep(pause_s)
+        return encode(sample)
+
+    encoder.encode = slowly  # type: ignore[method-assign]
+    cached = encoded(folder, encoder, shared_place(root))
+    results.put((len(times), cached.built, len(cached.shards)))
+
+
+def test_a_builder_killed_at_any_place_leaves_whole_files_and_its_half_is_begun_anew(
+    make_version: MakeVersion, png: Png, encoder: Encoder, processor: Any, tmp_path: Path
+) -> None:
+    folder, results = make_version(pictures(png, range(24))), CONTEXT.Queue()
+    survived = 0
+    for _ in range(3):
+        victim = CONTEXT.Process(target=build, args=(folder, tmp_path, processor, 0.02, results))
+        victim.start()
+        # Killed while it writes, and once at least one more file is whole.
+        while not (
+            len(whole := [n for n in files(tmp_path) if n[0] != "."]) > survived and files(tmp_path).keys() > {*whole}
+        ):
+            assert victim.is_alive()
+            time.sleep(0.005)
+        os.kill(victim.pid or 0, signal.SIGKILL)
+        victim.join()
+        survived = len(whole)
+    before = {name for name in files(tmp_path) if name[0] != "."}
+    cached = encoded(folder, encoder, shared_place(tmp_path))
+    assert cached.built == len(cached.shards) - len(before)
+    assert_same(load(folder), cached, encoder)
+    assert all(name[0] != "." for name in files(tmp_path))
+    cached.close()
+
+
+def test_two_builders_at_once_share_the_work(
+    make_version: MakeVersion, png: Png, encoder: Encoder, processor: Any, tmp_path: Path
+) -> None:
+    folder, results = make_version(pictures(png, range(24))), CONTEXT.Queue()
+    running = [CONTEXT.Process(target=build, args=(folder, tmp_path, processor, 0.01, results)) for _ in range(2)]
+    for process in running:
+        process.start()
+    told = [results.get(timeout=30) for _ in running]
+    for process in running:
+        process.join()
+    assert sum(times for times, _, _ in told) == 24  # nothing was encoded twice
+    assert sum(built for _, built, _ in told) == told[0][2]
+    assert min(built for _, built, _ in told) > 0
+    cached = encoded(folder, encoder, shared_place(tmp_path))
+    assert cached.built == 0
+    assert_same(load(folder), cached, encoder)
+    cached.close()
+
+
+def test_the_bound_holds_and_what_is_in_use_stays(
+    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
+) -> None:
+    first = make_version(pictures(png, range(20)))
+    cached = encoded(first, encoder, shared_place(tmp_path))
+    limit = sum(files(tmp_path).values()) * 3 // 2
+    used = set(files(tmp_path))
+    place = shared_place(tmp_path, limit_bytes=limit)
+    second = encoded(make_version(pictures(png, range(100, 120))), encoder, place)
+    assert sum(files(tmp_path).values()) <= limit
+    assert used <= set(files(tmp_path))  # in use by the first
+    assert any(path.is_file() for path in (tmp_path / "own").rglob("*"))  # the rest keeps no pixels
+    assert_same(load(first.with_name(f"{1:016x}")), second, encoder)
+    cached.close()
+    second.close()
+    third = encoded(make_version(pictures(png, range(200, 220))), encoder, place)
+    assert sum(files(tmp_path).values()) <= limit
+    assert not used & set(files(tmp_path))  # used longest ago
+    third.close()
+
+
+def test_a_full_disk_keeps_no_pixels_and_changes_nothing(
+    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "free_bytes", lambda _: -1)
+    folder = make_version(pictures(png, range(6)))
+    cached = encoded(folder, encoder, shared_place(tmp_path))
+    assert files(tmp_path) == {}
+    assert_same(load(folder), cached, encoder)
+    cached.close()
+
+
+def test_a_damaged_file_is_made_anew(make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path) -> None:
+    folder, place = make_version(pictures(png, range(12))), shared_place(tmp_path)
+    encoded(folder, encoder, place).close()
+    torn = sorted((tmp_path / "cache").rglob("*"))[-1]
+    torn.write_bytes(torn.read_bytes()[:-9])
+    cached = encoded(folder, encoder, place)
+    assert cached.built == 1
+    assert_same(load(folder), cached, encoder)
+    cached.close()
+
+
+def test_what_nobody_uses_goes_first_used_first_gone(tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}").write_bytes(bytes(100))
+        os.utime(tmp_path / f"{number}", (number, number))
+    assert make_room(tmp_path, 50, 250)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+    assert not make_room(tmp_path, 300, 250)
+
+
+def test_building_says_how_far_it_is_and_looks_for_a_stop(
+    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
+) -> None:
+    folder, now = make_version(pictures(png, range(40))), [0.0]
+    said: list[tuple[float, str]] = []
+
+    def clock() -> float:
+        now[0] += 0.06
+        return now[0]
+
+    told = Told(progress=lambda message: said.append((now[0], message)), clock=clock)
+    encoded(folder, encoder, shared_place(tmp_path), told).close()
+    assert all(later - earlier >= 1 for (earlier, _), (later, _) in itertools.pairwise(said))
+    assert len(said) >= 3
+    assert " of 40 samples, " in said[-1][1]
+    assert said[-1][1].endswith(" left")
+    looks: list[int] = []
+
+    def stop() -> None:
+        looks.append(1)
+        if len(looks) == 5:
+            raise StopAsked
+
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(StopAsked):
+        encoded(folder, encoder, shared_place(tmp_path), Told(look=stop, clock=clock))
+    assert all(name[0] != "." for name in files(tmp_path))
+
+
+def test_broken_pictures_are_told_and_left_out(
+    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
+) -> None:
+    data = pictures(png, range(60))
+    whole = png(999, (64, 64))
+    data["042.png"] = (whole[: len(whole) // 2], asked("x", "y"))
+    folder, said = make_version(data), list[str]()
+    for _ in range(2):  # the second time from the files
+        said.clear()
+        cached = encoded(folder, encoder, shared_place(tmp_path), Told(warn=said.append))
+        assert [cached.samples.filename(number) for number in cached.broken] == ["042.png", "042.png"]
+        assert len(said) == 2
+        assert "picture '042.png' cannot be decoded and is left out: " in said[0]
+        assert said[1] == "1 of 60 pictures cannot be decoded and are left out"
+        cached.close()
+
+
+def test_too_many_broken_pictures_end_the_run(
+    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
+) -> None:
+    data = pictures(png, range(30))
+    for name in ("003.png", "004.png"):
+        data[name] = (data[name][0][:-30], data[name][1])
+    with pytest.raises(InvalidData, match=r"2 of 30 pictures .* more than 5%: '003.png' \("):
+        encoded(make_version(data), encoder, shared_place(tmp_path))
+
+
+# Whole attempts.
+
+
+RECIPE: dict[str, dict[str, Any]] = {
+    "vi-dataset": {
+        "datasetId": "shelves",
+        "datasetVersion": "0" * 16,
+        "projectKind": "vqa",
+        "augmentation": {},
+        "validationFraction": 0.2,
+    },
+    "vi-model": {
+        "hyperparameters": {"maxSteps": 6, "batchSize": 16},
+        "validation": {"maxSamples": 4},
+        "checkpoint": {"keep": 9},
+    },
+}
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = read_json(folder / "result.json") or {}
+    root = folder / "checkpoints" / str(checkpoint["checkpoint"])
+    weights: dict[str, torch.Tensor] = load_file(root / "model_full" / "model.safetensors")
+    return weights | load_file(root / "training_state" / "state.safetensors")
+
+
+def give(attempt: Path, version: Path) -> Path:
+    document = {"folder": str(version), "dataset": "shelves", "version": "0" * 16}
+    (attempt / "dataset.json").write_text(json.dumps(document))
+    return attempt
+
+
+def test_a_run_ends_the_same_with_cache_without_and_without_the_originals(
+    make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png, events_of: EventsOf
+) -> None:
+    version = make_version(pictures(png, range(40), of=2))
+    folders = []
+    for run, cache_bytes in (("with", 1 << 30), ("without", 0), ("again", 1 << 30)):
+        folder = give(make_attempt(RECIPE, run=run, cache_bytes=cache_bytes), version)
+        if run == "again":
+            shutil.rmtree(version / "packs")
+        assert train_attempt(folder) == 0
+        folders.append(folder)
+    one, *others = map(weights_of, folders)
+    for other in others:
+        assert one.keys() == other.keys()
+        assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    told = [event["values"]["loss"] for event in events_of(folders[0], "step")]
+    assert told == [event["values"]["loss"] for event in events_of(folders[1], "step")]
+    (plan,) = (event["plan"] for event in events_of(folders[2], "plan"))
+    sizes = {name: plan[name]["value"] for name in ("dataset", "datasetVersion", "brokenPictures")}
+    assert sizes == {"dataset": "shelves", "datasetVersion": "0" * 16, "brokenPictures": 0}
+    assert plan["trainingPictures"]["value"] + plan["validationPictures"]["value"] == 40
+    assert plan["trainingSamples"]["value"] == 2 * plan["trainingPictures"]["value"]
+    saved = read_json(folders[0] / "checkpoints" / "step-6" / "model_full" / "run.json") or {}
+    assert saved["status"]["plan"]["datasetVersion"]["value"] == "0" * 16
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_a_resumed_run_ends_as_an_undisturbed_one(
+    cache_bytes: int, make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png, events_of: EventsOf
+) -> None:
+    version = make_version(pictures(png, range(40)))
+    whole = give(make_attempt(RECIPE, run="whole", cache_bytes=cache_bytes), version)
+    assert train_attempt(whole) == 0
+    cache = version.parents[2] / "cache"
+    before = set(cache.glob("*/*/*"))
+    second = give(
+        make_attempt(RECIPE, run="cut", resume=whole / "checkpoints" / "epoch-1", cache_bytes=cache_bytes), version
+    )
+    assert train_attempt(second) == 0
+    assert before == set(cache.glob("*/*/*"))
+    assert bool(before) == bool(cache_bytes)
+    assert [event["step"] for event in events_of(second, "step")] == [3, 4, 5, 6]
+    one, two = weights_of(whole), weights_of(second)
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+def test_a_broken_picture_is_a_warning_of_the_run(
+    make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png, events_of: EventsOf
+) -> None:
+    data = pictures(png, range(40))
+    data["007.png"] = (data["007.png"][0][:200], data["007.png"][1])
+    folder = give(make_attempt(RECIPE, cache_bytes=1 << 30), make_version(data))
+    assert train_attempt(folder) == 0
+    assert "'007.png' cannot be decoded" in events_of(folder, "warning")[0]["message"]
+    (plan,) = (event["plan"] for event in events_of(folder, "plan"))
+    assert plan["brokenPictures"]["value"] == 1
+    assert plan["trainingPictures"]["value"] + plan["validationPictures"]["value"] == 39
+
+
+@pytest.mark.parametrize("what", ["problem", "damaged"])
+def test_data_that_could_not_be_had_ends_the_attempt(
+    what: str, make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png
+) -> None:
+    folder = give(make_attempt(RECIPE), make_version(pictures(png, range(40))))
+    if what == "problem":
+        (folder / "dataset.json").write_text(json.dumps({"folder": "x", "problem": "it is lost"}))
+        assert train_attempt(folder) == 64
+        result = read_json(folder / "result.json") or {}
+        assert (result["reason"], result["message"]) == ("InvalidData", "it is lost")
+    else:  # the machine's fault: another try has the copy proven anew
+        home = Path(str((read_json(folder / "dataset.json") or {})["folder"]))
+        shutil.rmtree(home / "packs")
+        assert train_attempt(folder) == 1
+        assert not (folder / "result.json").exists()
+        assert not (home / "complete.json").exists()
