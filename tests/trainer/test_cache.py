@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from runyard.datasets.records import Interaction, Vqa
+from runyard.datasets.records import Freeform, GroundedPhrase, Interaction, PhraseGrounding, Vqa
 from runyard.rundir import read_json
 from runyard.trainer import cache as cache_module
 from runyard.trainer.cache import Cached, Place, Told, encode_all, make_room, settings_key
@@ -459,6 +459,23 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(
     assert [event["step"] for event in events_of(second, "step")] == [3, 4, 5, 6]
     one, two = weights_of(whole), weights_of(second)
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.mark.parametrize("task", ["phrase-grounding", "freeform"])
+def test_the_other_tasks_train_on_uploaded_data_too(
+    task: str, make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png, events_of: EventsOf
+) -> None:
+    phrases = [GroundedPhrase(phrase="a box", start_token_index=0, end_token_index=2, bounds=[(0.1, 0.2, 0.6, 0.9)])]
+    grounded = PhraseGrounding(caption="a box", grounded_phrases=phrases)
+    contents = grounded if task == "phrase-grounding" else Freeform(text="noise")
+    version = make_version({f"{n:02}.png": (png(n), [contents]) for n in range(40)})
+    recipe = {**RECIPE, "vi-dataset": {**RECIPE["vi-dataset"], "projectKind": task}}
+    folder = give(make_attempt(recipe, cache_bytes=1 << 30), version)
+    assert train_attempt(folder) == 0
+    (preview, *_) = events_of(folder, "evaluation")[0]["previews"]
+    assert preview["question"] == ("a box" if task == "phrase-grounding" else "Describe the picture.")
+    losses = [event["values"]["loss"] for event in events_of(folder, "step")]
+    assert losses[-1] < losses[0]
 
 
 def test_a_broken_picture_is_a_warning_of_the_run(

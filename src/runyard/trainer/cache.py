@@ -108,7 +108,8 @@ class CachedSamples(Encodings):
         self._rows = at - np.concatenate([[0], np.cumsum(sizes)])[self._shards]
         self.prompt_lengths = np.concatenate([shard.prompt_lengths for shard in cached.shards])[at]
         self.lengths = self.prompt_lengths + np.concatenate([shard.answer_lengths for shard in cached.shards])[at]
-        self.size_bytes = sum(cached.shards[int(number)].size_bytes for number in np.unique(self._shards))
+        shares = np.bincount(self._shards, minlength=len(sizes)) / sizes
+        self.size_bytes = round(float(shares @ [shard.size_bytes for shard in cached.shards]))
 
     def _row(self, index: int) -> Encoded:
         return self._shard(index).row(int(self._rows[index]))

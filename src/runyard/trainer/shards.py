@@ -87,7 +87,7 @@ class ShardWriter:
         before = self._last.get(name)
         if before is not None and before[0].dtype == array.dtype and np.array_equal(before[0], array):
             return before[1]
-        codes = self._values.codes_of(array) if array.dtype == np.float32 else None
+        codes = self._values.codes_of(array) if array.dtype == np.float32 and array.size else None
         span = self._write(array) if codes is None else self._write(codes, is_indices=True)
         self._last[name] = (array, span)
         return span
@@ -110,37 +110,49 @@ class ShardWriter:
 
 
 class _Values:
-    """The floats met so far, each with the number it got when it was met first."""
+    """The floats met so far, each with the number it got when it was met first.
+
+    Floats are compared as bits, so that a negative zero or a NaN comes back as it was. A number is looked up where a
+    hash of the bits points to; what is not there, because another float has the place, is searched for.
+    """
 
     def __init__(self) -> None:
-        self._sorted = np.zeros(0, np.float32)
-        self._codes = np.zeros(0, np.uint16)
+        self._bits = np.zeros(0, np.uint32)  # by number
+        self._sorted = np.zeros(0, np.uint32)
+        self._numbers = np.zeros(0, np.uint16)  # of the sorted ones
+        self._places = np.zeros(1 << 16, np.uint16)
 
     def codes_of(self, array: Array) -> Array | None:
-        """Numbers for these floats, new ones added; None when there would be more than ``LARGEST_TABLE``.
-
-        Floats are compared as bits, so that a negative zero or a NaN comes back as it was.
-        """
-        bits = np.ascontiguousarray(array).view(np.uint32)
-        known = self._sorted.view(np.uint32)
-        at = np.searchsorted(known, bits)
-        is_new = known[np.minimum(at, len(known) - 1)] != bits if len(known) else np.ones(bits.shape, bool)
-        if is_new.any():
-            new = np.unique(bits[is_new])
-            if len(known) + len(new) > LARGEST_TABLE:
+        """Numbers for these floats, new ones added; None when there would be more than ``LARGEST_TABLE``."""
+        bits = np.ascontiguousarray(array).view(np.uint32).reshape(-1)
+        if not len(self._bits) and not self._add(np.unique(bits)):
+            return None
+        places = (bits * np.uint32(0x9E3779B1)) >> np.uint32(16)
+        codes = self._places[places]
+        elsewhere = np.flatnonzero(self._bits[codes] != bits)
+        if len(elsewhere):
+            wanted = bits[elsewhere]
+            if not self._add(np.setdiff1d(wanted, self._sorted)):
                 return None
-            whole = np.concatenate([known, new])
-            codes = np.concatenate([self._codes, np.arange(len(known), len(whole)).astype(np.uint16)])
-            order = np.argsort(whole, kind="stable")
-            self._sorted, self._codes = whole[order].view(np.float32), codes[order]
-            at = np.searchsorted(self._sorted.view(np.uint32), bits)
-        kind = np.uint8 if len(self._sorted) <= 256 else np.uint16
-        return self._codes.astype(kind)[at]
+            codes[elsewhere] = self._numbers[np.searchsorted(self._sorted, wanted)]
+        kind = np.uint8 if len(self._bits) <= 256 else np.uint16
+        found: Array = codes.astype(kind).reshape(array.shape)
+        return found
+
+    def _add(self, new: Array) -> bool:
+        if len(self._bits) + len(new) > LARGEST_TABLE:
+            return False
+        if len(new):
+            begin = len(self._bits)
+            self._bits = np.concatenate([self._bits, new])
+            order = np.argsort(self._bits, kind="stable")
+            self._sorted, self._numbers = self._bits[order], order.astype(np.uint16)
+            places = (new * np.uint32(0x9E3779B1)) >> np.uint32(16)
+            self._places[places] = np.arange(begin, len(self._bits)).astype(np.uint16)
+        return True
 
     def in_order(self) -> Array:
-        values = np.zeros(len(self._sorted), np.float32)
-        values[self._codes] = self._sorted
-        return values
+        return self._bits.view(np.float32)
 
 
 class Shard:
