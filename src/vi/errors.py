@@ -13,6 +13,7 @@
     ├── ViConfigurationError           a credential or the endpoint is missing or malformed; nothing was sent
     ├── ViOperationError               the server answered, but not with what was asked for
     │   ├── ViRunFailedError           the run that was waited for ended in Failed, Error or Cancelled
+    │   ├── ViImportFailedError        the import that was waited for took nothing, and why
     │   └── PaginationError            a list repeats itself
     ├── ViDownloadError                a download is damaged, was cut too often, or cannot be stored
     ├── ViUploadError                  the same for the other direction
@@ -29,6 +30,7 @@ import enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vi.api.resources.datasets.results import FolderImport
     from vi.api.resources.runs.responses import Run
     from vi.api.responses import ConditionKind
 
@@ -262,6 +264,18 @@ class ViRunFailedError(ViOperationError):
     @property
     def reason(self) -> str | None:
         return self.run.status.conditions[-1].reason if self.run and self.run.status.conditions else None
+
+
+class ViImportFailedError(ViOperationError):
+    """An import ended without taking anything.
+
+    Attributes:
+        imported: what it was, with its findings.
+    """
+
+    def __init__(self, message: str, *, imported: "FolderImport | None" = None, **context: Any) -> None:
+        super().__init__(message, **context)
+        self.imported = imported
 
 
 class PaginationError(ViOperationError):

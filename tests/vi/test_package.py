@@ -24,6 +24,7 @@ PUBLIC = [
     "ViError",
     "ViErrorCode",
     "ViFileTooLargeError",
+    "ViImportFailedError",
     "ViInvalidFileFormatError",
     "ViInvalidParameterError",
     "ViNetworkError",

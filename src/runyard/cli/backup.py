@@ -160,10 +160,11 @@ def _check(file: Path, *, shown_as: Path | None = None) -> "Manifest":
 def _send(client: "vi.Client", path: str, file: Path) -> dict[str, Any]:
     import msgspec
 
+    from vi._http.requests import FileBody
     from vi.api._progress import byte_progress
 
     with byte_progress("Restoring", total_bytes=file.stat().st_size, show=True) as draw:
-        answer = client._http.send("POST", path, content=file, timeout_s=PATIENCE_S, on_sent=draw)
+        answer = client._http.send("POST", path, content=FileBody(file), timeout_s=PATIENCE_S, on_sent=draw)
     restored: dict[str, Any] = msgspec.json.decode(answer.body)
     return restored
 

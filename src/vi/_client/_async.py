@@ -9,6 +9,9 @@ import httpx2
 from vi._client.credentials import find_credentials
 from vi._http._async import AsyncHttp
 from vi._http.retry import NO_RETRY, RetryPolicy
+from vi.api.resources.annotations._async import AsyncAnnotations
+from vi.api.resources.assets._async import AsyncAssets
+from vi.api.resources.datasets._async import AsyncDatasets
 from vi.api.resources.flows._async import AsyncFlows
 from vi.api.resources.models._async import AsyncModels
 from vi.api.resources.models.responses import DownloadedModel
@@ -61,6 +64,9 @@ class AsyncClient:
         self.runs = AsyncRuns(self._http, found.organization_id)
         self.flows = AsyncFlows(self._http, found.organization_id)
         self.models = AsyncModels(self._http, found.organization_id)
+        self.datasets = AsyncDatasets(self._http, found.organization_id)
+        self.assets = AsyncAssets(self._http, found.organization_id)
+        self.annotations = AsyncAnnotations(self._http, found.organization_id, self.datasets)
         self.training_projects = AsyncTrainingProjects(self._http, found.organization_id)
 
     @property

@@ -10,6 +10,9 @@ import httpx2
 from vi._client.credentials import find_credentials
 from vi._http._sync import Http
 from vi._http.retry import NO_RETRY, RetryPolicy
+from vi.api.resources.annotations._sync import Annotations
+from vi.api.resources.assets._sync import Assets
+from vi.api.resources.datasets._sync import Datasets
 from vi.api.resources.flows._sync import Flows
 from vi.api.resources.models._sync import Models
 from vi.api.resources.models.responses import DownloadedModel
@@ -62,6 +65,9 @@ class Client:
         self.runs = Runs(self._http, found.organization_id)
         self.flows = Flows(self._http, found.organization_id)
         self.models = Models(self._http, found.organization_id)
+        self.datasets = Datasets(self._http, found.organization_id)
+        self.assets = Assets(self._http, found.organization_id)
+        self.annotations = Annotations(self._http, found.organization_id, self.datasets)
         self.training_projects = TrainingProjects(self._http, found.organization_id)
 
     @property

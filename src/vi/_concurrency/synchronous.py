@@ -1,9 +1,13 @@
-"""Sleeping, threads, callbacks and the end of connections for the synchronous client: all happens here and now."""
+"""Sleeping, threads, callbacks and the end of connections for the synchronous client: all happens here and now.
+
+Only ``for_each`` needs threads; there are none outside of it.
+"""
 
 import os
+import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
@@ -20,6 +24,49 @@ def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def tell(listener: Callable[[T], Any], news: T) -> None:
     """Call a user's function."""
     listener(news)
+
+
+def for_each(
+    items: Iterable[T],
+    do: Callable[[T], None],
+    *,
+    at_once: int,
+    tick: Callable[[], None],
+    every_s: float = 0.2,
+) -> None:
+    """Do something with every item, so many at once; ``tick`` is called meanwhile in this thread, and at the end.
+
+    An item is taken only when somebody is free for it. The first failure ends the rest and is raised. An interrupt is
+    raised at once: what the threads are at then comes to its end behind the caller's back.
+    """
+    waiting, taking = iter(items), threading.Lock()
+    failures: list[BaseException] = []
+    is_over = threading.Event()
+
+    def work() -> None:
+        try:
+            while not is_over.is_set():
+                with taking:
+                    item = next(waiting, is_over)
+                if item is is_over:
+                    return
+                do(item)  # type: ignore[arg-type]
+        except BaseException as error:  # raised again below, in the thread of the caller
+            failures.append(error)
+            is_over.set()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(every_s)
+                tick()
+    finally:
+        is_over.set()
+    if failures:
+        raise failures[0]
 
 
 class Closable(Protocol):

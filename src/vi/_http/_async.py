@@ -21,6 +21,8 @@ from vi._concurrency import asynchronous as concurrency
 from vi._http.answers import Answer, decode, error_of
 from vi._http.requests import (
     USER_AGENT,
+    Body,
+    FileBody,
     Params,
     check_endpoint,
     encode_params,
@@ -34,8 +36,6 @@ from vi._http.retry import REPEATABLE_METHODS, Failure, RetryPolicy, failure_of
 from vi.errors import ViNotFoundError, ViOperationError
 
 T = TypeVar("T")
-
-_CHUNK_BYTES = 1 << 20
 
 
 class AsyncHttp:
@@ -125,7 +125,7 @@ class AsyncHttp:
         path: str,
         *,
         params: Params | None = None,
-        content: bytes | Path | None = None,
+        content: bytes | Body | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
         retry: RetryPolicy | None = None,
@@ -133,10 +133,10 @@ class AsyncHttp:
         asked: str | None = None,
         on_sent: Callable[[int], None] | None = None,
     ) -> Answer:
-        """Send bytes, or a file, and return the raw answer, whose status is below 300; anything else raises.
+        """Send JSON, or a body piece by piece; return the raw answer if its status is below 300, else raise.
 
         ``asked`` is what error messages call the request; they must not show a path that is a secret itself.
-        ``on_sent`` gets the bytes of a file that are under way so far.
+        ``on_sent`` gets the bytes of a body that are under way so far.
         """
         policy, timeout_s, asked = retry or self.retry, timeout_s or self.timeout_s, asked or f"{method} {path}"
         repeatable = method in REPEATABLE_METHODS if idempotent is None else idempotent
@@ -179,7 +179,7 @@ class AsyncHttp:
 
     async def put_file(self, path: str, file: Path, **options: Any) -> Answer:
         """Send a file piece by piece, from its start again on each try."""
-        return await self.send("PUT", path, content=file, **options)
+        return await self.send("PUT", path, content=FileBody(file), **options)
 
     async def fetch(
         self,
@@ -233,7 +233,7 @@ class AsyncHttp:
         method: str,
         url: str,
         *,
-        content: bytes | Path | None,
+        content: bytes | Body | None,
         headers: Mapping[str, str] | None,
         timeout_s: float,
         on_sent: Callable[[int], None] | None,
@@ -251,21 +251,21 @@ class AsyncHttp:
         method: str,
         url: str,
         *,
-        content: bytes | Path | None,
+        content: bytes | Body | None,
         headers: Mapping[str, str] | None,
         timeout_s: float,
         on_sent: Callable[[int], None] | None = None,
     ) -> httpx2.Request:
         all_headers = {**self._headers, **(headers or {})}
-        if isinstance(content, Path):
-            all_headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(content.stat().st_size)}
-        elif content is not None:
+        if isinstance(content, bytes):
             all_headers["Content-Type"] = "application/json"
+        elif content is not None:
+            all_headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(content.size_bytes)}
         return httpx2.Request(
             method,
             url,
             headers=all_headers,
-            content=_chunks(content, on_sent) if isinstance(content, Path) else content,
+            content=content if isinstance(content, bytes | None) else _chunks(content, on_sent),
             extensions={"timeout": timeouts(timeout_s)},
         )
 
@@ -285,9 +285,10 @@ class AsyncHttp:
         return httpx2.AsyncHTTPTransport(verify=ssl_context(self.endpoint), proxy=proxy_of(self.endpoint))
 
 
-async def _chunks(path: Path, on_sent: Callable[[int], None] | None) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
-            if on_sent is not None:
-                on_sent(file.tell())
+async def _chunks(body: Body, on_sent: Callable[[int], None] | None) -> AsyncIterator[bytes]:
+    sent_bytes = 0
+    for chunk in body.chunks():
+        yield chunk
+        sent_bytes += len(chunk)
+        if on_sent is not None:
+            on_sent(sent_bytes)

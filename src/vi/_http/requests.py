@@ -8,8 +8,9 @@ stands in, so that nothing encrypted could be trusted by mistake.
 import ipaddress
 import ssl
 import sys
-from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol, TypeAlias
 from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -25,6 +26,32 @@ Params: TypeAlias = Mapping[str, Scalar] | Iterable[tuple[str, Scalar]]
 USER_AGENT = f"vi/{__version__} (Python/{'.'.join(map(str, sys.version_info[:3]))}; {sys.platform})"
 
 _LONGEST_CONNECT_S = 10.0
+_CHUNK_BYTES = 1 << 20
+
+
+class Body(Protocol):
+    """Bytes to send piece by piece; ``chunks`` begins anew each time, when a request is repeated."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def chunks(self) -> Iterator[bytes]: ...
+
+
+class FileBody:
+    """A file, read while it is sent."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def size_bytes(self) -> int:
+        return self._path.stat().st_size
+
+    def chunks(self) -> Iterator[bytes]:
+        with self._path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
 
 
 def check_endpoint(endpoint: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vi.api.resources.datasets.responses import DatasetImport
 from vi.api.resources.runs.responses import Run, RunProgress
 
 if TYPE_CHECKING:
@@ -35,6 +36,27 @@ def run_progress(show: bool) -> Iterator[Callable[[Run], None]]:
                 total=progress.total_steps or None,
                 completed=progress.step,
                 facts=progress_text(progress) if run.status.progress else "",
+            )
+
+        yield draw
+
+
+@contextmanager
+def import_progress(show: bool) -> Iterator[Callable[[DatasetImport], None]]:
+    """A bar for one import: what is being done, how much of it, how fast, time left."""
+    if not (show and _has_terminal()):
+        yield lambda imported: None
+        return
+    from rich.progress import BarColumn, TextColumn
+
+    with _bar([TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}")]) as bar:
+        task = bar.add_task("Sending", total=None, facts="")
+
+        def draw(imported: DatasetImport) -> None:
+            done, total = import_share(imported)
+            facts = import_text(imported)
+            bar.update(
+                task, description=imported.status.progress.phase, total=total, completed=done, facts=facts, refresh=True
             )
 
         yield draw
@@ -76,6 +98,38 @@ def progress_text(progress: RunProgress) -> str:
     if progress.metric is not None:
         facts.append(f"{progress.metric_name or 'metric'} {progress.metric:.4f}")
     if progress.seconds_left is not None:
+        facts.append(f"{duration_text(progress.seconds_left)} left")
+    return ", ".join(facts)
+
+
+def import_share(imported: DatasetImport) -> tuple[int, int | None]:
+    """How much of the phase is done, and of how much; None where nobody knows."""
+    progress = imported.status.progress
+    if progress.phase == "Sending":
+        return progress.bytes_done, imported.spec.size_bytes or None
+    if progress.phase in ("Receiving", "Inspecting"):
+        return progress.files_done, progress.files or None
+    return (1, 1) if progress.phase == "Done" else (0, None)
+
+
+def import_text(imported: DatasetImport) -> str:
+    """Files, bytes, pictures, rows, findings, rate and time left, as far as the phase has them."""
+    progress, found = imported.status.progress, imported.status.findings
+    facts = []
+    if progress.phase in ("Sending", "Receiving", "Inspecting"):
+        facts.append(f"{progress.files_done}/{progress.files} files")
+    if progress.phase == "Sending":
+        facts += [f"{progress.bytes_done / 1e6:.1f} MB", f"{progress.per_second / 1e6:.1f} MB/s"]
+    else:
+        facts.append(f"{progress.images} pictures")
+        if progress.rows:
+            facts.append(f"{progress.rows_kept}/{progress.rows} rows")
+        facts += [
+            f"{count} {word}" for count, word in ((found.errors, "errors"), (found.warnings, "warnings")) if count
+        ]
+        if progress.per_second:
+            facts.append(f"{progress.per_second:.0f} a second")
+    if progress.seconds_left:
         facts.append(f"{duration_text(progress.seconds_left)} left")
     return ", ".join(facts)
 

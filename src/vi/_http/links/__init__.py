@@ -1,0 +1,1 @@
+"""Signed links: requests that authorise themselves, wherever they lead; none of our headers goes along."""

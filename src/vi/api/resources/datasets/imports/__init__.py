@@ -1,0 +1,1 @@
+"""``client.datasets.imports``: files on their way into a dataset."""

@@ -1,0 +1,1 @@
+"""``client.datasets.versions``: what a dataset held at one moment."""
