@@ -25,6 +25,7 @@ COMMANDS = {
     "demo": Entry("runyard.cli.demo", "demo", "Train a small model on this machine and show what it learned."),
     "runs": Entry("runyard.cli.runs", "runs", "Start, follow, kill and delete training runs."),
     "flows": Entry("runyard.cli.flows", "flows", "Keep recipes, check them, and see them with every default."),
+    "datasets": Entry("runyard.cli.datasets", "datasets", "Import your own pictures and labels, check them, see them."),
     "models": Entry("runyard.cli.models", "models", "List and download checkpoints, and ask them questions."),
     "backup": Entry("runyard.cli.backup", "backup", "Write everything the server keeps into one file."),
     "restore": Entry("runyard.cli.backup", "restore", "Put a backup in the place of everything the server keeps."),

@@ -24,13 +24,13 @@ def print_json(value: Any) -> None:
     click.echo(msgspec.json.encode(value, enc_hook=_plain).decode())
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print aligned columns, and a condition in its colour when a person is reading."""
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, err: bool = False) -> None:
+    """Print aligned columns, and a condition in its colour when a person is reading; to stderr if asked for."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(line[index]) for line in [list(headings), *cells]) for index in range(len(headings))]
-    click.echo(click.style(_line(headings, widths, str), bold=True))
+    click.echo(click.style(_line(headings, widths, str), bold=True), err=err)
     for row in cells:
-        click.echo(_line(row, widths, coloured))
+        click.echo(_line(row, widths, coloured), err=err)
 
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:

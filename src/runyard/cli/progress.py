@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 from runyard.cli.output import duration, number, one_line
 
 if TYPE_CHECKING:
+    from vi.api.resources.datasets.responses import DatasetImport
     from vi.api.resources.runs.responses import Run
     from vi.api.responses import ConditionKind
 
@@ -58,6 +59,28 @@ class ProgressLine:
             return
         self._stream.flush()
         self._last_condition, self._last_text = condition, text
+
+
+class PhaseLines:
+    """Give ``update`` to ``client.datasets.import_folder(progress=...)`` where nobody watches: a line for each phase,
+    and one every few seconds between."""
+
+    def __init__(self, stream: TextIO | None = None, *, now: Callable[[], float] = time.monotonic):
+        self._stream = stream or sys.stderr
+        self._now = now
+        self._last_phase = ""
+        self._printed_s = float("-inf")
+
+    def update(self, imported: "DatasetImport") -> None:
+        """Say where an import stands now, if it is time to."""
+        from vi.api._progress import import_text
+
+        phase = imported.status.progress.phase
+        if phase == self._last_phase and self._now() - self._printed_s < PLAIN_LINE_EVERY_S:
+            return
+        self._last_phase, self._printed_s = phase, self._now()
+        self._stream.write(one_line(f"{phase}  {import_text(imported)}") + "\n")
+        self._stream.flush()
 
 
 def state_of(run: "Run") -> str:

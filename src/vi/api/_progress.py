@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vi.api.resources.datasets.responses import DatasetImport
+from vi.api.resources.datasets.results import counted
 from vi.api.resources.runs.responses import Run, RunProgress
 
 if TYPE_CHECKING:
@@ -121,11 +122,11 @@ def import_text(imported: DatasetImport) -> str:
     if progress.phase == "Sending":
         facts += [f"{progress.bytes_done / 1e6:.1f} MB", f"{progress.per_second / 1e6:.1f} MB/s"]
     else:
-        facts.append(f"{progress.images} pictures")
+        facts.append(counted(progress.images, "picture"))
         if progress.rows:
             facts.append(f"{progress.rows_kept}/{progress.rows} rows")
         facts += [
-            f"{count} {word}" for count, word in ((found.errors, "errors"), (found.warnings, "warnings")) if count
+            counted(count, word) for count, word in ((found.errors, "error"), (found.warnings, "warning")) if count
         ]
         if progress.per_second:
             facts.append(f"{progress.per_second:.0f} a second")

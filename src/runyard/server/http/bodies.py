@@ -118,10 +118,12 @@ class ChangedDataset(Body):
 
 
 class NewImportSpec(Body):
-    """``source``, ``files`` and ``sizeBytes`` are told to people alone."""
+    """``source``, ``files`` and ``sizeBytes`` are told to people alone. With ``datasetType`` ``auto`` the first import
+    into an empty dataset decides its type."""
 
     format: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "auto"
     on_error: Literal["Warn", "RejectRow", "RejectFile", "RejectAll"] = "RejectRow"
+    dataset_type: Literal["auto"] | None = None
     source: Annotated[str, msgspec.Meta(max_length=1024)] | None = None
     files: Annotated[int, msgspec.Meta(ge=0)] | None = None
     size_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None

@@ -1,7 +1,7 @@
 """Files of imports by signed address: PUT, no key. Acknowledged (204) once they are on the disk.
 
 ``/uploads/{token}`` takes one announced file, ``/uploads/{token}/{sha256}`` a pack under its hash, and with the id of a
-multipart upload in its place a part of one file. Sending one again is harmless.
+multipart upload in its place a part of one file. Sending one again is harmless. HEAD tells whether a pack has come.
 """
 
 import asyncio
@@ -33,10 +33,13 @@ async def upload(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def _received(services: Services, scope: Any, body: "_Body") -> str | None:
-    if scope["method"] != "PUT":
-        raise Refusal("MethodNotAllowed", "an upload address takes PUT")
+    if scope["method"] not in ("PUT", "HEAD"):
+        raise Refusal("MethodNotAllowed", "an upload address takes PUT, and HEAD to ask whether a pack is there")
     token, _, name = scope["path"].removeprefix(PREFIX).partition("/")
     link, row = imports.opened_upload(services, token)
+    if scope["method"] == "HEAD":
+        imports.check_received(services, row, sha256=name)
+        return None
     length = dict(scope["headers"]).get(b"content-length")
     size_bytes = int(length) if length is not None else None
     if link.part:

@@ -29,6 +29,7 @@ from runyard.server.services.takeover import Taker, take_images, take_records
 from runyard.server.services.workers import last_words, worker
 from runyard.store import assets as asset_rows
 from runyard.store import blobs as blob_rows
+from runyard.store import datasets as dataset_rows
 from runyard.store import imports as rows
 from runyard.store.tables import AnyRow
 
@@ -138,7 +139,7 @@ def _prepare(services: Services, row: AnyRow, folder: Path) -> int:
     job = {
         "org": row.org,
         "datasetId": row.dataset_id,
-        "datasetType": dataset.type,
+        "datasetType": None if _decides_type(row, dataset) else dataset.type,
         "blobsDir": str(services.blobs(row.org).root),
         "known": KNOWN,
         **_asked(row),
@@ -150,6 +151,11 @@ def _prepare(services: Services, row: AnyRow, folder: Path) -> int:
     if row.state == "Sealed":
         write_json(folder / SEALED, {"packs": told})
     return told
+
+
+def _decides_type(row: AnyRow, dataset: AnyRow) -> bool:
+    """Whether the files say what type the dataset is of: it has no records, and nobody has named a type."""
+    return row.kind == "Import" and not dataset.record_count and json.loads(row.spec).get("datasetType") == "auto"
 
 
 def _asked(row: AnyRow) -> dict[str, Any]:
@@ -221,15 +227,24 @@ async def _take_over(services: Services, row: AnyRow, folder: Path, result: dict
                 return
             await _keep_own_packs(services, row, folder)
             await asyncio.to_thread(_flush, folder)
-            values = {"state": "Committing", "last_updated": services.clock.now_ms()}
-            if not await services.store.write(
-                partial(rows.move, org=row.org, import_id=row.id, before=("Sealed",), values=values)
-            ):
+            if not await services.store.write(partial(_commit, services, row, result)):
                 return
         await _take_lines(services, row, folder / IMAGES, row.images_done, take_images)
         await _take_lines(services, row, folder / RECORDS, row.records_done, take_records)
     version = await versions.current(services, org=row.org, dataset_id=row.dataset_id)
     await _end(services, row, state="Done", why=None, result=result, version=version.id if version else None)
+
+
+def _commit(services: Services, row: AnyRow, result: dict[str, Any], connection: Connection) -> bool:
+    """From now on it goes into the dataset, whose type it may decide; False when it was ended meanwhile."""
+    values: dict[str, Any] = {"state": "Committing", "last_updated": services.clock.now_ms()}
+    if not rows.move(connection, org=row.org, import_id=row.id, before=("Sealed",), values=values):
+        return False
+    dataset = datasets.found(connection, org=row.org, dataset_id=row.dataset_id)
+    if _decides_type(row, dataset) and result.get("type") not in (None, dataset.type):
+        changes = {"type": result["type"], "generation": dataset.generation + 1}
+        dataset_rows.change(connection, org=row.org, dataset_id=row.dataset_id, values=changes)
+    return True
 
 
 async def _take_lines(services: Services, row: AnyRow, path: Path, done: int, take: Taker) -> None:

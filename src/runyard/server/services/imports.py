@@ -172,6 +172,16 @@ def opened_upload(services: Services, token: str) -> tuple[UploadLink, AnyRow]:
     return link, row
 
 
+def check_received(services: Services, row: AnyRow, *, sha256: str) -> None:
+    """See that a pack has come.
+
+    Raises:
+        Refusal: NotFound.
+    """
+    if sha256 not in services.store.read(partial(rows.received, org=row.org, import_id=row.id)):
+        raise not_found("pack", sha256[:64])
+
+
 async def receive_pack(
     services: Services, row: AnyRow, chunks: AsyncIterator[bytes], *, sha256: str, size_bytes: int | None
 ) -> None:

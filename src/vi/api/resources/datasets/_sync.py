@@ -234,7 +234,13 @@ class Datasets:
         imported: DatasetImport | None = None
         try:
             imported = self._begun(
-                dataset, found, path, format=format, on_error=on_error, dataset_type=dataset_type, resume=resume
+                dataset,
+                found,
+                path,
+                format=format,
+                on_error=on_error,
+                decides_type=dataset_type is None and (is_new or self._is_undecided(dataset)),
+                resume=resume,
             )
             with import_progress(draws) as draw:
                 tell = draw if isinstance(progress, bool) else progress
@@ -509,7 +515,7 @@ class Datasets:
         *,
         format: str,
         on_error: str,
-        dataset_type: str | DatasetTypeMember | None,
+        decides_type: bool,
         resume: str | DatasetImport | None,
     ) -> DatasetImport:
         """A new import, or the one that broke off."""
@@ -520,11 +526,16 @@ class Datasets:
             dataset.dataset_id,
             format=format,
             on_error=on_error,
-            dataset_type="auto" if dataset_type is None else word(dataset_type, name="dataset_type"),
+            dataset_type="auto" if decides_type else None,
             source=Path(path).name,
             files=len(found.files),
             size_bytes=found.size_bytes,
         )
+
+    def _is_undecided(self, dataset: Dataset) -> bool:
+        """Whether an import was to decide the dataset's type, and none has yet; the server sees to the second."""
+        newest = self.imports.list(dataset.dataset_id, PaginationParams(page_size=1))
+        return bool(newest) and newest[0].spec.dataset_type == "auto"
 
     def _outcome(self, dataset: Dataset, imported: DatasetImport, found: LocalFiles) -> FolderImport:
         """What there is to say of an import that is over.
@@ -545,7 +556,10 @@ class Datasets:
             why = imported.status.why or failure_of(imported.status.conditions)
             raise ViImportFailedError(
                 f"nothing was imported into dataset {dataset.dataset_id}: {why}",
-                suggestion="error.imported.findings lists what was found, client.datasets.report sums it up.",
+                suggestion=(
+                    "error.imported.findings lists what was found, client.datasets.report sums it up. Mend it, then "
+                    f"import again with dataset_id={place[0]!r}."
+                ),
                 details={"datasetId": place[0], "importId": place[1]},
                 imported=result,
             )

@@ -116,11 +116,13 @@ class ImportSpec(Document):
     """What was asked for. ``source``, ``files`` and ``size_bytes`` are what the sender says of itself, for people.
 
     ``on_error``: ``Warn`` takes what can be mended, ``RejectRow`` leaves bad rows out, ``RejectFile`` the files that
-    hold them, ``RejectAll`` takes nothing if anything is bad.
+    hold them, ``RejectAll`` takes nothing if anything is bad. ``dataset_type`` is ``auto`` where the files of the first
+    import into an empty dataset decide its type.
     """
 
     format: str = "auto"
     on_error: Literal["Warn", "RejectRow", "RejectFile", "RejectAll"] = "RejectRow"
+    dataset_type: str | None = None
     source: str | None = None
     files: int | None = None
     size_bytes: int | None = None

@@ -40,9 +40,15 @@ class FolderImport:
     def summary(self) -> str:
         """One line for people."""
         progress, found = self.session.status.progress, self.session.status.findings
-        counts = f"{progress.images} pictures, {progress.rows_kept} of {progress.rows} rows"
+        counts = f"{counted(progress.images, 'picture')}, {progress.rows_kept} of {counted(progress.rows, 'row')}"
         kind = f"{self.session.status.format or 'no annotations'}, {self.dataset.type}"
-        return f"{self.dataset.name}: {counts} ({kind}); {found.errors} errors, {found.warnings} warnings"
+        defects = f"{counted(found.errors, 'error')}, {counted(found.warnings, 'warning')}"
+        return f"{self.dataset.name}: {counts} ({kind}); {defects}"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 row``, ``1,200 rows``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,20 @@ from vi._http.retry import RetryPolicy
 from vi.api._arguments import check_id, metadata_document
 from vi.api._pages._sync import PaginatedResponse, list_pages
 from vi.api.resources.datasets._files import LocalFile
-from vi.api.resources.datasets._packs import packed, planned
+from vi.api.resources.datasets._packs import Pack, packed, planned
 from vi.api.resources.datasets._places import dataset_path, named_import
 from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, next_pause_s
 from vi.api.resources.datasets.imports._sending import Sending
 from vi.api.resources.datasets.responses import DatasetImport
 from vi.api.types import PaginationParams
-from vi.errors import ViNetworkError, ViOperationError, ViRateLimitError, ViServerError, ViTimeoutError
+from vi.errors import ViConflictError, ViNetworkError, ViOperationError, ViRateLimitError, ViServerError, ViTimeoutError
 
 T = TypeVar("T")
 
 _AWAY = (ViNetworkError, ViTimeoutError, ViServerError, ViRateLimitError)
 _PATIENCE_S = 120.0
 _AT_ONCE = 4  # packs in memory, 16 MiB each
+_ASKED = "the upload of a pack"
 _UPLOAD_RETRIES = 8  # with growing pauses: a restart of the server, or a minute without a network
 
 
@@ -126,21 +127,13 @@ class Imports:
                 f"import {imported.import_id} takes no files any more", suggestion="Begin a new import."
             )
         sending = Sending(files=len(files), size_bytes=sum(file.size_bytes for file in files), clock=self._clock)
-        asked = "the upload of a pack"
 
         def send(group: Sequence[LocalFile]) -> None:
             pack = concurrency.in_thread(packed, group)
             link = f"{upload.url}/{pack.sha256}"
-            was_there = is_resumed and links.exists(link, asked=asked)
+            was_there = is_resumed and links.exists(link, asked=_ASKED)
             if not was_there:
-                links.send(
-                    "PUT",
-                    link,
-                    content=pack,
-                    asked=asked,
-                    retry=_patient(self._http.retry),
-                    on_sent=lambda sent_bytes: sending.sent(pack.sha256, sent_bytes),
-                )
+                self._put(links, link, pack, on_sent=lambda sent_bytes: sending.sent(pack.sha256, sent_bytes))
             size_bytes = sum(file.size_bytes for file in group)
             sending.arrived(pack.sha256, size_bytes, files=len(group), was_there=was_there)
 
@@ -210,6 +203,17 @@ class Imports:
                 )
             self._http.sleep(min(pause_s, max(0.0, deadline_s - self._clock())))
             pause_s = next_pause_s(pause_s)
+
+    def _put(self, links: Links, link: str, pack: Pack, *, on_sent: Callable[[int], None]) -> None:
+        """Send one pack. The server may remove the same bytes for another's sake just then, and asks for them again."""
+        for tries_left in range(_UPLOAD_RETRIES, -1, -1):
+            try:
+                links.send("PUT", link, content=pack, asked=_ASKED, retry=_patient(self._http.retry), on_sent=on_sent)
+            except ViConflictError as error:
+                if error.code != "BlobMissing" or not tries_left:
+                    raise
+            else:
+                return
 
     def _outlast(self, ask: Callable[[], T], *, deadline_s: float) -> T:
         """Ask until there is an answer, or the server has been away for too long."""

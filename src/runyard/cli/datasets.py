@@ -1,0 +1,436 @@
+"""``runyard datasets``: from a folder of pictures and labels to a dataset, and what was wrong with it.
+
+``check`` uses the same code as the server's import, here: it needs no instance.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runyard.cli.connection import connect, data_dir_option
+from runyard.cli.failures import EXIT_ERROR, EXIT_NOT_FOUND, EXIT_USAGE, CommandFailed
+from runyard.cli.output import age, json_option, local_time, one_line, print_fields, print_json, print_table, size
+
+if TYPE_CHECKING:
+    from vi.api.resources.datasets.responses import DatasetImport, Finding, ImportReport
+
+TYPES = ("phrase-grounding", "vqa", "freeform")
+POLICIES = ("Warn", "RejectRow", "RejectFile", "RejectAll")
+FORMATS_OUT = (
+    *("ViFull", "ViJsonl", "Coco", "PascalVoc", "YoloDarknet", "YoloKerasPytorch"),
+    *("CsvFourCorner", "CsvWidthHeight", "Parquet"),
+)
+SAMPLE = "sample:"
+SHOWN_OF_EACH = 5
+
+format_option = click.option("--format", default="auto", show_default=True, help="Format of the labels.")
+type_option = click.option("--type", "dataset_type", type=click.Choice(TYPES), help="[default: what the labels carry]")
+on_error_option = click.option(
+    "--on-error",
+    type=click.Choice(POLICIES, case_sensitive=False),
+    default="RejectRow",
+    show_default=True,
+    help="Mend or leave out bad rows; leave out those, or the files they are in; or take nothing if anything is bad.",
+)
+
+
+@click.group()
+def datasets() -> None:
+    """Import your own pictures and labels, check them, see them."""
+
+
+@datasets.command("import")
+@click.argument("path")
+@click.option("--name", help="Of the new dataset. [default: the folder's]")
+@format_option
+@type_option
+@on_error_option
+@click.option("--dataset", "dataset_id", help="Import into this dataset instead of a new one.")
+@click.option("--resume", metavar="IMPORT_ID", help="Go on with an import of --dataset that broke off.")
+@data_dir_option
+@json_option
+def import_data(
+    path: str,
+    name: str | None,
+    format: str,
+    dataset_type: str | None,
+    on_error: str,
+    dataset_id: str | None,
+    resume: str | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Import a folder, or one archive or table, and print the id of its dataset.
+
+    PATH is a folder with pictures and labels in any known format, a .zip, .parquet or .jsonl file, or the name of a
+    built-in sample such as sample:digits. Ctrl-C cancels the import. Defects are printed at the end and stay in the
+    report (`runyard datasets report`); exit code 1 when nothing was taken.
+    """
+    import vi
+
+    with _folder_of(path) as folder, connect(data_dir, is_patient=True) as client:
+        try:
+            imported = client.datasets.import_folder(
+                folder,
+                format=format,
+                name=name or (path.removeprefix(SAMPLE) if path.startswith(SAMPLE) and not dataset_id else None),
+                dataset_type=dataset_type,
+                on_error=on_error,
+                progress=_progress(),
+                dataset_id=dataset_id,
+                resume=resume,
+            )
+        except vi.ViImportFailedError as error:
+            if error.imported is not None:
+                if as_json:
+                    print_json(error.imported.session)
+                else:
+                    _print_report(client.datasets.report(error.imported), err=True)
+            raise CommandFailed(_try_again(error.message, error.details, path)) from error
+        if as_json:
+            print_json(imported.session)
+            return
+        report = client.datasets.report(imported)
+        left_out = [found for found in imported.findings if found.line is None and found.code == "NameUnsafe"]
+        click.echo(one_line(imported.summary()), err=True)
+        if report.groups or left_out:
+            _print_report(report, err=True, left_out=left_out[: SHOWN_OF_EACH * 2])
+        click.echo(imported.dataset_id)
+
+
+@datasets.command("check")
+@click.argument("folder", type=click.Path(path_type=Path))
+@format_option
+@type_option
+@on_error_option
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report to this file as well.")
+@json_option
+def check_data(
+    folder: Path, format: str, dataset_type: str | None, on_error: str, html: Path | None, as_json: bool
+) -> None:
+    """Check a folder as an import would, without a server; exit code 1 when anything is wrong with it."""
+    import msgspec
+
+    from runyard.datasets.intake import check_folder
+    from runyard.datasets.report import Report
+    from vi.api.resources.datasets.responses import DatasetImport, ImportFindings, ImportProgress, ImportStatus
+
+    if not folder.is_dir():
+        raise CommandFailed(f"there is no folder {folder}", exit_code=EXIT_NOT_FOUND)
+    draw = _progress()
+    report = Report()
+
+    def tell(document: dict[str, Any]) -> None:
+        known = {key: value for key, value in document.items() if value is not None}
+        progress, found = msgspec.convert(known, ImportProgress), msgspec.convert(known, ImportFindings)
+        if callable(draw):
+            draw(DatasetImport(status=ImportStatus(progress=progress, findings=found)))
+
+    outcome = check_folder(
+        folder,
+        dataset_type=dataset_type,  # type: ignore[arg-type]  # click allows no other
+        format=format,
+        on_error=on_error,  # type: ignore[arg-type]
+        say=report.add,
+        on_progress=tell,
+    )
+    told = _checked(report, outcome)
+    if html is not None:
+        html.write_text(report.page(title=f"Check of {folder.resolve().name}", outcome=outcome.document()), "utf-8")
+    if as_json:
+        print_json(told)
+    else:
+        _print_report(told, kind=outcome.type)
+    if outcome.decision != "Accepted" or told.errors:
+        raise click.exceptions.Exit(EXIT_ERROR)
+
+
+@datasets.command("list")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many, newest first.")
+@data_dir_option
+@json_option
+def list_datasets(limit: int, data_dir: Path | None, as_json: bool) -> None:
+    """List datasets, newest first."""
+    from itertools import islice
+
+    from vi.api.types import PaginationParams
+
+    with connect(data_dir) as client:
+        page = client.datasets.list(pagination=PaginationParams(page_size=min(limit, 1000)))
+        found = list(islice(page.all_items(), limit))
+    if as_json:
+        print_json({"items": found})
+        return
+    rows = [
+        (
+            dataset.dataset_id,
+            dataset.name,
+            dataset.type,
+            dataset.statistic.asset_total,
+            dataset.statistic.annotation_total,
+            size(dataset.size_bytes),
+            age(dataset.create_date),
+            dataset.version,
+        )
+        for dataset in found
+    ]
+    print_table(("DATASET", "NAME", "TYPE", "PICTURES", "RECORDS", "SIZE", "AGE", "VERSION"), rows)
+
+
+@datasets.command("get")
+@click.argument("dataset_id")
+@data_dir_option
+@json_option
+def get_dataset(dataset_id: str, data_dir: Path | None, as_json: bool) -> None:
+    """Show one dataset and its imports."""
+    with connect(data_dir) as client:
+        dataset = client.datasets.get(dataset_id)
+        imports = client.datasets.imports.list(dataset_id).items
+    if as_json:
+        print_json(dataset)
+        return
+    counts = dataset.statistic
+    print_fields(
+        [
+            ("Dataset", dataset.dataset_id),
+            ("Name", dataset.name),
+            ("Description", dataset.description),
+            ("Type", dataset.type),
+            ("Pictures", f"{counts.asset_total}, {counts.asset_annotated} of them with records"),
+            ("Records", counts.annotation_total),
+            ("Size", size(dataset.size_bytes)),
+            ("Version", dataset.version),
+            ("Created", local_time(dataset.create_date)),
+            ("Changed", local_time(dataset.metadata.last_updated)),
+            ("Attributes", ", ".join(f"{key}={value}" for key, value in dataset.metadata.attributes.items())),
+        ]
+    )
+    if imports:
+        click.echo()
+        print_table(("IMPORT", "STATE", "FORMAT", "ROWS", "ERRORS", "WARNINGS", "AGE"), [_row(one) for one in imports])
+
+
+@datasets.command("versions")
+@click.argument("dataset_id")
+@data_dir_option
+@json_option
+def list_versions(dataset_id: str, data_dir: Path | None, as_json: bool) -> None:
+    """List the versions of a dataset, newest first; runs are pinned to them."""
+    with connect(data_dir) as client:
+        found = list(client.datasets.versions.list(dataset_id, {"page_size": 100}).all_items())
+    if as_json:
+        print_json({"items": found})
+        return
+    rows = [
+        (one.version_id, one.number, one.assets, one.records, size(one.size_bytes), age(one.metadata.time_created))
+        for one in found
+    ]
+    print_table(("VERSION", "NUMBER", "PICTURES", "RECORDS", "SIZE", "AGE"), rows)
+
+
+@datasets.command("report")
+@click.argument("dataset_id")
+@click.argument("import_id", required=False)
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report to this file instead.")
+@click.option("--all", "shows_all", is_flag=True, help="Print every finding, one a line, as JSON.")
+@data_dir_option
+@json_option
+def print_report(
+    dataset_id: str, import_id: str | None, html: Path | None, shows_all: bool, data_dir: Path | None, as_json: bool
+) -> None:
+    """Show what an import found: counts by code, and the first findings with file, line, field, cause and cure.
+
+    Without IMPORT_ID the newest import of the dataset.
+    """
+    with connect(data_dir) as client:
+        if html is not None:
+            html.write_text(client.datasets.report_html(dataset_id, import_id), "utf-8")
+            click.echo(html)
+        elif shows_all:
+            for found in client.datasets.findings(dataset_id, import_id, {"page_size": 1000}).all_items():
+                print_json(found)
+        elif as_json:
+            print_json(client.datasets.report(dataset_id, import_id))
+        else:
+            _print_report(client.datasets.report(dataset_id, import_id), kind=client.datasets.get(dataset_id).type)
+
+
+@datasets.command("preview")
+@click.argument("dataset_id")
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path, dir_okay=False), default=Path("preview.png"), show_default=True
+)
+@click.option("--count", default=12, show_default=True, type=click.IntRange(1, 100), help="How many pictures.")
+@click.option("--seed", default=0, show_default=True, help="Which ones.")
+@click.option("--version", help="Of this version. [default: the newest]")
+@data_dir_option
+def preview(dataset_id: str, out: Path, count: int, seed: int, version: str | None, data_dir: Path | None) -> None:
+    """Draw a sheet of pictures with their boxes, phrases, questions and answers."""
+    with connect(data_dir, is_patient=True) as client:
+        click.echo(client.datasets.preview(dataset_id, out, count=count, seed=seed, version=version))
+
+
+@datasets.command("export")
+@click.argument("dataset_id")
+@click.option("--format", type=click.Choice(FORMATS_OUT, case_sensitive=False), default="ViFull", show_default=True)
+@click.option("--split", "split_ratio", type=click.FloatRange(0, 1), help="Share of pictures that go into training/.")
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("datasets"),
+    show_default=True,
+    help="Folder to fill; the dataset goes into one of its name there.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier export left there.")
+@data_dir_option
+@json_option
+def export_data(
+    dataset_id: str,
+    format: str,
+    split_ratio: float | None,
+    out: Path,
+    overwrite: bool,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Write a dataset out in another format, and print where it lies. ViFull and Parquet bring the pictures along."""
+    settings = {"format": format, "options": {"split_ratio": split_ratio}}
+    with connect(data_dir, is_patient=True) as client:
+        written = client.datasets.download(
+            dataset_id, export_settings=settings, save_dir=out, overwrite=overwrite, show_progress=not as_json
+        )
+    if as_json:
+        print_json({"datasetId": written.dataset_id, "path": written.save_path, "format": format})
+    else:
+        click.echo(written.save_path)
+
+
+@datasets.command("delete")
+@click.argument("dataset_ids", nargs=-1, required=True, metavar="DATASET_ID...")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@data_dir_option
+def delete_datasets(dataset_ids: tuple[str, ...], yes: bool, data_dir: Path | None) -> None:
+    """Delete datasets with their pictures, records and versions, for good."""
+    with connect(data_dir, is_patient=True) as client:
+        for dataset_id in dataset_ids:
+            if not yes:
+                found = client.datasets.get(dataset_id)
+                counts = f"{found.statistic.asset_total} pictures, {found.statistic.annotation_total} records"
+                click.confirm(f"Delete {one_line(found.name)} ({dataset_id}) with {counts}?", abort=True)
+            client.datasets.delete(dataset_id)
+            click.echo(f"deleted {dataset_id}")
+
+
+@contextmanager
+def _folder_of(path: str) -> Iterator[Path]:
+    """Where the files lie; those of a built-in sample are written into a folder that is gone afterwards."""
+    if not path.startswith(SAMPLE):
+        yield Path(path)
+        return
+    import tempfile
+
+    from runyard.datasets import samples
+
+    name = path.removeprefix(SAMPLE)
+    if name not in samples.SAMPLES:
+        raise CommandFailed(
+            f"there is no sample {name!r}; there are {', '.join(sorted(samples.SAMPLES))}", exit_code=EXIT_USAGE
+        )
+    with tempfile.TemporaryDirectory(prefix="runyard-sample-") as folder:
+        samples.write(name, Path(folder))
+        yield Path(folder)
+
+
+def _progress() -> Any:
+    """A bar on a terminal; elsewhere a plain line on stderr for each phase, and every few seconds between."""
+    import sys
+
+    if sys.stderr.isatty():
+        return True
+    from runyard.cli.progress import PhaseLines
+
+    return PhaseLines().update
+
+
+def _checked(report: Any, outcome: Any) -> "ImportReport":
+    """A local check as the report that the server would make of it."""
+    import msgspec
+
+    from vi.api.resources.datasets.responses import FindingGroup, ImportReport
+
+    document = report.document()
+    counts = outcome.counts
+    return ImportReport(
+        format=outcome.format,
+        why=outcome.why,
+        images=counts.get("images", 0),
+        rows=counts.get("rows", 0),
+        rows_kept=counts.get("rowsKept", 0),
+        errors=document["errors"],
+        warnings=document["warnings"],
+        groups=msgspec.convert(document["codes"], list[FindingGroup]),
+    )
+
+
+def _print_report(
+    report: "ImportReport", *, kind: str | None = None, err: bool = False, left_out: "list[Finding] | None" = None
+) -> None:
+    """Counts by code, then the first findings of each."""
+    from vi.api.resources.datasets.results import counted
+
+    rows = f"{report.rows_kept:,} of {counted(report.rows, 'row')} taken"
+    what = ", ".join(filter(None, (report.format or "no labels", kind)))
+    defects = f"{counted(report.errors, 'error')}, {counted(report.warnings, 'warning')}"
+    click.echo(f"{counted(report.images, 'picture')}, {rows} ({one_line(what)}); {defects}", err=err)
+    if report.why:
+        click.echo(f"Nothing was taken: {one_line(report.why)}", err=err)
+    if report.groups:
+        click.echo(err=err)
+        table = [(group.code, group.severity, f"{group.count:,}", group.cure) for group in report.groups]
+        print_table(("CODE", "SEVERITY", "COUNT", "CURE"), table, err=err)
+    for group in report.groups:
+        more = f", the first {len(group.first)}" if group.count > len(group.first) else ""
+        click.echo(f"\n{group.code} ({group.count:,}{more}): {one_line(group.cure)}", err=err)
+        for found in group.first:
+            click.echo(f"  {_finding_line(found)}", err=err)
+    if left_out:
+        click.echo("\nNot sent:", err=err)
+        for found in left_out:
+            click.echo(f"  {_finding_line(found)}", err=err)
+
+
+def _finding_line(found: "Finding") -> str:
+    place = found.file if found.line is None else f"{found.file}:{found.line}"
+    field = f" {found.field}" if found.field else ""
+    value = f" [{found.value}]" if found.value else ""
+    return one_line(f"{place}{field}: {found.cause}{value}")
+
+
+def _row(imported: "DatasetImport") -> tuple[object, ...]:
+    status = imported.status
+    return (
+        imported.import_id,
+        _state(imported),
+        status.format,
+        f"{status.progress.rows_kept}/{status.progress.rows}",
+        status.findings.errors,
+        status.findings.warnings,
+        age(imported.metadata.time_created),
+    )
+
+
+def _state(imported: "DatasetImport") -> str:
+    if imported.has_failed:
+        reasons = {condition.reason for condition in imported.status.conditions}
+        return "Cancelled" if "CancelledByUser" in reasons else "Failed"
+    return "Succeeded" if imported.is_over else "Running"
+
+
+def _try_again(message: str, details: dict[str, Any], path: str) -> str:
+    dataset_id = details.get("datasetId")
+    again = f"runyard datasets import {path} --dataset {dataset_id}"
+    return f"{message}\nThe whole report: runyard datasets report {dataset_id}\nOnce it is mended: {again}"
