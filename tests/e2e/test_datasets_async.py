@@ -1,6 +1,7 @@
 """``client.datasets`` against a real server: folders in, findings told, broken imports resumed, nothing left over."""
 
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -145,9 +146,12 @@ async def test_more_files_make_another_version_and_the_same_files_do_not(sdk: vi
 async def test_an_import_that_broke_off_goes_on_with_what_is_missing(
     sdk: vi.AsyncClient, instance: Any, shelf: Path
 ) -> None:
+    # Bytes that no other test has sent: those may be just on their way out, and are then asked for twice.
+    (shelf / "once.bin").write_bytes(os.urandom(16))
     for number in range(3):  # each a pack of its own
-        with open(shelf / f"blank{number}.bin", "wb") as file:
-            file.truncate((16 << 20) + number + 1)
+        with open(shelf / f"large{number}.bin", "wb") as file:
+            file.write(os.urandom(16))
+            file.truncate((16 << 20) + 1)
     weak = CuttableTransport(uploads=2)
     credentials = (instance.secret_key, instance.organization_id)
     client = vi.AsyncClient(*credentials, endpoint=instance.endpoint, transport=weak, max_retries=0)
