@@ -147,7 +147,7 @@ async def test_an_import_that_broke_off_goes_on_with_what_is_missing(
     sdk: vi.AsyncClient, instance: Any, shelf: Path
 ) -> None:
     # Bytes that no other test has sent: those may be just on their way out, and are then asked for twice.
-    (shelf / "once.bin").write_bytes(os.urandom(16))
+    (shelf / "a.bin").write_bytes(os.urandom(16))
     for number in range(3):  # each a pack of its own
         with open(shelf / f"large{number}.bin", "wb") as file:
             file.write(os.urandom(16))
