@@ -33,7 +33,13 @@ import vi
 from vi.api.resources.runs.responses import Run
 
 # Whatever stands here may use the instance; see OneInstanceScheduling.
-USE_THE_INSTANCE = ("tests/contract/", "tests/e2e/", "tests/test_examples.py", "tests/cli/test_commands.py")
+USE_THE_INSTANCE = (
+    "tests/contract/",
+    "tests/e2e/",
+    "tests/test_examples.py",
+    "tests/cli/test_commands.py",
+    "tests/cli/test_datasets.py",
+)
 # Modules whose fixture costs more than their tests, so that one process makes it.
 TOGETHER = ("tests/trainer/test_warm.py",)
 # Begun first: begun last, one of these would keep one core at work when all else is done.

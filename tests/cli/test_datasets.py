@@ -1,0 +1,157 @@
+"""``runyard datasets``, as people type it: a folder in, what was wrong with it, and out again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def data_dir(instance) -> str:
+    return str(instance.data_dir)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    """Four pictures with a caption and a box each; the second box lies outside of its picture."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    lines = []
+    for number in range(4):
+        Image.new("RGB", (40, 30), (number * 60, 90, 60)).save(folder / f"{number}.png")
+        bounds = [[2.5, 0.1, 2.9, 0.4]] if number == 1 else [[0.1, 0.1, 0.5, 0.4]]
+        phrase = {"phrase": "red box", "startTokenIndex": 1, "endTokenIndex": 3, "bounds": bounds}
+        contents = {"type": "PhraseGrounding", "caption": "a red box", "groundedPhrases": [phrase]}
+        asset = {"filename": f"{number}.png", "width": 40, "height": 30}
+        lines.append(json.dumps({"id": f"row {number}", "asset": asset, "contents": contents}) + "\n")
+    (folder / "labels.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture
+def imported(runyard, data_dir: str, shelf: Path) -> str:
+    """The id of a dataset made from the shelf."""
+    result = runyard("datasets", "import", str(shelf), "--data-dir", data_dir)
+    assert result.exit_code == 0, result.output
+    dataset_id: str = result.stdout.strip()
+    return dataset_id
+
+
+def document(result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_an_import_prints_the_id_and_tells_its_defects(runyard, data_dir: str, shelf: Path) -> None:
+    result = runyard("datasets", "import", str(shelf), "--name", "red boxes", "--data-dir", data_dir)
+    assert result.exit_code == 0, result.output
+    dataset_id = result.stdout.strip()
+    assert "red boxes: 4 pictures, 3 of 4 rows (ViJsonl, phrase-grounding); 1 error" in result.stderr
+    assert "Sending  5/5 files" in result.stderr
+    assert "labels.jsonl:2" in result.stderr
+    listed = document(runyard("datasets", "list", "--json", "--data-dir", data_dir))["items"]
+    assert [item["name"] for item in listed if item["datasetId"] == dataset_id] == ["red boxes"]
+    shown = runyard("datasets", "get", dataset_id, "--data-dir", data_dir).stdout
+    assert "phrase-grounding" in shown and "4, 3 of them with records" in shown and "Succeeded" in shown
+
+
+def test_the_report_has_file_line_field_cause_and_cure(runyard, data_dir: str, imported: str, tmp_path: Path) -> None:
+    shown = runyard("datasets", "report", imported, "--data-dir", data_dir).stdout
+    report = document(runyard("datasets", "report", imported, "--json", "--data-dir", data_dir))
+    [group] = [group for group in report["groups"] if group["severity"] == "error"]
+    [found] = group["first"]
+    assert (found["file"], found["line"]) == ("labels.jsonl", 2)
+    for part in (group["code"], found["cause"], found["cure"], "labels.jsonl:2", found["field"]):
+        assert part in shown
+    html = tmp_path / "report.html"
+    assert runyard("datasets", "report", imported, "--html", str(html), "--data-dir", data_dir).exit_code == 0
+    assert group["code"] in html.read_text()
+    lines = runyard("datasets", "report", imported, "--all", "--data-dir", data_dir).stdout.splitlines()
+    assert found in [json.loads(line) for line in lines]
+
+
+def test_versions_are_listed_and_a_deleted_dataset_is_gone(runyard, data_dir: str, imported: str) -> None:
+    [version] = document(runyard("datasets", "versions", imported, "--json", "--data-dir", data_dir))["items"]
+    assert (version["assets"], version["records"]) == (3, 3)
+    assert version["datasetVersionId"] in runyard("datasets", "list", "--data-dir", data_dir).stdout
+    kept = runyard("datasets", "delete", imported, "--data-dir", data_dir)
+    assert kept.exit_code == 1
+    deleted = runyard("datasets", "delete", imported, "--yes", "--data-dir", data_dir)
+    assert deleted.stdout == f"deleted {imported}\n"
+    assert runyard("datasets", "get", imported, "--data-dir", data_dir).exit_code == 4
+
+
+def test_an_import_that_takes_nothing_fails_and_says_how_to_go_on(runyard, data_dir: str, shelf: Path) -> None:
+    result = runyard("datasets", "import", str(shelf), "--on-error", "rejectall", "--data-dir", data_dir)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "labels.jsonl:2" in result.stderr and "onError is RejectAll" in result.stderr
+    again = result.stderr.rpartition("--dataset ")[2].strip()
+    (shelf / "labels.jsonl").write_text(
+        (shelf / "labels.jsonl").read_text().replace("2.5", "0.5").replace("2.9", "0.9")
+    )
+    arguments = ("--on-error", "RejectAll", "--dataset", again, "--json", "--data-dir", data_dir)
+    session = document(runyard("datasets", "import", str(shelf), *arguments))
+    assert session["kind"] == "DatasetImport"
+    assert session["status"]["progress"]["rowsKept"] == 4
+
+
+def test_what_cannot_be_imported_is_said_at_once(runyard, data_dir: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path, word in (("nowhere", "not there"), ("empty", "no file to import")):
+        result = runyard("datasets", "import", path, "--data-dir", data_dir)
+        assert result.exit_code == 2
+        assert word in result.stderr
+    assert runyard("datasets", "report", "d0000000000", "--data-dir", data_dir).exit_code == 4
+
+
+def test_ctrl_c_cancels_an_import_and_leaves_nothing(
+    instance, client, shelf: Path, eventually: Callable[..., Any]
+) -> None:
+    for number in range(20):
+        with open(shelf / f"large{number:02}.bin", "wb") as file:
+            file.write(os.urandom(16))
+            file.truncate(16 << 20)
+    command = (sys.executable, "-P", "-m", "runyard.cli", "datasets", "import", str(shelf), "--name", "interrupted")
+    process = subprocess.Popen(
+        [*command, "--data-dir", str(instance.data_dir)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stderr is not None
+        assert "Sending" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (130, "")
+    assert "Traceback" not in stderr
+    eventually(
+        lambda: "interrupted" not in [item.name for item in client.datasets.list({"page_size": 100}).items],
+        timeout_s=10,
+        what="the dataset is gone",
+    )
+
+
+def test_check_finds_what_an_import_would_without_a_server(runyard, shelf: Path, tmp_path: Path) -> None:
+    result = runyard("datasets", "check", str(shelf), "--html", str(tmp_path / "report.html"))
+    assert result.exit_code == 1
+    assert "4 pictures, 3 of 4 rows taken (ViJsonl, phrase-grounding); 1 error" in result.stdout
+    assert "labels.jsonl:2" in result.stdout
+    assert "labels.jsonl:2" in (tmp_path / "report.html").read_text()
+    report = json.loads(runyard("datasets", "check", str(shelf), "--json").stdout)
+    assert (report["rowsKept"], report["errors"]) == (3, 1)
+    (shelf / "labels.jsonl").write_text(
+        (shelf / "labels.jsonl").read_text().replace("2.5", "0.5").replace("2.9", "0.9")
+    )
+    clean = runyard("datasets", "check", str(shelf))
+    assert (clean.exit_code, clean.output.splitlines()[-1]) == (
+        0,
+        "4 pictures, 4 of 4 rows taken (ViJsonl, phrase-grounding); 0 errors, 0 warnings",
+    )
+    assert runyard("datasets", "check", str(tmp_path / "nowhere")).exit_code == 4
