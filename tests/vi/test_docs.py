@@ -38,13 +38,45 @@ class Lab:
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
         path = request.url.path
         self.asked.append(f"{request.method} {re.sub('/[0-9a-f-]{36}', '/ID', path)}")
+        if path.startswith("/uploads/"):
+            return httpx2.Response(204)
+        if path.endswith("/preview"):
+            return httpx2.Response(200, content=b"\x89PNG")
         if path.startswith("/downloads/"):
             return httpx2.Response(200, content=self.archive)
         if request.method == "DELETE":
             return httpx2.Response(200)
         if "no-such-run" in path:
             return httpx2.Response(404, json={"message": "run no-such-run not found", "code": "RunNotFound"})
+        if "/datasets" in path:
+            return httpx2.Response(200, content=json.dumps(self.of_datasets(path)))
         return httpx2.Response(200, content=json.dumps(self.document(path)))
+
+    def of_datasets(self, path: str) -> dict[str, Any]:
+        """One dataset, of which one import is over and has found one thing."""
+        finding = {
+            "file": "labels.json",
+            "line": 3,
+            "code": "BoxOutside",
+            "cause": "too wide",
+            "cure": "correct the box",
+        }
+        conditions = [{"condition": name, "status": "Reached"} for name in ("Finished", "Checked", "Received")]
+        upload = {"url": "/uploads/token"}
+        status = {"conditions": conditions, "upload": upload, "format": "Coco", "version": "0123456789abcdef"}
+        answers: dict[str, dict[str, Any]] = {
+            "findings": {"items": [finding]},
+            "report": {"datasetId": "d1", "groups": [{"code": "BoxOutside", "count": 1, "first": [finding]}]},
+            "versions": {"items": [{"datasetVersionId": "0123456789abcdef"}]},
+            "0123456789abcdef": {"datasetVersionId": "0123456789abcdef"},
+        }
+        session = {"datasetId": "d1", "datasetImportId": "i1", "status": status}
+        last = path.rpartition("/")[2]
+        if last == "imports" and self.asked[-1].startswith("GET"):
+            return {"items": [session]}
+        if "/imports" in path and last not in answers:
+            return session
+        return answers.get(last, {"datasetId": "d1", "name": "shelves"})
 
     def document(self, path: str) -> dict[str, Any]:
         output = {
@@ -83,11 +115,16 @@ def test_the_examples_run_as_they_stand(
     monkeypatch.setenv("DATATURE_VI_SECRET_KEY", key)
     monkeypatch.setenv("DATATURE_VI_ORGANIZATION_ID", "lab")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "shelves").mkdir()
+    (tmp_path / "shelves" / "labels.json").write_text("{}")
     namespace: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL):
         exec(block, namespace)  # noqa: S102 - our own page
-    assert "run no-such-run not found" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "run no-such-run not found" in printed
     assert (tmp_path / "models" / "r-1" / "epoch-3" / "model_full" / "run.json").read_text() == "{}"
+    assert (tmp_path / "sheet.png").read_bytes() == b"\x89PNG"
+    assert "labels.json 3 BoxOutside too wide correct the box" in printed
     for call in ("PUT /workspaces/lab/runs/ID", "PATCH /workspaces/lab/runs/r-1", "DELETE /workspaces/lab/runs/r-1"):
         assert call in lab.asked
 

@@ -1,0 +1,40 @@
+"""From a folder of your own pictures with labels to a model that draws boxes: import, train, ask.
+
+Takes the folder to import and a picture to ask about; without them, ./pictures and the first picture in it. The labels
+may be COCO, Pascal VOC, YOLO, CSV or Vi JSONL. A quick look: 40 steps of the tiny model are too few to become good.
+"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+import vi
+from runyard.trainer.predict import Predictor
+
+folder = Path(sys.argv[1] if len(sys.argv) > 1 else "pictures")
+picture = Path(sys.argv[2]) if len(sys.argv) > 2 else min(folder.rglob("*.png"))
+
+with vi.Client() as client:
+    imported = client.datasets.import_folder(folder)
+    print(imported.summary())
+    for found in imported.findings[:10]:
+        print(f"  {found.file}: {found.cause} ({found.cure})")
+
+    blocks = [
+        {"block": "vi-dataset", "settings": {"datasetId": imported.dataset_id}},
+        {"block": "vi-model", "settings": {"hyperparameters": {"maxSteps": 40}, "validation": {"maxSamples": 20}}},
+    ]
+    flow = client.flows.create({"name": imported.dataset.name, "blocks": blocks})
+    run = client.runs.wait(client.runs.create(flow=flow.flow_id).run_id, timeout=600)
+    model = client.get_model(run.run_id, ckpt="best", save_path="models")
+
+image = Image.open(picture).convert("RGB")
+answer = Predictor(model.model_path).ask(image, "What is here?")
+draw = ImageDraw.Draw(image)
+for grounding in answer.groundings:
+    for x1, y1, x2, y2 in grounding.boxes:  # over a frame of 1024 by 1024
+        box = (x1 * image.width / 1024, y1 * image.height / 1024, x2 * image.width / 1024, y2 * image.height / 1024)
+        draw.rectangle(box, outline="red")
+image.save("answer.png")
+print(f"The model says: {answer.text}; its boxes are drawn in answer.png")
