@@ -1,5 +1,6 @@
 """Every example runs as a newcomer would run it: a process of its own, the three variables set, nothing else."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from runyard.trainer.datasets import BUILT_IN
 
 FOLDER = Path(__file__).parents[1] / "examples"
 # What each example has shown when it did its work.
@@ -19,9 +22,33 @@ SHOWS = {
     "find_the_boxes.py": r"epoch \d\.\d\d: .*validation/loss \d",
     "kill_a_run.py": r"killed at \d+\n[\s\S]*Cancelled: KilledByUser",
     "list_runs.py": r"\d+ runs have succeeded\n[\s\S]*Succeeded[\s\S]*(epoch|step)-\d+: \{",
+    "own_pictures.py": r"pictures: 60 pictures, 60 of 60 rows \(Coco, phrase-grounding\); 0 errors[\s\S]*"
+    r"The model says: .*; its boxes are drawn in answer\.png",
     "own_recipe.py": r"seed 1: exactMatch \d\.\d{3}\nseed 2: exactMatch \d\.\d{3}\n",
     "quick_training.py": r"exactMatch on held-out data: (0\.9[5-9]\d|1\.000)\nThe model lies in \S+",
 }
+
+
+def write_coco(folder: Path) -> None:
+    """Sixty of the built-in canvases of digits, as somebody's own folder would be: pictures, and boxes as COCO."""
+    canvases = BUILT_IN["digits-grounding"](0, 0.2).train[:60]
+    names: dict[str, int] = {}
+    images, boxes = [], []
+    (folder / "images").mkdir(parents=True)
+    for number, canvas in enumerate(canvases, 1):
+        name, (width, height) = f"images/{number:03}.png", canvas.image.size
+        canvas.image.save(folder / name)
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        for grounding in canvas.truth.groundings:
+            for x1, y1, x2, y2 in grounding.boxes:
+                corner = [x1 * width / 1024, y1 * height / 1024]
+                size = [(x2 - x1) * width / 1024, (y2 - y1) * height / 1024]
+                category = names.setdefault(grounding.phrase, len(names) + 1)
+                place = {"id": len(boxes) + 1, "image_id": number, "bbox": corner + size}
+                boxes.append({**place, "category_id": category, "area": size[0] * size[1], "iscrowd": 0})
+    categories = [{"id": number, "name": name} for name, number in names.items()]
+    document = {"images": images, "annotations": boxes, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(document))
 
 
 def test_every_example_is_tried() -> None:
@@ -34,6 +61,8 @@ def test_the_quick_training_example_trains_a_good_model(quick_training: str) -> 
 
 @pytest.mark.parametrize("name", sorted(set(SHOWS) - {"quick_training.py"}))
 def test_an_example_does_what_it_says(name: str, instance: Any, quick_training: str, tmp_path: Path) -> None:
+    if name == "own_pictures.py":
+        write_coco(tmp_path / "pictures")
     done = subprocess.run(
         [sys.executable, FOLDER / name],
         env={**os.environ, **instance.environ, "HOME": str(tmp_path)},

@@ -155,3 +155,18 @@ def test_check_finds_what_an_import_would_without_a_server(runyard, shelf: Path,
         "4 pictures, 4 of 4 rows taken (ViJsonl, phrase-grounding); 0 errors, 0 warnings",
     )
     assert runyard("datasets", "check", str(tmp_path / "nowhere")).exit_code == 4
+
+
+def test_a_dataset_is_drawn_and_written_out(runyard, data_dir: str, imported: str, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    drawn = runyard("datasets", "preview", imported, "-o", str(sheet), "--data-dir", data_dir)
+    assert (drawn.exit_code, drawn.stdout) == (0, f"{sheet}\n")
+    assert Image.open(sheet).format == "PNG"
+    out = tmp_path / "out"
+    written = runyard("datasets", "export", imported, "--format", "coco", "-o", str(out), "--data-dir", data_dir)
+    assert (written.exit_code, written.stdout) == (0, f"{out / imported}\n"), written.output
+    labels = [path for path in (out / imported).rglob("*.json") if path.name != "metadata.json"]
+    assert len(json.loads(labels[0].read_text())["annotations"]) == 3
+    again = runyard("datasets", "export", imported, "-o", str(out), "--data-dir", data_dir)
+    assert again.exit_code == 1
+    assert "there already" in again.stderr
