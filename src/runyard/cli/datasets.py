@@ -24,7 +24,7 @@ FORMATS_OUT = (
     *("CsvFourCorner", "CsvWidthHeight", "Parquet"),
 )
 SAMPLE = "sample:"
-SHOWN_OF_EACH = 5
+SHOWN = 10
 
 format_option = click.option("--format", default="auto", show_default=True, help="Format of the labels.")
 type_option = click.option("--type", "dataset_type", type=click.Choice(TYPES), help="[default: what the labels carry]")
@@ -96,8 +96,11 @@ def import_data(
         report = client.datasets.report(imported)
         left_out = [found for found in imported.findings if found.line is None and found.code == "NameUnsafe"]
         click.echo(one_line(imported.summary()), err=True)
-        if report.groups or left_out:
-            _print_report(report, err=True, left_out=left_out[: SHOWN_OF_EACH * 2])
+        _print_groups(report, err=True)
+        if left_out:
+            click.echo("\nNot sent:", err=True)
+        for found in left_out[:SHOWN]:
+            click.echo(f"  {_finding_line(found)}", err=True)
         click.echo(imported.dataset_id)
 
 
@@ -376,10 +379,8 @@ def _checked(report: Any, outcome: Any) -> "ImportReport":
     )
 
 
-def _print_report(
-    report: "ImportReport", *, kind: str | None = None, err: bool = False, left_out: "list[Finding] | None" = None
-) -> None:
-    """Counts by code, then the first findings of each."""
+def _print_report(report: "ImportReport", *, kind: str | None = None, err: bool = False) -> None:
+    """What was taken, then what was found."""
     from vi.api.resources.datasets.results import counted
 
     rows = f"{report.rows_kept:,} of {counted(report.rows, 'row')} taken"
@@ -388,18 +389,20 @@ def _print_report(
     click.echo(f"{counted(report.images, 'picture')}, {rows} ({one_line(what)}); {defects}", err=err)
     if report.why:
         click.echo(f"Nothing was taken: {one_line(report.why)}", err=err)
-    if report.groups:
+    _print_groups(report, err=err)
+
+
+def _print_groups(report: "ImportReport", *, err: bool) -> None:
+    """Counts by code, then the first findings of each, errors before warnings."""
+    groups = sorted(report.groups, key=lambda group: group.severity != "error")
+    if groups:
         click.echo(err=err)
-        table = [(group.code, group.severity, f"{group.count:,}", group.cure) for group in report.groups]
+        table = [(group.code, group.severity, f"{group.count:,}", group.cure) for group in groups]
         print_table(("CODE", "SEVERITY", "COUNT", "CURE"), table, err=err)
-    for group in report.groups:
+    for group in groups:
         more = f", the first {len(group.first)}" if group.count > len(group.first) else ""
         click.echo(f"\n{group.code} ({group.count:,}{more}): {one_line(group.cure)}", err=err)
         for found in group.first:
-            click.echo(f"  {_finding_line(found)}", err=err)
-    if left_out:
-        click.echo("\nNot sent:", err=err)
-        for found in left_out:
             click.echo(f"  {_finding_line(found)}", err=err)
 
 
