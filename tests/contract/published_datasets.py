@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vi.api.resources.datasets.types import DatasetExportFormat, DatasetExportOptions, DatasetExportSettings
-
 import vi
+from vi.api.resources.datasets.types import DatasetExportFormat, DatasetExportOptions, DatasetExportSettings
 
 REALLY_SLEEP = time.sleep
 
