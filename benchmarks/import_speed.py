@@ -1,7 +1,7 @@
 """How fast an import checks pictures, beside copying and hashing the same files.
 
 Makes really encoded JPEGs of about 10 KB (50,000, or ``--count``), then measures, by turns and each in a process of its
-own: ``cp -r`` of the folder with a SHA-256 of every file, and the worker of an import over the same bytes as packs. Both
+own: ``cp -r`` of the folder with a SHA-256 of every file, and an import's worker over the same bytes as packs. Both
 read from the page cache and neither waits for the disk; the ratio is printed (above 1: the import is faster).
 """
 

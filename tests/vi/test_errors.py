@@ -10,6 +10,7 @@ from vi.errors import ViErrorCode
 BASES = {
     "PaginationError": "ViOperationError",
     "ViRunFailedError": "ViOperationError",
+    "ViImportFailedError": "ViOperationError",
     "ViRunVanishedError": "ViNotFoundError",
     "ViInvalidParameterError": "ViValidationError",
     "ViFileTooLargeError": "ViValidationError",

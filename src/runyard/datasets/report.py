@@ -1,6 +1,6 @@
 """A report from findings: a JSON summary, rows for a table in a terminal, and a page that needs nothing beside itself.
 
-Findings stream through and only the first few of each code are kept, so a report of a million is as small as one of ten.
+Findings stream through and only the first few of each code are kept, so that of a million is as small as that of ten.
 What findings quote was written by strangers: the page escapes all of it and loads nothing.
 """
 
