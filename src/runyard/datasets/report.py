@@ -113,7 +113,8 @@ def _decision(outcome: dict[str, Any]) -> str:
         return ""
     counts = outcome.get("counts") or {}
     why = f": {outcome['why']}" if outcome.get("why") else ""
-    taken = f"{counts.get('images', 0):,} pictures and {counts.get('rowsKept', 0):,} of {counts.get('rows', 0):,} rows taken"
+    kept, rows = counts.get("rowsKept", 0), counts.get("rows", 0)
+    taken = f"{counts.get('images', 0):,} pictures and {kept:,} of {rows:,} rows taken"
     return html.escape(f"{outcome.get('decision')}{why}. {taken}; ")
 
 

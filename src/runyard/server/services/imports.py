@@ -15,7 +15,7 @@ import hashlib
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -238,15 +238,18 @@ async def receive_file(
         sha256 = came.digest.hexdigest()
         await asyncio.to_thread(came.store, services.blobs(row.org), sha256)
 
-    def work(connection: Connection) -> bool:
-        _check_receiving(connection, row)
-        values = {"sha256": sha256, "fault": None}
-        rows.change_file(connection, org=row.org, import_id=row.id, number=number, values=values)
-        _prolong(services, connection, row)
-        is_last = row.kind == "Ingestion" and not rows.is_waiting(connection, org=row.org, import_id=row.id)
-        return is_last and _seal(services, connection, row)
+        def work(connection: Connection) -> bool:
+            _check_receiving(connection, row)
+            values = {"sha256": sha256, "fault": None}
+            rows.change_file(connection, org=row.org, import_id=row.id, number=number, values=values)
+            _prolong(services, connection, row)
+            is_last = row.kind == "Ingestion" and not rows.is_waiting(connection, org=row.org, import_id=row.id)
+            return is_last and _seal(services, connection, row)
 
-    if await _refer(services, row, sha256, work):
+        is_sealed = await _refer(
+            services, row, sha256, work, bring_back=partial(came.store, services.blobs(row.org), sha256)
+        )
+    if is_sealed:
         import_jobs.start(services, get(services, org=row.org, dataset_id=row.dataset_id, import_id=row.id))
 
 
@@ -392,11 +395,19 @@ async def spooled(services: Services, org: str, chunks: AsyncIterator[bytes], *,
         await asyncio.to_thread(came.close)
 
 
-async def _refer(services: Services, row: AnyRow, sha256: str, work: Any) -> Any:
-    """Put down that the import has a blob, under the lock of those who remove blobs nobody has put down."""
+async def _refer(
+    services: Services, row: AnyRow, sha256: str, work: Any, *, bring_back: Callable[[], None] | None = None
+) -> Any:
+    """Put down that the import has a blob, under the lock of those who remove blobs nobody has put down.
+
+    One that they removed since it was stored, with the last other row that needed it, is brought back or asked for
+    again.
+    """
     async with services.blob_lock:
         if not await asyncio.to_thread(services.blobs(row.org).has, sha256):
-            raise _missing([sha256])
+            if bring_back is None:
+                raise _missing([sha256])
+            await asyncio.to_thread(bring_back)
         try:
             return await services.store.write(work)
         except Refusal:
