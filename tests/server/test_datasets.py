@@ -313,6 +313,36 @@ def test_a_pack_that_is_mostly_rubbish_is_written_anew(in_house: Callable[..., N
     in_house(story)
 
 
+def test_lost_bytes_of_a_dataset_are_told_and_strays_removed(in_house: Callable[..., None], store_kind: str) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        dataset_id = await data.make()
+        done = await data.bring(dataset_id, shelf(2))
+        blobs = house.services.blobs(house.org)
+        for sha256 in list(blobs.hashes()):
+            blobs.delete(sha256)
+        stray = house.settings.imports_dir / house.org / "stray"
+        stray.mkdir(parents=True)
+        found = await data.storage()
+        assert found["foldersWithoutImports"] == ["stray"]
+        lost = {(file["datasetId"], file["path"]) for file in found["rowsWithoutBlobs"]}
+        assert lost == {("", "pictures"), (dataset_id, f"version {done['status']['version']}")}
+        await data.api.post(house.path("storage/collections"))
+        assert not stray.exists()
+        answer = await create_run(house, "r1", datasetId=dataset_id)
+        assert answer.status_code == 201
+        # Deleting it all still works: what is lost needs no removal.
+        await data.api.delete(house.path("runs/r1"))
+        await data.api.delete(data.path(dataset_id))
+        async with asyncio.timeout(30):
+            await house.services.jobs.settled()
+        found = await data.storage()
+        assert found["agrees"], found
+
+    if store_kind == "sqlite":
+        in_house(story)
+
+
 def test_a_filter_that_is_not_understood_deletes_nothing(in_house: Callable[..., None], store_kind: str) -> None:
     async def story(house: Any) -> None:
         data = await data_of(house)
@@ -332,7 +362,7 @@ def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(in_house: Callable[
         dataset_id = await data.make()
         await data.bring(dataset_id, shelf(4))
         names = {}
-        for format, ratio in (("ViFull", 0.5), ("ViJsonl", None)):
+        for format, ratio in (("ViFull", 0.5), ("ViJsonl", None), ("Parquet", None)):
             spec = {"format": format, "options": {"normalized": True, "splitRatio": ratio}}
             house.clock.forward(1)
             begun = (await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": spec})).json()
@@ -348,11 +378,12 @@ def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(in_house: Callable[
                     [name] = [name for name in names[format] if name.endswith(".jsonl")]
                     rows = [json.loads(line) for line in archive.read(name).splitlines()]
                     assert {row["id"] for row in rows} == {"1", "2", "3", "4"}
+        assert [name for name in names["Parquet"] if name.endswith(".parquet")]
         pictures = [name for name in names["ViFull"] if "/images/" in name]
         assert len(pictures) == 4
         assert {name.partition("/")[0] for name in names["ViFull"]} <= {"training", "validation"}
         listed = (await data.get(dataset_id, "datasetExports"))["items"]
-        assert [export["spec"]["format"] for export in listed] == ["ViJsonl", "ViFull"]
+        assert [export["spec"]["format"] for export in listed] == ["Parquet", "ViJsonl", "ViFull"]
         refused = await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": {"format": "Coco"}})
         assert refused.status_code == 400, refused.text
         assert refused.json()["problems"][0]["path"] == "/spec/format"

@@ -20,8 +20,8 @@ from runyard.cli.output import json_option, print_fields, print_json
 def gc(is_check: bool, data_dir: Path | None, as_json: bool) -> None:
     """Prove that database and disk agree; remove what nothing needs.
 
-    Bytes without a checkpoint are left alone while runs of the organisation are held by a machine, since they may just
-    be arriving. Lost bytes cannot be mended here; they end the command with exit code 1.
+    Bytes that nothing needs are left alone while runs of the organisation are held by a machine or imports are under
+    way, since they may just be arriving. Lost bytes cannot be mended here; they end the command with exit code 1.
     """
     with connect(data_dir) as client:
         path = f"/workspaces/{client.organization_id}/storage"
@@ -40,13 +40,17 @@ def gc(is_check: bool, data_dir: Path | None, as_json: bool) -> None:
 
 def _fields(report: dict[str, Any]) -> list[tuple[str, object]]:
     left_over = "removed" if report["isRemoved"] else "left over"
-    lost = [f"{file['runId']}/{file['modelId']}/{file['path']}" for file in report["rowsWithoutBlobs"]]
+    lost = [
+        f"{file['runId']}/{file['modelId']}/{file['path']}" if file["runId"] else f"{file['datasetId']} {file['path']}"
+        for file in report["rowsWithoutBlobs"]
+    ]
     return [
         ("store and disk", "agree" if report["agrees"] else "disagree"),
         ("blobs", report["blobs"]),
         ("perhaps arriving", report["arriving"]),
         (f"blobs {left_over}", len(report["blobsWithoutRows"])),
         (f"run folders {left_over}", ", ".join(report["foldersWithoutRuns"]) or 0),
+        (f"import folders {left_over}", ", ".join(report["foldersWithoutImports"]) or 0),
         (f"organizations' folders {left_over}", ", ".join(report["foldersWithoutOrganizations"]) or 0),
         ("files lost", ", ".join(lost) or 0),
     ]

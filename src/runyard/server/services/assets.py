@@ -168,7 +168,7 @@ async def delete(services: Services, actor: Actor, dataset_id: str, asset_id: st
         services.audit(actor, "delete asset", f"{dataset_id}/{asset_id}")(connection)
 
     await services.store.write(work)
-    await retention.remove_unneeded_contents(services, org=actor.org)
+    retention.start(services, org=actor.org)
 
 
 def _delete(services: Services, connection: Connection, place: Any, ids: Sequence[str]) -> int:

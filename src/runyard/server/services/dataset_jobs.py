@@ -1,6 +1,5 @@
 """Everything about datasets that goes on after its request was answered, found by its rows and begun again."""
 
-import asyncio
 import shutil
 from functools import partial
 
@@ -8,6 +7,7 @@ from sqlalchemy import Connection
 
 from runyard.server.services import assets, datasets, exports, import_jobs
 from runyard.server.services.context import Services
+from runyard.server.services.jobs import in_thread
 from runyard.store import datasets as rows
 from runyard.store import imports as import_rows
 from runyard.store import organizations
@@ -18,7 +18,7 @@ from runyard.store.tables import bulk_deletions, dataset_exports
 async def begin(services: Services) -> None:
     """Before anything is served: remove what a crash cut off, then sweep."""
     for org in services.store.read(organizations.ids):
-        await asyncio.to_thread(_clear, services, org)
+        await in_thread(_clear, services, org)
     await sweep(services)
 
 

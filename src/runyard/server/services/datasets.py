@@ -4,7 +4,6 @@ A dataset is gone for the API the moment it is deleted; its rows and bytes go pi
 waits for it, and go on going after a crash. One that a waiting or training run needs is not deleted at all.
 """
 
-import asyncio
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from runyard.server.services import etags, pages, retention
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import merged_attributes
 from runyard.server.services.errors import Refusal, not_found
+from runyard.server.services.jobs import in_thread
 from runyard.server.services.pages import PageRequest
 from runyard.server.services.signing import Position
 from runyard.store import blobs as blob_rows
@@ -237,7 +237,7 @@ async def _remove(services: Services, org: str, dataset_id: str) -> None:
 
 
 async def _remove_folder(services: Services, org: str, name: str) -> None:
-    await asyncio.to_thread(shutil.rmtree, services.settings.imports_dir / org / name, ignore_errors=True)
+    await in_thread(shutil.rmtree, services.settings.imports_dir / org / name, ignore_errors=True)
 
 
 def statistics(services: Services, *, org: str, dataset_id: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from runyard.rundir import read_json, write_json
 from runyard.server.services import datasets, etags, imports, pages, retention, versions
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Problem, Refusal, not_found
+from runyard.server.services.jobs import in_thread
 from runyard.server.services.pages import PageRequest
 from runyard.server.services.signing import FileLink, link_expiry
 from runyard.server.services.workers import last_words, worker
@@ -152,11 +153,11 @@ async def _make(services: Services, row: AnyRow) -> None:
         await _end(services, row, folder, {"state": "Failed", "why": why})
         return
     path = folder / result["file"]
-    sha256, size_bytes = await asyncio.to_thread(_hashed, path)
+    sha256, size_bytes = await in_thread(_hashed, path)
     # Held rather than locked, for it may be large; under the lock of those who remove, only the row is written.
     hold = services.blobs(row.org).hold([sha256])
     try:
-        await asyncio.to_thread(_store, services, row.org, path, sha256, size_bytes)
+        await in_thread(_store, services, row.org, path, sha256, size_bytes)
         values = {"state": "Done", "sha256": sha256, "size_bytes": size_bytes}
         async with services.blob_lock:
             await _end(services, row, folder, {**values, "version": version.id if version else None})
@@ -175,7 +176,7 @@ async def _end(services: Services, row: AnyRow, folder: Path, values: dict[str, 
             blob_rows.put_down(connection, org=row.org, hashes={values["sha256"]})  # its dataset was deleted meanwhile
 
     await services.store.write(work)
-    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    await in_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 async def preview(
@@ -193,16 +194,16 @@ async def preview(
     services.store.read(partial(datasets.found, org=org, dataset_id=dataset_id))
     root = services.settings.imports_dir / org
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=root, prefix=PREVIEW_PREFIX))
+    folder = Path(await in_thread(tempfile.mkdtemp, dir=root, prefix=PREVIEW_PREFIX))
     try:
         job = {"format": "Preview", "count": min(count, MOST_SHOWN), "seed": seed}
         async with asyncio.timeout(PREVIEW_TIMEOUT_S):
             result = await _worked(services, org, dataset_id, folder, job, version=row)
         if result is None:
             raise Refusal("Internal", "the preview could not be made; the server's log says more")
-        return await asyncio.to_thread((folder / result["file"]).read_bytes)
+        return await in_thread((folder / result["file"]).read_bytes)
     finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await in_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 async def _worked(
@@ -217,7 +218,7 @@ async def _worked(
             file.writelines(msgspec.json.encode(line) + b"\n" for line in lines)
         write_json(folder / exporting.JOB, {**job, "blobsDir": str(services.blobs(org).root)})
 
-    await asyncio.to_thread(prepare)
+    await in_thread(prepare)
     async with worker(MODULE, folder) as ending:
         await asyncio.wait({ending})
     result = read_json(folder / exporting.RESULT)

@@ -25,6 +25,7 @@ from sqlalchemy import Connection
 from runyard.rundir import read_json, write_json
 from runyard.server.services import datasets, retention, versions
 from runyard.server.services.context import Services
+from runyard.server.services.jobs import in_thread
 from runyard.server.services.takeover import Taker, take_images, take_records
 from runyard.server.services.workers import last_words, worker
 from runyard.store import assets as asset_rows
@@ -108,7 +109,7 @@ async def _looked_at(services: Services, row: AnyRow, folder: Path) -> dict[str,
     places = services.jobs.early_workers if is_early else services.jobs.workers
     async with places:
         for _ in range(WORKER_TRIES):
-            told = await asyncio.to_thread(_prepare, services, row, folder)
+            told = await in_thread(_prepare, services, row, folder)
             await _worked(services, row, folder, told)
             if (result := read_json(folder / RESULT)) is not None:
                 return result
@@ -221,12 +222,12 @@ async def _take_over(services: Services, row: AnyRow, folder: Path, result: dict
     """Put everything that was accepted into the dataset, from where the last one who tried had come."""
     async with services.jobs.lock(row.org, row.dataset_id):
         if row.state == "Sealed":
-            refused = await asyncio.to_thread(_overwritten, services, row, folder)
+            refused = await in_thread(_overwritten, services, row, folder)
             if refused is not None:
                 await _end(services, row, state="Failed", why=refused, result=result)
                 return
             await _keep_own_packs(services, row, folder)
-            await asyncio.to_thread(_flush, folder)
+            await in_thread(_flush, folder)
             if not await services.store.write(partial(_commit, services, row, result)):
                 return
         await _take_lines(services, row, folder / IMAGES, row.images_done, take_images)
@@ -257,11 +258,11 @@ async def _take_lines(services: Services, row: AnyRow, path: Path, done: int, ta
             lines = list(islice(file, CHUNK))
             return len(lines), take.read(lines)
 
-        count, prepared = await asyncio.to_thread(read)
+        count, prepared = await in_thread(read)
         while count:
             done += count
             work = partial(take.write, row=row, prepared=prepared, done=done, now_ms=services.clock.now_ms())
-            _, (count, prepared) = await asyncio.gather(services.store.write(work), asyncio.to_thread(read))
+            _, (count, prepared) = await asyncio.gather(services.store.write(work), in_thread(read))
 
 
 def _overwritten(services: Services, row: AnyRow, folder: Path) -> str | None:
@@ -283,11 +284,11 @@ async def _keep_own_packs(services: Services, row: AnyRow, folder: Path) -> None
     paths = sorted((folder / OWN_PACKS).iterdir()) if (folder / OWN_PACKS).is_dir() else []
     received = services.store.read(partial(rows.received, org=row.org, import_id=row.id))
     for path in paths:
-        sha256, size_bytes = await asyncio.to_thread(_hashed, path)
+        sha256, size_bytes = await in_thread(_hashed, path)
         if sha256 in received:
             continue
         async with services.blob_lock:
-            await asyncio.to_thread(_store, services, row.org, path, sha256, size_bytes)
+            await in_thread(_store, services, row.org, path, sha256, size_bytes)
 
             def work(connection: Connection, sha256: str = sha256, size_bytes: int = size_bytes) -> None:
                 number = rows.next_number(connection, org=row.org, import_id=row.id)
@@ -330,10 +331,10 @@ async def _end(
 ) -> None:
     """The last word on an import: its report stays, its files and its folder go."""
     folder = folder_of(services, row.org, row.id)
-    seen = await asyncio.to_thread(_seen, services, row, folder, result, is_taken=state == "Done")
+    seen = await in_thread(_seen, services, row, folder, result, is_taken=state == "Done")
 
     async with services.blob_lock:
-        report = await asyncio.to_thread(_keep_findings, services, row.org, folder)
+        report = await in_thread(_keep_findings, services, row.org, folder)
         values = {
             "state": state,
             "why": why,
@@ -349,7 +350,7 @@ async def _end(
                 blob_rows.put_down(connection, org=row.org, hashes=blobs)
 
         await services.store.write(work)
-    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    await in_thread(shutil.rmtree, folder, ignore_errors=True)
     await retention.remove_unneeded(services, org=row.org)
 
 
@@ -420,4 +421,4 @@ def live_progress(services: Services, row: AnyRow) -> dict[str, Any]:
 async def remove_strays(services: Services, org: str, names: list[str]) -> None:
     """Folders of imports that do not exist."""
     for name in names:
-        await asyncio.to_thread(shutil.rmtree, services.settings.imports_dir / org / name, ignore_errors=True)
+        await in_thread(shutil.rmtree, services.settings.imports_dir / org / name, ignore_errors=True)

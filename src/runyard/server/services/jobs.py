@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from runyard.blobs import BlobError
@@ -22,6 +22,24 @@ log = logging.getLogger(__name__)
 WORKERS, EARLY_WORKERS = 2, 2
 
 Key = tuple[str, str, str]  # kind of job, organisation, id
+
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run what blocks on a thread. Whoever is cancelled meanwhile waits for its end.
+
+    A thread cannot be broken off: it would still read the database while that is closed, or write into a folder that
+    is being removed.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
 
 
 class Jobs:

@@ -12,7 +12,6 @@ and no run needs. Pictures lie in packs with others: a pack none of whose pictur
 rubbish is written anew.
 """
 
-import asyncio
 import hashlib
 import io
 import logging
@@ -28,6 +27,7 @@ from runyard.datasets.packs import pack, read_index
 from runyard.flows import FlowProblems, resolve
 from runyard.flows.blocks import Checkpoint
 from runyard.server.services.context import Services
+from runyard.server.services.jobs import in_thread
 from runyard.store import StoreUnavailable, blobs, outputs
 from runyard.store import assets as asset_rows
 from runyard.store import versions as version_rows
@@ -75,12 +75,17 @@ async def remove_unneeded(services: Services, *, org: str) -> None:
     try:
         async with services.blob_lock:  # no checkpoint is registered meanwhile, so nothing is needed anew
             hashes = services.store.read(lambda connection: blobs.unneeded(connection, org=org))
-            await asyncio.to_thread(_remove, services, org, hashes)
+            await in_thread(_remove, services, org, hashes)
             await services.store.write(lambda connection: blobs.forget_unneeded(connection, org=org))
     except BlobHeld:
         log.info("bytes of checkpoints that are not kept go when a backup or a restore needs them no more")
     except (OSError, BlobError, StoreUnavailable) as error:
         log.error("bytes of checkpoints that are not kept are not all gone yet: %s", error)
+
+
+def start(services: Services, *, org: str) -> None:
+    """Let a task look at what was given up; what comes while it does waits for the sweep."""
+    services.jobs.start(("contents", org, "unneeded"), lambda: remove_unneeded_contents(services, org=org))
 
 
 async def remove_unneeded_contents(services: Services, *, org: str) -> None:
@@ -100,7 +105,7 @@ async def _settle(services: Services, org: str) -> set[str]:
     """Decide about every picture that was put down, some at a time; returns the blobs that hold one that went."""
     down = sorted(services.store.read(partial(version_rows.unneeded_contents, org=org)))
     examined = services.store.read(partial(version_rows.ids, org=org))  # before they are: a new one is not among them
-    named = await asyncio.to_thread(_named_by_versions, services, org, set(down))
+    named = await in_thread(_named_by_versions, services, org, set(down))
     affected = set[str]()
     for start in range(0, len(down), AT_ONCE):
         some = set(down[start : start + AT_ONCE])
@@ -144,8 +149,13 @@ def _named_by_versions(services: Services, org: str, hashes: set[str]) -> dict[t
     """Which of the pictures each version names, by dataset and version; those that name none are left out."""
     found = {}
     for row in services.store.read(partial(version_rows.all_of, org=org)):
-        with services.blobs(org).open(row.sha256) as file:
-            named = {_CONTENT.decode(line).sha256 for line in file} & hashes
+        try:
+            with services.blobs(org).open(row.sha256) as file:
+                named = {_CONTENT.decode(line).sha256 for line in file} & hashes
+        except BlobError as error:
+            # Nobody can learn from it any more, so it holds on to nothing; that it is lost is told by ``runyard gc``.
+            log.error("version %s of dataset %s cannot be read: %s", row.id, row.dataset_id, error)
+            continue
         if named:
             found[row.dataset_id, row.id] = named
     return found
@@ -158,7 +168,7 @@ async def _tidy(services: Services, org: str, sha256: str) -> None:
     if not kept or 2 * sum(place.size_bytes for place in kept) >= store.size_bytes(sha256):
         return
     async with services.blob_lock:
-        new, offsets = await asyncio.to_thread(_rewritten, store, sha256, kept)
+        new, offsets = await in_thread(_rewritten, store, sha256, kept)
 
         def work(connection: Connection) -> None:
             version_rows.move_contents(connection, org=org, old=sha256, new=new, offsets=offsets)

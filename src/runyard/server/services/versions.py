@@ -8,7 +8,6 @@ A version is kept while a run is pinned to it, and for as long as every picture 
 goes that it names, and no run needs it, it goes as well (see ``retention``).
 """
 
-import asyncio
 import hashlib
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from sqlalchemy import Connection
 from runyard.server.services import datasets, etags, pages
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal, not_found
+from runyard.server.services.jobs import in_thread
 from runyard.server.services.pages import PageRequest
 from runyard.server.services.signing import Position
 from runyard.store import assets as asset_rows
@@ -93,7 +93,7 @@ async def current(services: Services, *, org: str, dataset_id: str) -> AnyRow | 
             if not dataset.record_count:
                 return None
             with tempfile.TemporaryFile(dir=services.settings.data_dir) as file:
-                written = await asyncio.to_thread(_write_manifest, services, dataset, file)
+                written = await in_thread(_write_manifest, services, dataset, file)
                 if not written.assets:
                     return None
                 if (row := await _keep(services, dataset, written)) is not None:
@@ -234,5 +234,5 @@ async def _keep(services: Services, dataset: AnyRow, written: _Written) -> AnyRo
     written.file.seek(0)
     blobs = services.blobs(dataset.org)
     async with services.blob_lock:
-        await asyncio.to_thread(blobs.put, written.file, sha256=sha256, size_bytes=written.manifest_bytes)
+        await in_thread(blobs.put, written.file, sha256=sha256, size_bytes=written.manifest_bytes)
         return await services.store.write(work)
