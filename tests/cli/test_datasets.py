@@ -161,7 +161,8 @@ def test_a_dataset_is_drawn_and_written_out(runyard, data_dir: str, imported: st
     sheet = tmp_path / "sheet.png"
     drawn = runyard("datasets", "preview", imported, "-o", str(sheet), "--data-dir", data_dir)
     assert (drawn.exit_code, drawn.stdout) == (0, f"{sheet}\n")
-    assert Image.open(sheet).format == "PNG"
+    with Image.open(sheet) as drawn:
+        assert drawn.format == "PNG"
     out = tmp_path / "out"
     written = runyard("datasets", "export", imported, "--format", "coco", "-o", str(out), "--data-dir", data_dir)
     assert (written.exit_code, written.stdout) == (0, f"{out / imported}\n"), written.output

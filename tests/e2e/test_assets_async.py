@@ -101,7 +101,7 @@ async def test_a_file_that_is_no_picture_is_named(sdk: vi.AsyncClient, dataset: 
     broken = [("ok.png", png(5)), ("broken.png", b"\x89PNG and nothing more")]
     with pytest.raises(vi.ViOperationError, match=r"broken\.png"):
         await sdk.assets.upload(dataset.dataset_id, assets_bytes=broken, show_progress=False)
-    assert await sdk.assets.count(dataset.dataset_id) == 3
+    assert await sdk.assets.count(dataset.dataset_id) == 4
     some = await sdk.assets.upload(
         dataset.dataset_id, assets_bytes=broken, failure_mode="FailAfterAll", show_progress=False
     )
@@ -142,7 +142,7 @@ async def test_bad_annotations_are_refused_by_policy(sdk: vi.AsyncClient, datase
         await sdk.annotations.upload(dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False)
     assert (await sdk.datasets.get(dataset.dataset_id)).statistic.annotation_total == 0
     await sdk.annotations.upload(
-        dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False, on_bad_annotation="Warn"
+        dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False, on_bad_annotation="Warn", on_bad_file="Warn"
     )
     assert (await sdk.datasets.get(dataset.dataset_id)).statistic.annotation_total == 1
 
@@ -166,5 +166,6 @@ async def test_a_dataset_goes_out_and_comes_in_again(sdk: vi.AsyncClient, datase
     again = await sdk.datasets.import_folder(whole.save_path, name="again", progress=False)
     assert (again.dataset.statistic.asset_total, again.dataset.statistic.annotation_total) == (3, 3)
     sheet = await sdk.datasets.preview(again.dataset_id, tmp_path / "sheet.png", count=2)
-    assert Image.open(sheet).format == "PNG"
+    with Image.open(sheet) as drawn:
+        assert drawn.format == "PNG"
     await sdk.datasets.delete(again.dataset_id)

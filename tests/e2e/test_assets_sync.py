@@ -100,7 +100,7 @@ def test_a_file_that_is_no_picture_is_named(sdk: vi.Client, dataset: Dataset) ->
     broken = [("ok.png", png(5)), ("broken.png", b"\x89PNG and nothing more")]
     with pytest.raises(vi.ViOperationError, match=r"broken\.png"):
         sdk.assets.upload(dataset.dataset_id, assets_bytes=broken, show_progress=False)
-    assert sdk.assets.count(dataset.dataset_id) == 3
+    assert sdk.assets.count(dataset.dataset_id) == 4
     some = sdk.assets.upload(dataset.dataset_id, assets_bytes=broken, failure_mode="FailAfterAll", show_progress=False)
     assert (some.total_succeeded, list(some.failed_files)) == (1, ["broken.png"])
     assert sdk.assets.count(dataset.dataset_id) == 4
@@ -136,7 +136,9 @@ def test_bad_annotations_are_refused_by_policy(sdk: vi.Client, dataset: Dataset,
     with pytest.raises(vi.ViOperationError, match="the upload of annotations failed"):
         sdk.annotations.upload(dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False)
     assert (sdk.datasets.get(dataset.dataset_id)).statistic.annotation_total == 0
-    sdk.annotations.upload(dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False, on_bad_annotation="Warn")
+    sdk.annotations.upload(
+        dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False, on_bad_annotation="Warn", on_bad_file="Warn"
+    )
     assert (sdk.datasets.get(dataset.dataset_id)).statistic.annotation_total == 1
 
 
@@ -159,5 +161,6 @@ def test_a_dataset_goes_out_and_comes_in_again(sdk: vi.Client, dataset: Dataset,
     again = sdk.datasets.import_folder(whole.save_path, name="again", progress=False)
     assert (again.dataset.statistic.asset_total, again.dataset.statistic.annotation_total) == (3, 3)
     sheet = sdk.datasets.preview(again.dataset_id, tmp_path / "sheet.png", count=2)
-    assert Image.open(sheet).format == "PNG"
+    with Image.open(sheet) as drawn:
+        assert drawn.format == "PNG"
     sdk.datasets.delete(again.dataset_id)

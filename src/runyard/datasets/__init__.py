@@ -8,5 +8,5 @@ versions.py   a version: its manifest, and the folder it is read from
 checks.py     what can be wrong with a record, once its picture is known
 readers/      one module a format in
 writers/      one module a format out
-importing.py  an import from files to records: a process of its own
+importing.py  an import from files to records: a process of its own, see docs/dataset-storage.md
 """

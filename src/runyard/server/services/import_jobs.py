@@ -1,9 +1,10 @@
 """What happens to an import behind its session: a process looks at the files, then what it accepted is taken over.
 
 The folder of an import is the protocol between this module and ``runyard.datasets.importing``: one writer a file, whole
-or appended (see ``docs/datasets.md``). Everything in it can be made anew from rows and blobs until ``result.json`` is
-there; from then on the state is Committing and the folder is the source of what goes into the dataset, in chunks of
-their own transactions, each of which also says how far it has come. So whatever ends the server, an import goes on.
+or appended (see ``docs/dataset-storage.md``). Everything in it can be made anew from rows and blobs until
+``result.json`` is there; from then on the state is Committing and the folder is the source of what goes into the
+dataset, in chunks of their own transactions, each of which also says how far it has come. So whatever ends the server,
+an import goes on.
 """
 
 import asyncio

@@ -99,7 +99,7 @@ class Annotations:
             wait_until_done: until the annotations are in the dataset.
             show_progress: draw a progress bar, if there is a terminal.
             on_bad_annotation: what a bad row does: ``"Warn"``, ``"RejectFile"`` or ``"RejectSession"``.
-            on_bad_file: the same for a file that cannot be read.
+            on_bad_file: the same for a file that cannot be read; the stricter of the two counts for both.
             on_overwritten: the same for a row whose id is there already.
 
         Raises:

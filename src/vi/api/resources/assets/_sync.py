@@ -24,7 +24,7 @@ from vi.api.resources.datasets._places import dataset_path, query_parameters, so
 from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, check_reached, is_over, next_pause_s
 from vi.api.responses import DeletedResource
 from vi.api.types import PaginationParams
-from vi.errors import ViDownloadError, ViError, ViInvalidParameterError, ViUploadError
+from vi.errors import ViDownloadError, ViError, ViInvalidParameterError, ViNotFoundError, ViUploadError
 
 DEFAULT_SAVE_DIR = "~/.datature/vi/assets"
 _SOURCE = "assetSources/managed/datature/default"
@@ -121,10 +121,9 @@ class Assets:
             raise ViInvalidParameterError(
                 f"asset_id is {asset_id!r} and filename is {filename!r}", suggestion="Give one of the two."
             )
-        if asset_id is not None:
-            path = self._path(dataset_id, asset_id) + "/name"
-        else:
-            path = f"{dataset_path(self._organization_id, dataset_id)}/assetFiles/{_quoted(filename)}/name"
+        if asset_id is None:
+            asset_id = self._id_of(dataset_id, str(filename))
+        path = self._path(dataset_id, asset_id) + "/name"
         return self._http.call("POST", path, body={"filename": new_name}, decode_as=dict[str, Any])
 
     def delete(self, dataset_id: str, asset_id: str) -> DeletedResource:
@@ -153,7 +152,8 @@ class Assets:
             dataset_id: where to.
             paths: files and folders; one, or several.
             assets_bytes: pictures in memory, each with its file name.
-            failure_mode: ``"FailAfterOne"`` takes nothing when one file is no picture, ``"FailAfterAll"`` the others.
+            failure_mode: good pictures are taken whatever becomes of others; ``"FailAfterOne"`` raises when one file
+                is no picture, ``"FailAfterAll"`` when all are none.
             on_asset_overwritten: what becomes of the records of a picture whose name is taken already:
                 ``"RemoveLinkedResource"`` or ``"KeepLinkedResource"``.
             wait_until_done: until the pictures are in the dataset.
@@ -311,15 +311,17 @@ class Assets:
     def _sessions_path(self, dataset_id: str) -> str:
         return f"{dataset_path(self._organization_id, dataset_id)}/{_SOURCE}/assetIngestionSessions"
 
+    def _id_of(self, dataset_id: str, filename: str) -> str:
+        """An address has no room for a file name with folders in it, so the picture is looked for first."""
+        found = self.list(dataset_id, filter_criteria=filename)
+        for asset in found.all_items():
+            if asset.filename == filename:
+                return asset.asset_id
+        raise ViNotFoundError(f"dataset {dataset_id!r} has no picture {filename!r}")
+
     def _session_path(self, dataset_id: str, session_id: str) -> str:
         return f"{self._sessions_path(dataset_id)}/{check_id(session_id, name='asset_ingestion_session_id')}"
 
     def _path(self, dataset_id: str, asset_id: str | None = None) -> str:
         path = dataset_path(self._organization_id, dataset_id) + "/assets"
         return path if asset_id is None else f"{path}/{check_id(asset_id, name='asset_id')}"
-
-
-def _quoted(filename: str | None) -> str:
-    from urllib.parse import quote
-
-    return quote(filename or "", safe="")

@@ -141,6 +141,7 @@ class AsyncImports:
 
         async with AsyncLinks(self._http) as links:
             await concurrency.for_each(planned(files), send, at_once=_AT_ONCE, tick=tell)
+        await tell()
         return await self.finish(imported.dataset_id, imported.import_id, sending.packs)
 
     async def finish(self, dataset_id: str, import_id: str, packs: Sequence[str]) -> DatasetImport:

@@ -142,6 +142,7 @@ class Imports:
 
         with Links(self._http) as links:
             concurrency.for_each(planned(files), send, at_once=_AT_ONCE, tick=tell)
+        tell()
         return self.finish(imported.dataset_id, imported.import_id, sending.packs)
 
     def finish(self, dataset_id: str, import_id: str, packs: Sequence[str]) -> DatasetImport:
