@@ -78,12 +78,21 @@ def where(found: Finding) -> str:
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #1c1e21; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.1em; margin: 2em 0 .3em; }
-table { border-collapse: collapse; width: 100%; } td, th { text-align: left; vertical-align: top; padding: .3em .8em .3em 0;
-border-bottom: 1px solid #dde1e6; overflow-wrap: anywhere; } .error { color: #b3261e; } .warning { color: #8a5a00; }
-code { font: 13px ui-monospace, monospace; } .number { text-align: right; font-variant-numeric: tabular-nums; }
-@media (prefers-color-scheme: dark) { body { background: #16181b; color: #e4e6e9; } td, th { border-color: #33373d; }
-.error { color: #ff8a80; } .warning { color: #ffc36b; } }
+h1 { font-size: 1.5em; }
+h2 { font-size: 1.1em; margin: 2em 0 .3em; }
+table { border-collapse: collapse; width: 100%; }
+td, th { text-align: left; vertical-align: top; padding: .3em .8em .3em 0; border-bottom: 1px solid #dde1e6; }
+td { overflow-wrap: anywhere; }
+code { font: 13px ui-monospace, monospace; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+.error { color: #b3261e; }
+.warning { color: #8a5a00; }
+@media (prefers-color-scheme: dark) {
+  body { background: #16181b; color: #e4e6e9; }
+  td, th { border-color: #33373d; }
+  .error { color: #ff8a80; }
+  .warning { color: #ffc36b; }
+}
 """.strip()
 
 
