@@ -1,9 +1,9 @@
 """Rows of pictures and of what is said of them. Whole chunks go in at once; whoever calls keeps them short."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, join, or_, select, update
 
 from runyard.store.many import insert_many
 from runyard.store.tables import AnyRow, assets, contents, records
@@ -92,6 +92,22 @@ def known(
         )
     query = query.where(assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.filename > after)
     return connection.execute(query.order_by(assets.c.filename).limit(limit)).all()
+
+
+def said(connection: Connection, *, org: str, dataset_id: str) -> Iterator[AnyRow]:
+    """Every record of a dataset beside its picture, by file name and in the order in which records came, read piece by
+    piece; columns filename, content, size_bytes, width, height, mime, contents."""
+    table = assets.c
+    columns = (table.filename, table.content, table.size_bytes, table.width, table.height, table.mime)
+    is_of = and_(records.c.org == table.org, records.c.dataset_id == table.dataset_id, records.c.asset_id == table.id)
+    query = (
+        select(*columns, records.c.contents)
+        .select_from(join(assets, records, is_of))
+        .where(table.org == org, table.dataset_id == dataset_id)
+        .order_by(table.filename, records.c.number)
+    )
+    with connection.execute(query, execution_options={"stream_results": True, "yield_per": AT_ONCE}) as result:
+        yield from result
 
 
 def place(connection: Connection, *, org: str, content: str) -> AnyRow | None:

@@ -42,7 +42,7 @@ PROGRESS, FINDINGS, RESULT = "progress.json", "findings.jsonl", "result.json"
 IMAGES, RECORDS, OWN_PACKS = "images.jsonl", "records.jsonl", "packs"
 
 LOOK_EVERY_S = 0.1
-CHUNK = 500  # rows a transaction: everybody else's writes wait for it
+CHUNK = 1000  # rows a transaction: everybody else's writes wait for it
 WORKER_TRIES = 2
 WORKER = "runyard.datasets.importing"
 # What the published client's policies mean to a reader of rows.

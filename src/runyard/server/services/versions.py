@@ -33,7 +33,6 @@ from vi.api.resources.datasets.responses import DatasetVersion
 from vi.api.responses import ResourceMetadata
 
 ID_LENGTH = 16
-AT_ONCE = 500
 TRIES = 3
 
 
@@ -180,25 +179,14 @@ def _write_manifest(services: Services, dataset: AnyRow, file: IO[bytes]) -> _Wr
     return written
 
 
-def _manifest_lines(connection: Connection, place: Any) -> Iterator[tuple[str, bytes, int, int]]:
+def _manifest_lines(connection: Connection, place: dict[str, str]) -> Iterator[tuple[str, bytes, int, int]]:
     """(file name, line, number of records, size of the picture) of each picture with records."""
-    after = ""
-    while chunk := asset_rows.known(connection, **place, after=after, limit=AT_ONCE):
-        after = chunk[-1].filename
-        annotated = [asset.id for asset in chunk if asset.record_count]
-        said = sorted(
-            asset_rows.records_of(connection, **place, asset_ids=annotated), key=lambda row: (row.asset_id, row.number)
-        )
-        by_asset = {
-            asset_id: [msgspec.Raw(record.contents) for record in records]
-            for asset_id, records in groupby(said, key=lambda row: row.asset_id)
-        }
-        for asset in chunk:
-            if records := by_asset.get(asset.id):
-                line = ManifestLine(
-                    asset.filename, asset.content, asset.size_bytes, asset.width, asset.height, asset.mime, records
-                )
-                yield asset.filename, msgspec.json.encode(line) + b"\n", len(records), asset.size_bytes
+    for filename, rows_of in groupby(asset_rows.said(connection, **place), key=lambda row: row.filename):
+        said = list(rows_of)
+        first = said[0]
+        records = [msgspec.Raw(row.contents) for row in said]
+        line = ManifestLine(filename, first.content, first.size_bytes, first.width, first.height, first.mime, records)
+        yield filename, msgspec.json.encode(line) + b"\n", len(records), first.size_bytes
 
 
 async def _keep(services: Services, dataset: AnyRow, written: _Written) -> AnyRow | None:
