@@ -221,7 +221,8 @@ class Server:
         self._restores = 0
         self.lived_ms = 0  # by our own books, to judge the server's by
         self._last_ms = self._beat_wall_ms = 0
-        deletion.asyncio = models.asyncio = retention.asyncio = Direct  # type: ignore[attr-defined]
+        deletion.asyncio = models.asyncio = Direct  # type: ignore[attr-defined]
+        retention.in_thread = Direct.to_thread  # type: ignore[assignment]
         drive(self.store.write(_founded))
         self.process = Process(self.world, "server", host)
         self.process.die()
