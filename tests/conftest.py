@@ -32,6 +32,9 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 import vi
 from vi.api.resources.runs.responses import Run
 
+# A suite that was begun in the background ignores Ctrl-C, and so would every program that it starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Whatever stands here may use the instance; see OneInstanceScheduling.
 USE_THE_INSTANCE = (
     "tests/contract/",

@@ -280,12 +280,13 @@ class OfTrainer(Operation):
         return self._all_made.get(attempt) or self._make(attempt)
 
     def _make(self, attempt: Path) -> Any:
+        from runyard.trainer.cache import Told
         from runyard.trainer.main import _machine, _read_run
         from runyard.trainer.prepare import Job, prepare
 
         run, recipe = _read_run(rundir.read_json(attempt / rundir.RUN) or {})
         job = Job(folder=attempt, run=run, recipe=recipe, models={}, resume=None)
-        return prepare(job, _machine(1), look=lambda: None)
+        return prepare(job, _machine(1), told=Told())
 
     def _save(
         self,

@@ -158,6 +158,7 @@ async def test_an_import_that_broke_off_goes_on_with_what_is_missing(
     with pytest.raises(vi.ViNetworkError) as caught:
         await client.datasets.import_folder(shelf, name="cut", progress=False)
     await client.close()
+    await weak.aclose()
     dataset = next(item for item in (await sdk.datasets.list()).items if item.name == "cut")
     broken = (await sdk.datasets.imports.list(dataset.dataset_id))[0]
     assert repr(broken.import_id) in str(caught.value.suggestion) and repr(dataset.dataset_id) in str(caught.value)
@@ -166,6 +167,7 @@ async def test_an_import_that_broke_off_goes_on_with_what_is_missing(
         done = await client.datasets.import_folder(
             shelf, dataset_id=dataset.dataset_id, resume=broken.import_id, progress=False
         )
+    await strong.aclose()
     assert done.import_id == broken.import_id
     assert done.dataset.statistic.annotation_total == 12
     assert (strong.asked.count("HEAD uploads"), strong.asked.count("PUT uploads")) == (4, 2)

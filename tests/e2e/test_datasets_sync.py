@@ -155,6 +155,7 @@ def test_an_import_that_broke_off_goes_on_with_what_is_missing(sdk: vi.Client, i
     with pytest.raises(vi.ViNetworkError) as caught:
         client.datasets.import_folder(shelf, name="cut", progress=False)
     client.close()
+    weak.close()
     dataset = next(item for item in (sdk.datasets.list()).items if item.name == "cut")
     broken = (sdk.datasets.imports.list(dataset.dataset_id))[0]
     assert repr(broken.import_id) in str(caught.value.suggestion) and repr(dataset.dataset_id) in str(caught.value)
@@ -163,6 +164,7 @@ def test_an_import_that_broke_off_goes_on_with_what_is_missing(sdk: vi.Client, i
         done = client.datasets.import_folder(
             shelf, dataset_id=dataset.dataset_id, resume=broken.import_id, progress=False
         )
+    strong.close()
     assert done.import_id == broken.import_id
     assert done.dataset.statistic.annotation_total == 12
     assert (strong.asked.count("HEAD uploads"), strong.asked.count("PUT uploads")) == (4, 2)
