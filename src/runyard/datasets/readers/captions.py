@@ -11,7 +11,6 @@ optional ``train``, ``test`` or ``validation``. A caption has no boxes, so for p
 
 import csv
 import io
-import re
 from collections.abc import Iterator
 
 from runyard.datasets.findings import Say
@@ -20,6 +19,7 @@ from runyard.datasets.readers.columns import Table, rows_of
 from runyard.datasets.readers.json_rows import json_rows
 from runyard.datasets.readers.lines import head_of
 from runyard.datasets.readers.places import Place
+from runyard.datasets.readers.yolo import looks_like_labels
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
 
@@ -63,19 +63,15 @@ def _is_table(source: Source, path: str) -> bool:
 
 # -- a text beside each picture ----------------------------------------------------------------------------------------
 
-LIKE_YOLO = re.compile(rb"\s*(?:\d+(?:\s+-?[\d.]+(?:[eE][-+]?\d+)?){4,}\s*)*\s*")
 _LOOKED_AT = 20
 
 
 def _side_files(source: Source) -> list[str]:
-    """Texts with the name of a picture, unless they hold the numbers of YOLO."""
+    """Texts with the name of a picture, unless most of those looked at hold the numbers of YOLO."""
     stems = {path.rpartition(".")[0] for path in source.paths() if path.lower().endswith(_PICTURES)}
     texts = [path for path in source.paths() if path.lower().endswith(".txt") and path[:-4] in stems]
-    for path in texts[:_LOOKED_AT]:
-        head = head_of(source, path)
-        if not LIKE_YOLO.fullmatch(head.rpartition(b"\n")[0] if len(head) == 1024 else head):
-            return texts
-    return []
+    looks = [looks_like_labels(head_of(source, path)) for path in texts[:_LOOKED_AT]]
+    return texts if looks.count(False) > looks.count(True) else []
 
 
 def _beside(source: Source, place: Place, task: DatasetType) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 A line is decoded at once into a record; only one that does not fit is looked at again, to say what is wrong with it.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -11,12 +12,7 @@ import msgspec
 from runyard.datasets.findings import Say, finding
 from runyard.datasets.readers import Row
 from runyard.datasets.readers.lines import head_of, lines_of
-from runyard.datasets.records import (
-    AssetRef,
-    Contents,
-    DatasetType,
-    Record,
-)
+from runyard.datasets.records import AssetRef, Box, Contents, DatasetType, GroundedPhrase, Interaction, Record
 from runyard.datasets.sources import Source
 
 ENDINGS = (".jsonl", ".ndjson", ".json")
@@ -82,28 +78,40 @@ def _row(line: _Line, path: str, number: int) -> Row:
 
 def _say_why(line: bytes, path: str, number: int, error: str, say: Say) -> None:
     """Find out why a line is no record, and say it with the field."""
-    field: str | None
-    cause, _, field = error.partition(" - at `$")
-    field = field.rstrip("`").lstrip(".") or None
-    value: Any = None
+
+    def tell(code: str, cause: str, field: str | None = None, value: object = None) -> None:
+        say(finding(code, file=path, line=number, field=field, cause=cause, value=value))
+
     if not _is_utf8(line):
-        say(finding("EncodingWrong", file=path, line=number, cause="the line is not UTF-8", action="RowRejected"))
+        tell("EncodingWrong", "the line is not UTF-8")
         return
     try:
         document = msgspec.json.decode(line)
     except (msgspec.DecodeError, RecursionError) as malformed:
-        say(finding("RowInvalid", file=path, line=number, cause=f"not JSON: {malformed}", value=_text(line)))
+        if _has_unwritable_numbers(line):
+            tell("BoxNotFinite", "NaN and Infinity are no numbers of JSON", value=_text(line))
+        else:
+            tell("RowInvalid", f"not JSON: {malformed}", value=_text(line))
         return
     if not isinstance(document, dict):
-        say(finding("RowInvalid", file=path, line=number, cause="it is no JSON object", value=_text(line)))
+        tell("RowInvalid", "it is no JSON object", value=_text(line))
         return
+    cause, _, place = error.partition(" - at `$")
+    field = _numbered(document, place.rstrip("`").lstrip(".")) or None
     if "missing required field" in error:
         name = error.split("`")[1]
-        field = f"{field}.{name}" if field else name
-        say(finding("FieldMissing", file=path, line=number, field=field, cause=f"there is no field {name!r}"))
-        return
-    value = _at(document, field)
-    say(finding("FieldInvalid", file=path, line=number, field=field, cause=_plain(cause), value=value))
+        tell("FieldMissing", f"there is no field {name!r}", f"{field}.{name}" if field else name)
+    else:
+        tell("FieldInvalid", _plain(cause), field, _at(document, field))
+
+
+def _has_unwritable_numbers(line: bytes) -> bool:
+    """Whether the line is JSON but for NaN or Infinity, which Python writes and JSON does not know."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -114,12 +122,33 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
+def _numbered(document: Any, field: str) -> str:
+    """The field with the place of each element, where msgspec writes ``[...]`` for any: the first that does not fit."""
+    types: list[Any] = [Interaction] if ".interactions[" in field else [GroundedPhrase, Box, float]
+    while "[...]" in field and types:
+        elements, wanted = _at(document, field.partition("[...]")[0]), types.pop(0)
+        unfit = (place for place, element in enumerate(elements or []) if not _fits(element, wanted))
+        field = field.replace("[...]", f"[{next(unfit, 0)}]", 1)
+    return field
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    try:
+        msgspec.convert(value, wanted)
+    except (msgspec.ValidationError, RecursionError):
+        return False
+    return True
+
+
 def _at(document: Any, field: str | None) -> Any:
-    """The value at a path such as ``contents.interactions[0].order``; msgspec writes ``[...]`` for any element."""
+    """The value at a path such as ``contents.interactions[0].order``; None where there is none."""
     for part in (field or "").replace("[", ".[").split("."):
-        if part.startswith("[") or not isinstance(document, dict):
-            return None
-        document = document.get(part)
+        if part.startswith("["):
+            place = part[1:-1]
+            is_there = isinstance(document, list) and place.isdigit() and int(place) < len(document)
+            document = document[int(place)] if is_there else None
+        elif part:
+            document = document.get(part) if isinstance(document, dict) else None
     return document
 
 

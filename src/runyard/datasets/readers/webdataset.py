@@ -16,9 +16,9 @@ from runyard.datasets.archives import ArchiveRefused, Member, first_members, mem
 from runyard.datasets.findings import Say
 from runyard.datasets.images import MOST_BYTES
 from runyard.datasets.readers import Row
-from runyard.datasets.readers.captions import LIKE_YOLO
 from runyard.datasets.readers.columns import Table, rows_of
 from runyard.datasets.readers.places import Place
+from runyard.datasets.readers.yolo import looks_like_labels
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
 
@@ -67,7 +67,7 @@ def is_shard(source: Source, path: str) -> bool:
         with source.open(path) as file:
             for member in first_members(file, path, _LOOKED_AT):
                 key, ending = key_of(member.name)
-                if ending == "txt" and (member.size_bytes > 1024 or LIKE_YOLO.fullmatch(member.read())):
+                if ending == "txt" and (member.size_bytes > 1024 or looks_like_labels(member.read()) is not False):
                     return False
                 if not keys or keys[-1] != key:
                     keys.append(key)

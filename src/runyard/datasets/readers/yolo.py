@@ -80,18 +80,18 @@ def label_files(source: Source) -> list[str]:
     stems = _pictures_by_stem(source)
     paired = [path for path in texts if any(stem in stems for stem in _stems_of(path))]
     step = max(1, len(paired) // 20)
-    looks = [_looks_like_labels(source, path) for path in paired[::step]]
-    if looks.count(True) == 0 or looks.count(False) > len(looks) // 2:
+    looks = [looks_like_labels(head_of(source, path)) for path in paired[::step]]
+    if looks.count(True) < max(1, looks.count(False)):
         paired = []
     alone = set(texts).difference(paired)
     few = len(alone) <= 1000
-    return sorted([*paired, *(path for path in alone if few and _looks_like_labels(source, path))])
+    return sorted([*paired, *(path for path in alone if few and looks_like_labels(head_of(source, path)))])
 
 
-def _looks_like_labels(source: Source, path: str) -> bool | None:
-    """Whether the first line is a box; None for an empty file."""
-    head = head_of(source, path).lstrip(b"\xef\xbb\xbf \t\r\n")
-    return _LABEL.match(head.split(b"\n", 1)[0]) is not None if head else None
+def looks_like_labels(head: bytes) -> bool | None:
+    """Whether one of the first lines is a box, so that one bad line makes no file a text; None for an empty file."""
+    lines = [line for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
+    return any(_LABEL.match(line) is not None for line in lines) if lines else None
 
 
 def _rows(source: Source, files: list[str], names: list[str], say: Say) -> Iterator[Row]:

@@ -1,0 +1,91 @@
+"""CSV in both forms, in pixels and in shares, however people's programs write it."""
+
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def pictures(shelf: Any, picture: Any) -> Any:
+    return shelf.put("a.png", picture(40, 20)).put("b.png", picture(30, 30))
+
+
+FOUR = "filename,xmin,ymin,xmax,ymax,class\na.png,4,2,12,6,tin\nb.png,0,0,15,30,box\na.png,20,10,40,20,tin\n"
+
+
+@pytest.mark.parametrize(
+    ("format", "text"),
+    [
+        ("CsvFourCorner", FOUR),
+        ("CsvFourCorner", FOUR.replace(",", ";")),
+        ("CsvFourCorner", "\ufeff" + FOUR.replace("\n", "\r\n")),
+        ("CsvFourCorner", FOUR.replace("filename,xmin", "FileName, XMin").replace("tin", '"tin"')),
+        (
+            "CsvFourCorner",
+            "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,40,20,tin,4,2,12,6\n"
+            "b.png,30,30,box,0,0,15,30\na.png,40,20,tin,20,10,40,20\n",
+        ),
+        (
+            "CsvFourCorner",
+            "image\tlabel\txmin\tymin\txmax\tymax\na.png\ttin\t.1\t.1\t.3\t.3\nb.png\tbox\t0\t0\t0.5\t1\n"
+            "a.png\ttin\t0.5\t0.5\t1\t1\n",
+        ),
+        (
+            "CsvWidthHeight",
+            "filename,x,y,width,height,class\na.png,4,2,8,4,tin\nb.png,0,0,15,30,box\na.png,20,10,20,10,tin\n",
+        ),
+        (
+            "CsvWidthHeight",
+            "filename,x,y,width,height,class\na.png,.1,.1,.2,.2,tin\nb.png,0,0,0.5,1,box\na.png,.5,.5,.5,.5,tin\n",
+        ),
+    ],
+)
+def test_the_same_boxes_in_every_way_of_writing(pictures: Any, format: str, text: str) -> None:
+    taken = pictures.put("rows.csv", text).take()
+    assert (taken.outcome.format, taken.findings) == (format, [])
+    first, second = taken.records
+    assert [first.asset.filename, second.asset.filename] == ["a.png", "b.png"]
+    (tin,) = first.contents.grounded_phrases
+    assert tin.phrase == first.contents.caption == "tin"
+    assert tin.bounds == [pytest.approx((0.1, 0.1, 0.3, 0.3)), pytest.approx((0.5, 0.5, 1, 1))]
+    assert second.contents.grounded_phrases[0].bounds == [(0, 0, 0.5, 1)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "code", "field"),
+    [
+        ("a.png,4,2,x,6,tin", "FieldInvalid", "xmax"),
+        ("a.png,4,2,,6,tin", "FieldMissing", "xmax"),
+        ("a.png,4,2,12,6", "RowInvalid", None),
+        (",4,2,12,6,tin", "FieldMissing", "filename"),
+        ("a.png,4,2,12,6,", "PhraseEmpty", "xmin,ymin,xmax,ymax"),
+        ("a.png,4,2,inf,6,tin", "BoxNotFinite", "xmin,ymin,xmax,ymax"),
+        ("a.png,12,2,4,6,tin", "BoxCornersSwapped", "xmin,ymin,xmax,ymax"),
+        ("a.png,4,2,4,6,tin", "BoxEmpty", "xmin,ymin,xmax,ymax"),
+        ("a.png,4,22,8,26,tin", "BoxOutside", "xmin,ymin,xmax,ymax"),
+    ],
+)
+def test_defects_name_their_own_line(pictures: Any, bad: str, code: str, field: str | None) -> None:
+    taken = pictures.put("rows.csv", FOUR + bad + "\n").take()
+    errors = [found for found in taken.findings if found.severity == "error"]
+    assert [(found.code, found.line, found.field) for found in errors] == [(code, 5, field)]
+
+
+def test_lines_are_counted_as_an_editor_counts_them(pictures: Any) -> None:
+    text = FOUR + 'b.png,0,0,15,30,"two\nlines"\n\nz.png,1,1,2,2,tin\n'
+    taken = pictures.put("rows.csv", text).take()
+    assert [(found.code, found.line) for found in taken.findings if found.severity == "error"] == [("ImageMissing", 8)]
+
+
+def test_a_file_that_is_not_utf8_is_refused_as_a_whole(pictures: Any) -> None:
+    taken = pictures.put("rows.csv", FOUR.encode() + b"b.png,1,1,2,2,d\xe9\n").take()
+    assert taken.records == []
+    assert [(found.code, found.action) for found in taken.findings if found.severity == "error"] == [
+        ("EncodingWrong", "FileRejected")
+    ]
+
+
+def test_a_size_that_is_not_the_pictures_is_told(pictures: Any) -> None:
+    text = "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,41,20,tin,4,2,12,6\n"
+    taken = pictures.put("rows.csv", text).take()
+    assert [(found.code, found.line) for found in taken.findings if found.severity == "error"] == [("SizeMismatch", 2)]

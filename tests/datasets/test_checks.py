@@ -1,0 +1,278 @@
+"""Each check alone: what is told, what is mended, and what becomes of the row under each policy."""
+
+import io
+import math
+from typing import Any
+
+import pytest
+from PIL import Image, ImageOps
+
+from runyard.datasets.checks import Checker, OnError, turned
+from runyard.datasets.findings import Finding, finding
+from runyard.datasets.readers import Row, Spot
+from runyard.datasets.records import (
+    AssetRef,
+    Box,
+    Contents,
+    DatasetType,
+    Freeform,
+    GroundedPhrase,
+    Interaction,
+    PhraseGrounding,
+    Record,
+    Vqa,
+)
+from runyard.datasets.sources import ImageFacts
+
+FACTS = ImageFacts(path="a.png", sha256="0" * 64, size_bytes=9, width=640, height=480, mime="image/png")
+TURNED = ImageFacts("t.jpg", "1" * 64, 9, 480, 640, "image/jpeg", is_turned=True, orientation=6)
+BOX: Box = (0.1, 0.2, 0.5, 0.6)
+
+
+class OnePicture:
+    """Two pictures, found by name."""
+
+    def image(self, name: str, *, beside: str = "") -> ImageFacts | None:
+        return {"a.png": FACTS, "t.jpg": TURNED}.get(name)
+
+    def is_ambiguous(self, name: str, *, beside: str = "") -> bool:
+        return name == "twice.png"
+
+    def why_not(self, name: str, *, beside: str = "") -> str:
+        return f"no {name}"
+
+
+def grounding(*boxes: Box, caption: str = "a red tin", phrase: str = "red tin", span: tuple[int, int] = (1, 3)) -> Any:
+    phrases = [
+        GroundedPhrase(phrase=phrase, start_token_index=span[0], end_token_index=span[1], bounds=list(boxes or [BOX]))
+    ]
+    return PhraseGrounding(caption=caption, grounded_phrases=phrases)
+
+
+def vqa(*pairs: tuple[int, str, str]) -> Vqa:
+    return Vqa(interactions=[Interaction(order=order, question=q, answer=a) for order, q, a in pairs])
+
+
+def row(contents: Contents, *, name: str = "a.png", line: int | None = 7, id: str = "1", **more: Any) -> Row:
+    record = Record(id=id, asset=AssetRef(filename=name, width=0, height=0), contents=contents)
+    return Row(record, "rows.jsonl", line, **more)
+
+
+def check(
+    *rows: Row, task: DatasetType = "phrase-grounding", on_error: OnError = "RejectRow"
+) -> tuple[list[Record | None], list[Finding]]:
+    told: list[Finding] = []
+    checker = Checker(OnePicture(), task, on_error, told.append)  # type: ignore[arg-type]
+    return [checker.check(one) for one in rows], told
+
+
+def only(kept: list[Record | None]) -> Any:
+    (record,) = kept
+    return record
+
+
+def test_a_sound_row_is_kept_with_the_size_of_its_picture() -> None:
+    kept, told = check(row(grounding(), frame=(640, 480)))
+    assert told == []
+    assert only(kept).asset == AssetRef(filename="a.png", width=640, height=480)
+    assert only(kept).contents == grounding()
+
+
+# code, contents, what else the row says, field
+DEFECTS: list[tuple[str, Contents, dict[str, Any], str]] = [
+    ("BoxOutside", grounding((1.1, 0.1, 1.3, 0.2)), {}, "contents.groundedPhrases[0].bounds[0]"),
+    ("BoxOutside", grounding((0.1, -0.5, 0.2, -0.1)), {}, "contents.groundedPhrases[0].bounds[0]"),
+    ("BoxCornersSwapped", grounding((0.5, 0.2, 0.1, 0.6)), {}, "contents.groundedPhrases[0].bounds[0]"),
+    ("BoxEmpty", grounding((0.5, 0.2, 0.5, 0.6)), {}, "contents.groundedPhrases[0].bounds[0]"),
+    ("BoxNotFinite", grounding((0.5, math.nan, 0.5, 0.6)), {}, "contents.groundedPhrases[0].bounds[0]"),
+    ("BoxNotFinite", grounding(BOX, (0.0, 0.0, math.inf, 0.6)), {}, "contents.groundedPhrases[0].bounds[1]"),
+    ("BoxOtherFrame", grounding((100, 200, 300, 400)), {}, "contents.groundedPhrases[0].bounds[0]"),
+    ("SizeMismatch", grounding(), {"frame": (100, 100)}, "asset.width"),
+    ("SizeMismatch", grounding(), {"frame": (320, 240)}, "asset.width"),
+    ("PhraseNotInCaption", grounding(phrase="Red tin"), {}, "contents.groundedPhrases[0].phrase"),
+    ("PhraseEmpty", grounding(phrase=" "), {}, "contents.groundedPhrases[0].phrase"),
+    ("CaptionEmpty", grounding(caption=" "), {}, "contents.caption"),
+    ("ContentsUnfit", Freeform(text="x"), {}, "contents"),
+    ("ImageMissing", grounding(), {"name": "b.png"}, "asset.filename"),
+    ("ImageAmbiguous", grounding(), {"name": "twice.png"}, "asset.filename"),
+]
+
+
+@pytest.mark.parametrize(("code", "contents", "more", "field"), DEFECTS)
+def test_a_defect_leaves_its_row_out_and_nothing_else(
+    code: str, contents: Contents, more: dict[str, Any], field: str
+) -> None:
+    kept, told = check(row(grounding(), line=1), row(contents, id="2", **more), row(Freeform(text=""), line=9))
+    assert [record is not None for record in kept] == [True, False, False]
+    (found, _) = told  # the last row is of another type
+    assert (found.code, found.file, found.line, found.field) == (code, "rows.jsonl", 7, field)
+    assert (found.severity, found.action) == ("error", "RowRejected")
+
+
+@pytest.mark.parametrize(
+    ("box", "fits"),
+    [
+        ((10, 20, 80, 90), "pixels of 640 x 480 or percent"),
+        ((100, 200, 600, 400), "pixels of 640 x 480 or 0-1000"),
+        ((100, 200, 900, 950), "0-1000 or 0-1024"),
+        ((100, 200, 1010, 950), "0-1024"),
+    ],
+)
+def test_the_other_frame_is_guessed_and_named(box: Box, fits: str) -> None:
+    _, (found,) = check(row(grounding(box)))
+    assert found.cause == f"the numbers fit the frame {fits}, and this format wants shares from 0 to 1"
+
+
+def test_numbers_of_no_known_frame_are_told_as_such() -> None:
+    _, (found,) = check(row(grounding((0, 0, 5000, 9000))))
+    assert "fit no frame known here" in found.cause
+
+
+@pytest.mark.parametrize(("box", "fits"), [((0.1, 0.2, 0.9, 0.8), "0-1"), ((100, 100, 990, 600), "0-1000")])
+def test_a_format_of_pixels_has_other_frames(box: Box, fits: str) -> None:
+    share = (box[0] / 640, box[1] / 480, box[2] / 640, box[3] / 480)
+    _, (found,) = check(row(grounding(share), unit="pixel"))
+    assert found.code == "BoxOtherFrame"
+    assert f"the frame {fits}" in found.cause
+    assert found.value == repr([float(number) for number in box])
+
+
+def test_a_box_over_the_edge_is_cut_there_and_told() -> None:
+    kept, (found,) = check(row(grounding((-0.1, 0.2, 0.5, 1.25))))
+    assert only(kept).contents.grounded_phrases[0].bounds == [(0.0, 0.2, 0.5, 1.0)]
+    assert (found.code, found.action) == ("BoxClipped", "Mended")
+    assert "120 pixels over the edge" in found.cause
+
+
+def test_rounding_at_the_edge_is_not_told() -> None:
+    kept, told = check(row(grounding((0.0, 0.2, 1.0000005, 1.0))))
+    assert (only(kept).contents.grounded_phrases[0].bounds, told) == ([(0.0, 0.2, 1.0, 1.0)], [])
+
+
+LENIENT: list[tuple[str, Contents, dict[str, Any], Contents]] = [
+    ("BoxCornersSwapped", grounding((0.5, 0.6, 0.1, 0.2)), {}, grounding(BOX)),
+    ("BoxEmpty", grounding((0.5, 0.2, 0.5, 0.6), BOX), {}, grounding(BOX)),
+    ("BoxOutside", grounding(BOX, (1.1, 0.1, 1.3, 0.2)), {}, grounding(BOX)),
+    ("BoxNotFinite", grounding(BOX, (math.nan, 0.1, 1.3, 0.2)), {}, grounding(BOX)),
+    ("SizeMismatch", grounding(), {"frame": (320, 240)}, grounding()),
+]
+
+
+@pytest.mark.parametrize(("code", "contents", "more", "mended"), LENIENT)
+def test_leniency_mends_what_can_be_mended_and_says_so(
+    code: str, contents: Contents, more: dict[str, Any], mended: Contents
+) -> None:
+    kept, (found,) = check(row(contents, **more), on_error="Warn")
+    assert only(kept).contents == mended
+    assert (found.code, found.severity, found.action) == (code, "error", "Mended")
+
+
+@pytest.mark.parametrize(
+    "contents", [grounding((0.5, 0.2, 0.5, 0.6)), grounding(phrase="blue"), grounding((100, 200, 300, 400))]
+)
+def test_leniency_takes_no_row_of_which_nothing_remains(contents: Contents) -> None:
+    kept, told = check(row(contents), on_error="Warn")
+    assert (only(kept), len(told)) == (None, 1)
+
+
+def test_a_size_of_another_shape_is_not_mended() -> None:
+    kept, (found,) = check(row(grounding(), frame=(640, 640)), on_error="Warn")
+    assert (only(kept), found.code) == (None, "SizeMismatch")
+
+
+def test_boxes_are_turned_with_a_picture_that_exif_turns() -> None:
+    kept, (found,) = check(row(grounding((0.1, 0.2, 0.3, 0.6)), name="t.jpg", frame=(640, 480)))
+    assert (found.code, found.action) == ("SizeTurned", "Mended")
+    assert only(kept).contents.grounded_phrases[0].bounds == [pytest.approx((0.4, 0.1, 0.8, 0.3))]
+    assert (only(kept).asset.width, only(kept).asset.height) == (480, 640)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_turn_as_pillow_turns_pixels(orientation: int) -> None:
+    image = Image.new("L", (40, 20))
+    image.paste(255, (4, 2, 12, 18))
+    exif = Image.Exif()
+    exif[274] = orientation
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    with Image.open(file) as stored:
+        shown = ImageOps.exif_transpose(stored)
+    box = turned((4 / 40, 2 / 20, 12 / 40, 18 / 20), orientation)
+    bounds = [number * side for number, side in zip(box, shown.size * 2, strict=True)]
+    assert bounds == pytest.approx(shown.getbbox())
+
+
+@pytest.mark.parametrize(
+    ("contents", "code", "field"),
+    [
+        (vqa((1, " ", "a")), "QuestionEmpty", "contents.interactions[0].question"),
+        (vqa((1, "q", "a"), (2, "q", "")), "AnswerEmpty", "contents.interactions[1].answer"),
+        (vqa(), "QuestionEmpty", "contents.interactions"),
+    ],
+)
+def test_empty_questions_and_answers_are_told(contents: Vqa, code: str, field: str) -> None:
+    kept, (found,) = check(row(contents), task="vqa")
+    assert (only(kept), found.code, found.field) == (None, code, field)
+
+
+def test_leniency_leaves_the_empty_answer_out_and_numbers_anew() -> None:
+    kept, (found,) = check(row(vqa((1, "q", ""), (2, "r", "b"))), task="vqa", on_error="Warn")
+    assert only(kept).contents == vqa((1, "r", "b"))
+    assert (found.code, found.action) == ("AnswerEmpty", "Mended")
+
+
+def test_interactions_out_of_order_are_numbered_as_they_stand() -> None:
+    kept, (found,) = check(row(vqa((0, "q", "a"), (5, "r", "b"))), task="vqa")
+    assert only(kept).contents == vqa((1, "q", "a"), (2, "r", "b"))
+    assert (found.code, found.action, found.value) == ("OrderInvalid", "Mended", "[0, 5]")
+
+
+def test_an_empty_text_is_told() -> None:
+    kept, (found,) = check(row(Freeform(text="\n")), task="freeform")
+    assert (only(kept), found.code, found.field) == (None, "TextEmpty", "contents.text")
+
+
+def test_words_are_counted_anew_where_others_counted_something_else() -> None:
+    kept, (found,) = check(row(grounding(span=(2, 9))))
+    assert (found.code, found.action) == ("SpanWrong", "Mended")
+    assert only(kept).contents == grounding()
+
+
+def test_an_id_that_comes_twice_is_replaced() -> None:
+    kept, told = check(
+        *(row(grounding(caption=f"a red tin {n}"), id=id) for n, id in enumerate(["1", "1", "1-2", "1"]))
+    )
+    assert [record.id for record in kept if record] == ["1", "1-2", "1-2-2", "1-3"]
+    assert [found.code for found in told] == ["IdDuplicate"] * 3
+
+
+def test_a_row_that_comes_twice_is_kept_and_told_with_the_line_of_the_first() -> None:
+    kept, (found,) = check(row(grounding(), line=3), row(grounding(), line=8, id="2"))
+    assert len([record for record in kept if record]) == 2
+    assert (found.code, found.line, found.action) == ("RowDuplicate", 8, "Kept")
+    assert "line 3 of rows.jsonl" in found.cause
+
+
+def test_the_same_words_about_another_picture_are_no_duplicate() -> None:
+    _, told = check(row(grounding()), row(grounding(), name="t.jpg", id="2"))
+    assert told == []
+
+
+def test_places_of_single_boxes_are_told_where_the_format_knows_them() -> None:
+    spots = [[Spot(21, "xmin"), Spot(22, "xmin")]]
+    _, (found,) = check(row(grounding(BOX, (1.2, 0.1, 1.3, 0.2)), spots=spots))
+    assert (found.line, found.field) == (22, "xmin")
+
+
+@pytest.mark.parametrize(("on_error", "is_kept"), [("RejectRow", False), ("Warn", True)])
+def test_what_the_reader_could_not_read_counts_as_part_of_the_row(on_error: OnError, is_kept: bool) -> None:
+    defect = finding("ClassUnknown", file="rows.jsonl", line=4, cause="no such class")
+    kept, (found,) = check(row(grounding(), defects=[defect]), on_error=on_error)
+    assert (only(kept) is not None, found.line) == (is_kept, 4)
+    assert found.action == ("Mended" if is_kept else "RowRejected")
+
+
+def test_pictures_of_rows_that_are_left_out_are_not_unused() -> None:
+    checker = Checker(OnePicture(), "vqa", "RejectRow", lambda _: None)  # type: ignore[arg-type]
+    assert checker.check(row(vqa((1, "", "")))) is None
+    assert checker.used == {"a.png"}

@@ -1,0 +1,189 @@
+"""Pictures are found by the names that rows give, in folders and in packs alike, and never outside of them."""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runyard.blobs import FolderBlobs
+from runyard.datasets.findings import Finding
+from runyard.datasets.packs import pack
+from runyard.datasets.sources import FolderSource, ImageFacts, PackSource
+
+Picture = Callable[..., bytes]
+Made = tuple[FolderSource | PackSource, list[Finding]]
+
+
+def in_folder(tmp_path: Path, files: dict[str, bytes]) -> Made:
+    for path, data in files.items():
+        (tmp_path / "in" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / path).write_bytes(data)
+    findings: list[Finding] = []
+    source = FolderSource(tmp_path / "in", findings.append)
+    source.find_files()
+    assert sum(source.inspect()) == sum(map(len, files.values()))
+    return source, findings
+
+
+def stored(tmp_path: Path, data: bytes) -> tuple[FolderBlobs, str]:
+    blobs, sha256 = FolderBlobs(tmp_path / "blobs"), hashlib.sha256(data).hexdigest()
+    blobs.put(io.BytesIO(data), sha256=sha256, size_bytes=len(data))
+    return blobs, sha256
+
+
+def in_packs(tmp_path: Path, files: dict[str, bytes]) -> Made:
+    data = pack(files.items())
+    blobs, sha256 = stored(tmp_path, data)
+    findings: list[Finding] = []
+    source = PackSource(blobs, findings.append)
+    assert sum(source.take_pack(sha256, len(data))) == sum(map(len, files.values()))
+    return source, findings
+
+
+@pytest.fixture(params=[in_folder, in_packs])
+def lay(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[dict[str, bytes]], Made]:
+    return lambda files: request.param(tmp_path, files)
+
+
+def test_files_are_listed_and_read(lay: Callable[[dict[str, bytes]], Made], picture: Picture) -> None:
+    source, findings = lay({"b/rows.csv": b"0123456789", "a.png": picture()})
+    assert list(source.paths()) == ["a.png", "b/rows.csv"]
+    assert source.size_bytes("b/rows.csv") == 10
+    with source.open("b/rows.csv") as file:
+        assert (file.read(3), file.seek(8), file.read(), file.seek(-9, io.SEEK_END)) == (b"012", 8, b"89", 1)
+    assert (source.is_picture("a.png"), source.is_picture("b/rows.csv")) == (True, False)
+    assert findings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "beside", "found"),
+    [
+        ("a/1.png", "", "a/1.png"),
+        ("./a/1.png", "", "a/1.png"),
+        ("a\\1.png", "", "a/1.png"),
+        ("1.png", "a/rows.csv", "a/1.png"),
+        ("../b/1.png", "a/rows.csv", "b/1.png"),
+        ("2.png", "rows.csv", "b/2.png"),
+        ("/home/me/photos/2.png", "", "b/2.png"),
+        ("C:\\photos\\2.png", "", "b/2.png"),
+        ("photos/b/1.png", "", "b/1.png"),
+        ("u\u0308.png", "", "\u00fc.png"),
+        ("\u00fc.png", "", "\u00fc.png"),
+        ("1.png", "", None),
+        ("../../etc/passwd", "", None),
+    ],
+)
+def test_pictures_are_found_by_path_folder_or_base_name(
+    lay: Callable[[dict[str, bytes]], Made], picture: Picture, name: str, beside: str, found: str | None
+) -> None:
+    names = ["a/1.png", "b/1.png", "b/2.png", "\u00fc.png"]
+    source, _ = lay({path: picture(20 + number, 20) for number, path in enumerate(names)})
+    facts = source.image(name, beside=beside)
+    assert (facts and facts.path) == found
+
+
+def test_a_name_that_several_pictures_have_is_ambiguous(
+    lay: Callable[[dict[str, bytes]], Made], picture: Picture
+) -> None:
+    source, _ = lay({"a/1.png": picture(20, 20), "b/1.png": picture(21, 20)})
+    assert source.is_ambiguous("1.png")
+    assert not source.is_ambiguous("a/1.png")
+    assert source.why_not("1.png") == "2 pictures have this name, such as 'a/1.png' and 'b/1.png'"
+
+
+def test_why_there_is_no_picture(lay: Callable[[dict[str, bytes]], Made], picture: Picture) -> None:
+    source, _ = lay({"a/Cat.PNG": picture(), "cut.png": picture()[:60]})
+    assert source.why_not("cat.jpg") == "there is no picture of this name; 'a/Cat.PNG' is the nearest"
+    assert source.why_not("cut.png") == "the picture 'cut.png' was refused: ImageTruncated"
+    assert source.why_not("x/cut.png") == "the picture 'cut.png' was refused: ImageTruncated"
+    assert source.why_not("dog.jpg") == "there is no picture of this name"
+
+
+def test_pictures_of_the_same_bytes_are_told(lay: Callable[[dict[str, bytes]], Made], picture: Picture) -> None:
+    _, findings = lay({"a.png": picture(), "b.png": picture(), "c.png": picture(50, 50)})
+    assert [(found.code, found.file, found.cause) for found in findings] == [
+        ("ImageDuplicate", "b.png", "it has the same bytes as 'a.png'")
+    ]
+
+
+def test_what_systems_leave_behind_is_no_picture(lay: Callable[[dict[str, bytes]], Made]) -> None:
+    source, findings = lay({"._a.jpg": b"\0\5\x16\7", "__MACOSX/b.png": b"x", "Thumbs.db": b"y"})
+    assert findings == []
+    assert not any(source.is_picture(path) for path in source.paths())
+
+
+def test_a_picture_of_a_container_is_taken_once(lay: Callable[[dict[str, bytes]], Made], picture: Picture) -> None:
+    source, findings = lay({"rows.parquet": b""})
+    first = source.add_image("x/1.png", picture(), found_in="rows.parquet", line=1)
+    again = source.add_image("x/1.png", picture(), found_in="rows.parquet", line=2)
+    other = source.add_image("x/1.png", picture(9, 9), found_in="rows.parquet", line=3)
+    broken = source.add_image("x/2.png", picture()[:50], found_in="rows.parquet", line=4)
+    unsafe = source.add_image("../3.png", picture(8, 9), found_in="rows.parquet", line=5)
+    assert first is again is not None
+    assert (other, broken, unsafe) == (None, None, None)
+    assert [(found.code, found.line) for found in findings] == [
+        ("ImageAmbiguous", 3),
+        ("ImageTruncated", 4),
+        ("NameUnsafe", 5),
+    ]
+
+
+def test_links_that_leave_the_folder_are_told_and_not_followed(tmp_path: Path, picture: Picture) -> None:
+    (tmp_path / "secret.png").write_bytes(picture())
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(picture(30, 30))
+    (folder / "out.png").symlink_to(tmp_path / "secret.png")
+    (folder / "up").symlink_to(tmp_path)
+    (folder / "round").symlink_to(folder)
+    (folder / "inside.png").symlink_to(folder / "a.png")
+    os.mkfifo(folder / "pipe.png")
+    findings: list[Finding] = []
+    source = FolderSource(folder, findings.append)
+    source.find_files()
+    assert list(source.paths()) == ["a.png", "inside.png"]
+    assert sorted((found.code, found.file) for found in findings) == [
+        ("NameUnsafe", "out.png"),
+        ("NameUnsafe", "pipe.png"),
+        ("NameUnsafe", "round"),
+        ("NameUnsafe", "up"),
+    ]
+
+
+def test_a_pack_that_is_none_is_told(tmp_path: Path) -> None:
+    blobs, sha256 = stored(tmp_path, b"no pack at all, but a blob")
+    findings: list[Finding] = []
+    assert list(PackSource(blobs, findings.append).take_pack(sha256, 26)) == []
+    assert [found.code for found in findings] == ["FileUnreadable"]
+
+
+def test_unsafe_names_in_a_pack_are_told(tmp_path: Path) -> None:
+    index = b'[["../../etc/x",1],["ok.txt",1]]'
+    data = b"RYPACK1\n" + len(index).to_bytes(8, "little") + index + b"ab"
+    blobs, sha256 = stored(tmp_path, data)
+    findings: list[Finding] = []
+    source = PackSource(blobs, findings.append)
+    assert list(source.take_pack(sha256, len(data))) == [1, 1]
+    assert (list(source.paths()), [found.code for found in findings]) == (["ok.txt"], ["NameUnsafe"])
+
+
+def test_a_blob_may_be_one_file_with_its_name(tmp_path: Path, picture: Picture) -> None:
+    data = picture()
+    blobs, sha256 = stored(tmp_path, data)
+    taken: list[ImageFacts] = []
+    source = PackSource(blobs, lambda _: None, lambda facts, *_: taken.append(facts))
+    list(source.take_file(sha256, len(data), "a.png"))
+    assert [(facts.path, facts.sha256, facts.width) for facts in taken] == [("a.png", sha256, 40)]
+
+
+def test_what_was_read_is_told_as_a_share(lay: Callable[[dict[str, bytes]], Made]) -> None:
+    source, _ = lay({"rows.csv": bytes(1 << 18)})
+    source.expect(["rows.csv"])
+    with source.open("rows.csv") as file:
+        file.read(1 << 17)
+        assert 0.4 < source.share_read() < 0.8
+        file.read()
+    assert source.share_read() == 1.0
