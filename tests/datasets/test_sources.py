@@ -66,6 +66,9 @@ def test_files_are_listed_and_read(lay: Callable[[dict[str, bytes]], Made], pict
         ("a\\1.png", "", "a/1.png"),
         ("1.png", "a/rows.csv", "a/1.png"),
         ("../b/1.png", "a/rows.csv", "b/1.png"),
+        ("3.png", "b/rows.csv", "b/3.png"),
+        ("3.png", "c/rows.csv", "3.png"),
+        ("b/3.png", "b/rows.csv", "b/3.png"),
         ("2.png", "rows.csv", "b/2.png"),
         ("/home/me/photos/2.png", "", "b/2.png"),
         ("C:\\photos\\2.png", "", "b/2.png"),
@@ -79,7 +82,7 @@ def test_files_are_listed_and_read(lay: Callable[[dict[str, bytes]], Made], pict
 def test_pictures_are_found_by_path_folder_or_base_name(
     lay: Callable[[dict[str, bytes]], Made], picture: Picture, name: str, beside: str, found: str | None
 ) -> None:
-    names = ["a/1.png", "b/1.png", "b/2.png", "\u00fc.png"]
+    names = ["a/1.png", "b/1.png", "b/2.png", "\u00fc.png", "3.png", "b/3.png"]
     source, _ = lay({path: picture(20 + number, 20) for number, path in enumerate(names)})
     facts = source.image(name, beside=beside)
     assert (facts and facts.path) == found

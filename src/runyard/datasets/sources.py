@@ -39,8 +39,9 @@ class ImageFacts:
 class Source(Protocol):
     """Files, and the pictures among them.
 
-    ``image`` finds a picture by the name a row gives: its exact path; else relative to the folder of ``beside`` (the
-    annotation file); else by base name, if only one picture has it. None when there is none, or when it was refused.
+    ``image`` finds a picture by the name a row gives: relative to the folder of ``beside`` (the annotation file), which
+    comes first because ``shelf/a.xml`` means ``shelf/a.png`` where there is an ``a.png``, too; else by its exact path;
+    else by base name, if only one picture has it. None when there is none, or when it was refused.
     """
 
     def paths(self) -> Sequence[str]:
@@ -156,12 +157,10 @@ class Pictures:
 
     def find(self, name: str, beside: str) -> ImageFacts | list[ImageFacts] | None:
         """The picture of that name, all that it could be, or None."""
-        facts = self._by_path.get(name)
-        if facts is not None:
-            return facts
         name = cleaned(name)
         folder = posixpath.dirname(beside)
-        facts = self._by_path.get(name) or self._by_path.get(posixpath.normpath(posixpath.join(folder, name)))
+        facts = self._by_path.get(posixpath.normpath(posixpath.join(folder, name))) if folder else None
+        facts = facts or self._by_path.get(name) or self._by_path.get(posixpath.normpath(name))
         if facts is not None:
             return facts
         found = self._by_base.get(posixpath.basename(name))

@@ -1,0 +1,67 @@
+"""A report counts everything, shows the first of each kind, and lets nothing of what it quotes become code."""
+
+import re
+
+import msgspec
+
+from runyard.datasets.findings import Finding, finding
+from runyard.datasets.report import Report, where
+
+
+def some(count: int) -> list[Finding]:
+    boxes = [finding("BoxClipped", file="rows.csv", line=n, field="xmin", cause="over the edge") for n in range(count)]
+    return [*boxes, finding("ImageBroken", file="a.png", cause="zero")]
+
+
+def test_counts_are_of_all_and_findings_the_first() -> None:
+    document = Report(some(1000), first=3).document()
+    assert (document["errors"], document["warnings"]) == (1, 1000)
+    assert document["byCode"] == {"BoxClipped": 1000, "ImageBroken": 1}
+    assert [(code["code"], code["count"], len(code["first"])) for code in document["codes"]] == [
+        ("ImageBroken", 1, 1),
+        ("BoxClipped", 1000, 3),
+    ]
+    assert document["codes"][1]["first"][2]["line"] == 2
+    assert msgspec.json.decode(msgspec.json.encode(document)) == document
+
+
+def test_rows_for_a_table_put_errors_first() -> None:
+    assert Report(some(2)).rows() == [
+        ("error", "ImageBroken", "1", "a.png", "zero"),
+        ("warning", "BoxClipped", "2", "rows.csv:0 xmin", "over the edge"),
+    ]
+
+
+def test_the_page_escapes_everything_and_loads_nothing() -> None:
+    evil = '</td><script>alert(1)</script><img src="http://x/" onerror=y>'
+    found = finding("ImageMissing", file=evil, line=3, field=evil, cause=evil, value=evil)
+    page = Report([found]).page(title=evil, outcome={"decision": evil, "why": evil, "counts": {}})
+    tags = {tag.lower() for tag in re.findall(r"<\s*/?\s*([a-zA-Z!]+)", page)}
+    assert tags.isdisjoint({"script", "img", "link", "iframe", "object", "svg", "form", "base"})
+    assert not re.search(r"<[^>]*\b(?:src|onerror)\s*=", page)
+    assert "default-src 'none'" in page
+    assert "&lt;script&gt;" in page
+
+
+def test_the_page_says_what_was_found_where_and_how_to_cure_it() -> None:
+    outcome = {"decision": "Accepted", "why": None, "counts": {"images": 12, "rows": 30, "rowsKept": 28}}
+    page = Report(some(9)).page(title="shelves", outcome=outcome)
+    for text in (
+        "shelves",
+        "12 pictures and 28 of 30 rows",
+        "1 errors and 9 warnings",
+        "the first 5 of 9",
+        "rows.csv:0",
+    ):
+        assert text in page
+    assert "save the picture again" in page
+
+
+def test_an_empty_report_is_a_page_too() -> None:
+    assert "0 errors and 0 warnings" in Report().page(title="x")
+    assert Report().document() == {"errors": 0, "warnings": 0, "byCode": {}, "codes": []}
+
+
+def test_a_place_is_file_line_and_field() -> None:
+    assert where(finding("ImageMissing", file="a", cause="")) == "a"
+    assert where(finding("ImageMissing", file="a", cause="", field="b[1]")) == "a b[1]"

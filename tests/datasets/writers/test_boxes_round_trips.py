@@ -1,0 +1,146 @@
+"""What formats of detection write is read again as it was, as far as they can carry it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runyard.datasets.readers import by_name as reader_named
+from runyard.datasets.records import (
+    AssetRef,
+    Box,
+    Contents,
+    Freeform,
+    Interaction,
+    PhraseGrounding,
+    Record,
+    Vqa,
+    grounding_of,
+)
+from runyard.datasets.writers import WRITERS, Item, by_name
+from runyard.datasets.writers.csv import CsvFourCorner, CsvWidthHeight
+
+BOXES: dict[str, list[tuple[str, Box]]] = {
+    "a.png": [("red tin", (0.1, 0.2, 1 / 3, 0.75)), ("box", (0.0, 0.0, 1.0, 1.0)), ("red tin", (0.5, 0.5, 0.9, 0.95))],
+    "shelf/a.png": [("per", (0.25, 0.25, 0.5, 0.5)), ("person", (0.0, 0.1, 0.125, 1.0))],
+    "ä ö.png": [("\"quoted\", & <b> 'c'", (0.01, 0.02, 0.03, 0.04)), ("箱", (0.3, 0.3, 0.6, 0.6))],
+    "empty.png": [],
+}
+DETECTION = ["Coco", "PascalVoc", "YoloDarknet", "YoloKerasPytorch", "CsvFourCorner", "CsvWidthHeight"]
+Make = Callable[..., Item]
+
+
+def record(number: int, filename: str, contents: Contents) -> Record:
+    return Record(id=f"r{number}", asset=AssetRef(filename=filename, width=40, height=20), contents=contents)
+
+
+def detection_items(item: Make) -> list[Item]:
+    return [
+        item(name, *([record(n, name, grounding_of(boxes))] if boxes else []))
+        for n, (name, boxes) in enumerate(BOXES.items())
+    ]
+
+
+def flat(contents: PhraseGrounding) -> list[tuple[str, list[Any]]]:
+    return [(one.phrase, [pytest.approx(box, abs=4e-6) for box in one.bounds]) for one in contents.grounded_phrases]
+
+
+def assert_same(shelf: Any, item: Make, format: str) -> None:
+    taken = shelf.take("phrase-grounding")
+    assert taken.outcome.format == format
+    assert [found for found in taken.findings if found.code != "AnnotationsAbsent"] == []
+    by_picture = {one.asset.filename.removeprefix("images/"): one.contents for one in taken.records}
+    expected = {one.asset.filename: one.records[0].contents for one in detection_items(item) if one.records}
+    assert {name: contents.caption for name, contents in by_picture.items()} == {
+        name: contents.caption for name, contents in expected.items() if isinstance(contents, PhraseGrounding)
+    }
+    for name, contents in expected.items():
+        assert isinstance(contents, PhraseGrounding)
+        spans = [(one.start_token_index, one.end_token_index) for one in by_picture[name].grounded_phrases]
+        assert spans == [(one.start_token_index, one.end_token_index) for one in contents.grounded_phrases]
+        assert [(one.phrase, one.bounds) for one in by_picture[name].grounded_phrases] == flat(contents)
+
+
+@pytest.mark.parametrize("format", DETECTION)
+def test_boxes_and_names_come_back(shelf: Any, item: Make, format: str) -> None:
+    writer = by_name(format)
+    assert writer is not None
+    writer.write(detection_items(item), shelf.folder, with_pictures=True)
+    assert_same(shelf, item, format)
+
+
+@pytest.mark.parametrize("writer", [CsvFourCorner(is_normalized=False), CsvWidthHeight(is_normalized=False)])
+def test_csv_in_pixels_comes_back(shelf: Any, item: Make, writer: Any) -> None:
+    writer.write(detection_items(item), shelf.folder, with_pictures=True)
+    assert_same(shelf, item, writer.name)
+
+
+@pytest.mark.parametrize("format", DETECTION)
+def test_annotations_alone_have_no_pictures(item: Make, tmp_path: Path, format: str) -> None:
+    writer = by_name(format)
+    assert writer is not None
+    writer.write(detection_items(item), tmp_path, with_pictures=False)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if path.suffix == ".png"]
+
+
+def test_vi_jsonl_gives_back_every_record_of_every_type(shelf: Any, item: Make, tmp_path: Path) -> None:
+    contents: dict[str, list[Contents]] = {
+        "vqa": [Vqa(interactions=[Interaction(order=1, question="箱?", answer="2\n3")])],
+        "freeform": [Freeform(text="a"), Freeform(text="b", prompt="c")],
+        "phrase-grounding": [grounding_of(BOXES["a.png"]), PhraseGrounding(caption="nothing", grounded_phrases=[])],
+    }
+    for task, said in contents.items():
+        folder = tmp_path / task
+        folder.mkdir()
+        items = [item("x/a.png", *(record(n, "x/a.png", one) for n, one in enumerate(said))), item("b.png")]
+        writer = by_name("ViJsonl")
+        assert writer is not None
+        writer.write(items, folder, with_pictures=True)
+        taken = type(shelf)(folder).take()
+        assert (taken.outcome.type, taken.outcome.format, taken.codes) == (task, "ViJsonl", ["AnnotationsAbsent"])
+        assert taken.records == items[0].records
+
+
+def test_coco_carries_texts_as_captions(shelf: Any, item: Make) -> None:
+    texts = [Freeform(text="a tin"), Freeform(text="two")]
+    writer = by_name("Coco")
+    assert writer is not None
+    writer.write(
+        [item("a.png", *(record(n, "a.png", one) for n, one in enumerate(texts)))], shelf.folder, with_pictures=True
+    )
+    assert [one.contents for one in shelf.take("freeform").records] == texts
+
+
+@pytest.mark.parametrize("format", ["PascalVoc", "YoloDarknet", "YoloKerasPytorch"])
+def test_pictures_that_differ_in_their_ending_alone_keep_their_labels(shelf: Any, item: Make, format: str) -> None:
+    boxes = [("tin", (0.0, 0.0, 0.5, 0.5)), ("box", (0.5, 0.5, 1.0, 1.0))]
+    items = [item(name, record(n, name, grounding_of([boxes[n]]))) for n, name in enumerate(["a.png", "a.PNG"])]
+    writer = by_name(format)
+    assert writer is not None
+    writer.write(items, shelf.folder, with_pictures=True)
+    taken = shelf.take()
+    assert taken.findings == []
+    assert sorted(one.contents.caption for one in taken.records) == ["box", "tin"]
+
+
+@pytest.mark.parametrize("format", ["ViJsonl", *DETECTION])
+def test_no_name_leads_out_of_the_folder(item: Make, tmp_path: Path, format: str) -> None:
+    writer = by_name(format)
+    assert writer is not None
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="no plain relative path"):
+        writer.write(
+            [item("../a.png", record(1, "../a.png", grounding_of(BOXES["a.png"])))], folder, with_pictures=True
+        )
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_a_writer_writes_its_reader_takes() -> None:
+    for writer in WRITERS:
+        reader = reader_named("ViJsonl" if writer.name == "ViFull" else writer.name)
+        assert reader is not None
+        assert set(writer.types) <= set(reader.types)
