@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets sim sim-rules sim-postgresql
+  notice starve faults-nth fuzz-datasets defects bench-import sim sim-rules sim-postgresql
 
 setup:
 	@scripts/setup
@@ -63,6 +63,16 @@ faults-nth: setup
 EXAMPLES ?= 2000
 fuzz-datasets: setup
 	@RUNYARD_FUZZ_EXAMPLES=$(EXAMPLES) scripts/test tests/datasets/test_fuzz.py
+
+# Seventy defects in many rows, each told and nothing else: make defects ROWS=1000000
+ROWS ?= 100000
+defects: setup
+	@RUNYARD_DEFECT_ROWS=$(ROWS) scripts/test tests/datasets/test_defects.py -n 0 -s
+
+# Checking pictures beside copying and hashing them: make bench-import COUNT=50000
+COUNT ?= 50000
+bench-import: setup
+	@.venv/bin/python benchmarks/import_speed.py --count $(COUNT)
 
 # The run protocol in a simulated world, see docs/run-safety.md: make sim EVENTS=10000000
 EVENTS ?= 10000000
