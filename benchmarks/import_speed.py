@@ -2,7 +2,7 @@
 
 Makes really encoded JPEGs of about 10 KB (50,000, or ``--count``), then measures, by turns and each in a process of its
 own: ``cp -r`` of the folder with a SHA-256 of every file, and an import's worker over the same bytes as packs. Both
-read from the page cache and neither waits for the disk; the ratio is printed (above 1: the import is faster).
+read from the page cache; ratios are printed (above 1: the import is faster).
 """
 
 import argparse
@@ -56,7 +56,9 @@ def main() -> None:
             print(f"  cp -r + sha256 {copies[-1]:.2f} s, import {imports[-1]:.2f} s", flush=True)
     copy_s, took_s = statistics.median(copies), statistics.median(imports)
     print(f"import: {took_s / count * 1e6:.0f} microseconds a picture, {count / took_s:,.0f} pictures a second")
-    print(f"ratio: {copy_s / took_s:.2f} times the speed of cp -r + sha256")
+    print(f"ratio: {copy_s / took_s:.2f} times the speed of cp -r + sha256 (medians)")
+    # cp writes, and some of its rounds wait for the disk; its fastest round did so least.
+    print(f"ratio: {min(copies) / min(imports):.2f} times its speed (fastest rounds of each)")
 
 
 def make_pictures(folder: Path, count: int) -> tuple[Path, int]:
@@ -71,7 +73,7 @@ def make_pictures(folder: Path, count: int) -> tuple[Path, int]:
             colour = tuple(numbers.randrange(256) for _ in range(3))
             draw.rectangle((x, y, x + numbers.randrange(8, 56), y + numbers.randrange(8, 42)), fill=colour)
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=70)
+        picture.save(file, "JPEG", quality=45)
         path = folder / f"{number // 1000:03}" / f"{number:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(file.getvalue())
