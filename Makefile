@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets defects bench-import sim sim-rules sim-postgresql
+  notice starve faults-nth fuzz-datasets defects formats bench-import sim sim-rules sim-postgresql
 
 setup:
 	@scripts/setup
@@ -68,6 +68,10 @@ fuzz-datasets: setup
 ROWS ?= 100000
 defects: setup
 	@RUNYARD_DEFECT_ROWS=$(ROWS) scripts/test tests/datasets/test_defects.py -n 0 -s
+
+# A sample of every format in, out in every format, and in again, by SDK and command line.
+formats: setup
+	@RUNYARD_ALL_FORMATS=1 scripts/test tests/cli/test_formats.py
 
 # Checking pictures beside copying and hashing them: make bench-import COUNT=50000
 COUNT ?= 50000

@@ -168,6 +168,12 @@ def test_a_dataset_is_drawn_and_written_out(runyard, data_dir: str, imported: st
     assert (written.exit_code, written.stdout) == (0, f"{out / imported}\n"), written.output
     labels = [path for path in (out / imported).rglob("*.json") if path.name != "metadata.json"]
     assert len(json.loads(labels[0].read_text())["annotations"]) == 3
+    assert sorted(path.name for path in (out / imported).rglob("*.png")) == ["0.png", "1.png", "2.png", "3.png"]
+    arguments = ("--format", "CsvFourCorner", "--pixels", "--no-pictures", "-o", str(out / "pixels"))
+    assert runyard("datasets", "export", imported, *arguments, "--data-dir", data_dir).exit_code == 0
+    assert list((out / "pixels").rglob("*.png")) == []
+    [table] = (out / "pixels").rglob("*.csv")
+    assert table.read_text().splitlines()[1:] == [f"{number}.png,4.0,3.0,20.0,12.0,red box" for number in (0, 2, 3)]
     again = runyard("datasets", "export", imported, "-o", str(out), "--data-dir", data_dir)
     assert again.exit_code == 1
     assert "there already" in again.stderr

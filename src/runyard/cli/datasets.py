@@ -280,6 +280,8 @@ def preview(dataset_id: str, out: Path, count: int, seed: int, version: str | No
 @click.argument("dataset_id")
 @click.option("--format", type=click.Choice(FORMATS_OUT, case_sensitive=False), default="ViFull", show_default=True)
 @click.option("--split", "split_ratio", type=click.FloatRange(0, 1), help="Share of pictures that go into training/.")
+@click.option("--pictures/--no-pictures", default=True, show_default=True, help="Whether the pictures come along.")
+@click.option("--pixels", is_flag=True, help="Boxes of the CSV formats in pixels, not as shares.")
 @click.option(
     "--out",
     "-o",
@@ -295,16 +297,23 @@ def export_data(
     dataset_id: str,
     format: str,
     split_ratio: float | None,
+    pictures: bool,
+    pixels: bool,
     out: Path,
     overwrite: bool,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Write a dataset out in another format, and print where it lies. ViFull and Parquet bring the pictures along."""
-    settings = {"format": format, "options": {"split_ratio": split_ratio}}
+    """Write a dataset out in another format, and print where it lies."""
+    settings = {"format": format, "options": {"split_ratio": split_ratio, "normalized": not pixels}}
     with connect(data_dir, is_patient=True) as client:
         written = client.datasets.download(
-            dataset_id, export_settings=settings, save_dir=out, overwrite=overwrite, show_progress=not as_json
+            dataset_id,
+            annotations_only=not pictures,
+            export_settings=settings,
+            save_dir=out,
+            overwrite=overwrite,
+            show_progress=not as_json,
         )
     if as_json:
         print_json({"datasetId": written.dataset_id, "path": written.save_path, "format": format})

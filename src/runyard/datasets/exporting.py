@@ -1,6 +1,6 @@
 """A dataset on its way out, as a process with a folder: ``python -m runyard.datasets.exporting <folder>``.
 
-    job.json       server   {"format", "blobsDir", "splitRatio", "seed", "count"}
+    job.json       server   {"format", "blobsDir", "options": {"splitRatio", "normalized", "pictures"}, "seed", "count"}
     items.jsonl    server   one picture a line, see ``Line``
     export.zip     worker   the files that the format's writer laid out; or preview.png, for the format ``Preview``
     result.json    worker   the last word: {"file"} or {"why"}
@@ -14,6 +14,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,7 @@ from runyard.blobs import FolderBlobs
 from runyard.datasets.importing import limit
 from runyard.datasets.records import AssetRef, Contents, Record
 from runyard.datasets.writers import Item, Writer, by_name
+from runyard.datasets.writers.csv import CsvFourCorner, CsvWidthHeight
 from runyard.datasets.writers.vi_full import ViFull
 
 JOB, ITEMS, RESULT = "job.json", "items.jsonl", "result.json"
@@ -62,23 +64,29 @@ def run(folder: Path) -> None:
         _preview(folder, items, count=job["count"], seed=job["seed"])
         rundir.write_json(folder / RESULT, {"file": PREVIEW})
         return
-    writer = writer_of(job["format"], split_ratio=job.get("splitRatio"), seed=job.get("seed", 0))
+    options = job.get("options") or {}
+    writer = _writer(job["format"], options, seed=job["seed"])
     if writer is None:
         rundir.write_json(folder / RESULT, {"why": f"format {job['format']!r} is not known here"})
         return
     tree = folder / TREE
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir()
-    writer.write(items, tree, with_pictures=writer.name in WITH_PICTURES)
+    pictures = options.get("pictures")
+    writer.write(items, tree, with_pictures=writer.name in WITH_PICTURES if pictures is None else pictures)
     _zip(tree, folder / ZIP)
     rundir.write_json(folder / RESULT, {"file": ZIP})
 
 
-def writer_of(format: str, *, split_ratio: float | None, seed: int) -> Writer | None:
-    """The writer of a format; the one that knows parts divides the pictures if asked to."""
-    if format == ViFull.name:
+def _writer(format: str, options: dict[str, Any], *, seed: int) -> Writer | None:
+    """The writer of a format with those options that it knows."""
+    split_ratio, is_normalized = options.get("splitRatio"), options.get("normalized", True)
+    writer = by_name(format)
+    if isinstance(writer, ViFull):
         return ViFull(held_out_fraction=None if split_ratio is None else 1 - split_ratio, seed=seed)
-    return by_name(format)
+    if isinstance(writer, CsvFourCorner | CsvWidthHeight):
+        return type(writer)(is_normalized=is_normalized)
+    return writer
 
 
 def _items(folder: Path, blobs: FolderBlobs) -> Iterator[Item]:

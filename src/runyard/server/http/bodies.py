@@ -230,6 +230,7 @@ class NewFiles(Body):
 class NewExportOptions(Body):
     normalized: bool | None = True
     split_ratio: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
+    pictures: bool | None = None
 
 
 class NewExportSpec(Body):

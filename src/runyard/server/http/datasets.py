@@ -114,7 +114,9 @@ async def post_export(request: Asked, org: Id, dataset: Id) -> Answer:
     options = given.options or bodies.NewExportOptions()
     spec = ExportSpec(
         format=given.format,
-        options=ExportOptions(normalized=options.normalized is not False, split_ratio=options.split_ratio),
+        options=ExportOptions(
+            normalized=options.normalized is not False, split_ratio=options.split_ratio, pictures=options.pictures
+        ),
     )
     row = await exports.create(services_of(request), actor_of(request), compat.dataset_id(org, dataset), spec=spec)
     return answer(_told(request, row), status=201)

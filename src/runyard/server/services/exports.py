@@ -19,6 +19,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.datasets import exporting
+from runyard.datasets.writers import by_name
 from runyard.rundir import read_json, write_json
 from runyard.server.services import datasets, etags, imports, pages, retention, versions
 from runyard.server.services.context import Actor, Services
@@ -144,7 +145,7 @@ def folder_of(services: Services, org: str, export_id: str) -> Path:
 async def _make(services: Services, row: AnyRow) -> None:
     spec = msgspec.json.decode(row.spec, type=ExportSpec)
     folder = folder_of(services, row.org, row.id)
-    job = {"format": spec.format, "splitRatio": spec.options.split_ratio, "seed": 0}
+    job = {"format": spec.format, "options": msgspec.to_builtins(spec.options), "seed": 0}
     version = await versions.current(services, org=row.org, dataset_id=row.dataset_id)
     async with services.jobs.workers:
         result = await _worked(services, row.org, row.dataset_id, folder, job)
@@ -277,14 +278,10 @@ def _line_of(line: versions.ManifestLine, place: AnyRow) -> dict[str, Any]:
 
 
 def _check_format(spec: ExportSpec, type: str) -> None:
-    writer = exporting.writer_of(spec.format, split_ratio=None, seed=0) if spec.format in FORMATS else None
+    writer = by_name(spec.format) if spec.format in FORMATS else None
     if writer is not None and type in writer.types:
         return
-    fitting = [
-        name
-        for name in FORMATS
-        if (known := exporting.writer_of(name, split_ratio=None, seed=0)) is not None and type in known.types
-    ]
+    fitting = [name for name in FORMATS if (known := by_name(name)) is not None and type in known.types]
     message = f"a dataset of type {type} cannot be exported as {spec.format!r}; take one of {', '.join(fitting)}"
     raise Refusal(
         "InvalidBody",

@@ -50,7 +50,11 @@ def export_document(settings: object) -> dict[str, Any]:
     normalized = _field(options, "normalized")
     return {
         "format": word(_field(settings, "format") or "ViFull", name="export_settings.format"),
-        "options": {"normalized": True if normalized is None else bool(normalized), "splitRatio": split_ratio},
+        "options": {
+            "normalized": True if normalized is None else bool(normalized),
+            "splitRatio": split_ratio,
+            "pictures": _field(options, "pictures"),
+        },
     }
 
 

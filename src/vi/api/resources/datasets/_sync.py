@@ -399,7 +399,8 @@ class Datasets:
         Args:
             dataset_id: which dataset.
             dataset_export_id: an export that was made before; without it a new one is made.
-            annotations_only: without pictures; the format is then ``ViJsonl`` unless another is given.
+            annotations_only: without pictures, which otherwise come along in every format; ``ViFull`` then becomes
+                ``ViJsonl``.
             export_settings: format and options, as of ``create_export``.
             save_dir: where to; without it ``~/.datature/vi/datasets``.
             overwrite: replace what is there.
@@ -588,6 +589,8 @@ class Datasets:
             document = export_document(settings)
             if annotations_only and document["format"] == "ViFull":
                 document["format"] = "ViJsonl"
+            if document["options"]["pictures"] is None:
+                document["options"]["pictures"] = not annotations_only
             export_id = (self.create_export(dataset_id, document)).export_id
         return self._until_reached(
             lambda: self.get_export(dataset_id, export_id), what=f"export {export_id} of dataset {dataset_id}"

@@ -236,10 +236,15 @@ class ImportReport(Document):
 
 
 class ExportOptions(Document):
-    """``split_ratio`` is the share of pictures that go into ``training/``; None writes one folder, ``dump/``."""
+    """``split_ratio`` is the share of pictures that go into ``training/``; None writes one folder, ``dump/``.
+
+    ``normalized`` writes the boxes of the CSV formats as shares of the picture, not in pixels. ``pictures`` says whether
+    the pictures come along; None leaves it to the format: with ViFull and Parquet they do.
+    """
 
     normalized: bool = True
     split_ratio: float | None = None
+    pictures: bool | None = None
 
 
 class ExportSpec(Document):

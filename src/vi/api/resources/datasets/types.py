@@ -14,7 +14,7 @@ class DatasetType(enum.Enum):
 
 
 class DatasetExportFormat(enum.Enum):
-    """In which form a dataset goes out. ``ViFull`` has the pictures in it, and every format can have them."""
+    """In which form a dataset goes out. ``ViFull`` and ``Parquet`` have the pictures in them, every format can."""
 
     VI_FULL = "ViFull"
     VI_JSONL = "ViJsonl"
@@ -28,10 +28,17 @@ class DatasetExportFormat(enum.Enum):
 
 
 class DatasetExportOptions(msgspec.Struct, rename="camel", frozen=True):
-    """``split_ratio`` is the share of pictures in ``training/``; None writes one folder, ``dump/``."""
+    """Options of an export.
+
+    Attributes:
+        normalized: boxes of the CSV formats as shares of the picture; else in pixels.
+        split_ratio: the share of pictures in ``training/`` of ViFull; None writes one folder, ``dump/``.
+        pictures: whether the pictures come along; None leaves it to the format, or to ``annotations_only``.
+    """
 
     normalized: bool = True
     split_ratio: float | None = None
+    pictures: bool | None = None
 
 
 class DatasetExportSettings(msgspec.Struct, rename="camel", frozen=True):
