@@ -1,24 +1,31 @@
-"""How fast an import checks pictures, beside copying and hashing the same files.
+"""How fast pictures are imported, beside copying and hashing the same files.
 
-Makes really encoded JPEGs of about 10 KB (50,000, or ``--count``), then measures, by turns and each in a process of its
-own: ``cp -r`` of the folder with a SHA-256 of every file, and an import's worker over the same bytes as packs. Both
-read from the page cache; ratios are printed (above 1: the import is faster).
+Makes really encoded JPEGs with a question each (50,000 of about 10 KB, or ``--count`` and ``--side``), then measures by
+turns, each in a process of its own: ``cp -r`` of the folder with a SHA-256 of every file; ``client.datasets
+.import_folder`` into a fresh server, from the call to the version that a run can be pinned to; and of that the part of
+the process that checks. All read from the page cache. Ratios are of speeds: above 1, the import is the faster.
 """
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
 import os
 import random
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from first_comparison import server
 from PIL import Image, ImageDraw
 
 from runyard.blobs import FolderBlobs
@@ -36,35 +43,81 @@ for path in Path(source).rglob("*"):
 """
 
 
+SDK = """
+import sys
+import vi
+with vi.Client() as client:
+    imported = client.datasets.import_folder(sys.argv[1], dataset_type="vqa", progress=False)
+    assert imported.version is not None and imported.version.records == int(sys.argv[2]), imported.summary()
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=50_000, help="pictures")
-    parser.add_argument("--small", action="store_true", help="2,000 pictures")
+    parser.add_argument("--side", type=int, default=256, help="their width")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each")
     arguments = parser.parse_args()
-    count = 2_000 if arguments.small else arguments.count
+    count = arguments.count
     with tempfile.TemporaryDirectory(prefix="runyard-import-speed-") as name:
         folder = Path(name)
-        pictures, size_bytes = make_pictures(folder / "pictures", count)
+        pictures, size_bytes = make_pictures(folder / "pictures", count, arguments.side)
         print(f"{count:,} JPEGs, {size_bytes / count / 1000:.1f} KB each")
-        packs = make_packs(folder / "blobs", pictures)
-        copies, imports = [], []
+        packs = make_packs(folder / "blobs", pictures, arguments.side)
+        copies, imports, checks, peaks = [], [], [], []
         for number in range(arguments.rounds):
             copies.append(timed([sys.executable, "-c", COPY, str(pictures), str(folder / "copy")]))
             shutil.rmtree(folder / "copy")
-            imports.append(import_s(folder / f"import-{number}", folder / "blobs", packs, count))
-            print(f"  cp -r + sha256 {copies[-1]:.2f} s, import {imports[-1]:.2f} s", flush=True)
-    copy_s, took_s = statistics.median(copies), statistics.median(imports)
-    print(f"import: {took_s / count * 1e6:.0f} microseconds a picture, {count / took_s:,.0f} pictures a second")
-    print(f"ratio: {copy_s / took_s:.2f} times the speed of cp -r + sha256 (medians)")
-    # cp writes, and some of its rounds wait for the disk; its fastest round did so least.
-    print(f"ratio: {min(copies) / min(imports):.2f} times its speed (fastest rounds of each)")
+            with server(folder / f"server-{number}") as environ, highest_mib() as peak:
+                imports.append(timed([sys.executable, "-c", SDK, str(pictures), str(count)], environ))
+            peaks.append(peak)
+            shutil.rmtree(folder / f"server-{number}")
+            checks.append(check_s(folder / f"import-{number}", folder / "blobs", packs, count))
+            print(
+                f"  cp -r + sha256 {copies[-1]:.2f} s, import {imports[-1]:.2f} s ({max(peak):.0f} MiB at most in a "
+                f"process), checks alone {checks[-1]:.2f} s",
+                flush=True,
+            )
+    copy_s, import_s, check = (statistics.median(times) for times in (copies, imports, checks))
+    print(f"import: {import_s / count * 1e6:.0f} microseconds a picture, {count / import_s:,.0f} pictures a second")
+    print(f"whole import: {copy_s / import_s:.2f} times the speed of cp -r + sha256 (medians)")
+    print(f"checks alone: {copy_s / check:.2f} times")
 
 
-def make_pictures(folder: Path, count: int) -> tuple[Path, int]:
-    """JPEGs of 256 x 192 with shapes and grain, in folders of 1,000; returns their size, too."""
+@contextmanager
+def highest_mib() -> Iterator[list[float]]:
+    """The most memory that a process below this one held at any time, told in the end."""
+    peak, is_over = [0.0], threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(0.2):
+            for pid in descendants(os.getpid()):
+                with contextlib.suppress(OSError):
+                    status = Path(f"/proc/{pid}/status").read_text()
+                    peak[0] = max([peak[0], *(int(kib) / 1024 for kib in re.findall(r"VmHWM:\s+(\d+)", status))])
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children = [int(child) for child in (task / "children").read_text().split()]
+            found += [*children, *(below for child in children for below in descendants(child))]
+    return found
+
+
+def make_pictures(folder: Path, count: int, width: int) -> tuple[Path, int]:
+    """JPEGs of four to three with shapes and grain, in folders of 1,000; returns their size, too."""
     numbers, size_bytes = random.Random(7), 0  # noqa: S311 - pictures, no secrets
-    grain = [Image.effect_noise((256, 192), 24).convert("RGB") for _ in range(16)]
+    grain = [Image.effect_noise((width, width * 3 // 4), 24).convert("RGB") for _ in range(16)]
     for number in range(count):
         picture = grain[number % len(grain)].copy()
         draw = ImageDraw.Draw(picture)
@@ -81,13 +134,13 @@ def make_pictures(folder: Path, count: int) -> tuple[Path, int]:
     return folder, size_bytes
 
 
-def make_packs(blobs: Path, pictures: Path) -> list[dict[str, object]]:
-    """The same files as packs in a store of blobs, with one annotation for every picture."""
+def make_packs(blobs: Path, pictures: Path, width: int) -> list[dict[str, object]]:
+    """The same files as packs in a store of blobs. Writes a question for every picture beside them first."""
     paths = sorted(path for path in pictures.rglob("*") if path.is_file())
     rows = [
         {
             "id": number,
-            "asset": {"filename": path.relative_to(pictures).as_posix(), "width": 256, "height": 192},
+            "asset": {"filename": path.relative_to(pictures).as_posix(), "width": width, "height": width * 3 // 4},
             "contents": {"type": "Vqa", "interactions": [{"order": 1, "question": "How many?", "answer": "Four"}]},
         }
         for number, path in enumerate(paths)
@@ -103,7 +156,7 @@ def make_packs(blobs: Path, pictures: Path) -> list[dict[str, object]]:
     return lines
 
 
-def import_s(folder: Path, blobs: Path, packs: list[dict[str, object]], count: int) -> float:
+def check_s(folder: Path, blobs: Path, packs: list[dict[str, object]], count: int) -> float:
     """How long the worker takes from its start to its last word."""
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps({"datasetType": "vqa", "blobsDir": str(blobs)}))
@@ -115,10 +168,10 @@ def import_s(folder: Path, blobs: Path, packs: list[dict[str, object]], count: i
     return took_s
 
 
-def timed(command: list[str]) -> float:
+def timed(command: list[str], environ: Mapping[str, str] | None = None) -> float:
     os.sync()  # what was written before is not to be waited for now
     began_s = time.perf_counter()
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env=environ, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began_s
 
 
