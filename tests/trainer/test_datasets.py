@@ -5,7 +5,7 @@ import pytest
 
 from runyard.datasets.samples import CANVAS_DIGIT, CANVAS_SIDE
 from runyard.trainer.answers import iou
-from runyard.trainer.datasets import digits, is_held_out, load_dataset
+from runyard.trainer.datasets import digits, load_dataset
 from runyard.trainer.errors import InvalidData, InvalidFlow
 
 
@@ -16,15 +16,6 @@ def test_no_scan_is_in_both_parts_and_the_share_is_about_as_asked() -> None:
     assert not train & held_out
     assert len(data.train) + len(data.validation) == 1797
     assert 0.15 < len(data.validation) / 1797 < 0.25
-
-
-def test_the_split_is_by_content_and_seed_alone() -> None:
-    pictures = [bytes([number]) * 64 for number in range(200)]
-    first = [is_held_out(picture, seed=1, fraction=0.2) for picture in pictures]
-    assert first == [is_held_out(picture, seed=1, fraction=0.2) for picture in pictures]
-    assert first != [is_held_out(picture, seed=2, fraction=0.2) for picture in pictures]
-    # A larger share only adds.
-    assert all(is_held_out(picture, seed=1, fraction=0.5) for picture, was in zip(pictures, first, strict=True) if was)
 
 
 def test_all_held_out_questions_are_the_same_and_half_of_the_training_ones_are_worded_otherwise() -> None:

@@ -118,7 +118,7 @@ def check_data(
     import msgspec
 
     from runyard.datasets.intake import check_folder
-    from runyard.datasets.report import Report
+    from runyard.datasets.report import Report, page
     from vi.api.resources.datasets.responses import DatasetImport, ImportFindings, ImportProgress, ImportStatus
 
     if not folder.is_dir():
@@ -142,7 +142,8 @@ def check_data(
     )
     told = _checked(report, outcome)
     if html is not None:
-        html.write_text(report.page(title=f"Check of {folder.resolve().name}", outcome=outcome.document()), "utf-8")
+        said = f"{outcome.decision}: {outcome.why}" if outcome.why else outcome.decision
+        html.write_text(page(told, title=f"Check of {folder.resolve().name}", outcome=said), "utf-8")
     if as_json:
         print_json(told)
     else:

@@ -1,4 +1,4 @@
-"""A report from findings: a JSON summary, rows for a table in a terminal, and a page that needs nothing beside itself.
+"""A report from findings: a summary, and a page that needs nothing beside itself.
 
 Findings stream through and only the first few of each code are kept, so that of a million is as small as that of ten.
 What findings quote was written by strangers: the page escapes all of it and loads nothing.
@@ -52,26 +52,14 @@ class Report:
             ],
         }
 
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """For a table: severity, code, count, where the first one is, its cause."""
-        firsts = [self._by_code[code][0] for code in self.codes()]
-        return [
-            (found.severity, found.code, f"{self.tally.by_code[found.code]:,}", where(found), found.cause)
-            for found in firsts
-        ]
-
-    def page(self, *, title: str, outcome: dict[str, Any] | None = None) -> str:
-        """A page of HTML. ``outcome`` is the document of ``result.json``, if there is one."""
-        return _page(title, self, self._by_code, outcome or {})
-
 
 def cure_of(code: str) -> str:
     """What people do about findings of a kind."""
     return KINDS[code].cure if code in KINDS else ""
 
 
-def where(found: Finding) -> str:
-    """File, line and field on one line."""
+def where(found: Any) -> str:
+    """File, line and field of a finding on one line."""
     place = found.file if found.line is None else f"{found.file}:{found.line}"
     return f"{place} {found.field}" if found.field else place
 
@@ -96,9 +84,16 @@ code { font: 13px ui-monospace, monospace; }
 """.strip()
 
 
-def _page(title: str, report: Report, by_code: dict[str, list[Finding]], outcome: dict[str, Any]) -> str:
-    tally = report.tally
-    summary = f"{tally.errors:,} errors and {tally.warnings:,} warnings"
+def page(report: Any, *, title: str, outcome: str) -> str:
+    """A page of HTML.
+
+    Args:
+        report: with the fields of ``ImportReport``, the document that the server and ``runyard datasets check`` make.
+        title: the headline.
+        outcome: what became of the import, in a few words.
+    """
+    taken = f"{report.images:,} pictures and {report.rows_kept:,} of {report.rows:,} rows taken"
+    summary = f"{outcome}. {taken}; {report.errors:,} errors and {report.warnings:,} warnings."
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -106,39 +101,29 @@ def _page(title: str, report: Report, by_code: dict[str, list[Finding]], outcome
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{html.escape(title)}</h1><p>{_decision(outcome)}{summary}.</p>",
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(summary)}</p>",
     ]
-    if tally.by_code:
+    if report.groups:
         parts.append("<table><tr><th>What</th><th class=number>Count</th><th>How to cure it</th></tr>")
-        parts += [_count(code, by_code[code][0].severity, tally.by_code[code]) for code in report.codes()]
+        parts += map(_count, report.groups)
         parts.append("</table>")
-    for code in report.codes():
-        parts.append(_first(code, by_code[code], tally.by_code[code]))
-    return "\n".join([*parts, "</body></html>", ""])
+    return "\n".join([*parts, *map(_first, report.groups), "</body></html>", ""])
 
 
-def _decision(outcome: dict[str, Any]) -> str:
-    if not outcome:
-        return ""
-    counts = outcome.get("counts") or {}
-    why = f": {outcome['why']}" if outcome.get("why") else ""
-    kept, rows = counts.get("rowsKept", 0), counts.get("rows", 0)
-    taken = f"{counts.get('images', 0):,} pictures and {kept:,} of {rows:,} rows taken"
-    return html.escape(f"{outcome.get('decision')}{why}. {taken}; ")
+def _count(group: Any) -> str:
+    code = html.escape(group.code)
+    name = f'<a class="{html.escape(group.severity)}" href="#{code}">{code}</a>'
+    return f"<tr><td>{name}</td><td class=number>{group.count:,}</td><td>{html.escape(group.cure)}</td></tr>"
 
 
-def _count(code: str, severity: str, count: int) -> str:
-    name = f'<a class="{severity}" href="#{html.escape(code)}">{html.escape(code)}</a>'
-    return f"<tr><td>{name}</td><td class=number>{count:,}</td><td>{html.escape(cure_of(code))}</td></tr>"
-
-
-def _first(code: str, findings: list[Finding], count: int) -> str:
-    shown = f"the first {len(findings)} of {count:,}" if count > len(findings) else f"{count:,}"
+def _first(group: Any) -> str:
+    shown = len(group.first)
+    how_many = f"the first {shown} of {group.count:,}" if group.count > shown else f"{group.count:,}"
     rows = [
         f"<tr><td><code>{html.escape(where(found))}</code></td><td>{html.escape(found.cause)}</td>"
         f"<td><code>{html.escape(found.value or '')}</code></td><td>{html.escape(found.action)}</td></tr>"
-        for found in findings
+        for found in group.first
     ]
     head = "<tr><th>Where</th><th>Cause</th><th>Value</th><th>What became of it</th></tr>"
-    name = html.escape(code)
-    return f'<h2 id="{name}">{name} ({shown})</h2><table>{head}{"".join(rows)}</table>'
+    name = html.escape(group.code)
+    return f'<h2 id="{name}">{name} ({how_many})</h2><table>{head}{"".join(rows)}</table>'

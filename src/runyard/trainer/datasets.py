@@ -24,6 +24,7 @@ from runyard.datasets.samples import (
     enlarged,
     scans,
 )
+from runyard.datasets.splits import is_held_out
 from runyard.trainer.answers import PHRASE_GROUNDING, VQA, Answer, Grounding, scale_box
 from runyard.trainer.errors import InvalidData, InvalidFlow
 
@@ -77,15 +78,8 @@ def load_dataset(name: str, *, seed: int, validation_fraction: float, max_sample
     return dataset
 
 
-def is_held_out(content: bytes, *, seed: int, fraction: float) -> bool:
-    """Whether a picture belongs to the held-out part; depends on nothing but itself, the seed and the fraction."""
-    return is_digest_held_out(hashlib.sha256(content).digest(), seed=seed, fraction=fraction)
-
-
-def is_digest_held_out(sha256: bytes, *, seed: int, fraction: float) -> bool:
-    """The same for a picture whose SHA-256 is known."""
-    digest = hashlib.sha256(seed.to_bytes(8, "big") + sha256).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+def _is_held_out(scan: "np.ndarray[Any, Any]", seed: int, fraction: float) -> bool:
+    return is_held_out(hashlib.sha256(scan.tobytes()).digest(), seed=seed, fraction=fraction)
 
 
 def digits(seed: int, validation_fraction: float) -> Dataset:
@@ -93,7 +87,7 @@ def digits(seed: int, validation_fraction: float) -> Dataset:
     train: list[Sample] = []
     held_out: list[Sample] = []
     for scan, label in scans():
-        if is_held_out(scan.tobytes(), seed=seed, fraction=validation_fraction):
+        if _is_held_out(scan, seed, validation_fraction):
             held_out.append(Sample(enlarged(scan), DIGIT_QUESTION, Answer(str(label))))
         else:
             train.append(Sample(enlarged(scan), digit_question(len(train)), Answer(str(label))))
@@ -107,7 +101,7 @@ def digits_grounding(seed: int, validation_fraction: float) -> Dataset:
     train: list[tuple[Any, int]] = []
     held_out: list[tuple[Any, int]] = []
     for scan, label in scans():
-        side = held_out if is_held_out(scan.tobytes(), seed=seed, fraction=validation_fraction) else train
+        side = held_out if _is_held_out(scan, seed, validation_fraction) else train
         side.append((scan, label))
     return Dataset(
         "digits-grounding",

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from runyard.datasets.records import Contents, Freeform, PhraseGrounding, Vqa
+from runyard.datasets.splits import is_held_out
 from runyard.datasets.versions import COMPLETE, Item, VersionError, VersionFolder
 from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA, Answer, Grounding, scale_box
-from runyard.trainer.datasets import Dataset, Sample, is_digest_held_out
+from runyard.trainer.datasets import Dataset, Sample
 from runyard.trainer.errors import InvalidData
 from runyard.trainer.pictures import decoded
 
@@ -171,12 +172,10 @@ def load_uploaded(
     """
     whole = UploadedSamples(folder, task=task, name=name, look=look)
     distinct, of_sample = np.unique(whole.pictures, axis=0, return_inverse=True)
-    is_held_out = np.fromiter(
-        (is_digest_held_out(digest.tobytes(), seed=seed, fraction=validation_fraction) for digest in distinct), bool
+    is_beside = np.fromiter(
+        (is_held_out(digest.tobytes(), seed=seed, fraction=validation_fraction) for digest in distinct), bool
     )[of_sample.reshape(-1)]
-    train, held_out = (
-        Selection(whole, _some(np.flatnonzero(x), max_samples, seed)) for x in (~is_held_out, is_held_out)
-    )
+    train, held_out = (Selection(whole, _some(np.flatnonzero(x), max_samples, seed)) for x in (~is_beside, is_beside))
     dataset = Dataset(name, task, train, held_out, version=version)
     check_parts(dataset, validation_fraction)
     return dataset

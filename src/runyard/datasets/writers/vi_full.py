@@ -65,7 +65,7 @@ class ViFull:
     def _part(self, item: Item) -> str:
         if self._fraction is None:
             return "dump"
-        held_out = is_held_out(item.sha256, seed=self._seed, fraction=self._fraction)
+        held_out = is_held_out(bytes.fromhex(item.sha256), seed=self._seed, fraction=self._fraction)
         return "validation" if held_out else "training"
 
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from runyard.server.services.assets import literal
+from runyard.server.services.dictionaries import dictionary
 from runyard.server.services.errors import Refusal
 from runyard.server.services.pages import PageRequest
 from runyard.server.services.runs import with_origin
@@ -71,7 +71,7 @@ def name_filter(given: str | None) -> list[str]:
         return []
     if not given.lstrip().startswith("{"):
         return [given]
-    read = literal(given)
+    read = dictionary(given)
     named = read.get("filename") if isinstance(read, dict) else None
     return [named] if isinstance(named, str) and named else []
 

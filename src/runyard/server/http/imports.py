@@ -4,7 +4,8 @@ import asyncio
 
 from litestar import Response
 
-from runyard.server.http import bodies, compat, report_page
+from runyard.datasets.report import page
+from runyard.server.http import bodies, compat
 from runyard.server.http.asking import (
     MOST_ITEMS_OF_LISTS,
     Answer,
@@ -87,7 +88,10 @@ async def get_report(request: Asked, org: Id, dataset: Id, import_id: Id) -> Ans
         import_sessions.report, services_of(request), _row(request, org, dataset, import_id)
     )
     if "text/html" in request.headers.get("accept", ""):
-        return Response(content=report_page.page(report), media_type="text/html")
+        outcome = (
+            f"Refused: {report.why}" if report.why else f"Version {report.version}" if report.version else "Under way"
+        )
+        return Response(content=page(report, title=f"Import {import_id}", outcome=outcome), media_type="text/html")
     return answer(report)
 
 

@@ -4,7 +4,6 @@ What an asset shows goes when the last that needs it has gone: other assets with
 are pinned to, keep it (see ``retention``).
 """
 
-import ast
 import base64
 import secrets
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from sqlalchemy import Connection
 from runyard.datasets.packs import is_safe
 from runyard.server.services import datasets, etags, pages, retention
 from runyard.server.services.context import Actor, Services
+from runyard.server.services.dictionaries import dictionary
 from runyard.server.services.errors import Problem, Refusal, not_found
 from runyard.server.services.pages import PageRequest
 from runyard.server.services.signing import FileLink, Position, link_expiry
@@ -270,7 +270,7 @@ def _matching(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
     )
     given = spec.filter
     if isinstance(given, str) and given.startswith("{"):
-        given = literal(given)
+        given = dictionary(given)
     if spec.metadata_query or spec.rule_query or not given:
         given = None
     match given:
@@ -287,16 +287,6 @@ def _matching(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
     problem = Problem(path="/spec/filter", given=repr(spec.filter)[:200], allowed=allowed, message=f"give {allowed}")
     message = f"what to delete is not said in a way that is understood here, so nothing is deleted; give {allowed}"
     raise Refusal("InvalidBody", message, problems=[problem])
-
-
-def literal(text: str) -> Any:
-    """A dictionary as JSON or as Python writes it; None when it is neither."""
-    for read in (msgspec.json.decode, ast.literal_eval):
-        try:
-            return read(text)
-        except (msgspec.MsgspecError, ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    return None
 
 
 def bulk_document(row: AnyRow) -> BulkDeletion:

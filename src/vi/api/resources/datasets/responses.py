@@ -238,8 +238,8 @@ class ImportReport(Document):
 class ExportOptions(Document):
     """``split_ratio`` is the share of pictures that go into ``training/``; None writes one folder, ``dump/``.
 
-    ``normalized`` writes the boxes of the CSV formats as shares of the picture, not in pixels. ``pictures`` says whether
-    the pictures come along; None leaves it to the format: with ViFull and Parquet they do.
+    ``normalized`` writes the boxes of the CSV formats as shares of the picture, not in pixels. ``pictures`` says
+    whether the pictures come along; None leaves it to the format: with ViFull and Parquet they do.
     """
 
     normalized: bool = True

@@ -1,0 +1,40 @@
+"""What other clients write as a dictionary is read as such, and nothing else is."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runyard.server.services.dictionaries import dictionary
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), VALUES))
+def test_what_python_writes_is_read_back(value: dict[str, Any]) -> None:
+    assert dictionary(repr(value)) == value
+
+
+@given(st.text())
+def test_any_text_is_a_dictionary_or_nothing(text: str) -> None:
+    assert dictionary(text) is None or text.strip().startswith("{")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "{'a': open('x')}", "{'a': b'x'}", "{'a': 1 + 1}", "{1: 2}", "{" * 5000, "{'a'", "'\\"]
+)
+def test_anything_else_is_none(text: str) -> None:
+    assert dictionary(text) is None
+
+
+def test_json_is_read_as_it_is() -> None:
+    assert dictionary('{"filename": "a\\u00e9", "all": true}') == {"filename": "aé", "all": True}
