@@ -12,6 +12,7 @@ from runyard.datasets.sources import Source
 
 _ENDINGS = (".parquet", ".arrow")
 _CACHE = "cache-"  # what ``datasets`` calls the results of map and filter, which it leaves beside the data
+SIDE_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")  # what the tables' own schemas say as well
 
 
 class Parquet:
@@ -21,13 +22,16 @@ class Parquet:
     types: tuple[DatasetType, ...] = ("phrase-grounding", "vqa", "freeform")
 
     def claims(self, source: Source) -> list[str]:
-        return [path for path in source.paths() if _is_table(path.lower().rpartition("/")[2])]
+        tables = [path for path in source.paths() if _is_table(path)]
+        side = [path for path in source.paths() if path.rpartition("/")[2] in SIDE_FILES]
+        return sorted([*tables, *side]) if tables else []
 
     def read(self, source: Source, files: list[str], task: DatasetType, say: Say) -> Iterator[Row]:
         from runyard.datasets.readers.arrow import rows_of_files
 
-        yield from rows_of_files(source, files, task, say)
+        yield from rows_of_files(source, [path for path in files if _is_table(path)], task, say)
 
 
-def _is_table(name: str) -> bool:
+def _is_table(path: str) -> bool:
+    name = path.lower().rpartition("/")[2]
     return name.endswith(_ENDINGS) and not name.startswith((_CACHE, ".", "_"))

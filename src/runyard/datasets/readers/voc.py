@@ -19,6 +19,7 @@ from runyard.datasets.sources import Source
 
 LARGEST_BYTES = 4 << 20
 DEEPEST = 32
+LISTS = "ImageSets/"  # folder of lists of pictures by split, which say nothing of what is in them
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -29,12 +30,14 @@ class PascalVoc:
     types: tuple[DatasetType, ...] = ("phrase-grounding",)
 
     def claims(self, source: Source) -> list[str]:
-        return [
+        annotations = [
             path for path in source.paths() if path.lower().endswith(".xml") and b"<annotation" in head_of(source, path)
         ]
+        lists = [path for path in source.paths() if _is_list(path)]
+        return sorted([*annotations, *lists]) if annotations else []
 
     def read(self, source: Source, files: list[str], task: DatasetType, say: Say) -> Iterator[Row]:
-        for path in files:
+        for path in (path for path in files if not _is_list(path)):
             if source.size_bytes(path) > LARGEST_BYTES:
                 cause = f"it has {source.size_bytes(path):,} bytes; {LARGEST_BYTES:,} are the most for one picture"
                 say(finding("FileUnreadable", file=path, cause=cause, action="FileRejected"))
@@ -166,3 +169,7 @@ def _labelled(path: str, number: int, element: Element) -> Labelled | Finding:
         corners.append(corner)
     xmin, ymin, xmax, ymax = corners
     return Labelled(element.text_of("name"), (xmin, ymin, xmax, ymax), Spot(box.line, f"{where}.bndbox"))
+
+
+def _is_list(path: str) -> bool:
+    return path.endswith(".txt") and LISTS in path
