@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets defects formats bench-import sim sim-rules sim-postgresql
+  notice starve faults-nth fuzz-datasets defects formats bench-import sim sim-kept sim-rules sim-postgresql
 
 setup:
 	@scripts/setup
@@ -53,8 +53,8 @@ notice: setup
 starve: setup
 	@scripts/chaos --starve 60
 
-# Every n-th fsync, rename, open and write fails, in create, claim, save, finish, delete; SHARE=0.1 takes a tenth, as the
-# default suite does.
+# Every n-th fsync, rename, open and write fails, in create, claim, save, finish, delete; SHARE=0.1 takes a tenth, as on
+# every submission.
 SHARE ?= 1
 faults-nth: setup
 	@scripts/chaos --nth $(SHARE) --seed $(SEED)
@@ -83,6 +83,10 @@ EVENTS ?= 10000000
 FIRST ?= 0
 sim: setup
 	@.venv/bin/python tests/sim/simulate.py --events $(EVENTS) --first $(FIRST) --processes 2
+
+# The seeds that once found something.
+sim-kept: setup
+	@RUNYARD_KEPT_SEEDS=1 scripts/test tests/sim/test_simulation.py -k stays_good
 
 # Leave each rule out in turn and say which seeds notice.
 sim-rules: setup

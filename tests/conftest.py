@@ -49,7 +49,6 @@ TOGETHER = ("tests/trainer/test_warm.py",)
 # Begun first: begun last, one of these would keep one core at work when all else is done.
 LONGEST = (
     "tests/chaos/test_chaos.py",
-    "tests/chaos/test_nth.py",
     "tests/sim/test_simulation.py::test_no_chosen_story_breaks_a_promise",
     "tests/chaos/test_replays.py",
     "tests/sim/test_simulation.py::test_every_promise",
