@@ -4,12 +4,11 @@ The archive comes from a network, so nothing in it is trusted: plain relative na
 a bounded number of them, and no more bytes than their entries announce, which are bounded, too.
 """
 
-import os
-import secrets
 import shutil
 import zipfile
 from pathlib import Path, PurePosixPath
 
+from vi.api._folders import beside, put_in_place
 from vi.errors import ViDownloadError
 
 _MOST_MEMBERS = 5_000_000
@@ -24,11 +23,11 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises:
         ViDownloadError: the archive holds something it must not; ``folder`` is untouched.
     """
-    staged = _beside(folder, "new")
+    staged = beside(folder, "new")
     staged.mkdir(parents=True)
     try:
         _extract(archive, staged)
-        _put_in_place(staged, folder)
+        put_in_place(staged, folder)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise _bad(f"it cannot be read ({error})") from error
     finally:
@@ -38,12 +37,12 @@ def unpack(archive: Path, folder: Path) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all."""
-    beside = _beside(path, "new")
+    staged = beside(path, "new")
     try:
-        beside.write_bytes(data)
-        beside.replace(path)
+        staged.write_bytes(data)
+        staged.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
 
 
 def _extract(archive: Path, folder: Path) -> None:
@@ -80,24 +79,6 @@ def _write_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path
         raise _bad(f"{member.filename!r} is in it twice") from error
     with file, opened.open(member) as source:  # stops at the announced length, and proves the CRC-32
         shutil.copyfileobj(source, file, _CHUNK_BYTES)
-
-
-def _put_in_place(staged: Path, folder: Path) -> None:
-    if not folder.exists():
-        staged.rename(folder)
-        return
-    old = _beside(folder, "old")
-    folder.rename(old)
-    try:
-        staged.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _beside(path: Path, word: str) -> Path:
-    return path.with_name(f".{path.name}.{word}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _bad(what: str) -> ViDownloadError:

@@ -6,11 +6,11 @@ made here, new, with ordinary rights.
 """
 
 import os
-import secrets
 import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
 
+from vi.api._folders import beside, put_in_place
 from vi.errors import ViDownloadError
 
 _MOST_MEMBERS = 100_000
@@ -24,11 +24,11 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises:
         ViDownloadError: the archive holds something it must not; ``folder`` is untouched.
     """
-    staged = _beside(folder, "new")
+    staged = beside(folder, "new")
     staged.mkdir(parents=True)
     try:
         _extract(archive, staged)
-        _put_in_place(staged, folder)
+        put_in_place(staged, folder)
     except tarfile.TarError as error:
         raise _bad(f"it cannot be read ({error})") from error
     finally:
@@ -77,24 +77,6 @@ def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -
             raise _bad(f"{member.name!r} is cut short")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _put_in_place(staged: Path, folder: Path) -> None:
-    if not folder.exists():
-        staged.rename(folder)
-        return
-    old = _beside(folder, "old")
-    folder.rename(old)
-    try:
-        staged.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _beside(folder: Path, word: str) -> Path:
-    return folder.with_name(f".{folder.name}.{word}-{secrets.token_hex(4)}")
 
 
 def _bad(what: str) -> ViDownloadError:
