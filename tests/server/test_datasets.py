@@ -288,6 +288,34 @@ def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(in_house: Callable[...,
     in_house(story)
 
 
+def test_what_trainings_made_of_a_deleted_dataset_goes_unless_another_is_the_same(
+    in_house: Callable[..., None], store_kind: str
+) -> None:
+    async def story(house: Any) -> None:
+        data = await data_of(house)
+        settings = house.services.settings
+        first, second = await data.make(), await data.make(name="the same")
+        await data.bring(first, shelf(2))
+        await data.bring(second, shelf(2))
+        [version] = {
+            (await data.get(dataset_id, "versions"))["items"][0]["datasetVersionId"] for dataset_id in (first, second)
+        }
+        brought = settings.datasets_dir / house.org / version
+        caches = {dataset_id: settings.cache_dir / house.org / dataset_id for dataset_id in (first, second)}
+        for folder in (brought, *caches.values()):
+            folder.mkdir(parents=True)
+            (folder / "pictures").write_bytes(b"x")
+        await data.api.delete(data.path(first))
+        await house.services.jobs.settled()
+        assert (brought.exists(), caches[first].exists(), caches[second].exists()) == (True, False, True)
+        await data.api.delete(data.path(second))
+        await house.services.jobs.settled()
+        assert (brought.exists(), caches[second].exists()) == (False, False)
+
+    if store_kind == "sqlite":
+        in_house(story)
+
+
 def test_a_pack_that_is_mostly_rubbish_is_written_anew(in_house: Callable[..., None]) -> None:
     async def story(house: Any) -> None:
         data = await data_of(house)

@@ -194,6 +194,14 @@ def remove(connection: Connection, *, org: str, dataset_id: str) -> set[str]:
     return {sha256 for sha256 in blobs if sha256 is not None}
 
 
+def own_versions(connection: Connection, *, org: str, dataset_id: str) -> set[str]:
+    """Versions of a dataset that no other dataset has: the same content is the same version."""
+    of_org = select(dataset_versions.c.id).where(dataset_versions.c.org == org)
+    mine = connection.execute(of_org.where(dataset_versions.c.dataset_id == dataset_id)).scalars()
+    others = connection.execute(of_org.where(dataset_versions.c.dataset_id != dataset_id)).scalars()
+    return set(mine) - set(others)
+
+
 def put_down_contents(connection: Connection, *, org: str, hashes: set[str]) -> None:
     """Pictures that an asset has just given up: the sweep looks whether anything else needs them."""
     asked = sorted(hashes)

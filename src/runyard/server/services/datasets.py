@@ -223,6 +223,7 @@ async def _remove(services: Services, org: str, dataset_id: str) -> None:
         await services.jobs.stop((kind, org, id))
         await _remove_folder(services, org, EXPORT_FOLDER + id)
     async with services.jobs.lock(org, dataset_id):
+        await in_thread(_remove_copies, services, org, dataset_id)
         while await services.store.write(partial(rows.remove_some, **place, limit=REMOVED_AT_ONCE)):
             pass
 
@@ -234,6 +235,14 @@ async def _remove(services: Services, org: str, dataset_id: str) -> None:
     await retention.remove_unneeded(services, org=org)
     await retention.remove_unneeded_contents(services, org=org)
     await services.store.write(partial(rows.end_deletion, **place, time_ms=services.clock.now_ms()))
+
+
+def _remove_copies(services: Services, org: str, dataset_id: str) -> None:
+    """What trainings on this machine made of it; no run that may still train is pinned to it."""
+    settings = services.settings
+    shutil.rmtree(settings.cache_dir / org / dataset_id, ignore_errors=True)
+    for version in services.store.read(partial(rows.own_versions, org=org, dataset_id=dataset_id)):
+        shutil.rmtree(settings.datasets_dir / org / version, ignore_errors=True)
 
 
 async def _remove_folder(services: Services, org: str, name: str) -> None:
