@@ -4,6 +4,7 @@ import io
 import math
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image, ImageOps
 
@@ -69,6 +70,25 @@ def check(
 def only(kept: list[Record | None]) -> Any:
     (record,) = kept
     return record
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        row(vqa((1, "What?\ud800", "tin"))),
+        row(vqa((1, "What?", "tin")), name="\udfff.png"),
+        row(Freeform("\ud800"), id="x"),
+    ],
+)
+def test_half_a_character_leaves_its_row_out(strange: Row) -> None:
+    kept, (found,) = check(strange, task="vqa")
+    assert (kept, found.code, found.action) == ([None], "EncodingWrong", "RowRejected")
+    msgspec.json.encode(found)
+
+
+def test_a_finding_can_be_written_whatever_it_quotes() -> None:
+    found = finding("RowInvalid", file="a", cause="no \ud800", field="a\udfff", value="\ud800")
+    assert msgspec.json.decode(msgspec.json.encode(found))["cause"] == r"no \ud800"
 
 
 def test_a_sound_row_is_kept_with_the_size_of_its_picture() -> None:

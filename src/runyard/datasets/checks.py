@@ -43,6 +43,15 @@ class Unusable(Exception):
     """The row is left out; what is wrong has been told."""
 
 
+def _is_writable(record: Record) -> bool:
+    """Whether its texts can be written as UTF-8; escapes of JSON can say what cannot."""
+    try:
+        encode(record)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Checker:
     """Checks rows one after another; remembers ids and contents to find those that come twice."""
 
@@ -67,6 +76,9 @@ class Checker:
     def _checked(self, row: Row) -> Record:
         look = _Look(row, self._say, is_lenient=self._is_lenient)
         look.pass_on_defects()
+        if not _is_writable(row.record):
+            look.refuse("EncodingWrong", "a text holds half of a character, such as \\ud800 alone", field=row.field)
+            raise Unusable
         facts = self._facts(look)
         if row.record.dataset_type != self._task:
             look.refuse(

@@ -117,12 +117,17 @@ def finding(
         code=code,
         severity=kind.severity,
         action=action or ("RowRejected" if kind.severity == "error" else "Kept"),
-        cause=cause,
+        cause=_writable(cause),
         cure=cure or kind.cure,
         line=line,
-        field=field,
+        field=None if field is None else _writable(field),
         value=None if value is None else shown(value),
     )
+
+
+def _writable(text: str) -> str:
+    """The text with half characters, which a strange row may hold, written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shown(value: object) -> str:
