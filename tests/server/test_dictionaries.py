@@ -30,7 +30,20 @@ def test_any_text_is_a_dictionary_or_nothing(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[1]", "{'a': open('x')}", "{'a': b'x'}", "{'a': 1 + 1}", "{1: 2}", "{" * 5000, "{'a'", "'\\"]
+    "text",
+    [
+        "",
+        "{",
+        "[1]",
+        "{'a': open('x')}",
+        "{'a': b'x'}",
+        "{'a': 1 + 1}",
+        "{1: 2}",
+        "{" * 5000,
+        "{'a'",
+        "'\\",
+        "{'a': '\ud800'}",
+    ],
 )
 def test_anything_else_is_none(text: str) -> None:
     assert dictionary(text) is None

@@ -16,10 +16,10 @@ _ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
 
 def dictionary(text: str) -> dict[str, Any] | None:
     """A dictionary as JSON or as Python writes it; None when it is neither. Nothing in it is evaluated."""
-    for document in (text, _as_json(text)):
+    for read in (str, _as_json):
         try:
-            return msgspec.json.decode(document, type=dict[str, Any])
-        except (msgspec.MsgspecError, RecursionError):
+            return msgspec.json.decode(read(text), type=dict[str, Any])
+        except (ValueError, RecursionError):  # half characters cannot be encoded, which is a ValueError, too
             continue
     return None
 
