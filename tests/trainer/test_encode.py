@@ -8,7 +8,6 @@ import pytest
 from runyard.trainer.answers import Answer
 from runyard.trainer.datasets import Sample, digits
 from runyard.trainer.encode import (
-    IGNORED,
     EncodedSamples,
     Encoder,
     Layout,
@@ -56,10 +55,10 @@ def test_labels_stand_on_the_answer_and_its_end_alone(
 ) -> None:
     batch = data.batch([0, 1, 2])
     for row, sample in enumerate(samples[:3]):
-        labels = batch.labels[row]
-        said = processor.tokenizer.decode(labels[labels != IGNORED])
+        is_of_row = batch.places // batch.inputs["input_ids"].shape[1] == row
+        said = processor.tokenizer.decode(batch.wanted[is_of_row])
         assert said == '{"vqa":{"answer":"' + sample.truth.text + '"}}<end_of_utterance>'
-        assert (labels[: batch.first_label] == IGNORED).all()
+    assert batch.inputs["input_ids"].flatten()[batch.places + 1].tolist() == batch.wanted.tolist()
     assert batch.learnt_tokens == 12
 
 
@@ -68,9 +67,9 @@ def test_without_answers_only_the_prompt_is_learnt_but_not_the_picture(samples: 
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
     layout = Layout(pad_id=0, image_token_id=image, answers_only=False)
     batch = EncodedSamples([encoder.encode(samples[0])], layout).batch([0])
-    is_picture = batch.inputs["input_ids"] == image
-    assert (batch.labels[is_picture] == IGNORED).all()
-    assert (batch.labels[~is_picture] != IGNORED).all()
+    ids = batch.inputs["input_ids"][0]
+    assert batch.wanted.tolist() == ids[1:][ids[1:] != image].tolist()
+    assert batch.places.tolist() == (ids[1:] != image).nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize("model_type", ["llava", "qwen3_vl", "paligemma"])

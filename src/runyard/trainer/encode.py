@@ -5,7 +5,7 @@ here as it will when the model is used. What it returns is kept: token ids as th
 of values that occur (a processor that starts from 8-bit pictures gives few hundred different numbers), which is a
 quarter of the size and gives back the very same floats. A step then only gathers.
 
-Labels stand on the answer alone: its tokens are those that ``generate`` would have to produce after the prompt.
+What is learnt is the answer alone: its tokens are those that ``generate`` would have to produce after the prompt.
 """
 
 import hashlib
@@ -28,7 +28,6 @@ from runyard.trainer.datasets import Sample
 from runyard.trainer.errors import InvalidData
 from runyard.trainer.families import Parts
 
-IGNORED = -100  # the label of a token that is not learnt
 LARGEST_TABLE = 65_536
 KNOWN_PROMPTS = 512
 # Fields of saved processors that name where they came from or who wrote them, and decide nothing.
@@ -226,19 +225,25 @@ def join(arrays: Sequence[_Array]) -> _Array:
 
 @dataclass
 class Batch:
-    """Model inputs and labels. No label stands before column ``first_label``."""
+    """Model inputs, and what is learnt from them: after the token at ``places[i]`` comes ``wanted[i]``.
+
+    Places count through the rows one after the other. With ``segments`` there is one row, which holds samples of these
+    lengths without anything between them (``packing.py``).
+    """
 
     inputs: dict[str, torch.Tensor]
-    labels: torch.Tensor
-    first_label: int
+    places: torch.Tensor
+    wanted: torch.Tensor
+    segments: tuple[int, ...] | None = None
 
     @property
     def learnt_tokens(self) -> int:
-        return int((self.labels[:, 1:] != IGNORED).sum())
+        return len(self.wanted)
 
     def to(self, device: torch.device) -> "Batch":
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        return Batch(inputs, self.labels.to(device, non_blocking=True), self.first_label)
+        places, wanted = self.places.to(device, non_blocking=True), self.wanted.to(device, non_blocking=True)
+        return replace(self, inputs=inputs, places=places, wanted=wanted)
 
 
 @dataclass(frozen=True)
@@ -256,24 +261,25 @@ def assemble(rows: Sequence[Encoded], images: Mapping[str, _Array], layout: Layo
     width = max(row.length for row in rows)
     ids = np.full((len(rows), width), layout.pad_id, np.int64)
     mask = np.zeros((len(rows), width), np.int64)
-    labels = np.full((len(rows), width), IGNORED, np.int64)
+    is_learnt = np.zeros((len(rows), width), bool)
     types = {name: np.zeros((len(rows), width), np.int64) for name in rows[0].token_fields}
     for at, row in enumerate(rows):
         begin, end = len(row.prompt), row.length
         ids[at, :begin], ids[at, begin:end] = row.prompt, row.answer
         mask[at, :end] = 1
-        labels[at, begin:end] = row.answer
+        is_learnt[at, begin:end] = True
         if not layout.answers_only:
-            labels[at, :begin] = np.where(row.prompt == layout.image_token_id, IGNORED, row.prompt)
+            is_learnt[at, 1:begin] = row.prompt[1:] != layout.image_token_id
         for name, values in types.items():
             values[at, :begin] = row.token_fields[name]
             if name == "token_type_ids":
                 values[at, begin:end] = layout.answer_token_type
     fields = {"input_ids": ids, "attention_mask": mask, **types, **images}
+    learnt = np.flatnonzero(is_learnt)
     return Batch(
         inputs={name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()},
-        labels=torch.from_numpy(labels),
-        first_label=min(len(row.prompt) for row in rows) if layout.answers_only else 1,
+        places=torch.from_numpy(learnt - 1),
+        wanted=torch.from_numpy(ids.ravel()[learnt]),
     )
 
 

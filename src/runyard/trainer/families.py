@@ -4,7 +4,7 @@ Data, not forks: each row says which modules are the vision encoder, the project
 transformers' classes, and the two or three quirks that a batch must respect. A family without a row here is refused.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runyard.trainer.errors import InvalidFlow
 
@@ -14,7 +14,7 @@ class Parts:
     """Module-name prefixes of the three parts, tried in order: the projector of some lies inside the vision encoder.
 
     ``answer_token_type`` is what ``token_type_ids`` hold on the answer's tokens. ``plain_prompt`` is the prompt for
-    processors without a chat template.
+    processors without a chat template. ``unpacked`` says why samples of this family cannot share a row.
     """
 
     projector: tuple[str, ...]
@@ -22,6 +22,7 @@ class Parts:
     language: tuple[str, ...] = ("model.language_model", "language_model", "lm_head")
     answer_token_type: int = 0
     plain_prompt: str | None = None
+    unpacked: str | None = None
 
 
 _LLAVA = Parts(projector=("model.multi_modal_projector",), vision=("model.vision_tower",))
@@ -29,13 +30,14 @@ _IDEFICS = Parts(
     projector=("model.connector",), vision=("model.vision_model",), language=("model.text_model", "lm_head")
 )
 _QWEN = Parts(projector=("model.visual.merger", "model.visual.deepstack_merger_list"), vision=("model.visual",))
+_BOTH_WAYS = "its attention looks both ways within pictures"
 
 PARTS: dict[str, Parts] = {
     "idefics3": _IDEFICS,
     "smolvlm": _IDEFICS,
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,
-    "qwen3_5": _QWEN,
+    "qwen3_5": replace(_QWEN, unpacked="its linear attention carries a state from token to token"),
     "internvl": _LLAVA,
     "llava": _LLAVA,
     "llava_next": Parts(
@@ -44,13 +46,18 @@ PARTS: dict[str, Parts] = {
     "llava_onevision": Parts(
         projector=("model.multi_modal_projector", "model.image_newline"), vision=("model.vision_tower",)
     ),
-    "gemma3": _LLAVA,
-    "gemma4": Parts(projector=("model.embed_vision", "model.multi_modal_projector"), vision=("model.vision_tower",)),
+    "gemma3": replace(_LLAVA, unpacked=_BOTH_WAYS),
+    "gemma4": Parts(
+        projector=("model.embed_vision", "model.multi_modal_projector"),
+        vision=("model.vision_tower",),
+        unpacked=_BOTH_WAYS,
+    ),
     "paligemma": Parts(
         projector=("model.multi_modal_projector",),
         vision=("model.vision_tower",),
         answer_token_type=1,
         plain_prompt="<image>{system} {question}\n",
+        unpacked=_BOTH_WAYS,
     ),
 }
 

@@ -1,28 +1,36 @@
 """From a batch to the sum of its token losses.
 
 A sum, not a mean: micro-batches with answers of different length then add up to exactly the mean over the whole batch.
-Only the columns from the first answer on go through the output layer, which with a vocabulary of 150,000 words is most
-of what a large model would spend on prompts for nothing.
+Only the places whose next token is learnt go through the output layer, which with a vocabulary of 150,000 words is most
+of what a large model would spend on prompts for nothing; and of many such places only some at a time, so that the
+logits of a long batch never lie in memory all at once.
 """
 
 import contextlib
-import inspect
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
-from runyard.trainer.encode import IGNORED, Batch
+from runyard.trainer.encode import Batch
+from runyard.trainer.packing import packed_arguments
+
+LARGEST_LOGITS_BYTES = 256 << 20  # float32, of one chunk
 
 
 class TokenLosses:
-    """Calls the model in the plan's arithmetic and compares what it expects with the labels."""
+    """Calls the model in the plan's arithmetic and compares what it expects with what comes."""
 
     def __init__(self, module: Any, *, precision: str, device: torch.device, label_smoothing: float):
-        self._module, self._precision, self._device = module, precision, device
+        base = base_of(module)
+        self._module = module
+        self._body, self._head = base.model, base.get_output_embeddings()
+        text = base.config.get_text_config()
+        self._cap = getattr(text, "final_logit_softcapping", None)
+        self._rows = max(1, LARGEST_LOGITS_BYTES // (4 * text.vocab_size))
+        self._precision, self._device = precision, device
         self._label_smoothing = label_smoothing
-        base = module.get_base_model() if hasattr(module, "get_base_model") else module
-        self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which the model is called."""
@@ -33,17 +41,27 @@ class TokenLosses:
         return autocast
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        # The logits of column i say what is expected in column i + 1.
-        columns = batch.labels.shape[1] - (batch.first_label - 1)
-        options = {"logits_to_keep": columns} if self._keeps_logits else {}
         with self.arithmetic():
-            logits = self._module(**batch.inputs, use_cache=False, **options).logits
-        expected = logits[:, -columns:][:, :-1].float()
-        wanted = batch.labels[:, batch.first_label :]
-        return cross_entropy(
-            expected.flatten(0, 1),
-            wanted.flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-            label_smoothing=self._label_smoothing,
-        )
+            hidden = self._body(**batch.inputs, **packed_arguments(batch), use_cache=False).last_hidden_state
+            chosen = hidden.flatten(0, 1)[batch.places]
+            if len(chosen) <= self._rows:
+                return self._loss(chosen, batch.wanted)
+            # What is forgotten of a chunk is computed once more when its gradient is asked for.
+            chunks = zip(chosen.split(self._rows), batch.wanted.split(self._rows), strict=True)
+            losses = [checkpoint(self._loss, *chunk, use_reentrant=False) for chunk in chunks]
+            return torch.stack(losses).sum()
+
+    def forget_gradients(self) -> None:
+        """As if nothing had been called since the last step."""
+        self._module.zero_grad(set_to_none=True)
+
+    def _loss(self, hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        logits = self._head(hidden)
+        if self._cap is not None:
+            logits = self._cap * torch.tanh(logits / self._cap)
+        return cross_entropy(logits.float(), wanted, reduction="sum", label_smoothing=self._label_smoothing)
+
+
+def base_of(module: Any) -> Any:
+    """The model itself, below an adapter if there is one."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module

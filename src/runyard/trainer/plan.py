@@ -17,6 +17,7 @@ from runyard.trainer.errors import InvalidFlow
 METRIC_OF = {VQA: "exactMatch", PHRASE_GROUNDING: "iou", FREEFORM: "loss"}
 SPARE_ANSWER_TOKENS = 8
 LARGE_MODEL_PARAMETERS = 1_000_000_000
+LEAST_PADDING = 0.1  # with less, nothing is to be gained by packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Sizes:
     cache_bytes: int
     parameters: int
     trainable_parameters: int
+    padding_share: Callable[[int], float] = lambda size: 0.0  # of batches of so many samples
+    unpacked: str | None = None
     uploaded: UploadedSizes | None = None
 
 
@@ -72,6 +75,7 @@ class Plan:
     answer_tokens: int
     gradient_checkpointing: bool
     compile: bool
+    packing: bool | None  # None: to be measured
     document: dict[str, Any]
 
 
@@ -164,7 +168,8 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
     say("compile", compiled, "compiling takes longer than it saves" if model.compute.compile == "auto" else "recipe")
     attention = "sdpa" if model.compute.attention == "auto" else model.compute.attention
     say("attention", attention, "the library's default" if model.compute.attention == "auto" else "recipe")
-    say("packing", False, "one sample a row; batches are made of samples of like length")
+    packing, why = _packing(recipe, sizes, micro[0])
+    say("packing", packing, why)
     say("versions", machine.versions, "installed")
     return Plan(
         device=machine.device,
@@ -181,6 +186,7 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
         answer_tokens=answer_tokens,
         gradient_checkpointing=checkpointing,
         compile=compiled,
+        packing=packing,
         document=reasons,
     )
 
@@ -193,6 +199,12 @@ def with_micro_batch(plan: Plan, size: int, reason: str) -> Plan:
         "accumulation": {"value": parts, "reason": "batchSize / microBatchSize"},
     }
     return replace(plan, micro_batch_size=size, document=plan.document | told)
+
+
+def with_packing(plan: Plan, packing: bool, reason: str) -> Plan:
+    """The same plan with samples in rows of their own or in one."""
+    told = {"packing": {"value": packing, "reason": reason}}
+    return replace(plan, packing=packing, document=plan.document | told)
 
 
 def is_due(every: str | Every, *, step: int, steps_per_epoch: int, seconds_since_last: float) -> bool:
@@ -229,6 +241,25 @@ def _micro_batch(recipe: Recipe, machine: Machine) -> tuple[int, str]:
     return found, f"the largest divisor of batchSize up to {largest}, careful with memory"
 
 
+def _packing(recipe: Recipe, sizes: Sizes, micro_batch_size: int) -> tuple[bool | None, str]:
+    """Whether samples share rows; None where that is to be measured."""
+    wanted, attention = recipe.model.packing, recipe.model.compute.attention
+    hindrance = sizes.unpacked
+    if attention not in ("auto", "sdpa"):
+        hindrance = f"attention {attention!r} works on whole rows"
+    if wanted is True and hindrance is not None:
+        raise InvalidFlow(f"packing true is not possible: {hindrance}; leave packing auto")
+    if wanted != "auto":
+        return wanted, "recipe"
+    if hindrance is not None:
+        return False, hindrance
+    share = sizes.padding_share(micro_batch_size)
+    padding = f"{share:.0%} of the tokens would be padding"
+    if share < LEAST_PADDING:
+        return False, f"only {padding}"
+    return None, padding
+
+
 def _metric(recipe: Recipe) -> tuple[str, bool, str]:
     wanted, mode = recipe.model.checkpoint.metric, recipe.model.checkpoint.mode
     own = METRIC_OF[recipe.task]
@@ -247,8 +278,6 @@ def _refuse_what_is_missing(recipe: Recipe, machine: Machine) -> None:
     model = recipe.model
     if model.quantization.enabled:
         raise InvalidFlow("quantization.enabled needs CUDA and bitsandbytes, which this trainer does not use yet")
-    if model.packing is True:
-        raise InvalidFlow("packing is not available yet; leave it auto")
     if model.hyperparameters.optimizer.name == "adamw8bit" and machine.device != "cuda":
         raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; use 'adamw'")
     if model.compute.attention == "flash_attention_2" and machine.device != "cuda":

@@ -6,6 +6,7 @@ from the recipe and its seed, and so comes out the same.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,18 @@ from runyard.trainer.cache import Place, Told, encode_all
 from runyard.trainer.checkpoint import Progress, load_state
 from runyard.trainer.continuing import check_fits, taken_up
 from runyard.trainer.datasets import Dataset, Sample, load_dataset
-from runyard.trainer.encode import Batch, Encoded, EncodedSamples, Encoder, Encodings, Layout, VariedSamples
+from runyard.trainer.encode import (
+    Batch,
+    Encoded,
+    EncodedSamples,
+    Encoder,
+    Encodings,
+    Layout,
+    VariedSamples,
+    epoch_batches,
+)
 from runyard.trainer.errors import InvalidData, InvalidFlow
-from runyard.trainer.losses import TokenLosses
+from runyard.trainer.losses import TokenLosses, base_of
 from runyard.trainer.model import (
     Model,
     adapt,
@@ -34,11 +44,24 @@ from runyard.trainer.model import (
     weights_folder,
 )
 from runyard.trainer.optim import make_optimizers
-from runyard.trainer.plan import Machine, Plan, Sizes, UploadedSizes, choose_precision, make_plan, with_micro_batch
+from runyard.trainer.packing import pack, padding_share, positions_of, use_packed_attention
+from runyard.trainer.plan import (
+    Machine,
+    Plan,
+    Sizes,
+    UploadedSizes,
+    choose_precision,
+    make_plan,
+    with_micro_batch,
+    with_packing,
+)
+from runyard.trainer.probe import Draw, gain_of
 from runyard.trainer.uploaded import Selection, check_parts, load_uploaded
 from vi.api.resources.runs.responses import Run
 
 BASE = "base"  # below the attempt's folder: the unchanged weights under an adapter that came from no folder
+MOST_SAMPLES_LOOKED_AT = 20_000  # to know how lengths are spread
+PROBED_BATCHES = 5
 SAMPLES_BETWEEN_LOOKS = 16  # a look at stop.json and permit takes 54 µs (measured on a busy core)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -78,7 +101,7 @@ class Prepared:
     model: Model
     data: Dataset
     lengths: Any
-    draw: Callable[[Sequence[int], int], Batch]  # indices and epoch to a batch
+    draw: Draw
     held_out: Encodings
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
@@ -112,15 +135,19 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     )
     encoder = Encoder(model.processor, model.parts, system_prompt=recipe.system_prompt.system_prompt, task=recipe.task)
     data, cached, held_out, uploaded = _encodings(job, data, encoder, layout, told)
-    plan = make_plan(recipe, machine, _sizes(model, cached, held_out, uploaded))
+    sizes = _sizes(model, cached, held_out, uploaded)
+    sizes = replace(sizes, padding_share=partial(_padding, recipe, cached.lengths), unpacked=model.parts.unpacked)
+    plan = make_plan(recipe, machine, sizes)
 
     module = model.module.to(device)
     module.train()
     if plan.gradient_checkpointing:
         module.gradient_checkpointing_enable()
         module.enable_input_require_grads()
+    if plan.packing is not False:
+        use_packed_attention(base_of(module))
     if plan.compile:
-        module.compile()
+        base_of(module).model.compile()
     optimizers = make_optimizers(
         model.trainable(),
         numbers.optimizer,
@@ -140,16 +167,27 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
             scaler.load_state_dict(scaler_state)
     plan = _within_memory(plan, progress, job.run.status.micro_batch_limit)
     smoothing = numbers.loss.label_smoothing
+    losses = TokenLosses(module, precision=precision, device=device, label_smoothing=smoothing)
+    draw = _draw(recipe, data, cached, encoder, layout)
+    positions = positions_of(base_of(module).model)
+
+    def draw_packed(indices: Sequence[int], epoch: int) -> Batch:
+        return pack(draw(indices, epoch), positions)
+
+    if plan.packing is None:
+        batches = some_batches(recipe, cached.lengths, plan.micro_batch_size)[:PROBED_BATCHES]
+        gain = partial(gain_of, draw_packed, draw, batches, losses, device=device)
+        plan = _decide_packing(plan, progress, gain)
     return Prepared(
         plan=plan,
         model=model,
         data=data,
         lengths=cached.lengths,
-        draw=_draw(recipe, data, cached, encoder, layout),
+        draw=draw_packed if plan.packing else draw,
         held_out=held_out,
         optimizers=optimizers,
         scaler=scaler,
-        losses=TokenLosses(module, precision=precision, device=device, label_smoothing=smoothing),
+        losses=losses,
         plain_losses=TokenLosses(module, precision=precision, device=device, label_smoothing=0.0),
         generation=_generation(recipe, model, plan.answer_tokens),
         progress=progress,
@@ -213,6 +251,32 @@ def _within_memory(plan: Plan, progress: Progress, of_run: int | None) -> Plan:
         return plan
     progress.micro_batch_limit = min(limits)
     return with_micro_batch(plan, min(limits), f"{plan.micro_batch_size} was too much for the memory before")
+
+
+def _padding(recipe: Recipe, lengths: Any, size: int) -> float:
+    """Which share of batches of so many samples would only fill them up."""
+    return padding_share([lengths[batch] for batch in some_batches(recipe, lengths, size)])
+
+
+def some_batches(recipe: Recipe, lengths: Any, size: int) -> list[list[int]]:
+    """Batches of so many samples as the first epoch has them, without going through all of very large data."""
+    return epoch_batches(
+        lengths[:MOST_SAMPLES_LOOKED_AT],
+        batch_size=size,
+        seed=recipe.settings.seed,
+        epoch=0,
+        shuffle=recipe.dataset.shuffle,
+    )
+
+
+def _decide_packing(plan: Plan, progress: Progress, measure: Callable[[], float | None]) -> Plan:
+    """Take what is faster; a training that goes on does so as it began, for its results to be the same."""
+    if progress.packing is not None:
+        return with_packing(plan, progress.packing, "as measured when this training began")
+    gain, padding = measure(), plan.document["packing"]["reason"]
+    progress.packing = gain is not None and gain > 1
+    found = "not measured: out of memory" if gain is None else f"packed {gain:.2f} times as fast (measured)"
+    return with_packing(plan, progress.packing, f"{padding}; {found}")
 
 
 def pad_id(tokenizer: Any) -> int:
@@ -286,9 +350,7 @@ def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
     return adapt(model, settings.training, base=base, adapter=adapter)
 
 
-def _draw(
-    recipe: Recipe, data: Dataset, cached: Encodings, encoder: Encoder, layout: Layout
-) -> Callable[[Sequence[int], int], Batch]:
+def _draw(recipe: Recipe, data: Dataset, cached: Encodings, encoder: Encoder, layout: Layout) -> Draw:
     strengths = recipe.dataset.augmentation
     if strengths is None or strengths == Augmentation():
         return lambda indices, epoch: cached.batch(indices)

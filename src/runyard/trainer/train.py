@@ -26,6 +26,7 @@ from runyard.trainer.checkpoint import Saved, needed_bytes, prune, save_checkpoi
 from runyard.trainer.encode import epoch_batches
 from runyard.trainer.errors import Diverged, OutOfMemory, StopAsked
 from runyard.trainer.evaluation import evaluate
+from runyard.trainer.memory import is_out_of_memory
 from runyard.trainer.optim import rate_factor, set_rates
 from runyard.trainer.plan import Machine, is_due, plan_in_words, with_micro_batch
 from runyard.trainer.prepare import Job, Prepared, prepare
@@ -276,13 +277,6 @@ def _move(made: Prepared, longest: float | None) -> float:
 def _forget_gradients(made: Prepared) -> None:
     for optimizer in made.optimizers:
         optimizer.zero_grad(set_to_none=True)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA and Python have classes for it, the CPU allocator only words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 @contextlib.contextmanager
