@@ -1,8 +1,4 @@
-"""Attempt folders, short recipes, and miniature models of several families, as the trainer's tests need them.
-
-A miniature has the family's own classes, configuration and file layout with a few thousand random weights, so loading,
-training, saving and loading again go through the very code that the real ones go through.
-"""
+"""Attempt folders, short recipes, and folders with miniature models, as the trainer's tests need them."""
 
 import hashlib
 import io
@@ -17,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.trainer import miniatures
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -189,157 +187,6 @@ def write_version(home: Path, pictures: dict[str, tuple[bytes, list[Any]]]) -> P
     return folder
 
 
-WORDS = "which digit is this locate the seven answer question about picture with one json object"
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}@IMAGE@{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIALS = [
-    "<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<image>", "<|vision_start|>", "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<start_of_image>",
-    "<end_of_image>", "<image_soft_token>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>",
-]  # fmt: skip
-
-
-def make_tokenizer(**named: str) -> Any:
-    """A byte-level tokenizer with every family's special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=256 + len(SPECIALS) + 40, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([WORDS] * 4, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="<|im_end|>",
-        pad_token="<pad>",
-        **({"extra_special_tokens": named} if named else {}),
-    )
-
-
-def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    } | more
-
-
-_VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 16,
-}
-
-
-def make_llava() -> tuple[Any, Any]:
-    import transformers as t
-
-    tokenizer = make_tokenizer()
-    config = t.LlavaConfig(
-        text_config=_text(tokenizer, model_type="llama"),
-        vision_config=_VISION | {"model_type": "siglip_vision_model", "vision_use_head": False},
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=4,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-    )
-    processor = t.LlavaProcessor(
-        image_processor=t.SiglipImageProcessorPil(size={"height": 32, "width": 32}),
-        tokenizer=tokenizer,
-        patch_size=16,
-        vision_feature_select_strategy="full",
-        num_additional_image_tokens=0,
-        chat_template=TEMPLATE.replace("@IMAGE@", "<image>"),
-    )
-    return t.LlavaForConditionalGeneration(config), processor
-
-
-def make_qwen3_vl() -> tuple[Any, Any]:
-    """Its processor insists on a video part."""
-    import transformers as t
-
-    from runyard.trainer.video import StandInVideoProcessor, install_video_stand_in
-
-    install_video_stand_in()
-    tokenizer = make_tokenizer()
-    ids = tokenizer.convert_tokens_to_ids
-    config = t.Qwen3VLConfig(
-        text_config=_text(
-            tokenizer,
-            head_dim=16,
-            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
-        ),
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "patch_size": 8,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 1,
-            "out_hidden_size": 32,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0],
-        },
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-        tie_word_embeddings=True,
-    )
-    processor = t.Qwen3VLProcessor(
-        image_processor=t.Qwen2VLImageProcessorPil(
-            patch_size=8, merge_size=2, temporal_patch_size=1, min_pixels=1024, max_pixels=1024
-        ),
-        tokenizer=tokenizer,
-        video_processor=StandInVideoProcessor(),
-        chat_template=TEMPLATE.replace("@IMAGE@", "<|vision_start|><|image_pad|><|vision_end|>"),
-    )
-    return t.Qwen3VLForConditionalGeneration(config), processor
-
-
-def make_paligemma() -> tuple[Any, Any]:
-    """No chat template, token types on the answer, attention in both directions over the prompt."""
-    import transformers as t
-
-    tokenizer = make_tokenizer()
-    config = t.PaliGemmaConfig(
-        text_config=_text(tokenizer, model_type="gemma", head_dim=16),
-        vision_config=_VISION | {"model_type": "siglip_vision_model", "vision_use_head": False, "projection_dim": 32},
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        projection_dim=32,
-    )
-    images = t.SiglipImageProcessorPil(size={"height": 32, "width": 32})
-    images.image_seq_length = 4
-    return t.PaliGemmaForConditionalGeneration(config), t.PaliGemmaProcessor(images, tokenizer)
-
-
-MINIATURES: dict[str, Callable[[], tuple[Any, Any]]] = {
-    "llava": make_llava,
-    "qwen3_vl": make_qwen3_vl,
-    "paligemma": make_paligemma,
-}
-
-
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function from a model type to a folder with a miniature of it."""
@@ -347,10 +194,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
     def make(model_type: str) -> Path:
         if model_type not in made:
-            import torch
-
-            torch.manual_seed(0)
-            model, processor = MINIATURES[model_type]()
+            model, processor = miniatures.make(model_type)
             made[model_type] = tmp_path_factory.mktemp(model_type)
             model.save_pretrained(made[model_type])
             processor.save_pretrained(made[model_type])

@@ -4,6 +4,9 @@ The processors of Qwen-VL, SmolVLM, InternVL, LLaVA-OneVision and Gemma 4 refuse
 and every video processor in transformers imports torchvision; torchvision from the registry does not fit the CPU build
 of torch. Pictures never touch that part. The stand-in keeps the settings of the part it replaces word for word and
 writes them back when saved, so a checkpoint is the same for people who have torchvision.
+
+SmolVLM's processor moreover refuses to be made without the package num2words, with which it writes how many frames a
+video has. That too has a stand-in, which refuses when a video comes.
 """
 
 import importlib.util
@@ -11,6 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+# What processors ask their video part for even where there are only pictures.
+_LOOKED_AT = {"merge_size": 2, "temporal_patch_size": 2, "patch_size": 14, "num_frames": None, "fps": None}
 _FILES = ("video_preprocessor_config.json", "processor_config.json", "preprocessor_config.json")
 
 
@@ -19,6 +24,10 @@ def install_video_stand_in() -> bool:
 
     Call before a processor is made or loaded. Returns whether the stand-in is in place.
     """
+    from transformers.models.smolvlm import processing_smolvlm
+
+    if processing_smolvlm.num2words is None:
+        processing_smolvlm.num2words = _refuse_to_count_frames
     if importlib.util.find_spec("torchvision") is not None:
         return False
     from transformers import processing_utils
@@ -31,6 +40,10 @@ def install_video_stand_in() -> bool:
     return True
 
 
+def _refuse_to_count_frames(*_: Any, **__: Any) -> str:
+    raise NotImplementedError("videos need num2words, which is not installed here; use pictures")
+
+
 def _stand_in_class() -> type:
     from transformers.video_processing_utils import VideoProcessorMixin
 
@@ -41,7 +54,7 @@ def _stand_in_class() -> type:
 
         def __init__(self, **settings: Any):
             self.settings = settings
-            for name, value in {"merge_size": 2, "temporal_patch_size": 2, "patch_size": 14, **settings}.items():
+            for name, value in (_LOOKED_AT | settings).items():
                 setattr(self, name, value)
 
         def __call__(self, *_: Any, **__: Any) -> Any:
