@@ -100,7 +100,10 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention over (1, heads, tokens, width), each segment by itself; returns (1, tokens, heads, width)."""
     if segments is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        attended: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **options
+        )
+        return attended
     runs = [(length, len(list(group))) for length, group in groupby(segments)]
     sizes = [length * count for length, count in runs]
     parts = zip(runs, *(tensor.split(sizes, dim=2) for tensor in (query, key, value)), strict=True)

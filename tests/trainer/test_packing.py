@@ -1,0 +1,103 @@
+"""Packed rows: loss and every gradient as with padding, for each family that can be packed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from runyard.trainer.answers import Answer
+from runyard.trainer.datasets import Sample
+from runyard.trainer.encode import Batch, EncodedSamples, Encoder, Layout
+from runyard.trainer.families import PARTS, parts_of
+from runyard.trainer.losses import TokenLosses
+from runyard.trainer.model import load_model
+from runyard.trainer.packing import pack, padding_share, positions_of, use_packed_attention
+
+PACKED = [model_type for model_type, parts in PARTS.items() if parts.unpacked is None]
+TEXTS = ["a", "a longer answer with words", "b", "the longest answer of all of these, by far, with a number: 12345"]
+CLOSE = 1e-5  # of the largest entry of a gradient
+
+
+def samples() -> list[Sample]:
+    from PIL import Image
+
+    random = np.random.default_rng(5)
+    pictures = [Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)) for _ in TEXTS]
+    questions = ["Which?", "Which digit is this, please?", "Which?", "Where?"]
+    return [Sample(p, q, Answer(t)) for p, q, t in zip(pictures, questions, TEXTS, strict=True)]
+
+
+def loss_and_gradients(losses: TokenLosses, module: Any, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
+    loss = losses(batch) / batch.learnt_tokens
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    losses.forget_gradients()
+    return float(loss.detach()), found
+
+
+@pytest.mark.parametrize("model_type", PACKED)
+def test_packed_and_padded_have_the_same_gradients(model_type: str, miniature: Callable[[str], Path]) -> None:
+    model = load_model(miniature(model_type), dtype=torch.float32)
+    module = model.module.train()
+    encoder = Encoder(model.processor, model.parts, system_prompt="", task="vqa")
+    data = EncodedSamples([encoder.encode(sample) for sample in samples()], Layout(pad_id=0))
+    losses = TokenLosses(module, precision="float32", device=torch.device("cpu"), label_smoothing=0.0)
+    padded = data.batch([0, 1, 2, 3])
+    wanted, gradients = loss_and_gradients(losses, module, padded)
+
+    use_packed_attention(module)
+    again, unchanged = loss_and_gradients(losses, module, padded)
+    packed = pack(padded, positions_of(module.model))
+    loss, found = loss_and_gradients(losses, module, packed)
+
+    assert packed.inputs["input_ids"].numel() == data.lengths.sum()
+    assert packed.segments == tuple(data.lengths)
+    assert again == wanted
+    assert all(torch.equal(unchanged[name], gradients[name]) for name in gradients)
+    assert loss == pytest.approx(wanted, rel=1e-6)
+    assert found.keys() == gradients.keys()
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        assert float((found[name] - gradient).abs().max()) <= CLOSE * largest, name
+
+
+def test_a_sample_sees_nothing_of_its_neighbours(miniature: Callable[[str], Path]) -> None:
+    model = load_model(miniature("llava"), dtype=torch.float32)
+    module = model.module.eval()
+    use_packed_attention(module)
+    encoder = Encoder(model.processor, model.parts, system_prompt="", task="vqa")
+    data = EncodedSamples([encoder.encode(sample) for sample in samples()], Layout(pad_id=0))
+
+    def hidden(indices: list[int]) -> torch.Tensor:
+        batch = pack(data.batch(indices))
+        with torch.inference_mode():
+            states: torch.Tensor = module.model(**batch.inputs, segments=batch.segments).last_hidden_state[0]
+        return states[-int(data.lengths[indices[-1]]) :]
+
+    alone = hidden([3])
+    assert torch.allclose(hidden([0, 1, 3]), alone, atol=1e-6)
+    assert torch.allclose(hidden([2, 3]), alone, atol=1e-6)
+
+
+def test_chunks_of_the_loss_change_nothing(miniature: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(miniature("llava"), dtype=torch.float32)
+    encoder = Encoder(model.processor, parts_of("llava"), system_prompt="", task="vqa")
+    batch = EncodedSamples([encoder.encode(sample) for sample in samples()], Layout(pad_id=0)).batch([0, 1, 2, 3])
+
+    def measured() -> tuple[float, dict[str, torch.Tensor]]:
+        losses = TokenLosses(model.module, precision="float32", device=torch.device("cpu"), label_smoothing=0.1)
+        return loss_and_gradients(losses, model.module, batch)
+
+    whole, gradients = measured()
+    row_bytes = 4 * model.module.config.get_text_config().vocab_size
+    monkeypatch.setattr("runyard.trainer.losses.LARGEST_LOGITS_BYTES", 7 * row_bytes)
+    chunked, found = measured()
+    assert chunked == pytest.approx(whole, rel=1e-6)
+    assert all(torch.allclose(found[name], gradient, atol=1e-6) for name, gradient in gradients.items())
+
+
+def test_padding_is_counted_over_batches() -> None:
+    assert padding_share([np.array([2, 4]), np.array([3, 3])]) == pytest.approx(1 - 12 / 14)
