@@ -214,6 +214,9 @@ class Compute(Shape, frozen=True):
     ] = "auto"
     gradient_checkpointing: Annotated[bool | Auto, told("recompute activations to save memory")] = "auto"
     compile: Annotated[bool | Auto, told("compile the model before training")] = "auto"
+    feature_cache: Annotated[
+        bool | Auto, told("keep what a frozen vision encoder makes of each picture instead of computing it every epoch")
+    ] = "auto"
     attention: Annotated[Literal["auto", "eager", "sdpa", "flash_attention_2"], told("implementation of attention")] = (
         "auto"
     )

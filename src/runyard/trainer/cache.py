@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from runyard.rundir import NO_ROOM, free_bytes, fsync_dir
-from runyard.trainer.encode import Encoded, Encoder, Encodings, Layout, join
+from runyard.trainer.encode import Encoded, Encodes, Encodings, Layout, join
 from runyard.trainer.errors import InvalidData
 from runyard.trainer.pictures import BrokenPicture
 from runyard.trainer.shards import Array, Shard, ShardDamaged, ShardWriter, open_shard
@@ -77,7 +77,7 @@ class Cached:
     """
 
     samples: UploadedSamples
-    encoder: Encoder
+    encoder: Encodes
     numbers: Array
     shards: list[Shard]
     broken: dict[int, str]
@@ -130,7 +130,7 @@ class CachedSamples(Encodings):
 
 
 def encode_all(
-    parts: Sequence[Selection], encoder: Encoder, place: Place, told: Told, *, per_file: int = PICTURES_PER_FILE
+    parts: Sequence[Selection], encoder: Encodes, place: Place, told: Told, *, per_file: int = PICTURES_PER_FILE
 ) -> Cached:
     """Find or make the encodings of all samples of these parts.
 
@@ -158,7 +158,7 @@ def encode_all(
     return cached
 
 
-def settings_key(encoder: Encoder) -> str:
+def settings_key(encoder: Encodes) -> str:
     """A hash of everything but the samples that decides what is written."""
     import PIL
     import tokenizers
@@ -190,7 +190,7 @@ def name_of(samples: UploadedSamples, piece: Array, settings: str) -> str:
 class _Builder:
     """Opens the files that are there, writes those that are not, and shares that work with other runs."""
 
-    def __init__(self, samples: UploadedSamples, encoder: Encoder, place: Place, told: Told, numbers: Array):
+    def __init__(self, samples: UploadedSamples, encoder: Encodes, place: Place, told: Told, numbers: Array):
         self._samples, self._encoder, self._place, self._told = samples, encoder, place, told
         self._total, self._pictures = len(numbers), samples.pictures_among(numbers)
         self._done = self._encoded = 0

@@ -56,7 +56,7 @@ class Progress(msgspec.Struct, rename="camel", kw_only=True):
     metrics: dict[str, float] = {}
     train_seconds: float = 0.0
     owes_evaluation: bool = False  # a stop came before the evaluation that belongs behind this step was done
-    packing: bool | None = None  # what was measured to be faster; whoever goes on does the same
+    choices: dict[str, bool] = {}  # what was measured to be faster, and so is done by whoever goes on
     micro_batch_limit: int | None = None  # what the machine's memory has taken, where it did not take more
 
 

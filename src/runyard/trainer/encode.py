@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from runyard.trainer.errors import InvalidData
 from runyard.trainer.families import Parts
 
 LARGEST_TABLE = 65_536
+FEATURES = "features"  # stands for pixels where the features of pictures are kept (``features.py``)
 KNOWN_PROMPTS = 512
 # Fields of saved processors that name where they came from or who wrote them, and decide nothing.
 _ORIGIN = ("name_or_path", "_name_or_path", "transformers_version", "local_files_only", "is_local", "backend")
@@ -59,6 +60,15 @@ class _Known:
 
     prompt: Encoded
     is_enough: bool | None
+
+
+class Encodes(Protocol):
+    """What makes tokens and pixels of samples, and all that decides how."""
+
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
+    def encode(self, sample: Sample) -> Encoded: ...
 
 
 class Encoder:
@@ -180,8 +190,9 @@ class PixelTable:
     """Floats kept as indices into the sorted table of the values that occur; exact, and a quarter of the size."""
 
     def __init__(self, arrays: Sequence[_Array]):
-        values = np.unique(np.concatenate([np.unique(array) for array in arrays]))
-        self._values = values if len(values) <= LARGEST_TABLE and values.dtype == np.float32 else None
+        is_float = all(array.dtype == np.float32 for array in arrays)
+        values = np.unique(np.concatenate([np.unique(array) for array in arrays])) if is_float else None
+        self._values = values if values is not None and len(values) <= LARGEST_TABLE else None
         self._kept = [self._index(array) for array in arrays]
         shapes = {array.shape for array in self._kept}
         # Pictures of one size lie in one block, so that a batch is one gather.

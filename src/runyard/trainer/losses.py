@@ -7,13 +7,14 @@ logits of a long batch never lie in memory all at once.
 """
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from runyard.trainer.encode import Batch
+from runyard.trainer.encode import FEATURES, Batch
 from runyard.trainer.packing import packed_arguments
 
 LARGEST_LOGITS_BYTES = 256 << 20  # float32, of one chunk
@@ -29,20 +30,28 @@ class TokenLosses:
         text = base.config.get_text_config()
         self._cap = getattr(text, "final_logit_softcapping", None)
         self._rows = max(1, LARGEST_LOGITS_BYTES // (4 * text.vocab_size))
-        self._precision, self._device = precision, device
+        self.precision, self._device = precision, device
+        self.from_features: Callable[[torch.Tensor], dict[str, Any]] | None = None  # arguments in place of pixels
         self._label_smoothing = label_smoothing
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which the model is called."""
-        if self._precision == "float32":
+        if self.precision == "float32":
             return contextlib.nullcontext()
-        dtype = torch.bfloat16 if self._precision == "bfloat16" else torch.float16
-        autocast: contextlib.AbstractContextManager[Any] = torch.autocast(self._device.type, dtype)
+        autocast: contextlib.AbstractContextManager[Any] = torch.autocast(self._device.type, self.dtype)
         return autocast
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.precision)
+        return dtype
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         with self.arithmetic():
-            hidden = self._body(**batch.inputs, **packed_arguments(batch), use_cache=False).last_hidden_state
+            inputs = batch.inputs | packed_arguments(batch)
+            if self.from_features is not None and FEATURES in inputs:
+                inputs |= self.from_features(inputs.pop(FEATURES))
+            hidden = self._body(**inputs, use_cache=False).last_hidden_state
             chosen = hidden.flatten(0, 1)[batch.places]
             if len(chosen) <= self._rows:
                 return self._loss(chosen, batch.wanted)

@@ -7,16 +7,18 @@ it), into the checkpoint's ``run.json``, and once to stdout. Pure: it decides an
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from runyard.flows import Recipe
-from runyard.flows.blocks import BUILT_IN_DATASETS, Every
+from runyard.flows.blocks import BUILT_IN_DATASETS, Augmentation, Every
 from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA
 from runyard.trainer.errors import InvalidFlow
 
 METRIC_OF = {VQA: "exactMatch", PHRASE_GROUNDING: "iou", FREEFORM: "loss"}
 SPARE_ANSWER_TOKENS = 8
 LARGE_MODEL_PARAMETERS = 1_000_000_000
+Choice = Literal["packing", "featureCache"]
+LEAST_EPOCHS = 2
 LEAST_PADDING = 0.1  # with less, nothing is to be gained by packing
 
 
@@ -53,7 +55,8 @@ class Sizes:
     parameters: int
     trainable_parameters: int
     padding_share: Callable[[int], float] = lambda size: 0.0  # of batches of so many samples
-    unpacked: str | None = None
+    unpacked: str | None = None  # why samples cannot share a row
+    unfrozen: str | None = None  # why features of pictures cannot be kept
     uploaded: UploadedSizes | None = None
 
 
@@ -76,6 +79,7 @@ class Plan:
     gradient_checkpointing: bool
     compile: bool
     packing: bool | None  # None: to be measured
+    feature_cache: bool | None
     document: dict[str, Any]
 
 
@@ -168,6 +172,8 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
     say("compile", compiled, "compiling takes longer than it saves" if model.compute.compile == "auto" else "recipe")
     attention = "sdpa" if model.compute.attention == "auto" else model.compute.attention
     say("attention", attention, "the library's default" if model.compute.attention == "auto" else "recipe")
+    feature_cache, why = _feature_cache(recipe, sizes, total / steps_per_epoch)
+    say("featureCache", feature_cache, why)
     packing, why = _packing(recipe, sizes, micro[0])
     say("packing", packing, why)
     say("versions", machine.versions, "installed")
@@ -187,6 +193,7 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
         gradient_checkpointing=checkpointing,
         compile=compiled,
         packing=packing,
+        feature_cache=feature_cache,
         document=reasons,
     )
 
@@ -201,10 +208,12 @@ def with_micro_batch(plan: Plan, size: int, reason: str) -> Plan:
     return replace(plan, micro_batch_size=size, document=plan.document | told)
 
 
-def with_packing(plan: Plan, packing: bool, reason: str) -> Plan:
-    """The same plan with samples in rows of their own or in one."""
-    told = {"packing": {"value": packing, "reason": reason}}
-    return replace(plan, packing=packing, document=plan.document | told)
+def with_choice(plan: Plan, name: Choice, value: bool, reason: str) -> Plan:
+    """The same plan with one of the choices made that it left open."""
+    told = plan.document | {name: {"value": value, "reason": reason}}
+    if name == "packing":
+        return replace(plan, packing=value, document=told)
+    return replace(plan, feature_cache=value, document=told)
 
 
 def is_due(every: str | Every, *, step: int, steps_per_epoch: int, seconds_since_last: float) -> bool:
@@ -258,6 +267,22 @@ def _packing(recipe: Recipe, sizes: Sizes, micro_batch_size: int) -> tuple[bool 
     if share < LEAST_PADDING:
         return False, f"only {padding}"
     return None, padding
+
+
+def _feature_cache(recipe: Recipe, sizes: Sizes, epochs: float) -> tuple[bool | None, str]:
+    """Whether the features of pictures are kept; None where that is to be measured."""
+    wanted, hindrance = recipe.model.compute.feature_cache, sizes.unfrozen
+    if recipe.dataset.augmentation not in (None, Augmentation()):
+        hindrance = "dataset.augmentation varies the pictures"
+    if wanted is True and hindrance is not None:
+        raise InvalidFlow(f"compute.featureCache true is not possible: {hindrance}; leave it auto")
+    if wanted != "auto":
+        return wanted, "recipe"
+    if hindrance is not None:
+        return False, hindrance
+    if epochs < LEAST_EPOCHS:
+        return False, f"pictures are seen {epochs:.1f} times only"
+    return None, "the vision encoder is frozen"
 
 
 def _metric(recipe: Recipe) -> tuple[str, bool, str]:

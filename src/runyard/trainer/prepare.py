@@ -15,24 +15,21 @@ import numpy as np
 import torch
 
 from runyard.flows import Recipe, recipe_document
-from runyard.flows.blocks import Augmentation
 from runyard.rundir import DATASET, MODEL_ADAPTER, MODEL_FULL, read_json
-from runyard.trainer.augment import varied_by
 from runyard.trainer.cache import Place, Told, encode_all
 from runyard.trainer.checkpoint import Progress, load_state
 from runyard.trainer.continuing import check_fits, taken_up
 from runyard.trainer.datasets import Dataset, Sample, load_dataset
+from runyard.trainer.drawing import Drawing, padding_of
 from runyard.trainer.encode import (
-    Batch,
     Encoded,
     EncodedSamples,
     Encoder,
     Encodings,
     Layout,
-    VariedSamples,
-    epoch_batches,
 )
 from runyard.trainer.errors import InvalidData, InvalidFlow
+from runyard.trainer.features import why_not_frozen
 from runyard.trainer.losses import TokenLosses, base_of
 from runyard.trainer.model import (
     Model,
@@ -44,7 +41,6 @@ from runyard.trainer.model import (
     weights_folder,
 )
 from runyard.trainer.optim import make_optimizers
-from runyard.trainer.packing import pack, padding_share, positions_of, use_packed_attention
 from runyard.trainer.plan import (
     Machine,
     Plan,
@@ -53,15 +49,12 @@ from runyard.trainer.plan import (
     choose_precision,
     make_plan,
     with_micro_batch,
-    with_packing,
 )
-from runyard.trainer.probe import Draw, gain_of
+from runyard.trainer.probe import Draw
 from runyard.trainer.uploaded import Selection, check_parts, load_uploaded
 from vi.api.resources.runs.responses import Run
 
 BASE = "base"  # below the attempt's folder: the unchanged weights under an adapter that came from no folder
-MOST_SAMPLES_LOOKED_AT = 20_000  # to know how lengths are spread
-PROBED_BATCHES = 5
 SAMPLES_BETWEEN_LOOKS = 16  # a look at stop.json and permit takes 54 µs (measured on a busy core)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -136,7 +129,12 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     encoder = Encoder(model.processor, model.parts, system_prompt=recipe.system_prompt.system_prompt, task=recipe.task)
     data, cached, held_out, uploaded = _encodings(job, data, encoder, layout, told)
     sizes = _sizes(model, cached, held_out, uploaded)
-    sizes = replace(sizes, padding_share=partial(_padding, recipe, cached.lengths), unpacked=model.parts.unpacked)
+    sizes = replace(
+        sizes,
+        padding_share=partial(padding_of, recipe, cached.lengths),
+        unpacked=model.parts.unpacked,
+        unfrozen=why_not_frozen(model.module, model.parts),
+    )
     plan = make_plan(recipe, machine, sizes)
 
     module = model.module.to(device)
@@ -144,8 +142,6 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     if plan.gradient_checkpointing:
         module.gradient_checkpointing_enable()
         module.enable_input_require_grads()
-    if plan.packing is not False:
-        use_packed_attention(base_of(module))
     if plan.compile:
         base_of(module).model.compile()
     optimizers = make_optimizers(
@@ -168,22 +164,14 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     plan = _within_memory(plan, progress, job.run.status.micro_batch_limit)
     smoothing = numbers.loss.label_smoothing
     losses = TokenLosses(module, precision=precision, device=device, label_smoothing=smoothing)
-    draw = _draw(recipe, data, cached, encoder, layout)
-    positions = positions_of(base_of(module).model)
-
-    def draw_packed(indices: Sequence[int], epoch: int) -> Batch:
-        return pack(draw(indices, epoch), positions)
-
-    if plan.packing is None:
-        batches = some_batches(recipe, cached.lengths, plan.micro_batch_size)[:PROBED_BATCHES]
-        gain = partial(gain_of, draw_packed, draw, batches, losses, device=device)
-        plan = _decide_packing(plan, progress, gain)
+    drawing = Drawing(recipe, data, cached, encoder, layout, model, losses, device, _place(job, data.name), told)
+    plan = drawing.decide(plan, progress.choices)
     return Prepared(
         plan=plan,
         model=model,
         data=data,
         lengths=cached.lengths,
-        draw=draw_packed if plan.packing else draw,
+        draw=drawing.draw,
         held_out=held_out,
         optimizers=optimizers,
         scaler=scaler,
@@ -251,32 +239,6 @@ def _within_memory(plan: Plan, progress: Progress, of_run: int | None) -> Plan:
         return plan
     progress.micro_batch_limit = min(limits)
     return with_micro_batch(plan, min(limits), f"{plan.micro_batch_size} was too much for the memory before")
-
-
-def _padding(recipe: Recipe, lengths: Any, size: int) -> float:
-    """Which share of batches of so many samples would only fill them up."""
-    return padding_share([lengths[batch] for batch in some_batches(recipe, lengths, size)])
-
-
-def some_batches(recipe: Recipe, lengths: Any, size: int) -> list[list[int]]:
-    """Batches of so many samples as the first epoch has them, without going through all of very large data."""
-    return epoch_batches(
-        lengths[:MOST_SAMPLES_LOOKED_AT],
-        batch_size=size,
-        seed=recipe.settings.seed,
-        epoch=0,
-        shuffle=recipe.dataset.shuffle,
-    )
-
-
-def _decide_packing(plan: Plan, progress: Progress, measure: Callable[[], float | None]) -> Plan:
-    """Take what is faster; a training that goes on does so as it began, for its results to be the same."""
-    if progress.packing is not None:
-        return with_packing(plan, progress.packing, "as measured when this training began")
-    gain, padding = measure(), plan.document["packing"]["reason"]
-    progress.packing = gain is not None and gain > 1
-    found = "not measured: out of memory" if gain is None else f"packed {gain:.2f} times as fast (measured)"
-    return with_packing(plan, progress.packing, f"{padding}; {found}")
 
 
 def pad_id(tokenizer: Any) -> int:
@@ -348,14 +310,6 @@ def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
     adapter = job.resume / MODEL_ADAPTER if job.resume is not None else None
     torch.manual_seed(recipe.settings.seed)  # a new adapter is drawn at random
     return adapt(model, settings.training, base=base, adapter=adapter)
-
-
-def _draw(recipe: Recipe, data: Dataset, cached: Encodings, encoder: Encoder, layout: Layout) -> Draw:
-    strengths = recipe.dataset.augmentation
-    if strengths is None or strengths == Augmentation():
-        return lambda indices, epoch: cached.batch(indices)
-    varied = VariedSamples(data.train, encoder, layout, varied_by(strengths, recipe.settings.seed))
-    return varied.batch
 
 
 def _sizes(model: Model, cached: Encodings, held_out: Encodings, uploaded: UploadedSizes | None) -> Sizes:

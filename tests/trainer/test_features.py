@@ -1,0 +1,156 @@
+"""Kept features of a frozen vision encoder: every step as with pixels, shared between runs, and used where they pay."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runyard.trainer.encode import EncodedSamples, Encoder, Layout
+from runyard.trainer.families import PARTS
+from runyard.trainer.features import FeatureEncoder, FeaturesVary, FrozenTower
+from runyard.trainer.losses import TokenLosses
+from runyard.trainer.main import train_attempt
+from runyard.trainer.model import Model, freeze, load_model
+from runyard.trainer.packing import pack, positions_of, use_packed_attention
+from tests.trainer.test_cache import RECIPE, give, pictures
+from tests.trainer.test_packing import loss_and_gradients, samples
+
+# Behind the projectors of these, pictures are put together from tiles or the projector is a part of the encoder.
+WHOLE_ONLY = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava_next", "llava_onevision")
+
+
+def tower_of(model: Model) -> tuple[FrozenTower, TokenLosses]:
+    cpu = torch.device("cpu")
+    losses = TokenLosses(model.module, precision="float32", device=cpu, label_smoothing=0.0)
+    return FrozenTower(model.module, model.parts, losses, cpu), losses
+
+
+@pytest.mark.parametrize("frozen", [("vision", "projector"), ("vision",)], ids=["whole", "tower"])
+@pytest.mark.parametrize("model_type", PARTS)
+def test_a_step_with_kept_features_is_the_step_with_pixels(
+    model_type: str, frozen: tuple[str, ...], miniature: Callable[[str], Path]
+) -> None:
+    model = load_model(miniature(model_type), dtype=torch.float32)
+    freeze(model, frozen)
+    module = model.module.train()
+    encoder = Encoder(model.processor, model.parts, system_prompt="", task="vqa")
+    layout = Layout(pad_id=0, answer_token_type=model.parts.answer_token_type)
+    tower, losses = tower_of(model)
+    whole = EncodedSamples([encoder.encode(sample) for sample in samples()], layout)
+    try:
+        tower.check(encoder.encode(samples()[0]).images)
+    except FeaturesVary:
+        assert frozen == ("vision",)
+        assert model_type in WHOLE_ONLY
+        return
+    losses.from_features = tower.outputs
+    features = FeatureEncoder(encoder, tower)
+    kept = EncodedSamples([features.encode(sample) for sample in samples()], layout)
+
+    wanted, gradients = loss_and_gradients(losses, module, whole.batch([2, 0, 3]))
+    batch = kept.batch([2, 0, 3])
+    assert not any("pixel" in name for name in batch.inputs)
+    loss, found = loss_and_gradients(losses, module, batch)
+    assert loss == pytest.approx(wanted, rel=1e-6)
+    assert found.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(found[name], gradient, atol=1e-6), name
+
+    if model.parts.unpacked is None:
+        use_packed_attention(module)
+        packed, _ = loss_and_gradients(losses, module, pack(batch, positions_of(module.model)))
+        assert packed == pytest.approx(wanted, rel=1e-6)
+
+
+def recipe(folder: Path, **compute: Any) -> dict[str, dict[str, Any]]:
+    return RECIPE | {
+        "vi-model": {
+            "architecture": {"weights": str(folder)},
+            "training": {"mode": "full", "freeze": ["vision", "projector"]},
+            "compute": compute,
+            "hyperparameters": {"epochs": 3, "batchSize": 8, "learningRate": 0.01},
+            "validation": {"maxSamples": 2},
+            "evaluation": {"max_new_tokens": 2},
+        }
+    }
+
+
+def test_runs_share_features_and_learn_what_they_would_learn_from_pixels(
+    miniature: Callable[[str], Path], make_attempt: Any, make_version: Any, png: Any, events_of: Any
+) -> None:
+    version, weights = make_version(pictures(png, range(30))), miniature("llava")
+    losses: dict[str, list[float]] = {}
+    built: dict[str, set[Path]] = {}
+    for run, kept in (("pixels", False), ("features", True), ("again", True)):
+        folder = give(make_attempt(recipe(weights, featureCache=kept), run=run, cache_bytes=1 << 30), version)
+        assert train_attempt(folder) == 0
+        losses[run] = [event["values"]["loss"] for event in events_of(folder, "step")]
+        built[run] = set((version.parents[2] / "cache").glob("*/*/*"))
+        (plan,) = (event["plan"] for event in events_of(folder, "plan"))
+        assert plan["featureCache"] == {"value": kept, "reason": "recipe"}
+    assert len(losses["pixels"]) >= 6
+    assert losses["features"] == pytest.approx(losses["pixels"], rel=1e-4)
+    assert losses["again"] == losses["features"]
+    assert built["pixels"] < built["features"] == built["again"]
+
+
+def test_auto_measures_once_and_whoever_goes_on_does_the_same(
+    miniature: Callable[[str], Path], make_attempt: Any, make_version: Any, png: Any, events_of: Any
+) -> None:
+    version, weights = make_version(pictures(png, range(30))), miniature("llava")
+    first = give(make_attempt(recipe(weights), run="first", cache_bytes=1 << 30), version)
+    assert train_attempt(first) == 0
+    (plan,) = (event["plan"] for event in events_of(first, "plan"))
+    assert "times as fast (measured)" in plan["featureCache"]["reason"]
+    checkpoint = first / "checkpoints" / "epoch-2"
+    state = json.loads((checkpoint / "training_state" / "state.json").read_text())
+    assert state["progress"]["choices"]["featureCache"] is plan["featureCache"]["value"]
+
+    second = give(make_attempt(recipe(weights), run="second", resume=checkpoint, cache_bytes=1 << 30), version)
+    assert train_attempt(second) == 0
+    (again,) = (event["plan"] for event in events_of(second, "plan"))
+    assert again["featureCache"]["value"] == plan["featureCache"]["value"]
+    assert again["featureCache"]["reason"] == "as measured when this training began"
+    ends = [events_of(folder, "step")[-1]["values"]["loss"] for folder in (first, second)]
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"training": {"mode": "full", "freeze": []}}, "the vision encoder is trained"),
+        ({"hyperparameters": {"maxSteps": 1, "batchSize": 8}}, "pictures are seen 0."),
+    ],
+)
+def test_features_are_not_kept_where_they_change_or_do_not_pay(
+    change: dict[str, Any],
+    reason: str,
+    miniature: Callable[[str], Path],
+    make_attempt: Any,
+    make_version: Any,
+    png: Any,
+    events_of: Any,
+) -> None:
+    asked = recipe(miniature("llava"))
+    folder = give(
+        make_attempt(asked | {"vi-model": asked["vi-model"] | change}, run="run"),
+        make_version(pictures(png, range(30))),
+    )
+    assert train_attempt(folder) == 0
+    (plan,) = (event["plan"] for event in events_of(folder, "plan"))
+    assert plan["featureCache"]["value"] is False
+    assert plan["featureCache"]["reason"].startswith(reason)
+
+
+def test_features_that_are_asked_for_and_cannot_be_kept_are_refused(
+    miniature: Callable[[str], Path], make_attempt: Any, make_version: Any, png: Any
+) -> None:
+    asked = recipe(miniature("llava"), featureCache=True)
+    asked["vi-model"]["training"] = {"mode": "full", "freeze": []}
+    folder = give(make_attempt(asked), make_version(pictures(png, range(30))))
+    assert train_attempt(folder) == 64
+    result = json.loads((folder / "result.json").read_text())
+    assert "compute.featureCache true is not possible: the vision encoder is trained" in result["message"]
