@@ -465,7 +465,6 @@ def test_a_loss_that_is_no_number_ends_the_run(
         ({"vi-model": {"training": {"mode": "lora"}, "quantization": {"enabled": True}}}, "needs CUDA"),
         ({"vi-model": {"images": {"maxPixels": 1000}}}, "images.minPixels, maxPixels"),
         ({"vi-dataset": {"datasetVersion": "v1"}}, "has no versions"),
-        ({"vi-model": {"packing": True}}, "packing is not available"),
         ({"vi-model": {"compute": {"precisionType": "float16"}}}, "needs CUDA"),
         ({"vi-model": {"training": {"freeze": ["vision", "projector", "language"]}}}, "nothing to train"),
         ({"vi-model": {"checkpoint": {"metric": "iou"}}}, "is not measured for vqa"),

@@ -262,6 +262,8 @@ def _packing(recipe: Recipe, sizes: Sizes, micro_batch_size: int) -> tuple[bool 
         return wanted, "recipe"
     if hindrance is not None:
         return False, hindrance
+    if recipe.is_tiny:
+        return False, "the tiny model's steps are too short for a gain, and so its results depend on nothing measured"
     share = sizes.padding_share(micro_batch_size)
     padding = f"{share:.0%} of the tokens would be padding"
     if share < LEAST_PADDING:
