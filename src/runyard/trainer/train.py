@@ -29,7 +29,7 @@ from runyard.trainer.evaluation import evaluate
 from runyard.trainer.memory import is_out_of_memory
 from runyard.trainer.optim import rate_factor, set_rates
 from runyard.trainer.plan import Machine, is_due, plan_in_words, with_micro_batch
-from runyard.trainer.predictions import write_predictions
+from runyard.trainer.predictions import prune_predictions, write_predictions
 from runyard.trainer.prepare import Job, Prepared, prepare
 from runyard.trainer.room import Room
 
@@ -423,6 +423,7 @@ def _save(
     )
     say(f"saved {name}{', the best so far' if is_best else ''}")
     saved[:] = prune([*saved, item], keep=settings.keep, keep_best=settings.keep_best, best=progress.best_checkpoint)
+    prune_predictions(job.folder, keep=[item.step for item in saved])
     return True
 
 
