@@ -149,9 +149,7 @@ def needed_bytes(model: Model, optimizers: list[torch.optim.Optimizer], previous
 
 
 def _is_lent(path: str, model: Model) -> bool:
-    """Whether the next checkpoint takes a file of this name by hard link, see ``_link_or_copy``."""
-    if path == PREDICTIONS_FILE:
-        return True
+    """Whether the next checkpoint takes this file by hard link, see ``_link_or_copy``."""
     return model.base is not None and path.startswith(f"{MODEL_FULL}/") and path.endswith(".safetensors")
 
 
