@@ -15,6 +15,7 @@
         events.jsonl    trainer      numbered lines, see ``EVENTS``
         logs/stdout.log, logs/stderr.log             the trainer's own output, files and never pipes
         checkpoints/epoch-3/ ... manifest.json        complete once the manifest is there
+        predictions/step-400.jsonl   trainer   every answer of the evaluation behind that step, beside the truth
         resume/checkpoints/epoch-2/ ... manifest.json supervisor   what it fetched from the server to resume from
         result.json     trainer      the last word: outcome, reason, message, newest checkpoint
 
@@ -47,6 +48,7 @@ STDOUT = "logs/stdout.log"
 STDERR = "logs/stderr.log"
 SUPERVISOR_LOG = "logs/supervisor.log"
 CHECKPOINTS = "checkpoints"
+PREDICTIONS = "predictions"
 FETCHED = "resume"  # laid out as an attempt's folder, so that the same readers find the checkpoint in it
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
@@ -60,6 +62,7 @@ PERMIT_EVERY_S = 2.0
 MODEL_FULL = "model_full"
 MODEL_ADAPTER = "model_adapter"
 TRAINING_STATE = "training_state"
+PREDICTIONS_FILE = "predictions.jsonl"  # of the evaluation that belongs to the checkpoint, if there was one
 
 # What the system says when a file finds no room: somebody may make some.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)

@@ -25,6 +25,7 @@ from runyard.trainer.encode import EncodedSamples, Encoder, Layout
 from runyard.trainer.errors import InvalidData, StopAsked
 from runyard.trainer.families import parts_of
 from runyard.trainer.main import train_attempt
+from runyard.trainer.metrics import METRICS
 from runyard.trainer.model import load_processor
 from runyard.trainer.shards import Shard, ShardWriter
 from runyard.trainer.tiny import SHAPES, make_processor
@@ -473,7 +474,9 @@ def test_the_other_tasks_train_on_uploaded_data_too(
     recipe = {**RECIPE, "vi-dataset": {**RECIPE["vi-dataset"], "projectKind": task}}
     folder = give(make_attempt(recipe, cache_bytes=1 << 30), version)
     assert train_attempt(folder) == 0
-    (preview, *_) = events_of(folder, "evaluation")[0]["previews"]
+    evaluation = events_of(folder, "evaluation")[0]
+    assert set(evaluation["values"]) == {f"validation/{name}" for name in ("loss", *METRICS[task])}
+    (preview, *_) = evaluation["previews"]
     assert preview["question"] == ("a box" if task == "phrase-grounding" else "Describe the picture.")
     losses = [event["values"]["loss"] for event in events_of(folder, "step")]
     assert losses[-1] < losses[0]

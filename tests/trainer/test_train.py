@@ -20,6 +20,7 @@ import runyard.trainer.train as train_module
 from runyard.rundir import EVENTS, read_json, sha256_of
 from runyard.trainer.checkpoint import is_proven
 from runyard.trainer.main import train_attempt
+from runyard.trainer.metrics import METRICS
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 
@@ -48,7 +49,7 @@ def test_every_step_evaluation_and_checkpoint_is_told(finished: Path, events_of:
     assert steps[-1]["secondsLeft"] == 0
     evaluations = events_of(finished, "evaluation")
     assert [event["metricName"] for event in evaluations] == ["exactMatch"] * 3
-    assert set(evaluations[0]["values"]) == {"validation/loss", "validation/exactMatch", "validation/wellFormed"}
+    assert set(evaluations[0]["values"]) == {f"validation/{name}" for name in ("loss", *METRICS["vqa"])}
     assert len(evaluations[0]["previews"]) == 2
     assert [event["checkpoint"] for event in events_of(finished, "checkpoint")] == ["epoch-1", "epoch-2", "epoch-3"]
     lines = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
@@ -84,7 +85,8 @@ def test_a_checkpoint_is_listed_file_by_file(finished: Path) -> None:
     assert all(listed[path] == ((folder / path).stat().st_size, sha256_of(folder / path)) for path in there)
     wanted = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "processor_config.json")
     assert {f"model_full/{name}" for name in (*wanted, "run.json", "chat_template.jinja")} <= there
-    assert not [path for path in there if not path.endswith((".json", ".safetensors", ".jinja"))]
+    assert not [path for path in there if not path.endswith((".json", ".jsonl", ".safetensors", ".jinja"))]
+    assert [path for path in there if "/" not in path] == ["predictions.jsonl"]
 
 
 def test_run_json_satisfies_the_published_clients_rules(finished: Path) -> None:
@@ -335,7 +337,7 @@ def test_grounding_is_trained_and_scored(make_attempt: Callable[..., Path], even
     assert train_attempt(folder) == 0
     (evaluation,) = events_of(folder, "evaluation")
     assert evaluation["metricName"] == "iou"
-    assert {"validation/iou", "validation/accuracyAt50", "validation/loss"} <= set(evaluation["values"])
+    assert set(evaluation["values"]) == {f"validation/{name}" for name in ("loss", *METRICS["phrase-grounding"])}
 
 
 def test_answers_may_be_drawn_at_random_and_end_at_a_text(

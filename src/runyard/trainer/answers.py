@@ -83,10 +83,12 @@ def read_answer(raw: str) -> Answer:
         return Answer(text=raw.strip(), raw=raw, is_well_formed=False)
     match said:
         case {"vqa": {"answer": str(text)}} | {"freeform": {"caption": str(text)}}:
-            return Answer(text=text, raw=raw)
+            return Answer(text=_whole(text), raw=raw)
         case {"phrase_grounding": {"sentence": str(text), "groundings": list(items)}}:
             groundings = tuple(found for item in items if (found := _read_grounding(item)))
-            return Answer(text=text, groundings=groundings, raw=raw, is_well_formed=len(groundings) == len(items))
+            return Answer(
+                text=_whole(text), groundings=groundings, raw=raw, is_well_formed=len(groundings) == len(items)
+            )
     return Answer(text=raw.strip(), raw=raw, is_well_formed=False)
 
 
@@ -99,30 +101,38 @@ def iou(a: Box, b: Box) -> float:
     return shared / union if union > 0 else 0.0
 
 
+def folded(text: str) -> str:
+    """What is left when case and surrounding space do not count."""
+    return text.strip().casefold()
+
+
 def is_same_text(given: str, truth: str) -> bool:
     """Equal but for case and surrounding space."""
-    return given.strip().casefold() == truth.strip().casefold()
+    return folded(given) == folded(truth)
+
+
+def pair_boxes(offered: Sequence[Box], wanted: Sequence[Box]) -> list[float]:
+    """For every box wanted the overlap of the one it gets: greedily, best overlap first, each offered box once."""
+    pairs = sorted(((iou(a, b), i, j) for i, a in enumerate(offered) for j, b in enumerate(wanted)), reverse=True)
+    used: set[int] = set()
+    found: dict[int, float] = {}
+    for overlap, i, j in pairs:
+        if i not in used and j not in found:
+            used.add(i)
+            found[j] = overlap
+    return [found.get(j, 0.0) for j in range(len(wanted))]
 
 
 def grounding_ious(given: Sequence[Grounding], truth: Sequence[Grounding]) -> list[float]:
     """For every true box the overlap of the box given for its phrase; 0 where none was given.
 
-    Boxes of one phrase are paired greedily, best overlap first, each used once. Boxes too many cost nothing here but
-    count as extra zeros, so that naming the whole picture ten times does not pay.
+    Boxes of one phrase are paired as by ``pair_boxes``. Boxes too many cost nothing here but count as extra zeros, so
+    that naming the whole picture ten times does not pay.
     """
     scores: list[float] = []
     for item in truth:
         offered = [box for other in given if is_same_text(other.phrase, item.phrase) for box in other.boxes]
-        pairs = sorted(
-            ((iou(a, b), i, j) for i, a in enumerate(offered) for j, b in enumerate(item.boxes)), reverse=True
-        )
-        used_offered: set[int] = set()
-        found: dict[int, float] = {}
-        for overlap, i, j in pairs:
-            if i not in used_offered and j not in found:
-                used_offered.add(i)
-                found[j] = overlap
-        scores += [found.get(j, 0.0) for j in range(len(item.boxes))]
+        scores += pair_boxes(offered, item.boxes)
         scores += [0.0] * max(0, len(offered) - len(item.boxes))
     return scores
 
@@ -135,7 +145,7 @@ def _read_grounding(item: Any) -> Grounding | None:
     match item:
         case {"phrase": str(phrase), "grounding": list(boxes)}:
             read = tuple(box for values in boxes if (box := _read_box(values)))
-            return Grounding(phrase, read) if len(read) == len(boxes) else None
+            return Grounding(_whole(phrase), read) if len(read) == len(boxes) else None
     return None
 
 
@@ -144,6 +154,11 @@ def _read_box(values: Any) -> Box | None:
         case [int(x1), int(y1), int(x2), int(y2)]:
             return x1, y1, x2, y2
     return None
+
+
+def _whole(text: str) -> str:
+    """JSON may name half a character, which no file takes; it becomes a question mark."""
+    return text.encode(errors="replace").decode()
 
 
 def _area(box: Box) -> int:

@@ -4,6 +4,7 @@
         model_full/       weights, config, processor, tokenizer, run.json; with an adapter: the unchanged base weights
         model_adapter/    the adapter, if there is one
         training_state/   optimizer, random states, counters; never leaves the machine as part of a model
+    predictions.jsonl what the model answered, if it was evaluated at this step
         manifest.json     last: every file with size and hash
 
 A checkpoint is staged beside its place, every file fsynced and hashed, the manifest written last, the folder renamed,
@@ -27,6 +28,7 @@ from runyard.rundir import (
     MANIFEST,
     MODEL_ADAPTER,
     MODEL_FULL,
+    PREDICTIONS_FILE,
     TRAINING_STATE,
     files_below,
     fsync_dir,
@@ -67,6 +69,7 @@ class Saved:
     name: str
     folder: Path
     next_bytes: int = 0
+    step: int = 0
 
 
 def save_checkpoint(
@@ -81,8 +84,11 @@ def save_checkpoint(
     is_best: bool,
     scaler: dict[str, Any] | None = None,
     previous: Saved | None = None,
+    predictions: Path | None = None,
 ) -> Saved:
     """Write a checkpoint whole. ``previous`` lends its base weights, which are the same, by hard link.
+
+    So does ``predictions``, the file of the evaluation at this step.
 
     Raises:
         OSError: the disk did not take it; nothing of it is left.
@@ -95,6 +101,8 @@ def save_checkpoint(
         staged.mkdir(parents=True)
         _write_model(staged, model, run_document, previous)
         _write_state(staged / TRAINING_STATE, optimizers, progress, scaler)
+        if predictions is not None:
+            _link_or_copy(predictions, staged / PREDICTIONS_FILE, is_ours=True)
         files: list[dict[str, Any]] = []
         for path, full in files_below(staged):
             _fsync_file(full)
@@ -121,7 +129,8 @@ def save_checkpoint(
         if refused is None or refused is error:
             raise
         raise refused from error
-    return Saved(name, final, sum(int(file["sizeBytes"]) for file in files if not _is_lent(file["path"], model)))
+    next_bytes = sum(int(file["sizeBytes"]) for file in files if not _is_lent(file["path"], model))
+    return Saved(name, final, next_bytes, progress.step)
 
 
 def needed_bytes(model: Model, optimizers: list[torch.optim.Optimizer], previous: Saved | None) -> int:
@@ -230,12 +239,13 @@ def _write_model(staged: Path, model: Model, run_document: dict[str, Any], previ
 
 
 def _link_or_copy(source: Path, target: Path, *, is_ours: bool) -> None:
-    """Take the bytes from the previous checkpoint, which is ours, without copying them; the first one copies.
+    """Take the bytes from a file of this attempt without copying them; one that is not ours is copied.
 
-    Only weights are linked: small files may be written again by what follows, which would write into both.
+    Only weights and predictions are linked: small files may be written again by what follows, which would write into
+    both.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    if is_ours and source.suffix == ".safetensors":
+    if is_ours and source.suffix in (".safetensors", ".jsonl"):
         try:
             os.link(source, target)
             return

@@ -38,11 +38,16 @@ TRAINING_CANVASES, HELD_OUT_CANVASES = CANVASES, 400
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one picture, and the true answer."""
+    """One question about one picture, and the true answer.
+
+    ``picture`` is the hash of the picture's bytes and ``filename`` its name, where it was uploaded; else empty.
+    """
 
     image: "Image.Image"
     question: str
     truth: Answer
+    picture: str = ""
+    filename: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How good the model is on pictures it never saw: the loss with the truth given, and answers it has to find itself.
 
 Answers come from ``generate`` exactly as they will when the model is used, with the recipe's generation settings, so
-the metric is the one a user would measure. They are scored as answers (``answers.py``), not as tokens.
+the metric is the one a user would measure. They are scored as answers (``metrics.py``), not as tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,28 +10,21 @@ from typing import Any
 
 import torch
 
-from runyard.trainer.answers import (
-    PHRASE_GROUNDING,
-    VQA,
-    Answer,
-    grounding_ious,
-    is_same_text,
-    read_answer,
-    write_answer,
-)
+from runyard.trainer.answers import PHRASE_GROUNDING, Answer, Grounding, read_answer, write_answer
 from runyard.trainer.datasets import Sample
 from runyard.trainer.encode import Encodings
 from runyard.trainer.losses import TokenLosses
+from runyard.trainer.metrics import measure
 
 BATCH_SIZE = 64
-GOOD_OVERLAP = 0.5
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured: names without ``validation/``, and some answers beside the truth."""
+    """What was measured: names without ``validation/``, all answers beside the truth, and some of them to look at."""
 
     values: dict[str, float]
+    predictions: list[dict[str, Any]]
     previews: list[dict[str, Any]]
 
 
@@ -65,9 +58,19 @@ def evaluate(
                 said = generate_answers(module, tokenizer, data, count, generation=generation, device=device, look=look)
     finally:
         module.train(was_training)
-    read = [read_answer(text) for text in said]
-    values |= score(task, read, [sample.truth for sample in samples[:count]])
-    return Evaluation(values, [_preview(task, i, read[i], samples[i]) for i in range(min(previews, count))])
+    read, asked = [read_answer(text) for text in said], list(samples[:count])
+    measured = measure(
+        task,
+        read,
+        [sample.truth for sample in asked],
+        [(sample.picture, sample.question) if sample.picture else None for sample in asked],
+    )
+    together = list(zip(range(count), read, asked, strict=True))
+    return Evaluation(
+        values | measured.values,
+        [_prediction(task, *item, scores=scores) for item, scores in zip(together, measured.samples, strict=True)],
+        [_preview(task, *item) for item in together[:previews]],
+    )
 
 
 def mean_loss(
@@ -112,30 +115,18 @@ def generate_answers(
     return said
 
 
-def score(task: str, given: Sequence[Answer], truth: Sequence[Answer]) -> dict[str, float]:
-    """The task's metrics. Text counts when it is the same but for case and outer space; boxes by their overlap."""
-    if not truth:
-        return {}
-    well_formed = sum(answer.is_well_formed for answer in given) / len(truth)
-    if task == PHRASE_GROUNDING:
-        overlaps = [
-            overlap
-            for said, true in zip(given, truth, strict=True)
-            for overlap in grounding_ious(said.groundings, true.groundings)
-        ]
-        count = max(1, len(overlaps))
-        return {
-            "iou": sum(overlaps) / count,
-            "accuracyAt50": sum(overlap >= GOOD_OVERLAP for overlap in overlaps) / count,
-            "wellFormed": well_formed,
-        }
-    if task == VQA:
-        # An answer that is not in the agreed form is wrong, even if the word is in it: nobody's reader would find it.
-        right = sum(
-            said.is_well_formed and is_same_text(said.text, true.text) for said, true in zip(given, truth, strict=True)
-        )
-        return {"exactMatch": right / len(truth), "wellFormed": well_formed}
-    return {"wellFormed": well_formed}
+def _prediction(task: str, index: int, said: Answer, sample: Sample, *, scores: dict[str, float]) -> dict[str, Any]:
+    """A line of ``predictions.jsonl``."""
+    return {
+        "index": index,
+        **({"filename": sample.filename} if sample.filename else {}),
+        "question": sample.question,
+        "truth": sample.truth.text,
+        "answer": said.text,
+        "raw": said.raw,
+        **_boxes(task, said, sample),
+        "scores": {name: round(score, 6) for name, score in scores.items()},
+    }
 
 
 def _preview(task: str, index: int, said: Answer, sample: Sample) -> dict[str, Any]:
@@ -144,4 +135,16 @@ def _preview(task: str, index: int, said: Answer, sample: Sample) -> dict[str, A
         "question": sample.question,
         "truth": write_answer(task, sample.truth),
         "answer": said.raw,
+        **_boxes(task, said, sample),
     }
+
+
+def _boxes(task: str, said: Answer, sample: Sample) -> dict[str, Any]:
+    """Of phrase grounding, the true boxes and those given: whole numbers from 0 to 1024, left, top, right, bottom."""
+    if task != PHRASE_GROUNDING:
+        return {}
+    return {"truthBoxes": _flat(sample.truth.groundings), "boxes": _flat(said.groundings)}
+
+
+def _flat(groundings: Sequence[Grounding]) -> list[dict[str, Any]]:
+    return [{"phrase": item.phrase, "box": list(box)} for item in groundings for box in item.boxes]

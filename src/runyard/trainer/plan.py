@@ -13,7 +13,10 @@ from runyard.flows import Recipe
 from runyard.flows.blocks import BUILT_IN_DATASETS, Augmentation, Every
 from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA
 from runyard.trainer.errors import InvalidFlow
+from runyard.trainer.metrics import METRICS
 
+# What decides where the recipe does not say. For texts at length that is the loss: it moves with every sample, while
+# CIDEr depends on which other samples are held out and is 0 with one picture, and BLEU is 0 for short answers.
 METRIC_OF = {VQA: "exactMatch", PHRASE_GROUNDING: "iou", FREEFORM: "loss"}
 SPARE_ANSWER_TOKENS = 8
 LARGE_MODEL_PARAMETERS = 1_000_000_000
@@ -290,7 +293,7 @@ def _feature_cache(recipe: Recipe, sizes: Sizes, epochs: float) -> tuple[bool | 
 def _metric(recipe: Recipe) -> tuple[str, bool, str]:
     wanted, mode = recipe.model.checkpoint.metric, recipe.model.checkpoint.mode
     own = METRIC_OF[recipe.task]
-    known = {"loss", own, *(["accuracyAt50"] if recipe.task == PHRASE_GROUNDING else [])}
+    known = {"loss", *METRICS[recipe.task]}
     metric = own if wanted == "auto" else wanted.removeprefix("validation/")
     if metric not in known:
         raise InvalidFlow(

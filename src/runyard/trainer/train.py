@@ -29,6 +29,7 @@ from runyard.trainer.evaluation import evaluate
 from runyard.trainer.memory import is_out_of_memory
 from runyard.trainer.optim import rate_factor, set_rates
 from runyard.trainer.plan import Machine, is_due, plan_in_words, with_micro_batch
+from runyard.trainer.predictions import prune_predictions, write_predictions
 from runyard.trainer.prepare import Job, Prepared, prepare
 from runyard.trainer.room import Room
 
@@ -172,9 +173,10 @@ def train(
             )
         )
         is_taken = is_evaluated = False
+        predictions = None
         if progress.owes_evaluation:
             with contextlib.suppress(StopAsked):
-                _evaluate(made, events, job, say, look)
+                predictions = _evaluate(made, events, job, saved, say, look)
                 is_evaluated, last_evaluation_at = True, clock()
                 progress.owes_evaluation = False
                 patience = settings.validation.early_stopping
@@ -198,7 +200,17 @@ def train(
         ):
             is_whole_epoch = (step + 1) % plan.steps_per_epoch == 0
             name = f"epoch-{epoch + 1}" if is_whole_epoch else f"step-{step + 1}"
-            is_saved = _save(job, made, events, room, name, is_evaluated=is_evaluated, saved=saved, say=say)
+            is_saved = _save(
+                job,
+                made,
+                events,
+                room,
+                name,
+                is_evaluated=is_evaluated,
+                predictions=predictions,
+                saved=saved,
+                say=say,
+            )
             last_save_at = clock()
             if not is_saved:
                 reason, message = "Stopped", f"stopped after step {step + 1}, which there was no disk space to save"
@@ -295,9 +307,14 @@ def _first_line(error: BaseException) -> str:
 
 
 def _evaluate(
-    made: Prepared, events: EventWriter, job: Job, say: Callable[[str], None], look: Callable[[], None]
-) -> None:
-    """Measure the held-out data and note whether that is a gain.
+    made: Prepared,
+    events: EventWriter,
+    job: Job,
+    saved: list[Saved],
+    say: Callable[[str], None],
+    look: Callable[[], None],
+) -> Path | None:
+    """Measure the held-out data and note whether that is a gain. Returns the file of predictions, if the disk took it.
 
     Raises:
         StopAsked: it was broken off, and nothing has been noted.
@@ -337,6 +354,12 @@ def _evaluate(
         progress.best_seen, progress.evaluations_without_gain = value, 0
     else:
         progress.evaluations_without_gain += 1
+    try:
+        return write_predictions(job.folder, progress.step, found.predictions, keep=[item.step for item in saved])
+    except OSError as error:  # they decide nothing, so training goes on without them
+        message = f"the predictions of step {progress.step} could not be written: {error.strerror or error}"
+        events.write("warning", message=message)
+        return None
 
 
 def _gain(value: float, best: float, is_smaller_better: bool) -> float:
@@ -351,6 +374,7 @@ def _save(
     name: str,
     *,
     is_evaluated: bool,
+    predictions: Path | None,
     saved: list[Saved],
     say: Callable[[str], None],
 ) -> bool:
@@ -382,6 +406,7 @@ def _save(
                 is_best=is_best,
                 scaler=made.scaler.state_dict() or None,
                 previous=previous,
+                predictions=predictions,
             )
 
     item = _written(write, saved[-1] if saved else None, made, events, room, name)
@@ -398,6 +423,7 @@ def _save(
     )
     say(f"saved {name}{', the best so far' if is_best else ''}")
     saved[:] = prune([*saved, item], keep=settings.keep, keep_best=settings.keep_best, best=progress.best_checkpoint)
+    prune_predictions(job.folder, keep=[item.step for item in saved])
     return True
 
 

@@ -35,9 +35,11 @@ DECODED_PICTURES = 2  # questions about one picture follow each other
 class StoredSample(Sample):
     """A sample whose picture is decoded when it is looked at."""
 
-    def __init__(self, question: str, truth: Answer, show: Callable[[], "Image.Image"]):
+    def __init__(self, question: str, truth: Answer, item: Item, show: Callable[[], "Image.Image"]):
         object.__setattr__(self, "question", question)
         object.__setattr__(self, "truth", truth)
+        object.__setattr__(self, "picture", item.sha256)
+        object.__setattr__(self, "filename", item.filename)
         object.__setattr__(self, "_show", show)
 
     @property
@@ -85,7 +87,7 @@ class UploadedSamples:
         place, record, part = (int(value) for value in self._places[number])
         item = self._item(place)
         question, truth = questions_of(item.records[record])[part]
-        return StoredSample(question, truth, lambda: self._picture(item.sha256))
+        return StoredSample(question, truth, item, lambda: self._picture(item.sha256))
 
     def filename(self, number: int) -> str:
         return self._item(int(self._places[number, 0])).filename

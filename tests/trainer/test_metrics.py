@@ -1,0 +1,363 @@
+"""Metrics beside the programs that the field measures with, and beside numbers worked out by hand."""
+
+import math
+import subprocess
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA, Answer, Box, Grounding, read_answer
+from runyard.trainer.metrics import (
+    METRICS,
+    anls,
+    bleu,
+    cider_d,
+    count_boxes,
+    mean_average_precision,
+    measure,
+    meteor,
+    normalize,
+    rouge_l,
+    words,
+)
+
+exactly = partial(pytest.approx, abs=1e-9)
+
+WORDS = ["the", "a", "cat", "cats", "Run", "running", "runs", "dog,", "dog.", "3.5", "1,000", "5-6", "x-ray", "don't",
+         "&amp;", "<skipped>", "café", "日本", "हिन्दी", "🐈", '"so"', "-\n", "U.S."]  # fmt: skip
+TEXTS = some.one_of(some.lists(some.sampled_from(WORDS), max_size=14).map(" ".join), some.text(max_size=30))
+CORPORA = some.lists(some.tuples(TEXTS, some.lists(TEXTS, min_size=1, max_size=3)), min_size=1, max_size=5)
+quick = settings(max_examples=50, deadline=None)
+FIXED = [
+    ("the cat sat on the mat .", ["the cat is on the mat .", "there is a cat on the mat ."]),
+    ("Prices rose by 1,000.5 per-cent, they say", ["Prices rose 1,000.5 percent, they said."]),
+    ("", ["nothing was said"]),
+    ("said to nobody", [""]),
+    ("日本の猫 sits", ["日本の猫 sits here"]),
+]
+
+
+def columns(corpus: list[tuple[str, list[str]]]) -> tuple[list[str], list[list[str]]]:
+    return [answer for answer, _ in corpus], [references for _, references in corpus]
+
+
+def as_sacrebleu(answers: list[str], references: list[list[str]]) -> float:
+    import sacrebleu
+
+    streams = [
+        [each[number] if number < len(each) else None for each in references]
+        for number in range(max(map(len, references)))
+    ]
+    return float(sacrebleu.corpus_bleu(answers, streams).score / 100)
+
+
+@given(CORPORA)
+@quick
+def test_bleu_is_that_of_sacrebleu(corpus: list[tuple[str, list[str]]]) -> None:
+    for each in (corpus, FIXED):
+        answers, references = columns(each)
+        assert bleu(answers, references) == exactly(as_sacrebleu(answers, references))
+
+
+def test_bleu_goes_from_0_to_1() -> None:
+    assert bleu(["a b c d e"], [["a b c d e"]]) == exactly(1)
+    assert bleu(["7"], [["7"]]) == as_sacrebleu(["7"], [["7"]]) == 0  # no answer has four words
+    assert bleu([""], [[""]]) == 0
+
+
+@given(TEXTS, some.lists(TEXTS, min_size=1, max_size=3))
+@quick
+def test_rouge_l_is_that_of_rouge_score(answer: str, references: list[str]) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    for said, true in [(answer, references), *FIXED]:
+        assert rouge_l(said, true) == exactly(scorer.score_multi(true, said)["rougeL"].fmeasure)
+
+
+class NoSynonyms:
+    def synsets(self, _word: str) -> list[Any]:
+        return []
+
+
+@given(TEXTS, some.lists(TEXTS, min_size=1, max_size=3))
+@quick
+def test_meteor_is_that_of_nltk_without_wordnet(answer: str, references: list[str]) -> None:
+    from nltk.stem.porter import PorterStemmer
+    from nltk.translate.meteor_score import meteor_score
+
+    stemmer = PorterStemmer(PorterStemmer.ORIGINAL_ALGORITHM)
+    for said, true in [(answer, references), *FIXED]:
+        if any(words(text) for text in (said, *true)):
+            theirs = meteor_score([words(text) for text in true], words(said), stemmer=stemmer, wordnet=NoSynonyms())
+            assert meteor(said, true) == exactly(theirs)
+
+
+def test_meteor_by_hand() -> None:
+    """Three of four words each are found, one of them by its stem, in two chunks: P = R = 3/4."""
+    assert meteor("dogs run very fast", ["the dog run fast"]) == exactly(0.75 * (1 - 0.5 * (2 / 3) ** 3))
+    # P = 2/2, R = 2/4, one chunk.
+    assert meteor("red car", ["a Red, car parked"]) == exactly(10 * 0.5 / (0.5 + 9) * (1 - 0.5 * (1 / 2) ** 3))
+    assert meteor("", [""]) == meteor("cat", ["dog"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "score"),
+    [
+        ("Hello  World", "hello world", 1),
+        ("cat", "cats", 1 - 1 / 4),
+        ("kitten", "sitting", 1 - 3 / 7),
+        ("ab", "ac", 0),  # a distance of exactly one half is none too few
+        ("abc", "abd", 1 - 1 / 3),
+        ("", "x", 0),
+        ("", "", 1),
+        ("日本", "日本国", 1 - 1 / 3),
+    ],
+)
+def test_anls_by_hand(answer: str, truth: str, score: float) -> None:
+    assert anls(answer, [truth]) == exactly(score)
+
+
+@given(TEXTS, TEXTS)
+@quick
+def test_anls_is_the_distance_by_definition(answer: str, truth: str) -> None:
+    a, b = (" ".join(text.lower().split()) for text in (answer, truth))
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, start=1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(b, start=1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (letter != other))
+    distance = row[-1] / max(1, len(a), len(b))
+    assert anls(answer, [truth]) == exactly(1 - distance if distance < 0.5 else 0)
+
+
+def test_anls_takes_the_nearest_truth() -> None:
+    assert anls("cat", ["a dog", "cats"]) == exactly(0.75)
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The  Cat's, a toy!", "cats toy"),
+        ("an anthem", "anthem"),
+        ("A", "a"),
+        ("the", "the"),
+        (" - ", "-"),
+        ("", ""),
+        ("«Ünï»", "«ünï»"),
+    ],
+)
+def test_normal_form(text: str, normal: str) -> None:
+    assert normalize(text) == normal
+
+
+def by_definition(answer: str, references: list[str], documents: list[list[str]]) -> float:
+    """Equation by equation, without a thought for speed."""
+    grams = lambda text, n: [tuple(words(text)[i : i + n]) for i in range(len(words(text)) - n + 1)]  # noqa: E731
+    total = 0.0
+    for n in range(1, 5):
+        in_documents = [{gram for text in texts for gram in grams(text, n)} for texts in documents]
+
+        def vector(text: str, n: int = n, seen: list[set[tuple[str, ...]]] = in_documents) -> dict[Any, float]:
+            counts = Counter(grams(text, n))
+            return {g: c * math.log(len(seen) / max(1, sum(g in each for each in seen))) for g, c in counts.items()}
+
+        for reference in references:
+            said, true = vector(answer), vector(reference)
+            lengths = math.sqrt(sum(v**2 for v in said.values())) * math.sqrt(sum(v**2 for v in true.values()))
+            if lengths:
+                shared = sum(min(said[gram], true[gram]) * true[gram] for gram in said.keys() & true.keys())
+                apart = len(grams(answer, 2)) - len(grams(reference, 2))
+                total += math.exp(-(apart**2) / (2 * 6**2)) * shared / lengths / len(references)
+    return 10 * total / 4
+
+
+@given(CORPORA)
+@quick
+def test_cider_is_its_definition(corpus: list[tuple[str, list[str]]]) -> None:
+    for each in (corpus, FIXED):
+        answers, references = columns(each)
+        expected = [by_definition(answer, true, references) for answer, true in each]
+        assert cider_d(answers, references) == exactly(expected)
+
+
+def test_cider_by_hand() -> None:
+    """Two pictures, so each word of one alone weighs log 2, and "a", in both, weighs nothing.
+
+    "a cat" beside "a cat sits". One word: (0, 1) and (0, 1, 1), cosine 1/sqrt(2). Two words: "a cat" of "a cat" and
+    "cat sits", 1/sqrt(2). Longer: nothing. One pair of words more in the truth.
+    """
+    (score, perfect) = cider_d(["a cat", "a small dog runs"], [["a cat sits"], ["a small dog runs"]])
+    assert score == exactly(10 / 4 * 2 / math.sqrt(2) * math.exp(-1 / 72))
+    assert perfect == exactly(10)
+    assert cider_d(["a cat"], [["a cat"]]) == [0]  # what every picture says tells nothing
+    assert cider_d(["", "dog"], [["a cat"], [""]]) == [0, 0]
+    # Saying it again gains nothing: clipped, and longer than the truth.
+    again = cider_d(["cat sits cat sits"], [["cat sits"]], [["cat sits"], ["dog"]])
+    assert 0 < again[0] < cider_d(["cat sits"], [["cat sits"]], [["cat sits"], ["dog"]])[0]
+
+
+def test_several_truths_of_one_question_are_references_for_each_other() -> None:
+    said = [Answer("a red car"), Answer("a red car"), Answer("dog")]
+    truth = [Answer("a red car"), Answer("one crimson automobile"), Answer("dog")]
+    alone, together = measure(VQA, said, truth), measure(VQA, said, truth, [("p", "q"), ("p", "q"), None])
+    assert (alone.values["normalizedMatch"], together.values["normalizedMatch"]) == (exactly(2 / 3), 1)
+    assert (alone.values["anls"], together.values["anls"]) == (exactly(2 / 3), 1)
+    assert alone.values["exactMatch"] == together.values["exactMatch"] == exactly(2 / 3)  # its own truth alone
+    # CIDEr counts a picture once, however many truths it has: two pictures, so what one of them says weighs log 2.
+    captions = measure(FREEFORM, said, truth, [("p", "q"), ("p", "q"), None])
+    assert captions.values["cider"] == exactly(
+        sum(cider_d(["a red car", "dog"], [["a red car", "one crimson automobile"], ["dog"]])[i] for i in (0, 0, 1)) / 3
+    )
+
+
+def test_an_answer_in_the_wrong_form_counts_nothing() -> None:
+    given = [read_answer('{"vqa":{"answer":"the red car is here"}}'), read_answer("the red car is here")]
+    measured = measure(VQA, given, [Answer("the red car is here")] * 2)
+    assert set(measured.samples[1].values()) == {0}
+    assert {name: value for name, value in measured.values.items() if value != 0.5} == {
+        "bleu": exactly(math.exp(-1)),  # half as long as the truths together
+        "meteor": exactly((1 - 0.5 / 5**3) / 2),
+    }
+
+
+def test_nothing_said_and_nothing_true_breaks_nothing() -> None:
+    for task in METRICS:
+        assert measure(task, [], []) == measure(task, [], [], [])
+        empty = measure(task, [Answer("")], [Answer("")])
+        assert tuple(empty.values) == METRICS[task]
+        assert all(math.isfinite(value) for value in empty.values.values())
+
+
+# Left, top, width, height; some are turned inside out.
+PLACES = some.tuples(*[some.integers(0, 20)] * 2, *[some.integers(-2, 20)] * 2)
+BOXES = some.lists(some.tuples(some.sampled_from(["cat", "Cat ", "dog", "a"]), PLACES), max_size=6).map(
+    lambda items: [Grounding(phrase, ((x, y, x + width, y + height),)) for phrase, (x, y, width, height) in items]
+)
+
+
+def as_pycocotools(
+    given: list[list[Grounding]], truth: list[list[Grounding]], capsys: pytest.CaptureFixture[str]
+) -> tuple[float, float]:
+    """Every phrase in every picture, as the reference does it; it prints its progress."""
+    import numpy as np
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    phrases = sorted({item.phrase.strip().lower() for picture in (*given, *truth) for item in picture})
+
+    def flat(pictures: list[list[Grounding]]) -> list[dict[str, Any]]:
+        return [
+            {
+                "image_id": number,
+                "category_id": phrases.index(item.phrase.strip().lower()),
+                "bbox": [x1, y1, max(0, x2 - x1), max(0, y2 - y1)],
+                "area": max(0, x2 - x1) * max(0, y2 - y1),
+                "score": 1.0,
+                "iscrowd": 0,
+            }
+            for number, groundings in enumerate(pictures)
+            for item in groundings
+            for x1, y1, x2, y2 in item.boxes
+        ]
+
+    true, said = flat(truth), flat(given)
+    if not true or not said:
+        return 0, 0
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": number} for number in range(len(truth))],
+        "categories": [{"id": number} for number in range(len(phrases))],
+        "annotations": [{**box, "id": number} for number, box in enumerate(true, start=1)],
+    }
+    coco.createIndex()
+    evaluator = COCOeval(coco, coco.loadRes(said), "bbox")
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    capsys.readouterr()
+    return tuple(np.maximum(evaluator.stats[:2], 0).tolist())
+
+
+def test_average_precision_is_that_of_pycocotools(capsys: pytest.CaptureFixture[str]) -> None:
+    @given(some.lists(some.tuples(BOXES, BOXES), min_size=1, max_size=6))
+    @quick
+    def holds(pictures: list[tuple[list[Grounding], list[Grounding]]]) -> None:
+        said, true = [said for said, _ in pictures], [true for _, true in pictures]
+        assert mean_average_precision(said, true) == exactly(as_pycocotools(said, true, capsys))
+
+    holds()
+
+
+def test_average_precision_of_phrases_that_are_rare_and_frequent(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seventy pictures with phrases of their own and two that they share, boxes off by a little more each time."""
+    said, true = [], []
+    for number in range(70):
+        box = (number, 10, number + 100, 110)
+        off: Box = (number + number // 2, 10, number + 100 + number // 2, 110)
+        true.append([Grounding("cat", (box, (300, 300, 400, 400))), Grounding(f"thing {number}", (box,))])
+        said.append([Grounding("Cat", (off,)), Grounding(f"thing {number}", (off,)), Grounding("dog", (off,))])
+    found = mean_average_precision(said, true)
+    assert found == exactly(as_pycocotools(said, true, capsys))
+    assert 0.3 < found[0] < found[1] < 1
+
+
+def test_boxes_by_hand() -> None:
+    half: Box = (0, 0, 100, 50)
+    truth = [Grounding("cat", ((0, 0, 100, 100), (200, 0, 300, 100))), Grounding("dog", ((5, 5, 9, 9),))]
+    given = [Grounding("CAT ", (half, half)), Grounding("dog", ((50, 50, 60, 60),)), Grounding("cow", (half,))]
+    counts = count_boxes(given, truth)  # one of the halves has exactly the overlap it needs
+    assert (counts.right, counts.given, counts.true) == (1, 4, 3)
+    assert (counts.precision, counts.recall, counts.f1) == (0.25, exactly(1 / 3), exactly(2 / 7))
+    values = measure(PHRASE_GROUNDING, [Answer("", tuple(given))], [Answer("", tuple(truth))]).values
+    assert (values["precisionAt50"], values["f1At50"], values["map50"]) == (0.25, exactly(2 / 7), exactly(51 / 101 / 2))
+
+
+def test_a_phrase_told_twice_does_not_use_its_boxes_twice() -> None:
+    box: Box = (0, 0, 10, 10)
+    truth = [Grounding("cat", (box,)), Grounding("cat", ((20, 20, 30, 30),))]
+    assert count_boxes([Grounding("cat", (box,))], truth).right == 1
+
+
+def test_no_boxes_and_boxes_of_any_number() -> None:
+    truth = [[Grounding("cat", ((0, 0, 10, 10),))]]
+    assert mean_average_precision([[]], truth) == mean_average_precision(truth, [[]]) == (0, 0)
+    assert count_boxes([], []).f1 == count_boxes([], truth[0]).precision == 0
+    far = (-(10**400), 0, 10**400, 10**400)
+    assert mean_average_precision([[Grounding("cat", (far, (0, 0, 10, 10)))]], truth)[1] == exactly(0.5)
+    # As in COCO, only the first hundred of a phrase count.
+    many = Grounding("cat", tuple((500, 500, 501 + i, 501) for i in range(100)))
+    assert mean_average_precision([[many, *truth[0]]], truth) == (0, 0)
+
+
+def test_half_a_character_becomes_a_question_mark() -> None:
+    assert read_answer('{"vqa":{"answer":"\\ud83d!"}}').text == "?!"
+    said = '{"phrase_grounding":{"sentence":"\\ud83d","groundings":[{"phrase":"\\udc00","grounding":[[1,2,3,4]]}]}}'
+    read = read_answer(said)
+    assert (read.text, read.groundings) == ("?", (Grounding("?", ((1, 2, 3, 4),)),))
+
+
+def test_no_library_is_loaded_before_something_is_measured() -> None:
+    """The warm parent imports the trainer, and the first step is not to wait for what it does not need."""
+    program = """
+import sys
+from runyard.trainer import metrics, plan
+from runyard.trainer.answers import Answer
+libraries = {"rapidfuzz", "snowballstemmer", "faster_coco_eval", "sacrebleu", "rouge_score", "nltk", "pycocotools"}
+print(sorted(libraries & set(sys.modules)))
+metrics.measure("vqa", [Answer("runs")], [Answer("running")])
+print(sorted(libraries & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "['rapidfuzz', 'snowballstemmer']"]
+
+
+@pytest.mark.parametrize("name", sorted({name for names in METRICS.values() for name in names}))
+def test_every_metric_is_told(name: str) -> None:
+    assert f"`{name}`" in (Path(__file__).parents[2] / "docs/training.md").read_text()
