@@ -344,6 +344,7 @@ def _generation(recipe: Recipe, model: Model, answer_tokens: int) -> dict[str, A
         # Settings of drawing beside "do not draw" would be refused when the model is saved.
         own.temperature = own.top_k = own.top_p = None
     own.no_repeat_ngram_size = None  # answers in JSON repeat themselves
+    own._from_model_config = False  # else whoever loads the model makes these settings anew
     for name, value in settings.items():
         setattr(own, name, value)
     if wanted.stop_strings is not None:
