@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets defects formats bench-import sim sim-kept sim-rules sim-postgresql
+  notice starve faults-nth fuzz-datasets defects formats families bench-import sim sim-kept sim-rules sim-postgresql
 
 setup:
 	@scripts/setup
@@ -72,6 +72,11 @@ defects: setup
 # A sample of every format in, out in every format, and in again, by SDK and command line.
 formats: setup
 	@RUNYARD_ALL_FORMATS=1 scripts/test tests/cli/test_formats.py
+
+# Each part of every model family frozen in turn, beside what the default suite does with the families.
+families: setup
+	@RUNYARD_ALL_FAMILIES=1 scripts/test tests/trainer/test_miniatures.py tests/trainer/test_families.py \
+	  tests/trainer/test_reference_step.py tests/trainer/test_export.py
 
 # Checking pictures beside copying and hashing them: make bench-import COUNT=50000
 COUNT ?= 50000

@@ -124,7 +124,7 @@ def read_events(folder: Path, name: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["ev"] == name]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def events_of() -> Callable[[Path, str], list[dict[str, Any]]]:
     return read_events
 

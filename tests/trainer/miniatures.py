@@ -366,6 +366,7 @@ def make_gemma4() -> tuple[Any, Any]:
             num_kv_shared_layers=2,
             layer_types=["sliding_attention", "full_attention"] * 2,
             sliding_window=16,
+            final_logit_softcapping=30.0,
             vocab_size_per_layer_input=len(tokenizer),
             hidden_size_per_layer_input=8,
         ),
@@ -423,7 +424,7 @@ def make_paligemma() -> tuple[Any, Any]:
 
 
 def make_florence2() -> tuple[Any, Any]:
-    """An encoder reads picture and question, a decoder answers; no chat template."""
+    """An encoder reads picture and question, a decoder answers; no chat template. Without its dropout, to compare."""
     import transformers as t
 
     tokenizer = make_tokenizer(image_token="<image>")
@@ -443,6 +444,8 @@ def make_florence2() -> tuple[Any, Any]:
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "decoder_start_token_id": tokenizer.eos_token_id,
+            "forced_bos_token_id": tokenizer.bos_token_id,
+            "dropout": 0.0,
         },
         vision_config={
             "depths": [1, 1],
@@ -455,6 +458,7 @@ def make_florence2() -> tuple[Any, Any]:
             "num_groups": [2, 2],
             "window_size": 4,
             "projection_dim": 32,
+            "drop_path_rate": 0.0,
         },
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
     )

@@ -1,72 +1,83 @@
-"""Models of several families, from a local folder, in full and with an adapter: trained, saved, loaded again."""
+"""Models of every family, from a local folder: trained whole, in part and with an adapter, saved, loaded again."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from runyard.trainer.families import PARTS, part_of
 from runyard.trainer.main import train_attempt
+from runyard.trainer.model import load_model
 from runyard.trainer.predict import Predictor
+from tests.trainer import miniatures
 
-FAMILIES = {"llava": "llava", "qwen3_vl": "qwen3vl", "paligemma": "paligemma2"}
+EventsOf = Callable[[Path, str], list[dict[str, Any]]]
+FULL, LORA = {"mode": "full"}, {"mode": "lora"}
+# What is frozen, and which parts are the ones that change.
+FREEZING: dict[str, tuple[list[str], set[str]]] = {
+    "vision": (["vision"], {"projector", "language"}),
+    "vision-projector": (["vision", "projector"], {"language"}),
+    "language": (["language"], {"vision", "projector"}),
+}
+FROZEN_BY_DEFAULT = ("qwen3_vl", "gemma4", "florence2")
 
 
-def recipe(folder: Path, mode: str, **training: Any) -> dict[str, dict[str, Any]]:
+def recipe(folder: Path, training: dict[str, Any], **hyperparameters: Any) -> dict[str, dict[str, Any]]:
+    numbers = {"maxSteps": 2, "batchSize": 4, "microBatchSize": 2, "learningRate": 0.01}
     return {
         "vi-dataset": {"maxSamples": 12},
         "vi-model": {
-            "architecture": {"weights": str(folder)},
-            "training": {"mode": mode, **training},
-            "hyperparameters": {"maxSteps": 2, "batchSize": 4, "microBatchSize": 2, "learningRate": 0.01},
+            "architecture": {"name": "auto", "weights": str(folder)},
+            "training": training,
+            "hyperparameters": numbers | hyperparameters,
             "validation": {"maxSamples": 4},
             "evaluation": {"max_new_tokens": 4},
         },
     }
 
 
-@pytest.mark.parametrize("mode", ["full", "lora"])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("training", [FULL, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("model_type", miniatures.MINIATURES)
 def test_a_model_of_the_family_is_trained_saved_and_answers(
-    model_type: str,
-    mode: str,
-    miniature: Any,
-    make_attempt: Any,
-    events_of: Callable[[Path, str], list[dict[str, Any]]],
+    model_type: str, training: dict[str, Any], miniature: Any, make_attempt: Any, events_of: EventsOf
 ) -> None:
-    folder = make_attempt(recipe(miniature(model_type), mode))
+    folder = make_attempt(recipe(miniature(model_type), training, maxSteps=3))
 
-    assert train_attempt(folder) == 0
+    assert train_attempt(folder) == 0, (folder / "result.json").read_text()
 
     losses = [event["values"]["loss"] for event in events_of(folder, "step")]
-    assert len(losses) == 2
-    assert losses[1] < losses[0]
-    checkpoint = folder / "checkpoints" / "step-2"
-    assert (checkpoint / "model_adapter").is_dir() == (mode == "lora")
-    assert isinstance(Predictor(checkpoint).ask(_picture(), "Which digit is this?", max_new_tokens=2).raw, str)
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    checkpoint = folder / "checkpoints" / "epoch-1"
+    assert (checkpoint / "model_adapter").is_dir() == (training is LORA)
+    (evaluation,) = events_of(folder, "evaluation")
+    asked = [(_picture(), preview["question"]) for preview in evaluation["previews"]]
+    assert isinstance(Predictor(checkpoint).ask_all(asked, max_new_tokens=2)[0].raw, str)
 
 
-def test_base_and_adapter_load_with_plain_transformers_as_the_published_client_does(
-    miniature: Any, make_attempt: Any
+@pytest.mark.parametrize(("frozen", "changing"), FREEZING.values(), ids=FREEZING)
+@pytest.mark.parametrize("model_type", miniatures.MINIATURES)
+def test_what_is_frozen_stays_as_it_was_and_the_rest_changes(
+    model_type: str, frozen: list[str], changing: set[str], miniature: Any, make_attempt: Any
 ) -> None:
-    """``load_adapter`` on ``model_full`` says what our own merged model says, and ``model_full`` alone does not."""
-    import torch
-    from transformers import AutoModelForImageTextToText
+    if model_type not in FROZEN_BY_DEFAULT and not os.environ.get("RUNYARD_ALL_FAMILIES"):
+        pytest.skip("make families tries all")
+    source = miniature(model_type)
+    folder = make_attempt(recipe(source, {"mode": "full", "freeze": frozen}, maxSteps=1))
 
-    from runyard.trainer.model import load_model
+    assert train_attempt(folder) == 0, (folder / "result.json").read_text()
 
-    folder = make_attempt(recipe(miniature("llava"), "lora"))
-    assert train_attempt(folder) == 0
-    checkpoint = folder / "checkpoints" / "step-2"
-    plain = AutoModelForImageTextToText.from_pretrained(checkpoint / "model_full", dtype=torch.float32).eval()
-    merged = load_model(checkpoint, dtype=torch.float32).module.eval()
-    ids = torch.tensor([[5, 6, 7, 40, 41]])
-    with torch.no_grad():
-        base = plain(input_ids=ids).logits
-        plain.load_adapter(str(checkpoint / "model_adapter"))
-        adapted, wanted = plain(input_ids=ids).logits, merged(input_ids=ids).logits
-    assert torch.allclose(adapted, wanted, atol=1e-5)
-    assert not torch.allclose(base, wanted, atol=1e-5)
+    before, after = (weights(place) for place in (source, folder / "checkpoints" / "step-1"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert {part_of(name, PARTS[model_type]) for name in changed} == changing
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_model(folder, dtype=torch.float32).module.named_parameters())
 
 
 def _picture() -> Any:

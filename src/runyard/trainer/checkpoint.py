@@ -234,6 +234,7 @@ def _write_model(staged: Path, model: Model, run_document: dict[str, Any], previ
         model.module.save_pretrained(staged / MODEL_ADAPTER, save_embedding_layers=False)
         for note in ("README.md",):
             (staged / MODEL_ADAPTER / note).unlink(missing_ok=True)
+        model.module.generation_config.save_pretrained(full)  # of this recipe, as under a full training
     model.processor.save_pretrained(full)
     write_json(full / RUN, run_document)
 

@@ -88,7 +88,7 @@ class Encoder:
         self._tokens_of_answer = lru_cache(maxsize=16_384)(self._tokenize)
 
     def encode(self, sample: Sample) -> Encoded:
-        answer = write_answer(self._task, sample.truth) + self._end
+        answer = self._parts.answer_begin + write_answer(self._task, sample.truth) + self._end
         return replace(self.encode_question(sample.image, sample.question), answer=self._tokens_of_answer(answer))
 
     def encode_question(self, image: Any, question: str) -> Encoded:
@@ -132,7 +132,8 @@ class Encoder:
         if self._has_template:
             messages = conversation(self._system_prompt, question)
             return str(self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        return str(self._parts.plain_prompt).format(system=self._system_prompt, question=question)
+        text = " ".join(part for part in (self._system_prompt, question) if part)
+        return str(self._parts.plain_prompt).format(text=text)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -259,16 +260,22 @@ class Batch:
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are made: what fills them up, and which tokens carry labels."""
+    """How rows are made: what fills them up, and which tokens are learnt.
+
+    ``decoder_start`` is what answers begin with in models that read prompts with an encoder and answer with a decoder.
+    """
 
     pad_id: int
     image_token_id: int | None = None
     answer_token_type: int = 0
     answers_only: bool = True
+    decoder_start: int | None = None
 
 
 def assemble(rows: Sequence[Encoded], images: Mapping[str, _Array], layout: Layout) -> Batch:
     """Prompts with answers, filled up on the right, for teacher forcing."""
+    if layout.decoder_start is not None:
+        return _assemble_apart(rows, images, layout.pad_id, layout.decoder_start)
     width = max(row.length for row in rows)
     ids = np.full((len(rows), width), layout.pad_id, np.int64)
     mask = np.zeros((len(rows), width), np.int64)
@@ -292,6 +299,27 @@ def assemble(rows: Sequence[Encoded], images: Mapping[str, _Array], layout: Layo
         places=torch.from_numpy(learnt - 1),
         wanted=torch.from_numpy(ids.ravel()[learnt]),
     )
+
+
+def _assemble_apart(rows: Sequence[Encoded], images: Mapping[str, _Array], pad_id: int, start: int) -> Batch:
+    """Prompts for the encoder, answers for the decoder, which is given each token one place later."""
+    ids, mask = _filled_up([row.prompt for row in rows], pad_id)
+    answers, is_learnt = _filled_up([row.answer for row in rows], pad_id)
+    given = np.concatenate([np.full((len(rows), 1), start, np.int64), answers[:, :-1]], axis=1)
+    fields = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "decoder_input_ids": given, **images}
+    return Batch(
+        inputs={name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()},
+        places=torch.from_numpy(np.flatnonzero(is_learnt)),
+        wanted=torch.from_numpy(answers[is_learnt]),
+    )
+
+
+def _filled_up(rows: Sequence[_Array], fill: int) -> tuple[_Array, _Array]:
+    """Rows of tokens side by side, and which of them are real."""
+    is_real = np.arange(max(map(len, rows))) < np.asarray([len(row) for row in rows])[:, None]
+    ids = np.full(is_real.shape, fill, np.int64)
+    ids[is_real] = np.concatenate(rows)
+    return ids, is_real
 
 
 class Encodings(ABC):

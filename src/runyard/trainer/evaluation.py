@@ -106,7 +106,8 @@ def generate_answers(
     said = [""] * count
     for group in data.groups_by_prompt_length(count, BATCH_SIZE):
         inputs = {name: value.to(device) for name, value in data.prompts(group).items()}
-        width = inputs["input_ids"].shape[1]
+        # Where the answer begins: a decoder beside an encoder does not repeat the prompt.
+        width = 1 if module.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         look()
         tokens = module.generate(**inputs, **generation, stopping_criteria=[never_done])
         texts = tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)

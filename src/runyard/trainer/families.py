@@ -13,8 +13,10 @@ from runyard.trainer.errors import InvalidFlow
 class Parts:
     """Module-name prefixes of the three parts, tried in order: the projector of some lies inside the vision encoder.
 
-    ``answer_token_type`` is what ``token_type_ids`` hold on the answer's tokens. ``plain_prompt`` is the prompt for
-    processors without a chat template. ``unpacked`` says why samples of this family cannot share a row.
+    ``vision`` holds all encoders, of sound too. ``answer_token_type`` is what ``token_type_ids`` hold on the answer's
+    tokens. ``plain_prompt`` is the prompt for processors without a chat template; its ``{text}`` is the system text and
+    the question. ``answer_begin`` stands before every answer. ``unpacked`` says why samples of this family cannot share
+    a row.
     """
 
     projector: tuple[str, ...]
@@ -22,6 +24,7 @@ class Parts:
     language: tuple[str, ...] = ("model.language_model", "language_model", "lm_head")
     answer_token_type: int = 0
     plain_prompt: str | None = None
+    answer_begin: str = ""
     unpacked: str | None = None
 
 
@@ -48,16 +51,22 @@ PARTS: dict[str, Parts] = {
     ),
     "gemma3": replace(_LLAVA, unpacked=_BOTH_WAYS),
     "gemma4": Parts(
-        projector=("model.embed_vision", "model.multi_modal_projector"),
-        vision=("model.vision_tower",),
+        projector=("model.embed_vision", "model.embed_audio"),
+        vision=("model.vision_tower", "model.audio_tower"),
         unpacked=_BOTH_WAYS,
     ),
     "paligemma": Parts(
         projector=("model.multi_modal_projector",),
         vision=("model.vision_tower",),
         answer_token_type=1,
-        plain_prompt="<image>{system} {question}\n",
+        plain_prompt="<image>{text}",
         unpacked=_BOTH_WAYS,
+    ),
+    "florence2": replace(
+        _LLAVA,
+        plain_prompt="{text}",
+        answer_begin="<s>",
+        unpacked="an encoder reads its prompts and a decoder writes its answers",
     ),
 }
 

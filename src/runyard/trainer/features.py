@@ -33,6 +33,8 @@ def why_not_frozen(module: Any, parts: Parts) -> str | None:
         return "the family has no vision encoder of its own"
     if any(parameter.requires_grad for _, parameter in named):
         return "the vision encoder is trained"
+    if "mm_encoder_outputs" not in inspect.signature(base_of(module).model.forward).parameters:
+        return "the family takes pictures as pixels only"
     return None
 
 

@@ -48,6 +48,12 @@ class Model:
         config = self.module.config
         return getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
 
+    @property
+    def decoder_start(self) -> int | None:
+        """What a decoder beside an encoder begins with; None for models that go on where the prompt ends."""
+        config = self.module.config
+        return config.get_text_config(decoder=True).decoder_start_token_id if config.is_encoder_decoder else None
+
     def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Names (as the family has them) and parameters that training may change."""
         return [(n.removeprefix(PEFT_PREFIX), p) for n, p in self.module.named_parameters() if p.requires_grad]

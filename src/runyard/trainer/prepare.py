@@ -125,7 +125,10 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
         image_token_id=model.image_token_id,
         answer_token_type=model.parts.answer_token_type,
         answers_only=numbers.loss.answers_only,
+        decoder_start=model.decoder_start,
     )
+    if layout.decoder_start is not None and not layout.answers_only:
+        raise InvalidFlow(f"loss.answersOnly false is not possible: {model.parts.unpacked}; leave it true")
     encoder = Encoder(model.processor, model.parts, system_prompt=recipe.system_prompt.system_prompt, task=recipe.task)
     data, cached, held_out, uploaded = _encodings(job, data, encoder, layout, told)
     sizes = _sizes(model, cached, held_out, uploaded)
@@ -140,8 +143,7 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     module = model.module.to(device)
     module.train()
     if plan.gradient_checkpointing:
-        module.gradient_checkpointing_enable()
-        module.enable_input_require_grads()
+        module.activation_checkpointing_enable()
     if plan.compile:
         base_of(module).model.compile()
     optimizers = make_optimizers(
@@ -341,6 +343,8 @@ def _generation(recipe: Recipe, model: Model, answer_tokens: int) -> dict[str, A
     if not wanted.do_sample:
         # Settings of drawing beside "do not draw" would be refused when the model is saved.
         own.temperature = own.top_k = own.top_p = None
+    own.no_repeat_ngram_size = None  # answers in JSON repeat themselves
+    own._from_model_config = False  # else whoever loads the model makes these settings anew
     for name, value in settings.items():
         setattr(own, name, value)
     if wanted.stop_strings is not None:

@@ -1,0 +1,67 @@
+"""Answers of checkpoints in a process that knows transformers and peft alone; ``test_export.py`` runs this.
+
+The argument is a JSON file with a list of ``{"checkpoint", "pictures", "questions"}``. The last line of the output is
+what is said to each question by the checkpoint, with its adapter if it has one, and by its ``model_full`` alone.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+warnings.filterwarnings("error", message=".*newly initialized.*")
+
+
+def ask(model: Any, full: Path, picture: str, question: str) -> str:
+    flow = json.loads((full / "run.json").read_text())["spec"]["flow"]
+    system = next(b["settings"]["systemPrompt"] for b in flow["blocks"] if "system-prompt" in b["block"])
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": system}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
+    ]
+    inputs, tokenizer = read(full, messages, Image.open(picture).convert("RGB"))
+    with torch.no_grad():
+        made = model.generate(**inputs)
+    return str(tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def read(full: Path, messages: list[dict[str, Any]], image: Any) -> tuple[dict[str, torch.Tensor], Any]:
+    """The model's inputs. Qwen's processor is put together by hand: whole it would need torchvision, for videos."""
+    if json.loads((full / "config.json").read_text())["model_type"] != "qwen3_vl":
+        processor = AutoProcessor.from_pretrained(full, backend="pil")
+        text = processor.apply_chat_template(messages, add_generation_prompt=True)
+        return dict(processor(images=[image], text=[text], return_tensors="pt")), processor.tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(full)
+    images = AutoImageProcessor.from_pretrained(full, backend="pil")
+    template = (full / "chat_template.jinja").read_text()
+    text = tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=False)
+    seen = images(images=[image], return_tensors="pt")
+    count = int(seen["image_grid_thw"].prod()) // images.merge_size**2
+    inputs = tokenizer(text.replace("<|image_pad|>", "<|image_pad|>" * count), return_tensors="pt")
+    is_picture = inputs["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    return {**inputs, **seen, "mm_token_type_ids": is_picture.int()}, tokenizer
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    found = []
+    for case in json.loads(Path(sys.argv[1]).read_text()):
+        full, adapter = Path(case["checkpoint"], "model_full"), Path(case["checkpoint"], "model_adapter")
+        asked = list(zip(case["pictures"], case["questions"], strict=True))
+        model = AutoModelForImageTextToText.from_pretrained(full, dtype=torch.float32).eval()
+        base = [ask(model, full, picture, question) for picture, question in asked]
+        answers = base
+        if adapter.is_dir():
+            model = PeftModel.from_pretrained(model, str(adapter)).eval()
+            answers = [ask(model, full, picture, question) for picture, question in asked]
+        found.append({"base": base, "answers": answers})
+    print(json.dumps({"found": found, "runyard": "runyard" in sys.modules}))
+
+
+main()

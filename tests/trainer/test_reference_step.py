@@ -1,0 +1,255 @@
+"""One step's loss and every gradient, beside a reference written with transformers alone.
+
+The reference reads one conversation at a time with the family's own processor, marks with -100 what is not the answer,
+calls the model as a user would, and takes the mean over all answer tokens of the batch. It shares nothing with the
+trainer but the miniature. The trainer fills up, cuts into micro-batches, packs, and computes logits only where they
+count: all of that must come to the same, however a recipe asks for it.
+"""
+
+import io
+import json
+import math
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from torch.nn.functional import cross_entropy
+
+from runyard.datasets.records import Interaction, Vqa
+from runyard.rundir import read_json
+from runyard.trainer.cache import Told
+from runyard.trainer.errors import InvalidFlow
+from runyard.trainer.families import PARTS, part_of
+from runyard.trainer.main import _machine, _read_run
+from runyard.trainer.prepare import Job, Prepared, prepare
+from runyard.trainer.train import _accumulate
+from tests.trainer import miniatures
+
+SYSTEM = "Look well."
+# Questions and answers of unlike length about pictures of unlike shape; a few of them are held out.
+SAID = [
+    ("What is it?", "a"),
+    ("Which digit is this, the seven or another?", "seven"),
+    ("Where?", "locate the seven with the other digit, left of this picture"),
+    ("How many?", "17"),
+    ("What stands in the picture about which the question is?", "an answer"),
+    ("Why?", "x y z"),
+    ("Which one is this?", "the one"),
+    ("And this?", "json"),
+]
+SIZES = [(32, 32), (48, 24), (24, 40)]
+BATCH = 5
+# How far apart float32 may leave us, as sums run in another order: parts of the loss; of a parameter's largest
+# gradient; and of the largest of all, for parameters whose gradient is zero but for rounding (biases of keys).
+OF_LOSS, OF_PARAMETER, OF_ALL = 1e-6, 2e-5, 1e-7
+
+Gradients = dict[str, torch.Tensor]
+
+
+def full(
+    micro_batch_size: int, *, freeze: tuple[str, ...] = (), packing: bool = False, **compute: bool
+) -> dict[str, Any]:
+    """A vi-model in which nothing is left to be measured."""
+    return {
+        "training": {"mode": "full", "freeze": list(freeze)},
+        "hyperparameters": {"batchSize": 4, "microBatchSize": micro_batch_size},
+        "packing": packing,
+        "compute": {"precisionType": "float32", "featureCache": False, "gradientCheckpointing": False} | compute,
+    }
+
+
+# What a recipe's vi-model may ask for without changing what a step is. A new one is one more line.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "whole": full(4),
+    "micro-2": full(2),
+    "micro-1": full(1),
+    "packed": full(4, packing=True),
+    "packed-micro-2": full(2, packing=True),
+    "recomputed": full(2, gradientCheckpointing=True),
+    "vision-frozen": full(2, freeze=("vision",)),
+    "vision-frozen-kept": full(2, freeze=("vision",), featureCache=True),
+    "vision-projector-frozen": full(2, freeze=("vision", "projector")),
+    "vision-projector-frozen-kept": full(2, freeze=("vision", "projector"), featureCache=True),
+    "packed-kept": full(4, freeze=("vision", "projector"), packing=True, featureCache=True),
+    "language-frozen": full(2, freeze=("language",)),
+}
+WITH_ADAPTER = {
+    name: VARIANTS[name] | {"training": {"mode": "lora", "lora": {"rank": 2, "alpha": 6, "dropout": 0.0}}}
+    for name in ("whole", "micro-1", "packed")
+}
+
+
+@pytest.fixture
+def trainer(
+    make_attempt: Callable[..., Path], make_version: Callable[..., Path], miniature: Callable[[str], Path]
+) -> Callable[[str, dict[str, Any]], Prepared]:
+    """The trainer before its first step, for a family and a recipe's vi-model."""
+
+    def begin(model_type: str, settings: dict[str, Any]) -> Prepared:
+        version = make_version(
+            {f"{n}.png": (picture(n), [Vqa(interactions=[Interaction(order=1, question=asked, answer=answer)])])
+             for n, (asked, answer) in enumerate(SAID)}
+        )  # fmt: skip
+        blocks = {
+            "vi-system-prompt": {"systemPrompt": SYSTEM},
+            "vi-dataset": {
+                "datasetId": "shelves",
+                "datasetVersion": "0" * 16,
+                "projectKind": "vqa",
+                "augmentation": {},
+                "validationFraction": 0,
+            },
+            "vi-model": {"architecture": {"weights": str(miniature(model_type))}} | settings,
+        }
+        folder = make_attempt(blocks)
+        document = {"folder": str(version), "dataset": "shelves", "version": "0" * 16}
+        (folder / "dataset.json").write_text(json.dumps(document))
+        run, recipe = _read_run(read_json(folder / "run.json") or {})
+        return prepare(Job(folder=folder, run=run, recipe=recipe, models={}), _machine(1), told=Told())
+
+    return begin
+
+
+def picture(number: int) -> bytes:
+    held = io.BytesIO()
+    noise = torch.randint(0, 256, (*SIZES[number % 3][::-1], 3), generator=torch.Generator().manual_seed(number))
+    Image.fromarray(noise.byte().numpy()).save(held, "PNG")
+    return held.getvalue()
+
+
+def step(made: Prepared) -> tuple[list[int], float, Gradients]:
+    """The loss and the gradients of a batch of the trainer's; and which of ``SAID`` it was of."""
+    indices = list(range(BATCH))
+    loss = _accumulate(made, indices, 0, made.plan.micro_batch_size)
+    questions = [asked for asked, _ in SAID]
+    said = [questions.index(made.data.train[index].question) for index in indices]
+    return said, loss, {name: p.grad for name, p in made.model.trainable() if p.grad is not None}
+
+
+class Reference:
+    """A family's model and processor, and a step as it is written down in a book."""
+
+    def __init__(self, model_type: str):
+        self.model_type = model_type
+        self.model, self.processor = miniatures.make(model_type)
+        self.model.train()
+
+    def step(self, said: list[int]) -> tuple[float, Gradients]:
+        self.model.zero_grad()
+        losses, tokens = [], 0
+        for number in said:
+            inputs, labels = self.read(number)
+            logits = self.model(**inputs).logits[0]
+            # The logits at a place say what comes after it; those of a decoder beside an encoder already stand so.
+            expected, wanted = (logits, labels) if "labels" in inputs else (logits[:-1], labels[1:])
+            losses.append(cross_entropy(expected, wanted, ignore_index=-100, reduction="sum"))
+            tokens += int((wanted != -100).sum())
+        loss = torch.stack(losses).sum() / tokens
+        loss.backward()
+        return float(loss.detach()), {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+
+    def read(self, number: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """A conversation as the model takes it, and its labels."""
+        question, answer = SAID[number]
+        image = Image.open(io.BytesIO(picture(number)))
+        answer = '{"vqa":{"answer":"' + answer + '"}}'
+        if self.model_type == "paligemma":
+            made = self.processor(
+                images=[image], text=[f"<image>{SYSTEM} {question}"], suffix=[answer], return_tensors="np"
+            )
+            made = {name: torch.as_tensor(value) for name, value in made.items()}
+            return made, made.pop("labels")[0]
+        if self.model_type == "florence2":
+            labels = self.processor.tokenizer(f"<s>{answer}<|im_end|>", return_tensors="pt")["input_ids"]
+            made = self.processor(images=[image], text=[f"{SYSTEM} {question}"], return_tensors="pt")
+            return {**made, "labels": labels}, labels[0]
+        messages = [
+            {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
+        ]
+        prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        alone = self.processor(images=[image], text=[prompt], return_tensors="pt")["input_ids"]
+        made = self.processor(images=[image], text=[f"{prompt}{answer}<|im_end|>"], return_tensors="pt")
+        labels = made["input_ids"][0].clone()
+        assert torch.equal(labels[: alone.shape[1]], alone[0])
+        labels[: alone.shape[1]] = -100
+        return dict(made), labels
+
+
+@pytest.fixture(scope="module")
+def reference() -> Callable[[str], Reference]:
+    """Made once a family."""
+    return cache(Reference)
+
+
+def compare(found: tuple[float, Gradients], wanted: tuple[float, Gradients]) -> None:
+    """Fails with the parameters whose gradients are too far apart, in parts of what is allowed."""
+    assert math.isclose(found[0], wanted[0], rel_tol=OF_LOSS)
+    largest = max(float(gradient.abs().max()) for gradient in wanted[1].values())
+    apart = {}
+    for name, gradient in found[1].items():
+        true = wanted[1][name]
+        allowed = OF_PARAMETER * float(true.abs().max()) + OF_ALL * largest
+        apart[name] = float((gradient - true).abs().max()) / allowed
+    assert {name: part for name, part in apart.items() if not part < 1} == {}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("model_type", miniatures.MINIATURES)
+def test_a_step_has_the_loss_and_the_gradients_of_the_reference(
+    model_type: str, variant: str, trainer: Callable[..., Prepared], reference: Callable[[str], Reference]
+) -> None:
+    settings, parts = VARIANTS[variant], PARTS[model_type]
+    if settings["packing"] and parts.unpacked:
+        pytest.skip(f"not packed: {parts.unpacked}")
+    if settings["compute"]["featureCache"] and model_type == "florence2":
+        with pytest.raises(InvalidFlow, match="featureCache true is not possible: the family takes pictures as pixels"):
+            trainer(model_type, settings)
+        return
+    made = trainer(model_type, settings)
+
+    said, loss, gradients = step(made)
+
+    wanted_loss, wanted = reference(model_type).step(said)
+    frozen = settings["training"]["freeze"]
+    assert {part_of(name, parts) for name, gradient in wanted.items() if gradient.any()} == {
+        "vision",
+        "projector",
+        "language",
+    }
+    assert gradients.keys() == {name for name in wanted if part_of(name, parts) not in frozen}
+    compare((loss, gradients), (wanted_loss, wanted))
+
+
+@pytest.mark.parametrize("variant", WITH_ADAPTER)
+@pytest.mark.parametrize("model_type", ["llava", "qwen3_vl"])
+def test_a_step_of_an_adapter_has_the_loss_and_the_gradients_of_the_reference(
+    model_type: str, variant: str, trainer: Callable[..., Prepared]
+) -> None:
+    made, reference = trainer(model_type, WITH_ADAPTER[variant]), Reference(model_type)
+    linear = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=rf"model\.language_model\.layers\..*\.({linear})")
+    with warnings.catch_warnings():  # peft asks transformers for an attribute under its old name
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = get_peft_model(reference.model, config)
+    ours, theirs = (
+        {name: p for name, p in module.named_parameters() if p.requires_grad} for module in (made.model.module, adapted)
+    )
+    assert ours.keys() == theirs.keys()
+    with torch.no_grad():
+        for name in ours:  # a new adapter's second half is zero, which would leave the first without a gradient
+            ours[name].copy_(torch.randn_like(ours[name]) / 4)
+            theirs[name].copy_(ours[name])
+
+    said, loss, gradients = step(made)
+
+    wanted_loss, wanted = reference.step(said)
+    assert len(gradients) == 28
+    assert gradients.keys() == wanted.keys()
+    compare((loss, gradients), (wanted_loss, wanted))
