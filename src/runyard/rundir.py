@@ -28,6 +28,7 @@ import errno
 import hashlib
 import json
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -160,7 +161,7 @@ class EventWriter:
     """Appends numbered lines to ``events.jsonl``, so that a reader sees whole lines or none.
 
     What a full or failing disk does not take is kept here, in order, and tried again with the next line: whoever
-    trains is not ended by it. A line of which only a part arrived is taken back.
+    trains is not ended by it. A line of which only a part arrived is taken back. Several threads may write.
     """
 
     def __init__(self, folder: Path, now_ms: Callable[[], int]):
@@ -171,6 +172,7 @@ class EventWriter:
         self._file: IO[bytes] = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._size_bytes, self._is_torn = len(before), False
         self._waiting: deque[bytes] = deque()
+        self._lock = threading.RLock()
         if before and not before.endswith(b"\n"):  # whoever wrote before us died within a line; ours begins anew
             self._waiting.append(b"\n")
             self._number += 1
@@ -179,22 +181,23 @@ class EventWriter:
         """Append one event. Raises ValueError for a name or a field that ``EVENTS`` does not list."""
         if unknown := set(fields) - set(EVENTS.get(event, ())):
             raise ValueError(f"event {event!r} has no field {sorted(unknown)}; EVENTS lists what it has")
-        self._number += 1
-        line = json.dumps({"n": self._number, "t": self._now_ms(), "ev": event, **fields}, ensure_ascii=False)
-        self._waiting.append(line.encode() + b"\n")
-        with contextlib.suppress(OSError):
+        with self._lock, contextlib.suppress(OSError):
+            self._number += 1
+            line = json.dumps({"n": self._number, "t": self._now_ms(), "ev": event, **fields}, ensure_ascii=False)
+            self._waiting.append(line.encode() + b"\n")
             self.flush()
 
     def flush(self) -> None:
         """Write what waits. Raises OSError when the disk does not take all of it; the rest goes on waiting."""
-        self._take_back_a_part()
-        while self._waiting:
-            line = self._waiting[0]
-            if self._file.write(line) != len(line):
-                self._is_torn = True
-                self._take_back_a_part()
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-            self._size_bytes += len(self._waiting.popleft())
+        with self._lock:
+            self._take_back_a_part()
+            while self._waiting:
+                line = self._waiting[0]
+                if self._file.write(line) != len(line):
+                    self._is_torn = True
+                    self._take_back_a_part()
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+                self._size_bytes += len(self._waiting.popleft())
 
     def _take_back_a_part(self) -> None:
         if self._is_torn:

@@ -446,17 +446,6 @@ def failure(folder: Path) -> tuple[str, str]:
     return result["reason"], result["message"]
 
 
-def test_a_loss_that_is_no_number_ends_the_run(
-    make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(train_module, "_accumulate", lambda *_: float("nan"))
-    folder = make_attempt(short())
-    assert train_attempt(folder) == 64
-    reason, message = failure(folder)
-    assert reason == "Diverged"
-    assert "lower" in message
-
-
 @pytest.mark.parametrize(
     ("blocks", "says"),
     [

@@ -4,7 +4,7 @@
         model_full/       weights, config, processor, tokenizer, run.json; with an adapter: the unchanged base weights
         model_adapter/    the adapter, if there is one
         training_state/   optimizer, random states, counters; never leaves the machine as part of a model
-    predictions.jsonl what the model answered, if it was evaluated at this step
+        predictions.jsonl what the model answered, if it was evaluated at this step
         manifest.json     last: every file with size and hash
 
 A checkpoint is staged beside its place, every file fsynced and hashed, the manifest written last, the folder renamed,

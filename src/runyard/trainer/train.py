@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from runyard.trainer.plan import Machine, is_due, plan_in_words, with_micro_batc
 from runyard.trainer.predictions import prune_predictions, write_predictions
 from runyard.trainer.prepare import Job, Prepared, prepare
 from runyard.trainer.room import Room
+from runyard.trainer.steadiness import LossWatch, StepWatch, listed
 
 SECONDS_BETWEEN_LINES = 2.0  # on stdout; every step is an event
 SAVE_TRIES = 3  # on a disk that fails; one that is full is waited for
@@ -96,6 +98,7 @@ def train(
     first_step, seconds_before = progress.step, progress.train_seconds
     started = last_step_at = last_line_at = last_evaluation_at = last_save_at = clock()
     room = Room(folder=job.folder, should_stop=should_stop, tell=wait_told, free_bytes=free, sleep=sleep)
+    watch, losses = StepWatch(warn), LossWatch()
     batches: list[list[int]] = []
     saved: list[Saved] = []
     reason, message = "Completed", f"{plan.total_steps} steps"
@@ -122,14 +125,21 @@ def train(
             schedule = settings.hyperparameters.schedule
             factor = rate_factor(step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=schedule)
             rate = set_rates(made.optimizers, factor)
-            loss = _backward(made, indices, epoch, settings, events)
-            if not math.isfinite(loss):
-                raise Diverged(
-                    f"the loss is {loss} at step {step + 1}; try a lower hyperparameters.learningRate than "
-                    f"{settings.hyperparameters.learning_rate:g} or a smaller optimizer.maxGradNorm"
-                )
-            with _memory_is_named("taking a step", "hyperparameters.optimizer, training.mode 'lora', a smaller model"):
-                norm = _move(made, settings.hyperparameters.optimizer.max_grad_norm)
+            with watch.over(step + 1, partial(_named, made, indices)):
+                try:
+                    loss = _backward(made, indices, epoch, settings, events)
+                    less = "hyperparameters.optimizer, training.mode 'lora', a smaller model"
+                    with _memory_is_named("taking a step", less):
+                        norm = _move(made, settings.hyperparameters.optimizer.max_grad_norm)
+                except NotFinite as error:
+                    good = saved[-1].name if saved else job.resume and job.resume.name
+                    raise Diverged(
+                        f"{error} at step {step + 1}, with samples {listed(_named(made, indices))}; the last good "
+                        f"checkpoint is {good or 'none yet'}; try a lower hyperparameters.learningRate than "
+                        f"{settings.hyperparameters.learning_rate:g} or a smaller optimizer.maxGradNorm"
+                    ) from error
+            if rise := losses.see(step + 1, loss):
+                warn(rise)
 
             # Where we stand.
             now = clock()
@@ -267,6 +277,8 @@ def _accumulate(made: Prepared, indices: list[int], epoch: int, micro_batch_size
         loss = made.losses(batch.to(made.device)) / tokens
         made.scaler.scale(loss).backward()
         total += float(loss.detach())
+    if not math.isfinite(total):
+        raise NotFinite(f"the loss is {total}")
     return total
 
 
@@ -281,9 +293,18 @@ def _move(made: Prepared, longest: float | None) -> float:
             made.scaler.step(optimizer)
         made.scaler.update()
     else:
-        raise Diverged(f"the gradient is {norm} at step {made.progress.step + 1}; try a lower learningRate")
+        raise NotFinite(f"the gradient is {norm}")
     _forget_gradients(made)
     return norm if math.isfinite(norm) else 0.0
+
+
+class NotFinite(Exception):
+    """A loss or a gradient is no number any more."""
+
+
+def _named(made: Prepared, indices: list[int]) -> list[str]:
+    """Samples of the training data as people know them: by the picture's name, or by their place."""
+    return [made.data.train[index].filename or f"#{index}" for index in indices]
 
 
 def _forget_gradients(made: Prepared) -> None:
