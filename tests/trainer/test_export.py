@@ -14,7 +14,13 @@ from runyard.trainer.datasets import load_dataset
 from runyard.trainer.main import train_attempt
 
 PROGRAM = Path(__file__).with_name("plain_answers.py")
+TRAINING: dict[str, dict[str, Any]] = {
+    "full": {"mode": "full"},
+    "lora": {"mode": "lora"},
+    "dora": {"mode": "lora", "lora": {"useDora": True, "useRslora": True}},
+}
 CASES = [(family, mode) for family in ("idefics3", "llava", "qwen3_vl") for mode in ("full", "lora")]
+CASES.append(("llava", "dora"))
 SEED, SAMPLES, HELD_OUT, STEPS = 7, 40, 3, 12
 Said = dict[str, list[str]]
 
@@ -24,7 +30,7 @@ def recipe(architecture: dict[str, Any], mode: str) -> dict[str, dict[str, Any]]
         "vi-dataset": {"maxSamples": SAMPLES, "validationFraction": 0.2},
         "vi-model": {
             "architecture": architecture,
-            "training": {"mode": mode},
+            "training": TRAINING[mode],
             "hyperparameters": {"maxSteps": STEPS, "epochs": STEPS, "batchSize": 8, "learningRate": 0.02},
             "validation": {"maxSamples": HELD_OUT, "previews": HELD_OUT, "every": {"steps": STEPS}},
             "checkpoint": {"every": {"steps": STEPS}},
@@ -83,5 +89,5 @@ def test_plain_transformers_and_peft_say_what_was_measured(family: str, mode: st
     assert len(measured) == HELD_OUT
     assert all(measured)
     assert fresh["answers"] == measured
-    if mode == "lora":  # the adapter is what makes the difference
+    if mode != "full":  # the adapter is what makes the difference
         assert fresh["base"] != measured

@@ -174,6 +174,8 @@ class Lora(Shape, frozen=True):
         Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(min_length=1, max_length=256)] | Auto,
         told("names of the layers to adapt; auto: all linear layers of the language model"),
     ] = "auto"
+    use_dora: Annotated[bool, told("learn length and direction of weights apart (DoRA); slower, often better")] = False
+    use_rslora: Annotated[bool, told("scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")] = False
 
 
 class LearningRates(Shape, frozen=True):

@@ -61,6 +61,7 @@ def _of_recipe(recipe: Recipe) -> dict[str, Any]:
         "training.freeze": sorted(model.training.freeze),
         "training.lora.rank": model.training.lora.rank,
         "training.lora.targets": model.training.lora.targets,
+        "training.lora.useDora": model.training.lora.use_dora,
         "hyperparameters.optimizer.name": model.hyperparameters.optimizer.name,
     }
 
@@ -78,6 +79,7 @@ def _of_document(run: dict[str, Any]) -> dict[str, Any]:
         ("training.freeze", training, "freeze"),
         ("training.lora.rank", training.get("lora", {}), "rank"),
         ("training.lora.targets", training.get("lora", {}), "targets"),
+        ("training.lora.useDora", training.get("lora", {}), "useDora"),
         ("hyperparameters.optimizer.name", model.get("hyperparameters", {}).get("optimizer", {}), "name"),
     ):
         if key in holder:

@@ -169,6 +169,8 @@ def adapt(model: Model, training: Training, *, base: Path, adapter: Path | None 
         r=training.lora.rank,
         lora_alpha=training.lora.alpha,
         lora_dropout=training.lora.dropout,
+        use_dora=training.lora.use_dora,
+        use_rslora=training.lora.use_rslora,
         target_modules=_targets(model, training.lora, training.freeze),
         bias="none",
     )
