@@ -25,7 +25,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,8 @@ TOLD_EVERY_S, LOOK_EVERY_S, WAIT_S = 1.0, 0.1, 0.1
 FOLDER = "encoded"  # below the attempt's folder, for what finds no room in the cache
 BUILDING = ".building"
 SPARE_DESCRIPTORS = 256
+IN_MEMORY_BYTES = 128 << 20  # of each part of the data
+SAMPLE_BYTES = 2 << 10  # what a sample takes beside its pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,8 @@ class CachedSamples(Encodings):
 
     def __init__(self, cached: Cached, selection: Selection, layout: Layout):
         super().__init__(layout)
+        self._memory: dict[int, Encoded] = {}
+        self._room_bytes = IN_MEMORY_BYTES
         self._cached, self._numbers = cached, selection.numbers
         sizes = [len(shard) for shard in cached.shards]
         at = np.searchsorted(cached.numbers, selection.numbers)
@@ -112,11 +116,22 @@ class CachedSamples(Encodings):
         self.size_bytes = round(float(shares @ [shard.size_bytes for shard in cached.shards]))
 
     def _row(self, index: int) -> Encoded:
-        return self._shard(index).row(int(self._rows[index]))
+        return self._sample(index)
 
     def _pixels(self, indices: Sequence[int]) -> dict[str, Array]:
-        found = [self._images(index) for index in indices]
+        found = [self._sample(index).images for index in indices]
         return {name: join([images[name] for images in found]) for name in found[0]}
+
+    def _sample(self, index: int) -> Encoded:
+        """A sample as it comes from its file; of small data it stays in memory, ready to be joined with others."""
+        found = self._memory.get(index)
+        if found is None:
+            found = replace(self._shard(index).row(int(self._rows[index])), images=self._images(index))
+            size_bytes = SAMPLE_BYTES + sum(array.nbytes for array in found.images.values())
+            if size_bytes <= self._room_bytes:
+                self._memory[index] = found
+                self._room_bytes -= size_bytes
+        return found
 
     def _shard(self, index: int) -> Shard:
         return self._cached.shards[int(self._shards[index])]

@@ -193,6 +193,8 @@ def _train(folder: Path, events: EventWriter, should_stop: Any) -> dict[str, Any
     threads = choose_threads(recipe, offered=int(config.get("threads") or os.cpu_count() or 1))
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    # Else every new tensor is filled before it is written to, which is a twentieth of a short step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     resume, wanted = None, read_json(folder / RESUME)
     if wanted is not None:
         resume = Path(str(wanted.get("folder")))

@@ -97,6 +97,7 @@ class Prepared:
     draw: Draw
     held_out: Encodings
     optimizers: list[torch.optim.Optimizer]
+    parameters: list[torch.nn.Parameter]  # all that those change
     scaler: torch.amp.GradScaler
     losses: TokenLosses  # as trained
     plain_losses: TokenLosses  # without label smoothing, to measure
@@ -176,6 +177,7 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
         draw=drawing.draw,
         held_out=held_out,
         optimizers=optimizers,
+        parameters=[parameter for _, parameter in model.trainable()],
         scaler=scaler,
         losses=losses,
         plain_losses=TokenLosses(module, precision=precision, device=device, label_smoothing=0.0),

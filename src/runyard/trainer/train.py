@@ -284,16 +284,20 @@ def _accumulate(made: Prepared, indices: list[int], epoch: int, micro_batch_size
 
 def _move(made: Prepared, longest: float | None) -> float:
     """Let the optimizers take the step; returns the length of the gradient before it was cut."""
-    for optimizer in made.optimizers:
-        made.scaler.unscale_(optimizer)
-    parameters = [parameter for _, parameter in made.model.trainable()]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, longest if longest is not None else math.inf))
-    if made.scaler.is_enabled() or math.isfinite(norm):
+    is_scaled = made.scaler.is_enabled()
+    if is_scaled:
         for optimizer in made.optimizers:
-            made.scaler.step(optimizer)
-        made.scaler.update()
-    else:
+            made.scaler.unscale_(optimizer)
+    norm = float(torch.nn.utils.clip_grad_norm_(made.parameters, longest if longest is not None else math.inf))
+    if not is_scaled and not math.isfinite(norm):
         raise NotFinite(f"the gradient is {norm}")
+    for optimizer in made.optimizers:
+        if is_scaled:  # it leaves out a step whose gradients are not finite, and scales less from then on
+            made.scaler.step(optimizer)
+        else:
+            optimizer.step()
+    if is_scaled:
+        made.scaler.update()
     _forget_gradients(made)
     return norm if math.isfinite(norm) else 0.0
 
