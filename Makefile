@@ -3,7 +3,8 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets defects formats families bench-import sim sim-kept sim-rules sim-postgresql
+  notice starve faults-nth fuzz-datasets defects formats families bench-import bench-train \
+  sim sim-kept sim-rules sim-postgresql
 
 setup:
 	@scripts/setup
@@ -82,6 +83,10 @@ families: setup
 COUNT ?= 50000
 bench-import: setup
 	@.venv/bin/python benchmarks/import_speed.py --count $(COUNT)
+
+# Our steps of training beside other loops': make bench-train ARGS="--cases tiny --rounds 5"
+bench-train: setup
+	@.venv/bin/python benchmarks/train_speed.py $(ARGS)
 
 # The run protocol in a simulated world, see docs/run-safety.md: make sim EVENTS=10000000
 EVENTS ?= 10000000
