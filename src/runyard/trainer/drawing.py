@@ -33,7 +33,7 @@ from runyard.trainer.probe import Draw, gain_of
 from runyard.trainer.uploaded import Selection
 
 MOST_SAMPLES_LOOKED_AT = 20_000  # to know how lengths are spread
-PROBED_BATCHES = 5
+PROBED_BATCHES = 3
 LEAST_GAIN = 1.02  # less is noise, and not worth disk or rows that nobody can read
 
 

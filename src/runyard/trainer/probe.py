@@ -14,7 +14,7 @@ from runyard.trainer.encode import Batch
 from runyard.trainer.losses import TokenLosses
 from runyard.trainer.memory import is_out_of_memory
 
-ROUNDS, LONGEST_S = 5, 10.0
+ROUNDS, LONGEST_S = 3, 4.0
 Draw = Callable[[Sequence[int], int], Batch]
 
 
