@@ -22,7 +22,12 @@ Part = Literal["vision", "projector", "language"]
 TASKS: tuple[Task, ...] = ("vqa", "phrase-grounding", "freeform")
 
 # The data that every installation has, and what each is for.
-BUILT_IN_DATASETS: dict[str, Task] = {"digits": "vqa", "digits-grounding": "phrase-grounding"}
+BUILT_IN_DATASETS: dict[str, Task] = {
+    "digits": "vqa",
+    "digits-grounding": "phrase-grounding",
+    "digits-both": "phrase-grounding",
+}
+BOTH_TASKS = "digits-both"  # holds questions besides; a kind of its own would be a word no published client knows
 TINY = "tiny"
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -270,7 +275,7 @@ class Hyperparameters(Shape, frozen=True):
     epochs: Annotated[
         int,
         Meta(ge=1, le=10_000),
-        told("passes over the training data", default="3; tiny: 12, with phrase-grounding 6"),
+        told("passes over the training data", default="3; tiny: 12, with phrase-grounding 6, with digits-both 3"),
     ] = 3
     max_steps: Annotated[Count | None, told("most optimizer steps; whichever of the two comes first ends the run")] = (
         None

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from runyard.flows.blocks import (
+    BOTH_TASKS,
     BUILT_IN_DATASETS,
     TINY,
     Augmentation,
@@ -32,6 +33,12 @@ SYSTEM_PROMPTS: dict[Task, str] = {
     ),
     "freeform": 'Describe the picture with one JSON object: {"freeform":{"caption":"..."}}',
 }
+# The data that holds samples of two tasks, so its kind does not say which form an answer takes: the question does.
+BOTH_PROMPT = (
+    'Answer the question about the picture with one JSON object, {"vqa":{"answer":"..."}}, or give a box for each '
+    "phrase, as corners in integers from 0 to 1024, with one: "
+    '{"phrase_grounding":{"sentence":"...","groundings":[{"phrase":"...","grounding":[[xmin,ymin,xmax,ymax]]}]}}'
+)
 # What the tiny model gains most from: it has nothing but these pictures to learn from (docs/decisions has the figures).
 # Not where boxes are asked for: moved ones are numbers it would have to learn to say besides.
 TINY_AUGMENTATION = Augmentation(shift=0.06, zoom=0.1)
@@ -44,6 +51,7 @@ TINY_GROUNDING = {
     "schedule": {"name": "linear", "warmupFraction": 0.05, "minFactor": 0.01},
     "optimizer": {"name": "muon", "betas": [0.95, 0.98]},
 }
+TINY_BOTH = TINY_GROUNDING | {"epochs": 6}  # of more canvases, because there it matters that few come again
 
 
 class Recipe(Shape, frozen=True):
@@ -79,10 +87,11 @@ def complete(
     """Fill every gap. ``flow`` and the blocks' settings (by block type) have passed the checks."""
     given = settings_of.get("vi-dataset", {})
     dataset = _dataset(given, flow.get("trainingProject"), dataset_kind, dataset_id)
-    model = _model(settings_of.get("vi-model", {}), dataset.project_kind)
+    model = _model(settings_of.get("vi-model", {}), dataset)
     if model.architecture.size == TINY and dataset.project_kind == "vqa" and "augmentation" not in given:
         dataset = msgspec.structs.replace(dataset, augmentation=TINY_AUGMENTATION)
-    prompt = {"systemPrompt": SYSTEM_PROMPTS[dataset.project_kind]} | settings_of.get("vi-system-prompt", {})
+    own_prompt = BOTH_PROMPT if dataset.dataset_id == BOTH_TASKS else SYSTEM_PROMPTS[dataset.project_kind]
+    prompt = {"systemPrompt": own_prompt} | settings_of.get("vi-system-prompt", {})
     return Recipe(
         name=flow["name"],
         schema=flow["schema"],
@@ -105,7 +114,7 @@ def _dataset(
     return msgspec.convert({"projectKind": kind} | given | {"datasetId": chosen}, DatasetSettings)
 
 
-def _model(given: dict[str, Any], task: Task) -> ModelSettings:
+def _model(given: dict[str, Any], dataset: DatasetSettings) -> ModelSettings:
     architecture = _architecture(given.get("architecture", {}))
     is_tiny = architecture["size"] == TINY
     mode = given.get("training", {}).get("mode", "full" if is_tiny else "lora")
@@ -115,8 +124,14 @@ def _model(given: dict[str, Any], task: Task) -> ModelSettings:
         "hyperparameters": {"epochs": 3, "batchSize": 8, "learningRate": ordinary_rate},
     }
     if is_tiny:
-        defaults["hyperparameters"] = TINY_GROUNDING if task == "phrase-grounding" else TINY_NUMBERS
+        defaults["hyperparameters"] = _tiny_numbers(dataset)
     return msgspec.convert(_fill(given, defaults) | {"architecture": architecture}, ModelSettings)
+
+
+def _tiny_numbers(dataset: DatasetSettings) -> dict[str, Any]:
+    if dataset.project_kind != "phrase-grounding":
+        return TINY_NUMBERS
+    return TINY_BOTH if dataset.dataset_id == BOTH_TASKS else TINY_GROUNDING
 
 
 def _architecture(given: dict[str, Any]) -> dict[str, Any]:
