@@ -275,7 +275,7 @@ class Hyperparameters(Shape, frozen=True):
     epochs: Annotated[
         int,
         Meta(ge=1, le=10_000),
-        told("passes over the training data", default="3; tiny: 12, with phrase-grounding 6, with digits-both 3"),
+        told("passes over the training data", default="3; tiny: 12, with phrase-grounding 6"),
     ] = 3
     max_steps: Annotated[Count | None, told("most optimizer steps; whichever of the two comes first ends the run")] = (
         None

@@ -51,7 +51,6 @@ TINY_GROUNDING = {
     "schedule": {"name": "linear", "warmupFraction": 0.05, "minFactor": 0.01},
     "optimizer": {"name": "muon", "betas": [0.95, 0.98]},
 }
-TINY_BOTH = TINY_GROUNDING | {"epochs": 6}  # of more canvases, because there it matters that few come again
 
 
 class Recipe(Shape, frozen=True):
@@ -87,7 +86,7 @@ def complete(
     """Fill every gap. ``flow`` and the blocks' settings (by block type) have passed the checks."""
     given = settings_of.get("vi-dataset", {})
     dataset = _dataset(given, flow.get("trainingProject"), dataset_kind, dataset_id)
-    model = _model(settings_of.get("vi-model", {}), dataset)
+    model = _model(settings_of.get("vi-model", {}), dataset.project_kind)
     if model.architecture.size == TINY and dataset.project_kind == "vqa" and "augmentation" not in given:
         dataset = msgspec.structs.replace(dataset, augmentation=TINY_AUGMENTATION)
     own_prompt = BOTH_PROMPT if dataset.dataset_id == BOTH_TASKS else SYSTEM_PROMPTS[dataset.project_kind]
@@ -114,7 +113,7 @@ def _dataset(
     return msgspec.convert({"projectKind": kind} | given | {"datasetId": chosen}, DatasetSettings)
 
 
-def _model(given: dict[str, Any], dataset: DatasetSettings) -> ModelSettings:
+def _model(given: dict[str, Any], task: Task) -> ModelSettings:
     architecture = _architecture(given.get("architecture", {}))
     is_tiny = architecture["size"] == TINY
     mode = given.get("training", {}).get("mode", "full" if is_tiny else "lora")
@@ -124,14 +123,8 @@ def _model(given: dict[str, Any], dataset: DatasetSettings) -> ModelSettings:
         "hyperparameters": {"epochs": 3, "batchSize": 8, "learningRate": ordinary_rate},
     }
     if is_tiny:
-        defaults["hyperparameters"] = _tiny_numbers(dataset)
+        defaults["hyperparameters"] = TINY_GROUNDING if task == "phrase-grounding" else TINY_NUMBERS
     return msgspec.convert(_fill(given, defaults) | {"architecture": architecture}, ModelSettings)
-
-
-def _tiny_numbers(dataset: DatasetSettings) -> dict[str, Any]:
-    if dataset.project_kind != "phrase-grounding":
-        return TINY_NUMBERS
-    return TINY_BOTH if dataset.dataset_id == BOTH_TASKS else TINY_GROUNDING
 
 
 def _architecture(given: dict[str, Any]) -> dict[str, Any]:
