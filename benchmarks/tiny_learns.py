@@ -2,14 +2,15 @@
 
 Each seed makes another split of the scans, other weights and another order, so the median over seeds says what to
 expect and the least what may happen. Attempts run one after the other, each in a process of its own as a supervisor
-starts them. Seconds of training count from the plan to the last event, evaluations and checkpoints included; they
-depend on what else the machine does, so its load is told beside them.
+starts them. Seconds of training count from the plan to the last event, evaluations and checkpoints included. They
+depend on what else the machine does, so its load and the processor time of the whole attempt are told beside them.
 """
 
 import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,7 @@ class Row:
     steps: int
     train_s: float
     whole_s: float
+    processor_s: float
     load: float
 
 
@@ -79,11 +81,11 @@ def trained(dataset: str, seed: int) -> Row:
         run = {"kind": "Run", "workspaceId": "bench", "runId": "run", "spec": {"flow": flow}}
         config = {"run": run, "attempt": 1, "threads": os.cpu_count(), "dataDir": root, "models": {}}
         (folder / "run.json").write_text(json.dumps(config))
-        began = time.monotonic()
+        began, used = time.monotonic(), processor_seconds()
         ended = subprocess.run(
             [sys.executable, "-m", "runyard.trainer", str(folder)], capture_output=True, text=True, check=False
         )
-        whole_s = time.monotonic() - began
+        whole_s, processor_s = time.monotonic() - began, processor_seconds() - used
         result = read_json(folder / "result.json")
         if ended.returncode or result is None or result["outcome"] != "Succeeded":
             raise SystemExit(f"{dataset}, seed {seed}: exit code {ended.returncode}\n{ended.stdout}{ended.stderr}")
@@ -95,8 +97,15 @@ def trained(dataset: str, seed: int) -> Row:
         steps=sum(event["ev"] == "step" for event in events),
         train_s=round(training_seconds(events), 1),
         whole_s=round(whole_s, 1),
+        processor_s=round(processor_s, 1),
         load=round(os.getloadavg()[0], 2),
     )
+
+
+def processor_seconds() -> float:
+    """Of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def training_seconds(events: list[dict[str, Any]]) -> float:
@@ -116,6 +125,7 @@ def median(dataset: str, rows: list[Row]) -> dict[str, Any] | None:
         "least": {name: min(row.metrics[name] for row in rows) for name in METRICS[dataset]},
         "trainSeconds": statistics.median(row.train_s for row in rows),
         "mostSeconds": max(row.train_s for row in rows),
+        "processorSeconds": statistics.median(row.processor_s for row in rows),
     }
 
 
@@ -123,7 +133,7 @@ def in_words(row: Row) -> str:
     metrics = "  ".join(f"{name} {value:.3f}" for name, value in row.metrics.items())
     return (
         f"{row.dataset:<16}  seed {row.seed}  {metrics}  {row.steps} steps, {row.train_s:.1f} s of training, "
-        f"{row.whole_s:.1f} s in all, load {row.load:.2f}"
+        f"{row.whole_s:.1f} s in all, {row.processor_s:.1f} s of one core, load {row.load:.2f}"
     )
 
 

@@ -85,7 +85,7 @@ def test_both_tasks_are_asked_on_canvases_that_show_no_scan_of_the_other_part(
     known: dict[bool, set[bytes]] = {True: set(), False: set()}
     for scan in scans():
         known[_is_held_out(scan[0], 3, 0.2)].add(on_canvas(scan))
-    for samples, is_held_out, vqa in ((data.train, False, 18), (data.validation, True, 10)):
+    for samples, is_held_out, vqa in ((data.train, False, 15), (data.validation, True, 10)):
         assert Counter(sample.task for sample in samples) == {"vqa": vqa, "phrase-grounding": len(samples) - vqa}
         assert {len(s.truth.groundings) for s in samples if s.task == "phrase-grounding"} == {2, 3}
         for sample in samples:
