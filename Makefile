@@ -88,7 +88,7 @@ bench-import: setup
 bench-train: setup
 	@.venv/bin/python benchmarks/train_speed.py $(ARGS)
 
-# What the tiny model learns of each built-in dataset, on three splits, and how long that takes; about 12 minutes.
+# What the tiny model learns of each built-in dataset, on three splits, and how long that takes; about 12 minutes when idle.
 bench-tiny: setup
 	@.venv/bin/python benchmarks/tiny_learns.py $(if $(JSON),--json $(JSON))
 
