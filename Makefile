@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets defects formats families bench-import bench-train \
+  notice starve faults-nth fuzz-datasets defects formats families bench-import bench-train bench-tiny \
   sim sim-kept sim-rules sim-postgresql
 
 setup:
@@ -87,6 +87,10 @@ bench-import: setup
 # Our steps of training beside other loops': make bench-train ARGS="--cases tiny --rounds 5"
 bench-train: setup
 	@.venv/bin/python benchmarks/train_speed.py $(ARGS)
+
+# What the tiny model learns of each built-in dataset, on three splits, and how long that takes; about 12 minutes when idle.
+bench-tiny: setup
+	@.venv/bin/python benchmarks/tiny_learns.py $(if $(JSON),--json $(JSON))
 
 # The run protocol in a simulated world, see docs/run-safety.md: make sim EVENTS=10000000
 EVENTS ?= 10000000

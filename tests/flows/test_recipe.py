@@ -123,6 +123,12 @@ def test_each_tasks_own_prompt_names_the_form_of_the_answer(task: str, word: str
     assert f'{{"{word}":' in recipe.system_prompt.system_prompt
 
 
+def test_the_prompt_of_both_tasks_names_both_forms() -> None:
+    recipe = recipe_of(dataset(datasetId="digits-both"))
+    assert recipe.task == "phrase-grounding"
+    assert all(form in recipe.system_prompt.system_prompt for form in ('{"vqa":', '{"phrase_grounding":'))
+
+
 def test_an_own_prompt_is_kept_even_when_it_is_empty() -> None:
     assert recipe_of({"block": "vi-system-prompt", "settings": {"systemPrompt": ""}}).system_prompt.system_prompt == ""
 

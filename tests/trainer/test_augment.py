@@ -1,5 +1,7 @@
 """Varied pictures: the same numbers give the same picture, and boxes stay on what they mark."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,6 +31,11 @@ def test_boxes_follow_the_picture(strengths: Augmentation) -> None:
         seen = [int(value) * 16 for value in (left, top, right, bottom)]
         assert varied.truth.groundings[0].boxes[0] == pytest.approx(seen, abs=20)
         assert varied.image.size == (64, 64)
+
+
+def test_a_varied_sample_is_of_the_same_task() -> None:
+    sample = replace(sample_with_a_square(), task="phrase-grounding")
+    assert vary(sample, Augmentation(shift=0.2), np.random.default_rng(0)).task == "phrase-grounding"
 
 
 def test_a_picture_is_not_moved_where_a_box_would_be_lost() -> None:

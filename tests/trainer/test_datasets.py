@@ -1,11 +1,16 @@
 """The built-in data: what is held out stays held out."""
 
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from runyard.datasets.samples import CANVAS_DIGIT, CANVAS_SIDE
+from runyard.datasets.samples import CANVAS_DIGIT, CANVAS_GRID, CANVAS_SIDE, Scan, scans
 from runyard.trainer.answers import iou
-from runyard.trainer.datasets import digits, load_dataset
+from runyard.trainer.datasets import Dataset, Sample, _is_held_out, digits, load_dataset
 from runyard.trainer.errors import InvalidData, InvalidFlow
 
 
@@ -47,6 +52,69 @@ def test_the_same_seed_makes_the_same_canvases(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("runyard.trainer.datasets.TRAINING_CANVASES", 5)
     one, two = (load_dataset("digits-grounding", seed=3, validation_fraction=0.2) for _ in range(2))
     assert [s.image.tobytes() for s in one.train] == [s.image.tobytes() for s in two.train]
+
+
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
+    """Few canvases of the dataset with both tasks."""
+    monkeypatch.setattr("runyard.trainer.datasets.BOTH_CANVASES", 60)
+    monkeypatch.setattr("runyard.trainer.datasets.BOTH_HELD_OUT", 20)
+    return partial(load_dataset, "digits-both", seed=3, validation_fraction=0.2)
+
+
+def on_canvas(scan: Scan) -> bytes:
+    """The pixels of a scan as it stands on a canvas, unvaried."""
+    small = Image.fromarray(scan[0]).resize((CANVAS_DIGIT, CANVAS_DIGIT), Image.Resampling.BILINEAR)
+    return np.asarray(small).tobytes()
+
+
+def shown(sample: Sample, among: set[bytes]) -> int:
+    """How many of these scans, as they stand on canvases, the picture shows."""
+    pixels = np.asarray(sample.image.convert("L"))
+    corners = range(0, CANVAS_SIDE - CANVAS_DIGIT + 1, CANVAS_GRID)
+    pieces = [pixels[y : y + CANVAS_DIGIT, x : x + CANVAS_DIGIT].tobytes() for x in corners for y in corners]
+    return sum(piece in among for piece in pieces)
+
+
+def test_both_tasks_are_asked_on_canvases_that_show_no_scan_of_the_other_part(
+    both: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runyard.datasets.samples.CANVAS_SHIFT", 0)
+    monkeypatch.setattr("runyard.datasets.samples.CANVAS_ZOOM", 0)
+    data = both()
+    known: dict[bool, set[bytes]] = {True: set(), False: set()}
+    for scan in scans():
+        known[_is_held_out(scan[0], 3, 0.2)].add(on_canvas(scan))
+    for samples, is_held_out, vqa in ((data.train, False, 15), (data.validation, True, 10)):
+        assert Counter(sample.task for sample in samples) == {"vqa": vqa, "phrase-grounding": len(samples) - vqa}
+        assert {len(s.truth.groundings) for s in samples if s.task == "phrase-grounding"} == {2, 3}
+        for sample in samples:
+            assert shown(sample, known[is_held_out]) == (len(sample.truth.groundings) or 1)
+            assert shown(sample, known[not is_held_out]) == 0
+    assert {s.question for s in data.validation if s.task == "vqa"} == {"Which digit is this?"}
+
+
+def test_scans_to_train_both_tasks_on_are_varied_within_their_boxes(both: Callable[..., Dataset]) -> None:
+    unvaried = set(map(on_canvas, scans()))
+    data = both()
+    assert sum(shown(sample, unvaried) for sample in data.validation) > len(data.validation)
+    assert sum(shown(sample, unvaried) for sample in data.train) == 0
+    for sample in data.train:
+        pixels = np.array(sample.image.convert("L"))
+        for item in sample.truth.groundings:
+            x1, y1, x2, y2 = (round(value * CANVAS_SIDE / 1024) for value in item.boxes[0])
+            assert pixels[y1:y2, x1:x2].max() > 100
+            pixels[y1:y2, x1:x2] = 0
+        assert pixels.max() == 0 or sample.task == "vqa"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_however_few_samples_are_taken_the_first_is_of_the_datasets_own_task(
+    both: Callable[..., Dataset], seed: int
+) -> None:
+    few = both(seed=seed, max_samples=1)
+    assert [sample.task for sample in (few.train[0], few.validation[0])] == [few.task, few.task]
+    assert both(seed=seed).validation[0].task == few.task
 
 
 def test_an_unknown_dataset_is_the_recipes_fault() -> None:

@@ -1,11 +1,12 @@
 """The cache gives back what the processor made, to the last bit, and labels stand on answers alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from runyard.trainer.answers import Answer
+from runyard.trainer.answers import Answer, Grounding
 from runyard.trainer.datasets import Sample, digits
 from runyard.trainer.encode import (
     EncodedSamples,
@@ -60,6 +61,17 @@ def test_labels_stand_on_the_answer_and_its_end_alone(
         assert said == '{"vqa":{"answer":"' + sample.truth.text + '"}}<end_of_utterance>'
     assert batch.inputs["input_ids"].flatten()[batch.places + 1].tolist() == batch.wanted.tolist()
     assert batch.learnt_tokens == 12
+
+
+def test_a_sample_that_names_its_task_is_answered_in_that_form(samples: list[Sample], processor: Any) -> None:
+    encoder = Encoder(processor, parts_of("idefics3"), system_prompt="Look.", task="phrase-grounding")
+    found = replace(samples[0], truth=Answer("seven", (Grounding("seven", ((0, 171, 341, 512),)),)))
+    said = [
+        processor.tokenizer.decode(encoder.encode(sample).answer) for sample in (replace(samples[0], task="vqa"), found)
+    ]
+    assert said[0] == '{"vqa":{"answer":"' + samples[0].truth.text + '"}}<end_of_utterance>'
+    box = '[{"phrase":"seven","grounding":[[0,171,341,512]]}]'
+    assert said[1] == '{"phrase_grounding":{"sentence":"seven","groundings":' + box + "}}<end_of_utterance>"
 
 
 def test_without_answers_only_the_prompt_is_learnt_but_not_the_picture(samples: list[Sample], processor: Any) -> None:

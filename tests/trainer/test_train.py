@@ -340,6 +340,26 @@ def test_grounding_is_trained_and_scored(make_attempt: Callable[..., Path], even
     assert set(evaluation["values"]) == {f"validation/{name}" for name in ("loss", *METRICS["phrase-grounding"])}
 
 
+def test_samples_of_two_tasks_are_each_trained_and_scored_by_their_own(
+    make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runyard.trainer.datasets.BOTH_CANVASES", 60)
+    recipe = short(steps=2, samples=40, validation={"maxSamples": 8, "previews": 8})
+    recipe["vi-dataset"]["datasetId"] = "digits-both"
+    folder = make_attempt(recipe)
+    assert train_attempt(folder) == 0
+    (evaluation,) = events_of(folder, "evaluation")
+    assert evaluation["metricName"] == "iou"
+    measured = {"loss", *METRICS["vqa"], *METRICS["phrase-grounding"]}
+    assert set(evaluation["values"]) == {f"validation/{name}" for name in measured}
+    lines = (folder / "checkpoints" / "epoch-1" / "predictions.jsonl").read_text().splitlines()
+    for preview, line in zip(evaluation["previews"], map(json.loads, lines), strict=True):
+        asks_for_boxes = "truthBoxes" in preview
+        assert preview["truth"].startswith('{"phrase_grounding":' if asks_for_boxes else '{"vqa":')
+        assert set(line["scores"]) < set(METRICS["phrase-grounding" if asks_for_boxes else "vqa"])
+    assert {"truthBoxes" in preview for preview in evaluation["previews"]} == {True, False}
+
+
 def test_answers_may_be_drawn_at_random_and_end_at_a_text(
     make_attempt: Callable[..., Path], events_of: EventsOf
 ) -> None:

@@ -43,6 +43,7 @@ DIGIT_WORDINGS = (
 SCAN_SIDE = 32
 UNNAMED = 0.4
 CANVAS_SIDE, CANVAS_DIGIT, CANVAS_GRID = 48, 16, 8
+CANVAS_SHIFT, CANVAS_ZOOM = 1.0, 0.1
 CANVASES = 12000
 
 Scan = tuple["np.ndarray[Any, Any]", int]
@@ -50,7 +51,7 @@ Scan = tuple["np.ndarray[Any, Any]", int]
 
 @dataclass(frozen=True)
 class Canvas:
-    """One to three digits on black, with their words and pixel boxes. Unnamed ones are in the order of text."""
+    """Digits on black, with their words and pixel boxes. Unnamed ones are in the order of text."""
 
     picture: "Image.Image"
     digits: list[tuple[str, tuple[int, int, int, int]]]
@@ -97,8 +98,21 @@ def digit_question(place: int) -> str:
     return DIGIT_WORDINGS[place // 2 % len(DIGIT_WORDINGS)] if place % 2 else DIGIT_QUESTION
 
 
-def canvases(scans: list[Scan], count: int, random: "np.random.Generator", *, share_unnamed: float) -> Iterator[Canvas]:
-    """``count`` canvases, each of scans from this list alone; ``share_unnamed`` of them are unnamed."""
+def canvases(
+    scans: list[Scan],
+    count: int,
+    random: "np.random.Generator",
+    *,
+    share_unnamed: float,
+    fewest: int = 1,
+    most: int = 3,
+    is_varied: bool = False,
+) -> Iterator[Canvas]:
+    """``count`` canvases of ``fewest`` to ``most`` different digits, each of scans from this list alone.
+
+    ``share_unnamed`` of them are unnamed. Where the list has fewer different digits, canvases have no more. Varied
+    scans are each shifted and zoomed a little within their box.
+    """
     from PIL import Image
 
     by_label: dict[int, list[Any]] = {}
@@ -106,18 +120,30 @@ def canvases(scans: list[Scan], count: int, random: "np.random.Generator", *, sh
         small = Image.fromarray(scan).resize((CANVAS_DIGIT, CANVAS_DIGIT), Image.Resampling.BILINEAR)
         by_label.setdefault(label, []).append(small)
     for _ in range(count if by_label else 0):
-        how_many = int(random.integers(1, min(3, len(by_label)) + 1))
+        how_many = int(random.integers(min(fewest, len(by_label)), min(most, len(by_label)) + 1))
         labels = [int(label) for label in random.choice(sorted(by_label), how_many, replace=False)]
         canvas = Image.new("L", (CANVAS_SIDE, CANVAS_SIDE))
         found = []
         for label, (x, y) in zip(labels, _places(how_many, random), strict=True):
             pictures = by_label[label]
-            canvas.paste(pictures[int(random.integers(len(pictures)))], (x, y))
+            picture = pictures[int(random.integers(len(pictures)))]
+            canvas.paste(_varied(picture, random) if is_varied else picture, (x, y))
             found.append((WORDS[label], (x, y, x + CANVAS_DIGIT, y + CANVAS_DIGIT)))
         is_unnamed = random.random() < share_unnamed
         if is_unnamed:
             found.sort(key=lambda item: (item[1][1], item[1][0]))
         yield Canvas(canvas.convert("RGB"), found, is_unnamed)
+
+
+def _varied(picture: "Image.Image", random: "np.random.Generator") -> "Image.Image":
+    """Shifted by up to ``CANVAS_SHIFT`` pixels and zoomed by up to ``CANVAS_ZOOM``, about the middle."""
+    from PIL import Image
+
+    zoom = 1 + float(random.uniform(-CANVAS_ZOOM, CANVAS_ZOOM))
+    x, y = (float(value) for value in random.uniform(-CANVAS_SHIFT, CANVAS_SHIFT, 2))
+    edge = CANVAS_DIGIT / 2 * (1 - zoom)
+    matrix = (zoom, 0.0, edge + x, 0.0, zoom, edge + y)
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
 def _places(count: int, random: "np.random.Generator") -> list[tuple[int, int]]:

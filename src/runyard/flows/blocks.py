@@ -22,7 +22,12 @@ Part = Literal["vision", "projector", "language"]
 TASKS: tuple[Task, ...] = ("vqa", "phrase-grounding", "freeform")
 
 # The data that every installation has, and what each is for.
-BUILT_IN_DATASETS: dict[str, Task] = {"digits": "vqa", "digits-grounding": "phrase-grounding"}
+BUILT_IN_DATASETS: dict[str, Task] = {
+    "digits": "vqa",
+    "digits-grounding": "phrase-grounding",
+    "digits-both": "phrase-grounding",
+}
+BOTH_TASKS = "digits-both"  # holds questions besides; a kind of its own would be a word no published client knows
 TINY = "tiny"
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from runyard.flows.blocks import (
+    BOTH_TASKS,
     BUILT_IN_DATASETS,
     TINY,
     Augmentation,
@@ -32,6 +33,12 @@ SYSTEM_PROMPTS: dict[Task, str] = {
     ),
     "freeform": 'Describe the picture with one JSON object: {"freeform":{"caption":"..."}}',
 }
+# The data that holds samples of two tasks, so its kind does not say which form an answer takes: the question does.
+BOTH_PROMPT = (
+    'Answer the question about the picture with one JSON object, {"vqa":{"answer":"..."}}, or give a box for each '
+    "phrase, as corners in integers from 0 to 1024, with one: "
+    '{"phrase_grounding":{"sentence":"...","groundings":[{"phrase":"...","grounding":[[xmin,ymin,xmax,ymax]]}]}}'
+)
 # What the tiny model gains most from: it has nothing but these pictures to learn from (docs/decisions has the figures).
 # Not where boxes are asked for: moved ones are numbers it would have to learn to say besides.
 TINY_AUGMENTATION = Augmentation(shift=0.06, zoom=0.1)
@@ -82,7 +89,8 @@ def complete(
     model = _model(settings_of.get("vi-model", {}), dataset.project_kind)
     if model.architecture.size == TINY and dataset.project_kind == "vqa" and "augmentation" not in given:
         dataset = msgspec.structs.replace(dataset, augmentation=TINY_AUGMENTATION)
-    prompt = {"systemPrompt": SYSTEM_PROMPTS[dataset.project_kind]} | settings_of.get("vi-system-prompt", {})
+    own_prompt = BOTH_PROMPT if dataset.dataset_id == BOTH_TASKS else SYSTEM_PROMPTS[dataset.project_kind]
+    prompt = {"systemPrompt": own_prompt} | settings_of.get("vi-system-prompt", {})
     return Recipe(
         name=flow["name"],
         schema=flow["schema"],

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from runyard.flows.blocks import BLOCKS, BUILT_IN_DATASETS, FlowSettings, FlowShape, Shape
+from runyard.flows.blocks import BLOCKS, BOTH_TASKS, BUILT_IN_DATASETS, FlowSettings, FlowShape, Shape
 from runyard.flows.checks import Choice, check_of_type, default_in_words
 from runyard.flows.families import FAMILIES, STAND_IN_LOADER
-from runyard.flows.recipe import SYSTEM_PROMPTS
+from runyard.flows.recipe import BOTH_PROMPT, SYSTEM_PROMPTS
 
 EXAMPLE = {
     "name": "shelf-count",
@@ -167,6 +167,7 @@ def _prompts() -> str:
         data = [f"`{dataset}`" for dataset, kind in BUILT_IN_DATASETS.items() if kind == task]
         built_in = f" (built-in dataset {', '.join(data)})" if data else ""
         lines += [f"`{task}`{built_in}:", "", "```text", prompt, "```", ""]
+    lines += [f"`{BOTH_TASKS}` asks for both forms of one model:", "", "```text", BOTH_PROMPT, "```", ""]
     return "\n".join(lines)
 
 

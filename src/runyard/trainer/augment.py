@@ -37,7 +37,7 @@ def vary(sample: Sample, strengths: Augmentation, random: np.random.Generator) -
     if strengths.noise:
         pixels = np.asarray(image, np.float64) + random.normal(0, 255 * strengths.noise, (*image.size[::-1], 3))
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    return Sample(image, sample.question, truth)
+    return Sample(image, sample.question, truth, task=sample.task)
 
 
 def _move(image: Image.Image, *, zoom: float, shift: tuple[float, float], is_mirrored: bool) -> Image.Image:

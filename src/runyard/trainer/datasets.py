@@ -1,24 +1,29 @@
-"""What is trained on: samples, the split into training and held-out ones, and the two built-in datasets.
+"""What is trained on: samples, the split into training and held-out ones, and the three built-in datasets.
 
 Those that people upload are read in ``uploaded.py``.
 
-``digits`` asks which digit a real handwritten scan shows; ``digits-grounding`` asks where digits are on a canvas. Both
-are made of the 1,797 scans that scikit-learn carries, so they need no download. What is held out is decided by scan, by
-content hash and seed: adding pictures moves none across, and no canvas for training holds a held-out scan.
+``digits`` asks which digit a real handwritten scan shows; ``digits-grounding`` asks where digits are on a canvas;
+``digits-both`` asks both, of one model. All are made of the 1,797 scans that scikit-learn carries, so they need no
+download. What is held out is decided by scan, by content hash and seed: adding pictures moves none across, and no
+canvas for training holds a held-out scan.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from runyard.datasets.samples import (
+    CANVAS_DIGIT,
     CANVAS_GRID,
     CANVAS_SIDE,
     CANVASES,
     DIGIT_QUESTION,
     UNNAMED,
     WORDS,
+    Canvas,
+    Scan,
     canvases,
     digit_question,
     enlarged,
@@ -34,6 +39,9 @@ if TYPE_CHECKING:
 
 CANVAS_QUESTION = "Which digits are here?"
 TRAINING_CANVASES, HELD_OUT_CANVASES = CANVASES, 400
+# Of the dataset with both tasks. Held out are as many of each, and together as many as a recipe measures by default.
+BOTH_CANVASES, BOTH_HELD_OUT = 10_000, 500
+BOTH_VQA, BOTH_HELD_OUT_VQA = 0.25, 0.5
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Sample:
     """One question about one picture, and the true answer.
 
     ``picture`` is the hash of the picture's bytes and ``filename`` its name, where it was uploaded; else empty.
+    ``task`` is named where the dataset has several; without it the sample is of the recipe's.
     """
 
     image: "Image.Image"
@@ -48,6 +57,7 @@ class Sample:
     truth: Answer
     picture: str = ""
     filename: str = ""
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,8 @@ def load_dataset(name: str, *, seed: int, validation_fraction: float, max_sample
     if max_samples is not None:
         dataset = replace(
             dataset,
-            train=_some(dataset.train, max_samples, seed),
-            validation=_some(dataset.validation, max_samples, seed),
+            train=_some(dataset.train, max_samples, seed, dataset.task),
+            validation=_some(dataset.validation, max_samples, seed, dataset.task),
         )
     if not dataset.train:
         raise InvalidData(f"dataset {name!r} has nothing to train on with validationFraction {validation_fraction}")
@@ -103,11 +113,7 @@ def digits_grounding(seed: int, validation_fraction: float) -> Dataset:
     """Where are these digits? One to three different scans on a canvas of 48 x 48; the sentence names all of them."""
     import numpy as np
 
-    train: list[tuple[Any, int]] = []
-    held_out: list[tuple[Any, int]] = []
-    for scan, label in scans():
-        side = held_out if _is_held_out(scan, seed, validation_fraction) else train
-        side.append((scan, label))
+    train, held_out = _divided(seed, validation_fraction)
     return Dataset(
         "digits-grounding",
         PHRASE_GROUNDING,
@@ -115,6 +121,55 @@ def digits_grounding(seed: int, validation_fraction: float) -> Dataset:
         _canvases(held_out, HELD_OUT_CANVASES, np.random.default_rng([seed, 2]), share_unnamed=0.0),
         (" and ", CANVAS_QUESTION, *_box_phrases()),
     )
+
+
+def digits_both(seed: int, validation_fraction: float) -> Dataset:
+    """Both for one model, on canvases of 48 x 48: which digit is this, of one, and where are these, of two or three.
+
+    The answer's form follows from the question, so samples name their task and stand in mixed order.
+    """
+    import numpy as np
+
+    train, held_out = _divided(seed, validation_fraction)
+    return Dataset(
+        "digits-both",
+        PHRASE_GROUNDING,
+        _both(train, BOTH_CANVASES, np.random.default_rng([seed, 1]), share_vqa=BOTH_VQA, is_training=True),
+        _both(
+            held_out, BOTH_HELD_OUT, np.random.default_rng([seed, 2]), share_vqa=BOTH_HELD_OUT_VQA, is_training=False
+        ),
+        (" and ", *_corner_phrases()),
+    )
+
+
+def _both(
+    scans: list[Scan], count: int, random: "np.random.Generator", *, share_vqa: float, is_training: bool
+) -> list[Sample]:
+    """Canvases with a question about their one digit, and others with two or three to be found, in mixed order.
+
+    Those to train on show varied scans, because the model soon knows the scans themselves by heart. That moves no box:
+    what is marked is the cell in which a scan stands.
+    """
+    single = canvases(scans, round(count * share_vqa), random, share_unnamed=0.0, most=1, is_varied=is_training)
+    asked = [
+        Sample(
+            canvas.picture, digit_question(place) if is_training else DIGIT_QUESTION, Answer(canvas.sentence), task=VQA
+        )
+        for place, canvas in enumerate(single)
+    ]
+    several = canvases(scans, count - len(asked), random, share_unnamed=0.0, fewest=2, is_varied=is_training)
+    mixed = [*asked, *(replace(_located(canvas), task=PHRASE_GROUNDING) for canvas in several)]
+    return _own_first([mixed[int(place)] for place in random.permutation(len(mixed))], PHRASE_GROUNDING)
+
+
+def _divided(seed: int, validation_fraction: float) -> tuple[list[Scan], list[Scan]]:
+    """The scans to train on and those held out."""
+    train: list[Scan] = []
+    held_out: list[Scan] = []
+    for scan, label in scans():
+        side = held_out if _is_held_out(scan, seed, validation_fraction) else train
+        side.append((scan, label))
+    return train, held_out
 
 
 def _box_phrases() -> Iterator[str]:
@@ -128,30 +183,53 @@ def _box_phrases() -> Iterator[str]:
     yield from (f"{scale_box((x, x, x, x), width=CANVAS_SIDE, height=CANVAS_SIDE)[0]}," for x in corners)
 
 
-def _canvases(
-    scans: list[tuple[Any, int]], count: int, random: "np.random.Generator", *, share_unnamed: float
-) -> list[Sample]:
+def _corner_phrases() -> Iterator[str]:
+    """As ``_box_phrases``, but each corner of a box as one token, so that one token decides where a digit is.
+
+    Boxes elsewhere than on the grid can still be said, in the tokens of their numbers.
+    """
+    yield from (f'{word}","grounding":[[' for word in WORDS)
+    corners = range(0, CANVAS_SIDE - CANVAS_DIGIT + 1, CANVAS_GRID)
+    for x, y in itertools.product(corners, corners):
+        box = (x, y, x + CANVAS_DIGIT, y + CANVAS_DIGIT)
+        x1, y1, x2, y2 = scale_box(box, width=CANVAS_SIDE, height=CANVAS_SIDE)
+        yield f"{x1},{y1},"
+        yield f"{x2},{y2}"
+
+
+def _canvases(scans: list[Scan], count: int, random: "np.random.Generator", *, share_unnamed: float) -> list[Sample]:
     """``count`` canvases, each of scans from this list alone.
 
     In ``share_unnamed`` of them the question names no digit, so the model has to read them itself, in the order of
     text. Without such samples it learns to find digits but not to tell them apart.
     """
-    samples = []
-    for canvas in canvases(scans, count, random, share_unnamed=share_unnamed):
-        found = tuple(
-            Grounding(word, (scale_box(box, width=CANVAS_SIDE, height=CANVAS_SIDE),)) for word, box in canvas.digits
-        )
-        question = CANVAS_QUESTION if canvas.is_unnamed else canvas.sentence
-        samples.append(Sample(canvas.picture, question, Answer(canvas.sentence, found)))
-    return samples
+    return [_located(canvas) for canvas in canvases(scans, count, random, share_unnamed=share_unnamed)]
 
 
-def _some(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+def _located(canvas: Canvas) -> Sample:
+    found = tuple(
+        Grounding(word, (scale_box(box, width=CANVAS_SIDE, height=CANVAS_SIDE),)) for word, box in canvas.digits
+    )
+    question = CANVAS_QUESTION if canvas.is_unnamed else canvas.sentence
+    return Sample(canvas.picture, question, Answer(canvas.sentence, found))
+
+
+def _some(samples: Sequence[Sample], count: int, seed: int, task: str) -> list[Sample]:
     """The first ``count`` after shuffling by seed."""
     import numpy as np
 
-    order = np.random.default_rng([seed, 3]).permutation(len(samples))[:count]
-    return [samples[int(i)] for i in order]
+    order = np.random.default_rng([seed, 3]).permutation(len(samples))
+    return _own_first([samples[int(i)] for i in order], task)[:count]
 
 
-BUILT_IN: dict[str, Callable[[int, float], Dataset]] = {"digits": digits, "digits-grounding": digits_grounding}
+def _own_first(samples: list[Sample], task: str) -> list[Sample]:
+    """A sample of the dataset's own task comes first: its metric is asked for, however few samples are measured."""
+    first = next((place for place, sample in enumerate(samples) if sample.task in (None, task)), 0)
+    return [*samples[first : first + 1], *samples[:first], *samples[first + 1 :]]
+
+
+BUILT_IN: dict[str, Callable[[int, float], Dataset]] = {
+    "digits": digits,
+    "digits-grounding": digits_grounding,
+    "digits-both": digits_both,
+}

@@ -88,7 +88,7 @@ class Encoder:
         self._tokens_of_answer = lru_cache(maxsize=16_384)(self._tokenize)
 
     def encode(self, sample: Sample) -> Encoded:
-        answer = self._parts.answer_begin + write_answer(self._task, sample.truth) + self._end
+        answer = self._parts.answer_begin + write_answer(sample.task or self._task, sample.truth) + self._end
         return replace(self.encode_question(sample.image, sample.question), answer=self._tokens_of_answer(answer))
 
     def encode_question(self, image: Any, question: str) -> Encoded:

@@ -4,6 +4,7 @@ Answers come from ``generate`` exactly as they will when the model is used, with
 the metric is the one a user would measure. They are scored as answers (``metrics.py``), not as tokens.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from runyard.trainer.answers import PHRASE_GROUNDING, Answer, Grounding, read_an
 from runyard.trainer.datasets import Sample
 from runyard.trainer.encode import Encodings
 from runyard.trainer.losses import TokenLosses
-from runyard.trainer.metrics import measure
+from runyard.trainer.metrics import Measured, measure
 
 BATCH_SIZE = 64
 
@@ -59,18 +60,37 @@ def evaluate(
     finally:
         module.train(was_training)
     read, asked = [read_answer(text) for text in said], list(samples[:count])
-    measured = measure(
-        task,
-        read,
-        [sample.truth for sample in asked],
-        [(sample.picture, sample.question) if sample.picture else None for sample in asked],
-    )
+    measured = _measure(task, read, asked)
     together = list(zip(range(count), read, asked, strict=True))
     return Evaluation(
         values | measured.values,
         [_prediction(task, *item, scores=scores) for item, scores in zip(together, measured.samples, strict=True)],
         [_preview(task, *item) for item in together[:previews]],
     )
+
+
+def _measure(task: str, read: Sequence[Answer], asked: Sequence[Sample]) -> Measured:
+    """Each sample measured by its own task. A metric that several tasks have counts the samples of all of them."""
+    places: dict[str, list[int]] = {}
+    for place, sample in enumerate(asked):
+        places.setdefault(sample.task or task, []).append(place)
+    sums: dict[str, float] = defaultdict(float)
+    counts = Counter[str]()
+    scores: list[dict[str, float]] = [{} for _ in asked]
+    for own, numbers in places.items():
+        some = [asked[place] for place in numbers]
+        found = measure(
+            own,
+            [read[place] for place in numbers],
+            [sample.truth for sample in some],
+            [(sample.picture, sample.question) if sample.picture else None for sample in some],
+        )
+        for name, value in found.values.items():
+            sums[name] += value * len(some)
+            counts[name] += len(some)
+        for place, score in zip(numbers, found.samples, strict=True):
+            scores[place] = score
+    return Measured({name: sums[name] / counts[name] for name in sums}, scores)
 
 
 def mean_loss(
@@ -134,7 +154,7 @@ def _preview(task: str, index: int, said: Answer, sample: Sample) -> dict[str, A
     return {
         "index": index,
         "question": sample.question,
-        "truth": write_answer(task, sample.truth),
+        "truth": write_answer(sample.task or task, sample.truth),
         "answer": said.raw,
         **_boxes(task, said, sample),
     }
@@ -142,7 +162,7 @@ def _preview(task: str, index: int, said: Answer, sample: Sample) -> dict[str, A
 
 def _boxes(task: str, said: Answer, sample: Sample) -> dict[str, Any]:
     """Of phrase grounding, the true boxes and those given: whole numbers from 0 to 1024, left, top, right, bottom."""
-    if task != PHRASE_GROUNDING:
+    if (sample.task or task) != PHRASE_GROUNDING:
         return {}
     return {"truthBoxes": _flat(sample.truth.groundings), "boxes": _flat(said.groundings)}
 
