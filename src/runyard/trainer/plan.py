@@ -253,18 +253,23 @@ def _micro_batch(recipe: Recipe, machine: Machine) -> tuple[int, str]:
     return found, f"the largest divisor of batchSize up to {largest}, careful with memory"
 
 
+def _settled(name: str, wanted: bool | str, hindrance: str | None) -> tuple[bool, str] | None:
+    """What the recipe or a hindrance decides of a choice; None where neither does."""
+    if wanted is True and hindrance is not None:
+        raise InvalidFlow(f"{name} true is not possible: {hindrance}; leave it auto")
+    if isinstance(wanted, bool):
+        return wanted, "recipe"
+    return None if hindrance is None else (False, hindrance)
+
+
 def _packing(recipe: Recipe, sizes: Sizes, micro_batch_size: int) -> tuple[bool | None, str]:
     """Whether samples share rows; None where that is to be measured."""
     wanted, attention = recipe.model.packing, recipe.model.compute.attention
     hindrance = sizes.unpacked
     if attention not in ("auto", "sdpa"):
         hindrance = f"attention {attention!r} works on whole rows"
-    if wanted is True and hindrance is not None:
-        raise InvalidFlow(f"packing true is not possible: {hindrance}; leave packing auto")
-    if wanted != "auto":
-        return wanted, "recipe"
-    if hindrance is not None:
-        return False, hindrance
+    if (settled := _settled("packing", wanted, hindrance)) is not None:
+        return settled
     if recipe.is_tiny:
         return False, "the tiny model's steps are too short for a gain, and so its results depend on nothing measured"
     share = sizes.padding_share(micro_batch_size)
@@ -279,12 +284,8 @@ def _feature_cache(recipe: Recipe, sizes: Sizes, epochs: float) -> tuple[bool | 
     wanted, hindrance = recipe.model.compute.feature_cache, sizes.unfrozen
     if recipe.dataset.augmentation not in (None, Augmentation()):
         hindrance = "dataset.augmentation varies the pictures"
-    if wanted is True and hindrance is not None:
-        raise InvalidFlow(f"compute.featureCache true is not possible: {hindrance}; leave it auto")
-    if wanted != "auto":
-        return wanted, "recipe"
-    if hindrance is not None:
-        return False, hindrance
+    if (settled := _settled("compute.featureCache", wanted, hindrance)) is not None:
+        return settled
     if epochs < LEAST_EPOCHS:
         return False, f"pictures are seen {epochs:.1f} times only"
     return None, "the vision encoder is frozen"
