@@ -385,6 +385,28 @@ def test_too_many_broken_pictures_end_the_run(
         encoded(make_version(data), encoder, shared_place(tmp_path))
 
 
+def test_what_is_kept_nowhere_is_decoded_once_for_each_draw_and_small_data_once_in_all(
+    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load(make_version(pictures(png, range(6))))
+    cached = encode_all(selections(data), encoder, Place(own=tmp_path / "own"), Told())
+    layout, decoded = Layout(pad_id=0), 0
+    as_ever = encoder.encode
+
+    def counted(sample: Any) -> Any:
+        nonlocal decoded
+        decoded += 1
+        return as_ever(sample)
+
+    monkeypatch.setattr(encoder, "encode", counted)
+    for room_bytes, times in ((0, 2), (1 << 20, 1)):
+        monkeypatch.setattr("runyard.trainer.cache.IN_MEMORY_BYTES", room_bytes)
+        part, decoded = cached.part(selections(data)[0], layout), 0
+        one, two = part.batch([0, 1]), part.batch([0, 1])
+        assert decoded == 2 * times
+        assert all(torch.equal(one.inputs[name], two.inputs[name]) for name in one.inputs)
+
+
 # Whole attempts.
 
 

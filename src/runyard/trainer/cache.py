@@ -116,22 +116,22 @@ class CachedSamples(Encodings):
         self.size_bytes = round(float(shares @ [shard.size_bytes for shard in cached.shards]))
 
     def _row(self, index: int) -> Encoded:
-        return self._sample(index)
+        return self._memory.get(index) or self._shard(index).row(int(self._rows[index]))
 
     def _pixels(self, indices: Sequence[int]) -> dict[str, Array]:
-        found = [self._sample(index).images for index in indices]
+        found = [self._kept_images(index) for index in indices]
         return {name: join([images[name] for images in found]) for name in found[0]}
 
-    def _sample(self, index: int) -> Encoded:
-        """A sample as it comes from its file; of small data it stays in memory, ready to be joined with others."""
-        found = self._memory.get(index)
-        if found is None:
-            found = replace(self._shard(index).row(int(self._rows[index])), images=self._images(index))
-            size_bytes = SAMPLE_BYTES + sum(array.nbytes for array in found.images.values())
-            if size_bytes <= self._room_bytes:
-                self._memory[index] = found
-                self._room_bytes -= size_bytes
-        return found
+    def _kept_images(self, index: int) -> dict[str, Array]:
+        """Pictures of a sample; those of small data stay in memory with its tokens, ready to be joined with others."""
+        if index in self._memory:
+            return self._memory[index].images
+        images = self._images(index)
+        size_bytes = SAMPLE_BYTES + sum(array.nbytes for array in images.values())
+        if size_bytes <= self._room_bytes:
+            self._memory[index] = replace(self._row(index), images=images)
+            self._room_bytes -= size_bytes
+        return images
 
     def _shard(self, index: int) -> Shard:
         return self._cached.shards[int(self._shards[index])]

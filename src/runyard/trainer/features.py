@@ -59,8 +59,8 @@ class FrozenTower:
         self._is_list = True
 
     def key(self) -> str:
-        """A hash of the frozen weights and of the arithmetic they are used in."""
-        found = hashlib.sha256(f"{self._is_whole} {self._losses.precision} {self._device.type}".encode())
+        """A hash of the frozen weights, of the arithmetic they are used in, and of the shape that features have."""
+        found = hashlib.sha256(f"{self._is_whole} {self._shape} {self._losses.precision} {self._device.type}".encode())
         frozen = ("vision", "projector") if self._is_whole else ("vision",)
         for name, value in sorted(base_of(self._module).named_parameters()):
             if part_of(name, self._parts) in frozen:
