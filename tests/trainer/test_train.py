@@ -67,6 +67,24 @@ def test_the_plan_gives_every_number_a_reason(finished: Path, events_of: EventsO
     assert plan["imageBackend"]["value"] == "pil"
 
 
+def test_the_plan_and_the_checkpoint_tell_what_a_reproduction_needs(finished: Path, events_of: EventsOf) -> None:
+    (plan,) = [event["plan"] for event in events_of(finished, "plan")]
+    told = {name: item["value"] for name, item in plan.items()}
+    assert told["versions"]["torch"] == torch.__version__
+    assert {"python", "runyard", "transformers", "peft", "tokenizers", "safetensors", "accelerate"} < set(
+        told["versions"]
+    )
+    assert {"numpy", "pillow"} < set(told["versions"])
+    assert told["hardware"]["cores"] >= 1 and told["hardware"]["memoryGiB"] > 0
+    assert all(told["hardware"][name] for name in ("processor", "instructions", "architecture", "system"))
+    assert isinstance(told["hardware"]["accelerators"], list)
+    assert told["revision"] is None or len(told["revision"]["commit"]) == 40
+    assert (told["dataset"], len(told["datasetVersion"]), told["seed"]) == ("digits", 12, 7)
+    run = read_json(finished / "checkpoints" / "epoch-3" / "model_full" / "run.json")
+    assert run is not None
+    assert run["status"]["plan"] == plan
+
+
 def test_the_result_is_the_last_word(finished: Path) -> None:
     result = read_json(finished / "result.json")
     assert result is not None
@@ -340,16 +358,18 @@ def test_grounding_is_trained_and_scored(make_attempt: Callable[..., Path], even
     assert set(evaluation["values"]) == {f"validation/{name}" for name in ("loss", *METRICS["phrase-grounding"])}
 
 
+@pytest.mark.parametrize(("wanted", "metric"), [("auto", "iou"), ("exactMatch", "exactMatch")])
 def test_samples_of_two_tasks_are_each_trained_and_scored_by_their_own(
-    make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
+    wanted: str, metric: str, make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runyard.trainer.datasets.BOTH_CANVASES", 60)
-    recipe = short(steps=2, samples=40, validation={"maxSamples": 8, "previews": 8})
+    checkpoint = {"metric": wanted}
+    recipe = short(steps=2, samples=40, validation={"maxSamples": 8, "previews": 8}, checkpoint=checkpoint)
     recipe["vi-dataset"]["datasetId"] = "digits-both"
     folder = make_attempt(recipe)
     assert train_attempt(folder) == 0
     (evaluation,) = events_of(folder, "evaluation")
-    assert evaluation["metricName"] == "iou"
+    assert evaluation["metricName"] == metric
     measured = {"loss", *METRICS["vqa"], *METRICS["phrase-grounding"]}
     assert set(evaluation["values"]) == {f"validation/{name}" for name in measured}
     lines = (folder / "checkpoints" / "epoch-1" / "predictions.jsonl").read_text().splitlines()

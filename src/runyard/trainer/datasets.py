@@ -42,6 +42,7 @@ TRAINING_CANVASES, HELD_OUT_CANVASES = CANVASES, 400
 # Of the dataset with both tasks. Held out are as many of each, and together as many as a recipe measures by default.
 BOTH_CANVASES, BOTH_HELD_OUT = 10_000, 500
 BOTH_VQA, BOTH_HELD_OUT_VQA = 0.25, 0.5
+VERSION_LENGTH = 12  # as that of an uploaded dataset's
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,20 @@ def load_dataset(name: str, *, seed: int, validation_fraction: float, max_sample
     if not dataset.train:
         raise InvalidData(f"dataset {name!r} has nothing to train on with validationFraction {validation_fraction}")
     return dataset
+
+
+def version_of(data: Dataset) -> str:
+    """A hash of all samples, in their order and as they are divided; of built-in data, whose samples lie in memory.
+
+    It is another one where a library draws or resizes pictures otherwise, or other samples are made of the same scans.
+    """
+    found = hashlib.sha256()
+    for part in (data.train, data.validation):
+        found.update(f"{len(part)} samples".encode())
+        for sample in part:
+            found.update(f"{sample.image.size}{sample.task}{sample.question!r}{sample.truth}".encode())
+            found.update(sample.image.tobytes())
+    return found.hexdigest()[:VERSION_LENGTH]
 
 
 def _is_held_out(scan: "np.ndarray[Any, Any]", seed: int, fraction: float) -> bool:

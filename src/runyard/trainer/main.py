@@ -10,7 +10,6 @@ import errno
 import fcntl
 import logging
 import os
-import platform
 import signal
 import sys
 import time
@@ -116,6 +115,9 @@ def preload() -> None:
 
     for name in PRELOADED:
         importlib.import_module(name)
+    from runyard.trainer import environment
+
+    environment.versions(), environment.revision(), environment.hardware()
 
 
 PRELOADED = (
@@ -243,31 +245,24 @@ def _read_run(config: dict[str, Any]) -> tuple[Any, Any]:
 def _machine(threads: int) -> Any:
     """What the plan has to know of this machine."""
     import torch
-    import transformers
 
+    from runyard.trainer import environment
     from runyard.trainer.plan import Machine
 
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    if torch.cuda.is_available():
-        good = torch.cuda.is_bf16_supported()
-        return Machine(
-            device="cuda",
-            device_name=torch.cuda.get_device_name(),
-            has_good_bfloat16=good,
-            threads=threads,
-            versions=versions,
-        )
     # Emulated bfloat16 is slower than float32; the processor says whether it has instructions for it.
+    device, name = "cpu", "CPU"
+    has_good_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if torch.cuda.is_available():
+        device, name = "cuda", torch.cuda.get_device_name()
+        has_good_bfloat16 = torch.cuda.is_bf16_supported()
     return Machine(
-        device="cpu",
-        device_name="CPU",
-        has_good_bfloat16=torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        device=device,
+        device_name=name,
+        has_good_bfloat16=has_good_bfloat16,
         threads=threads,
-        versions=versions,
+        versions=environment.versions(),
+        revision=environment.revision(),
+        hardware={**environment.hardware(), "accelerators": environment.accelerators()},
     )
 
 

@@ -5,7 +5,7 @@ it), into the checkpoint's ``run.json``, and once to stdout. Pure: it decides an
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,6 +34,8 @@ class Machine:
     has_good_bfloat16: bool
     threads: int
     versions: dict[str, str]
+    revision: dict[str, Any] | None
+    hardware: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ class Sizes:
     padding_share: Callable[[int], float] = lambda size: 0.0  # of batches of so many samples
     unpacked: str | None = None  # why samples cannot share a row
     unfrozen: str | None = None  # why features of pictures cannot be kept
+    version: str = ""  # of built-in data
+    tasks: Sequence[str] = ()  # of the held-out samples, in their order, where they are not all of the recipe's
     uploaded: UploadedSizes | None = None
 
 
@@ -135,6 +139,9 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
     say("trainableParameters", sizes.trainable_parameters, f"training.mode is {model.training.mode}")
     if sizes.uploaded is not None:
         _say_uploaded(sizes.uploaded, say)
+    else:
+        say("dataset", recipe.dataset.dataset_id, "built in")
+        say("datasetVersion", sizes.version, "a hash of all its samples as the seed divides them")
     say("trainingSamples", sizes.training_samples, f"{1 - recipe.dataset.validation_fraction:.0%} of the data")
     say("cacheBytes", sizes.cache_bytes, "pictures are decoded and processed once")
 
@@ -164,7 +171,7 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
     say("validationSamples", held_out, f"of {sizes.validation_samples} held out")
     answer_tokens = min(model.evaluation.max_new_tokens, sizes.longest_answer + SPARE_ANSWER_TOKENS)
     say("answerTokens", answer_tokens, "longest true answer and some more, at each evaluation")
-    metric, smaller, why = _metric(recipe)
+    metric, smaller, why = _metric(recipe, set(sizes.tasks[:held_out] if held_out else sizes.tasks))
     say("metric", metric, why)
     say("mode", "min" if smaller else "max", "which values of the metric are good")
     is_large = sizes.parameters >= LARGE_MODEL_PARAMETERS
@@ -180,6 +187,8 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
     packing, why = _packing(recipe, sizes, micro[0])
     say("packing", packing, why)
     say("versions", machine.versions, "installed")
+    say("revision", machine.revision, "of Runyard's own source" if machine.revision else "not known: no git repository")
+    say("hardware", machine.hardware, "found")
     return Plan(
         device=machine.device,
         precision=precision,
@@ -291,15 +300,16 @@ def _feature_cache(recipe: Recipe, sizes: Sizes, epochs: float) -> tuple[bool | 
     return None, "the vision encoder is frozen"
 
 
-def _metric(recipe: Recipe) -> tuple[str, bool, str]:
+def _metric(recipe: Recipe, tasks: set[str]) -> tuple[str, bool, str]:
+    """What decides, whether small values of it are good, and why. ``tasks`` are those of the samples measured."""
     wanted, mode = recipe.model.checkpoint.metric, recipe.model.checkpoint.mode
     own = METRIC_OF[recipe.task]
-    known = {"loss", *METRICS[recipe.task]}
+    tasks = tasks or {recipe.task}
+    known = {"loss"}.union(*(METRICS[task] for task in tasks))
     metric = own if wanted == "auto" else wanted.removeprefix("validation/")
     if metric not in known:
-        raise InvalidFlow(
-            f"checkpoint.metric {wanted!r} is not measured for {recipe.task}; {', '.join(sorted(known))} are"
-        )
+        of = " and ".join(sorted(tasks))
+        raise InvalidFlow(f"checkpoint.metric {wanted!r} is not measured for {of}; {', '.join(sorted(known))} are")
     smaller = metric == "loss" if mode == "auto" else mode == "min"
     return metric, smaller, f"the metric of {recipe.task}" if wanted == "auto" else "recipe"
 

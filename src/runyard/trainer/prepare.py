@@ -19,7 +19,7 @@ from runyard.rundir import DATASET, MODEL_ADAPTER, MODEL_FULL, read_json
 from runyard.trainer.cache import Place, Told, encode_all
 from runyard.trainer.checkpoint import Progress, load_state
 from runyard.trainer.continuing import check_fits, taken_up
-from runyard.trainer.datasets import Dataset, Sample, load_dataset
+from runyard.trainer.datasets import Dataset, Sample, load_dataset, version_of
 from runyard.trainer.drawing import Drawing, padding_of
 from runyard.trainer.encode import (
     Encoded,
@@ -134,7 +134,7 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     data, cached, held_out, uploaded = _encodings(job, data, encoder, layout, told)
     sizes = _sizes(model, cached, held_out, uploaded)
     sizes = replace(
-        sizes,
+        sizes if uploaded is not None else _of_built_in(data, sizes),
         padding_share=partial(padding_of, recipe, cached.lengths),
         unpacked=model.parts.unpacked,
         unfrozen=why_not_frozen(model.module, model.parts),
@@ -326,6 +326,11 @@ def _sizes(model: Model, cached: Encodings, held_out: Encodings, uploaded: Uploa
         trainable_parameters=sum(parameter.numel() for _, parameter in model.trainable()),
         uploaded=uploaded,
     )
+
+
+def _of_built_in(data: Dataset, sizes: Sizes) -> Sizes:
+    """Their samples lie in memory, so each can be looked at."""
+    return replace(sizes, version=version_of(data), tasks=[sample.task or data.task for sample in data.validation])
 
 
 def _generation(recipe: Recipe, model: Model, answer_tokens: int) -> dict[str, Any]:
