@@ -44,6 +44,13 @@ class ProgressLine:
             self._stream.write("\n")
             self._stream.flush()
 
+    def interrupt(self) -> None:
+        """End the line that is being drawn, so that something else can be said; the next update begins a new one."""
+        if self._is_live and self._last_text:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._last_text = ""
+
     def update(self, run: "Run") -> None:
         """Show where a run stands now."""
         condition, text = run.condition, line_of(run)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runyard.cli.connection import connect, data_dir_option
-from runyard.cli.failures import EXIT_USAGE, CommandFailed
+from runyard.cli.failures import EXIT_RUN_FAILED, EXIT_USAGE, CommandFailed, explain
 from runyard.cli.output import (
     age,
     coloured,
@@ -26,6 +26,7 @@ from runyard.cli.recipes import flow_for, set_option
 
 if TYPE_CHECKING:
     import vi
+    from runyard.cli.reproduce import Comparison, Evidence, Weights
     from vi.api.resources.runs.responses import Run
 
 CONDITIONS = ("Pending", "Running", "Succeeded", "Failed", "Error", "Cancelled")
@@ -162,6 +163,63 @@ def wait_for_run(run_id: str, timeout_s: float | None, data_dir: Path | None, as
         _print_run(run)
 
 
+tolerance_option = click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    help="Also content with losses that are at most so far apart. [default: only the same weights, bit for bit]",
+)
+
+
+@runs.command("reproduce")
+@click.argument("run_id")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow it to its end, then compare.")
+@tolerance_option
+@data_dir_option
+@json_option
+def reproduce_run(run_id: str, wait: bool, tolerance: float | None, data_dir: Path | None, as_json: bool) -> None:
+    """Train a run again as it was trained, and compare: exit code 0 when it is the same, 3 when not.
+
+    Its frozen recipe is taken with everything that was measured or chosen for it, on the same version of the data and
+    from the same beginning. What differs in versions, source or hardware is told before training.
+    """
+    from runyard.cli.reproduce import notes_on
+
+    with connect(data_dir, is_patient=True) as client:
+        original = client.runs.get(run_id)
+        run, pinned = _train_again(client, original)
+        _say(f"Run {run.run_id} reproduces {run_id}", err=as_json or not wait)
+        for note in notes_on(original):
+            _say(f"note: {note}")
+        _say(f"pinned: {', '.join(f'{name} {value}' for name, value in pinned.items())}")
+        if wait:
+            _follow_and_warn(client, original, run.run_id)
+            found = _compared(client, run_id, run.run_id, tolerance)
+    if wait:
+        _tell_comparison(found, as_json)
+    else:
+        _say(f"compare them when it has ended: runyard runs compare {run_id} {run.run_id}")
+        if as_json:
+            print_json(run)
+        else:
+            click.echo(run.run_id)
+
+
+@runs.command("compare")
+@click.argument("run_id")
+@click.argument("other_run_id")
+@tolerance_option
+@data_dir_option
+@json_option
+def compare_runs(run_id: str, other_run_id: str, tolerance: float | None, data_dir: Path | None, as_json: bool) -> None:
+    """Compare two runs: every step's loss, the last evaluation, the last weights, and what they were trained with.
+
+    Exit code 0 when they are the same, 3 when not.
+    """
+    with connect(data_dir) as client:
+        found = _compared(client, run_id, other_run_id, tolerance)
+    _tell_comparison(found, as_json)
+
+
 @runs.command("logs")
 @click.argument("run_id")
 @click.option("--follow", "-f", "follows", is_flag=True, help="Go on until the run ends.")
@@ -249,6 +307,125 @@ def ended(client: "vi.Client", run_id: str) -> "Run":
         if error.run is None:
             raise
         return error.run
+
+
+def _train_again(client: "vi.Client", original: "Run") -> "tuple[Run, dict[str, Any]]":
+    """A new run of the original's recipe, and what was pinned in it.
+
+    Raises:
+        CommandFailed: the original is not over, was never planned, or what it began from is gone.
+    """
+    from runyard.cli.reproduce import ATTRIBUTE, pinned_flow
+
+    run_id, origin = original.run_id, original.spec.resume_from
+    if original.condition is None or not original.condition.is_final:
+        raise CommandFailed(f"run {run_id} is not over yet; wait for it: runyard runs wait {run_id}")
+    if original.status.plan is None:
+        raise CommandFailed(
+            f"run {run_id} ended before it had a plan, so there is no training to repeat; see runyard runs get {run_id}"
+        )
+    flow, pinned = pinned_flow(original)
+    try:
+        run = client.runs.create(
+            flow=flow,
+            training_project=original.spec.training_project,
+            metadata={ATTRIBUTE: run_id},
+            resume_from=None if origin is None else (origin.run_id, origin.checkpoint),
+        )
+    except Exception as error:
+        refused = explain(error)
+        if refused is None:
+            raise
+        message = f"run {run_id} cannot be trained again as it was: {refused.message}"
+        raise CommandFailed(message, exit_code=refused.exit_code) from error
+    return run, pinned
+
+
+def _follow_and_warn(client: "vi.Client", original: "Run", run_id: str) -> None:
+    """Wait for the reproduction however it ends; once it has a plan, say how that differs from the original's."""
+    from vi import ViRunFailedError
+
+    with ProgressLine() as line:
+        is_told = False
+
+        def update(run: "Run") -> None:
+            nonlocal is_told
+            if run.status.plan is not None and not is_told:
+                is_told = True
+                line.interrupt()
+                _warn_of_differences(original, run)
+            line.update(run)
+
+        try:
+            client.runs.wait(run_id, on_update=update, show_progress=False)
+        except ViRunFailedError as error:
+            if error.run is None:
+                raise
+
+
+def _warn_of_differences(original: "Run", run: "Run") -> None:
+    from runyard.cli.reproduce import differences, in_words
+
+    found = differences(original.status.plan or {}, run.status.plan or {})
+    if not found:
+        _say("the same versions, source, hardware, data and numbers as before")
+        return
+    _say("warning: it trains with something else than before, so it may end otherwise")
+    rows = [(item.name, in_words(item.original), in_words(item.reproduction)) for item in found]
+    print_table(("DIFFERS", "ORIGINAL", "REPRODUCTION"), rows, err=True)
+
+
+def _compared(client: "vi.Client", run_id: str, other_run_id: str, tolerance: float | None) -> "Comparison":
+    from runyard.cli.reproduce import compare
+
+    return compare(_evidence(client, run_id), _evidence(client, other_run_id), tolerance=tolerance)
+
+
+def _evidence(client: "vi.Client", run_id: str) -> "Evidence":
+    from runyard.cli.reproduce import Evidence
+
+    run = client.runs.get(run_id)
+    return Evidence(run=run, points=client.runs.metrics(run_id), weights=_last_weights(client, run_id))
+
+
+def _last_weights(client: "vi.Client", run_id: str) -> "Weights | None":
+    """Hashes of the last checkpoint's weights; it is fetched whole, and nothing of it stays."""
+    from tempfile import TemporaryDirectory
+
+    from runyard.cli.reproduce import Weights
+    from runyard.rundir import sha256_of
+    from vi import ViNotFoundError
+
+    try:
+        model = client.models.get(run_id)
+    except ViNotFoundError:
+        return None
+    with TemporaryDirectory(prefix="runyard-") as folder:
+        client.models.download(run_id, model.model_id, save_dir=folder, show_progress=False)
+        root = Path(folder, run_id, model.model_id)
+        found = {str(path.relative_to(root)): sha256_of(path) for path in sorted(root.rglob("*.safetensors"))}
+    return Weights(checkpoint=model.model_id, step=model.spec.step, files=found)
+
+
+def _tell_comparison(found: "Comparison", as_json: bool) -> None:
+    """Print it; a difference ends the command with exit code 3."""
+    from runyard.cli.reproduce import in_words, table_of
+
+    if as_json:
+        print_json(found)
+    else:
+        if found.differences:
+            rows = [(item.name, in_words(item.original), in_words(item.reproduction)) for item in found.differences]
+            print_table(("TRAINED WITH", "ORIGINAL", "REPRODUCTION"), rows)
+            click.echo()
+        print_table(("COMPARED", "ORIGINAL", "REPRODUCTION", ""), table_of(found))
+        click.echo(f"Verdict: {found.words}")
+    if found.verdict == "different":
+        raise click.exceptions.Exit(EXIT_RUN_FAILED)
+
+
+def _say(text: str, *, err: bool = True) -> None:
+    click.echo(one_line(text), err=err)
 
 
 def origin_of(given: str) -> tuple[str, str]:
