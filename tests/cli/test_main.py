@@ -131,6 +131,15 @@ def test_every_problem_the_server_names_has_a_line() -> None:
     assert failure.message == "The flow has 2 problems\n  a\n  b"
 
 
+def test_a_problem_that_is_the_whole_message_is_told_once() -> None:
+    import vi.errors
+
+    for message in ("a", "the flow has 1 problem: a"):
+        failure = explain(vi.errors.ViValidationError(message, details={"problems": [{"message": "a"}]}))
+        assert failure is not None
+        assert failure.message == message
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script_for_the_shell(runyard, shell: str) -> None:
     result = runyard("completion", shell)

@@ -57,6 +57,19 @@ def test_on_a_terminal_the_line_changes_in_place() -> None:
     assert stream.getvalue().count("\n") == 1
 
 
+def test_something_else_may_be_said_between_two_lines() -> None:
+    stream = Terminal()
+    with ProgressLine(stream) as line:
+        line.interrupt()  # nothing is drawn yet
+        line.update(run_at(1))
+        line.interrupt()
+        stream.write("by the way\n")
+        line.update(run_at(1))
+    assert stream.getvalue().split("\n")[1] == "by the way"
+    assert stream.getvalue().count("step 1/") == 2
+    assert stream.getvalue().count("\n") == 3
+
+
 def test_the_same_state_is_not_written_twice() -> None:
     stream = Terminal()
     with ProgressLine(stream) as line:

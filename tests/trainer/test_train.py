@@ -79,7 +79,7 @@ def test_the_plan_and_the_checkpoint_tell_what_a_reproduction_needs(finished: Pa
     assert all(told["hardware"][name] for name in ("processor", "instructions", "architecture", "system"))
     assert isinstance(told["hardware"]["accelerators"], list)
     assert told["revision"] is None or len(told["revision"]["commit"]) == 40
-    assert (told["dataset"], len(told["datasetVersion"]), told["seed"]) == ("digits", 12, 7)
+    assert (told["dataset"], len(told["datasetVersion"]), told["seed"]) == ("digits", 16, 7)
     run = read_json(finished / "checkpoints" / "epoch-3" / "model_full" / "run.json")
     assert run is not None
     assert run["status"]["plan"] == plan

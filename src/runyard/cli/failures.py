@@ -67,7 +67,9 @@ def _words_of(error: Any) -> str:
     """An error of the SDK in the words it carries, every problem the server named on a line of its own."""
     problems = [problem for problem in error.details.get("problems") or [] if isinstance(problem, dict)]
     if problems:
-        return _lines(error.message, [str(problem.get("message")) for problem in problems])
+        told = [str(problem.get("message")) for problem in problems]
+        is_all = len(told) == 1 and error.message.endswith(told[0])  # one problem alone is often the whole message
+        return error.message if is_all else _lines(error.message, told)
     if "condition" in error.details and "runId" in error.details:  # the SDK's suggestion is a line of Python
         return f"{error.message}\nWhat it wrote: runyard runs logs {error.details['runId']}"
     return "\n".join(filter(None, [error.message, error.suggestion]))

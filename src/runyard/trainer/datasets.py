@@ -42,7 +42,7 @@ TRAINING_CANVASES, HELD_OUT_CANVASES = CANVASES, 400
 # Of the dataset with both tasks. Held out are as many of each, and together as many as a recipe measures by default.
 BOTH_CANVASES, BOTH_HELD_OUT = 10_000, 500
 BOTH_VQA, BOTH_HELD_OUT_VQA = 0.25, 0.5
-VERSION_LENGTH = 12  # as that of an uploaded dataset's
+VERSION_LENGTH = 16  # as that of an uploaded dataset's
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,13 @@ PACKAGES = (
 GIT_TIMEOUT_S = 2.0
 
 
+def read_once() -> None:
+    """Find out what the functions below remember from then on, in this process and in forks of it."""
+    versions()
+    revision()
+    hardware()
+
+
 @cache
 def versions() -> dict[str, str]:
     """The interpreter's version and those of all packages that change numbers, as far as they are installed."""

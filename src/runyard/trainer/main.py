@@ -117,7 +117,7 @@ def preload() -> None:
         importlib.import_module(name)
     from runyard.trainer import environment
 
-    environment.versions(), environment.revision(), environment.hardware()
+    environment.read_once()
 
 
 PRELOADED = (
