@@ -233,11 +233,13 @@ Pixels = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 
 
 class Images(Shape, frozen=True):
-    """How large pictures may be. A sample is never cut through an image."""
+    """How large pictures may be. A sample is never cut through an image: it is given a smaller one, or left out."""
 
     min_pixels: Annotated[Pixels | Auto, told("smaller pictures are enlarged; auto: the family's")] = "auto"
     max_pixels: Annotated[Pixels | Auto, told("larger pictures are reduced; auto: the family's")] = "auto"
-    patch_budget: Annotated[Count | None, told("most image patches in one micro-batch; null sets no limit")] = None
+    patch_budget: Annotated[
+        Count | None, told("most tokens of one picture; larger ones are reduced; null sets no limit")
+    ] = None
 
 
 class Schedule(Shape, frozen=True):

@@ -33,11 +33,12 @@ import numpy as np
 from runyard.rundir import NO_ROOM, free_bytes, fsync_dir
 from runyard.trainer.encode import Encoded, Encodes, Encodings, Layout, join
 from runyard.trainer.errors import InvalidData
+from runyard.trainer.picture_sizes import TooLong
 from runyard.trainer.pictures import BrokenPicture
-from runyard.trainer.shards import Array, Shard, ShardDamaged, ShardWriter, open_shard
+from runyard.trainer.shards import BROKEN, REFUSED, SHRUNK, Array, Shard, ShardDamaged, ShardWriter, open_shard
 from runyard.trainer.uploaded import Selection, UploadedSamples
 
-ENCODING = 1  # to be raised when what is written changes, or the code that makes it
+ENCODING = 2  # to be raised when what is written changes, or the code that makes it
 PICTURES_PER_FILE, MOST_PICTURES = 128, 512  # on average, and at most
 MOST_BROKEN = 0.05  # a larger share of broken pictures ends the run
 NAMED_BROKEN = 20  # pictures that are told one by one
@@ -75,7 +76,8 @@ class Told:
 class Cached:
     """Every sample that was asked for: ``numbers`` ascending, and for each its file and its place there.
 
-    ``broken`` says why samples cannot be had; ``built`` counts the files that were not there before.
+    ``broken`` says why samples cannot be had, ``refused`` how long those are that do not fit into the model's context;
+    ``shrunk`` are those with a smaller picture; ``built`` counts the files that were not there before.
     """
 
     samples: UploadedSamples
@@ -83,6 +85,8 @@ class Cached:
     numbers: Array
     shards: list[Shard]
     broken: dict[int, str]
+    refused: dict[int, str]
+    shrunk: Array
     built: int
 
     @property
@@ -160,14 +164,26 @@ def encode_all(
     _allow_descriptors(2 * len(pieces) + SPARE_DESCRIPTORS)
     builder = _Builder(samples, encoder, place, told, numbers)
     shards = builder.all(pieces)
-    lengths = np.concatenate([shard.prompt_lengths for shard in shards])
+    states = np.concatenate([shard.states for shard in shards])
     begins = np.cumsum([0, *map(len, shards)])
-    broken = {}
-    for at in np.flatnonzero(lengths == 0):
-        shard = int(np.searchsorted(begins, at, side="right")) - 1
-        broken[int(numbers[at])] = shards[shard].broken(int(at - begins[shard])) or ""
+
+    def missing(state: int) -> dict[int, str]:
+        found = {}
+        for at in np.flatnonzero(states == state):
+            shard = int(np.searchsorted(begins, at, side="right")) - 1
+            found[int(numbers[at])] = shards[shard].missing(int(at - begins[shard])) or ""
+        return found
+
+    broken = missing(BROKEN)
     cached = Cached(
-        samples=samples, encoder=encoder, numbers=numbers, shards=shards, broken=broken, built=builder.built
+        samples=samples,
+        encoder=encoder,
+        numbers=numbers,
+        shards=shards,
+        broken=broken,
+        refused=missing(REFUSED),
+        shrunk=numbers[states == SHRUNK],
+        built=builder.built,
     )
     _tell_broken(samples, numbers, broken, told)
     return cached
@@ -305,8 +321,10 @@ class _Builder:
                 try:
                     item = self._encoder.encode(self._samples.sample(number))
                 except BrokenPicture as broken:
-                    writer.add_broken(str(broken) or type(broken).__name__)
+                    writer.add_missing(str(broken) or type(broken).__name__, BROKEN)
                     self._count_broken(number, str(broken))
+                except TooLong as refused:
+                    writer.add_missing(str(refused), REFUSED)
                 else:
                     writer.add(item)
                 self._encoded += 1

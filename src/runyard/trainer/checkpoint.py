@@ -38,6 +38,7 @@ from runyard.rundir import (
 )
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.model import Model
+from runyard.trainer.picture_sizes import write_config
 from runyard.trainer.room import as_system_error
 
 RUN = "run.json"
@@ -234,6 +235,7 @@ def _write_model(staged: Path, model: Model, run_document: dict[str, Any], previ
         model.module.save_pretrained(staged / MODEL_ADAPTER, save_embedding_layers=False)
         for note in ("README.md",):
             (staged / MODEL_ADAPTER / note).unlink(missing_ok=True)
+        write_config(full, model.module)
         model.module.generation_config.save_pretrained(full)  # of this recipe, as under a full training
     model.processor.save_pretrained(full)
     write_json(full / RUN, run_document)

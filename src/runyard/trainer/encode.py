@@ -27,6 +27,7 @@ from runyard.trainer.answers import write_answer
 from runyard.trainer.datasets import Sample
 from runyard.trainer.errors import InvalidData
 from runyard.trainer.families import Parts
+from runyard.trainer.picture_sizes import Fitting, TooLong
 
 LARGEST_TABLE = 65_536
 FEATURES = "features"  # stands for pixels where the features of pictures are kept (``features.py``)
@@ -42,12 +43,16 @@ _Array = np.ndarray[Any, Any]
 
 @dataclass
 class Encoded:
-    """One sample: the prompt with its pictures' places, the answer, and what the processor made of the pictures."""
+    """One sample: the prompt with its pictures' places, the answer, and what the processor made of the pictures.
+
+    ``is_shrunk``: its picture takes fewer tokens than the family's own settings would give it.
+    """
 
     prompt: _Array
     answer: _Array
     token_fields: dict[str, _Array]
     images: dict[str, _Array]
+    is_shrunk: bool = False
 
     @property
     def length(self) -> int:
@@ -77,19 +82,51 @@ class Encoder:
     The tokens of a prompt depend on its text and on how large the picture is, not on what it shows. So the whole
     processor runs for each new text and size; when that comes a second time and the image part alone gives the same
     pixels, that part is enough for all others of this text and size, which is several times faster.
+
+    With ``fitting`` a sample that is longer than the context gets a smaller picture, see ``picture_sizes.py``.
     """
 
-    def __init__(self, processor: Any, parts: Parts, *, system_prompt: str, task: str):
-        self._processor, self._parts = processor, parts
+    def __init__(self, processor: Any, parts: Parts, *, system_prompt: str, task: str, fitting: Fitting | None = None):
+        self._processor, self._parts, self._fitting = processor, parts, fitting
         self._system_prompt, self._task = system_prompt, task
         self._known: OrderedDict[tuple[str, tuple[int, int]], _Known] = OrderedDict()
         self._prompt = lru_cache(maxsize=KNOWN_PROMPTS)(self._write_prompt)
         self._end = self._end_of_answer()
         self._tokens_of_answer = lru_cache(maxsize=16_384)(self._tokenize)
 
+    @property
+    def context(self) -> int | None:
+        """How many tokens a sample may have."""
+        return self._fitting.context if self._fitting is not None else None
+
     def encode(self, sample: Sample) -> Encoded:
-        answer = self._parts.answer_begin + write_answer(sample.task or self._task, sample.truth) + self._end
-        return replace(self.encode_question(sample.image, sample.question), answer=self._tokens_of_answer(answer))
+        """The sample as it is learnt from.
+
+        Raises:
+            TooLong: it does not fit into the context, and no smaller picture helps.
+        """
+        image = sample.image
+        text = self._parts.answer_begin + write_answer(sample.task or self._task, sample.truth) + self._end
+        answer = self._tokens_of_answer(text)
+        made = replace(self.encode_question(image, sample.question), answer=answer)
+        if self._fitting is None:
+            return made
+        if self._fitting.takes(len(made.prompt), len(answer)):
+            return replace(made, is_shrunk=True) if self._fitting.is_reduced(self._processor, image) else made
+        return self._made_to_fit(self._fitting, image.convert("RGB"), self._prompt(sample.question), made)
+
+    def _made_to_fit(self, fitting: Fitting, image: Any, prompt: str, whole: Encoded) -> Encoded:
+        """The same sample with as large a picture as the context has room for."""
+        of_picture = int(np.count_nonzero(whole.prompt == fitting.image_token_id))
+        length = fitting.length(len(whole.prompt), len(whole.answer))
+        room = (fitting.context or 0) - (length - of_picture)
+        for processor, smaller in fitting.smaller(self._processor, image, room):
+            made = self._whole(smaller, prompt, processor)
+            if fitting.takes(len(made.prompt), len(whole.answer)):
+                return replace(
+                    made, answer=whole.answer, images=_filled_up_to(made.images, whole.images), is_shrunk=True
+                )
+        raise TooLong(f"{length:,} tokens, {of_picture:,} of them the picture's")
 
     def encode_question(self, image: Any, question: str) -> Encoded:
         """A question without an answer, as ``generate`` takes it."""
@@ -110,8 +147,8 @@ class Encoder:
             self._known.popitem(last=False)
         return whole
 
-    def _whole(self, image: Any, prompt: str) -> Encoded:
-        made = self._processor(images=[image], text=[prompt], return_tensors="np")
+    def _whole(self, image: Any, prompt: str, processor: Any = None) -> Encoded:
+        made = (processor or self._processor)(images=[image], text=[prompt], return_tensors="np")
         texts = (*TOKEN_FIELDS, "input_ids", "attention_mask", "labels")
         return Encoded(
             prompt=np.asarray(made["input_ids"])[0].astype(np.int64),
@@ -151,6 +188,7 @@ class Encoder:
             "systemPrompt": self._system_prompt,
             "task": self._task,
             "end": self._end,
+            "fitting": repr(self._fitting),
         }
 
     def _end_of_answer(self) -> str:
@@ -171,6 +209,19 @@ class Encoder:
     @property
     def _has_template(self) -> bool:
         return bool(getattr(self._processor, "chat_template", None))
+
+
+def _filled_up_to(images: dict[str, _Array], wanted: Mapping[str, _Array]) -> dict[str, _Array]:
+    """Gemma 4's patches, filled up as its processor does it: to one number for all pictures, with places of -1."""
+    if "image_position_ids" not in images:
+        return images
+    made = {}
+    for name, array in images.items():
+        missing = [(0, 0)] * array.ndim
+        if array.ndim > 1:
+            missing[1] = (0, wanted[name].shape[1] - array.shape[1])
+        made[name] = np.pad(array, missing, constant_values=-1 if name == "image_position_ids" else 0)
+    return made
 
 
 def _without_origin(value: Any) -> Any:
@@ -403,9 +454,16 @@ class VariedSamples:
         self._samples, self._encoder, self._layout, self._vary = samples, encoder, layout, vary
 
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
-        rows = [self._encoder.encode(self._vary(self._samples[index], epoch, index)) for index in indices]
+        rows = [self._encode(epoch, index) for index in indices]
         images = {name: join([row.images[name] for row in rows]) for name in rows[0].images}
         return assemble(rows, images, self._layout)
+
+    def _encode(self, epoch: int, index: int) -> Encoded:
+        sample = self._samples[index]
+        try:
+            return self._encoder.encode(self._vary(sample, epoch, index))
+        except TooLong:  # boxes that moved may take a token more; unvaried the sample has been found to fit
+            return self._encoder.encode(sample)
 
 
 def prompts_of(rows: Sequence[Encoded], images: Mapping[str, _Array]) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ METRIC_OF = {VQA: "exactMatch", PHRASE_GROUNDING: "iou", FREEFORM: "loss"}
 SPARE_ANSWER_TOKENS = 8
 LARGE_MODEL_PARAMETERS = 1_000_000_000
 Choice = Literal["packing", "featureCache"]
+FAMILY_PICTURES = "familyPictureSettings"  # looked up by whoever goes on from a checkpoint
 LEAST_EPOCHS = 2
 LEAST_PADDING = 0.1  # with less, nothing is to be gained by packing
 
@@ -50,6 +51,22 @@ class UploadedSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureSizes:
+    """What is told of pictures' sizes and of samples that did not fit as they were.
+
+    ``settings`` are those of the model's processor that say how large pictures are, ``family`` the same before the
+    recipe limited them, None where it did not. ``context`` is in tokens, and ``context_source`` where that stands.
+    """
+
+    settings: dict[str, Any] | None
+    family: dict[str, Any] | None
+    context: int | None
+    context_source: str
+    shrunk: int
+    refused: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """What the plan has to know of data and model."""
 
@@ -65,6 +82,7 @@ class Sizes:
     version: str = ""  # of built-in data
     tasks: Sequence[str] = ()  # of the held-out samples, in their order, where they are not all of the recipe's
     uploaded: UploadedSizes | None = None
+    pictures: PictureSizes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +160,8 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
     else:
         say("dataset", recipe.dataset.dataset_id, "built in")
         say("datasetVersion", sizes.version, "a hash of all its samples as the seed divides them")
+    if sizes.pictures is not None:
+        _say_pictures(sizes.pictures, say)
     say("trainingSamples", sizes.training_samples, f"{1 - recipe.dataset.validation_fraction:.0%} of the data")
     say("cacheBytes", sizes.cache_bytes, "pictures are decoded and processed once")
 
@@ -251,6 +271,15 @@ def _say_uploaded(sizes: UploadedSizes, say: Callable[[str, Any, str], Any]) -> 
     say("brokenPictures", sizes.broken_pictures, "cannot be decoded and are left out")
 
 
+def _say_pictures(sizes: PictureSizes, say: Callable[[str, Any, str], Any]) -> None:
+    if sizes.family is not None:
+        say(FAMILY_PICTURES, sizes.family, "of the processor, before the recipe limited them")
+        say("pictureSettings", sizes.settings, "images of the recipe; saved with the processor")
+    say("contextTokens", sizes.context, sizes.context_source)
+    say("shrunkSamples", sizes.shrunk, "have a smaller picture than the family would give them, to keep to limits")
+    say("refusedSamples", sizes.refused, "are longer than the context whatever their picture, and are left out")
+
+
 def _micro_batch(recipe: Recipe, machine: Machine) -> tuple[int, str]:
     wanted, batch_size = recipe.model.hyperparameters.micro_batch_size, recipe.model.hyperparameters.batch_size
     if wanted != "auto":
@@ -323,8 +352,6 @@ def _refuse_what_is_missing(recipe: Recipe, machine: Machine) -> None:
         raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; use 'adamw'")
     if model.compute.attention == "flash_attention_2" and machine.device != "cuda":
         raise InvalidFlow("attention 'flash_attention_2' needs CUDA; use 'auto'")
-    if (model.images.min_pixels, model.images.max_pixels, model.images.patch_budget) != ("auto", "auto", None):
-        raise InvalidFlow("images.minPixels, maxPixels and patchBudget are not available yet; leave them as they are")
     if recipe.dataset.dataset_version is not None and recipe.dataset.dataset_id in BUILT_IN_DATASETS:
         raise InvalidFlow(f"dataset {recipe.dataset.dataset_id!r} has no versions; leave datasetVersion null")
     if recipe.settings.resources.workers > 1:

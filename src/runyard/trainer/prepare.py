@@ -5,7 +5,7 @@ from the recipe and its seed, and so comes out the same.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ import torch
 from runyard.flows import Recipe, recipe_document
 from runyard.rundir import DATASET, MODEL_ADAPTER, MODEL_FULL, read_json
 from runyard.trainer.cache import Place, Told, encode_all
-from runyard.trainer.checkpoint import Progress, load_state
+from runyard.trainer.checkpoint import RUN, Progress, load_state
 from runyard.trainer.continuing import check_fits, taken_up
 from runyard.trainer.datasets import Dataset, Sample, load_dataset, version_of
 from runyard.trainer.drawing import Drawing, padding_of
 from runyard.trainer.encode import (
-    Encoded,
     EncodedSamples,
     Encoder,
     Encodings,
@@ -41,8 +40,19 @@ from runyard.trainer.model import (
     weights_folder,
 )
 from runyard.trainer.optim import make_optimizers
+from runyard.trainer.picture_sizes import (
+    Fitting,
+    Limits,
+    TooLong,
+    apply,
+    context_of,
+    limit_pictures,
+    settings_of,
+)
 from runyard.trainer.plan import (
+    FAMILY_PICTURES,
     Machine,
+    PictureSizes,
     Plan,
     Sizes,
     UploadedSizes,
@@ -56,6 +66,7 @@ from vi.api.resources.runs.responses import Run
 
 BASE = "base"  # below the attempt's folder: the unchanged weights under an adapter that came from no folder
 SAMPLES_BETWEEN_LOOKS = 16  # a look at stop.json and permit takes 54 µs (measured on a busy core)
+NAMED_REFUSED = 5  # samples that are told one by one
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -121,6 +132,7 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     told.look()
     precision, _ = choose_precision(recipe, machine)
     model = _make_model(job, data, DTYPES[precision])
+    fitting = _fit_pictures(job, model)
     layout = Layout(
         pad_id=pad_id(model.processor.tokenizer),
         image_token_id=model.image_token_id,
@@ -130,11 +142,25 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     )
     if layout.decoder_start is not None and not layout.answers_only:
         raise InvalidFlow(f"loss.answersOnly false is not possible: {model.parts.unpacked}; leave it true")
-    encoder = Encoder(model.processor, model.parts, system_prompt=recipe.system_prompt.system_prompt, task=recipe.task)
-    data, cached, held_out, uploaded = _encodings(job, data, encoder, layout, told)
+    encoder = Encoder(
+        model.processor,
+        model.parts,
+        system_prompt=recipe.system_prompt.system_prompt,
+        task=recipe.task,
+        fitting=fitting,
+    )
+    data, cached, held_out, fit, uploaded = _encodings(job, data, encoder, layout, told)
     sizes = _sizes(model, cached, held_out, uploaded)
     sizes = replace(
         sizes if uploaded is not None else _of_built_in(data, sizes),
+        pictures=PictureSizes(
+            settings=settings_of(model.processor, model.model_type),
+            family=fitting.family,
+            context=fitting.context,
+            context_source=context_of(base_of(model.module), model.processor.tokenizer)[1],
+            shrunk=fit.shrunk,
+            refused=len(fit.refused),
+        ),
         padding_share=partial(padding_of, recipe, cached.lengths),
         unpacked=model.parts.unpacked,
         unfrozen=why_not_frozen(model.module, model.parts),
@@ -188,19 +214,53 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     )
 
 
+@dataclass(kw_only=True)
+class Fit:
+    """What became of samples that did not fit as they were: how many are shrunk; each that is refused, in words."""
+
+    shrunk: int = 0
+    refused: list[str] = field(default_factory=list)
+
+
+def _fit_pictures(job: Job, model: Model) -> Fitting:
+    """Limit pictures as the recipe says, and say what samples have to fit into.
+
+    A checkpoint to go on from has the limits of its recipe in its processor; what the family had stands in its plan.
+    """
+    module, images = base_of(model.module), job.recipe.model.images
+    if job.resume is not None:
+        run = read_json(job.resume / MODEL_FULL / RUN) or {}
+        family = (run.get("status", {}).get("plan") or {}).get(FAMILY_PICTURES)
+        if family is not None:
+            apply(module, model.processor, family["value"])
+    family = settings_of(model.processor, model.model_type)
+    limit_pictures(module, model.processor, model.model_type, images, is_tiny=job.recipe.is_tiny)
+    return Fitting(
+        context=context_of(module, model.processor.tokenizer)[0],
+        image_token_id=model.image_token_id,
+        model_type=model.model_type,
+        is_apart=model.decoder_start is not None,
+        family=None if Limits.of(images) == Limits() else family,
+    )
+
+
 def _encodings(
     job: Job, data: Dataset, encoder: Encoder, layout: Layout, told: Told
-) -> tuple[Dataset, Encodings, Encodings, UploadedSizes | None]:
-    """Both parts of the data, encoded. Of uploaded data what turns out to be broken is left out."""
+) -> tuple[Dataset, Encodings, Encodings, Fit, UploadedSizes | None]:
+    """Both parts of the data, encoded. What turns out to be broken or too long is left out."""
     train, validation = data.train, data.validation
     if not isinstance(train, Selection) or not isinstance(validation, Selection):
-        parts = [EncodedSamples(_encode(encoder, samples, told.look), layout) for samples in (train, validation)]
-        return data, parts[0], parts[1], None
+        return _encodings_in_memory(data, encoder, layout, told)
     cached = encode_all([train, validation], encoder, _place(job, data.name), told)
-    broken = np.asarray(sorted(cached.broken), np.int64)
-    train, validation = train.without(broken), validation.without(broken)
-    data = replace(data, train=train, validation=validation)
-    check_parts(data, job.recipe.dataset.validation_fraction)
+    fit = Fit(
+        shrunk=len(cached.shrunk),
+        refused=[f"{cached.samples.filename(number)!r} ({why})" for number, why in cached.refused.items()],
+    )
+    missing = np.asarray(sorted({*cached.broken, *cached.refused}), np.int64)
+    train, validation = train.without(missing), validation.without(missing)
+    fitting = replace(data, train=train, validation=validation)
+    _tell_refused(data, fitting, fit, encoder.context, told)
+    check_parts(fitting, job.recipe.dataset.validation_fraction)
     sizes = UploadedSizes(
         dataset=data.name,
         version=data.version or "",
@@ -208,7 +268,59 @@ def _encodings(
         validation_pictures=validation.pictures,
         broken_pictures=cached.broken_pictures,
     )
-    return data, cached.part(train, layout), cached.part(validation, layout), sizes
+    return fitting, cached.part(train, layout), cached.part(validation, layout), fit, sizes
+
+
+def _encodings_in_memory(
+    data: Dataset, encoder: Encoder, layout: Layout, told: Told
+) -> tuple[Dataset, Encodings, Encodings, Fit, None]:
+    fit = Fit()
+
+    def encoded(samples: Sequence[Sample]) -> tuple[list[Sample], EncodedSamples]:
+        kept, made = [], []
+        for number, sample in enumerate(samples):
+            if number % SAMPLES_BETWEEN_LOOKS == 0:
+                told.look()
+            try:
+                item = encoder.encode(sample)
+            except TooLong as error:
+                fit.refused.append(f"{sample.filename or sample.question!r} ({error})")
+                continue
+            kept.append(sample)
+            made.append(item)
+        fit.shrunk += sum(item.is_shrunk for item in made)
+        return kept, EncodedSamples(made, layout)
+
+    (train, of_train), (validation, of_validation) = encoded(data.train), encoded(data.validation)
+    fitting = replace(data, train=train, validation=validation) if fit.refused else data
+    _tell_refused(data, fitting, fit, encoder.context, told)
+    return fitting, of_train, of_validation, fit, None
+
+
+def _tell_refused(data: Dataset, fitting: Dataset, fit: Fit, context: int | None, told: Told) -> None:
+    """Warn of samples that are too long, the first of them by name.
+
+    Raises:
+        InvalidData: all of a part are.
+    """
+    if context is None or not fit.refused:
+        return
+    total = len(data.train) + len(data.validation)
+    first = "; ".join(fit.refused[:NAMED_REFUSED])
+    found = (
+        f"{len(fit.refused):,} of {total:,} samples of dataset {data.name!r} are longer than the model's context of "
+        f"{context:,} tokens"
+    )
+    for part, before, left in (
+        ("to train on", data.train, fitting.train),
+        ("held out", data.validation, fitting.validation),
+    ):
+        if before and not left:
+            raise InvalidData(
+                f"no sample {part} fits: {found}: {first}; shorten questions, answers or system prompt, or take a "
+                "model with a longer context"
+            )
+    told.warn(f"{found} and are left out: {first}")
 
 
 def _place(job: Job, dataset: str) -> Place:
@@ -222,15 +334,6 @@ def _place(job: Job, dataset: str) -> Place:
         limit_bytes=job.cache_bytes,
         spare_bytes=job.spare_bytes,
     )
-
-
-def _encode(encoder: Encoder, samples: Sequence[Sample], look: Callable[[], None]) -> list[Encoded]:
-    encoded = []
-    for number, sample in enumerate(samples):
-        if number % SAMPLES_BETWEEN_LOOKS == 0:
-            look()
-        encoded.append(encoder.encode(sample))
-    return encoded
 
 
 def _within_memory(plan: Plan, progress: Progress, of_run: int | None) -> Plan:

@@ -1,13 +1,14 @@
 """Encoded samples in a file: written once, one sample after the other, and then only mapped.
 
     per sample   its arrays, each on a boundary of 8 bytes, then a record (msgpack) that says where they lie
-    index        per sample: where its record lies, its length, tokens of the prompt, tokens of the answer (int64)
+    index        per sample: where its record lies, its length, tokens of the prompt, tokens of the answer, and whether
+                 it is whole, shrunk, broken or refused (int64)
     values       the table of floats that pixels are indices into (float32)
     trailer      magic, samples, where the index begins, entries of the table
 
 Pixels are kept as in ``encode.PixelTable``: a processor that starts from 8-bit pictures gives few hundred different
 floats, so an index of one or two bytes gives back the very same float. Samples of one picture share its pixels. A
-sample whose picture is broken has a record that says why, and no tokens.
+sample whose picture is broken, or which is too long, has a record that says why, and no tokens.
 """
 
 import fcntl
@@ -22,9 +23,11 @@ import numpy as np
 
 from runyard.trainer.encode import LARGEST_TABLE, Encoded
 
-MAGIC = b"RYENC\x00\x01\n"
+MAGIC = b"RYENC\x00\x02\n"
 TRAILER = struct.Struct("<8sQQQ")
 Array = np.ndarray[Any, Any]
+WHOLE, SHRUNK, BROKEN, REFUSED = range(4)  # what became of a sample: the last two cannot be had
+COLUMNS = 5  # of the index
 
 
 class Span(msgspec.Struct, array_like=True, frozen=True):
@@ -37,13 +40,13 @@ class Span(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True):
-    """Where one sample lies; ``broken`` says why there is none. Without ``images`` they are made anew when drawn."""
+    """Where one sample lies; ``missing`` says why there is none. Without ``images`` they are made anew when drawn."""
 
     prompt: Span | None
     answer: Span | None
     token_fields: dict[str, Span]
     images: dict[str, Span] | None
-    broken: str | None
+    missing: str | None
 
 
 class ShardDamaged(Exception):
@@ -57,7 +60,7 @@ class ShardWriter:
         file.seek(0)
         file.truncate()
         self._file, self._with_images = file, with_images
-        self._index: list[tuple[int, int, int, int]] = []
+        self._index: list[tuple[int, int, int, int, int]] = []
         self._values = _Values()
         self._at = 0
         self._last: dict[str, tuple[Array, Span]] = {}
@@ -66,14 +69,15 @@ class ShardWriter:
         images = {name: self._image(name, array) for name, array in item.images.items()} if self._with_images else None
         fields = {name: self._write(array) for name, array in item.token_fields.items()}
         record = Record(self._write(item.prompt), self._write(item.answer), fields, images, None)
-        self._end(record, len(item.prompt), len(item.answer))
+        self._end(record, len(item.prompt), len(item.answer), SHRUNK if item.is_shrunk else WHOLE)
 
-    def add_broken(self, why: str) -> None:
-        self._end(Record(None, None, {}, None, why), 0, 0)
+    def add_missing(self, why: str, state: int) -> None:
+        """A sample that cannot be had: ``BROKEN`` or ``REFUSED``."""
+        self._end(Record(None, None, {}, None, why), 0, 0, state)
 
     def finish(self) -> int:
         """Write what stands behind the samples, fsync, and say how long the file is."""
-        index, values = np.asarray(self._index, np.int64).reshape(-1, 4), self._values.in_order()
+        index, values = np.asarray(self._index, np.int64).reshape(-1, COLUMNS), self._values.in_order()
         begin = self._at
         self._write(index)
         self._write(values)
@@ -101,11 +105,11 @@ class ShardWriter:
         self._at += data.nbytes + padding
         return span
 
-    def _end(self, record: Record, prompt: int, answer: int) -> None:
+    def _end(self, record: Record, prompt: int, answer: int, state: int) -> None:
         data = msgspec.msgpack.encode(record)
         padding = -len(data) % 8
         self._file.write(data + bytes(padding))
-        self._index.append((self._at, len(data), prompt, answer))
+        self._index.append((self._at, len(data), prompt, answer, state))
         self._at += len(data) + padding
 
 
@@ -166,13 +170,14 @@ class Shard:
             raise ShardDamaged("it is too short")
         self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         magic, count, begin, entries = TRAILER.unpack_from(self._map, self.size_bytes - TRAILER.size)
-        end = begin + count * 32 + (entries * 4 + 7) // 8 * 8 + TRAILER.size
+        values = begin + count * COLUMNS * 8
+        end = values + (entries * 4 + 7) // 8 * 8 + TRAILER.size
         if magic != MAGIC or end != self.size_bytes:
             raise ShardDamaged("its end is not that of a whole file")
-        index = np.frombuffer(self._map, np.int64, count * 4, begin).reshape(-1, 4)
-        self._values = np.frombuffer(self._map, np.float32, entries, begin + count * 32)
+        index = np.frombuffer(self._map, np.int64, count * COLUMNS, begin).reshape(-1, COLUMNS)
+        self._values = np.frombuffer(self._map, np.float32, entries, values)
         self._records = index[:, :2]
-        self.prompt_lengths, self.answer_lengths = index[:, 2], index[:, 3]
+        self.prompt_lengths, self.answer_lengths, self.states = index[:, 2], index[:, 3], index[:, 4]
         self._decoder = msgspec.msgpack.Decoder(Record)
 
     def close(self) -> None:
@@ -183,14 +188,14 @@ class Shard:
     def __len__(self) -> int:
         return len(self._records)
 
-    def broken(self, number: int) -> str | None:
+    def missing(self, number: int) -> str | None:
         """Why there is no such sample."""
-        return self._record(number).broken
+        return self._record(number).missing
 
     def row(self, number: int) -> Encoded:
         """The tokens of a sample."""
         record = self._record(number)
-        assert record.prompt is not None and record.answer is not None  # noqa: S101 - broken ones are left out
+        assert record.prompt is not None and record.answer is not None  # noqa: S101 - those are left out
         fields = {name: self._array(span) for name, span in record.token_fields.items()}
         return Encoded(self._array(record.prompt), self._array(record.answer), fields, {})
 
