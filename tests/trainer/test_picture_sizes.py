@@ -164,6 +164,16 @@ def test_a_sample_that_is_too_long_gets_the_largest_picture_that_fits(model_type
     assert torch.allclose(together, alone, atol=1e-4)
 
 
+def test_a_picture_far_longer_than_wide_keeps_to_the_budget_too() -> None:
+    """Its processor gives no side less than one token, so a limit on pixels is not enough."""
+    model, processor = limited("qwen3_vl", patch_budget=6)
+    strip = sample(size=(900, 45))
+    assert tokens("qwen3_vl", model, processor, (900, 45)) > 6
+    made = encoder_of("qwen3_vl", model, processor, budget=6).encode(strip)
+    assert made.is_shrunk
+    assert 0 < np.count_nonzero(made.prompt == image_token(model)) <= 6
+
+
 @pytest.mark.parametrize("model_type", ["qwen3_vl", "internvl", "llava"])
 def test_a_sample_whose_text_alone_is_too_long_is_refused_with_its_length(model_type: str) -> None:
     model, processor = opened(model_type)
@@ -344,7 +354,7 @@ def test_samples_that_are_too_long_are_named_counted_and_left_out(
         assert train_attempt(folder) == 0, (folder / "result.json").read_text()
         (message,) = (event["message"] for event in events_of(folder, "warning"))
         assert message.startswith(
-            "2 of 40 samples of dataset 'shelves' are longer than the model's context of 2,048 tokens and are left "
+            "2 of 40 samples of dataset 'shelves' do not fit into the model's context of 2,048 tokens and are left "
             "out: '003.png' ("
         )
         assert "; '017.png' (" in message
@@ -366,7 +376,7 @@ def test_a_part_of_the_data_that_is_all_too_long_ends_the_run(
     result = read_json(folder / "result.json") or {}
     assert result["reason"] == "InvalidData"
     assert result["message"].startswith(
-        f"no sample {part} fits: {len(too_long)} of 40 samples of dataset 'shelves' are "
+        f"no sample {part} fits: {len(too_long)} of 40 samples of dataset 'shelves' do not fit "
     )
     assert "context of 2,048 tokens: '" in result["message"]
     assert result["message"].endswith("or take a model with a longer context")
@@ -382,7 +392,7 @@ def test_samples_of_built_in_data_are_left_out_as_well(make_attempt: Any, events
     assert train_attempt(folder) == 64
     message = (read_json(folder / "result.json") or {})["message"]
     assert message.startswith(
-        "no sample to train on fits: 12 of 12 samples of dataset 'digits' are longer than the model's "
+        "no sample to train on fits: 12 of 12 samples of dataset 'digits' do not fit into the model's "
     )
 
 

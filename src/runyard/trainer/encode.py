@@ -94,16 +94,11 @@ class Encoder:
         self._end = self._end_of_answer()
         self._tokens_of_answer = lru_cache(maxsize=16_384)(self._tokenize)
 
-    @property
-    def context(self) -> int | None:
-        """How many tokens a sample may have."""
-        return self._fitting.context if self._fitting is not None else None
-
     def encode(self, sample: Sample) -> Encoded:
         """The sample as it is learnt from.
 
         Raises:
-            TooLong: it does not fit into the context, and no smaller picture helps.
+            TooLong: it does not fit, and no smaller picture helps.
         """
         image = sample.image
         text = self._parts.answer_begin + write_answer(sample.task or self._task, sample.truth) + self._end
@@ -111,22 +106,20 @@ class Encoder:
         made = replace(self.encode_question(image, sample.question), answer=answer)
         if self._fitting is None:
             return made
-        if self._fitting.takes(len(made.prompt), len(answer)):
+        if self._fitting.takes(made.prompt, answer):
             return replace(made, is_shrunk=True) if self._fitting.is_reduced(self._processor, image) else made
         return self._made_to_fit(self._fitting, image.convert("RGB"), self._prompt(sample.question), made)
 
     def _made_to_fit(self, fitting: Fitting, image: Any, prompt: str, whole: Encoded) -> Encoded:
-        """The same sample with as large a picture as the context has room for."""
-        of_picture = int(np.count_nonzero(whole.prompt == fitting.image_token_id))
-        length = fitting.length(len(whole.prompt), len(whole.answer))
-        room = (fitting.context or 0) - (length - of_picture)
-        for processor, smaller in fitting.smaller(self._processor, image, room):
+        """The same sample with as large a picture as there is room for."""
+        for processor, smaller in fitting.smaller(self._processor, image, fitting.room(whole.prompt, whole.answer)):
             made = self._whole(smaller, prompt, processor)
-            if fitting.takes(len(made.prompt), len(whole.answer)):
+            if fitting.takes(made.prompt, whole.answer):
                 return replace(
                     made, answer=whole.answer, images=_filled_up_to(made.images, whole.images), is_shrunk=True
                 )
-        raise TooLong(f"{length:,} tokens, {of_picture:,} of them the picture's")
+        length = fitting.length(len(whole.prompt), len(whole.answer))
+        raise TooLong(f"{length:,} tokens, {fitting.of_picture(whole.prompt):,} of them the picture's")
 
     def encode_question(self, image: Any, question: str) -> Encoded:
         """A question without an answer, as ``generate`` takes it."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from runyard.flows.blocks import Images
+from runyard.flows.families import FAMILIES
 from runyard.rundir import read_json, write_json
 from runyard.trainer.errors import InvalidFlow
 
@@ -101,8 +102,14 @@ class Area(Sizing):
         return int(images.get_number_of_image_patches(height, width) // images.merge_size**2)
 
     def smaller(self, processor: Any, image: Any, room: int) -> Iterator[tuple[Any, Any]]:
-        if room > 0:
-            yield with_settings(processor, self.limited(processor, Limits(tokens=room))), image
+        # A picture far longer than wide takes more tokens than its pixels say, as no side is less than one token.
+        most = room
+        while most > 0:
+            other = with_settings(processor, self.limited(processor, Limits(tokens=most)))
+            if self.tokens(other, *image.size) <= room:
+                yield other, image
+                return
+            most //= 2
 
 
 class LongestEdge(Sizing):
@@ -272,10 +279,11 @@ def limit_pictures(module: Any, processor: Any, model_type: str, images: Images,
         return
     sizing = SIZINGS.get(model_type)
     if is_tiny or sizing is None:
+        names = {family.key: family.model_type for family in FAMILIES.values()}
         who = "the tiny model" if is_tiny else f"family {model_type!r}"
         raise InvalidFlow(
-            f"{limits} cannot be set: {who} takes pictures of one size only; leave images as it is, or choose one of "
-            f"{', '.join(SIZINGS)}"
+            f"{limits} cannot be set: {who} takes pictures of one size only; leave images as it is, or choose another "
+            f"architecture: {', '.join(name for name, kind in names.items() if kind in SIZINGS)}"
         )
     apply(module, processor, sizing.limited(processor, limits))
 
@@ -306,12 +314,12 @@ def context_of(module: Any, tokenizer: Any) -> tuple[int | None, str]:
 
 
 class TooLong(Exception):
-    """A sample does not fit into the context, however small its picture is made; the message says its length."""
+    """A sample does not fit, however small its picture is made; the message says its length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
-    """What samples have to fit into: ``context`` tokens, None for any number.
+    """What samples have to fit into: ``context`` tokens, ``budget`` of them the picture's; None for any number.
 
     ``is_apart``: prompt and answer are read by an encoder and a decoder, each with the whole context to itself.
     ``family`` are the settings that pictures had before the recipe limited them, None where it did not.
@@ -320,14 +328,32 @@ class Fitting:
     context: int | None
     image_token_id: int | None
     model_type: str
+    budget: int | None = None
     is_apart: bool = False
     family: dict[str, Any] | None = None
+
+    @property
+    def in_words(self) -> str:
+        bounds = [f"the model's context of {self.context:,} tokens" if self.context is not None else ""]
+        bounds.append(f"images.patchBudget {self.budget:,}" if self.budget is not None else "")
+        return " and ".join(filter(None, bounds))
 
     def length(self, prompt: int, answer: int) -> int:
         return max(prompt, answer) if self.is_apart else prompt + answer
 
-    def takes(self, prompt: int, answer: int) -> bool:
-        return self.context is None or self.length(prompt, answer) <= self.context
+    def of_picture(self, prompt: Any) -> int:
+        """How many of these tokens stand for the picture."""
+        return int((prompt == self.image_token_id).sum())
+
+    def takes(self, prompt: Any, answer: Any) -> bool:
+        return (self.context is None or self.length(len(prompt), len(answer)) <= self.context) and (
+            self.budget is None or self.of_picture(prompt) <= self.budget
+        )
+
+    def room(self, prompt: Any, answer: Any) -> int:
+        """How many tokens the picture may take beside all that is text."""
+        of_text = self.length(len(prompt), len(answer)) - self.of_picture(prompt)
+        return min((self.context or ENDLESS) - of_text, self.budget or ENDLESS)
 
     def is_reduced(self, processor: Any, image: Any) -> bool:
         """Whether this picture takes fewer tokens than it would without the recipe's limits."""

@@ -149,7 +149,7 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
         task=recipe.task,
         fitting=fitting,
     )
-    data, cached, held_out, fit, uploaded = _encodings(job, data, encoder, layout, told)
+    data, cached, held_out, fit, uploaded = _encodings(job, data, encoder, layout, fitting, told)
     sizes = _sizes(model, cached, held_out, uploaded)
     sizes = replace(
         sizes if uploaded is not None else _of_built_in(data, sizes),
@@ -239,18 +239,19 @@ def _fit_pictures(job: Job, model: Model) -> Fitting:
         context=context_of(module, model.processor.tokenizer)[0],
         image_token_id=model.image_token_id,
         model_type=model.model_type,
+        budget=images.patch_budget,
         is_apart=model.decoder_start is not None,
         family=None if Limits.of(images) == Limits() else family,
     )
 
 
 def _encodings(
-    job: Job, data: Dataset, encoder: Encoder, layout: Layout, told: Told
+    job: Job, data: Dataset, encoder: Encoder, layout: Layout, fitting: Fitting, told: Told
 ) -> tuple[Dataset, Encodings, Encodings, Fit, UploadedSizes | None]:
     """Both parts of the data, encoded. What turns out to be broken or too long is left out."""
     train, validation = data.train, data.validation
     if not isinstance(train, Selection) or not isinstance(validation, Selection):
-        return _encodings_in_memory(data, encoder, layout, told)
+        return _encodings_in_memory(data, encoder, layout, fitting, told)
     cached = encode_all([train, validation], encoder, _place(job, data.name), told)
     fit = Fit(
         shrunk=len(cached.shrunk),
@@ -258,9 +259,9 @@ def _encodings(
     )
     missing = np.asarray(sorted({*cached.broken, *cached.refused}), np.int64)
     train, validation = train.without(missing), validation.without(missing)
-    fitting = replace(data, train=train, validation=validation)
-    _tell_refused(data, fitting, fit, encoder.context, told)
-    check_parts(fitting, job.recipe.dataset.validation_fraction)
+    left = replace(data, train=train, validation=validation)
+    _tell_refused(data, left, fit, fitting.in_words, told)
+    check_parts(left, job.recipe.dataset.validation_fraction)
     sizes = UploadedSizes(
         dataset=data.name,
         version=data.version or "",
@@ -268,11 +269,11 @@ def _encodings(
         validation_pictures=validation.pictures,
         broken_pictures=cached.broken_pictures,
     )
-    return fitting, cached.part(train, layout), cached.part(validation, layout), fit, sizes
+    return left, cached.part(train, layout), cached.part(validation, layout), fit, sizes
 
 
 def _encodings_in_memory(
-    data: Dataset, encoder: Encoder, layout: Layout, told: Told
+    data: Dataset, encoder: Encoder, layout: Layout, fitting: Fitting, told: Told
 ) -> tuple[Dataset, Encodings, Encodings, Fit, None]:
     fit = Fit()
 
@@ -292,30 +293,27 @@ def _encodings_in_memory(
         return kept, EncodedSamples(made, layout)
 
     (train, of_train), (validation, of_validation) = encoded(data.train), encoded(data.validation)
-    fitting = replace(data, train=train, validation=validation) if fit.refused else data
-    _tell_refused(data, fitting, fit, encoder.context, told)
-    return fitting, of_train, of_validation, fit, None
+    left = replace(data, train=train, validation=validation) if fit.refused else data
+    _tell_refused(data, left, fit, fitting.in_words, told)
+    return left, of_train, of_validation, fit, None
 
 
-def _tell_refused(data: Dataset, fitting: Dataset, fit: Fit, context: int | None, told: Told) -> None:
+def _tell_refused(data: Dataset, left: Dataset, fit: Fit, bounds: str, told: Told) -> None:
     """Warn of samples that are too long, the first of them by name.
 
     Raises:
         InvalidData: all of a part are.
     """
-    if context is None or not fit.refused:
+    if not fit.refused:
         return
     total = len(data.train) + len(data.validation)
     first = "; ".join(fit.refused[:NAMED_REFUSED])
-    found = (
-        f"{len(fit.refused):,} of {total:,} samples of dataset {data.name!r} are longer than the model's context of "
-        f"{context:,} tokens"
-    )
-    for part, before, left in (
-        ("to train on", data.train, fitting.train),
-        ("held out", data.validation, fitting.validation),
+    found = f"{len(fit.refused):,} of {total:,} samples of dataset {data.name!r} do not fit into {bounds}"
+    for part, before, after in (
+        ("to train on", data.train, left.train),
+        ("held out", data.validation, left.validation),
     ):
-        if before and not left:
+        if before and not after:
             raise InvalidData(
                 f"no sample {part} fits: {found}: {first}; shorten questions, answers or system prompt, or take a "
                 "model with a longer context"
