@@ -21,7 +21,7 @@ from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
 from runyard.trainer.datasets import Sample
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.families import Parts, part_of, parts_of
-from runyard.trainer.model_folder import check_model_folder
+from runyard.trainer.model_folder import ADAPTER_WEIGHTS, check_adapter_folder, check_model_folder
 from runyard.trainer.tiny import SHAPES, make_model, make_processor
 from runyard.trainer.video import install_video_stand_in
 
@@ -178,19 +178,29 @@ def adapt(model: Model, training: Training, *, base: Path, adapter: Path | None 
         module = get_peft_model(model.module, config)
     config.base_model_name_or_path = MODEL_FULL  # as the two lie in a checkpoint, not where they lay on this machine
     if adapter is not None:
-        set_peft_model_state_dict(module, load_file(adapter / "adapter_model.safetensors"))
+        set_peft_model_state_dict(module, load_file(adapter / ADAPTER_WEIGHTS))
     for _, parameter in module.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return Model(module, model.processor, model.model_type, model.parts, base)
 
 
-def merge_adapter(module: Any, adapter: Path) -> Any:
-    """The model with an adapter's weights added into its own."""
+def attach_adapter(module: Any, adapter: Path) -> Any:
+    """The model with an adapter on it, after the adapter's folder has been checked.
+
+    Raises:
+        InvalidFlow: the folder may not be opened.
+    """
     from peft import PeftModel
 
+    check_adapter_folder(adapter)
     with _old_names():
-        return PeftModel.from_pretrained(module, adapter, local_files_only=True).merge_and_unload()
+        return PeftModel.from_pretrained(module, adapter, local_files_only=True)
+
+
+def merge_adapter(module: Any, adapter: Path) -> Any:
+    """The model with an adapter's weights added into its own. Raises InvalidFlow, see ``attach_adapter``."""
+    return attach_adapter(module, adapter).merge_and_unload()
 
 
 @contextlib.contextmanager
