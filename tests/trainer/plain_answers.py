@@ -1,7 +1,8 @@
 """Answers of checkpoints in a process that knows transformers and peft alone; ``test_export.py`` runs this.
 
-The argument is a JSON file with a list of ``{"checkpoint", "pictures", "questions"}``. The last line of the output is
-what is said to each question by the checkpoint, with its adapter if it has one, and by its ``model_full`` alone.
+The argument is a JSON file with a list of ``{"checkpoint", "exports", "pictures", "questions"}``. The last line of the
+output is what is said to each question by the checkpoint, with its adapter if it has one, by its ``model_full`` alone,
+and by each of the exports: a whole model, or an adapter that is put on the checkpoint's base.
 """
 
 import json
@@ -60,7 +61,14 @@ def main() -> None:
         if adapter.is_dir():
             model = PeftModel.from_pretrained(model, str(adapter)).eval()
             answers = [ask(model, full, picture, question) for picture, question in asked]
-        found.append({"base": base, "answers": answers})
+        exported = {}
+        for form, folder in case.get("exports", {}).items():
+            whole = full if form == "adapter" else Path(folder)
+            model = AutoModelForImageTextToText.from_pretrained(whole, dtype=torch.float32).eval()
+            if form == "adapter":
+                model = PeftModel.from_pretrained(model, folder).eval()
+            exported[form] = [ask(model, whole, picture, question) for picture, question in asked]
+        found.append({"base": base, "answers": answers, "exported": exported})
     print(json.dumps({"found": found, "runyard": "runyard" in sys.modules}))
 
 
