@@ -2,6 +2,7 @@
 measured; an export that says something else is none."""
 
 import fcntl
+import importlib.util
 import json
 import os
 import shutil
@@ -28,11 +29,17 @@ TRAINING: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "lora": {"mode": "lora"},
     "dora": {"mode": "lora", "lora": {"useDora": True, "useRslora": True}},
+    "qlora": {"mode": "lora"},
+    "qdora": {"mode": "lora", "lora": {"useDora": True}},
 }
 CASES = [(family, mode) for family in ("idefics3", "llava", "qwen3_vl") for mode in ("full", "lora")]
 CASES.append(("llava", "dora"))
+QUANTIZATION = {"qlora": "nf4", "qdora": "fp4"}
+if importlib.util.find_spec("bitsandbytes"):
+    CASES += [("qwen3_vl", "qlora"), ("idefics3", "qlora"), ("llava", "qdora")]
 SEED, SAMPLES, HELD_OUT, STEPS = 7, 40, 3, 12
 EXPORTS = {"full": ("full",), "lora": ("merged", "adapter"), "dora": ("merged", "adapter")}
+EXPORTS |= {"qlora": ("adapter",), "qdora": ("adapter",)}
 EXPORTED = [(family, mode, form) for family, mode in CASES for form in EXPORTS[mode]]
 Said = dict[str, Any]
 
@@ -43,6 +50,8 @@ def recipe(architecture: dict[str, Any], mode: str) -> dict[str, dict[str, Any]]
         "vi-model": {
             "architecture": architecture,
             "training": TRAINING[mode],
+            "quantization": {"enabled": mode in QUANTIZATION}
+            | ({"type": QUANTIZATION[mode]} if mode in QUANTIZATION else {}),
             "hyperparameters": {"maxSteps": STEPS, "epochs": STEPS, "batchSize": 8, "learningRate": 0.02},
             "validation": {"maxSamples": HELD_OUT, "previews": HELD_OUT, "every": {"steps": STEPS}},
             "checkpoint": {"every": {"steps": STEPS}},
@@ -97,6 +106,7 @@ def said(
         asked.append(
             {
                 "checkpoint": str(checkpoint),
+                "quantization": QUANTIZATION.get(mode),
                 "exports": {form: str(out) for form, out in exports.items()},
                 "pictures": [str(path) for path in pictures],
                 "questions": [preview["question"] for preview in previews],

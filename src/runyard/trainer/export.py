@@ -33,10 +33,11 @@ from runyard.rundir import (
     sha256_of,
     write_json,
 )
+from runyard.trainer.checkpoint import RUN
 from runyard.trainer.errors import ExportFailed
 from runyard.trainer.model import Model, attach_adapter, load_model, merge_adapter
 from runyard.trainer.model_folder import ADAPTER_CONFIG, check_adapter_folder, check_model_folder
-from runyard.trainer.predict import keep_libraries_quiet
+from runyard.trainer.predict import block_settings, keep_libraries_quiet
 from runyard.trainer.prepare import DTYPES
 from runyard.trainer.replay import Asked, Replay, Told, read_asked, read_predictions, replay, shown
 from runyard.trainer.room import as_system_error
@@ -127,6 +128,8 @@ def _written(root: Path, staged: Path, form: Form, asked: Asked, dtype: str | No
         "checkpoint": root.name,
         "replayed": 0,
     }
+    if asked.quantization is not None:
+        document["quantization"] = asked.quantization
     try:
         if form == "merged":
             told("Merging", 0, 0)
@@ -163,7 +166,17 @@ def _write_merged(full: Path, adapter: Path, staged: Path, dtype: str | None) ->
         if not source.name.endswith((".safetensors", ".safetensors.index.json")) and path != "config.json":
             (staged / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, staged / path)
+    _say_whole(staged / RUN)
     return str(wanted).removeprefix("torch.")
+
+
+def _say_whole(run: Path) -> None:
+    """Readers of ``run.json`` would load merged weights in 4 bit where the recipe says so of the base."""
+    document = read_json(run) or {}
+    model = block_settings(document).get("model", {})
+    if (model.get("quantization") or {}).get("enabled"):
+        model["quantization"]["enabled"] = False
+        write_json(run, document)
 
 
 def _format_of(full: Path) -> torch.dtype:
@@ -203,7 +216,8 @@ def _name_base(config: Path, weights: str | None) -> None:
 def _loaded(root: Path, staged: Path, form: Form, asked: Asked) -> Model:
     """A fresh model of the exported files; for an adapter alone the base comes from the checkpoint.
 
-    In the formats that it was measured in: base weights lay in that of the arithmetic, trained ones in float32.
+    In the formats that it was measured in: base weights lay in that of the arithmetic or in 4 bit, trained ones in
+    float32. Merged weights are whole, whatever they were made of.
     """
     attention = asked.attention
     if form == "merged":
@@ -211,7 +225,7 @@ def _loaded(root: Path, staged: Path, form: Form, asked: Asked) -> Model:
     if form == "full" and not (staged / MODEL_ADAPTER).is_dir():
         return load_model(staged, dtype=torch.float32, attention=attention)
     base, adapter = (root / MODEL_FULL, staged) if form == "adapter" else (staged / MODEL_FULL, staged / MODEL_ADAPTER)
-    model = load_model(base, dtype=DTYPES[asked.precision], attention=attention)
+    model = load_model(base, dtype=DTYPES[asked.precision], attention=attention, quantization=asked.quantization)
     model.module = attach_adapter(model.module, adapter)
     return model
 
@@ -240,6 +254,11 @@ def _remedy(found: Replay, form: Form, asked: Asked, document: dict[str, Any]) -
     if measured_on != found.device:
         return (
             f"They were measured on {measured_on} and replayed on {found.device}: export where there is {measured_on}"
+        )
+    if form == "merged" and asked.quantization is not None:
+        return (
+            f"They were measured over base weights in 4 bit ({asked.quantization}), and merged weights are whole: keep "
+            "the adapter beside its base (--form full)"
         )
     if form == "merged" and asked.precision == "float32" and document["dtype"] != "float32":
         return f"Merged weights are rounded to {document['dtype']}: keep them whole with --dtype float32"

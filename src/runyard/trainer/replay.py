@@ -50,6 +50,7 @@ class Asked:
     evaluation: dict[str, Any]
     task: str
     system_prompt: str
+    quantization: str | None  # of the base weights while it was measured
     plan: dict[str, Any]
     seed: int
 
@@ -100,6 +101,7 @@ def read_asked(checkpoint: Path) -> Asked:
     document = read_json(checkpoint / MODEL_FULL / RUN) or {}
     try:
         settings = block_settings(document)
+        quantized = settings["model"].get("quantization") or {}
         plan = {name: item["value"] for name, item in document["status"]["plan"].items()}
         return Asked(
             run=msgspec.convert(document, Run),
@@ -108,6 +110,7 @@ def read_asked(checkpoint: Path) -> Asked:
             evaluation=settings["model"]["evaluation"],
             task=settings["dataset"]["projectKind"],
             system_prompt=settings["system-prompt"]["systemPrompt"],
+            quantization=quantized.get("type", "nf4") if quantized.get("enabled") else None,
             plan={"precision": "float32"} | plan,
             seed=int(document["spec"]["flow"]["settings"]["seed"]),
         )
