@@ -24,7 +24,7 @@ FORMS, DTYPES = ("merged", "adapter", "full"), ("float32", "bfloat16", "float16"
 
 @click.group()
 def models() -> None:
-    """List, download and export checkpoints, and ask them questions."""
+    """List, download and export checkpoints, ask them questions."""
 
 
 @models.command("list")
