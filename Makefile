@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets defects formats families bench-import bench-train bench-tiny \
+  notice starve faults-nth fuzz-datasets defects formats families vi-inference bench-import bench-train bench-tiny \
   sim sim-kept sim-rules sim-postgresql
 
 setup:
@@ -78,6 +78,10 @@ formats: setup
 families: setup
 	@RUNYARD_ALL_FAMILIES=1 scripts/test tests/trainer/test_miniatures.py tests/trainer/test_families.py \
 	  tests/trainer/test_reference_step.py tests/trainer/test_export.py
+
+# The published client's local inference, in an environment of its own, asks models of ours: about a minute when idle.
+vi-inference: setup
+	@RUNYARD_VI_INFERENCE=1 scripts/test tests/contract/test_published_inference.py -n 0
 
 # Checking pictures beside copying and hashing them: make bench-import COUNT=50000
 COUNT ?= 50000

@@ -42,6 +42,7 @@ USE_THE_INSTANCE = (
     "tests/test_examples.py",
     "tests/cli/test_commands.py",
     "tests/cli/test_datasets.py",
+    "tests/cli/test_export.py",
     "tests/cli/test_formats.py",
 )
 # Modules whose fixture costs more than their tests, so that one process makes it.

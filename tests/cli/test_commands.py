@@ -206,6 +206,40 @@ def test_a_downloaded_model_answers_on_the_command_line(runyard, data_dir: str, 
     assert by_run.stdout == f"{answer['answer']}\n"
 
 
+def test_an_export_is_proven_and_one_that_answers_otherwise_fails(runyard, data_dir: str, finished_run) -> None:
+    done = runyard("models", "export", f"{finished_run.run_id}/best", "--out", "out", "--data-dir", data_dir)
+    assert (done.exit_code, done.stdout) == (0, "out\n"), done.stderr
+    lines = [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
+    assert f"Replaying 0/{len(lines)}" in done.stderr
+    assert asked(runyard, "out", finished_run) == asked(runyard, f"{finished_run.run_id}/best", finished_run, data_dir)
+
+    [downloaded] = Path("models").glob("*/*/")
+    stored = downloaded / "predictions.jsonl"
+    stored.write_text("".join(json.dumps({**line, "raw": "no"}) + "\n" for line in lines[:2]))
+    arguments = ("models", "export", str(downloaded), "--out", "other", "--json")
+    refused = runyard(*arguments)
+    assert refused.exit_code == 1
+    assert "2 of 2 answers of the exported files are not the stored ones" in refused.stderr
+    assert not Path("other").exists()
+    told = document(runyard(*arguments, "--tolerate", "1"))
+    assert (told["path"], told["replayed"], told["different"], told["tolerated"]) == ("other", 2, 2, 1)
+    told = document(runyard(*arguments, "--overwrite", "--no-replay"))
+    assert (told["form"], told["replayed"]) == ("full", 0)
+
+
+def asked(runyard, model: str, run, *data_dir: str) -> str:
+    """What a model says to a held-out picture."""
+    from runyard.cli.demo import held_out
+
+    sample = held_out(run.spec.flow)[0]
+    sample.image.save("digit.png")
+    said = runyard(
+        "models", "predict", model, "digit.png", sample.question, *(("--data-dir", *data_dir) * bool(data_dir))
+    )
+    assert said.exit_code == 0, said.stderr
+    return str(said.stdout)
+
+
 def test_an_image_that_is_none_is_named(runyard, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "text.png").write_text("no picture")

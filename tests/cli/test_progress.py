@@ -2,7 +2,7 @@
 
 import io
 
-from runyard.cli.progress import ProgressLine, line_of
+from runyard.cli.progress import ProgressLine, WorkLine, line_of
 from vi.api.resources.runs.responses import Run, RunProgress, RunStatus
 from vi.api.responses import ConditionKind, ResourceCondition
 
@@ -76,3 +76,20 @@ def test_the_same_state_is_not_written_twice() -> None:
         line.update(run_at(1))
         line.update(run_at(1))
     assert stream.getvalue().count("\r") == 1
+
+
+def test_work_on_this_machine_is_a_bar_on_a_terminal_and_few_lines_elsewhere() -> None:
+    stream = Terminal()
+    with WorkLine(stream) as line:
+        line.update("Merging", 0, 0)
+        line.update("Replaying", 1, 2)
+    assert stream.getvalue() == "\r\x1b[2KMerging\r\x1b[2K[============            ]  Replaying 1/2\n"
+
+    clock, stream = [0.0], io.StringIO()
+    with WorkLine(stream, now=lambda: clock[0]) as line:
+        for seconds, doing, done in [(0, "Merging", 0), (1, "Replaying", 0), (2, "Replaying", 5), (7, "Replaying", 9)]:
+            clock[0] = seconds
+            line.update(doing, done, 10 if doing == "Replaying" else 0)
+    assert [text.split("  ")[-1] for text in stream.getvalue().splitlines()] == [
+        "Merging", "Replaying 0/10", "Replaying 9/10",
+    ]  # fmt: skip

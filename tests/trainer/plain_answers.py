@@ -1,7 +1,8 @@
 """Answers of checkpoints in a process that knows transformers and peft alone; ``test_export.py`` runs this.
 
-The argument is a JSON file with a list of ``{"checkpoint", "pictures", "questions"}``. The last line of the output is
-what is said to each question by the checkpoint, with its adapter if it has one, and by its ``model_full`` alone.
+The argument is a JSON file with a list of ``{"checkpoint", "quantization", "exports", "pictures", "questions"}``. The
+last line of the output is what is said to each question by the checkpoint, with its adapter if it has one, by its
+``model_full`` alone, and by each of the exports: a whole model, or an adapter that is put on the checkpoint's base.
 """
 
 import json
@@ -13,7 +14,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
 warnings.filterwarnings("error", message=".*newly initialized.*")
 
@@ -29,6 +36,22 @@ def ask(model: Any, full: Path, picture: str, question: str) -> str:
     with torch.no_grad():
         made = model.generate(**inputs)
     return str(tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def load(folder: Path, quantization: str | None) -> Any:
+    options = {}
+    if quantization:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization,
+            bnb_4bit_compute_dtype=torch.float32,
+            bnb_4bit_use_double_quant=True,
+        )
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    for layer in model.modules():  # rows shorter than a block of 64 cannot be laid out for processors with bfloat16
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model
 
 
 def read(full: Path, messages: list[dict[str, Any]], image: Any) -> tuple[dict[str, torch.Tensor], Any]:
@@ -54,13 +77,20 @@ def main() -> None:
     for case in json.loads(Path(sys.argv[1]).read_text()):
         full, adapter = Path(case["checkpoint"], "model_full"), Path(case["checkpoint"], "model_adapter")
         asked = list(zip(case["pictures"], case["questions"], strict=True))
-        model = AutoModelForImageTextToText.from_pretrained(full, dtype=torch.float32).eval()
+        model = load(full, case["quantization"])
         base = [ask(model, full, picture, question) for picture, question in asked]
         answers = base
         if adapter.is_dir():
             model = PeftModel.from_pretrained(model, str(adapter)).eval()
             answers = [ask(model, full, picture, question) for picture, question in asked]
-        found.append({"base": base, "answers": answers})
+        exported = {}
+        for form, folder in case.get("exports", {}).items():
+            whole = full if form == "adapter" else Path(folder)
+            model = load(whole, case["quantization"] if form == "adapter" else None)
+            if form == "adapter":
+                model = PeftModel.from_pretrained(model, folder).eval()
+            exported[form] = [ask(model, whole, picture, question) for picture, question in asked]
+        found.append({"base": base, "answers": answers, "exported": exported})
     print(json.dumps({"found": found, "runyard": "runyard" in sys.modules}))
 
 

@@ -1,7 +1,11 @@
-"""What a checkpoint says in a fresh process with plain transformers and peft is what it said when it was measured."""
+"""What a checkpoint and its exports say in a fresh process with plain transformers and peft is what it said when it was
+measured; an export that says something else is none."""
 
+import fcntl
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,20 +13,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from runyard.rundir import read_json, sha256_of
+from runyard.trainer import export as export_module
 from runyard.trainer.datasets import load_dataset
+from runyard.trainer.errors import ExportFailed, InvalidFlow
+from runyard.trainer.export import export_model
 from runyard.trainer.main import train_attempt
+from runyard.trainer.model_folder import check_adapter_folder, check_model_folder
 
 PROGRAM = Path(__file__).with_name("plain_answers.py")
 TRAINING: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "lora": {"mode": "lora"},
     "dora": {"mode": "lora", "lora": {"useDora": True, "useRslora": True}},
+    "qlora": {"mode": "lora"},
+    "qdora": {"mode": "lora", "lora": {"useDora": True}},
 }
 CASES = [(family, mode) for family in ("idefics3", "llava", "qwen3_vl") for mode in ("full", "lora")]
 CASES.append(("llava", "dora"))
+QUANTIZATION = {"qlora": "nf4", "qdora": "fp4"}
+if importlib.util.find_spec("bitsandbytes"):
+    CASES += [("idefics3", "qlora"), ("llava", "qdora")]
 SEED, SAMPLES, HELD_OUT, STEPS = 7, 40, 3, 12
-Said = dict[str, list[str]]
+EXPORTS = {"full": ("full",), "lora": ("merged", "adapter"), "dora": ("merged", "adapter")}
+EXPORTS |= {"qlora": ("adapter",), "qdora": ("adapter",)}
+EXPORTED = [(family, mode, form) for family, mode in CASES for form in EXPORTS[mode]]
+Said = dict[str, Any]
 
 
 def recipe(architecture: dict[str, Any], mode: str) -> dict[str, dict[str, Any]]:
@@ -31,6 +50,8 @@ def recipe(architecture: dict[str, Any], mode: str) -> dict[str, dict[str, Any]]
         "vi-model": {
             "architecture": architecture,
             "training": TRAINING[mode],
+            "quantization": {"enabled": mode in QUANTIZATION}
+            | ({"type": QUANTIZATION[mode]} if mode in QUANTIZATION else {}),
             "hyperparameters": {"maxSteps": STEPS, "epochs": STEPS, "batchSize": 8, "learningRate": 0.02},
             "validation": {"maxSamples": HELD_OUT, "previews": HELD_OUT, "every": {"steps": STEPS}},
             "checkpoint": {"every": {"steps": STEPS}},
@@ -41,20 +62,42 @@ def recipe(architecture: dict[str, Any], mode: str) -> dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def said(
-    miniature: Callable[[str], Path],
-    write_attempt: Callable[..., Path],
-    tmp_path_factory: pytest.TempPathFactory,
-    events_of: Callable[[Path, str], list[dict[str, Any]]],
-) -> dict[tuple[str, str], tuple[Said, list[str]]]:
-    """For each case what the fresh process was told, and what had been said at the last evaluation."""
-    home = tmp_path_factory.mktemp("export")
-    asked, measured = [], []
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def trained(
+    miniature: Callable[[str], Path], write_attempt: Callable[..., Path], home: Path
+) -> dict[tuple[str, str], Path]:
+    """The attempt's folder of each case."""
+    folders = {}
     for family, mode in CASES:
         # The tiny preset is an Idefics3; the others begin with a folder.
         architecture = {} if family == "idefics3" else {"name": "auto", "weights": str(miniature(family))}
         folder = write_attempt(home, recipe(architecture, mode), run=f"{family}-{mode}", settings={"seed": SEED})
         assert train_attempt(folder) == 0, (folder / "result.json").read_text()
+        folders[family, mode] = folder
+    return folders
+
+
+def checkpoint_of(folder: Path) -> Path:
+    return next((folder / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def said(
+    trained: dict[tuple[str, str], Path],
+    home: Path,
+    events_of: Callable[[Path, str], list[dict[str, Any]]],
+) -> dict[tuple[str, str], tuple[Said, list[str]]]:
+    """For each case what the fresh process was told, and what had been said at the last evaluation."""
+    asked, measured = [], []
+    for (family, mode), folder in trained.items():
+        checkpoint = checkpoint_of(folder)
+        exports = {form: home / "exports" / f"{family}-{mode}-{form}" for form in EXPORTS[mode]}
+        for form, out in exports.items():
+            export_model(checkpoint, out, form=form)  # type: ignore[arg-type]
         previews = events_of(folder, "evaluation")[-1]["previews"]
         samples = load_dataset("digits", seed=SEED, validation_fraction=0.2, max_samples=SAMPLES).validation
         pictures = [folder / f"{n}.png" for n in range(HELD_OUT)]
@@ -62,7 +105,9 @@ def said(
             sample.image.save(path)
         asked.append(
             {
-                "checkpoint": str(next((folder / "checkpoints").iterdir())),
+                "checkpoint": str(checkpoint),
+                "quantization": QUANTIZATION.get(mode),
+                "exports": {form: str(out) for form, out in exports.items()},
                 "pictures": [str(path) for path in pictures],
                 "questions": [preview["question"] for preview in previews],
             }
@@ -91,3 +136,179 @@ def test_plain_transformers_and_peft_say_what_was_measured(family: str, mode: st
     assert fresh["answers"] == measured
     if mode != "full":  # the adapter is what makes the difference
         assert fresh["base"] != measured
+
+
+@pytest.mark.parametrize(("family", "mode", "form"), EXPORTED)
+def test_plain_transformers_and_peft_say_it_of_the_exported_files(
+    family: str, mode: str, form: str, said: Any, home: Path
+) -> None:
+    fresh, measured = said[family, mode]
+    assert fresh["exported"][form] == measured
+    out = home / "exports" / f"{family}-{mode}-{form}"
+    told = read_json(out / "export.json") or {}
+    assert (told["form"], told["replayed"], told["different"]) == (form, HELD_OUT, 0)
+    assert (out / "predictions.jsonl").exists()
+    if form == "adapter":
+        check_adapter_folder(out)
+    else:
+        check_model_folder(out)
+
+
+@pytest.fixture
+def lora(trained: dict[tuple[str, str], Path], tmp_path: Path) -> Path:
+    """A copy of a checkpoint with an adapter, to do as one likes with."""
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint_of(trained["llava", "lora"]), copy)
+    return copy
+
+
+def change_a_weight(path: Path) -> None:
+    """The other sign for the matrix that decides which token comes, or for the largest one of an adapter."""
+    tensors = load_file(path)
+    name = max(tensors, key=lambda name: (name.endswith("lm_head.weight"), tensors[name].numel()))
+    tensors[name] = -tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_an_adapter_says_to_which_base_it_belongs(lora: Path, tmp_path: Path, miniature: Callable[[str], Path]) -> None:
+    told = export_model(lora, tmp_path / "out", form="adapter")
+    weights = lora / "model_full" / "model.safetensors"
+    assert told["base"]["weights"] == str(miniature("llava"))
+    assert told["base"]["files"] == [
+        {"path": "model.safetensors", "sizeBytes": weights.stat().st_size, "sha256": sha256_of(weights)}
+    ]
+    config = read_json(tmp_path / "out" / "adapter_config.json") or {}
+    assert config["base_model_name_or_path"] == str(miniature("llava"))
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".jsonl", ".safetensors"}
+
+
+def test_in_full_an_adapter_lies_beside_its_base(lora: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    told = export_model(lora / "model_full", out, form="full")  # as the command line finds a downloaded one
+    assert (told["replayed"], told["different"]) == (HELD_OUT, 0)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "export.json", "model_adapter", "model_full", "predictions.jsonl",
+    ]  # fmt: skip
+    again = export_model(out, tmp_path / "again")  # and is a checkpoint for all that is done with one
+    assert (again["form"], again["different"]) == ("merged", 0)
+
+
+def test_what_an_adapter_does_not_touch_keeps_its_bits_and_format(
+    trained: dict[tuple[str, str], Path],
+    miniature: Callable[[str], Path],
+    write_attempt: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(miniature("llava"), base)
+    halves = {name: value.bfloat16() for name, value in load_file(base / "model.safetensors").items()}
+    save_file(halves, base / "model.safetensors", metadata={"format": "pt"})
+    folder = write_attempt(tmp_path, recipe({"name": "auto", "weights": str(base)}, "lora"), settings={"seed": SEED})
+    assert train_attempt(folder) == 0
+    told = export_model(checkpoint_of(folder), tmp_path / "out", tolerate=1)
+    assert (told["dtype"], told["tolerated"]) == ("bfloat16", 1)
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert merged.keys() == halves.keys()
+    assert {value.dtype for value in merged.values()} == {torch.bfloat16}
+    changed = {name for name in halves if not torch.equal(merged[name], halves[name])}
+    assert changed == {name for name in halves if "language_model" in name and "_proj" in name}
+    # In float32 nothing is lost of the sum, and every answer is the stored one.
+    whole = export_model(checkpoint_of(folder), tmp_path / "whole", dtype="float32")
+    assert (whole["dtype"], whole["different"]) == ("float32", 0)
+
+
+def test_other_answers_fail_the_export_and_leave_nothing(lora: Path, tmp_path: Path) -> None:
+    change_a_weight(lora / "model_adapter" / "adapter_model.safetensors")
+    out = tmp_path / "new" / "out"
+    for form in ("merged", "adapter", "full"):
+        with pytest.raises(ExportFailed, match=rf"^\d of {HELD_OUT} answers of the exported files") as failed:
+            export_model(lora, out, form=form)  # type: ignore[arg-type]
+        assert "download it anew, or allow it with --tolerate" in str(failed.value)
+        stored = json.loads((lora / "predictions.jsonl").read_text().splitlines()[0])
+        assert f"#0 {stored['question']!r}: stored {stored['raw']!r}, now " in str(failed.value)
+        assert list(out.parent.iterdir()) == []
+    told = export_model(lora, out, tolerate=1)
+    assert 0 < told["different"] <= HELD_OUT
+
+
+def test_a_weight_that_is_not_the_one_computed_fails_the_export(
+    lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = export_module._write_merged
+
+    def write_wrongly(full: Path, adapter: Path, staged: Path, dtype: str | None) -> str:
+        written = write(full, adapter, staged, dtype)
+        change_a_weight(staged / "model.safetensors")
+        return written
+
+    monkeypatch.setattr(export_module, "_write_merged", write_wrongly)
+    with pytest.raises(ExportFailed, match="are not the stored ones, so nothing was exported"):
+        export_model(lora, tmp_path / "out" / "model")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_that_holds_something_stays_unless_it_is_an_export(lora: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()  # an empty one is taken
+    export_model(lora, out, form="adapter")
+    with pytest.raises(ExportFailed, match=r"holds something already.*--overwrite"):
+        export_model(lora, out)
+    assert export_model(lora, out, overwrite=True)["form"] == "merged"
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    change_a_weight(lora / "model_adapter" / "adapter_model.safetensors")
+    with pytest.raises(ExportFailed, match="answers"):
+        export_model(lora, out, overwrite=True)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    (out / "export.json").unlink()
+    with pytest.raises(ExportFailed, match="holds no earlier export"):
+        export_model(lora, out, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "out"}
+
+
+def test_what_a_killed_export_left_is_cleared_away(lora: Path, tmp_path: Path) -> None:
+    export_model(lora, tmp_path / "out", form="adapter")
+    # Killed between the two renames of an export that replaces another.
+    os.replace(tmp_path / "out", tmp_path / ".out.replaced")
+    (tmp_path / ".out.exporting" / "model_full").mkdir(parents=True)
+    (tmp_path / ".out.exporting" / "left.json").write_text("{")
+    with pytest.raises(ExportFailed, match="holds something already"):
+        export_model(lora, tmp_path / "out", form="full")
+    export_model(lora, tmp_path / "out", form="full", overwrite=True)
+    assert not (tmp_path / "out" / "left.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "out"}
+
+
+def test_two_exports_into_one_folder_are_kept_apart(lora: Path, tmp_path: Path) -> None:
+    (tmp_path / ".out.exporting").mkdir()
+    held = os.open(tmp_path / ".out.exporting", os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ExportFailed, match="another export is writing"):
+            export_model(lora, tmp_path / "out")
+        assert (tmp_path / ".out.exporting").exists()
+    finally:
+        os.close(held)
+
+
+def test_what_cannot_be_exported_is_named(lora: Path, tmp_path: Path, trained: dict[tuple[str, str], Path]) -> None:
+    full, out = checkpoint_of(trained["idefics3", "full"]), tmp_path / "out"
+    with pytest.raises(ExportFailed, match="has no adapter, so there is nothing merged; use full"):
+        export_model(full, out, form="merged")
+    with pytest.raises(ExportFailed, match="dtype 'bfloat16' is for merged weights"):
+        export_model(full, out, dtype="bfloat16")
+    with pytest.raises(ExportFailed, match="has no model_full"):
+        export_model(tmp_path, out)
+    (lora / "predictions.jsonl").unlink()
+    with pytest.raises(ExportFailed, match=r"no stored predictions to replay.*--no-replay"):
+        export_model(lora, out)
+    told = export_model(lora, out, with_replay=False)
+    assert told["replayed"] == 0
+    assert "different" not in told
+    (lora / "model_adapter" / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(InvalidFlow, match=r"adapter_model.bin may not be in an adapter folder"):
+        export_model(lora, tmp_path / "other", with_replay=False)
+    shutil.rmtree(lora / "model_adapter")
+    (lora / "model_full" / "run.json").write_text("{}")
+    with pytest.raises(ExportFailed, match="does not say how the checkpoint was made"):
+        export_model(lora, tmp_path / "other", with_replay=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "out"}

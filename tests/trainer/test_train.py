@@ -493,7 +493,6 @@ def failure(folder: Path) -> tuple[str, str]:
         ({"vi-dataset": {"projectKind": "phrase-grounding"}}, "is of kind vqa"),
         ({"vi-model": {"architecture": {"weights": "/no/such/folder"}}}, "not on this machine"),
         ({"vi-model": {"architecture": {"name": "qwen3vl"}}}, "not on this machine"),
-        ({"vi-model": {"training": {"mode": "lora"}, "quantization": {"enabled": True}}}, "needs CUDA"),
         ({"vi-model": {"images": {"maxPixels": 1000}}}, "pictures of one size only"),
         ({"vi-dataset": {"datasetVersion": "v1"}}, "has no versions"),
         ({"vi-model": {"compute": {"precisionType": "float16"}}}, "needs CUDA"),

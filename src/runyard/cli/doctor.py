@@ -39,7 +39,7 @@ PACKAGE_FLOORS: dict[str, Version] = {
 }
 OPTIONAL = {
     "pyyaml": "recipes as YAML files; JSON works without",
-    "bitsandbytes": "4-bit base weights (quantization) on CUDA",
+    "bitsandbytes": "4-bit base weights (quantization.enabled), and the optimizer adamw8bit on CUDA",
     "ray": "more than one machine",
 }
 # Enough for the tiny preset and its checkpoints; real models need tens of GiB.

@@ -52,7 +52,7 @@ def explain(error: Exception) -> CommandFailed | None:
     if problems is not None and isinstance(error, problems.FlowProblems):
         return CommandFailed(_lines("the flow cannot run:", [problem.message for problem in error.problems]))
     trainer = sys.modules.get("runyard.trainer.errors")
-    if trainer is not None and isinstance(error, trainer.TrainingFailed):
+    if trainer is not None and isinstance(error, (trainer.TrainingFailed, trainer.ExportFailed)):
         return CommandFailed(str(error))
     errors = sys.modules.get("vi.errors")
     if errors is not None and isinstance(error, errors.ViError):

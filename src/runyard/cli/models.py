@@ -1,5 +1,7 @@
 """``runyard models``: the checkpoints runs have handed over, and asking them questions."""
 
+import contextlib
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,18 +10,21 @@ import click
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_NOT_FOUND, CommandFailed
 from runyard.cli.output import age, json_option, number, one_line, print_fields, print_json, print_table
+from runyard.cli.progress import WorkLine
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from runyard.trainer.export import Form
     from vi.api.resources.models.responses import Model
 
 DOWNLOADS = Path("models")
+FORMS, DTYPES = ("merged", "adapter", "full"), ("float32", "bfloat16", "float16")
 
 
 @click.group()
 def models() -> None:
-    """List and download checkpoints, and ask them questions."""
+    """List, download and export checkpoints, ask them questions."""
 
 
 @models.command("list")
@@ -90,6 +95,99 @@ def predict(model: str, image: Path, question: str, out: Path | None, data_dir: 
     click.echo(one_line(answer.text))
     if drawn is not None:
         print_fields([*((phrase, " ".join(map(str, box))) for phrase, box in boxes), ("picture", drawn)])
+
+
+@models.command("export")
+@click.argument("model", metavar="FOLDER|RUN_ID[/CHECKPOINT]")
+@click.option("--form", type=click.Choice(FORMS), help="[default: merged where there is an adapter, else full]")
+@click.option("--out", "-o", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to make.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Format of merged weights. [default: the base's own]")
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder with the held-out pictures, where neither this machine nor the server has them.",
+)
+@click.option("--no-replay", is_flag=True, help="Export without asking the stored questions again: unproven.")
+@click.option(
+    "--tolerate",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of answers that may be others than the stored ones.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export in that folder.")
+@data_dir_option
+@json_option
+def export(
+    model: str,
+    form: "Form | None",
+    out: Path,
+    dtype: str | None,
+    pictures: Path | None,
+    no_replay: bool,
+    tolerate: float,
+    overwrite: bool,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Write a checkpoint out for elsewhere, and prove that it answers as it did.
+
+    MODEL is a downloaded folder, or a run's id, optionally with a checkpoint; that is downloaded into ./models first.
+    The form `merged` is one model folder with the adapter in its weights, `adapter` the adapter alone, `full` all as it
+    was trained. The exported files are loaded and asked every held-out question again: unless each answer is the one
+    stored with the checkpoint, the command fails and leaves nothing.
+    """
+    folder = _model_folder(model, data_dir)
+
+    from runyard.trainer.export import export_model
+
+    with contextlib.ExitStack() as held:
+        if pictures is None and not no_replay:
+            pictures = _pictures(folder, data_dir, held, show_progress=not as_json)
+        progress = held.enter_context(WorkLine())
+        written = export_model(
+            folder,
+            out,
+            form=form,
+            dtype=dtype,
+            pictures=pictures,
+            with_replay=not no_replay,
+            tolerate=tolerate,
+            overwrite=overwrite,
+            told=_nothing if as_json else progress.update,
+        )
+    if as_json:
+        print_json({"path": str(out), **written})
+    else:
+        if not written["replayed"]:
+            click.echo("Not proven: the stored predictions were not replayed.", err=True)
+        click.echo(out)
+
+
+def _nothing(doing: str, done: int, total: int) -> None:
+    pass
+
+
+def _pictures(folder: Path, data_dir: Path | None, held: contextlib.ExitStack, *, show_progress: bool) -> Path | None:
+    """Where the held-out pictures lie: a version's folder on this machine, else fetched for as long as ``held``."""
+    from runyard.settings import read_settings
+    from runyard.trainer.replay import read_asked
+    from vi.errors import ViError
+
+    asked = read_asked(folder.parent if folder.name == "model_full" else folder)
+    if asked.is_built_in:
+        return None
+    settings = read_settings(data_dir=data_dir)
+    version = settings.datasets_dir / (asked.run.organization_id or "none") / str(asked.plan.get("datasetVersion"))
+    if (version / "complete.json").is_file():
+        return version
+    fetched = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="runyard-pictures-")))
+    try:
+        with connect(data_dir, is_patient=True) as client:
+            return client.assets.download(asked.dataset["datasetId"], fetched, show_progress=show_progress).save_path
+    except (CommandFailed, ViError) as error:  # the export says what to do without them
+        click.echo(f"The pictures cannot be fetched: {error}", err=True)
+        return None
 
 
 def _open(path: Path) -> "Image":

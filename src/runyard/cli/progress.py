@@ -90,6 +90,38 @@ class PhaseLines:
         self._stream.flush()
 
 
+class WorkLine:
+    """Give ``update`` to work on this machine that tells what it does, how much is done, and how much there is."""
+
+    def __init__(self, stream: TextIO | None = None, *, now: Callable[[], float] = time.monotonic):
+        self._stream = stream or sys.stderr
+        self._now = now
+        self._is_live = self._stream.isatty()
+        self._last_doing = ""
+        self._printed_s = float("-inf")
+
+    def __enter__(self) -> "WorkLine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_live and self._last_doing:
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def update(self, doing: str, done: int, total: int) -> None:
+        """Show where the work stands now; without a terminal a line for each thing done, and every few seconds."""
+        text = one_line(f"{bar(done / total)}  {doing} {done}/{total}" if total else doing)
+        if self._is_live:
+            self._stream.write(f"\r\x1b[2K{text[: shutil.get_terminal_size().columns - 1]}")
+        elif doing != self._last_doing or self._now() - self._printed_s >= PLAIN_LINE_EVERY_S:
+            self._stream.write(f"{text}\n")
+            self._printed_s = self._now()
+        self._stream.flush()
+        self._last_doing = doing
+
+
 def state_of(run: "Run") -> str:
     """Condition and reason in words."""
     if not run.status.conditions:

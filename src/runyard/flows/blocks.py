@@ -206,7 +206,7 @@ class Training(Shape, frozen=True):
 
 
 class Quantization(Shape, frozen=True):
-    """4-bit base weights; with lora this is QLoRA. Needs CUDA."""
+    """4-bit base weights; with lora this is QLoRA. Needs the package bitsandbytes."""
 
     enabled: Annotated[bool, told("load the base weights in 4 bit")] = False
     type: Annotated[Literal["nf4", "fp4"], told("the 4-bit number format")] = "nf4"

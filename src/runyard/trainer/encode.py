@@ -100,15 +100,23 @@ class Encoder:
         Raises:
             TooLong: it does not fit, and no smaller picture helps.
         """
-        image = sample.image
-        text = self._parts.answer_begin + write_answer(sample.task or self._task, sample.truth) + self._end
-        answer = self._tokens_of_answer(text)
-        made = replace(self.encode_question(image, sample.question), answer=answer)
+        return self.encode_answered(
+            sample.image, sample.question, write_answer(sample.task or self._task, sample.truth)
+        )
+
+    def encode_answered(self, image: Any, question: str, written: str) -> Encoded:
+        """The same with the answer as it is written.
+
+        Raises:
+            TooLong: it does not fit, and no smaller picture helps.
+        """
+        answer = self._tokens_of_answer(self._parts.answer_begin + written + self._end)
+        made = replace(self.encode_question(image, question), answer=answer)
         if self._fitting is None:
             return made
         if self._fitting.takes(made.prompt, answer):
             return replace(made, is_shrunk=True) if self._fitting.is_reduced(self._processor, image) else made
-        return self._made_to_fit(self._fitting, image.convert("RGB"), self._prompt(sample.question), made)
+        return self._made_to_fit(self._fitting, image.convert("RGB"), self._prompt(question), made)
 
     def _made_to_fit(self, fitting: Fitting, image: Any, prompt: str, whole: Encoded) -> Encoded:
         """The same sample with as large a picture as there is room for."""

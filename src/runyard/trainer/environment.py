@@ -24,6 +24,7 @@ PACKAGES = (
     "torch",
     "transformers",
     "peft",
+    "bitsandbytes",
     "tokenizers",
     "safetensors",
     "accelerate",

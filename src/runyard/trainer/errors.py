@@ -7,6 +7,7 @@
         Diverged                the loss is no longer a number
     StopAsked                   what was under way is broken off because a stop was asked for; never leaves the trainer
     LockHeld                    another trainer of the same run is alive (exit code 1, the platform's affair)
+    ExportFailed                exported files are not proven to say what the checkpoint said; nothing is left of them
 
 Class names are the reasons that ``result.json`` carries. Everything else that escapes is a defect or the platform's
 fault: exit code 1, the traceback on stderr.
@@ -43,3 +44,7 @@ class StopAsked(Exception):
 
 class LockHeld(Exception):
     """Another trainer of the same run is alive."""
+
+
+class ExportFailed(Exception):
+    """A checkpoint is not exported, and nothing is left of the try; the message has the remedy."""

@@ -115,8 +115,9 @@ def generate_answers(
     generation: dict[str, Any],
     device: torch.device,
     look: Callable[[], None] = lambda: None,
+    told: Callable[[int], None] = lambda answered: None,
 ) -> list[str]:
-    """What the model says to the first ``count`` prompts, in their order."""
+    """What the model says to the first ``count`` prompts, in their order; ``told`` hears how many are answered."""
 
     def never_done(tokens: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
         """Asked by ``generate`` after each token which answers are complete; it knows that better."""
@@ -124,6 +125,7 @@ def generate_answers(
         return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
 
     said = [""] * count
+    answered = 0
     for group in data.groups_by_prompt_length(count, BATCH_SIZE):
         inputs = {name: value.to(device) for name, value in data.prompts(group).items()}
         # Where the answer begins: a decoder beside an encoder does not repeat the prompt.
@@ -133,6 +135,8 @@ def generate_answers(
         texts = tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)
         for index, text in zip(group, texts, strict=True):
             said[index] = text
+        answered += len(group)
+        told(answered)
     return said
 
 

@@ -20,6 +20,7 @@ from runyard.trainer.datasets import Sample
 from runyard.trainer.encode import FEATURES, Encoded, Encoder
 from runyard.trainer.families import Parts, part_of
 from runyard.trainer.losses import TokenLosses, base_of
+from runyard.trainer.model import whole as whole_weights
 
 CLOSE = 1e-5  # what a projector makes of a copy may differ in the last bits, as matrices lie otherwise in memory
 _Array = np.ndarray[Any, Any]
@@ -65,7 +66,7 @@ class FrozenTower:
         for name, value in sorted(base_of(self._module).named_parameters()):
             if part_of(name, self._parts) in frozen:
                 found.update(name.encode())
-                found.update(value.detach().contiguous().view(torch.uint8).cpu().numpy().data)
+                found.update(whole_weights(value).contiguous().view(torch.uint8).cpu().numpy().data)
         return found.hexdigest()
 
     def features(self, images: dict[str, _Array]) -> _Array:

@@ -6,6 +6,8 @@ never change, so they may lie in the arithmetic's own format.
 """
 
 import contextlib
+import importlib.util
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,7 @@ from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
 from runyard.trainer.datasets import Sample
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.families import Parts, part_of, parts_of
-from runyard.trainer.model_folder import check_model_folder
+from runyard.trainer.model_folder import ADAPTER_WEIGHTS, check_adapter_folder, check_model_folder
 from runyard.trainer.tiny import SHAPES, make_model, make_processor
 from runyard.trainer.video import install_video_stand_in
 
@@ -53,6 +55,11 @@ class Model:
         """What a decoder beside an encoder begins with; None for models that go on where the prompt ends."""
         config = self.module.config
         return config.get_text_config(decoder=True).decoder_start_token_id if config.is_encoder_decoder else None
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the weights are; of 4-bit ones two lie in a byte."""
+        return sum(_shape_of(parameter).numel() for parameter in self.module.parameters())
 
     def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Names (as the family has them) and parameters that training may change."""
@@ -101,11 +108,16 @@ def build_tiny(*, task: str, phrases: Sequence[str], samples: Sequence[Sample] |
     return Model(make_model(shape, processor), processor, "idefics3", parts_of("idefics3"))
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, attention: str | None = None) -> Model:
+def load_model(
+    folder: Path, *, dtype: torch.dtype, attention: str | None = None, quantization: str | None = None
+) -> Model:
     """A model from a local folder, after the folder has been checked. A checkpoint's own tree is taken too.
 
+    With ``quantization`` (``nf4`` or ``fp4``) the matrices are kept in 4 bit and used in ``dtype``, everything else is
+    made float32, and nothing is to be trained but an adapter.
+
     Raises:
-        InvalidFlow: the folder may not be opened, or lacks weights.
+        InvalidFlow: the folder may not be opened, or lacks weights; bitsandbytes is missing.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -113,7 +125,9 @@ def load_model(folder: Path, *, dtype: torch.dtype, attention: str | None = None
     model_type = check_model_folder(folder)
     parts = parts_of(model_type)
     install_video_stand_in()
-    options = {"attn_implementation": attention} if attention else {}
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    if quantization is not None:
+        options["quantization_config"] = _four_bits(quantization, dtype)
     module, report = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=dtype,
@@ -125,9 +139,61 @@ def load_model(folder: Path, *, dtype: torch.dtype, attention: str | None = None
     )
     if missing := sorted(report["missing_keys"]):
         raise InvalidFlow(f"the weights in {folder.name} lack {len(missing)} tensors, such as {missing[0]}")
+    if quantization is not None:
+        from peft import prepare_model_for_kbit_training
+
+        module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
+        for layer in module.modules():
+            # On processors with bfloat16 it would lay the weights out anew when first used outside of training, with
+            # scales rounded to bfloat16: an evaluation would change the model.
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                layer.support_avx512bf16_for_cpu = False
     if (root / MODEL_ADAPTER).is_dir() and root != folder:
         module = merge_adapter(module, root / MODEL_ADAPTER)
     return Model(module, load_processor(folder), model_type, parts)
+
+
+def _four_bits(kind: str, dtype: torch.dtype) -> Any:
+    """As the published client loads weights that were trained so: the scales are in fewer bits as well.
+
+    Raises:
+        InvalidFlow: bitsandbytes is not installed.
+    """
+    from transformers import BitsAndBytesConfig
+
+    _quiet_bitsandbytes()
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InvalidFlow(
+            f"quantization.enabled true (type {kind!r}) needs the package bitsandbytes, which is not installed; "
+            "install runyard[quantization], or set quantization.enabled false"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=True,
+    )
+
+
+def _quiet_bitsandbytes() -> None:
+    """On some processors it tells on import that a package with faster code is missing, which is as it shall be."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """The weights that a parameter stands for, where it lies in 4 bit too."""
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return parameter.detach()
+    from bitsandbytes.functional import dequantize_4bit
+
+    weights: torch.Tensor = dequantize_4bit(parameter.detach(), state)
+    return weights
+
+
+def _shape_of(parameter: torch.Tensor) -> torch.Size:
+    state = getattr(parameter, "quant_state", None)
+    return parameter.shape if state is None else torch.Size(state.shape)
 
 
 def load_processor(folder: Path) -> Any:
@@ -162,6 +228,7 @@ def adapt(model: Model, training: Training, *, base: Path, adapter: Path | None 
     Only the adapter is trained. ``training.freeze`` takes parts out of its targets; ``auto`` targets the linear layers
     of the language model.
     """
+    _quiet_bitsandbytes()  # peft imports it where it is installed
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -178,19 +245,30 @@ def adapt(model: Model, training: Training, *, base: Path, adapter: Path | None 
         module = get_peft_model(model.module, config)
     config.base_model_name_or_path = MODEL_FULL  # as the two lie in a checkpoint, not where they lay on this machine
     if adapter is not None:
-        set_peft_model_state_dict(module, load_file(adapter / "adapter_model.safetensors"))
+        set_peft_model_state_dict(module, load_file(adapter / ADAPTER_WEIGHTS))
     for _, parameter in module.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return Model(module, model.processor, model.model_type, model.parts, base)
 
 
-def merge_adapter(module: Any, adapter: Path) -> Any:
-    """The model with an adapter's weights added into its own."""
+def attach_adapter(module: Any, adapter: Path) -> Any:
+    """The model with an adapter on it, after the adapter's folder has been checked.
+
+    Raises:
+        InvalidFlow: the folder may not be opened.
+    """
+    _quiet_bitsandbytes()
     from peft import PeftModel
 
+    check_adapter_folder(adapter)
     with _old_names():
-        return PeftModel.from_pretrained(module, adapter, local_files_only=True).merge_and_unload()
+        return PeftModel.from_pretrained(module, adapter, local_files_only=True)
+
+
+def merge_adapter(module: Any, adapter: Path) -> Any:
+    """The model with an adapter's weights added into its own. Raises InvalidFlow, see ``attach_adapter``."""
+    return attach_adapter(module, adapter).merge_and_unload()
 
 
 @contextlib.contextmanager

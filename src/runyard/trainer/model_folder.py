@@ -29,6 +29,7 @@ FORBIDDEN_SUFFIXES = (
     ".npy",
 )
 FORBIDDEN_KEYS = ("auto_map", "trust_remote_code", "custom_generate", "custom_pipelines")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LARGEST_JSON_BYTES = 64 << 20  # tokenizer.json of the largest vocabularies has about 20 MiB
 LARGEST_TEMPLATE_BYTES = 256 << 10
 LARGEST_HEADER_BYTES = 16 << 20
@@ -56,19 +57,24 @@ def check_model_folder(folder: Path) -> str:
         raise InvalidFlow(f"model_type {model_type!r} in {folder.name}/config.json is not a family known here")
     weights = 0
     for path in _files(folder):
-        where = path.relative_to(folder).as_posix()
-        if path.suffix.lower() in FORBIDDEN_SUFFIXES:
-            raise InvalidFlow(f"{where} may not be in a model folder: weights must be safetensors, and code is refused")
-        if path.suffix == ".json":
-            _check_json(path, where)
-        elif path.suffix == ".jinja":
-            _check_size(path, where, LARGEST_TEMPLATE_BYTES)
-        elif path.suffix == ".safetensors":
-            check_safetensors(path, where)
-            weights += 1
+        _check_file(path, path.relative_to(folder).as_posix(), kind="a model folder")
+        weights += path.suffix == ".safetensors"
     if not weights:
         raise InvalidFlow(f"model folder {folder.name} holds no safetensors weights")
     return model_type
+
+
+def check_adapter_folder(folder: Path) -> None:
+    """Refuse an adapter that is not safetensors, or that would choose code.
+
+    Raises:
+        InvalidFlow: the folder is missing, or holds what it may not hold.
+    """
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise InvalidFlow(f"adapter folder {str(folder)!r} has no {name}; give one that peft has saved")
+    for path in _files(folder):
+        _check_file(path, path.relative_to(folder).as_posix(), kind="an adapter folder")
 
 
 def check_safetensors(path: Path, where: str) -> None:
@@ -136,6 +142,17 @@ def _files(folder: Path) -> Iterator[Path]:
             raise InvalidFlow(f"model folder {folder.name} holds more than {MOST_FILES} files")
         if path.is_file():
             yield path
+
+
+def _check_file(path: Path, where: str, *, kind: str) -> None:
+    if path.suffix.lower() in FORBIDDEN_SUFFIXES:
+        raise InvalidFlow(f"{where} may not be in {kind}: weights must be safetensors, and code is refused")
+    if path.suffix == ".json":
+        _check_json(path, where)
+    elif path.suffix == ".jinja":
+        _check_size(path, where, LARGEST_TEMPLATE_BYTES)
+    elif path.suffix == ".safetensors":
+        check_safetensors(path, where)
 
 
 def _check_json(path: Path, where: str) -> None:

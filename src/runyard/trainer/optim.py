@@ -111,7 +111,7 @@ def _is_table(name: str) -> bool:
 
 def _adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], device: torch.device) -> Any:
     try:
-        import bitsandbytes  # type: ignore[import-not-found]
+        import bitsandbytes
     except ImportError as error:
         raise InvalidFlow("optimizer 'adamw8bit' needs the package bitsandbytes; use 'adamw'") from error
     if device.type != "cuda":

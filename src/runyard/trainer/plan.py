@@ -153,6 +153,10 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
     say("threads", machine.threads, f"{why}; changes results in the last bits")
     say("imageBackend", "pil", "needs no torchvision; serve with the same one")
     say("seed", recipe.settings.seed, "recipe")
+    if model.quantization.enabled:
+        say(
+            "quantization", model.quantization.type, "base weights in 4 bit while training; checkpoints keep them whole"
+        )
     say("parameters", sizes.parameters, "counted")
     say("trainableParameters", sizes.trainable_parameters, f"training.mode is {model.training.mode}")
     if sizes.uploaded is not None:
@@ -346,8 +350,6 @@ def _metric(recipe: Recipe, tasks: set[str]) -> tuple[str, bool, str]:
 def _refuse_what_is_missing(recipe: Recipe, machine: Machine) -> None:
     """Say clearly what this trainer cannot do, rather than do something else."""
     model = recipe.model
-    if model.quantization.enabled:
-        raise InvalidFlow("quantization.enabled needs CUDA and bitsandbytes, which this trainer does not use yet")
     if model.hyperparameters.optimizer.name == "adamw8bit" and machine.device != "cuda":
         raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; use 'adamw'")
     if model.compute.attention == "flash_attention_2" and machine.device != "cuda":

@@ -25,21 +25,17 @@ class Predictor:
 
     def __init__(self, model_dir: Path, *, threads: int | None = None):
         import torch
-        import transformers
 
         from runyard.trainer.encode import Encoder
-        from runyard.trainer.main import stay_offline
         from runyard.trainer.model import load_model
 
-        stay_offline()
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        keep_libraries_quiet()
         if threads is not None:
             torch.set_num_threads(threads)
         root = model_dir.parent if model_dir.name == MODEL_FULL else model_dir
         full = root / MODEL_FULL if (root / MODEL_FULL).is_dir() else model_dir
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        settings = _settings(read_json(full / RUN) or {})
+        settings = block_settings(read_json(full / RUN) or {})
         self.task: str = settings.get("dataset", {}).get("projectKind", VQA)
         loaded = load_model(root if (root / MODEL_ADAPTER).is_dir() else full, dtype=torch.float32)
         self._module = loaded.module.to(self._device).eval()
@@ -73,7 +69,18 @@ class Predictor:
         return [read_answer(text) for text in said]
 
 
-def _settings(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def keep_libraries_quiet() -> None:
+    """No network, no progress bars of their own, and only errors told."""
+    import transformers
+
+    from runyard.trainer.main import stay_offline
+
+    stay_offline()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def block_settings(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The blocks' settings of a checkpoint's ``run.json``, by the words that block names contain."""
     try:
         blocks = run["spec"]["flow"]["blocks"]

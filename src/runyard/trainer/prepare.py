@@ -388,10 +388,12 @@ def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
     dtype = dtype if with_adapter else torch.float32
     attention = None if settings.compute.attention == "auto" else settings.compute.attention
     folder = weights_folder(settings.architecture, job.models)
-    if job.resume is not None:
-        model = load_model(job.resume / MODEL_FULL, dtype=dtype, attention=attention)
-    elif folder is not None:
-        model = load_model(folder, dtype=dtype, attention=attention)
+    quantization = settings.quantization.type if settings.quantization.enabled else None
+    source = job.resume / MODEL_FULL if job.resume is not None else folder
+    is_base = source is not None and not (source / MODEL_ADAPTER).is_dir()
+    if source is not None:
+        in_use = quantization if is_base else None  # an adapter is added to weights that are whole
+        model = load_model(source, dtype=dtype, attention=attention, quantization=in_use)
     else:
         model = build_tiny(
             task=recipe.task,
@@ -405,11 +407,13 @@ def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
         if not model.trainable():
             raise InvalidFlow(f"training.freeze {settings.training.freeze} leaves nothing to train")
         return model
-    base = job.resume / MODEL_FULL if job.resume is not None else folder
-    if base is None or (base / MODEL_ADAPTER).is_dir():
+    base = source
+    if base is None or not is_base:
         base = job.folder / BASE
         model.module.save_pretrained(base)
         model.processor.save_pretrained(base)
+        if quantization is not None:
+            model = load_model(base, dtype=dtype, attention=attention, quantization=quantization)
     if (base / MODEL_FULL).is_dir():
         base = base / MODEL_FULL
     adapter = job.resume / MODEL_ADAPTER if job.resume is not None else None
@@ -423,7 +427,7 @@ def _sizes(model: Model, cached: Encodings, held_out: Encodings, uploaded: Uploa
         validation_samples=len(held_out),
         longest_answer=max(cached.longest_answer, held_out.longest_answer),
         cache_bytes=cached.size_bytes + held_out.size_bytes,
-        parameters=sum(parameter.numel() for parameter in model.module.parameters()),
+        parameters=model.parameter_count,
         trainable_parameters=sum(parameter.numel() for _, parameter in model.trainable()),
         uploaded=uploaded,
     )
@@ -468,7 +472,9 @@ def _run_document(job: Job, model: Model, plan: Plan) -> dict[str, Any]:
     for block in flow["blocks"]:
         if block["block"] == "vi-model":
             # Readers of the checkpoint need these; the recipe may have left them open.
-            block["settings"]["compute"]["precisionType"] = str(next(model.module.parameters()).dtype).split(".")[-1]
+            of_weights = str(next(model.module.parameters()).dtype).split(".")[-1]
+            in_4_bit = job.recipe.model.quantization.enabled  # then other weights say nothing about the arithmetic
+            block["settings"]["compute"]["precisionType"] = plan.precision if in_4_bit else of_weights
             own = model.module.generation_config
             block["settings"]["evaluation"] |= {
                 "pad_token_id": own.pad_token_id,

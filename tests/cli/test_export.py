@@ -1,0 +1,76 @@
+"""``runyard models export`` of a model of uploaded data: where its held-out pictures are looked for."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runyard.datasets.records import Interaction, Vqa
+from runyard.trainer.main import train_attempt
+from tests.trainer.conftest import make_png, write_attempt, write_version
+
+__all__ = ["write_attempt"]  # a fixture of the trainer's tests
+PICTURES, VERSION = 12, "0" * 16
+
+
+@pytest.fixture
+def dataset_id(runyard, instance, tmp_path: Path) -> str:
+    """A dataset of the instance that has the pictures."""
+    (tmp_path / "shelf").mkdir()
+    for number in range(PICTURES):
+        (tmp_path / "shelf" / f"{number:02}.png").write_bytes(make_png(number))
+    result = runyard("datasets", "import", str(tmp_path / "shelf"), "--data-dir", str(instance.data_dir))
+    assert result.exit_code == 0, result.output
+    return str(result.stdout.strip())
+
+
+@pytest.fixture
+def trained(dataset_id: str, write_attempt: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint whose answers depend on the pictures, and the version's folder it was trained on."""
+    asked = [Vqa(interactions=[Interaction(order=1, question="How many?", answer="two")])]
+    pictures = {f"{number:02}.png": (make_png(number), asked) for number in range(PICTURES)}
+    version = write_version(tmp_path / "versions", pictures)
+    blocks = {
+        "vi-dataset": {"datasetId": dataset_id, "projectKind": "vqa", "validationFraction": 0.5},
+        "vi-model": {
+            "hyperparameters": {"maxSteps": 1},
+            "validation": {"every": {"steps": 1}},
+            "checkpoint": {"every": {"steps": 1}},
+            "evaluation": {"do_sample": True, "seed": 5, "max_new_tokens": 6},
+        },
+    }
+    folder = write_attempt(tmp_path / "runs", blocks)
+    brought = {"folder": str(version), "dataset": dataset_id, "version": VERSION}
+    (folder / "dataset.json").write_text(json.dumps(brought))
+    assert train_attempt(folder) == 0, (folder / "result.json").read_text()
+    return next((folder / "checkpoints").iterdir()), version
+
+
+def test_pictures_are_found_on_this_machine_else_fetched_else_asked_for(
+    runyard, instance, trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    checkpoint, version = trained
+    count = len((checkpoint / "predictions.jsonl").read_text().splitlines())
+    arguments = ("models", "export", str(checkpoint), "--json", "--data-dir")
+
+    # A folder of data without a server: nobody can be asked, and then the version lies there.
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    result = runyard(*arguments, str(alone), "--out", "one")
+    assert result.exit_code == 1
+    assert "The pictures cannot be fetched: no instance has been started" in result.stderr
+    assert "name a folder that holds them with --pictures, or export unproven with --no-replay" in result.stderr
+    assert not Path("one").exists()
+    shutil.copytree(version, alone / "datasets" / "org" / VERSION)
+    result = runyard(*arguments, str(alone), "--out", "one")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["replayed"], told["different"]) == (count, 0)
+
+    result = runyard(*arguments, str(instance.data_dir), "--out", "two")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["replayed"] == count
+    result = runyard(*arguments, str(alone), "--out", "three", "--pictures", str(tmp_path / "shelf"))
+    assert json.loads(result.stdout)["different"] == 0

@@ -1,0 +1,142 @@
+"""An adapter over base weights in 4 bit: what is kept, what goes on where it stopped, and what an export may say."""
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from runyard.rundir import read_json, sha256_of
+from runyard.trainer.errors import ExportFailed
+from runyard.trainer.export import export_model
+from runyard.trainer.main import train_attempt
+from runyard.trainer.model import load_model, whole
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+STEPS, LAST = 6, "epoch-1"
+
+
+def recipe(weights: Path, steps: int = STEPS, **more: Any) -> dict[str, dict[str, Any]]:
+    return {
+        "vi-dataset": {"maxSamples": 24, "validationFraction": 0.2},
+        "vi-model": {
+            "architecture": {"name": "auto", "weights": str(weights)},
+            "training": {"mode": "lora"},
+            "quantization": {"enabled": True},
+            "hyperparameters": {
+                "maxSteps": steps,
+                "epochs": STEPS,
+                "batchSize": 4,
+                "learningRate": 0.02,
+                "schedule": {"name": "constant"},
+            },
+            "validation": {"maxSamples": 8, "every": {"steps": 2}},
+            "checkpoint": {"every": {"steps": 2}, "keep": 3},
+            "evaluation": {"max_new_tokens": 6},
+            "compute": {"precisionType": "float32"},
+        }
+        | more,
+    }
+
+
+@pytest.fixture(scope="module")
+def attempt(
+    miniature: Callable[[str], Path], write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The attempt's folder of a run with three evaluations and three checkpoints."""
+    folder = write_attempt(tmp_path_factory.mktemp("quantized"), recipe(miniature("llava")))
+    assert train_attempt(folder) == 0, (folder / "result.json").read_text()
+    return folder
+
+
+def adapter_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(checkpoint / "model_adapter" / "adapter_model.safetensors"))
+
+
+@needs_bitsandbytes
+def test_the_checkpoint_has_the_base_weights_whole(attempt: Path, miniature: Callable[[str], Path]) -> None:
+    full = attempt / "checkpoints" / LAST / "model_full"
+    assert sha256_of(full / "model.safetensors") == sha256_of(miniature("llava") / "model.safetensors")
+    assert "quantization_config" not in (read_json(full / "config.json") or {})
+    run = read_json(full / "run.json") or {}
+    model = run["spec"]["flow"]["blocks"][-1]["settings"]
+    assert model["quantization"] == {"enabled": True, "type": "nf4"}
+    assert model["compute"]["precisionType"] == "float32"
+    plan = run["status"]["plan"]
+    assert plan["quantization"]["value"] == "nf4"
+    base = sum(value.numel() for value in load_file(full / "model.safetensors").values())
+    assert plan["parameters"]["value"] == base + plan["trainableParameters"]["value"]  # two of them lie in a byte
+
+
+@needs_bitsandbytes
+def test_what_goes_on_after_an_evaluation_ends_with_the_same_adapter(
+    attempt: Path, write_attempt: Callable[..., Path], tmp_path: Path, miniature: Callable[[str], Path]
+) -> None:
+    resume = attempt / "checkpoints" / "step-2"
+    again = write_attempt(tmp_path, recipe(miniature("llava")), attempt=2, resume=resume)
+    assert train_attempt(again) == 0
+    one, two = (adapter_of(folder / "checkpoints" / LAST) for folder in (attempt, again))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    first = adapter_of(resume)
+    assert any(not torch.equal(one[name], first[name]) for name in one)
+
+
+@needs_bitsandbytes
+def test_answering_leaves_4_bit_weights_as_they_are(miniature: Callable[[str], Path]) -> None:
+    model = load_model(miniature("llava"), dtype=torch.bfloat16, quantization="fp4")
+    assert {str(p.dtype) for p in model.module.parameters()} == {"torch.uint8", "torch.float32"}
+    layer = next(layer for layer in model.module.modules() if type(layer).__name__ == "Linear4bit")
+    before = whole(layer.weight).clone()
+    assert before.shape == (layer.out_features, layer.in_features)
+    with torch.inference_mode():
+        layer.eval()(torch.ones(2, layer.in_features))
+    assert torch.equal(whole(layer.weight), before)
+    assert not any(p.requires_grad for p in model.module.parameters())
+
+
+@needs_bitsandbytes
+def test_an_export_is_measured_over_the_4_bits_and_merged_over_whole_weights(attempt: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(attempt / "checkpoints" / LAST, tmp_path / "checkpoint")
+    for form in ("adapter", "full"):
+        told = export_model(checkpoint, tmp_path / form, form=form)  # type: ignore[arg-type]
+        assert (told["quantization"], told["different"], told["replayed"]) == ("nf4", 0, len(lines(checkpoint)))
+    told = export_model(checkpoint, tmp_path / "merged", tolerate=1)
+    assert told["replayed"] == len(lines(checkpoint))
+    run = read_json(tmp_path / "merged" / "run.json") or {}
+    assert run["spec"]["flow"]["blocks"][-1]["settings"]["quantization"]["enabled"] is False
+    config = read_json(tmp_path / "merged" / "config.json") or {}
+    assert "quantization_config" not in config
+
+    # An answer that only the 4 bits give is told with what to do about it.
+    stored = checkpoint / "predictions.jsonl"
+    stored.write_text(stored.read_text().replace('"raw":"', '"raw":"other '))
+    with pytest.raises(
+        ExportFailed, match=r"base weights in 4 bit \(nf4\), and merged weights are whole.*--tolerate 1"
+    ):
+        export_model(checkpoint, tmp_path / "other", form="merged")
+
+
+def lines(checkpoint: Path) -> list[str]:
+    return (checkpoint / "predictions.jsonl").read_text().splitlines()
+
+
+def test_without_bitsandbytes_the_recipe_is_refused(
+    make_attempt: Callable[..., Path], miniature: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else find(name, *more)
+    )
+    folder = make_attempt(recipe(miniature("llava")))
+    assert train_attempt(folder) == 64
+    result = read_json(folder / "result.json") or {}
+    assert result["reason"] == "InvalidFlow"
+    assert "(type 'nf4') needs the package bitsandbytes" in result["message"]
+    assert "install runyard[quantization], or set quantization.enabled false" in result["message"]
