@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets defects formats families vi-inference bench-import bench-train bench-tiny \
+  notice starve faults-nth fuzz-datasets defects formats families vi-inference bench-import bench-train bench-tiny bench-memory \
   sim sim-kept sim-rules sim-postgresql
 
 setup:
@@ -87,6 +87,11 @@ vi-inference: setup
 COUNT ?= 50000
 bench-import: setup
 	@.venv/bin/python benchmarks/import_speed.py --count $(COUNT)
+
+# Predicted and measured peak memory of a grid of trainings: make bench-memory EVERY=5
+EVERY ?= 1
+bench-memory: setup
+	@.venv/bin/python benchmarks/memory_prediction.py --every $(EVERY)
 
 # Our steps of training beside other loops': make bench-train ARGS="--cases tiny --rounds 5"
 bench-train: setup

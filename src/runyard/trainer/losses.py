@@ -29,7 +29,7 @@ class TokenLosses:
         self._body, self._head = base.model, base.get_output_embeddings()
         text = base.config.get_text_config()
         self._cap = getattr(text, "final_logit_softcapping", None)
-        self._rows = max(1, LARGEST_LOGITS_BYTES // (4 * text.vocab_size))
+        self.rows_at_once = max(1, LARGEST_LOGITS_BYTES // (4 * text.vocab_size))
         self.precision, self._device = precision, device
         self.from_features: Callable[[torch.Tensor], dict[str, Any]] | None = None  # arguments in place of pixels
         self._label_smoothing = label_smoothing
@@ -53,10 +53,10 @@ class TokenLosses:
                 inputs |= self.from_features(inputs.pop(FEATURES))
             hidden = self._body(**inputs, use_cache=False).last_hidden_state
             chosen = hidden.flatten(0, 1)[batch.places]
-            if len(chosen) <= self._rows:
+            if len(chosen) <= self.rows_at_once:
                 return self._loss(chosen, batch.wanted)
             # What is forgotten of a chunk is computed once more when its gradient is asked for.
-            chunks = zip(chosen.split(self._rows), batch.wanted.split(self._rows), strict=True)
+            chunks = zip(chosen.split(self.rows_at_once), batch.wanted.split(self.rows_at_once), strict=True)
             losses = [checkpoint(self._loss, *chunk, use_reentrant=False) for chunk in chunks]
             return torch.stack(losses).sum()
 

@@ -1,6 +1,36 @@
-"""What memory has to do with training: telling want of it from other errors."""
+"""What memory has to do with training: how much the steps will take, and telling want of it from other errors.
 
+The longest sample of the data goes forwards and backwards once alone and once with a copy of itself, and after every
+operation it is noted how many bytes are alive. Both runs do the same operations, and what is alive grows by as much
+with each further sample, so the two give the course of a micro-batch of any size, and its peak, without one of that
+size ever having lain in memory. This holds for every family, with adapters, frozen parts and gradient checkpointing,
+as nothing is assumed of them. What the optimizers keep follows from the shapes of the parameters.
+
+Not counted are what an operation takes for itself alone, what the allocator cannot use again, evaluations and saving.
+"""
+
+import contextlib
+import ctypes
+import math
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from runyard.flows import Recipe
+from runyard.trainer.encode import Batch
+from runyard.trainer.plan import Plan, with_memory, with_micro_batch
+
+WARN_SHARE = 0.85  # of what is free: what the allocator cannot use again needs room too
+FLOAT_BYTES = 4
+Verdict = Literal["Allow", "Warn", "Deny"]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -8,3 +38,339 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
+
+
+class LiveBytes(TorchDispatchMode):
+    """Notes after every operation within it how many bytes of tensors are alive that were not there before.
+
+    A storage counts once, however many tensors are views of it. ``course`` has one number for each operation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.course: list[int] = []
+        self._live = 0
+        self._known: dict[int, Any] = {}
+
+    @property
+    def peak(self) -> int:
+        return max(self.course, default=0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for value in tree_leaves((args, kwargs)):
+            self._note(value, is_new=False)
+        made = func(*args, **kwargs)
+        for value in tree_leaves(made):
+            self._note(value, is_new=True)
+        self.course.append(self._live)
+        return made
+
+    def _note(self, value: Any, *, is_new: bool) -> None:
+        if not isinstance(value, torch.Tensor):
+            return
+        storage = value.untyped_storage()
+        key = id(storage)
+        if key in self._known:
+            return
+        size_bytes = storage.nbytes() if is_new else 0
+
+        def forget(_: Any) -> None:
+            self._live -= size_bytes
+            self._known.pop(key, None)
+
+        self._known[key] = weakref.ref(storage, forget)
+        self._live += size_bytes
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is alive after each operation of forward and backward pass, in bytes, with one sample and with two."""
+
+    one: Sequence[int]
+    two: Sequence[int]
+
+    def peak(self, size: int) -> int:
+        """The most that is alive at once with so many samples."""
+        one, two = np.asarray(self.one, np.int64), np.asarray(self.two, np.int64)
+        if len(one) != len(two):  # something is done otherwise with two; then the peaks have to do
+            one, two = one.max(keepdims=True), two.max(keepdims=True)
+        return int((one + (size - 1) * (two - one)).max())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What the steps of a training will take beside what is there before the first one, in bytes.
+
+    ``alone`` is the course of a micro-batch that is the whole batch, None where there is no such; ``further`` that of
+    one behind another, whose gradients are there already and are added to.
+    """
+
+    alone: Course | None
+    further: Course
+    gradients: int  # of all trained parameters
+    optimizer: int  # what the optimizers will keep and do not have yet
+    moving: int  # what they take for a moment while they move the parameters
+    sample: int  # the inputs of one sample
+
+    def peak(self, micro_batch_size: int, batch_size: int) -> int:
+        """The most that is alive at once in a step. The inputs of all its micro-batches are made at its beginning."""
+        if self.alone is not None and micro_batch_size == batch_size:
+            passes = self.alone.peak(micro_batch_size)
+        else:
+            passes = self.gradients + self.further.peak(micro_batch_size)
+        return self.sample * batch_size + self.optimizer + max(passes, self.gradients + self.moving)
+
+
+def optimizer_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """What the optimizers will keep of their parameters, less what they have already."""
+    wanted = sum(
+        _kept_bytes(optimizer, group, parameter)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
+    return max(0, wanted - kept_bytes(optimizers))
+
+
+def kept_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """What the optimizers keep of their parameters now."""
+    return sum(
+        value.untyped_storage().nbytes()
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
+
+
+def _kept_bytes(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.Tensor) -> int:
+    whole = parameter.numel() * parameter.element_size()
+    match type(optimizer).__name__:
+        case "SGD":
+            return whole if group["momentum"] else 0
+        case "Muon":
+            return whole
+        case "Adafactor":
+            if parameter.dim() < 2:
+                return whole + FLOAT_BYTES
+            rows, columns = parameter.shape[-2:]
+            return parameter.numel() // (rows * columns) * (rows + columns) * parameter.element_size() + FLOAT_BYTES
+        case "AdamW8bit":
+            return parameter.numel() * 2
+    return 2 * whole + FLOAT_BYTES
+
+
+def _moving_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """Copies of a parameter while it is moved: of one at a time, so the largest counts."""
+    copies = {"Muon": 4, "Adafactor": 3, "SGD": 1}
+    return max(
+        (
+            copies.get(type(optimizer).__name__, 0) * parameter.numel() * parameter.element_size()
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ),
+        default=0,
+    )
+
+
+def measure_step(
+    draw: Callable[[Sequence[int], int], Batch],
+    losses: Any,
+    optimizers: Sequence[torch.optim.Optimizer],
+    *,
+    longest: int,
+    plan: Plan,
+    device: torch.device,
+) -> Step:
+    """Run the sample with index ``longest``. Gradients are forgotten and the random state is as before.
+
+    Logits are made of so many places at a time, so no more of them are run than a whole micro-batch would at once.
+    """
+    most = max(1, losses.rows_at_once // plan.micro_batch_size)
+    inputs: list[int] = []
+
+    def course(count: int) -> list[int]:
+        batch = draw([longest] * count, 0).to(device)
+        inputs.append(sum(value.nbytes for value in batch.inputs.values()) // count)
+        batch = replace(batch, places=batch.places[: most * count], wanted=batch.wanted[: most * count])
+        with LiveBytes() as live:
+            (losses(batch) / max(1, batch.learnt_tokens)).backward()
+        return live.course
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            # The first run makes the gradients, and does what is done only once, such as reading weights from a map.
+            course(1)
+            further = Course(course(1), course(2))
+            alone = None
+            if plan.micro_batch_size == plan.batch_size:
+                losses.forget_gradients()
+                one = course(1)
+                losses.forget_gradients()
+                alone = Course(one, course(2))
+        finally:
+            losses.forget_gradients()
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    return Step(
+        alone=alone,
+        further=further,
+        gradients=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        optimizer=optimizer_bytes(optimizers),
+        moving=_moving_bytes(optimizers),
+        sample=inputs[0],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What there is, in bytes: taken by this process, free for it, and all that it could ever have."""
+
+    taken: int
+    free: int
+    total: int
+    name: str = "the machine"
+
+
+def room_of(device: torch.device) -> Room:
+    """The accelerator's memory, or the host's: the machine's, or less where a cgroup limits it."""
+    if device.type == "cuda":
+        taken = torch.cuda.memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        return Room(taken=taken, free=free + torch.cuda.memory_reserved(device) - taken, total=total, name="the GPU")
+    give_back()
+    return host_room(Path("/"))
+
+
+def give_back() -> None:
+    """Have the C library return to the system what it holds for itself, so that what is taken is what is used."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def host_room(root: Path) -> Room:
+    """The same for the host's memory; ``root`` is where ``proc`` and ``sys`` lie. Swap counts to the total alone."""
+    with contextlib.suppress(OSError):
+        found = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines() if ":" in line)
+        machine = {name: int(value.split()[0]) * 1024 for name, value in found.items() if value.split()}
+        taken = int((root / "proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        free, total = machine["MemAvailable"], machine["MemTotal"] + machine.get("SwapTotal", 0)
+        limit, used = _cgroup(root)
+        if limit < total:
+            return Room(taken=taken, free=min(free, max(0, limit - used)), total=limit, name="the cgroup")
+        return Room(taken=taken, free=free, total=total)
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return Room(taken=0, free=pages * size, total=pages * size)
+
+
+def _cgroup(root: Path) -> tuple[float, int]:
+    """The tightest limit of this process's cgroups, and what is used below it without what could be dropped."""
+    tightest, used = math.inf, 0
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, kind, path = line.split(":", 2)
+            if kind not in ("", "memory"):
+                continue
+            top = root / "sys/fs/cgroup" / kind
+            names = ("memory.max", "memory.current") if not kind else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            folder = top / path.strip("/")
+            for place in (folder, *folder.parents):
+                limit = _number(place / names[0])
+                if limit is not None and limit < tightest:
+                    tightest, used = limit, (_number(place / names[1]) or 0) - _droppable(place)
+                if place == top:
+                    break
+    return tightest, max(0, used)
+
+
+def _number(file: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        return int(file.read_text())
+    return None
+
+
+def _droppable(folder: Path) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return int(lines.get("total_inactive_file", lines.get("inactive_file", 0)))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """The verdict, why, and the micro-batch that would fit; None where none smaller would."""
+
+    verdict: Verdict
+    value: int
+    reason: str
+    fitting: int | None
+
+
+def judge(step: Step, room: Room, plan: Plan, *, mode: str) -> Outlook:
+    """Compare what is predicted with what there is.
+
+    On the CPU what is free may change, and swap may help, so only what is more than all that there could ever be is
+    denied; on an accelerator, what is more than is free.
+    """
+
+    def peak(size: int) -> int:
+        return room.taken + step.peak(size, plan.batch_size)
+
+    size, limit = plan.micro_batch_size, room.taken + room.free
+    value = peak(size)
+    most = limit if plan.device == "cuda" else max(room.total, room.taken)
+    verdict: Verdict = "Deny" if value > most else "Warn" if value > WARN_SHARE * limit else "Allow"
+    told = (
+        f"{verdict}: predicted for the longest sample {size} times; of {in_words(limit)} of {room.name} "
+        f"({in_words(room.taken)} taken before the first step)"
+    )
+    if verdict == "Allow":
+        return Outlook(verdict=verdict, value=value, reason=told, fitting=None)
+    smaller = [part for part in range(1, size) if plan.batch_size % part == 0]
+    bound = WARN_SHARE * (limit if verdict == "Warn" else most)
+    fitting = max((part for part in smaller if peak(part) <= bound), default=None)
+    less = [] if fitting is None else [f"microBatchSize {fitting} would take {in_words(peak(fitting))}"]
+    if not plan.gradient_checkpointing:
+        less.append("compute.gradientCheckpointing true")
+    if mode != "lora":
+        less.append("training.mode 'lora'")
+    told = f"{told}; what asks for less: {', '.join([*less, 'a smaller model'])}"
+    return Outlook(verdict=verdict, value=value, reason=told, fitting=fitting)
+
+
+def look_ahead(
+    plan: Plan,
+    recipe: Recipe,
+    *,
+    measure: Callable[[], Step],
+    room: Callable[[], Room],
+) -> tuple[Plan, Outlook | None]:
+    """The plan with what is predicted of memory, and with a smaller micro-batch where that is wanted and needed.
+
+    Nothing is predicted of the tiny model, whose start would take longer, nor of a compiled one, whose operations are
+    not those that are noted.
+    """
+    for is_left_out, why in (
+        (recipe.is_tiny, "not predicted: the tiny model takes little"),
+        (plan.compile, "not predicted: a compiled model does other operations"),
+    ):
+        if is_left_out:
+            return with_memory(plan, None, why), None
+    try:
+        step = measure()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or plan.micro_batch_size == 1:
+            raise
+        return with_memory(plan, None, "not predicted: memory did not suffice for two samples"), None
+    mode = recipe.model.training.mode
+    outlook = judge(step, room(), plan, mode=mode)
+    if outlook.verdict == "Deny" and outlook.fitting is not None and recipe.model.on_out_of_memory == "shrink":
+        before = plan.micro_batch_size
+        plan = with_micro_batch(plan, outlook.fitting, f"{before} would need {in_words(outlook.value)} of memory")
+        outlook = judge(step, room(), plan, mode=mode)
+    return with_memory(plan, outlook.value, outlook.reason), outlook
+
+
+def in_words(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 30):.2f} GiB" if size_bytes >= 1 << 30 else f"{size_bytes / (1 << 20):.0f} MiB"

@@ -252,6 +252,11 @@ def with_choice(plan: Plan, name: Choice, value: bool, reason: str) -> Plan:
     return replace(plan, feature_cache=value, document=told)
 
 
+def with_memory(plan: Plan, value: int | None, reason: str) -> Plan:
+    """The same plan with the bytes that training is predicted to take at its peak; None where that is not known."""
+    return replace(plan, document=plan.document | {"memory": {"value": value, "reason": reason}})
+
+
 def is_due(every: str | Every, *, step: int, steps_per_epoch: int, seconds_since_last: float) -> bool:
     """Whether it is time after ``step`` (from 1): at the end of an epoch, each n steps, or after so many minutes."""
     if isinstance(every, Every):

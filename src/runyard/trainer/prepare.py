@@ -30,6 +30,7 @@ from runyard.trainer.encode import (
 from runyard.trainer.errors import InvalidData, InvalidFlow
 from runyard.trainer.features import why_not_frozen
 from runyard.trainer.losses import TokenLosses, base_of
+from runyard.trainer.memory import Outlook, look_ahead, measure_step, room_of
 from runyard.trainer.model import (
     Model,
     adapt,
@@ -116,6 +117,8 @@ class Prepared:
     progress: Progress
     run_document: dict[str, Any]
     device: torch.device
+    longest: int  # the index of the training sample with most tokens
+    outlook: Outlook | None  # of memory; None where nothing is predicted
 
 
 def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
@@ -195,6 +198,15 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     losses = TokenLosses(module, precision=precision, device=device, label_smoothing=smoothing)
     drawing = Drawing(recipe, data, cached, encoder, layout, model, losses, device, _place(job, data.name), told)
     plan = drawing.decide(plan, progress.choices)
+    told.look()
+    longest = int(np.argmax(cached.lengths))
+    measure = partial(
+        measure_step, drawing.draw, losses, optimizers, longest=longest, plan=plan, device=device
+    )
+    before = plan.micro_batch_size
+    plan, outlook = look_ahead(plan, recipe, measure=measure, room=partial(room_of, device))
+    if plan.micro_batch_size < before:
+        progress.micro_batch_limit = plan.micro_batch_size
     return Prepared(
         plan=plan,
         model=model,
@@ -211,6 +223,8 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
         progress=progress,
         run_document=_run_document(job, model, plan),
         device=device,
+        longest=longest,
+        outlook=outlook,
     )
 
 

@@ -27,7 +27,7 @@ from runyard.trainer.checkpoint import Saved, needed_bytes, prune, save_checkpoi
 from runyard.trainer.encode import epoch_batches
 from runyard.trainer.errors import Diverged, OutOfMemory, StopAsked
 from runyard.trainer.evaluation import evaluate
-from runyard.trainer.memory import is_out_of_memory
+from runyard.trainer.memory import in_words, is_out_of_memory
 from runyard.trainer.optim import rate_factor, set_rates
 from runyard.trainer.plan import Machine, is_due, plan_in_words, with_micro_batch
 from runyard.trainer.predictions import prune_predictions, write_predictions
@@ -88,6 +88,9 @@ def train(
     plan, progress, settings, seed = made.plan, made.progress, job.recipe.model, job.recipe.settings.seed
     events.write("plan", plan=plan.document)
     say(plan_in_words(plan))
+    if made.outlook is not None:
+        _heed(made, settings, events, warn)
+        plan = made.plan
     if progress.step:
         say(f"going on after step {progress.step}")
 
@@ -234,6 +237,22 @@ def train(
         last_step_at = clock()
 
     return Outcome(reason, message, saved[-1].name if saved else None, progress.metrics)
+
+
+def _heed(made: Prepared, settings: ModelSettings, events: EventWriter, warn: Callable[[str], None]) -> None:
+    """End or warn as was predicted, then try the largest micro-batch there is: what runs out of memory does so now."""
+    outlook = made.outlook
+    if outlook is None:
+        return
+    if outlook.verdict == "Deny":
+        raise OutOfMemory(f"{in_words(outlook.value)} of memory would be needed. {outlook.reason}")
+    if outlook.verdict == "Warn":
+        warn(f"{in_words(outlook.value)} of memory will be needed. {outlook.reason}")
+    if made.lengths.min() == made.lengths.max():
+        return  # the first step is as large as any
+    with torch.random.fork_rng(devices=[made.device] if made.device.type == "cuda" else []):
+        _backward(made, [made.longest] * made.plan.micro_batch_size, 0, settings, events)
+    _forget_gradients(made)
 
 
 def _backward(made: Prepared, indices: list[int], epoch: int, settings: ModelSettings, events: EventWriter) -> float:

@@ -1,0 +1,162 @@
+"""What the trainer predicts of a training's memory, beside what it then takes.
+
+Models of three families with 5 to 30 million random weights are trained for three steps on the longest sample there is,
+each setting in a process of its own. Compared is what the steps add to what the process had before the first one: the
+prediction with the kernel's own peak (``VmHWM``, reset before the first step). Ratios are predicted to measured.
+
+    --quick takes every seventh setting.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for the miniatures of the tests
+
+from runyard.trainer.cache import Told
+from runyard.trainer.main import _machine, _read_run, preload, stay_offline
+from runyard.trainer.memory import give_back, measure_step
+from runyard.trainer.prepare import Job, prepare
+from runyard.trainer.train import _accumulate, _move
+from tests.trainer import miniatures
+
+BAR = 0.15
+STEPS = 3
+BATCH = 8
+VOCABULARY = 8192
+SIZES = {"llava": (320, 6), "idefics3": (384, 8), "qwen3_vl": (256, 8)}  # width and layers
+PROMPTS = {"short": 60, "long": 500}  # about so many tokens a sample, all learnt
+GRID = list(
+    itertools.product(SIZES, ("full", "lora"), (1, 4, 8), ("adamw", "muon"), (False, True), PROMPTS),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="every seventh setting")
+    arguments = parser.parse_args()
+    stay_offline()
+    preload()
+    import torch
+
+    torch.set_num_threads(1)
+    ratios = []
+    context = multiprocessing.get_context("fork")
+    print("family    mode  micro optimizer recompute length  predicted   measured  ratio")
+    with tempfile.TemporaryDirectory(prefix="runyard-memory-") as name:
+        for family in SIZES:
+            context.Process(target=make_model, args=(family, Path(name) / family)).start()
+            for child in multiprocessing.active_children():
+                child.join()
+        for case in GRID[:: 7 if arguments.quick else 1]:
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=measure, args=(Path(name), case, theirs))
+            process.start()
+            theirs.close()
+            predicted, measured = ours.recv()
+            process.join()
+            ratios.append(predicted / measured)
+            family, mode, micro, optimizer, recompute, length = case
+            print(
+                f"{family:<9} {mode:<5} {micro:>5} {optimizer:<9} {recompute!s:<9} {length:<6} "
+                f"{predicted / 2**20:>6.1f} MiB {measured / 2**20:>6.1f} MiB  {ratios[-1]:.3f}",
+                flush=True,
+            )
+    within = sum(abs(ratio - 1) <= BAR for ratio in ratios)
+    worst = max(ratios, key=lambda ratio: max(ratio, 1 / ratio))
+    print(
+        f"{within} of {len(ratios)} within {BAR:.0%}; median {statistics.median(ratios):.3f}, worst {worst:.3f}, "
+        f"lowest {min(ratios):.3f}, highest {max(ratios):.3f}"
+    )
+    return 0 if within == len(ratios) else 1
+
+
+def make_model(family: str, folder: Path) -> None:
+    """A miniature made wider and deeper, as a folder of weights."""
+    model, processor = miniatures.make(family)
+    width, layers = SIZES[family]
+    config = model.config
+    text, vision = config.text_config, config.vision_config
+    text.hidden_size, text.intermediate_size, text.vocab_size = width, 3 * width, VOCABULARY
+    text.num_attention_heads = text.num_key_value_heads = width // 64
+    text.num_hidden_layers, text.head_dim, text.max_position_embeddings = layers, 64, 4096
+    if getattr(text, "layer_types", None):
+        text.layer_types = ["full_attention"] * layers
+    if "mrope_section" in (getattr(text, "rope_parameters", None) or {}):
+        text.rope_parameters["mrope_section"] = [16, 8, 8]
+    vision.hidden_size, vision.intermediate_size = width, 3 * width
+    for name, value in {"num_attention_heads": width // 64, "num_heads": width // 64, "out_hidden_size": width}.items():
+        if hasattr(vision, name):
+            setattr(vision, name, value)
+    for name in ("num_hidden_layers", "depth"):
+        if hasattr(vision, name):
+            setattr(vision, name, layers // 2)
+    type(model)(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def measure(home: Path, case: tuple[Any, ...], answer: Any) -> None:
+    """Train for some steps as the trainer does; sends what was predicted and what was taken, in bytes."""
+    family, mode, micro, optimizer, recompute, length = case
+    settings = {
+        "architecture": {"weights": str(home / family), "name": "auto"},
+        "training": {"mode": mode, "lora": {"dropout": 0.0}},
+        "hyperparameters": {
+            "batchSize": BATCH,
+            "microBatchSize": micro,
+            "optimizer": {"name": optimizer},
+            "loss": {"answersOnly": False},
+        },
+        "compute": {"gradientCheckpointing": recompute, "precisionType": "float32", "featureCache": False},
+        "packing": False,
+    }
+    words = " ".join(itertools.islice(itertools.cycle(miniatures.WORDS.split()), PROMPTS[length]))
+    blocks = {
+        "vi-dataset": {"maxSamples": 64},
+        "vi-system-prompt": {"systemPrompt": words},
+        "vi-model": settings,
+    }
+    flow = {
+        "name": "memory",
+        "schema": "v1",
+        "tolerations": {},
+        "settings": {},
+        "blocks": [{"block": name, "settings": value, "style": {}} for name, value in blocks.items()],
+    }
+    run, recipe = _read_run(
+        {"run": {"kind": "Run", "workspaceId": "org", "runId": "run", "spec": {"flow": flow}}, "attempt": 1}
+    )
+    with tempfile.TemporaryDirectory(dir=home) as folder:
+        made = prepare(Job(folder=Path(folder), run=run, recipe=recipe, models={}), _machine(1), told=Told())
+        step = measure_step(
+            made.draw, made.losses, made.optimizers, longest=made.longest, plan=made.plan, device=made.device
+        )
+        if os.environ.get("RUNYARD_MEMORY_PARTS"):
+            print(json.dumps({"gradients": step.gradients, "optimizer": step.optimizer, "moving": step.moving}))
+        predicted = step.peak(micro, BATCH)
+        give_back()
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        for _ in range(STEPS):
+            _accumulate(made, [made.longest] * BATCH, 0, micro)
+            _move(made, 1.0)
+        answer.send((predicted, resident("VmHWM") - before))
+
+
+def resident(name: str) -> int:
+    """A line of ``/proc/self/status``, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(name)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
