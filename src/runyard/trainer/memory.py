@@ -6,7 +6,8 @@ with each further sample, so the two give the course of a micro-batch of any siz
 size ever having lain in memory. This holds for every family, with adapters, frozen parts and gradient checkpointing,
 as nothing is assumed of them. What the optimizers keep follows from the shapes of the parameters.
 
-Not counted are what an operation takes for itself alone, what the allocator cannot use again, evaluations and saving.
+Not counted are what an operation takes for itself alone, evaluations and saving. What the C library would hold for
+itself on the CPU is much (half as much again was measured), so it is told to hold nothing (``hold_nothing``).
 """
 
 import contextlib
@@ -30,6 +31,9 @@ from runyard.trainer.plan import Plan, with_memory, with_micro_batch
 
 WARN_SHARE = 0.85  # of what is free: what the allocator cannot use again needs room too
 FLOAT_BYTES = 4
+HELD_BYTES = 128 << 10  # larger pieces go back to the system at once
+FIRST_USE_BYTES = 16 << 20  # of the library's code that the first steps read, and pieces of the heap (measured)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 Verdict = Literal["Allow", "Warn", "Deny"]
 
 
@@ -112,6 +116,7 @@ class Step:
     optimizer: int  # what the optimizers will keep and do not have yet
     moving: int  # what they take for a moment while they move the parameters
     sample: int  # the inputs of one sample
+    first_use: int = 0  # what does not grow with anything
 
     def peak(self, micro_batch_size: int, batch_size: int) -> int:
         """The most that is alive at once in a step. The inputs of all its micro-batches are made at its beginning."""
@@ -119,7 +124,8 @@ class Step:
             passes = self.alone.peak(micro_batch_size)
         else:
             passes = self.gradients + self.further.peak(micro_batch_size)
-        return self.sample * batch_size + self.optimizer + max(passes, self.gradients + self.moving)
+        at_once = max(passes, self.gradients + self.moving)
+        return self.sample * batch_size + self.optimizer + at_once + self.first_use
 
 
 def optimizer_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
@@ -220,6 +226,7 @@ def measure_step(
         optimizer=optimizer_bytes(optimizers),
         moving=_moving_bytes(optimizers),
         sample=inputs[0],
+        first_use=0 if device.type == "cuda" else FIRST_USE_BYTES,
     )
 
 
@@ -247,6 +254,17 @@ def give_back() -> None:
     """Have the C library return to the system what it holds for itself, so that what is taken is what is used."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def hold_nothing() -> None:
+    """Have the C library (glibc) hand every larger piece back at once, and never hold more for later.
+
+    By itself it holds pieces of up to 32 MiB once such have been returned, in a heap that is soon full of holes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, HELD_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, HELD_BYTES)
 
 
 def host_room(root: Path) -> Room:

@@ -30,7 +30,7 @@ from runyard.trainer.encode import (
 from runyard.trainer.errors import InvalidData, InvalidFlow
 from runyard.trainer.features import why_not_frozen
 from runyard.trainer.losses import TokenLosses, base_of
-from runyard.trainer.memory import Outlook, look_ahead, measure_step, room_of
+from runyard.trainer.memory import Outlook, hold_nothing, look_ahead, measure_step, room_of
 from runyard.trainer.model import (
     Model,
     adapt,
@@ -131,6 +131,8 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     if job.resume is not None and job.continued_run is not None:
         check_fits(recipe, job.resume)
     numbers, device = settings.hyperparameters, torch.device(machine.device)
+    if device.type == "cpu" and not recipe.is_tiny:
+        hold_nothing()
     data = _read_data(job, told.look)
     told.look()
     precision, _ = choose_precision(recipe, machine)
@@ -200,9 +202,7 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     plan = drawing.decide(plan, progress.choices)
     told.look()
     longest = int(np.argmax(cached.lengths))
-    measure = partial(
-        measure_step, drawing.draw, losses, optimizers, longest=longest, plan=plan, device=device
-    )
+    measure = partial(measure_step, drawing.draw, losses, optimizers, longest=longest, plan=plan, device=device)
     before = plan.micro_batch_size
     plan, outlook = look_ahead(plan, recipe, measure=measure, room=partial(room_of, device))
     if plan.micro_batch_size < before:

@@ -1,0 +1,257 @@
+"""What training is predicted to take: its parts counted, its peak beside the kernel's, and what follows of it."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import runyard.trainer.prepare as prepare_module
+from runyard.flows.blocks import Optimizer
+from runyard.rundir import read_json
+from runyard.trainer.encode import Batch
+from runyard.trainer.families import PARTS
+from runyard.trainer.main import train_attempt
+from runyard.trainer.memory import (
+    Course,
+    LiveBytes,
+    Room,
+    Step,
+    give_back,
+    hold_nothing,
+    host_room,
+    kept_bytes,
+    measure_step,
+    optimizer_bytes,
+    room_of,
+)
+from runyard.trainer.optim import make_optimizers
+
+EventsOf = Callable[[Path, str], list[dict[str, Any]]]
+MIB = 1 << 20
+CPU = torch.device("cpu")
+BATCH = 4
+
+
+def test_bytes_alive_are_counted_once_a_storage_and_until_it_is_let_go() -> None:
+    weight = torch.ones(100, 50, requires_grad=True)  # there before, so it does not count
+    with LiveBytes() as live:
+        made = torch.ones(10, 100) @ weight
+        at_most = made.t().relu()
+        del at_most
+        made.sum().backward()
+        del made
+    # Ones, their product, and the relu of a view of it; then a gradient of 100 by 50 remains beside the first.
+    assert live.course[1] >= 4 * (10 * 100 + 10 * 50)
+    assert live.peak >= 4 * (10 * 100 + 10 * 50 + 100 * 50)
+    assert live.course[-1] <= live.peak
+    assert weight.grad is not None
+    assert live._live == 4 * 100 * 50
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "adafactor"])
+def test_what_an_optimizer_will_keep_is_what_it_keeps_after_a_step(name: Any) -> None:
+    shapes = {"text.weight": (24, 40), "embed.weight": (90, 24), "norm.weight": (24,), "patch.weight": (8, 3, 4, 4)}
+    named = [(n, torch.nn.Parameter(torch.randn(shape))) for n, shape in shapes.items()]
+    optimizers = make_optimizers(
+        named, Optimizer(name=name), learning_rate=1e-3, rates=None, parts=PARTS["llava"], device=CPU
+    )
+    predicted = optimizer_bytes(optimizers)
+    for _, parameter in named:
+        parameter.grad = torch.randn_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    assert kept_bytes(optimizers) == predicted
+    assert optimizer_bytes(optimizers) == 0  # as when a training goes on
+
+
+def test_the_course_of_a_larger_micro_batch_follows_from_one_and_two_samples() -> None:
+    assert Course([10, 90, 40], [12, 92, 70]).peak(1) == 90
+    assert Course([10, 90, 40], [12, 92, 70]).peak(3) == 100  # no longer where it was with one
+    assert Course([10, 90], [12, 92, 70]).peak(3) == 94  # other operations: by the peaks
+    step = Step(alone=Course([50], [80]), further=Course([20], [50]), gradients=40, optimizer=7, moving=90, sample=1)
+    assert (step.peak(4, 4), step.peak(2, 4), step.peak(1, 4)) == (4 + 7 + 140, 4 + 7 + 130, 4 + 7 + 130)
+
+
+class Wide(torch.nn.Module):
+    """Stands for a model with its losses; 5 million parameters."""
+
+    rows_at_once = 1 << 20
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            *(m for _ in range(5) for m in (torch.nn.Linear(1024, 1024), torch.nn.GELU(), torch.nn.LayerNorm(1024)))
+        )
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        total: torch.Tensor = self.layers(batch.inputs["x"]).float().square().sum()
+        return total
+
+    def forget_gradients(self) -> None:
+        self.zero_grad(set_to_none=True)
+
+
+def draw(indices: Any, epoch: int) -> Batch:
+    return Batch({"x": torch.ones(len(indices), 400, 1024)}, torch.arange(3), torch.arange(3))
+
+
+class PlanOf:
+    """Of a plan what measuring asks for."""
+
+    def __init__(self, micro_batch_size: int) -> None:
+        self.micro_batch_size, self.batch_size = micro_batch_size, BATCH
+
+
+def measured(micro_batch_size: int, name: Any, answer: Any) -> None:
+    hold_nothing()
+    torch.set_num_threads(1)
+    model = Wide()
+    optimizers = make_optimizers(
+        list(model.named_parameters()),
+        Optimizer(name=name),
+        learning_rate=1e-3,
+        rates=None,
+        parts=PARTS["llava"],
+        device=CPU,
+    )
+    plan: Any = PlanOf(micro_batch_size)
+    state = torch.get_rng_state()
+    step = measure_step(draw, model, optimizers, longest=0, plan=plan, device=CPU)
+    is_untouched = torch.equal(torch.get_rng_state(), state) and all(p.grad is None for p in model.parameters())
+    give_back()
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(2):
+        parts = [draw(range(micro_batch_size), 0) for _ in range(BATCH // micro_batch_size)]
+        for part in parts:
+            model(part).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    answer.send((is_untouched, step.peak(micro_batch_size, BATCH), status("VmHWM") - before))
+
+
+def status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("micro_batch_size", "name"), [(BATCH, "adamw"), (1, "sgd")])
+def test_the_predicted_peak_is_the_kernels(micro_batch_size: int, name: str) -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=measured, args=(micro_batch_size, name, theirs))
+    process.start()
+    theirs.close()
+    is_untouched, predicted, found = ours.recv()
+    process.join()
+    assert is_untouched
+    assert predicted == pytest.approx(found, rel=0.15)
+
+
+def test_a_cgroups_limit_holds_below_the_machines(tmp_path: Path) -> None:
+    files = {
+        "proc/meminfo": "MemTotal: 8000 kB\nMemAvailable: 6000 kB\nSwapTotal: 1000 kB\n",
+        "proc/self/statm": "100 50 0 0 0 0 0",
+        "proc/self/cgroup": "0::/runs/one\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    found = host_room(tmp_path)
+    assert (found.free, found.total, found.name) == (6000 * 1024, 9000 * 1024, "the machine")
+    folder = tmp_path / "sys/fs/cgroup/runs"
+    (folder / "one").mkdir(parents=True)
+    (folder / "one/memory.max").write_text("max\n")
+    (folder / "memory.max").write_text("4096000\n")
+    (folder / "memory.current").write_text("3000000\n")
+    (folder / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
+    found = host_room(tmp_path)
+    assert (found.free, found.total, found.name) == (4096000 - 2500000, 4096000, "the cgroup")
+
+
+@pytest.fixture
+def with_room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Sets what there is beside what is taken, in bytes."""
+
+    def give(*, free: int, total: int) -> None:
+        def found(device: torch.device) -> Room:
+            return replace(Room(taken=0, free=0, total=0), taken=1000 * MIB, free=free, total=1000 * MIB + total)
+
+        monkeypatch.setattr(prepare_module, "room_of", found)
+
+    yield give
+
+
+@pytest.fixture
+def attempt(make_attempt: Callable[..., Path], miniature: Callable[[str], Path]) -> Callable[..., Path]:
+    def make(**model: Any) -> Path:
+        settings = {
+            "architecture": {"weights": str(miniature("llava")), "name": "auto"},
+            "hyperparameters": {"maxSteps": 1, "batchSize": 8, "microBatchSize": 8},
+            "validation": {"maxSamples": 1},
+            "evaluation": {"max_new_tokens": 1},
+            "compute": {"featureCache": False, "precisionType": "float32"},
+            "packing": False,
+        }
+        return make_attempt({"vi-dataset": {"maxSamples": 16}, "vi-model": settings | model})
+
+    return make
+
+
+def memory_of(folder: Path, events_of: EventsOf) -> dict[str, Any]:
+    plan: dict[str, Any] = events_of(folder, "plan")[0]["plan"]
+    return plan
+
+
+def test_more_than_there_could_ever_be_ends_before_the_first_step(
+    attempt: Callable[..., Path], with_room: Callable[..., None], events_of: EventsOf
+) -> None:
+    with_room(free=17 * MIB, total=17 * MIB)
+    folder = attempt()
+    assert train_attempt(folder) == 64
+    result = read_json(folder / "result.json") or {}
+    assert result["reason"] == "OutOfMemory"
+    reason = memory_of(folder, events_of)["memory"]["reason"]
+    assert reason.startswith("Deny: ")
+    assert reason in result["message"]
+    assert "training.mode 'lora'" in reason
+    assert not events_of(folder, "step")
+
+
+def test_a_training_that_may_shrink_takes_what_fits_instead(
+    attempt: Callable[..., Path], with_room: Callable[..., None], events_of: EventsOf
+) -> None:
+    with_room(free=17 * MIB, total=17 * MIB)
+    folder = attempt(onOutOfMemory="shrink")
+    assert train_attempt(folder) == 0
+    plan = memory_of(folder, events_of)
+    assert plan["microBatchSize"]["value"] < 8
+    assert plan["batchSize"]["value"] == 8
+    assert "would need" in plan["microBatchSize"]["reason"]
+    state = read_json(folder / "checkpoints" / "epoch-1" / "training_state" / "state.json") or {}
+    assert state["progress"]["microBatchLimit"] == plan["microBatchSize"]["value"]
+
+
+def test_little_that_is_free_is_told_and_much_is_allowed(
+    attempt: Callable[..., Path], with_room: Callable[..., None], events_of: EventsOf
+) -> None:
+    with_room(free=17 * MIB, total=9000 * MIB)
+    folder = attempt()
+    assert train_attempt(folder) == 0
+    told = memory_of(folder, events_of)["memory"]["reason"]
+    assert told.startswith("Warn: ")
+    assert any(told in event["message"] for event in events_of(folder, "warning"))
+
+
+def test_this_machine_has_room_and_the_process_takes_some() -> None:
+    found = room_of(CPU)
+    assert 0 < found.taken < found.total
+    assert 0 < found.free <= found.total
+    assert np.isfinite(found.total)
