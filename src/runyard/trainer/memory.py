@@ -12,7 +12,6 @@ itself on the CPU is much (half as much again was measured), so it is told to ho
 
 import contextlib
 import ctypes
-import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from runyard.trainer.plan import Plan, with_memory, with_micro_batch
 
 WARN_SHARE = 0.85  # of what is free: what the allocator cannot use again needs room too
 FLOAT_BYTES = 4
+NO_LIMIT = 1 << 62
 HELD_BYTES = 128 << 10  # larger pieces go back to the system at once
 FIRST_USE_BYTES = 16 << 20  # of the library's code that the first steps read, and pieces of the heap (measured)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -44,7 +44,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[misc]  # torch says nothing of it
     """Notes after every operation within it how many bytes of tensors are alive that were not there before.
 
     A storage counts once, however many tensors are views of it. ``course`` has one number for each operation.
@@ -151,7 +151,8 @@ def kept_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
 
 
 def _kept_bytes(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.Tensor) -> int:
-    whole = parameter.numel() * parameter.element_size()
+    numel, size = int(parameter.numel()), int(parameter.element_size())
+    whole = numel * size
     match type(optimizer).__name__:
         case "SGD":
             return whole if group["momentum"] else 0
@@ -161,9 +162,9 @@ def _kept_bytes(optimizer: torch.optim.Optimizer, group: dict[str, Any], paramet
             if parameter.dim() < 2:
                 return whole + FLOAT_BYTES
             rows, columns = parameter.shape[-2:]
-            return parameter.numel() // (rows * columns) * (rows + columns) * parameter.element_size() + FLOAT_BYTES
+            return numel // int(rows * columns) * int(rows + columns) * size + FLOAT_BYTES
         case "AdamW8bit":
-            return parameter.numel() * 2
+            return numel * 2
     return 2 * whole + FLOAT_BYTES
 
 
@@ -203,7 +204,8 @@ def measure_step(
         batch = replace(batch, places=batch.places[: most * count], wanted=batch.wanted[: most * count])
         with LiveBytes() as live:
             (losses(batch) / max(1, batch.learnt_tokens)).backward()
-        return live.course
+        found: list[int] = live.course
+        return found
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
@@ -282,9 +284,9 @@ def host_room(root: Path) -> Room:
     return Room(taken=0, free=pages * size, total=pages * size)
 
 
-def _cgroup(root: Path) -> tuple[float, int]:
+def _cgroup(root: Path) -> tuple[int, int]:
     """The tightest limit of this process's cgroups, and what is used below it without what could be dropped."""
-    tightest, used = math.inf, 0
+    tightest, used = NO_LIMIT, 0
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, kind, path = line.split(":", 2)
