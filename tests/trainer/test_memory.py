@@ -1,7 +1,7 @@
 """What training is predicted to take: its parts counted, its peak beside the kernel's, and what follows of it."""
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import runyard.trainer.memory as memory_module
 import runyard.trainer.prepare as prepare_module
 from runyard.flows.blocks import Optimizer
 from runyard.rundir import read_json
@@ -178,21 +179,19 @@ def test_a_cgroups_limit_holds_below_the_machines(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def with_room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Sets what there is beside what is taken, in bytes."""
+def with_room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets what there is, in bytes, for a process that has nothing yet."""
+    monkeypatch.setattr(memory_module, "FIRST_USE_BYTES", 0)
 
     def give(*, free: int, total: int) -> None:
-        def found(device: torch.device) -> Room:
-            return replace(Room(taken=0, free=0, total=0), taken=1000 * MIB, free=free, total=1000 * MIB + total)
+        monkeypatch.setattr(prepare_module, "room_of", lambda device: Room(taken=0, free=free, total=total))
 
-        monkeypatch.setattr(prepare_module, "room_of", found)
-
-    yield give
+    return give
 
 
 @pytest.fixture
 def attempt(make_attempt: Callable[..., Path], miniature: Callable[[str], Path]) -> Callable[..., Path]:
-    def make(**model: Any) -> Path:
+    def make(*, run: str = "run", **model: Any) -> Path:
         settings = {
             "architecture": {"weights": str(miniature("llava")), "name": "auto"},
             "hyperparameters": {"maxSteps": 1, "batchSize": 8, "microBatchSize": 8},
@@ -201,7 +200,7 @@ def attempt(make_attempt: Callable[..., Path], miniature: Callable[[str], Path])
             "compute": {"featureCache": False, "precisionType": "float32"},
             "packing": False,
         }
-        return make_attempt({"vi-dataset": {"maxSamples": 16}, "vi-model": settings | model})
+        return make_attempt({"vi-dataset": {"maxSamples": 16}, "vi-model": settings | model}, run=run)
 
     return make
 
@@ -214,8 +213,8 @@ def memory_of(folder: Path, events_of: EventsOf) -> dict[str, Any]:
 def test_more_than_there_could_ever_be_ends_before_the_first_step(
     attempt: Callable[..., Path], with_room: Callable[..., None], events_of: EventsOf
 ) -> None:
-    with_room(free=17 * MIB, total=17 * MIB)
-    folder = attempt()
+    with_room(free=MIB, total=MIB // 100)
+    folder = attempt(training={"mode": "full"})
     assert train_attempt(folder) == 64
     result = read_json(folder / "result.json") or {}
     assert result["reason"] == "OutOfMemory"
@@ -229,21 +228,26 @@ def test_more_than_there_could_ever_be_ends_before_the_first_step(
 def test_a_training_that_may_shrink_takes_what_fits_instead(
     attempt: Callable[..., Path], with_room: Callable[..., None], events_of: EventsOf
 ) -> None:
-    with_room(free=17 * MIB, total=17 * MIB)
+    with_room(free=9000 * MIB, total=9000 * MIB)
+    ample = attempt(run="ample")
+    assert train_attempt(ample) == 0
+    memory = memory_of(ample, events_of)["memory"]
+    assert memory["reason"].startswith("Allow: ")
+    with_room(free=9000 * MIB, total=memory["value"] - 1)
     folder = attempt(onOutOfMemory="shrink")
     assert train_attempt(folder) == 0
     plan = memory_of(folder, events_of)
     assert plan["microBatchSize"]["value"] < 8
     assert plan["batchSize"]["value"] == 8
     assert "would need" in plan["microBatchSize"]["reason"]
-    state = read_json(folder / "checkpoints" / "epoch-1" / "training_state" / "state.json") or {}
+    state = read_json(folder / "checkpoints" / "step-1" / "training_state" / "state.json") or {}
     assert state["progress"]["microBatchLimit"] == plan["microBatchSize"]["value"]
 
 
 def test_little_that_is_free_is_told_and_much_is_allowed(
     attempt: Callable[..., Path], with_room: Callable[..., None], events_of: EventsOf
 ) -> None:
-    with_room(free=17 * MIB, total=9000 * MIB)
+    with_room(free=MIB // 100, total=9000 * MIB)
     folder = attempt()
     assert train_attempt(folder) == 0
     told = memory_of(folder, events_of)["memory"]["reason"]

@@ -121,7 +121,9 @@ class Step:
     def peak(self, micro_batch_size: int, batch_size: int) -> int:
         """The most that is alive at once in a step. The inputs of all its micro-batches are made at its beginning."""
         if self.alone is not None and micro_batch_size == batch_size:
-            passes = self.alone.peak(micro_batch_size)
+            # Where two samples are worked on otherwise than one, the peak of one may be its gradients, and then says
+            # nothing of many: no less than without gradients it can be.
+            passes = max(self.alone.peak(micro_batch_size), self.further.peak(micro_batch_size))
         else:
             passes = self.gradients + self.further.peak(micro_batch_size)
         at_once = max(passes, self.gradients + self.moving)
