@@ -3,8 +3,8 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets defects formats families vi-inference bench-import bench-train bench-tiny bench-memory \
-  sim sim-kept sim-rules sim-postgresql
+  notice starve faults-nth fuzz-datasets defects formats families vi-inference bench-import bench-train bench-tiny \
+  bench-memory sim sim-kept sim-rules sim-postgresql
 
 setup:
 	@scripts/setup

@@ -23,7 +23,7 @@ from runyard.trainer.memory import (
     Room,
     Step,
     give_back,
-    hold_nothing,
+    hand_back,
     host_room,
     kept_bytes,
     measure_step,
@@ -109,7 +109,7 @@ class PlanOf:
 
 
 def measured(micro_batch_size: int, name: Any, answer: Any) -> None:
-    hold_nothing()
+    hand_back()
     torch.set_num_threads(1)
     model = Wide()
     optimizers = make_optimizers(

@@ -30,7 +30,7 @@ from runyard.trainer.encode import (
 from runyard.trainer.errors import InvalidData, InvalidFlow
 from runyard.trainer.features import why_not_frozen
 from runyard.trainer.losses import TokenLosses, base_of
-from runyard.trainer.memory import Outlook, hold_nothing, look_ahead, measure_step, room_of
+from runyard.trainer.memory import Outlook, hand_back, keep_freed, look_ahead, measure_step, room_of
 from runyard.trainer.model import (
     Model,
     adapt,
@@ -131,8 +131,8 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     if job.resume is not None and job.continued_run is not None:
         check_fits(recipe, job.resume)
     numbers, device = settings.hyperparameters, torch.device(machine.device)
-    if device.type == "cpu" and not recipe.is_tiny:
-        hold_nothing()
+    if device.type == "cpu":
+        (keep_freed if recipe.is_tiny else hand_back)()
     data = _read_data(job, told.look)
     told.look()
     precision, _ = choose_precision(recipe, machine)
@@ -205,6 +205,8 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     measure = partial(measure_step, drawing.draw, losses, optimizers, longest=longest, plan=plan, device=device)
     before = plan.micro_batch_size
     plan, outlook = look_ahead(plan, recipe, measure=measure, room=partial(room_of, device))
+    if device.type == "cpu" and outlook is not None and outlook.is_ample:
+        keep_freed()
     if plan.micro_batch_size < before:
         progress.micro_batch_limit = plan.micro_batch_size
     return Prepared(
