@@ -295,7 +295,7 @@ class OfTrainer(Operation):
         begin: Callable[[], None] = lambda: None,
         end: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        from runyard.trainer.checkpoint import Saved, save_checkpoint
+        from runyard.trainer.checkpoint import Saved, contents_of, save_checkpoint
 
         made = self._made(attempt)
         made.progress.step = step
@@ -307,10 +307,8 @@ class OfTrainer(Operation):
                     attempt,
                     f"step-{step}",
                     made.model,
-                    made.optimizers,
-                    made.progress,
+                    contents_of(made.model, made.optimizers, made.progress, run_document=made.run_document),
                     metrics={},
-                    run_document=made.run_document,
                     is_best=False,
                     previous=before,
                 )

@@ -13,6 +13,7 @@ all a failed fsync, condemns all that was staged: it is removed, and the next sa
 pickled: tensors are safetensors, the rest is JSON.
 """
 
+import copy
 import os
 import shutil
 import time
@@ -63,6 +64,50 @@ class Progress(msgspec.Struct, rename="camel", kw_only=True):
     micro_batch_limit: int | None = None  # what the machine's memory has taken, where it did not take more
 
 
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a checkpoint will hold, as training stands now. ``saving`` replaces what moves on by copies.
+
+    ``weights`` are all of a full training and those of the adapter else, by the module's names. Tied ones share memory.
+    """
+
+    weights: dict[str, torch.Tensor]
+    tensors: dict[str, torch.Tensor]  # of the optimizers, and random states
+    state: dict[str, Any]  # counters and all else that is no tensor
+    step: int
+    epoch: float
+    run_document: dict[str, Any]
+    processor: Any
+
+
+def contents_of(
+    model: Model,
+    optimizers: list[torch.optim.Optimizer],
+    progress: Progress,
+    *,
+    run_document: dict[str, Any],
+    scaler: dict[str, Any] | None = None,
+) -> Contents:
+    """Tensors of model and optimizers are those that training goes on with; everything else stays as it is now."""
+    if model.base is None:
+        weights = dict(model.module.state_dict(keep_vars=True))
+    else:  # a quantised base need not be asked for its state
+        weights = {name: value for name, value in model.module.named_parameters() if value.requires_grad}
+    tensors: dict[str, torch.Tensor] = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    flat = [_flatten(optimizer.state_dict(), tensors, f"optimizer.{i}") for i, optimizer in enumerate(optimizers)]
+    return Contents(
+        weights=weights,
+        tensors=tensors,
+        state={"progress": msgspec.to_builtins(progress), "optimizers": flat, "scaler": scaler},
+        step=progress.step,
+        epoch=progress.epoch,
+        run_document=copy.deepcopy(run_document),
+        processor=model.processor,
+    )
+
+
 @dataclass(frozen=True)
 class Saved:
     """A checkpoint of this attempt that is complete, and what the next one like it will take on disk."""
@@ -77,19 +122,16 @@ def save_checkpoint(
     attempt: Path,
     name: str,
     model: Model,
-    optimizers: list[torch.optim.Optimizer],
-    progress: Progress,
+    contents: Contents,
     *,
     metrics: dict[str, float],
-    run_document: dict[str, Any],
     is_best: bool,
-    scaler: dict[str, Any] | None = None,
     previous: Saved | None = None,
     predictions: Path | None = None,
 ) -> Saved:
     """Write a checkpoint whole. ``previous`` lends its base weights, which are the same, by hard link.
 
-    So does ``predictions``, the file of the evaluation at this step.
+    So does ``predictions``, the file of the evaluation at this step. Of ``model`` only what never changes is read.
 
     Raises:
         OSError: the disk did not take it; nothing of it is left.
@@ -100,8 +142,8 @@ def save_checkpoint(
         _remove(left_over)
     try:
         staged.mkdir(parents=True)
-        _write_model(staged, model, run_document, previous)
-        _write_state(staged / TRAINING_STATE, optimizers, progress, scaler)
+        _write_model(staged, model, contents, previous)
+        _write_state(staged / TRAINING_STATE, contents)
         if predictions is not None:
             _link_or_copy(predictions, staged / PREDICTIONS_FILE, is_ours=True)
         files: list[dict[str, Any]] = []
@@ -112,8 +154,8 @@ def save_checkpoint(
             fsync_dir(folder)
         manifest = {
             "checkpoint": name,
-            "step": progress.step,
-            "epoch": int(progress.epoch),
+            "step": contents.step,
+            "epoch": int(contents.epoch),
             "metrics": metrics,
             "isBest": is_best,
             "time": time.time_ns() // 1_000_000,
@@ -131,22 +173,18 @@ def save_checkpoint(
             raise
         raise refused from error
     next_bytes = sum(int(file["sizeBytes"]) for file in files if not _is_lent(file["path"], model))
-    return Saved(name, final, next_bytes, progress.step)
+    return Saved(name, final, next_bytes, contents.step)
 
 
-def needed_bytes(model: Model, optimizers: list[torch.optim.Optimizer], previous: Saved | None) -> int:
+def needed_bytes(model: Model, contents: Contents, previous: Saved | None) -> int:
     """What the next checkpoint takes on disk: as much as the previous one, or an estimate that is rather too large."""
     if previous is not None:
         return previous.next_bytes
-    state = [value for optimizer in optimizers for entries in optimizer.state.values() for value in entries.values()]
-    tensors = [value for value in state if isinstance(value, torch.Tensor)]
-    if model.base is None:
-        tensors += [*model.module.parameters(), *model.module.buffers()]
-        below_bytes = SMALL_FILES_BYTES
-    else:
-        tensors += [parameter for _, parameter in model.trainable()]
-        below_bytes = SMALL_FILES_BYTES + sum(path.stat().st_size for _, path in files_below(model.base))
-    return below_bytes + sum(int(tensor.nbytes) for tensor in tensors)
+    below_bytes = SMALL_FILES_BYTES
+    if model.base is not None:
+        below_bytes += sum(path.stat().st_size for _, path in files_below(model.base))
+    tensors = [*contents.weights.values(), *contents.tensors.values()]
+    return below_bytes + sum({tensor.data_ptr(): int(tensor.nbytes) for tensor in tensors}.values())
 
 
 def _is_lent(path: str, model: Model) -> bool:
@@ -212,33 +250,35 @@ def _other_groups(folder: Path) -> str:
 
 
 def prune(saved: list[Saved], *, keep: int, keep_best: bool, best: str | None) -> list[Saved]:
-    """Remove all but the ``keep`` newest, and the best if wanted; returns what is left, oldest first."""
-    kept = []
-    for place, item in enumerate(saved):
-        if place >= len(saved) - max(1, keep) or (keep_best and item.name == best):
-            kept.append(item)
-            continue
+    """The ``keep`` newest, and the best if wanted, oldest first; the others need not be kept."""
+    newest = len(saved) - max(1, keep)
+    return [item for place, item in enumerate(saved) if place >= newest or (keep_best and item.name == best)]
+
+
+def remove_checkpoints(items: list[Saved]) -> None:
+    """Raises OSError; what is left then is no whole checkpoint any more."""
+    for item in items:
         _remove(item.folder)
-    return kept
 
 
-def _write_model(staged: Path, model: Model, run_document: dict[str, Any], previous: Saved | None) -> None:
+def _write_model(staged: Path, model: Model, contents: Contents, previous: Saved | None) -> None:
     full = staged / MODEL_FULL
     full.mkdir()
+    weights = {name: value.detach() for name, value in contents.weights.items()}  # its own: libraries empty it
     if model.base is None:
-        model.module.save_pretrained(full)
+        model.module.save_pretrained(full, state_dict=weights)
     else:
         # What the attempt was resumed from may be gone by now; the checkpoint before this one is not.
         for path, source in files_below(previous.folder / MODEL_FULL if previous else model.base):
             if source.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja") and path != RUN:
                 _link_or_copy(source, full / path, is_ours=previous is not None)
-        model.module.save_pretrained(staged / MODEL_ADAPTER, save_embedding_layers=False)
+        model.module.save_pretrained(staged / MODEL_ADAPTER, save_embedding_layers=False, state_dict=weights)
         for note in ("README.md",):
             (staged / MODEL_ADAPTER / note).unlink(missing_ok=True)
         write_config(full, model.module)
         model.module.generation_config.save_pretrained(full)  # of this recipe, as under a full training
-    model.processor.save_pretrained(full)
-    write_json(full / RUN, run_document)
+    contents.processor.save_pretrained(full)
+    write_json(full / RUN, contents.run_document)
 
 
 def _link_or_copy(source: Path, target: Path, *, is_ours: bool) -> None:
@@ -257,18 +297,13 @@ def _link_or_copy(source: Path, target: Path, *, is_ours: bool) -> None:
     shutil.copyfile(source, target)
 
 
-def _write_state(
-    folder: Path, optimizers: list[torch.optim.Optimizer], progress: Progress, scaler: dict[str, Any] | None
-) -> None:
+def _write_state(folder: Path, contents: Contents) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir()
-    tensors: dict[str, torch.Tensor] = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    flat = [_flatten(optimizer.state_dict(), tensors, f"optimizer.{i}") for i, optimizer in enumerate(optimizers)]
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / TENSORS)
-    write_json(folder / STATE, {"progress": msgspec.to_builtins(progress), "optimizers": flat, "scaler": scaler})
+    tensors = {name: value.detach().cpu().contiguous() for name, value in contents.tensors.items()}
+    save_file(tensors, folder / TENSORS)
+    write_json(folder / STATE, contents.state)
 
 
 def _flatten(state: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, Any]:

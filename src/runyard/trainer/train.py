@@ -23,7 +23,7 @@ import torch
 from runyard.flows.blocks import ModelSettings
 from runyard.rundir import NO_ROOM, EventWriter, free_bytes
 from runyard.trainer.cache import Told
-from runyard.trainer.checkpoint import Saved, needed_bytes, prune, save_checkpoint
+from runyard.trainer.checkpoint import Saved, contents_of, needed_bytes, prune, remove_checkpoints, save_checkpoint
 from runyard.trainer.encode import epoch_batches
 from runyard.trainer.errors import Diverged, OutOfMemory, StopAsked
 from runyard.trainer.evaluation import evaluate
@@ -32,7 +32,7 @@ from runyard.trainer.optim import rate_factor, set_rates
 from runyard.trainer.plan import Machine, is_due, plan_in_words, with_micro_batch
 from runyard.trainer.predictions import prune_predictions, write_predictions
 from runyard.trainer.prepare import Job, Prepared, prepare
-from runyard.trainer.room import Room
+from runyard.trainer.saving import Saver
 from runyard.trainer.steadiness import LossWatch, StepWatch, listed
 
 SECONDS_BETWEEN_LINES = 2.0  # on stdout; every step is an event
@@ -65,6 +65,20 @@ def train(
     Raises:
         TrainingFailed: recipe or data are at fault.
     """
+    # However the loop ends, the checkpoint that is being written beside it is finished first.
+    with Saver(job.folder, events, should_stop=should_stop, say=say, free_bytes=free, sleep=sleep) as saver:
+        return _train(job, machine, events, saver, should_stop, say, clock)
+
+
+def _train(
+    job: Job,
+    machine: Machine,
+    events: EventWriter,
+    saver: Saver,
+    should_stop: Callable[[], bool],
+    say: Callable[[str], None],
+    clock: Callable[[], float],
+) -> Outcome:
 
     def look() -> None:
         if should_stop():
@@ -94,13 +108,8 @@ def train(
     if progress.step:
         say(f"going on after step {progress.step}")
 
-    def wait_told(message: str) -> None:
-        events.write("phase", phase="WaitingForDisk", message=message)
-        say(f"waiting for disk space: {message}")
-
     first_step, seconds_before = progress.step, progress.train_seconds
     started = last_step_at = last_line_at = last_evaluation_at = last_save_at = clock()
-    room = Room(folder=job.folder, should_stop=should_stop, tell=wait_told, free_bytes=free, sleep=sleep)
     watch, losses = StepWatch(warn), LossWatch()
     batches: list[list[int]] = []
     saved: list[Saved] = []
@@ -133,8 +142,10 @@ def train(
                     loss = _backward(made, indices, epoch, settings, events)
                     less = "hyperparameters.optimizer, training.mode 'lora', a smaller model"
                     with _memory_is_named("taking a step", less):
+                        saver.wait_for_copies()
                         norm = _move(made, settings.hyperparameters.optimizer.max_grad_norm)
                 except NotFinite as error:
+                    saver.finish()
                     good = saved[-1].name if saved else job.resume and job.resume.name
                     raise Diverged(
                         f"{error} at step {step + 1}, with samples {listed(_named(made, indices))}; the last good "
@@ -147,7 +158,7 @@ def train(
             # Where we stand.
             now = clock()
             progress.step, progress.epoch = step + 1, (step + 1) / plan.steps_per_epoch
-            seconds_now = now - started - room.waited_s
+            seconds_now = now - started - saver.waited_s
             progress.train_seconds = seconds_before + seconds_now
             seconds_left = round(seconds_now / (step + 1 - first_step) * (plan.total_steps - step - 1), 1)
             events.write(
@@ -166,6 +177,8 @@ def train(
             if now - last_line_at >= SECONDS_BETWEEN_LINES:
                 say(f"step {step + 1}/{plan.total_steps}  loss {loss:.4f}  {seconds_left:.0f} s left")
                 last_line_at = now
+
+        saver.look()  # has a checkpoint been written meanwhile?
 
         # Is the run over? What is measured and saved below does not depend on how it ends, but for a stop.
         is_over = step + 1 == plan.total_steps
@@ -189,14 +202,14 @@ def train(
         predictions = None
         if progress.owes_evaluation:
             with contextlib.suppress(StopAsked):
-                predictions = _evaluate(made, events, job, saved, say, look)
+                predictions = _evaluate(made, events, job, _steps_kept(saved, saver), say, look)
                 is_evaluated, last_evaluation_at = True, clock()
                 progress.owes_evaluation = False
                 patience = settings.validation.early_stopping
                 if patience and progress.evaluations_without_gain >= patience.patience and not is_over:
                     reason, is_over = "EarlyStopped", True
                     message = f"{plan.metric} did not get better for {patience.patience} evaluations"
-        if is_stopped := progress.owes_evaluation or (not is_over and should_stop()):
+        if is_stopped := progress.owes_evaluation or (not is_over and (saver.is_refused or should_stop())):
             reason, message = "Stopped", f"stopped after step {step + 1} of {plan.total_steps}"
 
         # Is it time to save?
@@ -213,11 +226,12 @@ def train(
         ):
             is_whole_epoch = (step + 1) % plan.steps_per_epoch == 0
             name = f"epoch-{epoch + 1}" if is_whole_epoch else f"step-{step + 1}"
-            is_saved = _save(
+            saver.finish()  # the one before: which is best, and which are removed, goes by their order
+            _save(
                 job,
                 made,
                 events,
-                room,
+                saver,
                 name,
                 is_evaluated=is_evaluated,
                 predictions=predictions,
@@ -225,9 +239,12 @@ def train(
                 say=say,
             )
             last_save_at = clock()
-            if not is_saved:
+            is_stopped = is_stopped or (not is_over and should_stop())
+            if is_over or is_stopped:
+                saver.finish()
+            if saver.is_refused:
                 reason, message = "Stopped", f"stopped after step {step + 1}, which there was no disk space to save"
-            elif not is_over and should_stop():
+            elif is_stopped:
                 reason, message = "Stopped", f"stopped after step {step + 1} of {plan.total_steps}"
             is_stopped = reason == "Stopped"
         if is_over or is_stopped:
@@ -354,11 +371,13 @@ def _evaluate(
     made: Prepared,
     events: EventWriter,
     job: Job,
-    saved: list[Saved],
+    keep: list[int],
     say: Callable[[str], None],
     look: Callable[[], None],
 ) -> Path | None:
     """Measure the held-out data and note whether that is a gain. Returns the file of predictions, if the disk took it.
+
+    Of earlier predictions those of the steps in ``keep`` stay.
 
     Raises:
         StopAsked: it was broken off, and nothing has been noted.
@@ -399,7 +418,7 @@ def _evaluate(
     else:
         progress.evaluations_without_gain += 1
     try:
-        return write_predictions(job.folder, progress.step, found.predictions, keep=[item.step for item in saved])
+        return write_predictions(job.folder, progress.step, found.predictions, keep=keep)
     except OSError as error:  # they decide nothing, so training goes on without them
         message = f"the predictions of step {progress.step} could not be written: {error.strerror or error}"
         events.write("warning", message=message)
@@ -410,20 +429,26 @@ def _gain(value: float, best: float, is_smaller_better: bool) -> float:
     return best - value if is_smaller_better else value - best
 
 
+def _steps_kept(saved: list[Saved], saver: Saver) -> list[int]:
+    """Of the checkpoints that are there, and of the one that is being written."""
+    return [item.step for item in saved] + ([] if saver.step is None else [saver.step])
+
+
 def _save(
     job: Job,
     made: Prepared,
     events: EventWriter,
-    room: Room,
+    saver: Saver,
     name: str,
     *,
     is_evaluated: bool,
     predictions: Path | None,
     saved: list[Saved],
     say: Callable[[str], None],
-) -> bool:
-    """Write a checkpoint, say so, and remove those that need not be kept; False when told to stop before that."""
+) -> None:
+    """Have a checkpoint written; once it is proven, say so and remove those that need not be kept."""
     plan, progress, settings = made.plan, made.progress, job.recipe.model.checkpoint
+    best_before = progress.best, progress.best_checkpoint
     # Without held-out data nothing tells which is best; then it is the newest.
     is_best = not plan.validation_samples
     if is_evaluated:
@@ -434,59 +459,77 @@ def _save(
     if is_best:
         progress.best_checkpoint = name
     metrics = progress.metrics if is_evaluated else {}
+    previous = saved[-1] if saved else None
+    contents = contents_of(
+        made.model,
+        made.optimizers,
+        progress,
+        run_document=made.run_document,
+        scaler=made.scaler.state_dict() or None,
+    )
+    needed = needed_bytes(made.model, contents, previous)
+    copied = saver.copies_of(contents, made.device, needed)
+    if copied is not None:
+        contents = copied.contents
+        saver.tell("Saving", name)
 
     def write(previous: Saved | None) -> Saved:
-        events.write("phase", phase="Saving", message=name)
+        saver.tell("Saving", name)
         events.sync()  # after loss of power, training goes on behind this checkpoint and tells no step before it again
         with _memory_is_named("saving", "training.mode 'lora', a smaller model"):
             return save_checkpoint(
                 job.folder,
                 name,
                 made.model,
-                made.optimizers,
-                progress,
+                contents,
                 metrics=metrics,
-                run_document=made.run_document,
                 is_best=is_best,
-                scaler=made.scaler.state_dict() or None,
                 previous=previous,
                 predictions=predictions,
             )
 
-    item = _written(write, saved[-1] if saved else None, made, events, room, name)
-    if item is None:
-        return False
-    events.write(
-        "checkpoint",
-        checkpoint=name,
-        step=progress.step,
-        epoch=int(progress.epoch),
-        folder=str(item.folder),
-        metrics=metrics,
-        isBest=is_best,
-    )
-    say(f"saved {name}{', the best so far' if is_best else ''}")
-    saved[:] = prune([*saved, item], keep=settings.keep, keep_best=settings.keep_best, best=progress.best_checkpoint)
-    prune_predictions(job.folder, keep=[item.step for item in saved])
-    return True
+    def done(item: Saved | None) -> None:
+        if item is None:
+            progress.best, progress.best_checkpoint = best_before
+            return
+        events.write(
+            "checkpoint",
+            checkpoint=name,
+            step=contents.step,
+            epoch=int(contents.epoch),
+            folder=str(item.folder),
+            metrics=metrics,
+            isBest=is_best,
+        )
+        say(f"saved {name}{', the best so far' if is_best else ''}")
+        kept = prune([*saved, item], keep=settings.keep, keep_best=settings.keep_best, best=progress.best_checkpoint)
+        if gone := [other for other in (*saved, item) if other not in kept]:
+            saver.remove(partial(remove_checkpoints, gone))
+        saved[:] = kept
+        prune_predictions(job.folder, keep=[other.step for other in saved])
+
+    def needed_without_loan() -> int:
+        return needed_bytes(made.model, contents, None)
+
+    work = partial(_written, write, saver, name, previous, needed, needed_without_loan)
+    saver.begin(contents.step, work, done, copied)
 
 
 def _written(
     write: Callable[[Saved | None], Saved],
-    previous: Saved | None,
-    made: Prepared,
-    events: EventWriter,
-    room: Room,
+    saver: Saver,
     name: str,
+    previous: Saved | None,
+    needed: int,
+    needed_without_loan: Callable[[], int],
 ) -> Saved | None:
     """Save when there is room, and from the start whenever the disk refuses; None when told to stop before it is done.
 
     Raises:
         OSError: the disk fails again and again.
     """
-    failures = 0
+    failures, room = 0, saver.room
     while True:
-        needed = needed_bytes(made.model, made.optimizers, previous)
         if not room.wait_for(needed, name):
             return None
         try:
@@ -499,5 +542,6 @@ def _written(
             failures += 1
             if error.errno != errno.EIO or failures == SAVE_TRIES:
                 raise
-            previous = None  # nor is anything lent from a checkpoint on a disk that fails
-            events.write("warning", message=f"{name} could not be saved and is saved again: {error.strerror}")
+            # Nor is anything lent from a checkpoint on a disk that fails.
+            previous, needed = None, needed_without_loan()
+            saver.warn(f"{name} could not be saved and is saved again: {error.strerror}")
