@@ -5,8 +5,7 @@ export PYTHON
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
   notice starve faults-nth fuzz-datasets defects formats families vi-inference bench-import bench-train bench-tiny \
   bench-memory sim sim-kept sim-rules sim-postgresql
-
-setup:
+  bench-saving setup:
 	@scripts/setup
 
 demo: setup
@@ -100,6 +99,10 @@ bench-train: setup
 # What the tiny model learns of each built-in dataset, on three splits, and how long that takes; about 12 minutes when idle.
 bench-tiny: setup
 	@.venv/bin/python benchmarks/tiny_learns.py $(if $(JSON),--json $(JSON))
+
+# How long training stands still for a checkpoint: make bench-saving ARGS="--cases medium --rounds 5"
+bench-saving: setup
+	@.venv/bin/python benchmarks/saving_pause.py $(ARGS)
 
 # The run protocol in a simulated world, see docs/run-safety.md: make sim EVENTS=10000000
 EVENTS ?= 10000000

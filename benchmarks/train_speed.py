@@ -43,7 +43,7 @@ ROOT = Path(__file__).parent.parent
 OURS, PEERS = ROOT / ".venv" / "bin" / "python", ROOT / ".venv-peers" / "bin" / "python"
 OF_PEERS = ("trainer-cached", "trainer", "trl")
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
-BEGIN, END = "<!-- train_speed -->", "<!-- end of train_speed -->"
+MARK = "train_speed"
 SAME_CURVE = 1e-3  # of the value; sums in another order, over hundreds of steps
 SAME_END = 0.02  # of the loss at the beginning; the order of samples differs
 VOCABULARY = 12_288
@@ -401,13 +401,14 @@ def section(rows: list[Row], told: dict[str, Any]) -> str:
     )
 
 
-def write_results(path: Path, text: str) -> None:
-    """Replace this benchmark's section and leave the others' as they are."""
+def write_results(path: Path, text: str, *, mark: str = MARK) -> None:
+    """Replace a benchmark's section and leave the others' as they are."""
     page = path.read_text() if path.exists() else "# Results of the benchmarks\n"
-    block = f"{BEGIN}\n{text}\n{END}"
-    if BEGIN in page:
-        before, _, rest = page.partition(BEGIN)
-        page = before + block + rest.partition(END)[2]
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    block = f"{begin}\n{text}\n{end}"
+    if begin in page:
+        before, _, rest = page.partition(begin)
+        page = before + block + rest.partition(end)[2]
     else:
         page = f"{page.rstrip()}\n\n{block}\n"
     path.write_text(page)

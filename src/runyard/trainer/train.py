@@ -113,6 +113,7 @@ def _train(
     watch, losses = StepWatch(warn), LossWatch()
     batches: list[list[int]] = []
     saved: list[Saved] = []
+    is_elsewhere = False  # whether the phase that was told last is another than Training
     reason, message = "Completed", f"{plan.total_steps} steps"
     events.write("phase", phase="Training", message=f"{plan.total_steps} steps")
     if should_stop():
@@ -238,7 +239,7 @@ def _train(
                 saved=saved,
                 say=say,
             )
-            last_save_at = clock()
+            is_elsewhere, last_save_at = True, clock()
             is_stopped = is_stopped or (not is_over and should_stop())
             if is_over or is_stopped:
                 saver.finish()
@@ -249,8 +250,10 @@ def _train(
             is_stopped = reason == "Stopped"
         if is_over or is_stopped:
             break
-        if is_evaluated:
+        is_elsewhere |= is_evaluated
+        if is_elsewhere and saver.step is None:  # while a checkpoint is being written the phase is that
             events.write("phase", phase="Training", message=f"step {step + 1} of {plan.total_steps}")
+            is_elsewhere = False
         last_step_at = clock()
 
     return Outcome(reason, message, saved[-1].name if saved else None, progress.metrics)
@@ -468,10 +471,9 @@ def _save(
         scaler=made.scaler.state_dict() or None,
     )
     needed = needed_bytes(made.model, contents, previous)
-    copied = saver.copies_of(contents, made.device, needed)
+    copied = saver.copies_of(contents, made.device)
     if copied is not None:
         contents = copied.contents
-        saver.tell("Saving", name)
 
     def write(previous: Saved | None) -> Saved:
         saver.tell("Saving", name)
