@@ -4,8 +4,9 @@ export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
   notice starve faults-nth fuzz-datasets defects formats families vi-inference bench-import bench-train bench-tiny \
-  bench-memory sim sim-kept sim-rules sim-postgresql
-  bench-saving setup:
+  bench-memory bench-saving sim sim-kept sim-rules sim-postgresql
+
+setup:
 	@scripts/setup
 
 demo: setup

@@ -154,7 +154,7 @@ def test_a_stop_ends_the_waiting_and_the_older_checkpoint_stays(
 ) -> None:
     folder = make_attempt(RECIPE)
     with monkeypatch.context() as patch:
-        short_of_space(patch, [10**9, 10], on_sleep=lambda: (folder / "stop.json").write_text("{}") and None)
+        short_of_space(patch, [10**9, 10**9, 10], on_sleep=lambda: (folder / "stop.json").write_text("{}") and None)
         assert train_attempt(folder) == 75
     result = read_json(folder / "result.json")
     assert result is not None

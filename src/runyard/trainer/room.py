@@ -31,6 +31,10 @@ class Room:
     waited_s: float = 0.0
     refusals: int = 0
 
+    def is_there_for(self, needed_bytes: int) -> bool:
+        """Whether ``needed_bytes`` fit beside the reserve now."""
+        return self.free_bytes(self.folder) >= needed_bytes + RESERVE_BYTES
+
     def wait_for(self, needed_bytes: int, name: str) -> bool:
         """Wait until ``needed_bytes`` fit beside the reserve; False when told to stop before that.
 

@@ -474,6 +474,8 @@ def _save(
     copied = saver.copies_of(contents, made.device)
     if copied is not None:
         contents = copied.contents
+        if saver.room.is_there_for(needed):  # said now, for what the writer says is told behind the next step
+            saver.tell("Saving", name)
 
     def write(previous: Saved | None) -> Saved:
         saver.tell("Saving", name)
