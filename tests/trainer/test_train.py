@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,8 @@ def train_until_the_fifth_batch(folder: Path) -> int:
         moved.append(1)
         found = move(*arguments)
         if len(moved) == 5:
+            while not (folder / "checkpoints" / "epoch-1" / "manifest.json").exists():  # it is written beside training
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
