@@ -114,7 +114,7 @@ def run(attempt: Path, output: Path, way: str, threads: int) -> None:
 
     torch.set_num_threads(threads)
     if way == "in its stead":
-        saving.available_bytes = lambda: 0
+        saving.available_bytes = lambda _: 0
     clock = Pauses()
     train._save = clock.over(train._save)
     for name in ("look", "finish", "wait_for_copies"):

@@ -127,7 +127,7 @@ def test_a_run_short_of_space_waits_with_all_it_has_and_ends_bit_for_bit_as_ever
     undisturbed: Path, make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Written in the loop's stead, so that all is told in one order."""
-    monkeypatch.setattr(saving_module, "available_bytes", lambda: 0)
+    monkeypatch.setattr(saving_module, "available_bytes", lambda _: 0)
     short_of_space(monkeypatch, [10, 20, 10**9])
     folder = make_attempt(RECIPE)
     assert train_attempt(folder) == 0

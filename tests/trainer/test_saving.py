@@ -18,6 +18,7 @@ from runyard import rundir
 from runyard.rundir import EventWriter, read_json
 from runyard.trainer.checkpoint import Contents
 from runyard.trainer.main import train_attempt
+from runyard.trainer.memory import Room
 from runyard.trainer.saving import Copies, Saver
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
@@ -111,7 +112,7 @@ def test_what_is_written_while_training_goes_on_is_bit_for_bit_what_stood_at_its
     assert events_of(beside, "warning") == []
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving_module, "available_bytes", lambda: 0)
+        patch.setattr(saving_module, "available_bytes", lambda _: 0)
         assert train_attempt(at_once) == 0
     (warning,) = events_of(at_once, "warning")
     assert "training waits while checkpoints are written" in warning["message"]
@@ -261,6 +262,16 @@ def test_buffers_are_copied_at_once_and_what_nobody_trains_not_at_all() -> None:
     buffer += 1
     assert held.weights["mean"].tolist() == [1.0]
     assert held.weights["frozen"] is frozen
+
+
+def test_memory_that_a_step_will_take_again_is_not_free_for_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 10**12
+    monkeypatch.setattr(saving_module, "host_room", lambda _: Room(taken=10**9, free=free, total=2 * free))
+    assert saving_module.available_bytes(free) == 10**9
+    copies = Copies()
+    copies.peak_bytes = free + 10**9
+    with pytest.raises(MemoryError, match="0 MiB are free"):
+        copies.hold(contents(weight=torch.nn.Parameter(torch.ones(1))), CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64])

@@ -105,7 +105,7 @@ def test_a_stop_in_each_phase_loses_no_step_and_changes_nothing_that_follows(
     first = make_attempt(RECIPE)
     with monkeypatch.context() as patch:
         if phase == "Saving":  # in the loop's stead; see test_saving for a stop while training goes on beside it
-            patch.setattr(saving_module, "available_bytes", lambda: 0)
+            patch.setattr(saving_module, "available_bytes", lambda _: 0)
         sigterm_in(module, name, call, patch)
         assert train_attempt(first) == 75
     result = read_json(first / "result.json")

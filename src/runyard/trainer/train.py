@@ -108,7 +108,8 @@ def _train(
     if progress.step:
         say(f"going on after step {progress.step}")
 
-    saver.take(made.model.processor)
+    predicted = made.outlook.value if made.outlook is not None and made.device.type == "cpu" else 0
+    saver.take(made.model.processor, peak_bytes=predicted)
     first_step, seconds_before = progress.step, progress.train_seconds
     started = last_step_at = last_line_at = last_evaluation_at = last_save_at = clock()
     watch, losses = StepWatch(warn), LossWatch()
