@@ -6,6 +6,7 @@ attempt token and may only speak for that one attempt. ``docs/run-lifecycle.md``
 
     POST /internal/v1/claims                        controller: Claim -> Claimed           (long poll)
     GET  /internal/v1/machines/{machine_id}         controller: -> Placed                  (what it should hold)
+    PUT  /internal/v1/machines/{machine_id}         controller: MachineReport -> 204       (what the machine has)
     POST /internal/v1/attempt/process               supervisor: ProcessReport -> Wanted
     POST /internal/v1/attempt/renew                 supervisor: Renewal -> Wanted
     POST /internal/v1/attempt/lines                 supervisor: Lines -> LinesAccepted
@@ -83,6 +84,26 @@ class Placed(Message):
     """Every attempt the server believes open on one machine, with the tokens to report for them."""
 
     attempts: list[Assignment]
+
+
+class Accelerator(Message):
+    """Accelerators of one kind on a machine: ``cpu``, or a short name such as ``h100``, as tolerations name it.
+
+    ``memory_gib`` is that of one of them; for the processor, what there is of main memory. None where it is not known.
+    """
+
+    name: str
+    model: str = ""
+    count: int = 1
+    memory_gib: float | None = None
+
+
+class MachineReport(Message):
+    """What a machine has, told whenever its controller asks what it should hold, so that silence says it is gone."""
+
+    host: str
+    labels: dict[str, list[str]]
+    accelerators: list[Accelerator]
 
 
 class ProcessReport(Message):

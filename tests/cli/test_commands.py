@@ -118,6 +118,17 @@ def test_flows_are_saved_listed_shown_and_deleted(runyard, data_dir: str) -> Non
     assert runyard("flows", "get", flow_id, "--data-dir", data_dir).exit_code == 4
 
 
+def test_the_verdict_on_each_accelerator_is_shown(runyard, data_dir: str) -> None:
+    flow_id = runyard("flows", "create", "--data-dir", data_dir).stdout.strip()
+    found = document(runyard("flows", "accelerators", flow_id, "--json", "--data-dir", data_dir))
+    assert [item["configurations"][0]["action"] for item in found["items"]] == ["Allow"]
+    heading, row = runyard("flows", "accelerators", flow_id, "--data-dir", data_dir).stdout.splitlines()
+    assert heading.split() == ["ACCELERATOR", "COUNT", "MEMORY", "VERDICT", "REASON"]
+    assert row.split()[:2] == ["cpu", "1"]
+    assert found["items"][0]["configurations"][0]["reason"] in row
+    assert runyard("flows", "accelerators", "no-such-flow", "--data-dir", data_dir).exit_code == 4
+
+
 @pytest.mark.parametrize("command", [("runs", "get"), ("runs", "logs"), ("runs", "wait"), ("models", "list")])
 def test_an_unknown_run_is_not_found(runyard, data_dir: str, command: tuple[str, str]) -> None:
     result = runyard(*command, "no-such-run", "--data-dir", data_dir)

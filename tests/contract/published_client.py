@@ -47,6 +47,22 @@ def flow_seen(flow: Any) -> dict[str, Any]:
     }
 
 
+def accelerators_seen(found: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": item.accelerator.training_accelerator_id,
+            "enabled": item.accelerator.spec.enabled,
+            "labels": item.accelerator.spec.labels,
+            "resources": item.accelerator.spec.resources,
+            "verdicts": [
+                [each.count, str(getattr(each.action, "value", each.action)), each.reason]
+                for each in item.configurations
+            ],
+        }
+        for item in found.items
+    ]
+
+
 def run_seen(run: Any) -> dict[str, Any]:
     return {
         "id": run.run_id,
@@ -81,6 +97,11 @@ def flows(client: vi.Client) -> Iterator[tuple[str, Callable[[], Any]]]:
         made[name] = flow.flow_id
         return flow_seen(flow)
 
+    def accelerators_of_large_model() -> list[dict[str, Any]]:
+        settings = {"architecture": {"name": "qwen25vl", "size": "72B"}, "training": {"mode": "full"}}
+        flow = client.flows.create(spec={**EMPTY_RECIPE, "blocks": [{"block": "vi-model", "settings": settings}]})
+        return accelerators_seen(client.flows.get_accelerators(flow.flow_id))
+
     recipe = FlowSpec(
         name="Shelves",
         schema="v1",
@@ -99,6 +120,10 @@ def flows(client: vi.Client) -> Iterator[tuple[str, Callable[[], Any]]]:
     )
     yield "get after update", lambda: flow_seen(client.flows.get(made["dict"]))
     yield "list simple", lambda: client.flows.list_simple().items
+    yield "accelerators of tiny", lambda: accelerators_seen(client.flows.get_accelerators(made["dict"]))
+    yield "accelerators of a large model", accelerators_of_large_model
+    yield "accelerators of nothing", lambda: accelerators_seen(client.flows.get_accelerators("no-such-flow"))
+    yield "update accelerators", lambda: accelerators_seen(client.flows.update_accelerators(made["dict"], {}))
     yield "delete", lambda: client.flows.delete(made["spec"]).id
     yield "get after delete", lambda: flow_seen(client.flows.get(made["spec"]))
 

@@ -113,6 +113,27 @@ def test_the_simple_list_of_flows_names_their_ids(report: Report) -> None:
     assert value(report, "flows", "create from a dict")["id"] in listed
 
 
+def test_the_empty_recipe_fits_into_the_memory_of_this_machine(report: Report) -> None:
+    (found,) = value(report, "flows", "accelerators of tiny")
+    assert (found["enabled"], found["labels"]["accelerator"], found["resources"]["count"]) == (True, "cpu", 1)
+    memory_gib = found["resources"]["memoryGiB"]
+    ((count, action, reason),) = found["verdicts"]
+    assert (count, action) == (1, "Allow")
+    assert f"{memory_gib:.1f} GiB available" in reason
+
+
+def test_a_model_that_needs_more_than_a_terabyte_is_denied_with_a_reason(report: Report) -> None:
+    (found,) = value(report, "flows", "accelerators of a large model")
+    ((_, action, reason),) = found["verdicts"]
+    assert action == "Deny"
+    assert "estimated from 72B parameters" in reason
+
+
+def test_accelerators_of_no_flow_are_not_found_and_are_not_set(report: Report) -> None:
+    assert report["flows"]["accelerators of nothing"]["error"] == "ViNotFoundError"
+    assert report["flows"]["update accelerators"]["status"] == 405
+
+
 def test_a_deleted_flow_is_gone(report: Report) -> None:
     assert value(report, "flows", "delete") == value(report, "flows", "create from a spec")["id"]
     assert report["flows"]["get after delete"]["error"] == "ViNotFoundError"

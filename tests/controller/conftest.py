@@ -17,7 +17,7 @@ from runyard import processes, rundir
 from runyard.controller.main import Controller
 from runyard.controller.server import Server
 from runyard.executors import Order, Warmth
-from runyard.protocol import Assignment
+from runyard.protocol import Accelerator, Assignment
 from runyard.seams import Identity
 from runyard.settings import Settings
 from vi.api.resources.runs.responses import Run
@@ -112,6 +112,7 @@ def control(settings: Settings, executor: ScriptExecutor) -> Iterator[Callable[.
             machine_id="machine-1",
             server=Server(settings.secrets_dir / "controller.json"),
             executor=executor,
+            accelerators=[Accelerator(name="a10", model="NVIDIA A10", count=2, memory_gib=22.5)],
         )
         thread = threading.Thread(target=controller.run)
         thread.start()

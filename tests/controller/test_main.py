@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from runyard import processes, rundir
+from runyard.controller import machine
 from runyard.controller.main import Controller, key_from_mark
 from runyard.protocol import LOST_OUT_OF_MEMORY
 from runyard.settings import Settings, environment
@@ -67,8 +69,28 @@ def test_a_waiting_run_is_claimed_placed_and_reported(
 
 def test_what_the_machine_should_hold_is_asked_before_anything_is_claimed(control: Control, server: Any) -> None:
     control()
-    server.wait_for(lambda: len(server.calls) >= 2)
-    assert server.calls[:2] == ["GET /internal/v1/machines/machine-1", "POST /internal/v1/claims"]
+    server.wait_for(lambda: "POST /internal/v1/claims" in server.calls)
+    assert server.calls[0] == "GET /internal/v1/machines/machine-1"
+
+
+def test_what_the_machine_has_is_told_when_it_asks_what_to_hold(control: Control, server: Any) -> None:
+    control()
+    server.wait_for(lambda: server.machines)
+    assert server.machines["machine-1"] == {
+        "host": socket.gethostname(),
+        "labels": machine.labels(),
+        "accelerators": [{"name": "a10", "model": "NVIDIA A10", "count": 2, "memory_gib": 22.5}],
+    }
+
+
+def test_a_report_of_the_machine_that_fails_keeps_nothing_from_it(
+    control: Control, server: Any, assign: Assign
+) -> None:
+    server.fail = lambda path, times: "lose" if path.endswith("/machines/machine-1") and times == 2 else None
+    server.open.append(assign())
+    control()
+    server.wait_for(lambda: server.reports)
+    assert server.reports[0]["exit_code"] == 0
 
 
 def test_one_slot_runs_one_attempt_at_a_time(control: Control, server: Any, executor: Any, assign: Assign) -> None:

@@ -42,6 +42,7 @@ class FakeServer:
         self.is_refusing = False
         self.waiting: list[dict[str, Any]] = []  # assignments to be claimed
         self.claims: dict[str, dict[str, Any]] = {}
+        self.machines: dict[str, dict[str, Any]] = {}  # what their controllers have reported
         self.open: list[dict[str, Any]] = []  # assignments claimed and not finished
         # From a path and how often it has been called: "503", "lose" (done, but the answer is lost),
         # "cut" (half of the answer comes), or None.
@@ -68,6 +69,9 @@ class FakeServer:
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
         if path == "/internal/v1/claims":
             return 200, {"assignment": self._claim(json.loads(body))}
+        if method == "PUT" and path.startswith("/internal/v1/machines/"):
+            self.machines[path.rpartition("/")[2]] = json.loads(body)
+            return 204, None
         if path.startswith("/internal/v1/machines/"):
             return 200, {"attempts": self.open}
         word = path.removeprefix("/internal/v1/attempt/")

@@ -71,6 +71,25 @@ def get_flow(flow_id: str, data_dir: Path | None, as_json: bool) -> None:
     _print_indented(flow.spec)
 
 
+@flows.command("accelerators")
+@click.argument("flow_id")
+@data_dir_option
+@json_option
+def list_accelerators(flow_id: str, data_dir: Path | None, as_json: bool) -> None:
+    """Say whether a run of the flow would fit into the memory of the accelerators there are."""
+    with connect(data_dir) as client:
+        found = client.flows.get_accelerators(flow_id)
+    if as_json:
+        print_json(found)
+    elif not found.items:
+        click.echo("no machine has reported an accelerator lately; is a controller running?", err=True)
+    else:
+        print_table(
+            ("ACCELERATOR", "COUNT", "MEMORY", "VERDICT", "REASON"),
+            [_accelerator_row(item, configuration) for item in found.items for configuration in item.configurations],
+        )
+
+
 @flows.command("create")
 @click.argument("file", required=False)
 @set_option
@@ -130,6 +149,14 @@ def print_schema() -> None:
     from runyard.flows import schema
 
     _print_indented(schema())
+
+
+def _accelerator_row(item: Any, configuration: Any) -> tuple[object, ...]:
+    spec = item.accelerator.spec
+    memory_gib = spec.resources.get("memoryGiB")
+    memory = "unknown" if memory_gib is None else f"{memory_gib:g} GiB"
+    name = spec.labels.get("accelerator", item.accelerator.training_accelerator_id)
+    return name, int(spec.resources.get("count", 1)), memory, configuration.action, configuration.reason
 
 
 def _recipe(given: str | None, assignments: Sequence[str], data_dir: Path | None) -> Any:

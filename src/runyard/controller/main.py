@@ -9,6 +9,7 @@ they have: the next start resumes from what was saved (``docs/decisions`` says w
 left alone instead; a controller that starts later finds and adopts them. A second signal ends the controller at once.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 from runyard import processes as machine_processes
 from runyard import protocol, rundir
 from runyard.controller import machine
+from runyard.controller.accelerators import accelerators as find_accelerators
 from runyard.controller.decide import (
     Action,
     Adopt,
@@ -86,6 +88,7 @@ class Controller:
         machine_id: str,
         server: Server,
         executor: Executor,
+        accelerators: Sequence[protocol.Accelerator] = (),
         clock: Clock | None = None,
         processes: Processes = machine_processes,
         files: Files = rundir,
@@ -94,7 +97,7 @@ class Controller:
         self._clock, self._processes, self._files = clock or SystemClock(), processes, files
         self._held: dict[Key, Held] = {}
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._labels = machine.labels()
+        self._labels, self._accelerators = machine.labels(), list(accelerators)
         self._claim_id = uuid.uuid4().hex
         self._is_claiming = self._is_adopting = self._has_ended = False
         self._adopted_at_s: float | None = None
@@ -166,7 +169,7 @@ class Controller:
         match action:
             case Adopt():
                 self._is_adopting = True
-                self._ask(lambda: self._server.placed(self._machine_id), self._on_placed, self._on_not_adopted)
+                self._ask(self._ask_what_to_hold, self._on_placed, self._on_not_adopted)
             case Claim(slots, lacks_disk):
                 self._is_claiming = True
                 claim = self._claim(slots, lacks_disk=lacks_disk)
@@ -228,6 +231,14 @@ class Controller:
             return False
         self._settings.runs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         return rundir.free_bytes(self._settings.runs_dir) < self._settings.free_disk_mib << 20
+
+    def _ask_what_to_hold(self) -> list[Assignment]:
+        """What the machine should hold. What it has is told besides; should that fail, it is told the next time."""
+        assignments = self._server.placed(self._machine_id)
+        report = protocol.MachineReport(host=socket.gethostname(), labels=self._labels, accelerators=self._accelerators)
+        with contextlib.suppress(ViError):
+            self._server.report(self._machine_id, report)
+        return assignments
 
     def _claim(self, slots: int, *, lacks_disk: bool) -> protocol.Claim:
         return protocol.Claim(
@@ -385,6 +396,7 @@ def main() -> int:
         machine_id=machine.machine_id(settings.machine_dir),
         server=Server(settings.secrets_dir / "controller.json"),
         executor=LocalExecutor(settings),
+        accelerators=find_accelerators(),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: controller.ask_to_end())

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from runyard import rundir
-from runyard.protocol import Assignment, Claim, Claimed, Placed
+from runyard.protocol import Assignment, Claim, Claimed, MachineReport, Placed
 from vi._http import NO_RETRY, Http
 
 ANSWER_TIMEOUT_S = 10.0
@@ -34,6 +34,10 @@ class Server:
     def placed(self, machine_id: str) -> list[Assignment]:
         with closing(self._open()) as http:
             return http.call("GET", f"/internal/v1/machines/{machine_id}", decode_as=Placed).attempts
+
+    def report(self, machine_id: str, report: MachineReport) -> None:
+        with closing(self._open()) as http:
+            http.call("PUT", f"/internal/v1/machines/{machine_id}", body=report)
 
     def _open(self) -> Http:
         """Raises NoKey while there is no key to speak with."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from runyard.flows import Recipe
 from runyard.flows.blocks import BUILT_IN_DATASETS, Augmentation, Every
+from runyard.flows.memory import checkpoints_gradients, micro_batch
 from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.metrics import METRICS
@@ -19,7 +20,6 @@ from runyard.trainer.metrics import METRICS
 # CIDEr depends on which other samples are held out and is 0 with one picture, and BLEU is 0 for short answers.
 METRIC_OF = {VQA: "exactMatch", PHRASE_GROUNDING: "iou", FREEFORM: "loss"}
 SPARE_ANSWER_TOKENS = 8
-LARGE_MODEL_PARAMETERS = 1_000_000_000
 Choice = Literal["packing", "featureCache"]
 FAMILY_PICTURES = "familyPictureSettings"  # looked up by whoever goes on from a checkpoint
 LEAST_EPOCHS = 2
@@ -170,7 +170,7 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
     say("cacheBytes", sizes.cache_bytes, "pictures are decoded and processed once")
 
     batch_size = say("batchSize", numbers.batch_size, "samples per optimizer step")
-    micro = _micro_batch(recipe, machine)
+    micro = micro_batch(recipe, on_cpu=machine.device != "cuda")
     if batch_size % micro[0]:
         raise InvalidFlow(f"microBatchSize {micro[0]} does not divide batchSize {batch_size}")
     say("microBatchSize", *micro)
@@ -198,9 +198,8 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
     metric, smaller, why = _metric(recipe, set(sizes.tasks[:held_out] if held_out else sizes.tasks))
     say("metric", metric, why)
     say("mode", "min" if smaller else "max", "which values of the metric are good")
-    is_large = sizes.parameters >= LARGE_MODEL_PARAMETERS
     wanted = model.compute.gradient_checkpointing
-    checkpointing = is_large if wanted == "auto" else wanted
+    checkpointing = checkpoints_gradients(recipe, sizes.parameters)
     say("gradientCheckpointing", checkpointing, f"{sizes.parameters:,} parameters" if wanted == "auto" else "recipe")
     compiled = False if model.compute.compile == "auto" else model.compute.compile
     say("compile", compiled, "compiling takes longer than it saves" if model.compute.compile == "auto" else "recipe")
@@ -287,17 +286,6 @@ def _say_pictures(sizes: PictureSizes, say: Callable[[str, Any, str], Any]) -> N
     say("contextTokens", sizes.context, sizes.context_source)
     say("shrunkSamples", sizes.shrunk, "have a smaller picture than the family would give them, to keep to limits")
     say("refusedSamples", sizes.refused, "are longer than the context whatever their picture, and are left out")
-
-
-def _micro_batch(recipe: Recipe, machine: Machine) -> tuple[int, str]:
-    wanted, batch_size = recipe.model.hyperparameters.micro_batch_size, recipe.model.hyperparameters.batch_size
-    if wanted != "auto":
-        return wanted, "recipe"
-    if recipe.is_tiny:
-        return batch_size, "the tiny model fits in memory with all samples of a step"
-    largest = 8 if machine.device == "cuda" else 4
-    found = max(size for size in range(1, min(largest, batch_size) + 1) if batch_size % size == 0)
-    return found, f"the largest divisor of batchSize up to {largest}, careful with memory"
 
 
 def _settled(name: str, wanted: bool | str, hindrance: str | None) -> tuple[bool, str] | None:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 import vi
@@ -40,6 +41,21 @@ async def test_a_flow_is_created_read_changed_and_deleted(client: vi.AsyncClient
 async def test_a_doubled_flow_answer_is_a_flow(client: vi.AsyncClient, server: Any) -> None:
     server.answers({**FLOW, "name": "shelf", "schema": "v1", "tolerations": {}, "settings": {}, "blocks": []})
     assert (await client.flows.get("f-1")).spec.name == "shelf"
+
+
+async def test_the_verdict_on_each_accelerator_is_read(client: vi.AsyncClient, server: Any) -> None:
+    accelerator = {
+        "kind": "TrainingAccelerator",
+        "trainingAcceleratorId": "h100-79-65gib",
+        "spec": {"enabled": True, "labels": {"accelerator": "h100"}, "resources": {"count": 8, "memoryGiB": 79.65}},
+    }
+    verdict = {"count": 1, "action": "Deny", "reason": "110.0 GiB needed"}
+    items = [{"accelerator": accelerator, "configurations": [verdict]}]
+    server.answers({"kind": "FlowAcceleratorList", "flowId": "f-1", "flowRequirements": {}, "items": items})
+    found = await client.flows.get_accelerators("f-1")
+    assert server.asked == ["GET /workspaces/lab/flows/f-1/accelerators"]
+    assert found.items[0].accelerator.spec.resources == {"count": 8, "memoryGiB": 79.65}
+    assert msgspec.to_builtins(found.items[0].configurations) == [verdict]
 
 
 async def test_flows_are_listed_over_all_pages(client: vi.AsyncClient, server: Any) -> None:

@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 import vi
@@ -39,6 +40,21 @@ def test_a_flow_is_created_read_changed_and_deleted(client: vi.Client, server: A
 def test_a_doubled_flow_answer_is_a_flow(client: vi.Client, server: Any) -> None:
     server.answers({**FLOW, "name": "shelf", "schema": "v1", "tolerations": {}, "settings": {}, "blocks": []})
     assert (client.flows.get("f-1")).spec.name == "shelf"
+
+
+def test_the_verdict_on_each_accelerator_is_read(client: vi.Client, server: Any) -> None:
+    accelerator = {
+        "kind": "TrainingAccelerator",
+        "trainingAcceleratorId": "h100-79-65gib",
+        "spec": {"enabled": True, "labels": {"accelerator": "h100"}, "resources": {"count": 8, "memoryGiB": 79.65}},
+    }
+    verdict = {"count": 1, "action": "Deny", "reason": "110.0 GiB needed"}
+    items = [{"accelerator": accelerator, "configurations": [verdict]}]
+    server.answers({"kind": "FlowAcceleratorList", "flowId": "f-1", "flowRequirements": {}, "items": items})
+    found = client.flows.get_accelerators("f-1")
+    assert server.asked == ["GET /workspaces/lab/flows/f-1/accelerators"]
+    assert found.items[0].accelerator.spec.resources == {"count": 8, "memoryGiB": 79.65}
+    assert msgspec.to_builtins(found.items[0].configurations) == [verdict]
 
 
 def test_flows_are_listed_over_all_pages(client: vi.Client, server: Any) -> None:

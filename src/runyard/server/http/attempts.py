@@ -27,6 +27,13 @@ async def get_machine(request: Asked, machine_id: Id) -> Answer:
     return answer(await leases.placed(services_of(request), machine_id))
 
 
+async def put_machine(request: Asked, machine_id: Id) -> Answer:
+    report = await _message(request, protocol.MachineReport)
+    services = services_of(request)
+    services.machines.hear(machine_id, report, now_ms=services.clock.now_ms(), lived_s=services.clock.monotonic_s())
+    return empty()
+
+
 async def post_process(request: Asked) -> Answer:
     report = await _message(request, protocol.ProcessReport)
     return answer(await leases.report_process(services_of(request), _token(request), report))

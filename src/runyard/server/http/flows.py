@@ -16,7 +16,7 @@ from runyard.server.http.asking import (
     json_body,
     services_of,
 )
-from runyard.server.services import documents, flows
+from runyard.server.services import accelerators, documents, flows
 from runyard.server.services.errors import not_found
 from runyard.server.services.flows import FLOW
 
@@ -63,6 +63,10 @@ async def patch_flow(request: Asked, org: Id, flow_id: Id) -> Answer:
 async def delete_flow(request: Asked, org: Id, flow_id: Id) -> Answer:
     await documents.delete(services_of(request), FLOW, actor_of(request), flow_id, if_match=if_match_of(request))
     return empty()
+
+
+async def get_accelerators(request: Asked, org: Id, flow_id: Id) -> Answer:
+    return answer(await accelerators.of_flow(services_of(request), org=org, flow_id=flow_id))
 
 
 async def get_flow_schema(request: Asked, org: Id, version: Id) -> Answer:

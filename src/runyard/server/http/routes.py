@@ -46,7 +46,7 @@ from vi.api.resources.datasets.responses import (
     Finding,
     ImportReport,
 )
-from vi.api.resources.flows.responses import Flow
+from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run
 from vi.api.resources.training_projects.responses import TrainingProject
@@ -114,6 +114,8 @@ ROUTES = (
     Route("PUT", FLOW, flows.put_flow, "Create or replace a flow", takes=bodies.NewFlow, gives=Flow),
     Route("PATCH", FLOW, flows.patch_flow, "Update a flow", takes=bodies.ChangedFlow, gives=Flow),
     Route("DELETE", FLOW, flows.delete_flow, "Delete a flow"),
+    Route("GET", FLOW + "/accelerators", flows.get_accelerators, "Whether a run fits into the accelerators there are",
+          gives=FlowAcceleratorList),
     Route("GET", ORG + "/flowSchemas/{version:str}", flows.get_flow_schema, "JSON Schema of flows",
           gives=dict[str, Any]),
 
@@ -232,6 +234,8 @@ ROUTES = (
           takes=protocol.Claim, gives=protocol.Claimed),
     Route("GET", "/internal/v1/machines/{machine_id:str}", attempts.get_machine, "Controller: a machine's attempts",
           gives=protocol.Placed),
+    Route("PUT", "/internal/v1/machines/{machine_id:str}", attempts.put_machine, "Controller: what a machine has",
+          takes=protocol.MachineReport),
     Route("POST", ATTEMPT + "/process", attempts.post_process, "Supervisor: who I am",
           takes=protocol.ProcessReport, gives=protocol.Wanted),
     Route("POST", ATTEMPT + "/renew", attempts.post_renewal, "Supervisor: I am alive",

@@ -11,6 +11,7 @@ from runyard.server.clock import Clock
 from runyard.server.services.changes import Changes
 from runyard.server.services.jobs import Jobs
 from runyard.server.services.keys import Keyring
+from runyard.server.services.machines import Machines
 from runyard.server.services.signing import Signer
 from runyard.settings import Settings
 from runyard.store import Store
@@ -45,6 +46,7 @@ class Services:
     blob_holds: Holds = field(default_factory=Holds)
     restore_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     jobs: Jobs = field(default_factory=Jobs)
+    machines: Machines = field(default_factory=Machines)
     # Which blobs hold a version's pictures, by organisation and version; asked for anew when one is missing.
     packs_of_versions: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 

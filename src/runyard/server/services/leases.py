@@ -243,7 +243,7 @@ async def _try_claim(services: Services, actor: Actor, offer: Claim) -> Assignme
             run = decoded(row.document)
             if _is_unsettled(connection, row, offer.machine_id):
                 continue
-            if _fits(run.spec.flow.tolerations, offer.labels) and run_rows.lock_waiting(
+            if fits(run.spec.flow.tolerations, offer.labels) and run_rows.lock_waiting(
                 connection, org=row.org, run_id=row.id
             ):
                 return _take(services, connection, actor, offer, row, run)
@@ -256,7 +256,7 @@ def _say_disk_is_short(services: Services, connection: Connection, offer: Claim)
     """Runs that this machine could take say why they wait. One that another machine takes goes on from there."""
     for row in run_rows.waiting(connection, limit=LOOK_AT):
         run = decoded(row.document)
-        if not _fits(run.spec.flow.tolerations, offer.labels) or _newest_reason(run) == "WaitingForDisk":
+        if not fits(run.spec.flow.tolerations, offer.labels) or _newest_reason(run) == "WaitingForDisk":
             continue
         message = f"{offer.host} has too little free disk space to begin; it goes on when there is more"
         move(run, Move(conditions.PENDING, "WaitingForDisk", message), now_ms=services.clock.now_ms())
@@ -276,7 +276,7 @@ def _is_unsettled(connection: Connection, row: Any, machine_id: str) -> bool:
     return bool(past) and past[-1].lost_pulse is not None and past[-1].machine_id == machine_id
 
 
-def _fits(tolerations: dict[str, list[str]], labels: dict[str, list[str]]) -> bool:
+def fits(tolerations: dict[str, list[str]], labels: dict[str, list[str]]) -> bool:
     """Each key names a capacity label; any listed value will do."""
     return all(not wanted or set(wanted) & set(labels.get(key, [])) for key, wanted in tolerations.items())
 

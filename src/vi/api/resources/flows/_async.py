@@ -7,7 +7,7 @@ from typing import Any
 from vi._http._async import AsyncHttp
 from vi.api._arguments import check_id, flow_document, metadata_document, spec_document
 from vi.api._pages._async import AsyncPaginatedResponse, list_pages
-from vi.api.resources.flows.responses import Flow, FlowSpec
+from vi.api.resources.flows.responses import Flow, FlowAcceleratorList, FlowSpec
 from vi.api.responses import DeletedResource
 from vi.api.types import PaginationParams
 
@@ -73,6 +73,14 @@ class AsyncFlows:
         """Delete a flow; its runs keep their own copy."""
         await self._http.call("DELETE", self._path(flow_id))
         return DeletedResource(id=flow_id)
+
+    async def get_accelerators(self, flow_id: str) -> FlowAcceleratorList:
+        """Whether a run of the flow would fit into the memory of each accelerator there is now, and why.
+
+        Raises:
+            ViNotFoundError: there is no such flow.
+        """
+        return await self._http.call("GET", f"{self._path(flow_id)}/accelerators", decode_as=FlowAcceleratorList)
 
     async def __aiter__(self) -> AsyncIterator[Flow]:
         async for flow in (await self.list(PaginationParams(page_size=100))).all_items():

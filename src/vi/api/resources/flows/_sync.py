@@ -8,7 +8,7 @@ from typing import Any
 from vi._http._sync import Http
 from vi.api._arguments import check_id, flow_document, metadata_document, spec_document
 from vi.api._pages._sync import PaginatedResponse, list_pages
-from vi.api.resources.flows.responses import Flow, FlowSpec
+from vi.api.resources.flows.responses import Flow, FlowAcceleratorList, FlowSpec
 from vi.api.responses import DeletedResource
 from vi.api.types import PaginationParams
 
@@ -72,6 +72,14 @@ class Flows:
         """Delete a flow; its runs keep their own copy."""
         self._http.call("DELETE", self._path(flow_id))
         return DeletedResource(id=flow_id)
+
+    def get_accelerators(self, flow_id: str) -> FlowAcceleratorList:
+        """Whether a run of the flow would fit into the memory of each accelerator there is now, and why.
+
+        Raises:
+            ViNotFoundError: there is no such flow.
+        """
+        return self._http.call("GET", f"{self._path(flow_id)}/accelerators", decode_as=FlowAcceleratorList)
 
     def __iter__(self) -> Iterator[Flow]:
         yield from (self.list(PaginationParams(page_size=100))).all_items()
