@@ -9,6 +9,7 @@ The processes hand back what they free, as the trainer has them do where memory 
 as they do where it is, and take more than is needed.
 
     --every 7 takes every seventh setting.
+    --write puts the table into RESULTS.md
 """
 
 import argparse
@@ -17,10 +18,14 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the miniatures of the tests
+
+from train_speed import RESULTS, machine, say, write_results
 
 from runyard.trainer.cache import Told
 from runyard.trainer.main import _machine, _read_run, preload
@@ -31,6 +36,10 @@ from runyard.trainer.train import _accumulate, _move
 from tests.trainer import miniatures
 
 BAR = 0.15
+HEADS = (
+    "| family | mode | micro-batch | optimizer | recompute | answers | predicted | measured | x "
+    "| steps predicted | steps measured | x |"
+)
 MIB = 1 << 20
 STEPS = 3
 BATCH = 8
@@ -46,39 +55,79 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="take every n-th setting only")
     parser.add_argument("--ample", action="store_true", help="keep what is freed")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/RESULTS.md")
     arguments = parser.parse_args()
     preload()
     keep_libraries_quiet()
     import torch
 
     torch.set_num_threads(1)
-    ratios: list[float] = []
-    alone: list[float] = []
+    rows = []
     context = multiprocessing.get_context("fork")
-    print("family    mode  micro optimizer recompute length  predicted  measured  ratio | of the steps alone")
+    say(f"{HEADS}\n{'|---' * HEADS.count(' | ')}|---|\n")
     with tempfile.TemporaryDirectory(prefix="runyard-memory-") as name:
         for family in SIZES:
-            context.Process(target=make_model, args=(family, Path(name) / family)).start()
-            for child in multiprocessing.active_children():
-                child.join()
+            maker = context.Process(target=make_model, args=(family, Path(name) / family))
+            maker.start()
+            maker.join()
         for case in GRID[:: arguments.every]:
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=measure, args=(Path(name), case, theirs, arguments.ample))
             process.start()
             theirs.close()
-            before, predicted, measured = ours.recv()
+            rows.append(Row(case, *ours.recv()))
             process.join()
-            ratios.append((before + predicted) / (before + measured))
-            alone.append(predicted / measured)
-            family, mode, micro, optimizer, recompute, length = case
-            print(
-                f"{family:<9} {mode:<5} {micro:>5} {optimizer:<9} {recompute!s:<9} {length:<6} "
-                f"{(before + predicted) / MIB:>7.1f} MiB {(before + measured) / MIB:>6.1f} MiB {ratios[-1]:.3f} | "
-                f"{predicted / MIB:>6.1f} MiB {measured / MIB:>6.1f} MiB {alone[-1]:.3f}",
-                flush=True,
-            )
-    print(f"whole process: {summary(ratios)}\nthe steps alone: {summary(alone)}")
-    return 0 if all(abs(ratio - 1) <= BAR for ratio in ratios) else 1
+            say(f"{rows[-1]}\n")
+    text = section(rows, is_ample=arguments.ample)
+    print(text)
+    if arguments.write:
+        write_results(RESULTS, text, mark="memory_ample" if arguments.ample else "memory_prediction")
+    return 0 if all(abs(row.whole - 1) <= BAR for row in rows) else 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a process had before the first step, what the steps were predicted to add and what they added, in bytes."""
+
+    case: tuple[Any, ...]
+    before: int
+    predicted: int
+    added: int
+
+    @property
+    def whole(self) -> float:
+        return (self.before + self.predicted) / (self.before + self.added)
+
+    @property
+    def steps(self) -> float:
+        return self.predicted / self.added
+
+    def __str__(self) -> str:
+        numbers = (self.before + self.predicted, self.before + self.added, self.predicted, self.added)
+        told = [f"{number / MIB:,.0f}" for number in numbers]
+        cells = [*map(str, self.case), *told[:2], f"{self.whole:.3f}", *told[2:], f"{self.steps:.3f}"]
+        return f"| {' | '.join(cells)} |"
+
+
+def section(rows: list[Row], *, is_ample: bool) -> str:
+    """The table with what it shows, for people."""
+    way = "kept what it freed, as where memory is ample" if is_ample else "handed back what it freed"
+    found = ", ".join(f"{name} {value}" for name, value in machine().items())
+    lines = [
+        f"## Memory{', ample' if is_ample else ''}",
+        "",
+        f"`make bench-memory`, {time.strftime('%Y-%m-%d')}, {len(rows)} of {len(GRID)} settings. {found}.",
+        "",
+        f"Every process {way}. MiB; *x* is predicted over measured.",
+        "",
+        f"- the whole process: {summary([row.whole for row in rows])}",
+        f"- what the steps add: {summary([row.steps for row in rows])}",
+        "",
+        HEADS,
+        "|---" * HEADS.count(" | ") + "|---|",
+        *map(str, rows),
+    ]
+    return "\n".join(lines)
 
 
 def summary(ratios: list[float]) -> str:

@@ -46,7 +46,8 @@ USE_THE_INSTANCE = (
     "tests/cli/test_formats.py",
 )
 # Modules whose fixture costs more than their tests, so that one process makes it.
-TOGETHER = ("tests/trainer/test_warm.py",)
+# Their fixtures take seconds, and would be made on each worker.
+TOGETHER = tuple(f"tests/trainer/test_{name}.py" for name in ("warm", "export", "replay", "quantization", "continue"))
 # Begun first: begun last, one of these would keep one core at work when all else is done.
 LONGEST = (
     "tests/chaos/test_chaos.py",
