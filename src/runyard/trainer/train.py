@@ -270,8 +270,8 @@ def _heed(made: Prepared, settings: ModelSettings, events: EventWriter, warn: Ca
         raise OutOfMemory(f"{in_words(outlook.value)} of memory would be needed. {outlook.reason}")
     if outlook.verdict == "Warn":
         warn(f"{in_words(outlook.value)} of memory will be needed. {outlook.reason}")
-    if made.lengths.min() == made.lengths.max():
-        return  # the first step is as large as any
+    if outlook.is_ample or made.lengths.min() == made.lengths.max():
+        return  # there is no want to be found, or the first step finds it
     with torch.random.fork_rng(devices=[made.device] if made.device.type == "cuda" else []):
         _backward(made, [made.longest] * made.plan.micro_batch_size, 0, settings, events)
     _forget_gradients(made)
