@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from runyard.trainer.answers import Answer, Grounding
 from runyard.trainer.datasets import Sample, digits
@@ -49,6 +50,26 @@ def test_pixels_and_prompts_are_the_processors_own(data: EncodedSamples, samples
         prompt = made["input_ids"][0]
         assert np.array_equal(batch.inputs["pixel_values"][row].numpy(), made["pixel_values"][0])
         assert batch.inputs["input_ids"][row, : len(prompt)].tolist() == prompt.tolist()
+
+
+def test_without_pictures_the_tokens_are_the_same(
+    samples: list[Sample], processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder(processor, parts_of("idefics3"), system_prompt="Look.", task="vqa")
+    asked = [replace(sample, question="Which digit is this?") for sample in samples]
+    data = EncodedSamples([encoder.encode(sample) for sample in asked], Layout(pad_id=0))
+    shown = []
+    preprocess = type(processor.image_processor).preprocess
+    monkeypatch.setattr(
+        type(processor.image_processor), "preprocess", lambda *a, **k: shown.append(1) or preprocess(*a, **k)
+    )
+    bare = EncodedSamples([encoder.encode(sample, with_picture=False) for sample in asked], Layout(pad_id=0))
+    assert not shown  # what this text and size take has been seen
+    assert bare.size_bytes == 0
+    assert bare.lengths.tolist() == data.lengths.tolist()
+    tokens = [part.batch(range(12)) for part in (bare, data)]
+    assert torch.equal(tokens[0].inputs["input_ids"], tokens[1].inputs["input_ids"])
+    assert torch.equal(tokens[0].wanted, tokens[1].wanted)
 
 
 def test_labels_stand_on_the_answer_and_its_end_alone(

@@ -135,6 +135,11 @@ class DatasetSettings(Shape, frozen=True):
         ),
     ] = None
 
+    @property
+    def varies_pictures(self) -> bool:
+        """Whether a picture is another one each time it is drawn."""
+        return self.augmentation not in (None, Augmentation())
+
 
 class SystemPromptSettings(Shape, frozen=True):
     """The text put first in every conversation."""

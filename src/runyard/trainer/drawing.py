@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from runyard.flows import Recipe
-from runyard.flows.blocks import Augmentation
 from runyard.rundir import free_bytes
 from runyard.trainer.augment import varied_by
 from runyard.trainer.cache import Place, Told, encode_all
@@ -71,7 +70,7 @@ class Drawing:
 
     def __post_init__(self) -> None:
         strengths = self.recipe.dataset.augmentation
-        if strengths is None or strengths == Augmentation():
+        if strengths is None or not self.recipe.dataset.varies_pictures:
             self.draw = lambda indices, epoch: self.cached.batch(indices)
         else:
             vary = varied_by(strengths, self.recipe.settings.seed)

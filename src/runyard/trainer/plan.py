@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from runyard.flows import Recipe
-from runyard.flows.blocks import BUILT_IN_DATASETS, Augmentation, Every
+from runyard.flows.blocks import BUILT_IN_DATASETS, Every
 from runyard.flows.memory import checkpoints_gradients, micro_batch
 from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA
 from runyard.trainer.errors import InvalidFlow
@@ -317,7 +317,7 @@ def _packing(recipe: Recipe, sizes: Sizes, micro_batch_size: int) -> tuple[bool 
 def _feature_cache(recipe: Recipe, sizes: Sizes, epochs: float) -> tuple[bool | None, str]:
     """Whether the features of pictures are kept; None where that is to be measured."""
     wanted, hindrance = recipe.model.compute.feature_cache, sizes.unfrozen
-    if recipe.dataset.augmentation not in (None, Augmentation()):
+    if recipe.dataset.varies_pictures:
         hindrance = "dataset.augmentation varies the pictures"
     if (settled := _settled("compute.featureCache", wanted, hindrance)) is not None:
         return settled

@@ -267,7 +267,7 @@ def _encodings(
     """Both parts of the data, encoded. What turns out to be broken or too long is left out."""
     train, validation = data.train, data.validation
     if not isinstance(train, Selection) or not isinstance(validation, Selection):
-        return _encodings_in_memory(data, encoder, layout, fitting, told)
+        return _encodings_in_memory(job.recipe, data, encoder, layout, fitting, told)
     cached = encode_all([train, validation], encoder, _place(job, data.name), told)
     fit = Fit(
         shrunk=len(cached.shrunk),
@@ -289,17 +289,17 @@ def _encodings(
 
 
 def _encodings_in_memory(
-    data: Dataset, encoder: Encoder, layout: Layout, fitting: Fitting, told: Told
+    recipe: Recipe, data: Dataset, encoder: Encoder, layout: Layout, fitting: Fitting, told: Told
 ) -> tuple[Dataset, Encodings, Encodings, Fit, None]:
     fit = Fit()
 
-    def encoded(samples: Sequence[Sample]) -> tuple[list[Sample], EncodedSamples]:
+    def encoded(samples: Sequence[Sample], *, with_pictures: bool = True) -> tuple[list[Sample], EncodedSamples]:
         kept, made = [], []
         for number, sample in enumerate(samples):
             if number % SAMPLES_BETWEEN_LOOKS == 0:
                 told.look()
             try:
-                item = encoder.encode(sample)
+                item = encoder.encode(sample, with_picture=with_pictures)
             except TooLong as error:
                 fit.refused.append(f"{sample.filename or sample.question!r} ({error})")
                 continue
@@ -308,7 +308,9 @@ def _encodings_in_memory(
         fit.shrunk += sum(item.is_shrunk for item in made)
         return kept, EncodedSamples(made, layout)
 
-    (train, of_train), (validation, of_validation) = encoded(data.train), encoded(data.validation)
+    # Pictures that are varied are encoded anew whenever they are drawn.
+    train, of_train = encoded(data.train, with_pictures=not recipe.dataset.varies_pictures)
+    validation, of_validation = encoded(data.validation)
     left = replace(data, train=train, validation=validation) if fit.refused else data
     _tell_refused(data, left, fit, fitting.in_words, told)
     return left, of_train, of_validation, fit, None
