@@ -203,11 +203,11 @@ def test_reading_data_is_broken_off_between_samples(
 ) -> None:
     encode, encoded = prepare_module.Encoder.encode, []
 
-    def with_signal(self: Any, sample: Any) -> Any:
+    def with_signal(self: Any, sample: Any, **options: Any) -> Any:
         encoded.append(sample)
         if len(encoded) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return encode(self, sample)
+        return encode(self, sample, **options)
 
     monkeypatch.setattr(prepare_module.Encoder, "encode", with_signal)
     folder = make_attempt(RECIPE)
