@@ -88,10 +88,9 @@ COUNT ?= 50000
 bench-import: setup
 	@.venv/bin/python benchmarks/import_speed.py --count $(COUNT)
 
-# Predicted and measured peak memory of a grid of trainings: make bench-memory EVERY=5
-EVERY ?= 1
+# Predicted and measured peak memory of a grid of trainings: make bench-memory ARGS="--every 5 --ample"
 bench-memory: setup
-	@.venv/bin/python benchmarks/memory_prediction.py --every $(EVERY)
+	@.venv/bin/python benchmarks/memory_prediction.py $(ARGS)
 
 # Our steps of training beside other loops': make bench-train ARGS="--cases tiny --rounds 5"
 bench-train: setup

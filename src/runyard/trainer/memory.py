@@ -287,8 +287,9 @@ def hand_back() -> None:
 def keep_freed() -> None:
     """Have the C library (glibc) keep what is freed for what comes next, instead of having new pages zeroed for it.
 
-    A step took 0.62 to 0.81 of the processor time that it takes where all is handed back, and 0.65 to 0.97 of that with
-    glibc's own habits (language models of 64 to 320 wide); the process then takes 1.1 to 3.3 times what is needed.
+    A step took 0.57 to 0.74 of the processor time that it takes where all is handed back, and 0.65 to 1.04 of that with
+    glibc's own habits (language models 64 to 512 wide; least with large outputs, nothing gained with few tokens). The
+    steps then take up to 3.3 times what they need.
     """
     _tell_heap({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _LARGEST_INT})
 
