@@ -4,6 +4,7 @@ Every setting has a default that works on a laptop, an environment variable ``RU
 ``runyard config show``. Nothing else in ``runyard`` reads the environment.
 """
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -34,6 +35,12 @@ class Settings:
     port: int = setting(DEFAULT_PORT, "port of API and pages; 0 takes a free one")
     allowed_hosts: str = setting("", "further Host header values to accept, separated by commas")
     insecure_bind: bool = setting(False, "listen beyond loopback without TLS")
+    public_url: str = setting(
+        "", "how clients reach the server through a proxy, as in https://train.example; for links"
+    )
+    trusted_proxies: str = setting(
+        "", "addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto count, separated by commas"
+    )
     slots: int = setting(1, "how many runs train at once on this machine")
     threads: int = setting(0, "CPU threads of a trainer; 0 shares the cores among the slots")
     warm: bool = setting(True, "keep a parent process with torch imported, so that runs start at once")
@@ -128,6 +135,8 @@ def read_settings(environ: Mapping[str, str] | None = None, **arguments: Any) ->
         raise TypeError(f"unknown settings: {', '.join(sorted(arguments))}")
     if values.get("database_url"):
         _check_database_url(values["database_url"])
+    _check_public_url(values.get("public_url", ""))
+    trusted_networks(values.get("trusted_proxies", ""))
     values["data_dir"] = Path(values.get("data_dir", Settings.data_dir)).expanduser().absolute()
     return Settings(**values)
 
@@ -141,6 +150,39 @@ def source_of(name: str, environ: Mapping[str, str] | None = None) -> str:
 def environment(settings: Settings) -> dict[str, str]:
     """The variables that make a child process read the same settings."""
     return {PREFIX + item.name.upper(): str(getattr(settings, item.name)) for item in fields(Settings)}
+
+
+def trusted_networks(text: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """Return the networks that ``trusted_proxies`` names; a single address is a network of one.
+
+    Raises:
+        SettingError: an entry is neither an address nor a network.
+    """
+    networks = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        try:
+            networks.append(ipaddress.ip_network(part))
+        except ValueError as error:
+            raise SettingError(
+                f"{PREFIX}TRUSTED_PROXIES holds {part!r}: {error}; try: addresses or networks separated by commas, "
+                "as in 127.0.0.1,10.0.0.0/8"
+            ) from error
+    return networks
+
+
+def _check_public_url(url: str) -> None:
+    if not url:
+        return
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        has_host = False
+    # Clients of this API drop any path, so it must be served at the root.
+    if not has_host or parts.scheme not in ("http", "https") or parts.path not in ("", "/") or parts.query:
+        raise SettingError(
+            f"{PREFIX}PUBLIC_URL is {url!r}; try: scheme and host without a path, as in https://train.example"
+        )
 
 
 def _check_database_url(url: str) -> None:

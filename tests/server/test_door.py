@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from runyard.server.http import door
-from runyard.server.http.door import PUBLIC, allowed_hosts
+from runyard.server.http.proxies import allowed_hosts
+from runyard.server.http.route import PUBLIC
 from runyard.server.http.routes import ROUTES
 from runyard.server.services import keys
 from runyard.server.services.keys import Key, new_key, parse, secret_mac
@@ -56,7 +57,7 @@ def test_no_route_but_the_public_ones_answers_without_a_key(in_house: Callable[.
             if expected == 401 and method != "HEAD":
                 assert answer.json()["code"] == "Unauthorized"
                 assert answer.headers["www-authenticate"] == "Bearer"
-        for path in ("/", "/anything", "/internal", "/workspaces", "/schema", "/health/", "/Health", "//health"):
+        for path in ("/", "/anything", "/internal", "/workspaces", "/schema", "/Health", "/health;x", "/downloads"):
             assert (await anonymous.get(path)).status_code == 401, path
 
     in_house(story)
@@ -167,14 +168,14 @@ def test_a_viewer_reads_and_changes_nothing(in_house: Callable[..., None]) -> No
         assert set(keys.ROLES) == {"viewer", "member", "admin", "controller"}
         viewer = await house.client(add_key(house, house.org, "viewer"))
         member = await house.client(add_key(house, house.org, "member"))
-        operators = {(route.method, url(route.path, house.org)) for route in ROUTES if route.is_operators}
-        for method, path in requests(house.org):
-            if not path.startswith("/workspaces/"):
+        for route in ROUTES:
+            if not route.path.startswith("/workspaces/"):
                 continue
-            answer = await viewer.request(method, path, json={})
-            assert (answer.status_code == 403) is (method != "GET" or (method, path) in operators), (method, path)
-            answer = await member.request(method, path, json={})
-            assert (answer.status_code == 403) is ((method, path) in operators), (method, path)
+            path = url(route.path, house.org)
+            answer = await viewer.request(route.method, path, json={})
+            assert (answer.status_code == 403) is (route.required_role != "viewer"), (route.method, path)
+            answer = await member.request(route.method, path, json={})
+            assert (answer.status_code == 403) is (route.required_role == "admin"), (route.method, path)
 
     in_house(story)
 
@@ -194,9 +195,34 @@ def test_only_hosts_of_ours_are_answered(in_house: Callable[..., None]) -> None:
 
 def test_pages_of_other_sites_are_refused(in_house: Callable[..., None]) -> None:
     async def story(house: Any) -> None:
-        for origin, status in (("https://evil.example", 403), ("null", 403), ("http://127.0.0.1:7878", 200)):
+        other_ports_and_schemes = ("http://127.0.0.1:7879", "https://127.0.0.1:7878", "http://127.0.0.1")
+        other_hosts = ("https://evil.example", "http://localhost:7878", "http://127.0.0.1:7878.evil.example")
+        malformed = ("null", "", "127.0.0.1:7878", "http://", "http://127.0.0.1:7878@evil.example", "file://")
+        for origin in (*other_ports_and_schemes, *other_hosts, *malformed):
             client = await house.client(house.key, origin=origin)
-            assert (await client.get(house.path("runs"))).status_code == status, origin
+            answer = await client.get(house.path("runs"))
+            assert (answer.status_code, answer.json()["code"]) == (403, "OriginRefused"), origin
+        for origin in ("http://127.0.0.1:7878", "HTTP://127.0.0.1:7878"):
+            client = await house.client(house.key, origin=origin)
+            assert (await client.get(house.path("runs"))).status_code == 200, origin
+
+    in_house(story)
+
+
+def test_headers_that_occur_once_are_rejected_when_they_occur_twice(in_house: Callable[..., None]) -> None:
+    """Whichever of two values a proxy believed, we might have believed the other."""
+
+    async def story(house: Any) -> None:
+        values = {"host": "127.0.0.1:7878", "authorization": f"Bearer {house.key}", "organization-id": house.org}
+        for name in sorted(door.SINGLE_HEADERS):
+            text = name.decode()
+            given = values | {text: values.get(text, "0")}
+            for second in (given[text], "other"):
+                client = await house.client(None)
+                request = client.build_request("GET", house.path("runs"), headers=[*given.items(), (text, second)])
+                answer = await client.send(request)
+                assert (answer.status_code, answer.json()["code"]) == (400, "DuplicateHeader"), (text, second)
+                assert repr(text) in answer.json()["message"]
 
     in_house(story)
 
@@ -209,13 +235,13 @@ def test_an_address_that_means_every_address_is_nobodys_name() -> None:
 def test_ids_that_could_be_paths_reach_nothing(in_house: Callable[..., None]) -> None:
     async def story(house: Any) -> None:
         api = await house.api()
-        bad = ["a%2Fb", "..%2f..%2fflows", "a%5Cb", "a%00", "a.b", "a%20b", "%C3%BC", "a" * 256]
-        for noun, id in itertools.product(("runs", "flows", "trainingProjects"), bad):
+        encoded = ["a%2Fb", "..%2f..%2fflows", "a%5Cb", "a%00", "%2e%2e", "a%0ab"]
+        bad = ["a.b", "a%20b", "%C3%BC", "a" * 256, "a:finish", "a%3Acancel"]
+        for noun, id in itertools.product(("runs", "flows", "trainingProjects"), [*encoded, *bad]):
             answer = await api.get(house.path(f"{noun}/{id}"))
-            assert (answer.status_code, answer.json()["code"]) == (400, "InvalidId"), id
-            assert "letters, digits" in answer.json()["message"]
-        for id in ("a" * 255, "a/b"):
-            assert (await api.get(house.path(f"runs/{id}"))).json()["code"] == "NotFound"
+            code = "InvalidPath" if id in encoded else "InvalidId"
+            assert (answer.status_code, answer.json()["code"]) == (400, code), id
+        assert (await api.get(house.path("runs/" + "a" * 255))).json()["code"] == "NotFound"
 
     in_house(story)
 
@@ -264,6 +290,7 @@ def test_a_body_that_stalls_is_not_waited_for(in_house: Callable[..., None], mon
         headers = {"host": "localhost", "authorization": f"Bearer {house.key}", "content-length": "10"}
         scope = {
             "type": "http",
+            "scheme": "http",
             "method": "PUT",
             "path": house.path("runs/r1"),
             "query_string": b"",

@@ -13,8 +13,9 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 
 from runyard.server.clock import Clock, SystemClock
-from runyard.server.http import downloads, problems, uploads
-from runyard.server.http.door import Door, allowed_hosts
+from runyard.server.http import access, downloads, problems, uploads
+from runyard.server.http.door import Door
+from runyard.server.http.proxies import Proxies
 from runyard.server.http.routes import ROUTES
 from runyard.server.services import backups, bootstrap, dataset_jobs, deletion, leases
 from runyard.server.services.context import Services
@@ -44,7 +45,10 @@ def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = 
                 services.changes.close()
 
     handlers = [
-        HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(route.answer) for route in ROUTES
+        HTTPRouteHandler(
+            route.path, http_method=route.method, status_code=200, guards=[access.authorize], opt={"route": route}
+        )(route.answer)
+        for route in ROUTES
     ]
     inside = Litestar(
         route_handlers=handlers,
@@ -68,7 +72,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = 
         else:
             await inside(scope, receive, send)
 
-    door = Door(links_and_routes, allowed_hosts=allowed_hosts(settings.host, settings.allowed_hosts))
+    door = Door(links_and_routes, proxies=Proxies(settings))
     return door
 
 

@@ -23,6 +23,7 @@ Answer = Response[Any]
 Id = FromPath[str]
 
 SERVICES, ACTOR, TOKEN = "runyard.services", "runyard.actor", "runyard.token"
+ADDRESS, ORIGIN = "runyard.address", "runyard.origin"
 
 DEEPEST, MOST_ITEMS, LONGEST_TEXT = 32, 10_000, 64 * 1024
 MOST_ITEMS_OF_LISTS = 200_000  # where thousands of files are listed in one body
@@ -42,8 +43,8 @@ def if_match_of(request: Asked) -> str | None:
 
 
 def origin_of(request: Asked) -> str:
-    """How the caller reached us; links are made from it. The Host header has been checked at the door."""
-    return f"{request.scope['scheme']}://{request.headers['host']}"
+    """The origin under which the caller reaches this server; links begin with it. See ``proxies``."""
+    return cast(str, request.scope[ORIGIN])  # type: ignore[literal-required]
 
 
 def json_answer(body: bytes, *, etag: str | None = None, status: int = 200) -> Answer:

@@ -1,49 +1,45 @@
 """The one door: the outermost layer, through which every request comes, whatever stands behind it.
 
-It denies by default. In this order it looks at: how long URL and headers are, whom the Host header names (a rebound
-domain name must not reach us), which site the request comes from, who is asking, whether path and ``Organization-Id``
-agree with the key, whether ids are well-formed, and how large the body is. Only the paths of ``PUBLIC`` need no key;
-download links and upload addresses carry their own signature. What belongs to another organisation gets the answer of
-what does not exist.
+It denies by default. In this order it checks: how long URL and headers are, that no header which may occur once occurs
+twice, that the path is in canonical form, which host the request names (a rebound domain name must not reach us), which
+site it comes from, and who is calling. Only the paths of ``PUBLIC`` need no key; download links and upload addresses
+carry their own signature. Which organization, ids, role and size of body a call may have is decided after routing, by
+``access.authorize``. What belongs to another organization gets the answer of what does not exist.
 
 It also writes one line per request to the access log: no query, no header, no link, so no secret.
 """
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
-import re
+from collections import Counter
 from typing import Any
 
 import msgspec
 
 from runyard.server.http import problems
-from runyard.server.http.asking import ACTOR, SERVICES, TOKEN
-from runyard.server.services.context import Actor, Services
+from runyard.server.http.access import BODY_LIMIT, authenticate, body_too_large, check_announced, check_path
+from runyard.server.http.asking import ACTOR, ADDRESS, ORIGIN, SERVICES
+from runyard.server.http.proxies import FORWARDED_FOR, Proxies
+from runyard.server.http.route import PUBLIC, SMALL_BODY_BYTES
+from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.store import StoreUnavailable
 
 access_log = logging.getLogger("runyard.access")
 log = logging.getLogger(__name__)
 
-# The only routes without a key. The OpenAPI document is not among them: nothing is public that need not be.
-PUBLIC = ("/health",)
 PUBLIC_PREFIXES = ("/downloads/", "/uploads/")
+UPLOADS = "/uploads/"
 
-LONGEST_URL, LONGEST_HEADERS = 8 * 1024, 16 * 1024
-LARGEST_BODY, LARGEST_MESSAGE, LARGEST_BACKUP, LARGEST_UPLOAD = 1 << 20, 16 << 20, 2**63, 64 << 30
+LONGEST_URL, LONGEST_HEADERS, LARGEST_UPLOAD = 8 * 1024, 16 * 1024, 64 << 30
 BODY_TIMEOUT_S = 30.0
 LARGEST_DRAINED, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
-ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
-ACTION = re.compile(r":[a-zA-Z]+$")  # the last id of a path may say what to do with it
-HIDDEN_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
-SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
-ATTEMPT_PREFIX = "/internal/v1/attempt/"
-RESTORES = "/storage/restores"
-FILES = "assetFiles"
-# Lists of files that are to come, thousands in one body.
-LARGE_BODIES = ("/assetIngestionSessions", "/files", ":finish")
+# Of two values, one layer might read the first and another the last.
+SINGLE_HEADERS = frozenset({
+    *(b"host", b"authorization", b"organization-id", b"content-length", b"transfer-encoding", b"origin"),
+    *(b"if-match", b"range", b"content-type", b"x-forwarded-proto"),
+})  # fmt: skip
 
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -56,9 +52,9 @@ HEADERS = [
 class Door:
     """An ASGI application around another one. ``services`` is set by the application's lifespan."""
 
-    def __init__(self, inside: Any, *, allowed_hosts: set[str]) -> None:
+    def __init__(self, inside: Any, *, proxies: Proxies) -> None:
         self._inside = inside
-        self._allowed_hosts = allowed_hosts
+        self._proxies = proxies
         self.services: Services | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -79,20 +75,17 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status == 413:
+                    await drain(receive)
                 message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
             await send(message)
 
         try:
-            headers = _headers(scope)
-            self._admit(services, scope, headers)
-            limit = _body_limit(scope)
-            limited = receive if limit is None else _limited(receive, headers, limit)
-            await self._inside(scope, limited, send_marked)
+            self._admit(services, scope)
+            await self._inside(scope, _limited(receive, scope), send_marked)
         except Refusal as refusal:
             if status:
                 raise
-            if refusal.code == "BodyTooLarge":
-                await drain(receive)
             await _refuse(send_marked, refusal)
         except StoreUnavailable as error:
             log.error("the store is unavailable: %s", error)
@@ -103,102 +96,35 @@ class Door:
             if access_log.isEnabledFor(logging.INFO):
                 _log_access(services, scope, status, begun_s)
 
-    def _admit(self, services: Services, scope: Any, headers: dict[bytes, bytes]) -> None:
-        """Let a request in, its asker written into the scope, or raise Refusal."""
-        path, raw_path = scope["path"], scope.get("raw_path") or scope["path"].encode()
-        if len(raw_path) + len(scope["query_string"]) > LONGEST_URL:
+    def _admit(self, services: Services, scope: Any) -> None:
+        """Let a request in, its caller written into the scope, or raise Refusal."""
+        path, given = scope["path"], scope["headers"]
+        headers = dict(given)
+        peer = scope["client"][0] if scope.get("client") else ""
+        scope[SERVICES], scope[ADDRESS] = services, peer
+        if len(scope.get("raw_path") or path) + len(scope["query_string"]) > LONGEST_URL:
             raise Refusal("UrlTooLong", f"the URL is longer than {LONGEST_URL} bytes; send less in it")
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > LONGEST_HEADERS:
+        if sum(len(name) + len(value) for name, value in given) > LONGEST_HEADERS:
             raise Refusal("HeadersTooLarge", f"the headers are larger than {LONGEST_HEADERS} bytes; send less")
-        self._check_host(headers.get(b"host", b""))
-        self._check_origin(headers.get(b"origin"))
-        scope[SERVICES] = services
-        if path in PUBLIC or path.startswith(PUBLIC_PREFIXES):
-            return
-        credential = _bearer(headers.get(b"authorization", b""))
-        if path.startswith(ATTEMPT_PREFIX):
-            _admit_attempt(services, scope, credential)
-        else:
-            _admit_key(services, scope, credential, headers.get(b"organization-id"))
-        if HIDDEN_SEPARATOR.search(raw_path):
-            raise Refusal("InvalidId", "an id in the URL holds a slash; ids are letters, digits, '_' and '-' alone")
-
-    def _check_host(self, given: bytes) -> None:
-        host = _without_port(given.decode("latin-1").lower())
-        if host not in self._allowed_hosts:
-            raise Refusal(
-                "InvalidHost",
-                f"Host {host[:80]!r} is not one this server answers to; use its address, or name it in "
-                "RUNYARD_ALLOWED_HOSTS",
-            )
-
-    def _check_origin(self, given: bytes | None) -> None:
-        if given is None:
-            return
-        host = _without_port(given.decode("latin-1").lower().partition("://")[2])
-        if host not in self._allowed_hosts:
-            raise Refusal("OriginRefused", "this request comes from a page of another site; open Runyard's own pages")
+        if len(headers) < len(given):
+            _check_single(given)
+            # A list: each proxy may add a line of its own.
+            headers[FORWARDED_FOR] = b",".join(value for name, value in given if name == FORWARDED_FOR)
+        check_path(scope)
+        caller = self._proxies.read_caller(peer, scope.get("scheme", "http"), headers)
+        scope[ADDRESS], scope[ORIGIN] = caller.address, caller.origin
+        scope[BODY_LIMIT] = LARGEST_UPLOAD if path.startswith(UPLOADS) else SMALL_BODY_BYTES
+        if path not in PUBLIC and not path.startswith(PUBLIC_PREFIXES):
+            authenticate(services, scope, _bearer(headers.get(b"authorization", b"")))
+        elif path.startswith(UPLOADS):
+            check_announced(scope)
 
 
-def allowed_hosts(host: str, further: str) -> set[str]:
-    """Host names to answer to: loopback, the address we listen on, and what the settings add."""
-    named = {part.strip().lower() for part in further.split(",") if part.strip()}
-    own = set() if ipaddress_is_any(host) else {_bracketed(host.lower())}
-    return {"localhost", "127.0.0.1", "[::1]"} | own | named
-
-
-def ipaddress_is_any(host: str) -> bool:
-    """Whether ``host`` means every address, and so is nobody's name."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
-def _admit_attempt(services: Services, scope: Any, credential: str) -> None:
-    token = services.signer.attempt(credential)
-    if token is None:
-        raise _unauthorized()
-    scope[TOKEN] = token
-    scope[ACTOR] = Actor(org=token.org, name=f"attempt {token.number}", role="attempt", address=_address(scope))
-
-
-def _admit_key(services: Services, scope: Any, credential: str, named_org: bytes | None) -> None:
-    key = services.keyring.find(credential, now_ms=services.clock.now_ms())
-    path, is_internal = scope["path"], scope["path"].startswith("/internal/")
-    # A controller's key opens the controller's routes and nothing else, and no other key opens those.
-    if key is None or (key.role == "controller") is not is_internal:
-        raise _unauthorized()
-    scope[ACTOR] = Actor(org=key.org or "", name=f"key {key.id}", role=key.role, address=_address(scope))
-    if is_internal:
-        return
-    segments = path.split("/")
-    is_own = key.org == segments[2] if len(segments) > 2 and segments[1] == "workspaces" else True
-    if not is_own or (named_org is not None and named_org.decode("latin-1") != key.org):
-        named = (named_org or b"").decode("latin-1") if is_own else segments[2]
-        raise Refusal("NotFound", f"organization {named[:80]!r} was not found, or this key is not one of its keys")
-    segments[-1] = ACTION.sub("", segments[-1])
-    for place, segment in zip(segments[3::2], segments[4::2], strict=False):
-        # A file's name is no id; that no separator hides in it has been seen to.
-        if segment and place != FILES and not ID.fullmatch(segment):
-            raise Refusal(
-                "InvalidId",
-                f"id {segment[:80]!r} is not well-formed; ids are 1 to 255 letters, digits, '_' and '-'",
-            )
-    if key.role == "viewer" and scope["method"] not in SAFE_METHODS:
-        raise Refusal("RoleForbidden", "a viewer's key only reads; use the key of a member or an admin")
-
-
-def _unauthorized() -> Refusal:
-    return Refusal(
-        "Unauthorized",
-        "the key is missing or wrong; send it as 'Authorization: Bearer dtvi_...', "
-        "as it stands in credentials.json of the data folder",
-    )
-
-
-def _headers(scope: Any) -> dict[bytes, bytes]:
-    return dict(scope["headers"])
+def _check_single(headers: Any) -> None:
+    counts = Counter(name for name, _ in headers)
+    repeated = next((name.decode("latin-1") for name in SINGLE_HEADERS if counts[name] > 1), None)
+    if repeated is not None:
+        raise Refusal("DuplicateHeader", f"the header {repeated!r} occurs more than once; send it once")
 
 
 def _bearer(value: bytes) -> str:
@@ -206,38 +132,15 @@ def _bearer(value: bytes) -> str:
     return credential.strip() if kind.lower() == "bearer" else ""
 
 
-def _address(scope: Any) -> str:
-    return scope["client"][0] if scope.get("client") else ""
-
-
-def _without_port(host: str) -> str:
-    return re.sub(r":[0-9]*$", "", host)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _body_limit(scope: Any) -> int | None:
-    path = scope["path"]
-    if path.startswith(f"{ATTEMPT_PREFIX}blobs/"):
-        return None  # as long as it announced, which the store checks while it arrives
-    if path.startswith("/uploads/"):
-        return LARGEST_UPLOAD
-    if path.startswith("/workspaces/") and path.endswith(RESTORES):
-        return LARGEST_BACKUP
-    return LARGEST_MESSAGE if path.startswith("/internal/") or path.endswith(LARGE_BODIES) else LARGEST_BODY
-
-
-def _limited(receive: Any, headers: dict[bytes, bytes], limit: int) -> Any:
-    """``receive`` that refuses a body above the limit, at once if it was announced, and one that stalls."""
-    announced = headers.get(b"content-length", b"0")
-    if not announced.isdigit() or int(announced) > limit:
-        raise _too_large(limit)
+def _limited(receive: Any, scope: Any) -> Any:
+    """``receive`` that rejects a body above the limit in the scope, and one that stalls."""
     taken = 0
 
     async def receive_some() -> Any:
         nonlocal taken
+        limit = scope[BODY_LIMIT]
+        if limit is None:
+            return await receive()
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 message = await receive()
@@ -246,14 +149,10 @@ def _limited(receive: Any, headers: dict[bytes, bytes], limit: int) -> Any:
             raise Refusal("BodyTimeout", message) from None
         taken += len(message.get("body", b""))
         if taken > limit:
-            raise _too_large(limit)
+            raise body_too_large(limit)
         return message
 
     return receive_some
-
-
-def _too_large(limit: int) -> Refusal:
-    return Refusal("BodyTooLarge", f"the request body is larger than {limit // 1024} KiB; send less at once")
 
 
 async def drain(receive: Any) -> None:
@@ -271,12 +170,7 @@ async def drain(receive: Any) -> None:
 async def _refuse(send: Any, refusal: Refusal) -> None:
     body = problems.problem_body(refusal)
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    if refusal.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if refusal.status == 503:
-        headers.append((b"retry-after", b"2"))
-    if refusal.code in ("BodyTooLarge", "HeadersTooLarge"):
-        headers.append((b"connection", b"close"))
+    headers += [(name.encode(), value.encode()) for name, value in problems.headers_of(refusal).items()]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -291,6 +185,6 @@ def _log_access(services: Services, scope: Any, status: int, begun_s: float) -> 
         "status": status,
         "ms": round((services.clock.monotonic_s() - begun_s) * 1000, 2),
         "actor": actor.name if actor else "",
-        "address": _address(scope),
+        "address": scope.get(ADDRESS, ""),
     }
     access_log.info(msgspec.json.encode(line).decode())

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from runyard.server.http.door import PUBLIC
 from runyard.server.http.problems import ProblemDocument
-from runyard.server.http.routes import ROUTES, Route
+from runyard.server.http.route import Route
+from runyard.server.http.routes import ROUTES
 from runyard.server.services.errors import CODES
 from runyard.server.version import VERSION
 
@@ -54,7 +54,7 @@ def _operation(route: Route, path: str, schema_of: dict[int, dict[str, Any]]) ->
     }
     if route.takes is not None:
         operation["requestBody"] = {"required": True, "content": _content(route.takes, schema_of)}
-    if path in PUBLIC:
+    if route.access == "public":
         operation["security"] = []
     return operation
 

@@ -46,13 +46,24 @@ def problem_body(refusal: Refusal) -> bytes:
 
 
 def refused(request: Request[Any, Any, Any], error: Refusal) -> Response[Any]:
-    headers = {"retry-after": "2"} if error.status == 503 else None
     return Response(
         content=problem_body(error),
         media_type="application/problem+json",
         status_code=error.status,
-        headers=headers,
+        headers=headers_of(error),
     )
+
+
+def headers_of(refusal: Refusal) -> dict[str, str]:
+    """Return the headers that belong to a problem besides those of its body."""
+    headers = {}
+    if refusal.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if refusal.status == 503:
+        headers["retry-after"] = "2"
+    if refusal.code in ("BodyTooLarge", "HeadersTooLarge"):
+        headers["connection"] = "close"
+    return headers
 
 
 def unavailable(request: Request[Any, Any, Any], error: StoreUnavailable) -> Response[Any]:

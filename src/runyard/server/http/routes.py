@@ -5,9 +5,7 @@ does not exist. Beside these stand ``/downloads/{link}`` (``downloads``) and ``/
 sign for themselves.
 """
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from runyard import protocol
 from runyard.server.http import (
@@ -25,6 +23,7 @@ from runyard.server.http import (
     storage,
     training_projects,
 )
+from runyard.server.http.route import BACKUP_BODY_BYTES, LARGE_BODY_BYTES, Route
 from runyard.server.services.backups import Restored, StoreContents
 from runyard.server.services.lines import LogPage, MetricPage
 from runyard.server.services.storage import StorageReport
@@ -50,25 +49,6 @@ from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run
 from vi.api.resources.training_projects.responses import TrainingProject
-
-Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
-
-
-@dataclass(frozen=True)
-class Route:
-    """One route. ``takes`` is the struct of its body; ``gives`` of its answer, None for an empty one, ``bytes`` for a
-    file. ``is_operators`` says that only admins of the organisation the instance began with may use it."""
-
-    method: Method
-    path: str
-    answer: Callable[..., Awaitable[Any]]
-    summary: str
-    takes: Any = None
-    gives: Any = None
-    is_page: bool = False
-    is_operators: bool = False
-    query: tuple[str, ...] = ()
-
 
 PAGE = ("s", "p")
 FILTERS = ("condition", "flow", "trainingProject", "attribute", "createdAfter", "createdBefore")
@@ -152,7 +132,8 @@ ROUTES = (
           is_page=True, query=PAGE),
     Route("GET", IMPORT, imports.get_import, "Read an import", gives=DatasetImport),
     Route("POST", IMPORT, imports.act_on_import, "`:finish`, everything is sent; `:cancel`, take nothing",
-          takes=bodies.FinishedImport, gives=DatasetImport),
+          takes=bodies.FinishedImport, gives=DatasetImport, actions=("finish", "cancel"),
+          largest_body=LARGE_BODY_BYTES),
     Route("GET", IMPORT + "/findings", imports.list_findings, "List what was found, in the order it was found",
           gives=Finding, is_page=True, query=(*PAGE, "severity", "code")),
     Route("GET", IMPORT + "/report", imports.get_report, "What was found, by code; a page for `Accept: text/html`",
@@ -183,13 +164,13 @@ ROUTES = (
     Route("GET", DATASET + "/deleteManyAssetsSessions/{session_id:str}", assets.get_bulk_deletion,
           "How that goes", gives=BulkDeletion),
     Route("POST", SOURCE + "/assetIngestionSessions", assets.post_ingestion, "Announce pictures, one file each",
-          takes=bodies.NewIngestion, gives=AssetIngestionSession),
+          takes=bodies.NewIngestion, gives=AssetIngestionSession, largest_body=LARGE_BODY_BYTES),
     Route("GET", SOURCE + "/assetIngestionSessions", assets.list_ingestions, "List such sessions, newest first",
           gives=AssetIngestionSession, is_page=True, query=PAGE),
     Route("GET", SOURCE + "/assetIngestionSessions/{session_id:str}", assets.get_ingestion, "Read one",
           gives=AssetIngestionSession),
     Route("POST", SOURCE + "/assetIngestionSessions/{session_id:str}", assets.act_on_ingestion, "`:cancel`",
-          gives=AssetIngestionSession),
+          gives=AssetIngestionSession, actions=("cancel",)),
     Route("POST", SOURCE + "/multipartUploads", assets.post_multipart, "Begin a large file",
           takes=bodies.NewMultipart, gives=MultipartUpload),
     Route("POST", MULTIPART + "/parts/{part:str}", assets.post_part, "Where a part goes", gives=PartUpload),
@@ -213,7 +194,7 @@ ROUTES = (
           gives=AnnotationImportSession, is_page=True, query=PAGE),
     Route("GET", SESSION, annotations.get_session, "Read one", gives=AnnotationImportSession),
     Route("POST", SESSION + "/files", annotations.post_files, "Announce files", takes=bodies.NewFiles,
-          gives=FileUploads),
+          gives=FileUploads, largest_body=LARGE_BODY_BYTES),
     Route("GET", SESSION + "/files", annotations.get_files, "How many files have come", gives=dict[str, Any]),
     Route("GET", SESSION + "/filesSample", annotations.get_files, "How many files have come", gives=dict[str, Any]),
     Route("GET", SESSION + "/logs", annotations.get_logs, "What was found", gives=Finding, is_page=True, query=PAGE),
@@ -228,20 +209,20 @@ ROUTES = (
     Route("POST", ORG + "/storage/backups", backups.post_backup, "Operator: the whole instance as one file",
           gives=bytes, is_operators=True),
     Route("POST", ORG + "/storage/restores", backups.post_restore, "Operator: put such a file in place of all there is",
-          takes=bytes, gives=Restored, is_operators=True),
+          takes=bytes, gives=Restored, is_operators=True, largest_body=BACKUP_BODY_BYTES),
 
     Route("POST", "/internal/v1/claims", attempts.post_claim, "Controller: offer room, get an attempt",
-          takes=protocol.Claim, gives=protocol.Claimed),
+          takes=protocol.Claim, gives=protocol.Claimed, largest_body=LARGE_BODY_BYTES),
     Route("GET", "/internal/v1/machines/{machine_id:str}", attempts.get_machine, "Controller: a machine's attempts",
           gives=protocol.Placed),
     Route("PUT", "/internal/v1/machines/{machine_id:str}", attempts.put_machine, "Controller: what a machine has",
-          takes=protocol.MachineReport),
+          takes=protocol.MachineReport, largest_body=LARGE_BODY_BYTES),
     Route("POST", ATTEMPT + "/process", attempts.post_process, "Supervisor: who I am",
-          takes=protocol.ProcessReport, gives=protocol.Wanted),
+          takes=protocol.ProcessReport, gives=protocol.Wanted, largest_body=LARGE_BODY_BYTES),
     Route("POST", ATTEMPT + "/renew", attempts.post_renewal, "Supervisor: I am alive",
-          takes=protocol.Renewal, gives=protocol.Wanted),
+          takes=protocol.Renewal, gives=protocol.Wanted, largest_body=LARGE_BODY_BYTES),
     Route("POST", ATTEMPT + "/lines", attempts.post_lines, "Supervisor: what the trainer said",
-          takes=protocol.Lines, gives=protocol.LinesAccepted),
+          takes=protocol.Lines, gives=protocol.LinesAccepted, largest_body=LARGE_BODY_BYTES),
     Route("HEAD", ATTEMPT + "/blobs/{sha256:str}", attempts.head_blob, "Supervisor: is this file here"),
     Route("GET", ATTEMPT + "/blobs/{sha256:str}", attempts.get_blob, "Supervisor: a file of what I go on from"),
     Route("GET", ATTEMPT + "/resume", attempts.get_resume, "Supervisor: what is there to go on from",
@@ -249,10 +230,10 @@ ROUTES = (
     Route("GET", ATTEMPT + "/dataset", attempts.get_dataset, "Supervisor: which data the run learns from",
           gives=protocol.AttemptDataset),
     Route("GET", ATTEMPT + "/dataset/contents", attempts.get_dataset_contents, "Supervisor: where its pictures lie"),
-    Route("PUT", ATTEMPT + "/blobs/{sha256:str}", attempts.put_blob, "Supervisor: here is a file"),
+    Route("PUT", ATTEMPT + "/blobs/{sha256:str}", attempts.put_blob, "Supervisor: here is a file", largest_body=None),
     Route("POST", ATTEMPT + "/checkpoints", attempts.post_checkpoint, "Supervisor: a checkpoint is complete",
-          takes=protocol.CheckpointReport, gives=protocol.CheckpointsKept),
+          takes=protocol.CheckpointReport, gives=protocol.CheckpointsKept, largest_body=LARGE_BODY_BYTES),
     Route("POST", ATTEMPT + "/finish", attempts.post_finish, "Supervisor: how the attempt ended",
-          takes=protocol.ExitReport),
+          takes=protocol.ExitReport, largest_body=LARGE_BODY_BYTES),
 )
 # fmt: on

@@ -14,12 +14,14 @@ import msgspec
 
 # code -> (HTTP status, title)
 CODES: dict[str, tuple[int, str]] = {
+    "DuplicateHeader": (400, "A header that may occur once occurs several times"),
     "InvalidBackup": (400, "The file cannot be restored"),
     "InvalidBody": (400, "The request body is not what this route takes"),
     "InvalidFlow": (400, "The flow cannot run"),
     "InvalidHost": (400, "The Host header names somebody else"),
     "InvalidId": (400, "The id is not well-formed"),
     "InvalidPageToken": (400, "The page token is not one of ours"),
+    "InvalidPath": (400, "The path is not in canonical form"),
     "InvalidQuery": (400, "A query parameter has a value it cannot have"),
     "UnknownTrainingProject": (400, "The training project does not exist"),
     "Unauthorized": (401, "The key is missing or wrong"),

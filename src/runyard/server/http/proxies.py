@@ -1,0 +1,133 @@
+"""How a caller reaches the server: under which host names and origin, from which address, through which proxy.
+
+``X-Forwarded-For`` and ``X-Forwarded-Proto`` count only when the connection comes from one of ``trusted_proxies``;
+anybody else could write them. ``X-Forwarded-Host`` never counts: many proxies pass on what their client sent, and links
+made from it would lead elsewhere. Links use ``public_url``, or else the Host header, which must be one of ours.
+"""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from runyard.server.services.errors import Refusal
+from runyard.settings import Settings, trusted_networks
+
+FORWARDED_FOR, FORWARDED_PROTO = b"x-forwarded-for", b"x-forwarded-proto"
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+DEFAULT_PORTS = {"http": "80", "https": "443"}
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@,\s]+)(?::([0-9]{1,5}))?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Address of the client, and the origin (``scheme://host[:port]``) under which it reached us."""
+
+    address: str
+    origin: str
+
+
+class Proxies:
+    """Reads the headers that say how a request came, as far as the settings trust them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._public_url = settings.public_url.rstrip("/")
+        public_host = urlsplit(self._public_url).netloc
+        self._allowed_hosts = allowed_hosts(settings.host, f"{settings.allowed_hosts},{_split_host(public_host)[0]}")
+        self._trusted = trusted_networks(settings.trusted_proxies)
+
+    def read_caller(self, peer: str, scheme: str, headers: dict[bytes, bytes]) -> Caller:
+        """Return who is calling and how it reached us.
+
+        Raises:
+            Refusal: InvalidHost, OriginRefused.
+        """
+        given = headers.get(b"host", b"").decode("latin-1").lower()
+        host, _ = _split_host(given)
+        if host not in self._allowed_hosts:
+            raise Refusal(
+                "InvalidHost",
+                f"Host {given[:80]!r} is not one this server answers to; use its address, or name it in "
+                "RUNYARD_ALLOWED_HOSTS or RUNYARD_PUBLIC_URL",
+            )
+        forwarded_for, forwarded_proto = (
+            headers.get(name, b"").decode("latin-1") for name in (FORWARDED_FOR, FORWARDED_PROTO)
+        )
+        is_proxied = bool(forwarded_for or forwarded_proto) and self._is_trusted(peer)
+        address = peer
+        if is_proxied:
+            address = self._client_address(forwarded_for) or peer
+            forwarded_scheme = forwarded_proto.strip().lower()
+            scheme = forwarded_scheme if forwarded_scheme in DEFAULT_PORTS else scheme
+        origin = f"{scheme}://{given}"
+        if (origin_given := headers.get(b"origin")) is not None:
+            self._check_origin(origin_given.decode("latin-1"), origin)
+        # A program on this machine that came without a proxy keeps the address that it used.
+        is_direct = host in LOOPBACK_HOSTS and not is_proxied
+        return Caller(address, self._public_url if self._public_url and not is_direct else origin)
+
+    def _check_origin(self, given: str, own: str) -> None:
+        """Raise unless the page that sent the request is one of ours: same scheme, host and port."""
+        ours = {normalize_origin(own)} | ({normalize_origin(self._public_url)} if self._public_url else set())
+        if normalize_origin(given) not in ours:
+            raise Refusal("OriginRefused", "this request comes from a page of another site; open Runyard's own pages")
+
+    def _client_address(self, forwarded_for: str) -> str:
+        """The last address in the list that is not a trusted proxy: what stands before it, its sender wrote."""
+        for given in reversed(forwarded_for.split(",")):
+            address = _bare_address(given)
+            if address is None:
+                return ""
+            if not self._is_trusted(address):
+                return address
+        return ""
+
+    def _is_trusted(self, address: str) -> bool:
+        if not self._trusted:
+            return False
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        parsed = getattr(parsed, "ipv4_mapped", None) or parsed  # how a socket for both families names IPv4
+        return any(parsed in network for network in self._trusted)
+
+
+def allowed_hosts(host: str, further: str) -> set[str]:
+    """Return the host names to answer to: loopback, the address we listen on, and what the settings add."""
+    named = {part.strip().lower() for part in further.split(",") if part.strip()}
+    own = set() if _is_any_address(host) else {f"[{host}]" if ":" in host else host.lower()}
+    return LOOPBACK_HOSTS | own | named
+
+
+def normalize_origin(given: str) -> str:
+    """Return an origin in lower case without its scheme's default port; the empty string if it is not an origin."""
+    scheme, separator, rest = given.strip().lower().partition("://")
+    host, port = _split_host(rest)
+    if not separator or scheme not in DEFAULT_PORTS or not host:
+        return ""
+    return f"{scheme}://{host}:{port or DEFAULT_PORTS[scheme]}"
+
+
+def _split_host(given: str) -> tuple[str, str]:
+    """Host and port of an authority; two empty strings if it is not one."""
+    found = _HOST.fullmatch(given)
+    return (found.group(1).lower(), found.group(2) or "") if found else ("", "")
+
+
+def _bare_address(given: str) -> str | None:
+    """The IP address in an entry of ``X-Forwarded-For``, which may have a port."""
+    text = given.strip().strip('"')
+    for candidate in (text, text.removeprefix("[").partition("]")[0], text.partition(":")[0]):
+        try:
+            return str(ipaddress.ip_address(candidate))
+        except ValueError:
+            continue
+    return None
+
+
+def _is_any_address(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False

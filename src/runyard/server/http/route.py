@@ -1,0 +1,53 @@
+"""What one route is: the row of the table in ``routes``, and what follows from it for access and body."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+# Whose credential opens a route. ``organization`` is a key of an organization, whatever its role.
+Access = Literal["public", "organization", "controller", "attempt"]
+Role = Literal["viewer", "member", "admin"]
+
+# The only routes without a key. The OpenAPI document is not among them: nothing is public that need not be.
+PUBLIC = ("/health",)
+ATTEMPT_PREFIX = "/internal/v1/attempt/"
+SMALL_BODY_BYTES, LARGE_BODY_BYTES, BACKUP_BODY_BYTES = 1 << 20, 16 << 20, 2**63
+
+
+@dataclass(frozen=True)
+class Route:
+    """One route. ``takes`` is the struct of its body; ``gives`` of its answer, None for an empty one, ``bytes`` for a
+    file.
+
+    ``is_operators`` says that only admins of the organization the instance began with may use it. ``actions`` are the
+    words that may follow the last id of the path after a colon. ``largest_body`` is in bytes; None leaves the limit to
+    the route's function.
+    """
+
+    method: Method
+    path: str
+    answer: Callable[..., Awaitable[Any]]
+    summary: str
+    takes: Any = None
+    gives: Any = None
+    is_page: bool = False
+    is_operators: bool = False
+    query: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    largest_body: int | None = SMALL_BODY_BYTES
+
+    @property
+    def access(self) -> Access:
+        if self.path in PUBLIC:
+            return "public"
+        if self.path.startswith(ATTEMPT_PREFIX):
+            return "attempt"
+        return "controller" if self.path.startswith("/internal/") else "organization"
+
+    @property
+    def required_role(self) -> Role:
+        """The least role of a key that opens this route."""
+        if self.is_operators:
+            return "admin"
+        return "viewer" if self.method in ("GET", "HEAD") else "member"

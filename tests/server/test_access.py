@@ -1,0 +1,180 @@
+"""The path that is authorized is the path that is routed: every route, every kind of credential, every spelling.
+
+Requests go into the application as raw ASGI messages, since HTTP clients tidy paths before they send them.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from runyard.server.http.routes import ROUTES
+from runyard.server.services.keys import new_key
+from runyard.store.tables import metadata
+from tests.server.test_door import add_key, url
+
+HOSTILE_SUFFIXES = (
+    "/",
+    "//",
+    "/.",
+    "/..",
+    "/%2e",
+    "/%2e%2e",
+    "%2f",
+    "%2F..",
+    "%5c",
+    "%00",
+    "%0a",
+    ";a=b",
+    "%252f",
+    "\t",
+)
+PUBLIC_DETOURS = ("/health", "/downloads/x", "/uploads/x", "/downloads", "/uploads")
+
+
+async def send(house: Any, method: str, raw_path: str, credential: str | None, **headers: str) -> tuple[int, bytes]:
+    """Status and body of a request whose path is sent as it is spelled here."""
+    given = {"host": "127.0.0.1:7878", "content-length": "2", **headers}
+    if credential is not None:
+        given["authorization"] = f"Bearer {credential}"
+    path, _, query = raw_path.partition("?")
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "scheme": "http",
+        "method": method,
+        "path": unquote(path),
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+        "client": ("127.0.0.1", 50_000),
+        "server": ("127.0.0.1", 7878),
+        "root_path": "",
+        "state": {},
+    }
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def collect(message: Any) -> None:
+        sent.append(message)
+
+    await house.door(scope, receive, collect)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
+def spellings(path: str, own_org: str) -> Iterator[str]:
+    """``path``, and everything that some router, proxy or file system might take for it."""
+    yield path
+    segments = path.split("/")[1:]
+    middle = len(segments) // 2
+    for position in {0, 1, middle, len(segments) - 1}:
+        before, after = "/" + "/".join(segments[:position]), "/".join(segments[position:])
+        before = before.rstrip("/")
+        for inserted in ("//", "/./", "/%2e/", "/x/../", "/x/%2e%2e/", "/x/..%2f", "%2f", "%2F", "%5c", "\\", "/%00/"):
+            yield f"{before}{inserted}{after}"
+    for suffix in HOSTILE_SUFFIXES:
+        yield path + suffix
+    yield f"/workspaces/{own_org}/..{path.removeprefix('/workspaces')}"
+    yield f"/workspaces/{own_org}/../..{path}"
+    yield f"/workspaces/{own_org}/%2e%2e/%2e%2e{path}"
+    yield f"/workspaces/{own_org}/..%2f..{path}"
+    for detour in PUBLIC_DETOURS:
+        yield f"{detour}/..{path}"
+        yield f"{detour}/../..{path}"
+        yield f"{detour}/{path}"
+    yield f"http://127.0.0.1:7878{path}"
+    yield path.upper()
+    yield "".join(f"%{ord(letter):02x}" if letter != "/" else letter for letter in path)
+
+
+def rows(house: Any) -> dict[str, Any]:
+    """All that the database holds, except who was rejected."""
+    tables = [table for table in metadata.sorted_tables if table.name != "audit"]
+    return {
+        table.name: house.services.store.read(lambda connection, table=table: connection.execute(table.select()).all())
+        for table in tables
+    }
+
+
+def test_no_spelling_of_a_path_opens_what_the_credential_does_not(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        await attempt.checkpoint()
+        credentials: dict[str, str | None] = {role: add_key(house, "org-other", role) for role in ("viewer", "admin")}
+        credentials |= {
+            "none": None,
+            "unknown": new_key(),
+            "attempt": attempt.assignment["token"],
+            "controller": house.controller_key,
+        }
+        credentials |= {"own admin": house.key}
+        before = rows(house)
+        reached = set()
+        for route in ROUTES:
+            if route.access == "public":
+                continue
+            entitled = {"organization": "own admin"}.get(route.access, route.access)
+            for name, credential in credentials.items():
+                if name == entitled:
+                    continue
+                for path in spellings(url(route.path, house.org), "org-other"):
+                    # The document is the same for every key of an organization.
+                    if route.path == "/openapi.json" and name in ("viewer", "admin", "own admin"):
+                        continue
+                    status, body = await send(house, route.method, path, credential)
+                    assert 400 <= status < 500, (route.method, path, name, status, body)
+            if route.method == "GET" and route.access == "organization":
+                status, _ = await send(house, "GET", url(route.path, house.org), house.key)
+                reached.update({route.path} if status == 200 else ())
+        assert rows(house) == before
+        # The paths above do lead somewhere when the credential is right.
+        assert len(reached) > 15
+
+    in_house(story)
+
+
+def test_a_path_in_another_spelling_is_rejected_before_anyone_is_asked(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        path = house.path("runs")
+        for spelled in (f"/{path}", f"{path}/", f"/.{path}", f"{path}/../runs", f"{path}%2f", f"{path}%5Cr", "*", ""):
+            for credential in (None, house.key):
+                status, body = await send(house, "GET", spelled, credential)
+                assert (status, b"InvalidPath" in body, b"try: " in body) == (400, True, True), (spelled, credential)
+
+    in_house(story)
+
+
+@pytest.mark.parametrize("role", ["viewer", "member", "admin"])
+def test_no_spelling_of_a_path_gives_a_key_more_than_its_role(in_house: Callable[..., None], role: str) -> None:
+    async def story(house: Any) -> None:
+        key = add_key(house, house.org, role)
+        before = rows(house)
+        ranks = ("viewer", "member", "admin")
+        for route in ROUTES:
+            if route.access != "organization" or ranks.index(route.required_role) <= ranks.index(role):
+                continue
+            for path in spellings(url(route.path, house.org), house.org):
+                status, body = await send(house, route.method, path, key)
+                assert status in (400, 403, 404), (route.method, path, status, body)
+        assert rows(house) == before
+
+    in_house(story)
+
+
+def test_how_large_a_body_may_be_is_decided_by_the_route_and_not_by_the_words_of_a_path(
+    in_house: Callable[..., None],
+) -> None:
+    """A run may be called ``files``; that does not make its body a list of files."""
+
+    async def story(house: Any) -> None:
+        for id in ("files", "assetIngestionSessions", "restores"):
+            length = str(2 * 2**20)
+            status, body = await send(house, "PUT", house.path(f"runs/{id}"), house.key, **{"content-length": length})
+            assert (status, b"1024 KiB" in body) == (413, True), id
+        status, body = await send(house, "PUT", house.path("runs/r"), house.key, **{"content-length": "9" * 5000})
+        assert status == 413
+
+    in_house(story)
