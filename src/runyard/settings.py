@@ -35,9 +35,7 @@ class Settings:
     port: int = setting(DEFAULT_PORT, "port of API and pages; 0 takes a free one")
     allowed_hosts: str = setting("", "further Host header values to accept, separated by commas")
     insecure_bind: bool = setting(False, "listen beyond loopback without TLS")
-    public_url: str = setting(
-        "", "how clients reach the server through a proxy, as in https://train.example; for links"
-    )
+    public_url: str = setting("", "how clients reach the server through a proxy, as in https://train.example")
     trusted_proxies: str = setting(
         "", "addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto count, separated by commas"
     )
