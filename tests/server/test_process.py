@@ -1,5 +1,6 @@
 """The server as a process: starts, says where, answers, refuses to share, ends cleanly."""
 
+import http.client
 import json
 import os
 import signal
@@ -56,6 +57,22 @@ def test_a_server_starts_answers_refuses_company_and_ends_cleanly(
         too_large = client.put(url, content=b"x" * (2 << 20), headers=key)
         assert (too_large.status_code, too_large.json()["code"]) == (413, "BodyTooLarge")
         assert client.get(url, headers=key | {"host": "evil.example"}).status_code == 400
+    # Other clients tidy paths before they send them.
+    raw = http.client.HTTPConnection("127.0.0.1", int(told["endpoint"].rstrip("/").rpartition(":")[2]))
+    other = url.replace("/r1", "/r2")
+    for spelled in (
+        f"/{other}",
+        f"/.{other}",
+        f"/x/..{other}",
+        f"/x/%2e%2e{other}",
+        f"{other}/",
+        f"{other}%2F",
+        f"{other}%00",
+    ):
+        raw.request("GET", spelled, headers=key)
+        answer = raw.getresponse()
+        assert (answer.status, json.loads(answer.read())["code"]) == (400, "InvalidPath"), spelled
+    raw.close()
 
     second = subprocess.run(
         [sys.executable, "-m", "runyard.server"],

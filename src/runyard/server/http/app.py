@@ -45,9 +45,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = 
                 services.changes.close()
 
     handlers = [
-        HTTPRouteHandler(
-            route.path, http_method=route.method, status_code=200, guards=[access.authorize], opt={"route": route}
-        )(route.answer)
+        HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(access.authorized(route))
         for route in ROUTES
     ]
     inside = Litestar(

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from runyard.server.http import problems
-from runyard.server.http.access import BODY_LIMIT, authenticate, body_too_large, check_announced, check_path
+from runyard.server.http.access import BODY_LIMIT, HEADERS, authenticate, body_too_large, check_announced, check_path
 from runyard.server.http.asking import ACTOR, ADDRESS, ORIGIN, SERVICES
 from runyard.server.http.proxies import FORWARDED_FOR, Proxies
 from runyard.server.http.route import PUBLIC, SMALL_BODY_BYTES
@@ -41,7 +41,7 @@ SINGLE_HEADERS = frozenset({
     *(b"if-match", b"range", b"content-type", b"x-forwarded-proto"),
 })  # fmt: skip
 
-HEADERS = [
+RESPONSE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -77,7 +77,7 @@ class Door:
                 status = message["status"]
                 if status == 413:
                     await drain(receive)
-                message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+                message = {**message, "headers": [*message.get("headers", ()), *RESPONSE_HEADERS]}
             await send(message)
 
         try:
@@ -101,7 +101,7 @@ class Door:
         path, given = scope["path"], scope["headers"]
         headers = dict(given)
         peer = scope["client"][0] if scope.get("client") else ""
-        scope[SERVICES], scope[ADDRESS] = services, peer
+        scope[SERVICES], scope[ADDRESS], scope[HEADERS] = services, peer, headers
         if len(scope.get("raw_path") or path) + len(scope["query_string"]) > LONGEST_URL:
             raise Refusal("UrlTooLong", f"the URL is longer than {LONGEST_URL} bytes; send less in it")
         if sum(len(name) + len(value) for name, value in given) > LONGEST_HEADERS:

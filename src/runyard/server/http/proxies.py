@@ -8,6 +8,7 @@ made from it would lead elsewhere. Links use ``public_url``, or else the Host he
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from runyard.server.services.errors import Refusal
@@ -35,6 +36,8 @@ class Proxies:
         public_host = urlsplit(self._public_url).netloc
         self._allowed_hosts = allowed_hosts(settings.host, f"{settings.allowed_hosts},{_split_host(public_host)[0]}")
         self._trusted = trusted_networks(settings.trusted_proxies)
+        # The same few callers come again and again, and reading their headers costs more than all other checks.
+        self._read = lru_cache(maxsize=1024)(self._read_caller)
 
     def read_caller(self, peer: str, scheme: str, headers: dict[bytes, bytes]) -> Caller:
         """Return who is calling and how it reached us.
@@ -42,7 +45,15 @@ class Proxies:
         Raises:
             Refusal: InvalidHost, OriginRefused.
         """
-        given = headers.get(b"host", b"").decode("latin-1").lower()
+        get = headers.get
+        return self._read(
+            peer, scheme, get(b"host", b""), get(b"origin"), get(FORWARDED_FOR, b""), get(FORWARDED_PROTO, b"")
+        )
+
+    def _read_caller(
+        self, peer: str, scheme: str, host_header: bytes, origin_header: bytes | None, for_header: bytes, proto: bytes
+    ) -> Caller:
+        given = host_header.decode("latin-1").lower()
         host, _ = _split_host(given)
         if host not in self._allowed_hosts:
             raise Refusal(
@@ -50,18 +61,15 @@ class Proxies:
                 f"Host {given[:80]!r} is not one this server answers to; use its address, or name it in "
                 "RUNYARD_ALLOWED_HOSTS or RUNYARD_PUBLIC_URL",
             )
-        forwarded_for, forwarded_proto = (
-            headers.get(name, b"").decode("latin-1") for name in (FORWARDED_FOR, FORWARDED_PROTO)
-        )
-        is_proxied = bool(forwarded_for or forwarded_proto) and self._is_trusted(peer)
+        is_proxied = bool(for_header or proto) and self._is_trusted(peer)
         address = peer
         if is_proxied:
-            address = self._client_address(forwarded_for) or peer
-            forwarded_scheme = forwarded_proto.strip().lower()
+            address = self._client_address(for_header.decode("latin-1")) or peer
+            forwarded_scheme = proto.decode("latin-1").strip().lower()
             scheme = forwarded_scheme if forwarded_scheme in DEFAULT_PORTS else scheme
         origin = f"{scheme}://{given}"
-        if (origin_given := headers.get(b"origin")) is not None:
-            self._check_origin(origin_given.decode("latin-1"), origin)
+        if origin_header is not None:
+            self._check_origin(origin_header.decode("latin-1"), origin)
         # A program on this machine that came without a proxy keeps the address that it used.
         is_direct = host in LOOPBACK_HOSTS and not is_proxied
         return Caller(address, self._public_url if self._public_url and not is_direct else origin)
@@ -93,7 +101,7 @@ class Proxies:
         return any(parsed in network for network in self._trusted)
 
 
-def allowed_hosts(host: str, further: str) -> set[str]:
+def allowed_hosts(host: str, further: str) -> frozenset[str]:
     """Return the host names to answer to: loopback, the address we listen on, and what the settings add."""
     named = {part.strip().lower() for part in further.split(",") if part.strip()}
     own = set() if _is_any_address(host) else {f"[{host}]" if ":" in host else host.lower()}

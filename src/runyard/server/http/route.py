@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -37,7 +38,7 @@ class Route:
     actions: tuple[str, ...] = ()
     largest_body: int | None = SMALL_BODY_BYTES
 
-    @property
+    @cached_property
     def access(self) -> Access:
         if self.path in PUBLIC:
             return "public"
@@ -45,7 +46,7 @@ class Route:
             return "attempt"
         return "controller" if self.path.startswith("/internal/") else "organization"
 
-    @property
+    @cached_property
     def required_role(self) -> Role:
         """The least role of a key that opens this route."""
         if self.is_operators:
