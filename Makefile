@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets defects formats families vi-inference bench-import bench-train bench-tiny \
+  notice starve faults-nth fuzz-datasets defects formats families vi-inference bench-import bench-requests bench-train bench-tiny \
   bench-memory bench-saving sim sim-kept sim-rules sim-postgresql
 
 setup:
@@ -82,6 +82,10 @@ families: setup
 # The published client's local inference, in an environment of its own, asks models of ours: about a minute when idle.
 vi-inference: setup
 	@RUNYARD_VI_INFERENCE=1 scripts/test tests/contract/test_published_inference.py -n 0
+
+# What the checks of a request cost, compared with an earlier revision: make bench-requests ARGS="--base HEAD~1"
+bench-requests: setup
+	@.venv/bin/python benchmarks/request_overhead.py $(ARGS)
 
 # Checking pictures beside copying and hashing them: make bench-import COUNT=50000
 COUNT ?= 50000

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 60
@@ -61,14 +62,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        archive = subprocess.run(
-            ["git", "archive", arguments.base, "src"], cwd=ROOT, check=True, capture_output=True
-        ).stdout
-        with tarfile.open(fileobj=BytesIO(archive)) as tar:
-            tar.extractall(folder / "base", filter="data")
         sides = {
             "here": stack.enter_context(serve(ROOT / "src", folder / "here-data")),
-            "base": stack.enter_context(serve(folder / "base" / "src", folder / "base-data")),
+            "base": stack.enter_context(serve(extract(arguments.base, folder / "base"), folder / "base-data")),
         }
         rows = [
             compare("read a run", sides, arguments.rounds, arguments.reads, read_run),
@@ -76,16 +72,26 @@ def main() -> None:
         ]
     if arguments.json:
         print(json.dumps({"base": arguments.base, "rows": rows}))
-        return
-    print(
-        f"{'':14}{'wait here':>12}{'wait base':>12}{'ratio':>8}{'cpu here':>12}{'cpu base':>12}{'ratio':>8}   (us a request)"
-    )
+    else:
+        print_table(rows)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print("microseconds a request; ratios are those here over those of the base")
+    columns = ("what", "wait_us", "base_wait_us", "wait_ratio", "cpu_us", "base_cpu_us", "cpu_ratio")
+    print("".join(f"{column:>14}" for column in columns))
     for row in rows:
-        print(
-            "{what:14}{here_us:12.1f}{base_us:12.1f}{ratio:8.3f}{here_cpu_us:12.1f}{base_cpu_us:12.1f}{cpu_ratio:8.3f}".format(
-                **row
-            )
-        )
+        figures = "".join(f"{row[column]:14.3f}" for column in columns[1:])
+        print(f"{row['what']:>14}{figures}")
+
+
+def extract(revision: str, folder: Path) -> Path:
+    """Put the source of an earlier revision into ``folder``, and return where it is."""
+    command = ["git", "archive", revision, "src"]
+    archive = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=BytesIO(archive)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / "src"
 
 
 def read_run(served: Served) -> None:
@@ -98,7 +104,7 @@ def create_run(served: Served) -> None:
 
 def compare(
     what: str, sides: dict[str, Served], rounds: int, count: int, call: Callable[[Served], None]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     wait_us: dict[str, list[float]] = {name: [] for name in sides}
     cpu_us: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(rounds + 1):
@@ -110,16 +116,16 @@ def compare(
             if round_number:  # the first warms both up
                 wait_us[name].append((time.perf_counter() - began) / count * 1e6)
                 cpu_us[name].append((served.cpu_s() - cpu_began) / count * 1e6)
-    wait, cpu = ({name: statistics.median(values) for name, values in of.items()} for of in (wait_us, cpu_us))
+    wait = {name: statistics.median(values) for name, values in wait_us.items()}
     # Processor time has a resolution of 10 ms, so it is summed over all rounds.
     total = {name: sum(values) for name, values in cpu_us.items()}
     return {
         "what": what,
         "rounds": rounds,
-        "here_us": wait["here"],
-        "base_us": wait["base"],
-        "ratio": wait["here"] / wait["base"],
-        "here_cpu_us": total["here"] / rounds,
+        "wait_us": wait["here"],
+        "base_wait_us": wait["base"],
+        "wait_ratio": wait["here"] / wait["base"],
+        "cpu_us": total["here"] / rounds,
         "base_cpu_us": total["base"] / rounds,
         "cpu_ratio": total["here"] / total["base"],
     }
