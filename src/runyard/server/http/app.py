@@ -14,6 +14,7 @@ from litestar.handlers import HTTPRouteHandler
 
 from runyard.server.clock import Clock, SystemClock
 from runyard.server.http import downloads, problems, uploads
+from runyard.server.http.capacity import Capacity
 from runyard.server.http.door import Door, allowed_hosts
 from runyard.server.http.routes import ROUTES
 from runyard.server.services import backups, bootstrap, dataset_jobs, deletion, leases
@@ -68,7 +69,11 @@ def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = 
         else:
             await inside(scope, receive, send)
 
-    door = Door(links_and_routes, allowed_hosts=allowed_hosts(settings.host, settings.allowed_hosts))
+    door = Door(
+        links_and_routes,
+        allowed_hosts=allowed_hosts(settings.host, settings.allowed_hosts),
+        capacity=Capacity.of(settings),
+    )
     return door
 
 

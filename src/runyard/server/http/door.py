@@ -14,12 +14,15 @@ import contextlib
 import ipaddress
 import logging
 import re
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from runyard.server.http import problems
 from runyard.server.http.asking import ACTOR, SERVICES, TOKEN
+from runyard.server.http.capacity import Capacity, Exchange, decimal, too_large
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
 from runyard.store import StoreUnavailable
@@ -33,8 +36,9 @@ PUBLIC_PREFIXES = ("/downloads/", "/uploads/")
 
 LONGEST_URL, LONGEST_HEADERS = 8 * 1024, 16 * 1024
 LARGEST_BODY, LARGEST_MESSAGE, LARGEST_BACKUP, LARGEST_UPLOAD = 1 << 20, 16 << 20, 2**63, 64 << 30
-BODY_TIMEOUT_S = 30.0
 LARGEST_DRAINED, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
+# After these the rest of the request body is not read, so the connection serves no other request.
+UNREAD_BODIES = ("BodyIncomplete", "BodyTimeout", "BodyTooLarge", "HeadersTooLarge")
 ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 ACTION = re.compile(r":[a-zA-Z]+$")  # the last id of a path may say what to do with it
 HIDDEN_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
@@ -56,10 +60,18 @@ HEADERS = [
 class Door:
     """An ASGI application around another one. ``services`` is set by the application's lifespan."""
 
-    def __init__(self, inside: Any, *, allowed_hosts: set[str]) -> None:
+    def __init__(self, inside: Any, *, allowed_hosts: set[str], capacity: Capacity) -> None:
         self._inside = inside
         self._allowed_hosts = allowed_hosts
+        self._capacity = capacity
+        self._busy: Counter[tuple[str, str]] = Counter()
         self.services: Services | None = None
+        # Closes the connection of a client; the process sets it, since it alone knows the sockets.
+        self.drop: Callable[[tuple[str, int]], None] | None = None
+
+    def is_busy(self, peer: tuple[str, int]) -> bool:
+        """Whether a request of this client is being answered. Called by another thread."""
+        return (peer[0], str(peer[1])) in self._busy
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -74,20 +86,24 @@ class Door:
         assert services is not None, "requests come after the lifespan has begun"  # noqa: S101
         begun_s = services.clock.monotonic_s()
         status = 0
+        client = scope.get("client")
+        exchange = Exchange(self._capacity, scope, receive, send, drop=self._dropping(client))
 
         async def send_marked(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
-            await send(message)
+            await exchange.send(message)
 
+        if client:
+            self._busy[client] += 1
         try:
             headers = _headers(scope)
             self._admit(services, scope, headers)
-            limit = _body_limit(scope)
-            limited = receive if limit is None else _limited(receive, headers, limit)
-            await self._inside(scope, limited, send_marked)
+            _take_places(exchange, scope)
+            _limit_body(exchange, headers, _body_limit(scope))
+            await self._inside(scope, exchange.receive, send_marked)
         except Refusal as refusal:
             if status:
                 raise
@@ -99,9 +115,22 @@ class Door:
             if status:
                 raise
             await _refuse(send_marked, problems.STORE_UNAVAILABLE)
+        except Exception as error:
+            if not exchange.is_abandoned:
+                raise
+            log.info("a response broke off: %s", error)
         finally:
+            exchange.close()
+            if client:
+                self._busy[client] -= 1
+                if not self._busy[client]:
+                    del self._busy[client]
             if access_log.isEnabledFor(logging.INFO):
                 _log_access(services, scope, status, begun_s)
+
+    def _dropping(self, client: Any) -> Callable[[], None] | None:
+        drop = self.drop
+        return None if drop is None or not client else lambda: drop((client[0], int(client[1])))
 
     def _admit(self, services: Services, scope: Any, headers: dict[bytes, bytes]) -> None:
         """Let a request in, its asker written into the scope, or raise Refusal."""
@@ -229,31 +258,21 @@ def _body_limit(scope: Any) -> int | None:
     return LARGEST_MESSAGE if path.startswith("/internal/") or path.endswith(LARGE_BODIES) else LARGEST_BODY
 
 
-def _limited(receive: Any, headers: dict[bytes, bytes], limit: int) -> Any:
-    """``receive`` that refuses a body above the limit, at once if it was announced, and one that stalls."""
+def _take_places(exchange: Exchange, scope: Any) -> None:
+    """Count a request that has been admitted. Health checks are answered whatever else a client does."""
+    if scope["path"] in PUBLIC:
+        return
+    actor = scope.get(ACTOR)
+    key = scope.get(TOKEN) or (actor and (actor.org, actor.name))
+    exchange.admit(address=actor.address if actor else _address(scope), key=key)
+
+
+def _limit_body(exchange: Exchange, headers: dict[bytes, bytes], limit: int | None) -> None:
+    """Refuse a body above the limit, at once if it was announced."""
     announced = headers.get(b"content-length", b"0")
-    if not announced.isdigit() or int(announced) > limit:
-        raise _too_large(limit)
-    taken = 0
-
-    async def receive_some() -> Any:
-        nonlocal taken
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                message = await receive()
-        except TimeoutError:
-            message = f"nothing more of the request body came for {BODY_TIMEOUT_S:g} s; send it again"
-            raise Refusal("BodyTimeout", message) from None
-        taken += len(message.get("body", b""))
-        if taken > limit:
-            raise _too_large(limit)
-        return message
-
-    return receive_some
-
-
-def _too_large(limit: int) -> Refusal:
-    return Refusal("BodyTooLarge", f"the request body is larger than {limit // 1024} KiB; send less at once")
+    if limit is not None and (not announced.isdigit() or decimal(announced) > limit):
+        raise too_large(limit)
+    exchange.limit_body(limit)
 
 
 async def drain(receive: Any) -> None:
@@ -273,9 +292,9 @@ async def _refuse(send: Any, refusal: Refusal) -> None:
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if refusal.status == 503:
-        headers.append((b"retry-after", b"2"))
-    if refusal.code in ("BodyTooLarge", "HeadersTooLarge"):
+    if refusal.status in problems.RETRY_AFTER_S:
+        headers.append((b"retry-after", problems.RETRY_AFTER_S[refusal.status].encode()))
+    if refusal.code in UNREAD_BODIES:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

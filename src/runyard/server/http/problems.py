@@ -16,6 +16,7 @@ from runyard.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+RETRY_AFTER_S = {429: "2", 503: "2"}
 STORE_UNAVAILABLE = Refusal("StorageUnavailable", "the store cannot be used right now; try again soon")
 
 
@@ -46,7 +47,7 @@ def problem_body(refusal: Refusal) -> bytes:
 
 
 def refused(request: Request[Any, Any, Any], error: Refusal) -> Response[Any]:
-    headers = {"retry-after": "2"} if error.status == 503 else None
+    headers = {"retry-after": RETRY_AFTER_S[error.status]} if error.status in RETRY_AFTER_S else None
     return Response(
         content=problem_body(error),
         media_type="application/problem+json",

@@ -14,6 +14,7 @@ import msgspec
 
 # code -> (HTTP status, title)
 CODES: dict[str, tuple[int, str]] = {
+    "BodyIncomplete": (400, "The request body ended early"),
     "InvalidBackup": (400, "The file cannot be restored"),
     "InvalidBody": (400, "The request body is not what this route takes"),
     "InvalidFlow": (400, "The flow cannot run"),
@@ -41,6 +42,7 @@ CODES: dict[str, tuple[int, str]] = {
     "BodyTooLarge": (413, "The request body is too large"),
     "UrlTooLong": (414, "The URL is too long"),
     "RangeNotSatisfiable": (416, "The range lies outside the file"),
+    "TooManyRequests": (429, "Too many requests at once"),
     "HeadersTooLarge": (431, "The request headers are too large"),
     "Internal": (500, "The server made a mistake"),
     "StoreRestored": (503, "A backup was restored since the attempt last spoke"),
