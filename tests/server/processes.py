@@ -57,9 +57,13 @@ class ServerProcess:
     def log(self) -> str:
         return self.log_file.read_text()
 
-    def files(self) -> int:
-        """How many files and sockets the process has open."""
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+    def sockets(self) -> int:
+        """How many sockets the process has open."""
+        count = 0
+        for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                count += descriptor.readlink().name.startswith("socket:")
+        return count
 
     def resident_bytes(self) -> int:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]

@@ -15,6 +15,7 @@ import resource
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -26,9 +27,12 @@ RESERVED_FILES = 512  # descriptors left for the database, blobs and worker proc
 UNSENT_BYTES = 128 * 1024  # of a response that a client does not read, kept by the kernel
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 10, 3
 
-QUIET_INTERVAL_S, CROWDED_INTERVAL_S = 0.25, 0.02
-# The total at which the longest silent connections are closed, whatever their address, and how many stay then.
+INTERVAL_S = 0.25
+# The total at which the longest silent connections are closed, whatever their address; and how much of a cap is used
+# after that, so that a flood costs few looks.
 CROWDED_SHARE, RELIEVED_SHARE = 0.75, 0.6
+# A look at thousands of connections must not keep the event loop's thread from running.
+LOOKS_PER_PAUSE, PAUSE_S, SHARE_OF_TIME = 32, 0.0005, 0.2
 LAST_DATA_RECEIVED = 52  # offset of tcpi_last_data_recv, milliseconds, in struct tcp_info of <linux/tcp.h>
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: whatever is still unsent is thrown away
 
@@ -119,22 +123,31 @@ class ConnectionGuard:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and every connection that is still open."""
+        """End the thread; connections stay as they are."""
         self._stopping.set()
         self._thread.join()
+
+    def close(self, *, busy: bool) -> None:
+        """Close every connection that no request is served on, and with ``busy`` the others as well."""
         for connection in self._connections():
-            self._close(connection)
+            if busy or not self._is_busy(connection.peer):
+                self._close(connection)
 
     def sweep(self) -> int:
         """Close what is too much; return how many connections were closed."""
         connections = list(self._connections())
+        idle = [connection for connection in connections if not self._is_busy(connection.peer)]
         per_address = Counter(connection.peer[0] for connection in connections)
-        idle = (connection for connection in connections if not self._is_busy(connection.peer))
+        crowded = {
+            address
+            for address, count in per_address.items()
+            if count > self._most_per_address and address not in self._exempt
+        }
         total, closed = len(connections), 0
         is_crowded = total > self._most * CROWDED_SHARE
         for connection in sorted(idle, key=lambda connection: -connection.silent_ms):
             address = connection.peer[0]
-            is_too_many = address not in self._exempt and per_address[address] > self._most_per_address
+            is_too_many = address in crowded and per_address[address] > self._most_per_address * RELIEVED_SHARE
             if is_too_many or (is_crowded and total > self._most * RELIEVED_SHARE):
                 self._close(connection)
                 per_address[address] -= 1
@@ -150,18 +163,21 @@ class ConnectionGuard:
 
     def _run(self) -> None:
         fewest = min(self._most_per_address, int(self._most * CROWDED_SHARE))
-        interval_s = QUIET_INTERVAL_S
+        interval_s = INTERVAL_S
         while not self._stopping.wait(interval_s):
-            interval_s = QUIET_INTERVAL_S
+            begun_s, closed = time.monotonic(), 0
             try:
                 if len(_descriptors()) - self._files_before > fewest and (closed := self.sweep()):
                     log.warning("closed %d silent connections: there were too many", closed)
-                    interval_s = CROWDED_INTERVAL_S
             except Exception:  # the server must not lose its guard
                 log.exception("the connections could not be looked at")
+            # While there are too many, look again soon, without taking more than a share of the interpreter's time.
+            interval_s = min(INTERVAL_S, (time.monotonic() - begun_s) / SHARE_OF_TIME) if closed else INTERVAL_S
 
     def _connections(self) -> Iterator[Connection]:
-        for descriptor in _descriptors():
+        for number, descriptor in enumerate(_descriptors()):
+            if number % LOOKS_PER_PAUSE == LOOKS_PER_PAUSE - 1:
+                time.sleep(PAUSE_S)
             # A descriptor may be closed by the web server's thread at any moment, and even be another file by now:
             # looking is harmless, and closing goes through a duplicate of what is looked at again.
             try:

@@ -33,7 +33,8 @@ from runyard.settings import Settings, read_settings
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 5.0  # for responses under way when the server is asked to stop
+# What connections have to end by themselves when the server is asked to stop: silent ones, then those being served.
+STOP_IDLE_TIMEOUT_S, STOP_BUSY_TIMEOUT_S = 0.5, 5.0
 HTTP_BUFFER_BYTES = 64 * 1024  # of one connection: a request's headers, or a response that is not read yet
 EXIT_BUSY = 3
 
@@ -94,8 +95,11 @@ async def _stop(server: Server, door: Door, serving: asyncio.Task[None], guard: 
     if door.services is not None:
         door.services.changes.close()  # long polls answer now, or stopping would wait for them
     server.stop()  # type: ignore[no-untyped-call]
-    await asyncio.wait({serving}, timeout=STOP_TIMEOUT_S)
-    await asyncio.to_thread(guard.stop)  # clients that neither send nor read would keep the server from stopping
+    # Clients that neither send nor read would keep the server from stopping.
+    for timeout_s, busy in ((STOP_IDLE_TIMEOUT_S, False), (STOP_BUSY_TIMEOUT_S, True)):
+        await asyncio.wait({serving}, timeout=timeout_s)
+        guard.close(busy=busy)
+    guard.stop()
     await serving
 
 

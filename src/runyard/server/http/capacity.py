@@ -123,7 +123,7 @@ class Exchange:
         self._gone: asyncio.Task[None] | None = None
         self._receive_pace: Pace | None = None
         self._send_pace: Pace | None = None
-        self.is_abandoned = False
+        self.abandoned: str | None = None  # why a response was not sent whole
         scope[EXCHANGE] = self
 
     def admit(self, *, address: str, key: Hashable) -> None:
@@ -253,7 +253,7 @@ class Exchange:
         self._send_pace.earn(size)
 
     def _abandoned(self, why: str) -> ConnectionResetError:
-        self.is_abandoned = True
+        self.abandoned = why
         return ConnectionResetError(why)
 
     def _new_pace(self) -> Pace:

@@ -115,10 +115,10 @@ class Door:
             if status:
                 raise
             await _refuse(send_marked, problems.STORE_UNAVAILABLE)
-        except Exception as error:
-            if not exchange.is_abandoned:
+        except Exception:
+            if exchange.abandoned is None:
                 raise
-            log.info("a response broke off: %s", error)
+            log.info("a response broke off: %s", exchange.abandoned)
         finally:
             exchange.close()
             if client:
