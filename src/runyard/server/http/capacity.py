@@ -40,13 +40,21 @@ class Slots:
         Raises:
             Refusal: TooManyRequests, all of them are taken.
         """
-        taken = self._taken[owner]
+        self.check(owner)
+        self._taken[owner] += 1
+        self._total += 1
+
+    def check(self, owner: Hashable) -> None:
+        """Check that the owner could take a place.
+
+        Raises:
+            Refusal: TooManyRequests.
+        """
+        taken = self._taken.get(owner, 0)
         if taken >= self._each:
             raise Refusal("TooManyRequests", f"{self._what} in progress: {taken}, the most allowed; {LATER}")
         if self._most is not None and self._total >= self._most:
             raise Refusal("TooManyRequests", f"{self._what} in progress: {self._total} of all clients; {LATER}")
-        self._taken[owner] = taken + 1
-        self._total += 1
 
     def free(self, owner: Hashable) -> None:
         self._total -= 1
@@ -126,13 +134,17 @@ class Exchange:
         self.abandoned: str | None = None  # why a response was not sent whole
         scope[EXCHANGE] = self
 
-    def admit(self, *, address: str, key: Hashable) -> None:
+    def admit(self, *, address: str, key: Hashable, may_wait: bool = False) -> None:
         """Take this request's places; ``key`` is None for requests without one.
+
+        With ``may_wait``, one that could not wait is refused here already: before routing, that costs a third.
 
         Raises:
             Refusal: TooManyRequests.
         """
         self._key = key if key is not None else address
+        if may_wait:
+            self._capacity.waits.check(self._key)
         if key is not None:
             self._hold(self._capacity.per_key, key)
         if address not in self._capacity.exempt:

@@ -264,7 +264,9 @@ def _take_places(exchange: Exchange, scope: Any) -> None:
         return
     actor = scope.get(ACTOR)
     key = scope.get(TOKEN) or (actor and (actor.org, actor.name))
-    exchange.admit(address=actor.address if actor else _address(scope), key=key)
+    exchange.admit(
+        address=actor.address if actor else _address(scope), key=key, may_wait=b"wait=" in scope["query_string"]
+    )
 
 
 def _limit_body(exchange: Exchange, headers: dict[bytes, bytes], limit: int | None) -> None:
