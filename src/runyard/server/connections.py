@@ -152,6 +152,7 @@ class ConnectionGuard:
                 self._close(connection)
                 per_address[address] -= 1
                 total, closed = total - 1, closed + 1
+                _pause_after(closed)
         return closed
 
     def drop(self, peer: Peer) -> None:
@@ -175,9 +176,8 @@ class ConnectionGuard:
             interval_s = min(INTERVAL_S, (time.monotonic() - begun_s) / SHARE_OF_TIME) if closed else INTERVAL_S
 
     def _connections(self) -> Iterator[Connection]:
-        for number, descriptor in enumerate(_descriptors()):
-            if number % LOOKS_PER_PAUSE == LOOKS_PER_PAUSE - 1:
-                time.sleep(PAUSE_S)
+        for number, descriptor in enumerate(_descriptors(), 1):
+            _pause_after(number)
             # A descriptor may be closed by the web server's thread at any moment, and even be another file by now:
             # looking is harmless, and closing goes through a duplicate of what is looked at again.
             try:
@@ -206,6 +206,11 @@ class ConnectionGuard:
                 if kept.getsockname()[1] == self._port and kept.getpeername()[:2] == connection.peer:
                     kept.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
                     kept.shutdown(socket.SHUT_RDWR)
+
+
+def _pause_after(number: int) -> None:
+    if number % LOOKS_PER_PAUSE == 0:
+        time.sleep(PAUSE_S)
 
 
 def _descriptors() -> list[int]:

@@ -124,7 +124,8 @@ def _range(given: bytes | None, size_bytes: int) -> tuple[int, int, bool] | None
         return 0, size_bytes, False
     first, last = found.groups()
     if not first:
-        return max(0, size_bytes - decimal(last)), size_bytes, True
+        suffix = min(decimal(last), size_bytes)
+        return (size_bytes - suffix, size_bytes, True) if suffix else None
     start, end = decimal(first), min(decimal(last) + 1, size_bytes) if last else size_bytes
     return (start, end, True) if start < end else None
 
