@@ -20,7 +20,7 @@ T = TypeVar("T")
 Message = dict[str, Any]
 
 EXCHANGE = "runyard.exchange"
-LATER = "try: repeat the request after Retry-After seconds, and send fewer at once"
+RETRY_AFTER_S = 2
 # Larger responses are sent in pieces, so that one that is not read is noticed and holds its request's place.
 PIECE_BYTES = 64 * 1024
 END_OF_NO_BODY: Message = {"type": "http.request", "body": b"", "more_body": False}
@@ -52,9 +52,9 @@ class Slots:
         """
         taken = self._taken.get(owner, 0)
         if taken >= self._each:
-            raise Refusal("TooManyRequests", f"{self._what} in progress: {taken}, the most allowed; {LATER}")
+            raise _too_many(f"{self._what} in progress: {taken}, the most allowed")
         if self._most is not None and self._total >= self._most:
-            raise Refusal("TooManyRequests", f"{self._what} in progress: {self._total} of all clients; {LATER}")
+            raise _too_many(f"{self._what} in progress: {self._total} of all clients, the most allowed")
 
     def free(self, owner: Hashable) -> None:
         self._total -= 1
@@ -299,6 +299,11 @@ def decimal(digits: bytes) -> int:
 
 def too_large(limit: int) -> Refusal:
     return Refusal("BodyTooLarge", f"the request body is larger than {limit // 1024} KiB; send less at once")
+
+
+def _too_many(what: str) -> Refusal:
+    message = f"{what}; try: repeat the request after {RETRY_AFTER_S} s, and send fewer at once"
+    return Refusal("TooManyRequests", message, retry_after_s=RETRY_AFTER_S)
 
 
 def _broken_off() -> Refusal:

@@ -294,8 +294,8 @@ async def _refuse(send: Any, refusal: Refusal) -> None:
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if refusal.status in problems.RETRY_AFTER_S:
-        headers.append((b"retry-after", problems.RETRY_AFTER_S[refusal.status].encode()))
+    if refusal.retry_after_s is not None:
+        headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
     if refusal.code in UNREAD_BODIES:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})

@@ -16,7 +16,6 @@ from runyard.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_S = {429: "2", 503: "2"}
 STORE_UNAVAILABLE = Refusal("StorageUnavailable", "the store cannot be used right now; try again soon")
 
 
@@ -47,7 +46,7 @@ def problem_body(refusal: Refusal) -> bytes:
 
 
 def refused(request: Request[Any, Any, Any], error: Refusal) -> Response[Any]:
-    headers = {"retry-after": RETRY_AFTER_S[error.status]} if error.status in RETRY_AFTER_S else None
+    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else None
     return Response(
         content=problem_body(error),
         media_type="application/problem+json",

@@ -49,6 +49,8 @@ CODES: dict[str, tuple[int, str]] = {
     "StorageUnavailable": (503, "The store cannot be written or read right now"),
 }
 
+RETRY_UNAVAILABLE_S = 2
+
 
 class Problem(msgspec.Struct, rename="camel", kw_only=True):
     """One thing that is wrong with a body: where, what stands there, what may stand there."""
@@ -62,16 +64,24 @@ class Problem(msgspec.Struct, rename="camel", kw_only=True):
 class Refusal(Exception):
     """The request cannot be done as it stands; ``code`` says why in one word, ``message`` in one sentence."""
 
-    def __init__(self, code: str, message: str, *, problems: Sequence[Problem] = ()) -> None:
+    def __init__(
+        self, code: str, message: str, *, problems: Sequence[Problem] = (), retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.problems = list(problems)
+        self._retry_after_s = retry_after_s
 
     @property
     def status(self) -> int:
         """The HTTP status that goes with the code."""
         return CODES[self.code][0]
+
+    @property
+    def retry_after_s(self) -> int | None:
+        """Seconds to wait before the same request may succeed; None when waiting does not help."""
+        return RETRY_UNAVAILABLE_S if self._retry_after_s is None and self.status == 503 else self._retry_after_s
 
     @property
     def title(self) -> str:
