@@ -3,8 +3,8 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets defects formats families vi-inference bench-import bench-requests bench-train bench-tiny \
-  bench-memory bench-saving sim sim-kept sim-rules sim-postgresql
+  notice starve faults-nth fuzz-datasets defects formats families vi-inference bench-import bench-requests bench-train \
+  bench-tiny bench-memory bench-saving sim sim-kept sim-rules sim-postgresql availability
 
 setup:
 	@scripts/setup
@@ -73,6 +73,10 @@ defects: setup
 # A sample of every format in, out in every format, and in again, by SDK and command line.
 formats: setup
 	@RUNYARD_ALL_FORMATS=1 scripts/test tests/cli/test_formats.py
+
+# 2,100 silent sockets, 1,200 long polls of one key, 50 slow bodies: health and another key's reads within a second.
+availability: setup
+	@RUNYARD_AVAILABILITY=1 scripts/test tests/server/test_availability.py -n 0 -s -k keep_nobody_out
 
 # Each part of every model family frozen in turn, beside what the default suite does with the families.
 families: setup

@@ -14,6 +14,10 @@ from urllib.parse import parse_qs, urlsplit
 
 PREFIX = "RUNYARD_"
 DEFAULT_PORT = 7878
+POSITIVE = {
+    "max_connections", "connections_per_address", "idle_timeout_s", "transfer_timeout_s", "min_kib_per_s",
+    "requests_per_key", "requests_per_address", "waits_per_key", "max_waits",
+}  # fmt: skip
 
 
 class SettingError(ValueError):
@@ -39,6 +43,25 @@ class Settings:
     trusted_proxies: str = setting(
         "", "addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto count, separated by commas"
     )
+    max_connections: int = setting(4096, "TCP connections at once; as they run out, the longest silent ones are closed")
+    connections_per_address: int = setting(
+        1024, "TCP connections of one address at once; beyond that its longest silent ones are closed"
+    )
+    idle_timeout_s: float = setting(
+        30.0, "seconds a connection has for a request's headers, from its opening or its last response"
+    )
+    transfer_timeout_s: float = setting(
+        30.0, "seconds a client may send nothing of a body, or read nothing of a response"
+    )
+    min_kib_per_s: float = setting(
+        4.0, "KiB per second that a client must send or read on average once transfer_timeout_s is used up"
+    )
+    requests_per_key: int = setting(128, "requests of one key in progress at once; more are answered 429")
+    requests_per_address: int = setting(512, "requests of one address in progress at once; more are answered 429")
+    waits_per_key: int = setting(
+        128, "requests of one key that wait for a change at once (log followers, or machines for the controller key)"
+    )
+    max_waits: int = setting(1024, "requests of all keys that wait for a change at once")
     slots: int = setting(1, "how many runs train at once on this machine")
     threads: int = setting(0, "CPU threads of a trainer; 0 shares the cores among the slots")
     warm: bool = setting(True, "keep a parent process with torch imported, so that runs start at once")
@@ -131,6 +154,9 @@ def read_settings(environ: Mapping[str, str] | None = None, **arguments: Any) ->
             values[item.name] = _convert(item.name, item.type, given)
     if arguments:
         raise TypeError(f"unknown settings: {', '.join(sorted(arguments))}")
+    for name in POSITIVE & values.keys():
+        if not 0 < values[name] < float("inf"):
+            raise SettingError(f"{PREFIX}{name.upper()} is {values[name]}; it must be a number above 0")
     if values.get("database_url"):
         _check_database_url(values["database_url"])
     _check_public_url(values.get("public_url", ""))

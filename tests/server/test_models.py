@@ -187,6 +187,9 @@ def test_ranges_are_exact(in_house: Callable[..., None], acts: Any) -> None:
             ("-10", size - 10, size),
             (f"500-{size + 999}", 500, size),
             (f"-{size + 5}", 0, size),
+            ("-" + "9" * 5000, 0, size),  # more digits than Python reads as a number
+            ("7-" + "9" * 5000, 7, size),
+            ("0" * 5000 + "7-" + "0" * 5000 + "9", 7, 10),
         ):
             part = await anyone.get(url, headers={"range": f"bytes={given}"})
             assert part.status_code == 206, given
@@ -194,8 +197,9 @@ def test_ranges_are_exact(in_house: Callable[..., None], acts: Any) -> None:
             assert part.content == whole[start:end]
         for given in ("bytes=0-1,5-6", "lines=1-2", "bytes=-", "bytes=a-b"):  # not ours to serve in parts
             assert (await anyone.get(url, headers={"range": given})).content == whole
-        outside = await anyone.get(url, headers={"range": f"bytes={size}-"})
-        assert (outside.status_code, outside.json()["code"]) == (416, "RangeNotSatisfiable")
+        for given in (f"{size}-", "9" * 5000 + "-", "-0", "-" + "0" * 5000):
+            outside = await anyone.get(url, headers={"range": f"bytes={given}"})
+            assert (outside.status_code, outside.json()["code"]) == (416, "RangeNotSatisfiable"), given
 
     in_house(story)
 

@@ -1,7 +1,7 @@
 """The server as a process: one data folder, one port, one event loop.
 
-Two servers must never share a database, so the folder is locked first. The port is tried before the web server takes
-it, because that one would share a taken port silently. Where we listen is written down only when a request to it has
+Two servers must never share a database, so the folder is locked first. The socket is bound here and handed to the web
+server, which would share a port that is in use silently. Where we listen is written down only when a request to it has
 been answered. SIGTERM and SIGINT end it cleanly: waiters are let go, what is queued is committed, files are removed.
 """
 
@@ -16,14 +16,17 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from granian.constants import Interfaces
+from granian._granian import SocketHolder
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from runyard.rundir import read_json
+from runyard.server.connections import BACKLOG, ConnectionGuard, bound_socket, connections_possible
 from runyard.server.http.app import create_app
 from runyard.server.http.door import Door
+from runyard.server.http.proxies import Proxies
 from runyard.server.services.bootstrap import announce
 from runyard.server.services.secrets import write_private
 from runyard.settings import Settings, read_settings
@@ -31,6 +34,9 @@ from runyard.settings import Settings, read_settings
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 30.0
+# What connections have to end by themselves when the server is asked to stop: silent ones, then those being served.
+STOP_IDLE_TIMEOUT_S, STOP_BUSY_TIMEOUT_S = 0.5, 5.0
+HTTP_BUFFER_BYTES = 64 * 1024  # of one connection: a request's headers, or a response that is not read yet
 EXIT_BUSY = 3
 
 
@@ -59,18 +65,21 @@ async def serve(settings: Settings) -> None:
         CannotServe: the address is taken or refused.
     """
     _check_bind(settings)
-    port = _free_port(settings)
+    bound = _bound_socket(settings)
+    port = int(bound.getsockname()[1])
     endpoint = f"http://{_client_host(settings.host)}:{port}/"
     door = create_app(settings)
-    server = Server(
-        door,
-        address=settings.host,
-        port=port,
-        interface=Interfaces.ASGI,
-        log_enabled=False,
-        websockets=False,
-        backlog=1024,
+    most = connections_possible(settings.max_connections)
+    guard = ConnectionGuard(
+        bound,
+        is_busy=door.is_busy,
+        is_exempt=Proxies(settings).is_trusted,
+        most=most,
+        most_per_address=settings.connections_per_address,
     )
+    door.drop = guard.drop
+    server = _Server(door, bound, settings, backpressure=most)
+    guard.start()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -81,7 +90,7 @@ async def serve(settings: Settings) -> None:
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         announcing.cancel()
-        await _stop(server, door, serving)
+        await _stop(server, door, serving, guard)
         for task in (waiting, announcing):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, CannotServe):
@@ -89,10 +98,15 @@ async def serve(settings: Settings) -> None:
         _forget(settings.server_file)
 
 
-async def _stop(server: Server, door: Door, serving: asyncio.Task[None]) -> None:
+async def _stop(server: Server, door: Door, serving: asyncio.Task[None], guard: ConnectionGuard) -> None:
     if door.services is not None:
         door.services.changes.close()  # long polls answer now, or stopping would wait for them
     server.stop()  # type: ignore[no-untyped-call]
+    # Clients that neither send nor read would keep the server from stopping.
+    for timeout_s, busy in ((STOP_IDLE_TIMEOUT_S, False), (STOP_BUSY_TIMEOUT_S, True)):
+        await asyncio.wait({serving}, timeout=timeout_s)
+        guard.close(busy=busy)
+    guard.stop()
     await serving
 
 
@@ -146,20 +160,43 @@ def _check_bind(settings: Settings) -> None:
         )
 
 
-def _free_port(settings: Settings) -> int:
-    """The port to listen on, known to be free; a free one for port 0."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise CannotServe(
-                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
-                "stop what uses it, or choose another --port (0 takes a free one)"
-            ) from error
-        address: tuple[Any, ...] = probe.getsockname()
-        return int(address[1])
+def _bound_socket(settings: Settings) -> socket.socket:
+    """The socket to listen on, bound, with a free port for port 0."""
+    try:
+        return bound_socket(settings.host, settings.port, transfer_timeout_s=settings.transfer_timeout_s)
+    except OSError as error:
+        raise CannotServe(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
+            "stop what uses it, or choose another --port (0 takes a free one)"
+        ) from error
+
+
+class _Server(Server):
+    """Granian on a socket that is bound already, speaking HTTP/1.1 alone.
+
+    Without the detection of HTTP/2 its timeout for headers covers connections that never send a byte, too.
+    """
+
+    def __init__(self, door: Door, bound: socket.socket, settings: Settings, *, backpressure: int) -> None:
+        super().__init__(
+            door,
+            address=settings.host,
+            port=bound.getsockname()[1],
+            interface=Interfaces.ASGI,
+            http=HTTPModes.http1,
+            http1_settings=HTTP1Settings(
+                header_read_timeout=round(settings.idle_timeout_s * 1000), max_buffer_size=HTTP_BUFFER_BYTES
+            ),
+            log_enabled=False,
+            websockets=False,
+            backlog=BACKLOG,
+            backpressure=backpressure,
+        )
+        self._bound = bound
+
+    def _init_shared_socket(self) -> None:
+        """Hand the descriptor over: from now on Granian owns and closes it."""
+        self._shd = SocketHolder(self._bound.detach(), False, self.backlog)  # type: ignore[assignment,call-arg]
 
 
 def _client_host(host: str) -> str:

@@ -15,6 +15,7 @@ from functools import wraps
 from typing import Any
 
 from runyard.server.http.asking import ACTOR, ADDRESS, TOKEN, Asked
+from runyard.server.http.capacity import EXCHANGE, Exchange
 from runyard.server.http.route import Route
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
@@ -28,8 +29,7 @@ FREE_PARAMETERS = frozenset({"org", "filename", "sha256"})
 CANONICAL_PATH = re.compile(r"/|(?:/(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f]+)+")
 # A slash, a backslash or NUL that becomes part of a segment by decoding.
 ENCODED_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
-# Keys of a request's scope: its headers by name, and how many bytes its body may have.
-HEADERS, BODY_LIMIT = "runyard.headers", "runyard.body_limit"
+HEADERS = "runyard.headers"  # key of a request's scope: its headers by name
 
 
 def check_path(scope: Any) -> None:
@@ -99,25 +99,8 @@ def authorize(route: Route, scope: Any, parameters: dict[str, str]) -> None:
         _check_ids(route, parameters)
         if route.access == "organization" and USER_ROLES.index(actor.role) < USER_ROLES.index(route.required_role):
             raise _forbidden(actor.role, route.required_role)
-    scope[BODY_LIMIT] = route.largest_body
-    check_announced(scope)
-
-
-def check_announced(scope: Any) -> None:
-    """Raise when the announced length of the body is above the limit in the scope.
-
-    Raises:
-        Refusal: BodyTooLarge.
-    """
-    limit = scope[BODY_LIMIT]
-    announced = scope[HEADERS].get(b"content-length", b"0")
-    # More digits than any limit has: reading them as a number could cost time, and Python refuses thousands.
-    if limit is not None and (not announced.isdigit() or len(announced) > 19 or int(announced) > limit):
-        raise body_too_large(limit)
-
-
-def body_too_large(limit: int) -> Refusal:
-    return Refusal("BodyTooLarge", f"the request body is larger than {limit // 1024} KiB; send less at once")
+    exchange: Exchange = scope[EXCHANGE]
+    exchange.limit_body(route.largest_body)
 
 
 def _check_organization(actor: Actor, scope: Any, org: str) -> None:

@@ -14,6 +14,7 @@ from litestar.handlers import HTTPRouteHandler
 
 from runyard.server.clock import Clock, SystemClock
 from runyard.server.http import access, downloads, problems, uploads
+from runyard.server.http.capacity import Capacity
 from runyard.server.http.door import Door
 from runyard.server.http.proxies import Proxies
 from runyard.server.http.routes import ROUTES
@@ -70,7 +71,8 @@ def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = 
         else:
             await inside(scope, receive, send)
 
-    door = Door(links_and_routes, proxies=Proxies(settings))
+    proxies = Proxies(settings)
+    door = Door(links_and_routes, proxies=proxies, capacity=Capacity.of(settings, is_exempt=proxies.is_trusted))
     return door
 
 

@@ -11,6 +11,7 @@ from litestar.response import Stream
 
 from runyard import protocol
 from runyard.server.http.asking import TOKEN, Answer, Asked, Id, T, actor_of, answer, empty, services_of
+from runyard.server.http.capacity import waiting
 from runyard.server.services import attempt_data, leases, lines, models, resuming
 from runyard.server.services.errors import Refusal
 from runyard.server.services.signing import AttemptToken
@@ -20,7 +21,8 @@ PIECE_BYTES = 1 << 20
 
 async def post_claim(request: Asked) -> Answer:
     offer = await _message(request, protocol.Claim)
-    return answer(await leases.claim(services_of(request), actor_of(request), offer))
+    async with waiting(request.scope, offer.wait_s) as gone:
+        return answer(await leases.claim(services_of(request), actor_of(request), offer, gone=gone))
 
 
 async def get_machine(request: Asked, machine_id: Id) -> Answer:

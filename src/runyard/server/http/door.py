@@ -13,15 +13,17 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from runyard.server.http import problems
-from runyard.server.http.access import BODY_LIMIT, HEADERS, authenticate, body_too_large, check_announced, check_path
-from runyard.server.http.asking import ACTOR, ADDRESS, ORIGIN, SERVICES
+from runyard.server.http.access import HEADERS, authenticate, check_path
+from runyard.server.http.asking import ACTOR, ADDRESS, ORIGIN, SERVICES, TOKEN
+from runyard.server.http.capacity import Capacity, Exchange
 from runyard.server.http.proxies import FORWARDED_FOR, Proxies
-from runyard.server.http.route import PUBLIC, SMALL_BODY_BYTES
+from runyard.server.http.route import PUBLIC
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.store import StoreUnavailable
@@ -33,7 +35,6 @@ PUBLIC_PREFIXES = ("/downloads/", "/uploads/")
 UPLOADS = "/uploads/"
 
 LONGEST_URL, LONGEST_HEADERS, LARGEST_UPLOAD = 8 * 1024, 16 * 1024, 64 << 30
-BODY_TIMEOUT_S = 30.0
 LARGEST_DRAINED, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
 # Of two values, one layer might read the first and another the last.
 SINGLE_HEADERS = frozenset({
@@ -52,10 +53,18 @@ RESPONSE_HEADERS = [
 class Door:
     """An ASGI application around another one. ``services`` is set by the application's lifespan."""
 
-    def __init__(self, inside: Any, *, proxies: Proxies) -> None:
+    def __init__(self, inside: Any, *, proxies: Proxies, capacity: Capacity) -> None:
         self._inside = inside
         self._proxies = proxies
+        self._capacity = capacity
+        self._busy: Counter[tuple[str, str]] = Counter()
         self.services: Services | None = None
+        # Closes the connection of a client; the process sets it, since it alone knows the sockets.
+        self.drop: Callable[[tuple[str, int]], None] | None = None
+
+    def is_busy(self, peer: tuple[str, int]) -> bool:
+        """Whether a request of this client is being answered. Called by another thread."""
+        return (peer[0], str(peer[1])) in self._busy
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -70,6 +79,8 @@ class Door:
         assert services is not None, "requests come after the lifespan has begun"  # noqa: S101
         begun_s = services.clock.monotonic_s()
         status = 0
+        client = scope.get("client")
+        exchange = Exchange(self._capacity, scope, receive, send, drop=self._dropping(client))
 
         async def send_marked(message: Any) -> None:
             nonlocal status
@@ -78,11 +89,13 @@ class Door:
                 if status == 413:
                     await drain(receive)
                 message = {**message, "headers": [*message.get("headers", ()), *RESPONSE_HEADERS]}
-            await send(message)
+            await exchange.send(message)
 
+        if client:
+            self._busy[client] += 1
         try:
-            self._admit(services, scope)
-            await self._inside(scope, _limited(receive, scope), send_marked)
+            self._admit(services, scope, exchange)
+            await self._inside(scope, exchange.receive, send_marked)
         except Refusal as refusal:
             if status:
                 raise
@@ -92,11 +105,24 @@ class Door:
             if status:
                 raise
             await _refuse(send_marked, problems.STORE_UNAVAILABLE)
+        except Exception:
+            if exchange.abandoned is None:
+                raise
+            log.info("a response broke off: %s", exchange.abandoned)
         finally:
+            exchange.close()
+            if client:
+                self._busy[client] -= 1
+                if not self._busy[client]:
+                    del self._busy[client]
             if access_log.isEnabledFor(logging.INFO):
                 _log_access(services, scope, status, begun_s)
 
-    def _admit(self, services: Services, scope: Any) -> None:
+    def _dropping(self, client: Any) -> Callable[[], None] | None:
+        drop = self.drop
+        return None if drop is None or not client else lambda: drop((client[0], int(client[1])))
+
+    def _admit(self, services: Services, scope: Any, exchange: Exchange) -> None:
         """Let a request in, its caller written into the scope, or raise Refusal."""
         path, given = scope["path"], scope["headers"]
         headers = dict(given)
@@ -113,11 +139,15 @@ class Door:
         check_path(scope)
         caller = self._proxies.read_caller(peer, scope.get("scheme", "http"), headers)
         scope[ADDRESS], scope[ORIGIN] = caller.address, caller.origin
-        scope[BODY_LIMIT] = LARGEST_UPLOAD if path.startswith(UPLOADS) else SMALL_BODY_BYTES
-        if path not in PUBLIC and not path.startswith(PUBLIC_PREFIXES):
+        if path in PUBLIC:
+            return  # health checks are answered whatever else a client does
+        if not path.startswith(PUBLIC_PREFIXES):
             authenticate(services, scope, _bearer(headers.get(b"authorization", b"")))
-        elif path.startswith(UPLOADS):
-            check_announced(scope)
+        actor = scope.get(ACTOR)
+        key = scope.get(TOKEN) or (actor and (actor.org, actor.name))
+        exchange.admit(address=caller.address, key=key, may_wait=b"wait=" in scope["query_string"])
+        if path.startswith(UPLOADS):
+            exchange.limit_body(LARGEST_UPLOAD)
 
 
 def _check_single(headers: Any) -> None:
@@ -130,29 +160,6 @@ def _check_single(headers: Any) -> None:
 def _bearer(value: bytes) -> str:
     kind, _, credential = value.decode("latin-1").partition(" ")
     return credential.strip() if kind.lower() == "bearer" else ""
-
-
-def _limited(receive: Any, scope: Any) -> Any:
-    """``receive`` that rejects a body above the limit in the scope, and one that stalls."""
-    taken = 0
-
-    async def receive_some() -> Any:
-        nonlocal taken
-        limit = scope[BODY_LIMIT]
-        if limit is None:
-            return await receive()
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                message = await receive()
-        except TimeoutError:
-            message = f"nothing more of the request body came for {BODY_TIMEOUT_S:g} s; send it again"
-            raise Refusal("BodyTimeout", message) from None
-        taken += len(message.get("body", b""))
-        if taken > limit:
-            raise body_too_large(limit)
-        return message
-
-    return receive_some
 
 
 async def drain(receive: Any) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from runyard.blobs import BlobError
 from runyard.server.http.asking import SERVICES
+from runyard.server.http.capacity import decimal
 from runyard.server.services import files, models
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
@@ -123,8 +124,9 @@ def _range(given: bytes | None, size_bytes: int) -> tuple[int, int, bool] | None
         return 0, size_bytes, False
     first, last = found.groups()
     if not first:
-        return max(0, size_bytes - int(last)), size_bytes, True
-    start, end = int(first), min(int(last) + 1, size_bytes) if last else size_bytes
+        suffix = min(decimal(last), size_bytes)
+        return (size_bytes - suffix, size_bytes, True) if suffix else None
+    start, end = decimal(first), min(decimal(last) + 1, size_bytes) if last else size_bytes
     return (start, end, True) if start < end else None
 
 

@@ -16,6 +16,8 @@ from runyard.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+# After these the rest of the request body is not read, so the connection serves no other request.
+UNREAD_BODIES = ("BodyIncomplete", "BodyTimeout", "BodyTooLarge", "HeadersTooLarge")
 STORE_UNAVAILABLE = Refusal("StorageUnavailable", "the store cannot be used right now; try again soon")
 
 
@@ -59,9 +61,9 @@ def headers_of(refusal: Refusal) -> dict[str, str]:
     headers = {}
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"
-    if refusal.status == 503:
-        headers["retry-after"] = "2"
-    if refusal.code in ("BodyTooLarge", "HeadersTooLarge"):
+    if refusal.retry_after_s is not None:
+        headers["retry-after"] = str(refusal.retry_after_s)
+    if refusal.code in UNREAD_BODIES:
         headers["connection"] = "close"
     return headers
 

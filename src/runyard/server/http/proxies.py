@@ -61,7 +61,7 @@ class Proxies:
                 f"Host {given[:80]!r} is not one this server answers to; use its address, or name it in "
                 "RUNYARD_ALLOWED_HOSTS or RUNYARD_PUBLIC_URL",
             )
-        is_proxied = bool(for_header or proto) and self._is_trusted(peer)
+        is_proxied = bool(for_header or proto) and self.is_trusted(peer)
         address = peer
         if is_proxied:
             address = self._client_address(for_header.decode("latin-1")) or peer
@@ -86,11 +86,12 @@ class Proxies:
             address = _bare_address(given)
             if address is None:
                 return ""
-            if not self._is_trusted(address):
+            if not self.is_trusted(address):
                 return address
         return ""
 
-    def _is_trusted(self, address: str) -> bool:
+    def is_trusted(self, address: str) -> bool:
+        """Return whether this is the address of a proxy of ours."""
         if not self._trusted:
             return False
         try:

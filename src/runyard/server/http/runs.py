@@ -21,6 +21,7 @@ from runyard.server.http.asking import (
     json_body,
     services_of,
 )
+from runyard.server.http.capacity import waiting
 from runyard.server.services import deletion, lines, runs
 from runyard.server.services.conditions import REASONS
 from runyard.store.runs import RunFilter
@@ -82,16 +83,19 @@ async def delete_run(request: Asked, org: Id, run_id: Id) -> Answer:
 
 async def get_logs(request: Asked, org: Id, run_id: Id) -> Answer:
     query = Query(request)
-    page = await lines.log_page(
-        services_of(request),
-        org=org,
-        run_id=run_id,
-        since=query.integer("since", 0) or 0,
-        until=query.integer("until"),
-        stream=query.one_of("block", STREAMS),
-        limit=query.integer("limit", lines.MOST, least=1, most=lines.MOST) or lines.MOST,
-        wait_s=query.seconds("wait"),
-    )
+    wait_s = query.seconds("wait")
+    async with waiting(request.scope, wait_s) as gone:
+        page = await lines.log_page(
+            services_of(request),
+            org=org,
+            run_id=run_id,
+            since=query.integer("since", 0) or 0,
+            until=query.integer("until"),
+            stream=query.one_of("block", STREAMS),
+            limit=query.integer("limit", lines.MOST, least=1, most=lines.MOST) or lines.MOST,
+            wait_s=wait_s,
+            gone=gone,
+        )
     return answer(page)
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from runyard.server.http.asking import SERVICES
+from runyard.server.http.capacity import decimal
 from runyard.server.services import imports, multipart
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
@@ -41,7 +42,7 @@ async def _received(services: Services, scope: Any, body: "_Body") -> str | None
         imports.check_received(services, row, sha256=name)
         return None
     length = dict(scope["headers"]).get(b"content-length")
-    size_bytes = int(length) if length is not None else None
+    size_bytes = decimal(length) if length is not None else None
     if link.part:
         return await multipart.receive_part(services, row, body.chunks(), link=link, id=name)
     if link.number:

@@ -5,6 +5,7 @@ Only waiters keep events alive; a change nobody waits for costs a dictionary loo
 """
 
 import asyncio
+from typing import Any
 from weakref import WeakValueDictionary
 
 QUEUE = "queue"
@@ -49,11 +50,12 @@ class Changes:
             event.set()
 
     @staticmethod
-    async def wait(event: asyncio.Event, *, timeout_s: float) -> bool:
-        """Whether the event came in time."""
+    async def wait(event: asyncio.Event, *, timeout_s: float, gone: "asyncio.Future[None] | None" = None) -> bool:
+        """Whether the event came in time, and before the client that waits for it had ``gone``."""
+        coming: asyncio.Future[Any] = asyncio.ensure_future(event.wait())
+        either = {coming} if gone is None else {coming, gone}
         try:
-            async with asyncio.timeout(timeout_s):
-                await event.wait()
-        except TimeoutError:
-            return False
-        return True
+            await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            return coming.done()
+        finally:
+            coming.cancel()

@@ -15,6 +15,7 @@ import msgspec
 # code -> (HTTP status, title)
 CODES: dict[str, tuple[int, str]] = {
     "DuplicateHeader": (400, "A header that may occur once occurs several times"),
+    "BodyIncomplete": (400, "The request body ended early"),
     "InvalidBackup": (400, "The file cannot be restored"),
     "InvalidBody": (400, "The request body is not what this route takes"),
     "InvalidFlow": (400, "The flow cannot run"),
@@ -43,11 +44,14 @@ CODES: dict[str, tuple[int, str]] = {
     "BodyTooLarge": (413, "The request body is too large"),
     "UrlTooLong": (414, "The URL is too long"),
     "RangeNotSatisfiable": (416, "The range lies outside the file"),
+    "TooManyRequests": (429, "Too many requests at once"),
     "HeadersTooLarge": (431, "The request headers are too large"),
     "Internal": (500, "The server made a mistake"),
     "StoreRestored": (503, "A backup was restored since the attempt last spoke"),
     "StorageUnavailable": (503, "The store cannot be written or read right now"),
 }
+
+RETRY_UNAVAILABLE_S = 2
 
 
 class Problem(msgspec.Struct, rename="camel", kw_only=True):
@@ -62,16 +66,24 @@ class Problem(msgspec.Struct, rename="camel", kw_only=True):
 class Refusal(Exception):
     """The request cannot be done as it stands; ``code`` says why in one word, ``message`` in one sentence."""
 
-    def __init__(self, code: str, message: str, *, problems: Sequence[Problem] = ()) -> None:
+    def __init__(
+        self, code: str, message: str, *, problems: Sequence[Problem] = (), retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.problems = list(problems)
+        self._retry_after_s = retry_after_s
 
     @property
     def status(self) -> int:
         """The HTTP status that goes with the code."""
         return CODES[self.code][0]
+
+    @property
+    def retry_after_s(self) -> int | None:
+        """Seconds to wait before the same request may succeed; None when waiting does not help."""
+        return RETRY_UNAVAILABLE_S if self._retry_after_s is None and self.status == 503 else self._retry_after_s
 
     @property
     def title(self) -> str:

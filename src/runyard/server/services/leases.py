@@ -14,6 +14,7 @@ Leases run in server-lived time: ``tick`` adds what the server itself lived thro
 once, so neither a stopped server nor a suspended machine makes a lease run out.
 """
 
+import asyncio
 from typing import Any
 
 from sqlalchemy import Connection
@@ -46,17 +47,24 @@ GIVE_UP_AFTER_S = 1800.0
 ASKED_WITHIN_S = 30.0
 
 
-async def claim(services: Services, actor: Actor, offer: Claim) -> Claimed:
-    """Give a controller the next run that fits, waiting for one if there is none."""
+async def claim(
+    services: Services, actor: Actor, offer: Claim, *, gone: "asyncio.Future[None] | None" = None
+) -> Claimed:
+    """Give a controller the next run that fits, waiting for one if there is none.
+
+    ``gone`` is done when the controller has left; it is given no run then.
+    """
     clock = services.clock
     until = clock.monotonic_s() + min(offer.wait_s, LONGEST_WAIT_S)
     while True:
+        if gone is not None and gone.done():
+            return Claimed(assignment=None)
         event = services.changes.watch(changes.QUEUE)
         assignment = await _try_claim(services, actor, offer)
         remaining_s = until - clock.monotonic_s()
         if assignment is not None or remaining_s <= 0 or services.changes.is_closed:
             return Claimed(assignment=assignment)
-        await services.changes.wait(event, timeout_s=remaining_s)
+        await services.changes.wait(event, timeout_s=remaining_s, gone=gone)
 
 
 async def placed(services: Services, machine_id: str) -> Placed:

@@ -5,6 +5,7 @@ that offset, and the offset advances in the transaction of their effect, so a re
 nothing. Events drive the run's status; every line, an event as readable text, goes into the log.
 """
 
+import asyncio
 import json
 import math
 import re
@@ -87,8 +88,11 @@ async def log_page(
     stream: str | None = None,
     limit: int = MOST,
     wait_s: float = 0.0,
+    gone: "asyncio.Future[None] | None" = None,
 ) -> LogPage:
     """Lines numbered above ``since``; with ``wait_s``, waits for one to come unless the run has ended.
+
+    ``gone`` is done when the client has left; nothing is waited for then.
 
     Raises:
         Refusal: NotFound.
@@ -105,14 +109,14 @@ async def log_page(
             )
         )
         remaining_s = deadline - clock.monotonic_s()
-        if found or ended or remaining_s <= 0 or services.changes.is_closed:
+        if found or ended or remaining_s <= 0 or services.changes.is_closed or (gone is not None and gone.done()):
             items = [
                 LogLine(number=row.number, time=row.time, attempt=row.attempt, stream=row.stream, text=row.text)
                 for row in found
             ]
             last = items[-1].number if items else since
             return LogPage(items=items, next=last, ended=ended and len(items) < limit)
-        await services.changes.wait(event, timeout_s=remaining_s)
+        await services.changes.wait(event, timeout_s=remaining_s, gone=gone)
 
 
 async def metric_page(services: Services, *, org: str, run_id: str, since: int, limit: int = MOST) -> MetricPage:
