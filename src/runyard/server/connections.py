@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ class ConnectionGuard:
     """Closes connections that nobody is served by, the longest silent first, when there are too many.
 
     ``is_busy`` returns whether a request of a peer is being answered; those connections are never closed for being
-    silent. Addresses in ``exempt`` (trusted proxies, behind which many clients share an address) count in the total
-    only. Looks at the process's own descriptors, so it needs no privilege.
+    silent. Addresses that ``is_exempt`` (trusted proxies, behind which many clients share an address) count in the
+    total only. Looks at the process's own descriptors, so it needs no privilege.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class ConnectionGuard:
         is_busy: Callable[[Peer], bool],
         most: int,
         most_per_address: int,
-        exempt: Collection[str] = (),
+        is_exempt: Callable[[str], bool] = lambda address: False,
     ) -> None:
         self._family, self._port = bound.family, bound.getsockname()[1]
         self._is_busy, self._most, self._most_per_address = is_busy, most, most_per_address
-        self._exempt = frozenset(exempt)
+        self._is_exempt = is_exempt
         self._files_before = len(_descriptors())
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
@@ -141,7 +141,7 @@ class ConnectionGuard:
         crowded = {
             address
             for address, count in per_address.items()
-            if count > self._most_per_address and address not in self._exempt
+            if count > self._most_per_address and not self._is_exempt(address)
         }
         total, closed = len(connections), 0
         is_crowded = total > self._most * CROWDED_SHARE

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -65,24 +65,24 @@ class Slots:
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """The caps of one server; addresses in ``exempt`` (trusted proxies) have no cap of their own."""
+    """The caps of one server; addresses that ``is_exempt`` (trusted proxies) have no cap of their own."""
 
     per_key: Slots
     per_address: Slots
     waits: Slots
     transfer_timeout_s: float
     least_bytes_per_s: float
-    exempt: frozenset[str] = frozenset()
+    is_exempt: Callable[[str], bool] = lambda address: False
 
     @classmethod
-    def of(cls, settings: Settings, *, exempt: Collection[str] = ()) -> "Capacity":
+    def of(cls, settings: Settings, *, is_exempt: Callable[[str], bool] = lambda address: False) -> "Capacity":
         return cls(
             per_key=Slots("requests of this key", settings.requests_per_key),
             per_address=Slots("requests of this address", settings.requests_per_address),
             waits=Slots("waiting requests of this key", settings.waits_per_key, settings.max_waits),
             transfer_timeout_s=settings.transfer_timeout_s,
             least_bytes_per_s=settings.min_kib_per_s * 1024,
-            exempt=frozenset(exempt),
+            is_exempt=is_exempt,
         )
 
 
@@ -147,7 +147,7 @@ class Exchange:
             self._capacity.waits.check(self._key)
         if key is not None:
             self._hold(self._capacity.per_key, key)
-        if address not in self._capacity.exempt:
+        if not self._capacity.is_exempt(address):
             self._hold(self._capacity.per_address, address)
 
     def limit_body(self, most_bytes: int | None) -> None:
