@@ -110,7 +110,7 @@ class ConnectionGuard:
         is_busy: Callable[[Peer], bool],
         most: int,
         most_per_address: int,
-        is_exempt: Callable[[str], bool],
+        is_exempt: Callable[[str], bool] = lambda address: False,
     ) -> None:
         self._family, self._port = bound.family, bound.getsockname()[1]
         self._is_busy, self._most, self._most_per_address = is_busy, most, most_per_address

@@ -73,10 +73,10 @@ class Capacity:
     waits: Slots
     transfer_timeout_s: float
     least_bytes_per_s: float
-    is_exempt: Callable[[str], bool] = lambda _address: False
+    is_exempt: Callable[[str], bool] = lambda address: False
 
     @classmethod
-    def of(cls, settings: Settings, *, is_exempt: Callable[[str], bool] = lambda _address: False) -> "Capacity":
+    def of(cls, settings: Settings, *, is_exempt: Callable[[str], bool] = lambda address: False) -> "Capacity":
         return cls(
             per_key=Slots("requests of this key", settings.requests_per_key),
             per_address=Slots("requests of this address", settings.requests_per_address),
