@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from runyard.extras import missing_extra
+
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_RUN_FAILED = 3
@@ -45,6 +47,8 @@ def explain(error: Exception) -> CommandFailed | None:
     """The sentence and exit code for an error; None for one that click handles or nobody foresaw."""
     if isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError)):
         return None
+    if sentence := missing_extra(error):
+        return CommandFailed(sentence, exit_code=EXIT_USAGE)
     settings = sys.modules.get("runyard.settings")
     if settings is not None and isinstance(error, settings.SettingError):
         return CommandFailed(str(error), exit_code=EXIT_USAGE)

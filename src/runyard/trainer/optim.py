@@ -113,7 +113,9 @@ def _adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], device:
     try:
         import bitsandbytes
     except ImportError as error:
-        raise InvalidFlow("optimizer 'adamw8bit' needs the package bitsandbytes; use 'adamw'") from error
+        raise InvalidFlow(
+            "optimizer 'adamw8bit' needs the package bitsandbytes; try: pip install 'runyard[quantization]', or use 'adamw'"
+        ) from error
     if device.type != "cuda":
         raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; use 'adamw'")
     return bitsandbytes.optim.AdamW8bit(groups, betas=betas)
