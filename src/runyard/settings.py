@@ -54,6 +54,13 @@ class Settings:
     leave_running: bool = setting(False, "when ending, let runs train on instead of saving and stopping them")
     attempts: int = setting(3, "tries a run has when the platform is at fault; a flow's settings.attempts overrides it")
     link_hours: float = setting(24.0, "hours a signed download link is valid")
+    log_max_mib: int = setting(
+        100, "MiB of log kept of one run; what comes after is counted and left out, metrics never; 0 keeps everything"
+    )
+    keep_logs_days: float = setting(0.0, "days after a run's end until its log is removed, metrics never; 0 keeps it")
+    server_log_mib: int = setting(
+        64, "MiB of each file in logs until it is set aside as .1, in place of the one before; 0 never"
+    )
     log_level: str = setting("info", "debug, info, warning or error")
 
     @property

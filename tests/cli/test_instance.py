@@ -11,18 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from runyard.cli import failures
 from runyard.cli import instance as module
 from runyard.cli.failures import CommandFailed
 from runyard.cli.instance import (
     Instance,
     check_port_free,
     holding,
+    keep_log_small,
     live_endpoint,
     pause_before_restart,
     port_of,
     start_ticks,
 )
 from runyard.settings import Settings, read_settings
+from runyard.starting import EXIT_CANNOT_START, EXIT_NOT_NOW
 
 SERVER = """
 import http.server, json, os, pathlib
@@ -76,6 +79,64 @@ def until(is_true: Callable[[], object], *, timeout_s: float = 10) -> None:
 
 def pids(instance: Instance) -> list[int]:
     return [child.process.pid for child in instance.children if child.process is not None]
+
+
+@pytest.mark.parametrize("status", [EXIT_CANNOT_START, EXIT_NOT_NOW])
+def test_a_server_that_says_it_cannot_start_is_started_once_and_its_line_is_shown(
+    settings: Settings, status: int, tmp_path: Path
+) -> None:
+    text = f"import sys\nprint('warming up')\nprint('no such key; try: another')\nsys.exit({status})\n"
+    (tmp_path / "programs" / "refusing.py").write_text(text)
+    said: list[str] = []
+    with pytest.raises(CommandFailed) as caught, started(settings, said, server="refusing"):
+        pass
+    assert caught.value.message == "the server cannot start: no such key; try: another"
+    assert caught.value.exit_code == (failures.EXIT_CANNOT_START if status == EXIT_CANNOT_START else 1)
+    assert said == []
+    assert (settings.logs_dir / "server.log").read_text().count("warming up") == 1
+
+
+def test_a_controller_that_cannot_start_ends_the_instance_with_its_line(settings: Settings, tmp_path: Path) -> None:
+    text = f"import sys\nprint('another one works here')\nsys.exit({EXIT_CANNOT_START})\n"
+    (tmp_path / "programs" / "refusing.py").write_text(text)
+
+    def watch(instance: Instance) -> bool:
+        instance.watch()
+        return False
+
+    with (
+        pytest.raises(CommandFailed, match=r"^the controller cannot start: another one works here$"),
+        started(settings, [], controller="refusing") as instance,
+    ):
+        until(lambda: watch(instance))
+
+
+def test_what_may_pass_is_tried_again_once_an_instance_has_been_up(settings: Settings, tmp_path: Path) -> None:
+    """A database that is away while a crashed server starts again must not end the instance."""
+    said: list[str] = []
+    with started(settings, said) as instance:
+        (tmp_path / "programs" / "stand_in_server.py").write_text(f"import sys\nsys.exit({EXIT_NOT_NOW})\n")
+        os.kill(pids(instance)[0], signal.SIGKILL)
+
+        def is_told_twice() -> bool:
+            instance.watch()
+            return len(said) == 2
+
+        until(is_told_twice)
+    assert f"exit code {EXIT_NOT_NOW}; starting it again in {module.LONGEST_PAUSE_S:g} s" in said[1]
+
+
+def test_a_log_that_has_grown_too_large_is_set_aside_while_it_is_written(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    with open(log, "ab", buffering=0) as writer:
+        writer.write(b"x" * 2000)
+        keep_log_small(log, 4000)
+        assert log.stat().st_size == 2000
+        keep_log_small(log, 1000)
+        writer.write(b"after\n")
+        keep_log_small(log, 0)
+    assert log.read_bytes() == b"after\n"
+    assert (tmp_path / "server.log.1").read_bytes() == b"x" * 2000
 
 
 @pytest.mark.parametrize(("crashes", "pause_s"), [(1, 0.5), (2, 1.0), (3, 2.0), (4, None), (9, None)])
@@ -151,7 +212,11 @@ def test_a_second_instance_over_one_folder_is_refused_with_the_address_of_the_fi
         assert str(live_endpoint(settings)) in caught.value.message
 
 
-def test_children_of_a_killed_watcher_are_ended_by_the_next_one(settings: Settings) -> None:
+def test_children_that_outlive_their_watcher_are_ended_by_the_next_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-ins do not look at standard input, as a child that hangs would not."""
+    monkeypatch.setattr(module, "ORPHANS_END_WITHIN_S", 0.1)
     said: list[str] = []
     with started(settings, []) as killed:
         following = Instance(settings, say=said.append, is_unwanted=lambda: False)

@@ -1,19 +1,23 @@
 """``runyard up``: what it refuses, and what it tells a newcomer."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from runyard.cli.instance import start_ticks
+from runyard.cli.instance import live_endpoint, noted_processes, start_ticks, wait_for_end
 from runyard.cli.up import check_bind, introduction
+from runyard.processes import boot_id
 from runyard.settings import read_settings
 
 KEY = "dtvi_" + "a" * 98
@@ -121,17 +125,117 @@ def test_ctrl_c_ends_every_child_and_exits_with_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_an_instance_survives_the_kill_of_its_watcher_and_the_next_one_takes_over(tmp_path: Path) -> None:
+def test_server_and_controller_end_with_their_killed_watcher_and_the_next_one_takes_over(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with up(data_dir) as killed:
         orphans = children_once_up(killed, data_dir)
         killed.kill()
         killed.wait()
-        assert [start_ticks(pid) is not None for pid in orphans] == [True, True]
-        with up(data_dir) as process:
+        with up(data_dir) as process:  # waits for both, whether or not they have ended meanwhile
             children = children_once_up(process, data_dir)
             assert [start_ticks(pid) for pid in orphans] == [None, None]
             assert process.stdin is not None
             process.stdin.close()  # ends it as a signal would
             assert process.wait(30) == 0
             assert [start_ticks(pid) for pid in children] == [None, None]
+
+
+@contextmanager
+def in_a_terminal(data_dir: Path, *before: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """``runyard up`` as the program in front of a terminal; yields the terminal's other end and the process."""
+    ours, theirs = pty.openpty()
+    command = [*before, sys.executable, "-m", "runyard.cli", "up", "--port", "0", "--data-dir", str(data_dir)]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "RUNYARD_WARM": "0"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # the terminal that is ours to lose
+    )
+    os.close(theirs)
+    try:
+        yield ours, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def read_until(terminal: int, words: bytes) -> None:
+    said = b""
+    while words not in said:
+        said += os.read(terminal, 4096)
+
+
+@pytest.mark.e2e
+def test_an_instance_ends_as_a_whole_when_its_terminal_closes(tmp_path: Path) -> None:
+    settings = read_settings({}, data_dir=tmp_path / "data")
+    with in_a_terminal(settings.data_dir) as (terminal, process):
+        read_until(terminal, b"Ctrl-C ends it.")
+        noted = noted_processes(settings)
+        assert set(noted) == {"up", "server", "controller"}
+        os.close(terminal)  # the kernel sends SIGHUP, and every write fails from now on
+        assert process.wait(30) == 0
+        assert [wait_for_end(who, 0) for who in noted.values()] == [True, True, True]
+    assert json.loads((settings.data_dir / "ended.json").read_text())["runs"] == []
+    assert not (settings.data_dir / "instance.json").exists()
+
+
+@pytest.mark.e2e
+def test_a_detached_instance_outlives_its_terminal_until_it_is_taken_down(runyard, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RUNYARD_WARM", "0")
+    settings = read_settings({}, data_dir=tmp_path / "data")
+    where = ("--data-dir", str(settings.data_dir))
+    assert runyard("status", *where).exit_code == 3
+    done = subprocess.run(
+        [sys.executable, "-m", "runyard.cli", "up", "--detach", "--port", "0", *where],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    try:
+        noted = noted_processes(settings)
+        assert os.getsid(noted["up"].pid) == noted["up"].pid
+        endpoint = live_endpoint(settings)
+        assert str(endpoint) in done.stdout
+        assert str(settings.logs_dir) in done.stdout
+        seen = runyard("status", "--json", *where)
+        assert seen.exit_code == 0
+        told = json.loads(seen.stdout)
+        assert (told["state"], told["endpoint"]) == ("up", endpoint)
+        assert told["processes"] == {name: who.pid for name, who in noted.items()}
+        assert (told["runsRunning"], told["runsWaiting"]) == (0, 0)
+        again = runyard("up", "--detach", "--port", "0", *where)
+        assert again.exit_code == 1
+        assert str(endpoint) in again.stderr
+    finally:
+        ended = runyard("down", *where)
+    assert ended.exit_code == 0
+    assert [wait_for_end(who, 0) for who in noted.values()] == [True, True, True]
+    assert runyard("status", *where).exit_code == 3
+    idle = runyard("down", *where)
+    assert (idle.exit_code, idle.stdout) == (0, f"No instance is up over {settings.data_dir}.\n")
+
+
+def test_a_detached_start_that_fails_prints_the_reason_alone(runyard, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "server.db").write_bytes(b"this is no database" * 500)
+    result = runyard("up", "--detach", "--port", "0", "--data-dir", "data")
+    assert result.exit_code == 8
+    assert result.stderr.startswith("Error: the server cannot start: the database")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_down_signals_nobody_who_has_only_inherited_a_process_id(runyard, tmp_path: Path) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        note = {"up": {"bootId": boot_id(), "pid": stranger.pid, "startTicks": 1}}
+        (tmp_path / "instance.json").write_text(json.dumps(note))
+        assert runyard("down", "--data-dir", str(tmp_path)).stdout.startswith("No instance is up")
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()

@@ -19,6 +19,8 @@ EXIT_NOT_FOUND = 4
 EXIT_UNREACHABLE = 5
 EXIT_REFUSED = 6
 EXIT_TIME_UP = 7
+EXIT_CANNOT_START = 8  # an instance that starting again does not help
+EXIT_DOWN = 3  # of `runyard status` alone, as service managers expect it
 EXIT_INTERRUPTED = 130
 
 # Names in vi.errors; the first that fits counts, so leaves stand before what they derive from.

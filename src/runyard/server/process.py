@@ -14,41 +14,48 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 from granian.constants import Interfaces
 from granian.server.embed import Server
 
+from runyard.processes import when_stdin_ends
 from runyard.rundir import read_json
-from runyard.server.http.app import create_app
+from runyard.server.clock import SystemClock
+from runyard.server.http.app import create_app, open_services
 from runyard.server.http.door import Door
+from runyard.server.opening import explaining, log_level
 from runyard.server.services.bootstrap import announce
+from runyard.server.services.context import Services
 from runyard.server.services.secrets import write_private
 from runyard.settings import Settings, read_settings
+from runyard.starting import CannotStart
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 30.0
-EXIT_BUSY = 3
-
-
-class CannotServe(Exception):
-    """The server cannot start; the message says why and what to do."""
 
 
 def main() -> int:
-    """Serve until told to stop; the process's exit status."""
+    """Serve until told to stop; the process's exit status.
+
+    What can be foreseen to prevent a start is found before the web server starts, and is one line on stderr, the last.
+    """
     os.umask(0o077)  # whatever is made below the data folder is ours alone
-    settings = read_settings()
-    logging.basicConfig(stream=sys.stderr, level=settings.log_level.upper(), format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    if "--end-with-stdin" in sys.argv[1:]:
+        when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
+        with explaining():
+            settings = read_settings()
+            logging.getLogger().setLevel(log_level(settings))
         with _data_dir_locked(settings):
             asyncio.run(serve(settings))
-    except CannotServe as error:
+    except CannotStart as error:
         log.error("%s", error)
-        return EXIT_BUSY
+        return error.exit_status
     return 0
 
 
@@ -56,12 +63,26 @@ async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        CannotServe: the address is taken or refused.
+        CannotStart: the address is taken or refused, or what the server needs cannot be opened.
     """
     _check_bind(settings)
     port = _free_port(settings)
+    async with _opened(settings) as services:
+        await _serve(settings, services, port)
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Services]:
+    """Open store and secrets; only what happens while they open is a reason not to start."""
+    async with contextlib.AsyncExitStack() as stack:
+        with explaining(settings):
+            services = await stack.enter_async_context(open_services(settings, SystemClock(), pulse=True))
+        yield services
+
+
+async def _serve(settings: Settings, services: Services, port: int) -> None:
     endpoint = f"http://{_client_host(settings.host)}:{port}/"
-    door = create_app(settings)
+    door = create_app(settings, opened=services)
     server = Server(
         door,
         address=settings.host,
@@ -84,7 +105,7 @@ async def serve(settings: Settings) -> None:
         await _stop(server, door, serving)
         for task in (waiting, announcing):
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, CannotServe):
+            with contextlib.suppress(asyncio.CancelledError):
                 await task
         _forget(settings.server_file)
 
@@ -124,14 +145,16 @@ async def _answers(address: str, port: int, host: str) -> bool:
 
 @contextlib.contextmanager
 def _data_dir_locked(settings: Settings) -> Iterator[None]:
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(settings.data_dir / "server.lock", "w") as lock:
+    with contextlib.ExitStack() as stack:
+        with explaining(settings):
+            settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = stack.enter_context(open(settings.data_dir / "server.lock", "w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             told = read_json(settings.server_file) or {}
             where = told.get("endpoint", "an address it has not written down yet")
-            raise CannotServe(
+            raise CannotStart(
                 f"a server already uses {settings.data_dir} (at {where}); stop it, or choose another --data-dir"
             ) from None
         yield
@@ -140,7 +163,7 @@ def _data_dir_locked(settings: Settings) -> Iterator[None]:
 def _check_bind(settings: Settings) -> None:
     is_loopback = settings.host in ("localhost", "::1") or settings.host.startswith("127.")
     if not is_loopback and not settings.insecure_bind:
-        raise CannotServe(
+        raise CannotStart(
             f"{settings.host} is not a loopback address: keys and pictures would cross the network unencrypted. "
             "Put a TLS proxy in front of 127.0.0.1, or accept that with RUNYARD_INSECURE_BIND=1"
         )
@@ -153,10 +176,10 @@ def _free_port(settings: Settings) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise CannotServe(
-                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
-                "stop what uses it, or choose another --port (0 takes a free one)"
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise CannotStart(
+                f"cannot listen on {settings.host}:{settings.port}: {getattr(error, 'strerror', None) or error}; "
+                "try: stop what uses it, or choose another --port (0 takes a free one) or --host"
             ) from error
         address: tuple[Any, ...] = probe.getsockname()
         return int(address[1])

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
-from runyard.store.migrate import migrate
+from runyard.store.migrate import CannotUpgrade, migrate
 from runyard.store.postgresql import PostgreSql
 from runyard.store.sqlite import Sqlite
 
@@ -33,7 +33,14 @@ READERS = 3
 
 
 class StoreUnavailable(Exception):
-    """The database cannot be read or written now (disk full, damaged, away); nothing was acknowledged."""
+    """The database cannot be read or written now (disk full, damaged, away); nothing was acknowledged.
+
+    ``may_pass`` is False where trying again cannot help before somebody has changed something.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = True):
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 class Store:
@@ -42,8 +49,10 @@ class Store:
     def __init__(self, database: Path | str) -> None:
         """Open a SQLite file, or the PostgreSQL database of a URL, and bring it to this code's schema.
 
+        An older SQLite file is copied before its schema is upgraded.
+
         Raises:
-            StoreUnavailable: it cannot be reached.
+            StoreUnavailable: it cannot be reached, it is damaged, or there is no room for the copy.
             StoreTooNew: a newer Runyard wrote it.
         """
         self._kind = PostgreSql(database) if isinstance(database, str) else Sqlite(database)
@@ -51,10 +60,11 @@ class Store:
         self._local = threading.local()
         self._writing_engine = self._kind.writing_engine()
         try:
-            migrate(self._writing_engine, self._kind.lock_migrations)
+            migrate(self._writing_engine, self._kind.lock_migrations, self._kind.prepare_upgrade)
             self._writing_connection = self._writing_engine.connect()
-        except OperationalError as error:
-            raise StoreUnavailable(str(error.orig)) from error
+        except (DatabaseError, CannotUpgrade) as error:
+            message, may_pass = self._kind.why_not_open(error)
+            raise StoreUnavailable(message, may_pass=may_pass) from error
         self._reading_engine = self._kind.reading_engine()
         self._reading_connections: list[Connection] = []
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
@@ -82,10 +92,18 @@ class Store:
         except OperationalError as error:
             if not error.connection_invalidated:
                 raise StoreUnavailable(str(error.orig)) from error
+        except DatabaseError as error:
+            raise self._as_damage(error) from error
         try:
             return self._read(work)  # the database has been restarted since: a new connection may find it
         except OperationalError as error:
             raise StoreUnavailable(str(error.orig)) from error
+
+    def _as_damage(self, error: DatabaseError) -> Exception:
+        """Return what a reader is told about a damaged database; any other error is the reader's own."""
+        if not self._kind.is_damage(error):
+            return error
+        return StoreUnavailable(f"the database is damaged ({error.orig})", may_pass=False)
 
     def _read(self, work: Work[T]) -> T:
         connection: Connection | None = getattr(self._local, "connection", None)
@@ -197,7 +215,7 @@ def _commit(connection: Connection, jobs: list[_Job], kind: Sqlite | PostgreSql)
         try:
             with connection.begin():
                 for job in jobs:
-                    _run(connection, job)
+                    _run(connection, job, kind)
             return
         except DBAPIError as error:
             if tries_left == 0 or not kind.is_worth_repeating(error):
@@ -216,7 +234,7 @@ def _tell(job: _Job) -> None:
         log.warning("work was done for an event loop that has ended")
 
 
-def _run(connection: Connection, job: _Job) -> None:
+def _run(connection: Connection, job: _Job, kind: Sqlite | PostgreSql) -> None:
     job.result = job.error = None
     savepoint = connection.begin_nested()
     try:
@@ -224,6 +242,8 @@ def _run(connection: Connection, job: _Job) -> None:
     except OperationalError:
         raise  # the disk, not the work: all of the transaction is in doubt
     except Exception as error:
+        if isinstance(error, DatabaseError) and kind.is_damage(error):
+            raise
         savepoint.rollback()
         job.error = error
     else:

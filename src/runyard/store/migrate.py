@@ -16,11 +16,20 @@ class StoreTooNew(Exception):
     """The database was written by a newer Runyard."""
 
 
-def migrate(engine: Engine, lock: Callable[[Connection], None]) -> None:
+class CannotUpgrade(Exception):
+    """The database has to be upgraded and may not be: it is damaged, or there is no room for a copy of it."""
+
+
+def migrate(
+    engine: Engine, lock: Callable[[Connection], None], prepare_upgrade: Callable[[Connection, str, str], None]
+) -> None:
     """Upgrade the database to ``HEAD``; with ``lock``, of two servers that start at once one does it and one waits.
+
+    ``prepare_upgrade`` is called before anything of an older database is changed, with its version and ``HEAD``.
 
     Raises:
         StoreTooNew: it stands at a version this code does not know.
+        CannotUpgrade: ``prepare_upgrade`` forbids it.
     """
     with engine.begin() as connection:
         lock(connection)
@@ -32,6 +41,8 @@ def migrate(engine: Engine, lock: Callable[[Connection], None]) -> None:
                 f"the database {engine.url.database} is at schema {version}, newer than {HEAD}; "
                 "start the Runyard version that wrote it, or a later one"
             )
+        if version is not None:
+            prepare_upgrade(connection, version, HEAD)
         _upgrade(connection)
 
 

@@ -5,13 +5,27 @@ write-ahead log; readers cannot write at all. The file is made with mode 0600 be
 the files beside it (``-wal``, ``-shm``) the same mode.
 """
 
+import contextlib
+import logging
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
+
+from runyard.rundir import free_bytes, fsync_dir
+from runyard.store.migrate import CannotUpgrade
+
+log = logging.getLogger(__name__)
+
+COPIES = "backups"  # the folder of copies, next to the database
+COPIES_KEPT = 3
+PAGES_AT_ONCE = 4096
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+NEEDS_ACCESS = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
 
 
 class Sqlite:
@@ -73,5 +87,81 @@ class Sqlite:
     def lock_migrations(self, connection: Connection) -> None:
         """``BEGIN IMMEDIATE`` has locked the whole database already."""
 
+    def prepare_upgrade(self, connection: Connection, version: str, head: str) -> None:
+        """Check the database and copy it, before anything of it is changed; older copies beyond a few are removed.
+
+        Raises:
+            CannotUpgrade: it is damaged, or there is no room for the copy.
+        """
+        verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        if verdict != "ok":
+            raise CannotUpgrade(f"it is damaged ({verdict})")
+        folder = self._path.parent / COPIES
+        folder.mkdir(mode=0o700, exist_ok=True)
+        needed, free = self._path.stat().st_size, free_bytes(folder)
+        if needed > free:
+            raise CannotUpgrade(
+                f"a copy of it before the upgrade from schema {version} to {head} needs {needed >> 20} MiB, and "
+                f"{free >> 20} MiB are free at {folder}"
+            )
+        copy = _unused(folder, f"{self._path.stem}-schema-{version}")
+        log.info("copying the database before its upgrade from schema %s to %s: %s", version, head, copy)
+        self._copy_to(copy)
+        for old in sorted(folder.glob(f"{self._path.stem}-schema-*.db"), key=_mtime)[:-COPIES_KEPT]:
+            old.unlink(missing_ok=True)
+
+    def _copy_to(self, copy: Path) -> None:
+        """Copy the database as it was last committed; the copy has its name only once it is on disk."""
+        unfinished = copy.with_name(f".{copy.name}.part")
+        unfinished.unlink(missing_ok=True)
+        os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        with (
+            contextlib.closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True)) as source,
+            contextlib.closing(sqlite3.connect(unfinished)) as target,
+        ):
+            source.backup(target, pages=PAGES_AT_ONCE)
+        descriptor = os.open(unfinished, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(unfinished, copy)
+        fsync_dir(copy.parent)
+
+    def why_not_open(self, error: Exception) -> tuple[str, bool]:
+        """Return why the database cannot be opened, with the remedy, and whether that may pass by itself."""
+        cause = getattr(error, "orig", None) or error
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+        copies = self._path.parent / COPIES
+        if isinstance(error, CannotUpgrade):
+            return f"the database {self._path} cannot be upgraded: {error}; try: make room, or {_OTHER_FILE}", False
+        if code in DAMAGED:
+            return (
+                f"the database {self._path} is damaged ({cause}); try: put back a copy of it ({copies} may hold one), "
+                f"or {_OTHER_FILE}",
+                False,
+            )
+        if code in NEEDS_ACCESS:
+            return f"the database {self._path} cannot be opened ({cause}); try: let this user read and write it", False
+        if code == sqlite3.SQLITE_FULL:
+            return f"the database {self._path} cannot be written ({cause}); try: make room on its disk", True
+        return f"the database {self._path} cannot be opened ({cause}); try: look at its disk, and start again", True
+
+    def is_damage(self, error: DBAPIError) -> bool:
+        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in DAMAGED
+
     def is_worth_repeating(self, error: DBAPIError) -> bool:
         return False
+
+
+_OTHER_FILE = "restore a backup into a new --data-dir"
+
+
+def _unused(folder: Path, stem: str) -> Path:
+    """Return a path for a copy that replaces no other."""
+    numbered = (folder / (f"{stem}.db" if number == 1 else f"{stem}-{number}.db") for number in range(1, 10_000))
+    return next(path for path in numbered if not path.exists())
+
+
+def _mtime(path: Path) -> int:
+    return path.stat().st_mtime_ns

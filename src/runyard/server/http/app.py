@@ -31,12 +31,18 @@ log = logging.getLogger(__name__)
 SWEEP_EVERY = 60  # beats
 
 
-def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = True) -> Door:
-    """The ASGI application. Its lifespan opens the store; without ``pulse`` leases age only by ``leases.tick``."""
+def create_app(
+    settings: Settings, *, clock: Clock | None = None, pulse: bool = True, opened: Services | None = None
+) -> Door:
+    """The ASGI application. Its lifespan opens the store; without ``pulse`` leases age only by ``leases.tick``.
+
+    ``opened`` are services that the caller has opened already and closes itself.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        async with open_services(settings, clock or SystemClock(), pulse=pulse) as services:
+        opening = open_services(settings, clock or SystemClock(), pulse=pulse)
+        async with opening if opened is None else contextlib.nullcontext(opened) as services:
             door.services = services
             try:
                 yield
@@ -76,9 +82,9 @@ def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = 
 async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> AsyncIterator[Services]:
     """Everything behind the routes, opened in order and closed in reverse."""
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    secrets = open_secrets(settings.secrets_dir)
     store = Store(settings.database)
     try:
+        secrets = open_secrets(settings.secrets_dir, is_new=bootstrap.is_new(store))
         if await bootstrap.bootstrap(settings, store, secrets.pepper, now_ms=clock.now_ms()):
             log.info("made an organization and its key; they are in %s", settings.credentials_file)
         services = Services(
