@@ -153,6 +153,10 @@ def environment(settings: Settings) -> dict[str, str]:
 def _check_database_url(url: str) -> None:
     """Settings are shown and handed to child processes, so a password has no place in them."""
     parts = urlsplit(url)
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise SettingError(f"{PREFIX}DATABASE_URL: {error}; try: postgresql+psycopg://user@host:5432/name") from error
     if parts.scheme != "postgresql+psycopg":
         raise SettingError(
             f"{PREFIX}DATABASE_URL begins with {parts.scheme!r}; give postgresql+psycopg://user@host/name, "

@@ -45,6 +45,7 @@ def main() -> int:
     """
     os.umask(0o077)  # whatever is made below the data folder is ours alone
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # what it does is ours to report
     if "--end-with-stdin" in sys.argv[1:]:
         when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:

@@ -4,10 +4,13 @@ Alembic is loaded only when there is something to do, since it takes longer to i
 A database that is newer than the code is refused: writing to it with old rules would damage it.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect, text
+
+log = logging.getLogger(__name__)
 
 HEAD = "0003"
 
@@ -42,6 +45,7 @@ def migrate(
                 "start the Runyard version that wrote it, or a later one"
             )
         if version is not None:
+            log.info("upgrading the database from schema %s to %s", version, HEAD)
             prepare_upgrade(connection, version, HEAD)
         _upgrade(connection)
 

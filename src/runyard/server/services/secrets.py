@@ -103,9 +103,10 @@ def _read_or_make(path: Path, make: Callable[[], str]) -> str:
         finally:
             beside.unlink()
         _fsync_folder(path.parent)
+    text = path.read_text(errors="replace").strip()
     if path.stat().st_mode & 0o077:
-        raise InsecureSecret(f"{path} can be read by others; run `chmod 600 {path}`, and renew the keys if it was")
-    return path.read_text(errors="replace").strip()
+        raise InsecureSecret(f"{path} can be read by others; try: chmod 600 {path}, and renew the keys if it was read")
+    return text
 
 
 def _signing_keys(path: Path, text: str) -> tuple[str, dict[str, bytes]]:
