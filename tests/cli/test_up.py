@@ -4,23 +4,40 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from runyard.cli.connection import connect
 from runyard.cli.instance import live_endpoint, noted_processes, start_ticks, wait_for_end
 from runyard.cli.up import check_bind, introduction
 from runyard.processes import boot_id
 from runyard.settings import read_settings
 
 KEY = "dtvi_" + "a" * 98
+# Trains for hours, and saves only when it is stopped.
+LONG_RECIPE = {
+    "name": "Long training",
+    "blocks": [
+        {
+            "block": "vi-model",
+            "settings": {
+                "hyperparameters": {"epochs": 10000},
+                "checkpoint": {"every": {"steps": 1000000}},
+                "validation": {"every": {"steps": 1000000}},
+            },
+        }
+    ],
+}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
@@ -239,3 +256,44 @@ def test_down_signals_nobody_who_has_only_inherited_a_process_id(runyard, tmp_pa
     finally:
         stranger.kill()
         stranger.wait()
+
+
+@pytest.mark.e2e
+@pytest.mark.train
+def test_the_end_reports_what_was_saved_and_an_interrupted_wait_how_to_go_on(runyard, tmp_path: Path) -> None:
+    """One story, since it needs a training: Ctrl-C of --wait, then of the instance, which saves the run."""
+    data_dir = tmp_path / "data"
+    recipe = tmp_path / "long.json"
+    recipe.write_text(json.dumps(LONG_RECIPE))
+    where = ("--data-dir", str(data_dir))
+    with up(data_dir) as process:
+        children_once_up(process, data_dir)
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "runyard.cli", "runs", "create", "--flow", str(recipe), "--wait", *where],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert waiting.stdout is not None
+        run_id = waiting.stdout.readline().split()[1]
+        later = runyard("runs", "create", "--flow", str(recipe), *where).stdout.strip()
+        with connect(data_dir) as client:
+            while (progress := client.runs.get(run_id).status.progress) is None or progress.step < 1:
+                time.sleep(0.2)
+        waiting.send_signal(signal.SIGINT)
+        _, said = waiting.communicate(timeout=30)
+        assert waiting.returncode == 130
+        assert f"run {run_id} continues on the server" in said
+        assert f"runyard runs wait {run_id} --data-dir {data_dir}" in said
+        assert f"runyard runs kill {run_id} --data-dir {data_dir}" in said
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        report = process.stdout.read()
+        assert process.wait(60) == 0
+    saved = re.search(rf"^Run {run_id} was saved at step (\d+); it resumes at the next start\.$", report, re.M)
+    assert saved is not None, report
+    assert int(saved[1]) >= 1
+    assert "1 run waits and can begin after the next start." in report
+    assert later not in report
+    down = runyard("status", *where)
+    assert (down.exit_code, saved[0] in down.stdout) == (3, True)

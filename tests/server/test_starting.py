@@ -259,9 +259,8 @@ class Processes:
             return status, output.read()
 
     def close(self) -> None:
-        assert self._parent.stdin is not None
-        self._parent.stdin.close()
-        self._parent.wait()
+        with self._parent:
+            pass  # closes its input, which ends it, and waits
 
 
 @pytest.fixture(scope="module")

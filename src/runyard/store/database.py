@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import queue
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -77,11 +78,14 @@ class Store:
 
         What ``work`` raises undoes it and is raised here. It must be quick: everybody else's writes wait for it.
         """
+        return await self._queued(work, is_alone=False)
+
+    async def _queued(self, work: Work[T], *, is_alone: bool) -> T:
         if not self._thread.is_alive():
             raise StoreUnavailable("the writer has ended; its last error is in the log")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put(_Job(work, loop, future))
+        self._queue.put(_Job(work, loop, future, is_alone=is_alone))
         # Shielded, since a client that goes away does not undo what the writer is about to commit.
         return await asyncio.shield(future)
 
@@ -137,6 +141,29 @@ class Store:
         finally:
             engine.dispose()
 
+    async def reclaim(self) -> int:
+        """Give free space of the database back to its disk, a piece at a time between writes; returns the bytes."""
+        freed = 0
+        while piece := await self._alone(self._kind.reclaim):
+            freed += piece
+        return freed
+
+    async def compact(self) -> None:
+        """Rebuild a database that cannot give space back piece by piece; all writes wait for it.
+
+        Raises:
+            StoreUnavailable: there is no room for it.
+        """
+        await self._alone(self._kind.compact)
+
+    def reclaimable_bytes(self) -> int | None:
+        """Return how much ``reclaim`` or ``compact`` would free; None where the database frees its space itself."""
+        return self.read(self._kind.reclaimable_bytes)
+
+    async def _alone(self, work: Work[T]) -> T:
+        """Run ``work`` on the writing connection outside of any transaction."""
+        return await self._queued(work, is_alone=True)
+
     def follow_numbers(self, connection: Connection) -> None:
         """After rows came with numbers of their own, in the same transaction: the next ones get numbers after them."""
         self._kind.follow_numbers(connection)
@@ -155,7 +182,11 @@ class Store:
     def _write_all(self) -> None:
         with self._writing_connection as connection:
             while jobs := self._next_jobs():
-                _commit_together(connection, jobs, self._kind)
+                if together := [job for job in jobs if not job.is_alone]:
+                    _commit_together(connection, together, self._kind)
+                for job in jobs:
+                    if job.is_alone:
+                        _run_alone(connection, job)
 
     def _next_jobs(self) -> list["_Job"]:
         """What waits now, at least one; empty when the store closes."""
@@ -178,10 +209,12 @@ class Store:
 class _Job:
     """A piece of work, and whom to tell how it went."""
 
-    __slots__ = ("error", "future", "loop", "result", "work")
+    __slots__ = ("error", "future", "is_alone", "loop", "result", "work")
 
-    def __init__(self, work: Work[Any], loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]) -> None:
-        self.work, self.loop, self.future = work, loop, future
+    def __init__(
+        self, work: Work[Any], loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], *, is_alone: bool
+    ) -> None:
+        self.work, self.loop, self.future, self.is_alone = work, loop, future, is_alone
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -207,6 +240,17 @@ def _commit_together(connection: Connection, jobs: list[_Job], kind: Sqlite | Po
     finally:
         for job in jobs:
             _tell(job)
+
+
+def _run_alone(connection: Connection, job: _Job) -> None:
+    try:
+        job.result = job.work(connection)
+    except (sqlite3.Error, DBAPIError) as error:
+        job.error = StoreUnavailable(str(error))
+    except Exception as error:
+        job.error = error
+    finally:
+        _tell(job)
 
 
 def _commit(connection: Connection, jobs: list[_Job], kind: Sqlite | PostgreSql) -> None:

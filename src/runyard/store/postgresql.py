@@ -93,6 +93,16 @@ class PostgreSql:
             not is_final,
         )
 
+    def reclaim(self, connection: Connection) -> int:
+        """Free nothing: PostgreSQL's autovacuum uses free space again, and ``VACUUM FULL`` is the operator's."""
+        return 0
+
+    def compact(self, connection: Connection) -> None:
+        """Do nothing, for the same reason."""
+
+    def reclaimable_bytes(self, connection: Connection) -> int | None:
+        return None
+
     def is_damage(self, error: DBAPIError) -> bool:
         return getattr(error.orig, "sqlstate", None) == "XX001"  # data_corrupted
 

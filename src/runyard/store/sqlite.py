@@ -6,6 +6,7 @@ the files beside it (``-wal``, ``-shm``) the same mode.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import sqlite3
@@ -21,6 +22,10 @@ from runyard.store.migrate import CannotUpgrade
 
 log = logging.getLogger(__name__)
 
+_PRAGMAS = ("synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON")
+INCREMENTAL = 2  # as ``PRAGMA auto_vacuum`` says it
+RECLAIMED_AT_ONCE_BYTES = 8 << 20  # a piece, for which writes wait
+FREE_KEPT_BYTES = 1 << 20  # is soon used again, so giving it back would only be work
 COPIES = "backups"  # the folder of copies, next to the database
 COPIES_KEPT = 3
 PAGES_AT_ONCE = 4096
@@ -46,7 +51,8 @@ class Sqlite:
         @event.listens_for(engine, "connect")
         def prepare(connection: Any, _record: Any) -> None:
             connection.isolation_level = None  # sqlite3 shall not begin transactions on its own
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON"):
+            # The first counts only before a database has its first page; an older one takes it over in ``compact``.
+            for pragma in ("auto_vacuum=INCREMENTAL", "journal_mode=WAL", *_PRAGMAS):
                 connection.execute(f"PRAGMA {pragma}").close()
 
         @event.listens_for(engine, "begin")
@@ -147,6 +153,56 @@ class Sqlite:
             return f"the database {self._path} cannot be written ({cause}); try: make room on its disk", True
         return f"the database {self._path} cannot be opened ({cause}); try: look at its disk, and start again", True
 
+    def reclaim(self, connection: Connection) -> int:
+        """Give a piece of free space back to the disk; returns its bytes, 0 when nothing is worth it.
+
+        The write-ahead log goes with it. A reader that looks at an older state keeps it a while; nobody waits for one.
+        """
+        raw = _raw(connection)
+        page_bytes, free = _pragma(raw, "page_size"), _pragma(raw, "freelist_count")
+        pages = min(free - FREE_KEPT_BYTES // page_bytes, RECLAIMED_AT_ONCE_BYTES // page_bytes)
+        if _pragma(raw, "auto_vacuum") != INCREMENTAL or pages <= 0:
+            pages = 0
+        else:
+            raw.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+        if pages or self._log_bytes() > FREE_KEPT_BYTES:
+            self._fold_log(raw)
+        return pages * page_bytes
+
+    def compact(self, connection: Connection) -> None:
+        """Rebuild a database of before it could give space back piece by piece; needs room for a copy of what it holds.
+
+        Raises:
+            OSError: there is no such room.
+        """
+        raw = _raw(connection)
+        if _pragma(raw, "auto_vacuum") == INCREMENTAL:
+            return
+        held = (_pragma(raw, "page_count") - _pragma(raw, "freelist_count")) * _pragma(raw, "page_size")
+        if 2 * held > (free := free_bytes(self._path.parent)):
+            raise OSError(
+                errno.ENOSPC, f"rebuilding the database needs {2 * held >> 20} MiB, {free >> 20} are free", self._path
+            )
+        raw.execute("VACUUM").fetchall()
+        self._fold_log(raw)
+
+    def reclaimable_bytes(self, connection: Connection) -> int | None:
+        pages = int(connection.exec_driver_sql("PRAGMA freelist_count").scalar_one())
+        return max(0, pages * int(connection.exec_driver_sql("PRAGMA page_size").scalar_one()) - FREE_KEPT_BYTES)
+
+    def _fold_log(self, raw: sqlite3.Connection) -> None:
+        raw.execute("PRAGMA busy_timeout=0").close()
+        try:
+            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            raw.execute("PRAGMA busy_timeout=5000").close()
+
+    def _log_bytes(self) -> int:
+        try:
+            return self._path.with_name(f"{self._path.name}-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def is_damage(self, error: DBAPIError) -> bool:
         return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in DAMAGED
 
@@ -155,6 +211,17 @@ class Sqlite:
 
 
 _OTHER_FILE = "restore a backup into a new --data-dir"
+
+
+def _raw(connection: Connection) -> sqlite3.Connection:
+    """The connection under SQLAlchemy's, outside of any transaction."""
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)  # noqa: S101 - the engine was made here
+    return raw
+
+
+def _pragma(raw: sqlite3.Connection, name: str) -> int:
+    return int(raw.execute(f"PRAGMA {name}").fetchone()[0])
 
 
 def _unused(folder: Path, stem: str) -> Path:

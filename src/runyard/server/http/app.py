@@ -16,7 +16,7 @@ from runyard.server.clock import Clock, SystemClock
 from runyard.server.http import downloads, problems, uploads
 from runyard.server.http.door import Door, allowed_hosts
 from runyard.server.http.routes import ROUTES
-from runyard.server.services import backups, bootstrap, dataset_jobs, deletion, leases
+from runyard.server.services import backups, bootstrap, dataset_jobs, deletion, housekeeping, leases
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
@@ -120,6 +120,7 @@ async def _beat(services: Services) -> None:
             if beat % SWEEP_EVERY == 0:
                 await deletion.sweep(services)
                 await dataset_jobs.sweep(services)
+                await housekeeping.sweep(services)
         except StoreUnavailable as error:
             log.error("leases could not be looked after: %s", error)
         last_s = now_s
