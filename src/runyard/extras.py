@@ -26,22 +26,22 @@ IMPORTS = {
 }
 
 
-def extra_of(module: str) -> str | None:
+def find_extra(module: str) -> str | None:
     """Return the extra that brings a module; None for one that no extra brings."""
     root = module.partition(".")[0]
     return next((extra for extra, names in IMPORTS.items() if root in names), None)
 
 
-def missing_extra(error: BaseException) -> str | None:
+def explain_missing_extra(error: BaseException) -> str | None:
     """Return the sentence for an import that failed because an extra is not installed; None for any other error."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return None
-    extra = extra_of(error.name)
+    extra = find_extra(error.name)
     if extra is None:
         return None
-    return f"this needs the package {error.name.partition('.')[0]!r}, which is not installed; {install(extra)}"
+    return f"this needs the package {error.name.partition('.')[0]!r}, which is not installed; {install_command(extra)}"
 
 
-def install(extra: str) -> str:
-    """Return the remedy for a missing extra."""
+def install_command(extra: str) -> str:
+    """Return the fix for a missing extra."""
     return f"try: pip install 'runyard[{extra}]'"

@@ -182,7 +182,7 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(128 + signal.SIGKILL)
 
 
-def when_stdin_ends(call: Callable[[], object]) -> None:
+def call_when_stdin_ends(call: Callable[[], object]) -> None:
     """Call once standard input has ended, from a thread: whoever held its other end is gone, however it ended."""
 
     def wait() -> None:

@@ -18,10 +18,10 @@ from runyard.cli.instance import (
     Instance,
     check_port_free,
     holding,
-    keep_log_small,
     live_endpoint,
     pause_before_restart,
     port_of,
+    rotate_log,
     start_ticks,
 )
 from runyard.settings import Settings, read_settings
@@ -130,11 +130,11 @@ def test_a_log_that_has_grown_too_large_is_set_aside_while_it_is_written(tmp_pat
     log = tmp_path / "server.log"
     with open(log, "ab", buffering=0) as writer:
         writer.write(b"x" * 2000)
-        keep_log_small(log, 4000)
+        rotate_log(log, 4000)
         assert log.stat().st_size == 2000
-        keep_log_small(log, 1000)
+        rotate_log(log, 1000)
         writer.write(b"after\n")
-        keep_log_small(log, 0)
+        rotate_log(log, 0)
     assert log.read_bytes() == b"after\n"
     assert (tmp_path / "server.log.1").read_bytes() == b"x" * 2000
 
@@ -212,11 +212,8 @@ def test_a_second_instance_over_one_folder_is_refused_with_the_address_of_the_fi
         assert str(live_endpoint(settings)) in caught.value.message
 
 
-def test_children_that_outlive_their_watcher_are_ended_by_the_next_one(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The stand-ins do not look at standard input, as a child that hangs would not."""
-    monkeypatch.setattr(module, "ORPHANS_END_WITHIN_S", 0.1)
+def test_children_that_outlive_their_watcher_are_ended_by_the_next_one(settings: Settings) -> None:
+    """The stand-ins do not read standard input, as a child that hangs would not."""
     said: list[str] = []
     with started(settings, []) as killed:
         following = Instance(settings, say=said.append, is_unwanted=lambda: False)

@@ -94,7 +94,7 @@ def test_every_library_of_an_extra_is_known_by_its_import_name() -> None:
         for requirement in wanted:
             name = name_of(requirement)
             modules = {name for name in imported_as[name] if not name.startswith("_") and name.isidentifier()}
-            assert any(extras.extra_of(module) in USER_EXTRAS for module in modules), (extra, name, modules)
+            assert any(extras.find_extra(module) in USER_EXTRAS for module in modules), (extra, name, modules)
     assert set(extras.IMPORTS) == set(USER_EXTRAS)
 
 
@@ -138,10 +138,10 @@ def test_a_missing_library_of_any_extra_is_a_sentence_and_not_a_traceback(module
     monkeypatch.setattr("runyard.cli.main.importlib.import_module", import_nothing)
     result = runyard("doctor")
     assert result.exit_code == 2
-    assert f"pip install 'runyard[{extras.extra_of(module)}]'" in result.stderr
+    assert f"pip install 'runyard[{extras.find_extra(module)}]'" in result.stderr
     assert "Traceback" not in result.output
 
 
 def test_a_missing_module_of_our_own_keeps_its_traceback() -> None:
-    assert extras.missing_extra(ModuleNotFoundError("no", name="runyard.nothing")) is None
-    assert extras.missing_extra(ImportError("no", name="torch")) is None
+    assert extras.explain_missing_extra(ModuleNotFoundError("no", name="runyard.nothing")) is None
+    assert extras.explain_missing_extra(ImportError("no", name="torch")) is None

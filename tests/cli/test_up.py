@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from runyard.cli.connection import connect
-from runyard.cli.instance import live_endpoint, noted_processes, start_ticks, wait_for_end
+from runyard.cli.instance import live_endpoint, read_processes, start_ticks, wait_for_end
 from runyard.cli.up import check_bind, introduction
 from runyard.processes import boot_id
 from runyard.settings import read_settings
@@ -190,7 +190,7 @@ def test_an_instance_ends_as_a_whole_when_its_terminal_closes(tmp_path: Path) ->
     settings = read_settings({}, data_dir=tmp_path / "data")
     with in_a_terminal(settings.data_dir) as (terminal, process):
         read_until(terminal, b"Ctrl-C ends it.")
-        noted = noted_processes(settings)
+        noted = read_processes(settings)
         assert set(noted) == {"up", "server", "controller"}
         os.close(terminal)  # the kernel sends SIGHUP, and every write fails from now on
         assert process.wait(30) == 0
@@ -213,7 +213,7 @@ def test_a_detached_instance_outlives_its_terminal_until_it_is_taken_down(runyar
         check=True,
     )
     try:
-        noted = noted_processes(settings)
+        noted = read_processes(settings)
         assert os.getsid(noted["up"].pid) == noted["up"].pid
         endpoint = live_endpoint(settings)
         assert str(endpoint) in done.stdout

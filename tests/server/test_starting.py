@@ -319,7 +319,7 @@ def test_what_prevents_a_start_is_one_line_with_cause_and_fix(
     assert not [secret for secret in known if secret in said]
 
 
-def test_a_broken_start_changes_nothing_that_would_keep_the_remedy_from_helping(
+def test_a_broken_start_changes_nothing_that_would_keep_the_fix_from_working(
     folder: Path, processes: Processes
 ) -> None:
     pepper = folder / "secrets" / "pepper"

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from runyard.extras import missing_extra
+from runyard.extras import explain_missing_extra
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -49,7 +49,7 @@ def explain(error: Exception) -> CommandFailed | None:
     """The sentence and exit code for an error; None for one that click handles or nobody foresaw."""
     if isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError)):
         return None
-    if sentence := missing_extra(error):
+    if sentence := explain_missing_extra(error):
         return CommandFailed(sentence, exit_code=EXIT_USAGE)
     settings = sys.modules.get("runyard.settings")
     if settings is not None and isinstance(error, settings.SettingError):

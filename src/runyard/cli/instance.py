@@ -38,7 +38,6 @@ from runyard.starting import EXIT_NOT_NOW
 
 STILL_STARTING_S = 60.0  # between two lines about a server that is not ready yet
 END_TIMEOUT_S = 15.0
-ORPHANS_END_WITHIN_S = 60.0  # children whose watcher is gone end by themselves
 
 # A child that ends within EARLY_S of its start has crashed at start; CRASHES_AT_START of those in a row are enough.
 EARLY_S = 10.0
@@ -128,7 +127,7 @@ class Instance:
         """Look after both once; call often. Raises CommandFailed when a child keeps crashing."""
         for child in self.children:
             self._watch(child)
-            keep_log_small(log_path(self._settings, child.name), self._settings.server_log_mib << 20)
+            rotate_log(log_path(self._settings, child.name), self._settings.server_log_mib << 20)
 
     def end(self, *, before_server_ends: Callable[[], None] = lambda: None) -> None:
         """End the controller, then the server; what does not end in time is killed with its group. Never raises.
@@ -150,8 +149,8 @@ class Instance:
             kill_child(child)
 
     def end_orphans(self) -> None:
-        """Wait for what a watcher that was killed has left behind over this data folder; end what does not end."""
-        noted = noted_processes(self._settings)
+        """End what a watcher that was killed has left behind over this data folder, and wait for it."""
+        noted = read_processes(self._settings)
         for name in ("controller", "server"):
             identity = noted.get(name)
             if identity is None or processes.liveness(identity) != "alive":
@@ -219,7 +218,7 @@ class Instance:
             self._plan_restart(child, child.process.returncode, now)
 
     def _wait_until_ready(self) -> str | None:
-        told_s = time.monotonic()
+        reported_s = time.monotonic()
         log = log_path(self._settings, "server")
         while True:
             if self._is_unwanted():
@@ -228,8 +227,8 @@ class Instance:
             endpoint = live_endpoint(self._settings)
             if endpoint is not None:
                 return endpoint
-            if time.monotonic() - told_s > STILL_STARTING_S:  # an upgrade of a large database takes minutes
-                told_s = time.monotonic()
+            if time.monotonic() - reported_s > STILL_STARTING_S:  # an upgrade of a large database takes minutes
+                reported_s = time.monotonic()
                 self._say(f"The server is still starting; its log {log} ends with:\n{tail(log, lines=1)}")
             time.sleep(0.05)
 
@@ -260,7 +259,7 @@ def note_path(settings: Settings) -> Path:
     return settings.data_dir / "instance.json"
 
 
-def noted_processes(settings: Settings) -> dict[str, Identity]:
+def read_processes(settings: Settings) -> dict[str, Identity]:
     """Return the processes that the note of a data folder names: ``up``, ``server``, ``controller``."""
     found = {}
     for name, who in (read_json(note_path(settings)) or {}).items():
@@ -269,7 +268,7 @@ def noted_processes(settings: Settings) -> dict[str, Identity]:
     return found
 
 
-def keep_log_small(path: Path, limit_bytes: int) -> None:
+def rotate_log(path: Path, limit_bytes: int) -> None:
     """Set a log that has grown beyond a limit aside as ``<name>.1``, in place of the one before; 0 is no limit.
 
     Its writer keeps it open for appending, so it is copied and emptied; a line written in between is lost.
@@ -410,14 +409,10 @@ def wait_for_end(identity: Identity, timeout_s: float) -> bool:
 
 
 def _end_stranger(identity: Identity, timeout_s: float) -> None:
-    """Let a process that is not our child end by itself; end it when it does not.
-
-    It is not signaled at once: a controller that is told a second time to end waits for no run.
-    """
-    for number in (None, signal.SIGTERM, signal.SIGKILL):
-        if number is not None:
-            processes.send_signal(identity, number)
-        if wait_for_end(identity, timeout_s if number else min(timeout_s, ORPHANS_END_WITHIN_S)):
+    """End a process that is not our child, and that may be ending already."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        processes.send_signal(identity, number)
+        if wait_for_end(identity, timeout_s):
             return
 
 

@@ -22,8 +22,8 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "up": Entry("runyard.cli.up", "up", "Start server and controller here, and watch over them."),
-    "down": Entry("runyard.cli.down", "down", "End the instance over a data folder; say which runs were saved."),
-    "status": Entry("runyard.cli.status", "status", "Say whether an instance is up, and what it is doing."),
+    "down": Entry("runyard.cli.down", "down", "End the instance over a data folder; report which runs were saved."),
+    "status": Entry("runyard.cli.status", "status", "Show whether an instance is up, and what it is doing."),
     "demo": Entry("runyard.cli.demo", "demo", "Train a small model on this machine and show what it learned."),
     "runs": Entry("runyard.cli.runs", "runs", "Start, follow, kill and delete training runs."),
     "flows": Entry("runyard.cli.flows", "flows", "Keep recipes, check them, and see them with every default."),

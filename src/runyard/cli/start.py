@@ -6,7 +6,7 @@ The wheel without extras is the SDK alone. The script is installed all the same,
 import sys
 from collections.abc import Sequence
 
-from runyard.extras import missing_extra
+from runyard.extras import explain_missing_extra
 
 EXIT_USAGE = 2  # as in runyard.cli.failures, which needs click
 
@@ -16,7 +16,7 @@ def main() -> None:
     try:
         from runyard.cli.main import main as run
     except ModuleNotFoundError as error:
-        sentence = missing_extra(error)
+        sentence = explain_missing_extra(error)
         if sentence is None:
             raise
         sys.exit(without_command_line(sys.argv[1:], sentence))

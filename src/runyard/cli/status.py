@@ -8,9 +8,9 @@ import click
 
 from runyard import processes
 from runyard.cli.connection import connect, data_dir_option
-from runyard.cli.ending import ANSWER_TIMEOUT_S, last_report, told
+from runyard.cli.ending import ANSWER_TIMEOUT_S, format_report, read_report
 from runyard.cli.failures import EXIT_DOWN, EXIT_ERROR, CommandFailed
-from runyard.cli.instance import live_endpoint, noted_processes
+from runyard.cli.instance import live_endpoint, read_processes
 from runyard.cli.output import duration, json_option, print_fields, print_json, size
 
 if TYPE_CHECKING:
@@ -24,32 +24,32 @@ COUNTED = 1000  # runs of one state that are counted; a page holds no more
 @data_dir_option
 @json_option
 def status(data_dir: Path | None, as_json: bool) -> None:
-    """Say whether an instance is up, and what it is doing.
+    """Show whether an instance is up, and what it is doing.
 
     Exit code 0: server and controller are up. 1: only one of them. 3: none is up.
     """
     from runyard.settings import read_settings
 
     settings = read_settings(data_dir=data_dir)
-    found = look(settings)
+    found = inspect_instance(settings)
     if as_json:
         print_json(found)
     else:
         print_fields(_fields(found))
-        for line in told(last_report(settings)) if found["state"] == "down" else []:
+        for line in format_report(read_report(settings)) if found["state"] == "down" else []:
             click.echo(line)
     if found["state"] != "up":
         raise click.exceptions.Exit(EXIT_DOWN if found["state"] == "down" else EXIT_ERROR)
 
 
-def look(settings: "Settings") -> dict[str, Any]:
-    """Return what there is to know about the instance over a data folder; ``state`` is up, partly up or down."""
-    noted = noted_processes(settings)
+def inspect_instance(settings: "Settings") -> dict[str, Any]:
+    """Return what is known about the instance over a data folder; ``state`` is up, partly up or down."""
+    noted = read_processes(settings)
     alive = {name: noted[name] for name in NAMES if name in noted and processes.liveness(noted[name]) == "alive"}
     endpoint = live_endpoint(settings)
     is_up = [endpoint is not None, "controller" in alive]
     there = next(folder for folder in (settings.data_dir, *settings.data_dir.parents) if folder.exists())
-    runs = _runs(settings) if endpoint is not None else {}
+    runs = _count_runs(settings) if endpoint is not None else {}
     return {
         "state": "up" if all(is_up) else "partly up" if any(is_up) or alive else "down",
         "dataDir": str(settings.data_dir),
@@ -63,7 +63,7 @@ def look(settings: "Settings") -> dict[str, Any]:
     }
 
 
-def _runs(settings: "Settings") -> dict[str, int]:
+def _count_runs(settings: "Settings") -> dict[str, int]:
     """Count the runs that train and wait; empty where the key does not open the server."""
     from vi import ViError
     from vi.api.types import PaginationParams

@@ -26,11 +26,11 @@ from runyard.cli.failures import EXIT_USAGE, CommandFailed
 from runyard.cli.instance import (
     Instance,
     holding,
-    keep_log_small,
     live_endpoint,
     log_path,
     longest_end_s,
-    noted_processes,
+    read_processes,
+    rotate_log,
 )
 from runyard.rundir import read_json
 from runyard.settings import Settings, environment, read_settings
@@ -45,7 +45,9 @@ LOOK_EVERY_S = 0.5
 )
 @data_dir_option
 @click.option("--insecure-bind", is_flag=True, default=None, help="Listen beyond this machine without TLS.")
-@click.option("--detach", is_flag=True, help="Run in the background; return when it serves, or say why it does not.")
+@click.option(
+    "--detach", is_flag=True, help="Run in the background; return when it serves, or with the reason why not."
+)
 @click.option("--end-with-stdin", is_flag=True, hidden=True, help="End when standard input does.")
 def up(
     host: str | None,
@@ -92,7 +94,7 @@ def up(
 
 
 def say(text: str) -> None:
-    """Print for whoever still reads; a terminal that is gone must not keep an instance from ending."""
+    """Print a line; a terminal that is gone must not keep an instance from ending."""
     with suppress(OSError):
         click.echo(text)
 
@@ -106,7 +108,7 @@ def _start_detached(settings: Settings) -> str:
     with holding(settings):
         pass  # raises when an instance runs here already
     log = log_path(settings, "up")
-    keep_log_small(log, settings.server_log_mib << 20)
+    rotate_log(log, settings.server_log_mib << 20)
     with open(log, "ab") as output:
         begins_at = output.tell()
         process = subprocess.Popen(
@@ -119,7 +121,7 @@ def _start_detached(settings: Settings) -> str:
         )
     try:
         while process.poll() is None:
-            noted = noted_processes(settings)
+            noted = read_processes(settings)
             is_ours = "up" in noted and noted["up"].pid == process.pid and "controller" in noted
             if is_ours and (endpoint := live_endpoint(settings)) is not None:
                 return endpoint
@@ -195,7 +197,8 @@ class _Ends:
         if number == signal.SIGHUP:
             _leave_terminal()
         self.signals += 1
-        if self.signals > 1:
+        # SIGTERM and SIGHUP come together at the end of a session, and `runyard down` may be repeated.
+        if self.signals > 1 and number == signal.SIGINT:
             self.on_repeat()
 
     def asked(self, timeout_s: float) -> bool:

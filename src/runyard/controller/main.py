@@ -6,7 +6,8 @@ until an answer came: a repeat after a lost answer gets the same attempt, not a 
 
 On SIGTERM or SIGINT nothing new is claimed, every supervisor is told to save and stop, and the controller ends when
 they have: the next start resumes from what was saved (``docs/decisions`` says why). With ``leave_running`` they are
-left alone instead; a controller that starts later finds and adopts them. A second signal ends the controller at once.
+left alone instead; a controller that starts later finds and adopts them. A second SIGINT ends the controller at once.
+SIGHUP and, with ``--end-with-stdin``, the end of standard input are taken as SIGTERM.
 """
 
 import contextlib
@@ -123,6 +124,10 @@ class Controller:
         self._ending_at_s = self._clock.monotonic()
         self._inbox.put(lambda: None)
 
+    @property
+    def is_ending(self) -> bool:
+        return self._ending_at_s is not None
+
     def _look(self) -> View:
         return View(
             slots=self._settings.slots,
@@ -208,8 +213,8 @@ class Controller:
             try:
                 answer = call()
             except (ViAuthenticationError, ViPermissionError) as error:
-                remedy = "try: put back secrets/controller.json, or remove it and restart the server"
-                self._say_once(f"{error}; {remedy}", kind="refused")
+                fix = "try: put back secrets/controller.json, or remove it and restart the server"
+                self._say_once(f"{error}; {fix}", kind="refused")
                 self._clock.sleep(REFUSED_AGAIN_AFTER_S)
                 self._inbox.put(on_failure)
             except (ViError, NoKey) as error:
@@ -402,10 +407,16 @@ def main() -> int:
         executor=LocalExecutor(settings),
         accelerators=find_accelerators(),
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: controller.ask_to_end())
+
+    def end(number: int, _frame: object) -> None:
+        # Only a repeated Ctrl-C hurries: at the end of a session SIGTERM and SIGHUP come together, to all processes.
+        if number == signal.SIGINT or not controller.is_ending:
+            controller.ask_to_end()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, end)
     if "--end-with-stdin" in sys.argv[1:]:
-        machine_processes.when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        machine_processes.call_when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     log.info("The controller of this machine is process %d", os.getpid())
     controller.run()
     return 0

@@ -2,14 +2,14 @@
 
 import sys
 
-from runyard.extras import missing_extra
+from runyard.extras import explain_missing_extra
 from runyard.starting import EXIT_CANNOT_START
 
 if __name__ == "__main__":
     try:
         from runyard.server.process import main
     except ModuleNotFoundError as error:
-        sentence = missing_extra(error)
+        sentence = explain_missing_extra(error)
         if sentence is None:
             raise
         print(sentence, file=sys.stderr)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from sqlalchemy.exc import ArgumentError
 
-from runyard.extras import missing_extra
+from runyard.extras import explain_missing_extra
 from runyard.server.services.secrets import UnusableSecret
 from runyard.settings import SettingError, Settings
 from runyard.starting import CannotStart, from_os_error
@@ -22,7 +22,7 @@ OLDEST_PYTHON, OLDEST_SQLITE = (3, 11), (3, 35)
 
 
 @contextlib.contextmanager
-def explaining(settings: Settings | None = None) -> Iterator[None]:
+def explain_failures(settings: Settings | None = None) -> Iterator[None]:
     """Turn what prevents a start into ``CannotStart``.
 
     Raises:
@@ -42,7 +42,7 @@ def explaining(settings: Settings | None = None) -> Iterator[None]:
             "RUNYARD_DATABASE_URL cannot be read; try: postgresql+psycopg://user@host/name, or nothing for SQLite"
         ) from error
     except ModuleNotFoundError as error:
-        sentence = missing_extra(error)
+        sentence = explain_missing_extra(error)
         if sentence is None:
             raise
         raise CannotStart(sentence) from error

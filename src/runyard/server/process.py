@@ -21,12 +21,12 @@ from typing import Any
 from granian.constants import Interfaces
 from granian.server.embed import Server
 
-from runyard.processes import when_stdin_ends
+from runyard.processes import call_when_stdin_ends
 from runyard.rundir import read_json
 from runyard.server.clock import SystemClock
 from runyard.server.http.app import create_app, open_services
 from runyard.server.http.door import Door
-from runyard.server.opening import explaining, log_level
+from runyard.server.opening import explain_failures, log_level
 from runyard.server.services.bootstrap import announce
 from runyard.server.services.context import Services
 from runyard.server.services.secrets import write_private
@@ -47,9 +47,9 @@ def main() -> int:
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # what it does is ours to report
     if "--end-with-stdin" in sys.argv[1:]:
-        when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        call_when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        with explaining():
+        with explain_failures():
             settings = read_settings()
             logging.getLogger().setLevel(log_level(settings))
         with _data_dir_locked(settings):
@@ -68,15 +68,15 @@ async def serve(settings: Settings) -> None:
     """
     _check_bind(settings)
     port = _free_port(settings)
-    async with _opened(settings) as services:
+    async with _open_services(settings) as services:
         await _serve(settings, services, port)
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Services]:
+async def _open_services(settings: Settings) -> AsyncIterator[Services]:
     """Open store and secrets; only what happens while they open is a reason not to start."""
     async with contextlib.AsyncExitStack() as stack:
-        with explaining(settings):
+        with explain_failures(settings):
             services = await stack.enter_async_context(open_services(settings, SystemClock(), pulse=True))
         yield services
 
@@ -94,7 +94,7 @@ async def _serve(settings: Settings, services: Services, port: int) -> None:
         backlog=1024,
     )
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     serving = asyncio.create_task(server.serve(), name="http")
     waiting = asyncio.create_task(stopping.wait(), name="signals")
@@ -147,7 +147,7 @@ async def _answers(address: str, port: int, host: str) -> bool:
 @contextlib.contextmanager
 def _data_dir_locked(settings: Settings) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        with explaining(settings):
+        with explain_failures(settings):
             settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = stack.enter_context(open(settings.data_dir / "server.lock", "w"))
         try:

@@ -64,7 +64,7 @@ class Store:
             migrate(self._writing_engine, self._kind.lock_migrations, self._kind.prepare_upgrade)
             self._writing_connection = self._writing_engine.connect()
         except (DatabaseError, CannotUpgrade) as error:
-            message, may_pass = self._kind.why_not_open(error)
+            message, may_pass = self._kind.describe_open_error(error)
             raise StoreUnavailable(message, may_pass=may_pass) from error
         self._reading_engine = self._kind.reading_engine()
         self._reading_connections: list[Connection] = []
@@ -104,7 +104,7 @@ class Store:
             raise StoreUnavailable(str(error.orig)) from error
 
     def _as_damage(self, error: DatabaseError) -> Exception:
-        """Return what a reader is told about a damaged database; any other error is the reader's own."""
+        """Return the error to raise to a reader: a damaged database is reported as such."""
         if not self._kind.is_damage(error):
             return error
         return StoreUnavailable(f"the database is damaged ({error.orig})", may_pass=False)

@@ -76,20 +76,20 @@ class PostgreSql:
             head,
         )
 
-    def why_not_open(self, error: Exception) -> tuple[str, bool]:
-        """Return why the database cannot be opened, with the remedy, and whether that may pass by itself."""
+    def describe_open_error(self, error: Exception) -> tuple[str, bool]:
+        """Return why the database cannot be opened, with the fix, and whether that may pass by itself."""
         url = make_url(self._url)
         where = f"{url.host or url.query.get('host') or 'its socket'}:{url.port or 5432}"
         words = " ".join(str(getattr(error, "orig", None) or error).split())
         is_final = any(sign in words for sign in NEEDS_THE_OPERATOR)
-        remedy = (
+        fix = (
             "check user, passfile and database name in RUNYARD_DATABASE_URL"
             if is_final
             else "start PostgreSQL, or check host and port in RUNYARD_DATABASE_URL"
         )
         return (
             f"the PostgreSQL database {url.database!r} at {where} cannot be opened as {url.username!r}: {words}; "
-            f"try: {remedy}",
+            f"try: {fix}",
             not is_final,
         )
 

@@ -134,8 +134,8 @@ class Sqlite:
         os.replace(unfinished, copy)
         fsync_dir(copy.parent)
 
-    def why_not_open(self, error: Exception) -> tuple[str, bool]:
-        """Return why the database cannot be opened, with the remedy, and whether that may pass by itself."""
+    def describe_open_error(self, error: Exception) -> tuple[str, bool]:
+        """Return why the database cannot be opened, with the fix, and whether that may pass by itself."""
         cause = getattr(error, "orig", None) or error
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
         copies = self._path.parent / COPIES
@@ -151,7 +151,7 @@ class Sqlite:
             return f"the database {self._path} cannot be opened ({cause}); try: let this user read and write it", False
         if code == sqlite3.SQLITE_FULL:
             return f"the database {self._path} cannot be written ({cause}); try: make room on its disk", True
-        return f"the database {self._path} cannot be opened ({cause}); try: look at its disk, and start again", True
+        return f"the database {self._path} cannot be opened ({cause}); try: check its disk, and start again", True
 
     def reclaim(self, connection: Connection) -> int:
         """Give a piece of free space back to the disk; returns its bytes, 0 when nothing is worth it.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from runyard.extras import install
+from runyard.extras import install_command
 from runyard.flows.blocks import LearningRates, Schedule
 from runyard.flows.blocks import Optimizer as OptimizerSettings
 from runyard.trainer.errors import InvalidFlow
@@ -115,7 +115,7 @@ def _adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], device:
         import bitsandbytes
     except ImportError as error:
         raise InvalidFlow(
-            f"optimizer 'adamw8bit' needs the package bitsandbytes; {install('quantization')}, or use 'adamw'"
+            f"optimizer 'adamw8bit' needs the package bitsandbytes; {install_command('quantization')}, or use 'adamw'"
         ) from error
     if device.type != "cuda":
         raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; use 'adamw'")
