@@ -432,3 +432,11 @@ def test_a_python_or_sqlite_that_is_too_old_is_refused(python: tuple[int, int], 
     with pytest.raises(CannotStart, match=r"is too old, at least 3\.\d+ is needed"):
         check_versions(python, sqlite)
     check_versions((3, 11), (3, 35))
+
+
+def test_a_server_that_cannot_be_announced_ends_with_the_reason(folder: Path, processes: Processes) -> None:
+    (folder / "server.json").mkdir()
+    status, said = processes.run(folder, {})
+    assert status == EXIT_CANNOT_START
+    assert "Traceback" not in said
+    assert "server.json" in said.splitlines()[-1]

@@ -127,7 +127,8 @@ class Instance:
         """Look after both once; call often. Raises CommandFailed when a child keeps crashing."""
         for child in self.children:
             self._watch(child)
-            rotate_log(log_path(self._settings, child.name), self._settings.server_log_mib << 20)
+        for log in self._settings.logs_dir.glob("*.log"):
+            rotate_log(log, self._settings.server_log_mib << 20)
 
     def end(self, *, before_server_ends: Callable[[], None] = lambda: None) -> None:
         """End the controller, then the server; what does not end in time is killed with its group. Never raises.

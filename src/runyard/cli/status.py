@@ -26,7 +26,7 @@ COUNTED = 1000  # runs of one state that are counted; a page holds no more
 def status(data_dir: Path | None, as_json: bool) -> None:
     """Show whether an instance is up, and what it is doing.
 
-    Exit code 0: server and controller are up. 1: only one of them. 3: none is up.
+    Exit code 0: server and controller are up, and `runyard up` watches them. 1: one of them is missing. 3: none is up.
     """
     from runyard.settings import read_settings
 
@@ -47,7 +47,7 @@ def inspect_instance(settings: "Settings") -> dict[str, Any]:
     noted = read_processes(settings)
     alive = {name: noted[name] for name in NAMES if name in noted and processes.liveness(noted[name]) == "alive"}
     endpoint = live_endpoint(settings)
-    is_up = [endpoint is not None, "controller" in alive]
+    is_up = [endpoint is not None, "controller" in alive, "up" in alive]
     there = next(folder for folder in (settings.data_dir, *settings.data_dir.parents) if folder.exists())
     runs = _count_runs(settings) if endpoint is not None else {}
     return {

@@ -99,16 +99,17 @@ async def _serve(settings: Settings, services: Services, port: int) -> None:
     serving = asyncio.create_task(server.serve(), name="http")
     waiting = asyncio.create_task(stopping.wait(), name="signals")
     announcing = asyncio.create_task(_announce_when_up(settings, endpoint, port), name="announce")
+    # A server that nobody can find is of no use: what keeps it from being announced ends it.
+    announcing.add_done_callback(lambda task: None if task.cancelled() or not task.exception() else stopping.set())
     try:
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         announcing.cancel()
         await _stop(server, door, serving)
-        for task in (waiting, announcing):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        waiting.cancel()
         _forget(settings.server_file)
+        with contextlib.suppress(asyncio.CancelledError), explain_failures():
+            await announcing
 
 
 async def _stop(server: Server, door: Door, serving: asyncio.Task[None]) -> None:
@@ -121,9 +122,16 @@ async def _stop(server: Server, door: Door, serving: asyncio.Task[None]) -> None
 async def _announce_when_up(settings: Settings, endpoint: str, port: int) -> None:
     """Write down where we listen, once a request has really been answered."""
     host = _client_host(settings.host)
-    async with asyncio.timeout(START_TIMEOUT_S):
-        while not await _answers(host.strip("[]"), port, host):
-            await asyncio.sleep(0.02)
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not await _answers(host.strip("[]"), port, host):
+                await asyncio.sleep(0.02)
+    except TimeoutError as error:
+        raise CannotStart(
+            f"{endpoint} does not answer {START_TIMEOUT_S:g} s after it began to listen; try: look for what blocks it, "
+            "and start again",
+            may_pass=True,
+        ) from error
     announce(settings, endpoint)
     write_private(settings.server_file, json.dumps({"endpoint": endpoint, "pid": os.getpid()}) + "\n")
     log.info(json.dumps({"event": "listening", "endpoint": endpoint, "dataDir": str(settings.data_dir)}))
