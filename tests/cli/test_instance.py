@@ -22,8 +22,8 @@ from runyard.cli.instance import (
     pause_before_restart,
     port_of,
     rotate_log,
-    start_ticks,
 )
+from runyard.processes import identify
 from runyard.settings import Settings, read_settings
 from runyard.starting import EXIT_CANNOT_START, EXIT_NOT_NOW
 
@@ -148,8 +148,8 @@ def test_both_are_up_after_start_and_gone_after_end(settings: Settings) -> None:
     with started(settings, []) as instance:
         children = pids(instance)
         assert live_endpoint(settings) is not None
-        assert [start_ticks(pid) is not None for pid in children] == [True, True]
-    assert [start_ticks(pid) for pid in children] == [None, None]
+        assert [identify(pid) is not None for pid in children] == [True, True]
+    assert [identify(pid) for pid in children] == [None, None]
     assert not (settings.data_dir / "instance.json").exists()
 
 
@@ -218,7 +218,7 @@ def test_children_that_outlive_their_watcher_are_ended_by_the_next_one(settings:
     with started(settings, []) as killed:
         following = Instance(settings, say=said.append, is_unwanted=lambda: False)
         following.end_orphans()
-        assert [start_ticks(pid) for pid in pids(killed)] == [None, None]
+        assert [identify(pid) for pid in pids(killed)] == [None, None]
         assert len(said) == 2
 
 
@@ -229,7 +229,7 @@ def test_a_stranger_with_a_recycled_process_id_is_left_alone(settings: Settings)
         known = json.loads(note.read_text())
         note.write_text(json.dumps({name: who | {"startTicks": 1} for name, who in known.items()}))
         Instance(settings, say=print, is_unwanted=lambda: False).end_orphans()
-        assert all(start_ticks(pid) is not None for pid in pids(instance))
+        assert all(identify(pid) is not None for pid in pids(instance))
 
 
 def test_a_port_in_use_is_named_with_a_way_out(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from runyard.cli.connection import connect
-from runyard.cli.instance import live_endpoint, read_processes, start_ticks, wait_for_end
-from runyard.cli.up import check_bind, introduction
-from runyard.processes import boot_id
+from runyard.cli.instance import live_endpoint, read_processes, wait_for_end
+from runyard.cli.up import _ends_asked_for, check_bind, introduction
+from runyard.processes import boot_id, identify
 from runyard.settings import read_settings
 
 KEY = "dtvi_" + "a" * 98
@@ -135,10 +135,10 @@ def children_once_up(process: subprocess.Popen[str], data_dir: Path) -> list[int
 def test_ctrl_c_ends_every_child_and_exits_with_0(tmp_path: Path) -> None:
     with up(tmp_path / "data") as process:
         children = children_once_up(process, tmp_path / "data")
-        assert [start_ticks(pid) is not None for pid in children] == [True, True]
+        assert [identify(pid) is not None for pid in children] == [True, True]
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
-        assert [start_ticks(pid) for pid in children] == [None, None]
+        assert [identify(pid) for pid in children] == [None, None]
 
 
 @pytest.mark.e2e
@@ -150,11 +150,11 @@ def test_server_and_controller_end_with_their_killed_watcher_and_the_next_one_ta
         killed.wait()
         with up(data_dir) as process:  # waits for both, whether or not they have ended meanwhile
             children = children_once_up(process, data_dir)
-            assert [start_ticks(pid) for pid in orphans] == [None, None]
+            assert [identify(pid) for pid in orphans] == [None, None]
             assert process.stdin is not None
             process.stdin.close()  # ends it as a signal would
             assert process.wait(30) == 0
-            assert [start_ticks(pid) for pid in children] == [None, None]
+            assert [identify(pid) for pid in children] == [None, None]
 
 
 @contextmanager
@@ -297,3 +297,29 @@ def test_the_end_reports_what_was_saved_and_an_interrupted_wait_how_to_go_on(run
     assert later not in report
     down = runyard("status", *where)
     assert (down.exit_code, saved[0] in down.stdout) == (3, True)
+
+
+def test_only_a_repeated_ctrl_c_hurries_the_end() -> None:
+    """At the end of a session SIGTERM and SIGHUP come together."""
+    hurried: list[bool] = []
+    with _ends_asked_for(False) as ends:
+        ends.on_repeat = lambda: hurried.append(True)
+        assert not ends.asked(0)
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            assert ends.asked(1)
+        assert hurried == []
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ends.asked(1)
+        assert hurried == [True]
+
+
+def test_a_hangup_that_was_ignored_at_the_start_stays_ignored() -> None:
+    """So ``nohup runyard up`` goes on."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _ends_asked_for(False) as ends:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not ends.asked(0.05)
+    finally:
+        signal.signal(signal.SIGHUP, before)

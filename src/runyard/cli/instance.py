@@ -369,15 +369,6 @@ def signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
-def start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None when it is gone or dead. Linux only, else None."""
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if after_name[0] in "ZX" else int(after_name[19])
-
-
 def ending(returncode: int) -> str:
     """How a process ended, as a part of a sentence."""
     if returncode < 0:

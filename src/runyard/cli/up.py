@@ -75,7 +75,7 @@ def up(
     with holding(settings), _ends_asked_for(end_with_stdin) as ends:
         instance = Instance(settings, say=say, is_unwanted=lambda: ends.asked(0))
         instance.end_orphans()
-        ending = Ending(settings)
+        ending, started = Ending(settings), None
         try:
             started = instance.start()
             if started is not None:
@@ -84,12 +84,13 @@ def up(
             while not ends.asked(LOOK_EVERY_S):
                 instance.watch()
             say("Ending: the controller first, then the server.")
-            ending.begin()
         finally:
             ends.on_repeat = instance.kill
+            if started is not None:
+                ending.begin()
             instance.end(before_server_ends=ending.finish)
-    for line in ending.lines():
-        say(line)
+            for line in ending.lines():
+                say(line)
     say("Ended.")
 
 
