@@ -16,9 +16,9 @@ from runyard.server.clock import SystemClock
 from runyard.server.http.app import open_services
 from runyard.server.services import deletion, housekeeping, storage
 from runyard.server.services.context import Actor
-from runyard.server.services.lines import LINE_BYTES
 from runyard.settings import Settings
 from runyard.store import Store, StoreUnavailable, migrate, sqlite
+from runyard.store.lines import LINE_BYTES, count_log_bytes
 
 MIB = 1 << 20
 LINES = ["x" * 9_900] * 100  # a shipment of almost a megabyte
@@ -212,6 +212,13 @@ def test_a_database_is_copied_before_its_upgrade(revision: str, tmp_path: Path, 
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (migrate.HEAD,)
         assert connection.execute("SELECT log_bytes FROM runs").fetchone() == (600 * (10_000 + LINE_BYTES),)
+        connection.execute("UPDATE runs SET log_bytes = 0")
+    connection.close()
+    store = Store(path)
+    asyncio.run(store.write(count_log_bytes))  # what a restore does with the rows of an earlier version
+    store.close()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT log_bytes FROM runs").fetchone() == (600 * (10_000 + LINE_BYTES),)
     connection.close()
 
 
@@ -261,7 +268,9 @@ def test_copies_outlive_a_start_and_what_is_left_of_broken_ones_does_not(tmp_pat
     assert [path.name for path in folder.iterdir()] == ["server-schema-0003.db"]
 
 
-def test_a_collection_rebuilds_a_database_of_before_once_and_reports_what_it_freed(tmp_path: Path) -> None:
+def test_a_collection_rebuilds_a_database_of_before_once_and_reports_what_it_freed(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     settings.data_dir.mkdir()
     path = settings.data_dir / "server.db"
@@ -285,6 +294,9 @@ def test_a_collection_rebuilds_a_database_of_before_once_and_reports_what_it_fre
             assert checked.left_over_bytes is not None
             assert checked.left_over_bytes.run_folders >= 100_000
             assert (checked.left_over_bytes.database or 0) > 4 * MIB
+            with monkeypatch.context() as patch, pytest.raises(StoreUnavailable, match="MiB, 0 are free"):
+                patch.setattr(sqlite, "free_bytes", lambda folder: 0)
+                await services.store.compact()
             freed = (await storage.collect(services, actor)).freed_bytes
             assert freed is not None
             assert freed.run_folders == checked.left_over_bytes.run_folders

@@ -245,7 +245,7 @@ def _commit_together(connection: Connection, jobs: list[_Job], kind: Sqlite | Po
 def _run_alone(connection: Connection, job: _Job) -> None:
     try:
         job.result = job.work(connection)
-    except (sqlite3.Error, DBAPIError) as error:
+    except (sqlite3.Error, DBAPIError, OSError) as error:
         job.error = StoreUnavailable(str(error))
     except Exception as error:
         job.error = error

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
-from runyard.store.tables import AnyRow, log_lines, metrics, stream_offsets
+from runyard.store.tables import AnyRow, log_lines, metrics, runs, stream_offsets
+
+LINE_BYTES = 100  # what a line takes in the database besides its text
 
 # Built once: every shipment of lines runs these, and putting a statement together costs more than running it.
 _AT = (
@@ -53,6 +55,13 @@ def thin_out(connection: Connection, *, org: str, run_id: str, limit: int) -> in
     if first_kept is None:
         return 0
     return connection.execute(delete(log_lines).where(*of_run, log_lines.c.number < first_kept)).rowcount
+
+
+def count_log_bytes(connection: Connection) -> None:
+    """Note for every run what its log takes; for rows from before that was noted."""
+    of_run = (log_lines.c.org == runs.c.org, log_lines.c.run_id == runs.c.id)
+    total = select(func.coalesce(func.sum(func.length(log_lines.c.text) + LINE_BYTES), 0)).where(*of_run)
+    connection.execute(update(runs).values(log_bytes=total.scalar_subquery()))
 
 
 def remove_log(connection: Connection, *, org: str, run_id: str) -> None:

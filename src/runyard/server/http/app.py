@@ -120,7 +120,7 @@ async def _beat(services: Services) -> None:
             if beat % SWEEP_EVERY == 0:
                 await deletion.sweep(services)
                 await dataset_jobs.sweep(services)
-                await housekeeping.sweep(services)
+                housekeeping.start(services)
         except StoreUnavailable as error:
             log.error("leases could not be looked after: %s", error)
         last_s = now_s

@@ -24,6 +24,11 @@ FINAL = tuple(kind.value for kind in ConditionKind if kind.is_final)
 RETENTION = "retention"
 
 
+def start(services: Services) -> None:
+    """Sweep in a task of its own, one at a time: leases must not wait until gigabytes are given back."""
+    services.jobs.start(("housekeeping", "", ""), lambda: sweep(services))
+
+
 async def sweep(services: Services) -> None:
     """Remove logs that are older than they are kept, then give free space back to the disk."""
     try:

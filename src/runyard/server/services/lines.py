@@ -31,7 +31,6 @@ from runyard.store import runs as run_rows
 from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunProgress
 
 LONGEST_LINE = 16 * 1024
-LINE_BYTES = 100  # what a line takes in the database besides its text
 EVENTS_BEYOND_LIMIT_BYTES = 1 << 20
 _LIMIT_REACHED = (
     "The log has reached {mib} MiB (RUNYARD_LOG_MAX_MIB); further lines are left out and counted in the run's "
@@ -167,7 +166,7 @@ class _Effect:
     def log(self, stream: str, time_ms: int, text: str, *, extra_bytes: int = 0) -> None:
         """Keep a line, or count it once the log has reached its limit and ``extra_bytes``."""
         text = SECRETS.sub("[secret]", text[:LONGEST_LINE]).encode(errors="replace").decode()
-        size_bytes = LINE_BYTES + len(text.encode())
+        size_bytes = rows.LINE_BYTES + len(text.encode())
         is_full = self.log_bytes + size_bytes > self._limit_bytes + extra_bytes
         if self._limit_bytes and (is_full or (self.log_left_out and not extra_bytes)):
             if not self.log_left_out:

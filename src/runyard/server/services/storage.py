@@ -22,7 +22,7 @@ from runyard.blobs import BlobHeld, BlobMissing
 from runyard.server.services import dataset_jobs
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.imports import INCOMING
-from runyard.store import organizations
+from runyard.store import StoreUnavailable, organizations
 from runyard.store import storage as rows
 
 
@@ -84,7 +84,10 @@ async def _shrink_database(services: Services) -> int | None:
     before = services.store.reclaimable_bytes()
     if before is None:
         return None
-    await services.store.compact()
+    try:
+        await services.store.compact()
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"what nothing needed is removed, but the database stays as it is: {error}") from error
     await services.store.reclaim()
     return max(0, before - (services.store.reclaimable_bytes() or 0))
 
