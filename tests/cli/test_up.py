@@ -152,6 +152,8 @@ def test_server_and_controller_end_with_their_killed_watcher_and_the_next_one_ta
             children = children_once_up(process, data_dir)
             assert [identify(pid) for pid in orphans] == [None, None]
             assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdout.close()  # as when `| tee` ends first
             process.stdin.close()  # ends it as a signal would
             assert process.wait(30) == 0
             assert [identify(pid) for pid in children] == [None, None]

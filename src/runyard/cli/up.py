@@ -95,9 +95,13 @@ def up(
 
 
 def say(text: str) -> None:
-    """Print a line; a terminal that is gone must not keep an instance from ending."""
-    with suppress(OSError):
+    """Print a line; a terminal or a pipe that is gone must not keep an instance from ending."""
+    try:
         click.echo(text)
+    except OSError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)  # else what is still buffered fails again at the exit
+        os.close(nothing)
 
 
 def _start_detached(settings: Settings) -> str:
