@@ -21,6 +21,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import cache
@@ -70,6 +71,15 @@ def liveness(identity: Identity) -> Liveness:
         return "alive" if identify(identity.pid) == identity else "dead"
     except (PermissionError, ValueError):
         return "unknown"
+
+
+def age_s(identity: Identity) -> float | None:
+    """How long ago a living process was started; None where that cannot be known."""
+    try:
+        uptime_s = float((_PROC / "uptime").read_text().split()[0])
+    except OSError:
+        return None
+    return max(0.0, uptime_s - identity.start_ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def send_signal(identity: Identity, signal_number: int) -> bool:
@@ -170,6 +180,18 @@ def die_with_parent(parent_pid: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(128 + signal.SIGKILL)
+
+
+def call_when_stdin_ends(call: Callable[[], object]) -> None:
+    """Call once standard input has ended, from a thread: whoever held its other end is gone, however it ended."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        call()
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
 def forgo_new_privileges() -> None:

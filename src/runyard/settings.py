@@ -82,6 +82,13 @@ class Settings:
     leave_running: bool = setting(False, "when ending, let runs train on instead of saving and stopping them")
     attempts: int = setting(3, "tries a run has when the platform is at fault; a flow's settings.attempts overrides it")
     link_hours: float = setting(24.0, "hours a signed download link is valid")
+    log_max_mib: int = setting(
+        100, "MiB of log kept of one run; what comes after is counted and left out, metrics never; 0 keeps everything"
+    )
+    keep_logs_days: float = setting(0.0, "days after a run's end until its log is removed, metrics never; 0 keeps it")
+    server_log_mib: int = setting(
+        64, "MiB of each file in logs until it is set aside as .1, in place of the one before; 0 never"
+    )
     log_level: str = setting("info", "debug, info, warning or error")
 
     @property
@@ -212,6 +219,10 @@ def _check_public_url(url: str) -> None:
 def _check_database_url(url: str) -> None:
     """Settings are shown and handed to child processes, so a password has no place in them."""
     parts = urlsplit(url)
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise SettingError(f"{PREFIX}DATABASE_URL: {error}; try: postgresql+psycopg://user@host:5432/name") from error
     if parts.scheme != "postgresql+psycopg":
         raise SettingError(
             f"{PREFIX}DATABASE_URL begins with {parts.scheme!r}; give postgresql+psycopg://user@host/name, "

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from runyard.cli import failures
 from runyard.cli import instance as module
 from runyard.cli.failures import CommandFailed
 from runyard.cli.instance import (
@@ -20,9 +21,11 @@ from runyard.cli.instance import (
     live_endpoint,
     pause_before_restart,
     port_of,
-    start_ticks,
+    rotate_log,
 )
+from runyard.processes import identify
 from runyard.settings import Settings, read_settings
+from runyard.starting import EXIT_CANNOT_START, EXIT_NOT_NOW
 
 SERVER = """
 import http.server, json, os, pathlib
@@ -78,6 +81,64 @@ def pids(instance: Instance) -> list[int]:
     return [child.process.pid for child in instance.children if child.process is not None]
 
 
+@pytest.mark.parametrize("status", [EXIT_CANNOT_START, EXIT_NOT_NOW])
+def test_a_server_that_says_it_cannot_start_is_started_once_and_its_line_is_shown(
+    settings: Settings, status: int, tmp_path: Path
+) -> None:
+    text = f"import sys\nprint('warming up')\nprint('no such key; try: another')\nsys.exit({status})\n"
+    (tmp_path / "programs" / "refusing.py").write_text(text)
+    said: list[str] = []
+    with pytest.raises(CommandFailed) as caught, started(settings, said, server="refusing"):
+        pass
+    assert caught.value.message == "the server cannot start: no such key; try: another"
+    assert caught.value.exit_code == (failures.EXIT_CANNOT_START if status == EXIT_CANNOT_START else 1)
+    assert said == []
+    assert (settings.logs_dir / "server.log").read_text().count("warming up") == 1
+
+
+def test_a_controller_that_cannot_start_ends_the_instance_with_its_line(settings: Settings, tmp_path: Path) -> None:
+    text = f"import sys\nprint('another one works here')\nsys.exit({EXIT_CANNOT_START})\n"
+    (tmp_path / "programs" / "refusing.py").write_text(text)
+
+    def watch(instance: Instance) -> bool:
+        instance.watch()
+        return False
+
+    with (
+        pytest.raises(CommandFailed, match=r"^the controller cannot start: another one works here$"),
+        started(settings, [], controller="refusing") as instance,
+    ):
+        until(lambda: watch(instance))
+
+
+def test_what_may_pass_is_tried_again_once_an_instance_has_been_up(settings: Settings, tmp_path: Path) -> None:
+    """A database that is away while a crashed server starts again must not end the instance."""
+    said: list[str] = []
+    with started(settings, said) as instance:
+        (tmp_path / "programs" / "stand_in_server.py").write_text(f"import sys\nsys.exit({EXIT_NOT_NOW})\n")
+        os.kill(pids(instance)[0], signal.SIGKILL)
+
+        def is_told_twice() -> bool:
+            instance.watch()
+            return len(said) == 2
+
+        until(is_told_twice)
+    assert f"exit code {EXIT_NOT_NOW}; starting it again in {module.LONGEST_PAUSE_S:g} s" in said[1]
+
+
+def test_a_log_that_has_grown_too_large_is_set_aside_while_it_is_written(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    with open(log, "ab", buffering=0) as writer:
+        writer.write(b"x" * 2000)
+        rotate_log(log, 4000)
+        assert log.stat().st_size == 2000
+        rotate_log(log, 1000)
+        writer.write(b"after\n")
+        rotate_log(log, 0)
+    assert log.read_bytes() == b"after\n"
+    assert (tmp_path / "server.log.1").read_bytes() == b"x" * 2000
+
+
 @pytest.mark.parametrize(("crashes", "pause_s"), [(1, 0.5), (2, 1.0), (3, 2.0), (4, None), (9, None)])
 def test_pauses_grow_until_it_is_no_use(crashes: int, pause_s: float | None) -> None:
     assert pause_before_restart(crashes) == pause_s
@@ -87,8 +148,8 @@ def test_both_are_up_after_start_and_gone_after_end(settings: Settings) -> None:
     with started(settings, []) as instance:
         children = pids(instance)
         assert live_endpoint(settings) is not None
-        assert [start_ticks(pid) is not None for pid in children] == [True, True]
-    assert [start_ticks(pid) for pid in children] == [None, None]
+        assert [identify(pid) is not None for pid in children] == [True, True]
+    assert [identify(pid) for pid in children] == [None, None]
     assert not (settings.data_dir / "instance.json").exists()
 
 
@@ -151,12 +212,13 @@ def test_a_second_instance_over_one_folder_is_refused_with_the_address_of_the_fi
         assert str(live_endpoint(settings)) in caught.value.message
 
 
-def test_children_of_a_killed_watcher_are_ended_by_the_next_one(settings: Settings) -> None:
+def test_children_that_outlive_their_watcher_are_ended_by_the_next_one(settings: Settings) -> None:
+    """The stand-ins do not read standard input, as a child that hangs would not."""
     said: list[str] = []
     with started(settings, []) as killed:
         following = Instance(settings, say=said.append, is_unwanted=lambda: False)
         following.end_orphans()
-        assert [start_ticks(pid) for pid in pids(killed)] == [None, None]
+        assert [identify(pid) for pid in pids(killed)] == [None, None]
         assert len(said) == 2
 
 
@@ -167,7 +229,7 @@ def test_a_stranger_with_a_recycled_process_id_is_left_alone(settings: Settings)
         known = json.loads(note.read_text())
         note.write_text(json.dumps({name: who | {"startTicks": 1} for name, who in known.items()}))
         Instance(settings, say=print, is_unwanted=lambda: False).end_orphans()
-        assert all(start_ticks(pid) is not None for pid in pids(instance))
+        assert all(identify(pid) is not None for pid in pids(instance))
 
 
 def test_a_port_in_use_is_named_with_a_way_out(tmp_path: Path) -> None:

@@ -1,22 +1,43 @@
 """``runyard up``: what it refuses, and what it tells a newcomer."""
 
+import fcntl
 import json
 import os
+import pty
+import re
 import signal
 import socket
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from runyard.cli.instance import start_ticks
-from runyard.cli.up import check_bind, introduction
+from runyard.cli.connection import connect
+from runyard.cli.instance import live_endpoint, read_processes, wait_for_end
+from runyard.cli.up import _ends_asked_for, check_bind, introduction
+from runyard.processes import boot_id, identify
 from runyard.settings import read_settings
 
 KEY = "dtvi_" + "a" * 98
+# Trains for hours, and saves only when it is stopped.
+LONG_RECIPE = {
+    "name": "Long training",
+    "blocks": [
+        {
+            "block": "vi-model",
+            "settings": {
+                "hyperparameters": {"epochs": 10000},
+                "checkpoint": {"every": {"steps": 1000000}},
+                "validation": {"every": {"steps": 1000000}},
+            },
+        }
+    ],
+}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
@@ -114,24 +135,193 @@ def children_once_up(process: subprocess.Popen[str], data_dir: Path) -> list[int
 def test_ctrl_c_ends_every_child_and_exits_with_0(tmp_path: Path) -> None:
     with up(tmp_path / "data") as process:
         children = children_once_up(process, tmp_path / "data")
-        assert [start_ticks(pid) is not None for pid in children] == [True, True]
+        assert [identify(pid) is not None for pid in children] == [True, True]
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
-        assert [start_ticks(pid) for pid in children] == [None, None]
+        assert [identify(pid) for pid in children] == [None, None]
 
 
 @pytest.mark.e2e
-def test_an_instance_survives_the_kill_of_its_watcher_and_the_next_one_takes_over(tmp_path: Path) -> None:
+def test_server_and_controller_end_with_their_killed_watcher_and_the_next_one_takes_over(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with up(data_dir) as killed:
         orphans = children_once_up(killed, data_dir)
         killed.kill()
         killed.wait()
-        assert [start_ticks(pid) is not None for pid in orphans] == [True, True]
-        with up(data_dir) as process:
+        with up(data_dir) as process:  # waits for both, whether or not they have ended meanwhile
             children = children_once_up(process, data_dir)
-            assert [start_ticks(pid) for pid in orphans] == [None, None]
+            assert [identify(pid) for pid in orphans] == [None, None]
             assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdout.close()  # as when `| tee` ends first
             process.stdin.close()  # ends it as a signal would
             assert process.wait(30) == 0
-            assert [start_ticks(pid) for pid in children] == [None, None]
+            assert [identify(pid) for pid in children] == [None, None]
+
+
+@contextmanager
+def in_a_terminal(data_dir: Path, *before: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """``runyard up`` as the program in front of a terminal; yields the terminal's other end and the process."""
+    ours, theirs = pty.openpty()
+    command = [*before, sys.executable, "-m", "runyard.cli", "up", "--port", "0", "--data-dir", str(data_dir)]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "RUNYARD_WARM": "0"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # the terminal that is ours to lose
+    )
+    os.close(theirs)
+    try:
+        yield ours, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def read_until(terminal: int, words: bytes) -> None:
+    said = b""
+    while words not in said:
+        said += os.read(terminal, 4096)
+
+
+@pytest.mark.e2e
+def test_an_instance_ends_as_a_whole_when_its_terminal_closes(tmp_path: Path) -> None:
+    settings = read_settings({}, data_dir=tmp_path / "data")
+    with in_a_terminal(settings.data_dir) as (terminal, process):
+        read_until(terminal, b"Ctrl-C ends it.")
+        noted = read_processes(settings)
+        assert set(noted) == {"up", "server", "controller"}
+        os.close(terminal)  # the kernel sends SIGHUP, and every write fails from now on
+        assert process.wait(30) == 0
+        assert [wait_for_end(who, 0) for who in noted.values()] == [True, True, True]
+    assert json.loads((settings.data_dir / "ended.json").read_text())["runs"] == []
+    assert not (settings.data_dir / "instance.json").exists()
+
+
+@pytest.mark.e2e
+def test_a_detached_instance_outlives_its_terminal_until_it_is_taken_down(runyard, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RUNYARD_WARM", "0")
+    settings = read_settings({}, data_dir=tmp_path / "data")
+    where = ("--data-dir", str(settings.data_dir))
+    assert runyard("status", *where).exit_code == 3
+    done = subprocess.run(
+        [sys.executable, "-m", "runyard.cli", "up", "--detach", "--port", "0", *where],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    try:
+        noted = read_processes(settings)
+        assert os.getsid(noted["up"].pid) == noted["up"].pid
+        endpoint = live_endpoint(settings)
+        assert str(endpoint) in done.stdout
+        assert str(settings.logs_dir) in done.stdout
+        seen = runyard("status", "--json", *where)
+        assert seen.exit_code == 0
+        told = json.loads(seen.stdout)
+        assert (told["state"], told["endpoint"]) == ("up", endpoint)
+        assert told["processes"] == {name: who.pid for name, who in noted.items()}
+        assert (told["runsRunning"], told["runsWaiting"]) == (0, 0)
+        again = runyard("up", "--detach", "--port", "0", *where)
+        assert again.exit_code == 1
+        assert str(endpoint) in again.stderr
+    finally:
+        ended = runyard("down", *where)
+    assert ended.exit_code == 0
+    assert [wait_for_end(who, 0) for who in noted.values()] == [True, True, True]
+    assert runyard("status", *where).exit_code == 3
+    idle = runyard("down", *where)
+    assert (idle.exit_code, idle.stdout) == (0, f"No instance is up over {settings.data_dir}.\n")
+
+
+def test_a_detached_start_that_fails_prints_the_reason_alone(runyard, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "server.db").write_bytes(b"this is no database" * 500)
+    result = runyard("up", "--detach", "--port", "0", "--data-dir", "data")
+    assert result.exit_code == 8
+    assert result.stderr.startswith("Error: the server cannot start: the database")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_down_signals_nobody_who_has_only_inherited_a_process_id(runyard, tmp_path: Path) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        note = {"up": {"bootId": boot_id(), "pid": stranger.pid, "startTicks": 1}}
+        (tmp_path / "instance.json").write_text(json.dumps(note))
+        assert runyard("down", "--data-dir", str(tmp_path)).stdout.startswith("No instance is up")
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.e2e
+@pytest.mark.train
+def test_the_end_reports_what_was_saved_and_an_interrupted_wait_how_to_go_on(runyard, tmp_path: Path) -> None:
+    """One story, since it needs a training: Ctrl-C of --wait, then of the instance, which saves the run."""
+    data_dir = tmp_path / "data"
+    recipe = tmp_path / "long.json"
+    recipe.write_text(json.dumps(LONG_RECIPE))
+    where = ("--data-dir", str(data_dir))
+    with up(data_dir) as process:
+        children_once_up(process, data_dir)
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "runyard.cli", "runs", "create", "--flow", str(recipe), "--wait", *where],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert waiting.stdout is not None
+        run_id = waiting.stdout.readline().split()[1]
+        later = runyard("runs", "create", "--flow", str(recipe), *where).stdout.strip()
+        with connect(data_dir) as client:
+            while (progress := client.runs.get(run_id).status.progress) is None or progress.step < 1:
+                time.sleep(0.2)
+        waiting.send_signal(signal.SIGINT)
+        _, said = waiting.communicate(timeout=30)
+        assert waiting.returncode == 130
+        assert f"run {run_id} continues on the server" in said
+        assert f"runyard runs wait {run_id} --data-dir {data_dir}" in said
+        assert f"runyard runs kill {run_id} --data-dir {data_dir}" in said
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        report = process.stdout.read()
+        assert process.wait(60) == 0
+    saved = re.search(rf"^Run {run_id} was saved at step (\d+); it resumes at the next start\.$", report, re.M)
+    assert saved is not None, report
+    assert int(saved[1]) >= 1
+    assert "1 run waits and can begin after the next start." in report
+    assert later not in report
+    down = runyard("status", *where)
+    assert (down.exit_code, saved[0] in down.stdout) == (3, True)
+
+
+def test_only_a_repeated_ctrl_c_hurries_the_end() -> None:
+    """At the end of a session SIGTERM and SIGHUP come together."""
+    hurried: list[bool] = []
+    with _ends_asked_for(False) as ends:
+        ends.on_repeat = lambda: hurried.append(True)
+        assert not ends.asked(0)
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            assert ends.asked(1)
+        assert hurried == []
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ends.asked(1)
+        assert hurried == [True]
+
+
+def test_a_hangup_that_was_ignored_at_the_start_stays_ignored() -> None:
+    """So ``nohup runyard up`` goes on."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _ends_asked_for(False) as ends:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not ends.asked(0.05)
+    finally:
+        signal.signal(signal.SIGHUP, before)

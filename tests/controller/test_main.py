@@ -18,6 +18,7 @@ from runyard.controller import machine
 from runyard.controller.main import Controller, key_from_mark
 from runyard.protocol import LOST_OUT_OF_MEMORY
 from runyard.settings import Settings, environment
+from runyard.starting import EXIT_CANNOT_START
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="identities need /proc")
 
@@ -284,7 +285,7 @@ def test_a_second_controller_of_a_machine_refuses_with_a_sentence(
         second = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=20, check=False)
         first.terminate()
         assert first.wait(10) == 0
-    assert second.returncode == 1
+    assert second.returncode == EXIT_CANNOT_START
     assert "another controller works with" in second.stderr
     assert "Traceback" not in second.stderr
 

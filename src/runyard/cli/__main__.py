@@ -1,6 +1,6 @@
 """``python -m runyard.cli`` is the ``runyard`` command."""
 
-from runyard.cli.main import main
+from runyard.cli.start import main
 
 if __name__ == "__main__":
     main()

@@ -34,10 +34,13 @@ class Known(TypedDict, total=False):
 
 # A person at a terminal wants to hear soon that nobody answers; what changes something is worth more patience.
 QUICK_RETRIES, PATIENT_RETRIES = 1, 3
+ANSWER_TIMEOUT_S = 60.0
 
 
 @contextmanager
-def connect(data_dir: Path | None, *, is_patient: bool = False) -> "Iterator[vi.Client]":
+def connect(
+    data_dir: Path | None, *, is_patient: bool = False, timeout_s: float = ANSWER_TIMEOUT_S
+) -> "Iterator[vi.Client]":
     """A client of the server that the command line means; a patient one outlasts a restart of the server.
 
     Raises:
@@ -47,7 +50,7 @@ def connect(data_dir: Path | None, *, is_patient: bool = False) -> "Iterator[vi.
 
     retries = PATIENT_RETRIES if is_patient else QUICK_RETRIES
     try:
-        client = vi.Client(**_known(data_dir), max_retries=retries)
+        client = vi.Client(**_known(data_dir), max_retries=retries, timeout=timeout_s)
     except vi.ViConfigurationError as error:
         if error.error_code is not vi.ViErrorCode.MISSING_REQUIRED_FIELD:
             raise

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from runyard.extras import explain_missing_extra
+
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_RUN_FAILED = 3
@@ -17,6 +19,8 @@ EXIT_NOT_FOUND = 4
 EXIT_UNREACHABLE = 5
 EXIT_REFUSED = 6
 EXIT_TIME_UP = 7
+EXIT_CANNOT_START = 8  # an instance that starting again does not help
+EXIT_DOWN = 3  # of `runyard status` alone, as service managers expect it
 EXIT_INTERRUPTED = 130
 
 # Names in vi.errors; the first that fits counts, so leaves stand before what they derive from.
@@ -45,6 +49,8 @@ def explain(error: Exception) -> CommandFailed | None:
     """The sentence and exit code for an error; None for one that click handles or nobody foresaw."""
     if isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError)):
         return None
+    if sentence := explain_missing_extra(error):
+        return CommandFailed(sentence, exit_code=EXIT_USAGE)
     settings = sys.modules.get("runyard.settings")
     if settings is not None and isinstance(error, settings.SettingError):
         return CommandFailed(str(error), exit_code=EXIT_USAGE)

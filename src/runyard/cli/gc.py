@@ -10,7 +10,7 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_ERROR
-from runyard.cli.output import json_option, print_fields, print_json
+from runyard.cli.output import json_option, print_fields, print_json, size
 
 
 @click.command()
@@ -21,7 +21,9 @@ def gc(is_check: bool, data_dir: Path | None, as_json: bool) -> None:
     """Prove that database and disk agree; remove what nothing needs.
 
     Bytes that nothing needs are left alone while runs of the organisation are held by a machine or imports are under
-    way, since they may just be arriving. Lost bytes cannot be mended here; they end the command with exit code 1.
+    way, since they may just be arriving. Free space of the database goes back to the disk; the first time, a database
+    of an older Runyard is rebuilt for that, and writes wait meanwhile. Lost bytes cannot be mended here; they end the
+    command with exit code 1.
     """
     with connect(data_dir) as client:
         path = f"/workspaces/{client.organization_id}/storage"
@@ -53,4 +55,19 @@ def _fields(report: dict[str, Any]) -> list[tuple[str, object]]:
         (f"import folders {left_over}", ", ".join(report["foldersWithoutImports"]) or 0),
         (f"organizations' folders {left_over}", ", ".join(report["foldersWithoutOrganizations"]) or 0),
         ("files lost", ", ".join(lost) or 0),
+        *_space("freed" if report["isRemoved"] else "could free", report["freedBytes"] or report["leftOverBytes"]),
+    ]
+
+
+def _space(what: str, space: dict[str, Any]) -> list[tuple[str, object]]:
+    places = {
+        "database": "database",
+        "blobs": "blobs",
+        "runFolders": "run folders",
+        "importFolders": "import folders",
+        "otherFolders": "other folders",
+    }
+    return [
+        (f"{what}: {name}", "left to PostgreSQL (autovacuum)" if space[field] is None else size(space[field]))
+        for field, name in places.items()
     ]

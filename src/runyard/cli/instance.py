@@ -4,15 +4,19 @@
 in order. Each child leads a process group of its own, so that Ctrl-C in a terminal reaches only the watcher, which
 then ends the controller first (it still has things to tell the server) and the server last.
 
-A data folder has one instance. The watcher holds ``instance.lock`` while it lives, and notes its children in
-``instance.json`` with their start times. Should the watcher be killed with SIGKILL, its children live on; the next one
-finds them by that note, knows them by the start time (a process id alone may have been given to a stranger) and ends
-them before it starts its own. Training is not touched by any of this: supervisors are no children of these two.
+A child that says by its exit status that it cannot start is not started again: its last line is the reason.
+
+A data folder has one instance. The watcher holds ``instance.lock`` while it lives, and notes itself and its children in
+``instance.json`` with boot id and start times. No child outlives the watcher for long: the controller reads the end of
+a pipe that the watcher holds, and the server the end of one that watcher and controller hold. When the watcher is
+killed, the controller therefore saves and stops its runs and ends, and then the server ends. The next watcher waits for
+them, found by the note; a process id alone may have been given to a stranger. Supervisors are no children of these two.
 """
 
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,11 +28,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from runyard.cli.failures import CommandFailed
+from runyard import processes
+from runyard.cli.failures import EXIT_CANNOT_START, EXIT_ERROR, CommandFailed
 from runyard.rundir import read_json, write_json
+from runyard.seams import Identity
 from runyard.settings import Settings, environment
+from runyard.starting import EXIT_CANNOT_START as CANNOT_START
+from runyard.starting import EXIT_NOT_NOW
 
-READY_TIMEOUT_S = 60.0
+STILL_STARTING_S = 60.0  # between two lines about a server that is not ready yet
 END_TIMEOUT_S = 15.0
 
 # A child that ends within EARLY_S of its start has crashed at start; CRASHES_AT_START of those in a row are enough.
@@ -87,6 +95,11 @@ class Instance:
         self._server = Child("server", server, owns_group=True)
         self._controller = Child("controller", controller, owns_group=False, end_timeout_s=longest_end_s(settings))
 
+        self._has_been_up = False
+        # (read, write): the controller ends with us, and the server with both of us.
+        self._controller_line, self._server_line = os.pipe(), os.pipe()
+        self._descriptors = [*self._controller_line, *self._server_line]
+
     @property
     def children(self) -> list[Child]:
         return [self._server, self._controller]
@@ -97,6 +110,7 @@ class Instance:
         Raises:
             CommandFailed: the port is taken, or a child cannot start.
         """
+        self._note()
         check_port_free(self._settings)
         self._settings.server_file.unlink(missing_ok=True)  # what an earlier server left must not look like readiness
         self._launch(self._server)
@@ -106,18 +120,29 @@ class Instance:
         # A restarted server must come back where clients look for it, also when it was free to choose at first.
         self._settings = replace(self._settings, port=port_of(endpoint))
         self._launch(self._controller)
+        self._has_been_up = True
         return endpoint
 
     def watch(self) -> None:
         """Look after both once; call often. Raises CommandFailed when a child keeps crashing."""
         for child in self.children:
             self._watch(child)
+        for log in self._settings.logs_dir.glob("*.log"):
+            rotate_log(log, self._settings.server_log_mib << 20)
 
-    def end(self) -> None:
-        """End the controller, then the server; what does not end in time is killed with its group. Never raises."""
-        for child in reversed(self.children):
-            end_child(child)
-        self._note_path.unlink(missing_ok=True)
+    def end(self, *, before_server_ends: Callable[[], None] = lambda: None) -> None:
+        """End the controller, then the server; what does not end in time is killed with its group. Never raises.
+
+        ``before_server_ends`` is called while the server still answers and nothing of the controller is left.
+        """
+        end_child(self._controller)
+        try:
+            before_server_ends()
+        finally:
+            end_child(self._server)
+            self._note_path.unlink(missing_ok=True)
+            while self._descriptors:
+                os.close(self._descriptors.pop())
 
     def kill(self) -> None:
         """End both at once, for somebody who has asked twice."""
@@ -125,40 +150,57 @@ class Instance:
             kill_child(child)
 
     def end_orphans(self) -> None:
-        """End what a watcher that was killed has left behind over this data folder."""
-        for name, who in (read_json(self._note_path) or {}).items():
-            if not isinstance(who, dict) or who.get("startTicks") != start_ticks(who.get("pid", 0)):
+        """End what a watcher that was killed has left behind over this data folder, and wait for it."""
+        noted = read_processes(self._settings)
+        for name in ("controller", "server"):
+            identity = noted.get(name)
+            if identity is None or processes.liveness(identity) != "alive":
                 continue
-            self._say(f"Ending the {name} that an earlier start left behind (process {who['pid']}).")
-            _end_stranger(who["pid"], longest_end_s(self._settings))
+            self._say(f"Waiting for the {name} of an earlier start to end (process {identity.pid}).")
+            _end_stranger(identity, longest_end_s(self._settings))
 
     @property
     def _note_path(self) -> Path:
-        return self._settings.data_dir / "instance.json"
+        return note_path(self._settings)
 
     def _launch(self, child: Child) -> None:
         child.restart_s = None
         child.started_s = time.monotonic()
         with open(log_path(self._settings, child.name), "ab") as log:
             child.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", child.module],
+                [sys.executable, "-P", "-m", child.module, "--end-with-stdin"],
                 env={**os.environ, **environment(self._settings)},
-                stdin=subprocess.DEVNULL,
+                stdin=(self._server_line if child is self._server else self._controller_line)[0],
                 stdout=log,
                 stderr=log,
                 process_group=0,
+                pass_fds=() if child is self._server else (self._server_line[1],),
             )
-        note = {
-            each.name: {"pid": each.process.pid, "startTicks": start_ticks(each.process.pid)}
-            for each in self.children
-            if each.process is not None
-        }
-        write_json(self._note_path, note)
+        self._note()
+
+    def _note(self) -> None:
+        """Write down who the processes of this instance are."""
+        pids = {each.name: each.process.pid for each in self.children if each.process is not None}
+        found = {name: processes.identify(pid) for name, pid in {"up": os.getpid(), **pids}.items()}
+        write_json(
+            self._note_path,
+            {
+                name: {"bootId": who.boot_id, "pid": who.pid, "startTicks": who.start_ticks}
+                for name, who in found.items()
+                if who is not None
+            },
+        )
 
     def _plan_restart(self, child: Child, returncode: int, now: float) -> None:
         kill_child(child)  # a worker of a crashed server would keep its port
+        may_pass = returncode == EXIT_NOT_NOW
+        if returncode == CANNOT_START or (may_pass and not self._has_been_up):
+            reason = tail(log_path(self._settings, child.name), lines=1).strip()
+            raise CommandFailed(
+                f"the {child.name} cannot start: {reason}", exit_code=EXIT_ERROR if may_pass else EXIT_CANNOT_START
+            )
         child.crashes = child.crashes + 1 if now - child.started_s < EARLY_S else 1
-        pause_s = pause_before_restart(child.crashes)
+        pause_s = LONGEST_PAUSE_S if may_pass else pause_before_restart(child.crashes)
         how = ending(returncode)
         log = log_path(self._settings, child.name)
         if pause_s is None:
@@ -177,19 +219,19 @@ class Instance:
             self._plan_restart(child, child.process.returncode, now)
 
     def _wait_until_ready(self) -> str | None:
-        deadline_s = time.monotonic() + READY_TIMEOUT_S
+        reported_s = time.monotonic()
         log = log_path(self._settings, "server")
-        while time.monotonic() < deadline_s:
+        while True:
             if self._is_unwanted():
                 return None
             self._watch(self._server)
             endpoint = live_endpoint(self._settings)
             if endpoint is not None:
                 return endpoint
+            if time.monotonic() - reported_s > STILL_STARTING_S:  # an upgrade of a large database takes minutes
+                reported_s = time.monotonic()
+                self._say(f"The server is still starting; its log {log} ends with:\n{tail(log, lines=1)}")
             time.sleep(0.05)
-        raise CommandFailed(
-            f"the server does not answer after {READY_TIMEOUT_S:g} s; its log {log} ends with:\n{tail(log)}"
-        )
 
 
 @contextmanager
@@ -211,6 +253,31 @@ def holding(settings: Settings) -> Iterator[None]:
                 "use that one, end it with Ctrl-C, or name another folder with --data-dir"
             ) from None
         yield
+
+
+def note_path(settings: Settings) -> Path:
+    """Where an instance notes who its processes are."""
+    return settings.data_dir / "instance.json"
+
+
+def read_processes(settings: Settings) -> dict[str, Identity]:
+    """Return the processes that the note of a data folder names: ``up``, ``server``, ``controller``."""
+    found = {}
+    for name, who in (read_json(note_path(settings)) or {}).items():
+        with suppress(KeyError, TypeError, ValueError):
+            found[name] = Identity(str(who["bootId"]), int(who["pid"]), int(who["startTicks"]))
+    return found
+
+
+def rotate_log(path: Path, limit_bytes: int) -> None:
+    """Set a log that has grown beyond a limit aside as ``<name>.1``, in place of the one before; 0 is no limit.
+
+    Its writer keeps it open for appending, so it is copied and emptied; a line written in between is lost.
+    """
+    with suppress(OSError):
+        if 0 < limit_bytes < path.stat().st_size:
+            shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+            os.truncate(path, 0)
 
 
 def live_endpoint(settings: Settings) -> str | None:
@@ -261,15 +328,16 @@ def check_port_free(settings: Settings) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.host, settings.port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
+        except (OSError, OverflowError, UnicodeError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 raise CommandFailed(
                     f"port {settings.port} on {settings.host} is in use by another program; end that one, or choose "
                     f"another port with --port {settings.port + 1} (--port 0 takes a free one)"
                 ) from error
             raise CommandFailed(
-                f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; "
-                "choose another address with --host and --port"
+                f"cannot listen on {settings.host} port {settings.port}: {getattr(error, 'strerror', None) or error}; "
+                "choose another address with --host and --port",
+                exit_code=EXIT_CANNOT_START,
             ) from error
 
 
@@ -301,15 +369,6 @@ def signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
-def start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None when it is gone or dead. Linux only, else None."""
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if after_name[0] in "ZX" else int(after_name[19])
-
-
 def ending(returncode: int) -> str:
     """How a process ended, as a part of a sentence."""
     if returncode < 0:
@@ -331,14 +390,22 @@ def tail(path: Path, lines: int = 8) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines()[-lines:]) or "  (nothing)"
 
 
-def _end_stranger(pid: int, timeout_s: float) -> None:
-    """End a process that is not our child, so that nobody but init can wait for it."""
+def wait_for_end(identity: Identity, timeout_s: float) -> bool:
+    """Wait for a process that is not our child; whether it has ended."""
+    deadline_s = time.monotonic() + timeout_s
+    while processes.liveness(identity) == "alive":
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _end_stranger(identity: Identity, timeout_s: float) -> None:
+    """End a process that is not our child, and that may be ending already."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-        deadline_s = time.monotonic() + timeout_s
-        while start_ticks(pid) is not None and time.monotonic() < deadline_s:
-            time.sleep(0.05)
+        processes.send_signal(identity, number)
+        if wait_for_end(identity, timeout_s):
+            return
 
 
 def _text(file: IO[bytes]) -> str:

@@ -22,6 +22,8 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "up": Entry("runyard.cli.up", "up", "Start server and controller here, and watch over them."),
+    "down": Entry("runyard.cli.down", "down", "End the instance over a data folder; report which runs were saved."),
+    "status": Entry("runyard.cli.status", "status", "Show whether an instance is up, and what it is doing."),
     "demo": Entry("runyard.cli.demo", "demo", "Train a small model on this machine and show what it learned."),
     "runs": Entry("runyard.cli.runs", "runs", "Start, follow, kill and delete training runs."),
     "flows": Entry("runyard.cli.flows", "flows", "Keep recipes, check them, and see them with every default."),
@@ -85,7 +87,8 @@ def cli() -> None:
     Begin with `runyard demo`, or with `runyard up` in one terminal and `runyard runs create --wait` in another.
 
     Exit codes: 0 done; 1 an error; 2 wrong usage or setting; 3 the run did not succeed; 4 not found; 5 the server
-    cannot be reached; 6 the key was refused; 7 time is up; 130 interrupted.
+    cannot be reached; 6 the key was refused; 7 time is up; 8 the instance cannot start; 130 interrupted. `runyard
+    status` ends with 0 when an instance is up and with 3 when none is.
     """
 
 

@@ -1,14 +1,15 @@
 """``runyard runs``: everything about training runs."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from runyard.cli.connection import connect, data_dir_option
-from runyard.cli.failures import EXIT_RUN_FAILED, EXIT_USAGE, CommandFailed, explain
+from runyard.cli.failures import EXIT_INTERRUPTED, EXIT_RUN_FAILED, EXIT_USAGE, CommandFailed, explain
 from runyard.cli.output import (
     age,
     coloured,
@@ -139,7 +140,8 @@ def create_run(
         if wait:
             if not as_json:
                 click.echo(f"Run {run.run_id}")
-            run = follow(client, run.run_id)
+            with _continues_without_us(run.run_id, data_dir):
+                run = follow(client, run.run_id)
     if as_json:
         print_json(run)
     elif wait:
@@ -155,7 +157,7 @@ def create_run(
 @json_option
 def wait_for_run(run_id: str, timeout_s: float | None, data_dir: Path | None, as_json: bool) -> None:
     """Follow a run until it ends: exit code 0 when it succeeded, 3 when not, 4 when it was deleted meanwhile."""
-    with connect(data_dir, is_patient=True) as client:
+    with connect(data_dir, is_patient=True) as client, _continues_without_us(run_id, data_dir):
         run = follow(client, run_id, timeout_s=timeout_s)
     if as_json:
         print_json(run)
@@ -192,7 +194,8 @@ def reproduce_run(run_id: str, wait: bool, tolerance: float | None, data_dir: Pa
             _say(f"note: {note}")
         _say(f"pinned: {', '.join(f'{name} {value}' for name, value in pinned.items())}")
         if wait:
-            _follow_and_warn(client, original, run.run_id)
+            with _continues_without_us(run.run_id, data_dir):
+                _follow_and_warn(client, original, run.run_id)
             found = _compared(client, run_id, run.run_id, tolerance)
     if wait:
         _tell_comparison(found, as_json)
@@ -270,7 +273,8 @@ def kill_run(run_id: str, wait: bool, data_dir: Path | None, as_json: bool) -> N
     with connect(data_dir, is_patient=True) as client:
         run = client.runs.kill(run_id)
         if wait:
-            run = ended(client, run_id)
+            with _continues_without_us(run_id, data_dir, is_ending=True):
+                run = ended(client, run_id)
     if as_json:
         print_json(run)
     else:
@@ -295,6 +299,23 @@ def follow(client: "vi.Client", run_id: str, *, timeout_s: float | None = None) 
     """Wait for a run with a live progress line on stderr; raises what ``client.runs.wait`` raises."""
     with ProgressLine() as line:
         return client.runs.wait(run_id, timeout=timeout_s, on_update=line.update, show_progress=False)
+
+
+@contextmanager
+def _continues_without_us(run_id: str, data_dir: Path | None, *, is_ending: bool = False) -> Iterator[None]:
+    """Report on Ctrl-C that only the waiting ends, and how to follow or kill the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        where = "" if data_dir is None else f" --data-dir {data_dir}"
+        click.echo(
+            f"Interrupted; run {run_id} {'is still ending' if is_ending else 'continues'} on the server.\n"
+            f"  follow it: runyard runs wait {run_id}{where}\n"
+            f"  its log:   runyard runs logs {run_id} --follow{where}\n"
+            f"  kill it:   runyard runs kill {run_id}{where}",
+            err=True,
+        )
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
 
 def ended(client: "vi.Client", run_id: str) -> "Run":

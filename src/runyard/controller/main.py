@@ -6,7 +6,8 @@ until an answer came: a repeat after a lost answer gets the same attempt, not a 
 
 On SIGTERM or SIGINT nothing new is claimed, every supervisor is told to save and stop, and the controller ends when
 they have: the next start resumes from what was saved (``docs/decisions`` says why). With ``leave_running`` they are
-left alone instead; a controller that starts later finds and adopts them. A second signal ends the controller at once.
+left alone instead; a controller that starts later finds and adopts them. A second SIGINT ends the controller at once.
+SIGHUP and, with ``--end-with-stdin``, the end of standard input are taken as SIGTERM.
 """
 
 import contextlib
@@ -51,8 +52,9 @@ from runyard.executors.local import LocalExecutor
 from runyard.processes import ATTEMPT_MARK, SUPERVISOR_MARK
 from runyard.protocol import Assignment
 from runyard.seams import Clock, Files, Identity, Liveness, Processes, SystemClock
-from runyard.settings import Settings, read_settings
-from vi.errors import ViError
+from runyard.settings import SettingError, Settings, read_settings
+from runyard.starting import CannotStart, from_os_error
+from vi.errors import ViAuthenticationError, ViError, ViPermissionError
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ LOOK_EVERY_S = 0.25
 CLAIM_WAIT_S = 20.0
 CLAIM_WAIT_WITHOUT_DISK_S = 2.0  # space may come back at any time
 ASK_AGAIN_AFTER_S = 1.0
+REFUSED_AGAIN_AFTER_S = 10.0  # the key is read again each time, so somebody may have put it right
 END_BEYOND_GRACE_S = 10.0
 
 
@@ -120,6 +123,10 @@ class Controller:
             self._has_ended = True
         self._ending_at_s = self._clock.monotonic()
         self._inbox.put(lambda: None)
+
+    @property
+    def is_ending(self) -> bool:
+        return self._ending_at_s is not None
 
     def _look(self) -> View:
         return View(
@@ -205,23 +212,28 @@ class Controller:
         def asking() -> None:
             try:
                 answer = call()
+            except (ViAuthenticationError, ViPermissionError) as error:
+                fix = "try: put back secrets/controller.json, or remove it and restart the server"
+                self._say_once(f"{error}; {fix}", kind="refused")
+                self._clock.sleep(REFUSED_AGAIN_AFTER_S)
+                self._inbox.put(on_failure)
             except (ViError, NoKey) as error:
-                self._say_once(str(error))
+                self._say_once(str(error), kind=type(error).__name__)
                 self._clock.sleep(ASK_AGAIN_AFTER_S)
                 self._inbox.put(on_failure)
             except BaseException as error:  # a defect: the main thread ends by it, rather than wait for ever
                 self._inbox.put(partial(_raise, error))
             else:
-                self._say_once("")
+                self._say_once("", kind="")
                 self._inbox.put(lambda: on_answer(answer))
 
         threading.Thread(target=asking, name="asking", daemon=True).start()
 
-    def _say_once(self, message: str) -> None:
-        """One line when the server goes away and one when it is back, not one a try."""
-        before, self._quiet_about = self._quiet_about, message
-        if message and not before:
-            log.warning("The server does not answer: %s", message)
+    def _say_once(self, message: str, *, kind: str) -> None:
+        """One line when the server goes away or gives another reason, and one when it is back, not one a try."""
+        before, self._quiet_about = self._quiet_about, kind
+        if message and kind != before:
+            log.warning("The server gives no answer to work with: %s", message)
         elif before and not message:
             log.info("The server answers again")
 
@@ -381,25 +393,49 @@ def key_from_mark(mark: str) -> Key | None:
 
 
 def main() -> int:
-    """``python -m runyard.controller``."""
-    settings = read_settings()
-    logging.basicConfig(
-        stream=sys.stderr, level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
+    """``python -m runyard.controller``. A controller that cannot start says so in one line, the last on stderr."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        machine.hold_machine(settings.machine_dir)
-    except machine.MachineTaken as error:
+        settings, machine_id = _begin()
+    except CannotStart as error:
         log.error("%s", error)
-        return 1
+        return error.exit_status
     controller = Controller(
         settings,
-        machine_id=machine.machine_id(settings.machine_dir),
+        machine_id=machine_id,
         server=Server(settings.secrets_dir / "controller.json"),
         executor=LocalExecutor(settings),
         accelerators=find_accelerators(),
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: controller.ask_to_end())
+
+    def end(number: int, _frame: object) -> None:
+        # Only a repeated Ctrl-C hurries: at the end of a session SIGTERM and SIGHUP come together, to all processes.
+        if number == signal.SIGINT or not controller.is_ending:
+            controller.ask_to_end()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, end)
+    if "--end-with-stdin" in sys.argv[1:]:
+        machine_processes.call_when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     log.info("The controller of this machine is process %d", os.getpid())
     controller.run()
     return 0
+
+
+def _begin() -> tuple[Settings, str]:
+    """Read the settings and take the machine; returns them and the machine's id.
+
+    Raises:
+        CannotStart: a setting is wrong, another controller works here, or the folder cannot be written.
+    """
+    try:
+        settings = read_settings()
+        logging.getLogger().setLevel(settings.log_level.upper())
+        machine.hold_machine(settings.machine_dir)
+        return settings, machine.machine_id(settings.machine_dir)
+    except (SettingError, machine.MachineTaken) as error:
+        raise CannotStart(str(error)) from error
+    except ValueError as error:  # of the level of the log
+        raise CannotStart(f"RUNYARD_LOG_LEVEL: {error}; try: debug, info, warning or error") from error
+    except OSError as error:
+        raise from_os_error(error) from error

@@ -2,7 +2,16 @@
 
 import sys
 
-from runyard.server.process import main
+from runyard.extras import explain_missing_extra
+from runyard.starting import EXIT_CANNOT_START
 
 if __name__ == "__main__":
+    try:
+        from runyard.server.process import main
+    except ModuleNotFoundError as error:
+        sentence = explain_missing_extra(error)
+        if sentence is None:
+            raise
+        print(sentence, file=sys.stderr)
+        sys.exit(EXIT_CANNOT_START)
     sys.exit(main())

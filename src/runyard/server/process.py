@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from granian._granian import SocketHolder
@@ -22,14 +22,19 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
+from runyard.processes import call_when_stdin_ends
 from runyard.rundir import read_json
+from runyard.server.clock import SystemClock
 from runyard.server.connections import BACKLOG, ConnectionGuard, bound_socket, connections_possible
-from runyard.server.http.app import create_app
+from runyard.server.http.app import create_app, open_services
 from runyard.server.http.door import Door
 from runyard.server.http.proxies import Proxies
+from runyard.server.opening import explain_failures, log_level
 from runyard.server.services.bootstrap import announce
+from runyard.server.services.context import Services
 from runyard.server.services.secrets import write_private
 from runyard.settings import Settings, read_settings
+from runyard.starting import CannotStart
 
 log = logging.getLogger(__name__)
 
@@ -37,24 +42,27 @@ START_TIMEOUT_S = 30.0
 # What connections have to end by themselves when the server is asked to stop: silent ones, then those being served.
 STOP_IDLE_TIMEOUT_S, STOP_BUSY_TIMEOUT_S = 0.5, 5.0
 HTTP_BUFFER_BYTES = 64 * 1024  # of one connection: a request's headers, or a response that is not read yet
-EXIT_BUSY = 3
-
-
-class CannotServe(Exception):
-    """The server cannot start; the message says why and what to do."""
 
 
 def main() -> int:
-    """Serve until told to stop; the process's exit status."""
+    """Serve until told to stop; the process's exit status.
+
+    What can be foreseen to prevent a start is found before the web server starts, and is one line on stderr, the last.
+    """
     os.umask(0o077)  # whatever is made below the data folder is ours alone
-    settings = read_settings()
-    logging.basicConfig(stream=sys.stderr, level=settings.log_level.upper(), format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # what it does is ours to report
+    if "--end-with-stdin" in sys.argv[1:]:
+        call_when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
+        with explain_failures():
+            settings = read_settings()
+            logging.getLogger().setLevel(log_level(settings))
         with _data_dir_locked(settings):
             asyncio.run(serve(settings))
-    except CannotServe as error:
+    except CannotStart as error:
         log.error("%s", error)
-        return EXIT_BUSY
+        return error.exit_status
     return 0
 
 
@@ -62,13 +70,27 @@ async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        CannotServe: the address is taken or refused.
+        CannotStart: the address is taken or refused, or what the server needs cannot be opened.
     """
     _check_bind(settings)
-    bound = _bound_socket(settings)
+    with _bound_socket(settings) as bound:
+        async with _open_services(settings) as services:
+            await _serve(settings, services, bound)
+
+
+@contextlib.asynccontextmanager
+async def _open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Open store and secrets; only what happens while they open is a reason not to start."""
+    async with contextlib.AsyncExitStack() as stack:
+        with explain_failures(settings):
+            services = await stack.enter_async_context(open_services(settings, SystemClock(), pulse=True))
+        yield services
+
+
+async def _serve(settings: Settings, services: Services, bound: socket.socket) -> None:
     port = int(bound.getsockname()[1])
     endpoint = f"http://{_client_host(settings.host)}:{port}/"
-    door = create_app(settings)
+    door = create_app(settings, opened=services)
     most = connections_possible(settings.max_connections)
     guard = ConnectionGuard(
         bound,
@@ -81,21 +103,22 @@ async def serve(settings: Settings) -> None:
     server = _Server(door, bound, settings, backpressure=most)
     guard.start()
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     serving = asyncio.create_task(server.serve(), name="http")
     waiting = asyncio.create_task(stopping.wait(), name="signals")
     announcing = asyncio.create_task(_announce_when_up(settings, endpoint, port), name="announce")
+    # A server that nobody can find is of no use: what keeps it from being announced ends it.
+    announcing.add_done_callback(lambda task: None if task.cancelled() or not task.exception() else stopping.set())
     try:
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         announcing.cancel()
         await _stop(server, door, serving, guard)
-        for task in (waiting, announcing):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, CannotServe):
-                await task
+        waiting.cancel()
         _forget(settings.server_file)
+        with contextlib.suppress(asyncio.CancelledError), explain_failures():
+            await announcing
 
 
 async def _stop(server: Server, door: Door, serving: asyncio.Task[None], guard: ConnectionGuard) -> None:
@@ -113,9 +136,16 @@ async def _stop(server: Server, door: Door, serving: asyncio.Task[None], guard: 
 async def _announce_when_up(settings: Settings, endpoint: str, port: int) -> None:
     """Write down where we listen, once a request has really been answered."""
     host = _client_host(settings.host)
-    async with asyncio.timeout(START_TIMEOUT_S):
-        while not await _answers(host.strip("[]"), port, host):
-            await asyncio.sleep(0.02)
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not await _answers(host.strip("[]"), port, host):
+                await asyncio.sleep(0.02)
+    except TimeoutError as error:
+        raise CannotStart(
+            f"{endpoint} does not answer {START_TIMEOUT_S:g} s after it began to listen; try: look for what blocks it, "
+            "and start again",
+            may_pass=True,
+        ) from error
     announce(settings, endpoint)
     write_private(settings.server_file, json.dumps({"endpoint": endpoint, "pid": os.getpid()}) + "\n")
     log.info(json.dumps({"event": "listening", "endpoint": endpoint, "dataDir": str(settings.data_dir)}))
@@ -138,14 +168,16 @@ async def _answers(address: str, port: int, host: str) -> bool:
 
 @contextlib.contextmanager
 def _data_dir_locked(settings: Settings) -> Iterator[None]:
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(settings.data_dir / "server.lock", "w") as lock:
+    with contextlib.ExitStack() as stack:
+        with explain_failures(settings):
+            settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = stack.enter_context(open(settings.data_dir / "server.lock", "w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             told = read_json(settings.server_file) or {}
             where = told.get("endpoint", "an address it has not written down yet")
-            raise CannotServe(
+            raise CannotStart(
                 f"a server already uses {settings.data_dir} (at {where}); stop it, or choose another --data-dir"
             ) from None
         yield
@@ -154,7 +186,7 @@ def _data_dir_locked(settings: Settings) -> Iterator[None]:
 def _check_bind(settings: Settings) -> None:
     is_loopback = settings.host in ("localhost", "::1") or settings.host.startswith("127.")
     if not is_loopback and not settings.insecure_bind:
-        raise CannotServe(
+        raise CannotStart(
             f"{settings.host} is not a loopback address: keys and pictures would cross the network unencrypted. "
             "Put a TLS proxy in front of 127.0.0.1, or accept that with RUNYARD_INSECURE_BIND=1"
         )
@@ -164,10 +196,10 @@ def _bound_socket(settings: Settings) -> socket.socket:
     """The socket to listen on, bound, with a free port for port 0."""
     try:
         return bound_socket(settings.host, settings.port, transfer_timeout_s=settings.transfer_timeout_s)
-    except OSError as error:
-        raise CannotServe(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
-            "stop what uses it, or choose another --port (0 takes a free one)"
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise CannotStart(
+            f"cannot listen on {settings.host}:{settings.port}: {getattr(error, 'strerror', None) or error}; "
+            "try: stop what uses it, or choose another --port (0 takes a free one) or --host"
         ) from error
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import Column, Connection, Table, delete, func, insert, select, 
 from sqlalchemy.exc import OperationalError, StatementError
 
 from runyard.store import organizations
+from runyard.store.lines import count_log_bytes
 from runyard.store.migrate import HEAD
 from runyard.store.tables import AnyRow, attempts, audit, keys, meta, metadata, pulse, runs, unneeded_blobs
 from runyard.store.tables import organizations as organization_rows
@@ -114,9 +115,12 @@ def replace(
     own_keys = [row._asdict() for row in connection.execute(select(keys))]
     own_operator = next(iter(organizations.ids(connection)), None)
     own_pulse = connection.execute(select(pulse)).one_or_none()
+    own_pepper = organizations.fact(connection, organizations.PEPPER)
     for table in reversed(metadata.sorted_tables):
         connection.execute(delete(table))
+    is_of_before = False  # sizes of logs were noted
     for name, given, lines in tables:
+        is_of_before |= name == runs.name and "log_bytes" not in given
         if name != keys.name or with_keys:
             try:
                 _load(connection, TABLES[name], given, lines)
@@ -126,8 +130,12 @@ def replace(
                 raise RowsUnfit(f"the rows of the backup's table {name!r} do not fit together") from error
     if next(iter(organizations.ids(connection)), None) != operator:
         raise RowsUnfit(f"the backup is of the organization {operator!r}, and it is not the first in it")
-    connection.execute(delete(meta).where(meta.c.key == organizations.EPOCH))
+    connection.execute(delete(meta).where(meta.c.key.in_((organizations.EPOCH, organizations.PEPPER))))
     organizations.set_fact(connection, organizations.EPOCH, epoch)
+    if is_of_before:
+        count_log_bytes(connection)
+    if own_pepper is not None:  # the keys of this store stay, and with them the pepper they were hashed under
+        organizations.set_fact(connection, organizations.PEPPER, own_pepper)
     _go_on_counting(connection, own_pulse, lease_ms=lease_ms)
     _keep_keys(connection, own_keys, own_operator=own_operator, operator=operator)
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import queue
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
-from runyard.store.migrate import migrate
+from runyard.store.migrate import CannotUpgrade, migrate
 from runyard.store.postgresql import PostgreSql
 from runyard.store.sqlite import Sqlite
 
@@ -33,7 +34,14 @@ READERS = 3
 
 
 class StoreUnavailable(Exception):
-    """The database cannot be read or written now (disk full, damaged, away); nothing was acknowledged."""
+    """The database cannot be read or written now (disk full, damaged, away); nothing was acknowledged.
+
+    ``may_pass`` is False where trying again cannot help before somebody has changed something.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = True):
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 class Store:
@@ -42,8 +50,10 @@ class Store:
     def __init__(self, database: Path | str) -> None:
         """Open a SQLite file, or the PostgreSQL database of a URL, and bring it to this code's schema.
 
+        An older SQLite file is copied before its schema is upgraded.
+
         Raises:
-            StoreUnavailable: it cannot be reached.
+            StoreUnavailable: it cannot be reached, it is damaged, or there is no room for the copy.
             StoreTooNew: a newer Runyard wrote it.
         """
         self._kind = PostgreSql(database) if isinstance(database, str) else Sqlite(database)
@@ -51,10 +61,11 @@ class Store:
         self._local = threading.local()
         self._writing_engine = self._kind.writing_engine()
         try:
-            migrate(self._writing_engine, self._kind.lock_migrations)
+            migrate(self._writing_engine, self._kind.lock_migrations, self._kind.prepare_upgrade)
             self._writing_connection = self._writing_engine.connect()
-        except OperationalError as error:
-            raise StoreUnavailable(str(error.orig)) from error
+        except (DatabaseError, CannotUpgrade) as error:
+            message, may_pass = self._kind.describe_open_error(error)
+            raise StoreUnavailable(message, may_pass=may_pass) from error
         self._reading_engine = self._kind.reading_engine()
         self._reading_connections: list[Connection] = []
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
@@ -67,11 +78,14 @@ class Store:
 
         What ``work`` raises undoes it and is raised here. It must be quick: everybody else's writes wait for it.
         """
+        return await self._queued(work, is_alone=False)
+
+    async def _queued(self, work: Work[T], *, is_alone: bool) -> T:
         if not self._thread.is_alive():
             raise StoreUnavailable("the writer has ended; its last error is in the log")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put(_Job(work, loop, future))
+        self._queue.put(_Job(work, loop, future, is_alone=is_alone))
         # Shielded, since a client that goes away does not undo what the writer is about to commit.
         return await asyncio.shield(future)
 
@@ -82,10 +96,18 @@ class Store:
         except OperationalError as error:
             if not error.connection_invalidated:
                 raise StoreUnavailable(str(error.orig)) from error
+        except DatabaseError as error:
+            raise self._as_damage(error) from error
         try:
             return self._read(work)  # the database has been restarted since: a new connection may find it
         except OperationalError as error:
             raise StoreUnavailable(str(error.orig)) from error
+
+    def _as_damage(self, error: DatabaseError) -> Exception:
+        """Return the error to raise to a reader: a damaged database is reported as such."""
+        if not self._kind.is_damage(error):
+            return error
+        return StoreUnavailable(f"the database is damaged ({error.orig})", may_pass=False)
 
     def _read(self, work: Work[T]) -> T:
         connection: Connection | None = getattr(self._local, "connection", None)
@@ -119,6 +141,29 @@ class Store:
         finally:
             engine.dispose()
 
+    async def reclaim(self) -> int:
+        """Give free space of the database back to its disk, a piece at a time between writes; returns the bytes."""
+        freed = 0
+        while piece := await self._alone(self._kind.reclaim):
+            freed += piece
+        return freed
+
+    async def compact(self) -> None:
+        """Rebuild a database that cannot give space back piece by piece; all writes wait for it.
+
+        Raises:
+            StoreUnavailable: there is no room for it.
+        """
+        await self._alone(self._kind.compact)
+
+    def reclaimable_bytes(self) -> int | None:
+        """Return how much ``reclaim`` or ``compact`` would free; None where the database frees its space itself."""
+        return self.read(self._kind.reclaimable_bytes)
+
+    async def _alone(self, work: Work[T]) -> T:
+        """Run ``work`` on the writing connection outside of any transaction."""
+        return await self._queued(work, is_alone=True)
+
     def follow_numbers(self, connection: Connection) -> None:
         """After rows came with numbers of their own, in the same transaction: the next ones get numbers after them."""
         self._kind.follow_numbers(connection)
@@ -137,7 +182,11 @@ class Store:
     def _write_all(self) -> None:
         with self._writing_connection as connection:
             while jobs := self._next_jobs():
-                _commit_together(connection, jobs, self._kind)
+                if together := [job for job in jobs if not job.is_alone]:
+                    _commit_together(connection, together, self._kind)
+                for job in jobs:
+                    if job.is_alone:
+                        _run_alone(connection, job)
 
     def _next_jobs(self) -> list["_Job"]:
         """What waits now, at least one; empty when the store closes."""
@@ -160,10 +209,12 @@ class Store:
 class _Job:
     """A piece of work, and whom to tell how it went."""
 
-    __slots__ = ("error", "future", "loop", "result", "work")
+    __slots__ = ("error", "future", "is_alone", "loop", "result", "work")
 
-    def __init__(self, work: Work[Any], loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]) -> None:
-        self.work, self.loop, self.future = work, loop, future
+    def __init__(
+        self, work: Work[Any], loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], *, is_alone: bool
+    ) -> None:
+        self.work, self.loop, self.future, self.is_alone = work, loop, future, is_alone
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -191,13 +242,24 @@ def _commit_together(connection: Connection, jobs: list[_Job], kind: Sqlite | Po
             _tell(job)
 
 
+def _run_alone(connection: Connection, job: _Job) -> None:
+    try:
+        job.result = job.work(connection)
+    except (sqlite3.Error, DBAPIError, OSError) as error:
+        job.error = StoreUnavailable(str(error))
+    except Exception as error:
+        job.error = error
+    finally:
+        _tell(job)
+
+
 def _commit(connection: Connection, jobs: list[_Job], kind: Sqlite | PostgreSql) -> None:
     """Run everything in one transaction; again when the database undid it because of somebody else's."""
     for tries_left in reversed(range(kind.times_to_try)):
         try:
             with connection.begin():
                 for job in jobs:
-                    _run(connection, job)
+                    _run(connection, job, kind)
             return
         except DBAPIError as error:
             if tries_left == 0 or not kind.is_worth_repeating(error):
@@ -216,7 +278,7 @@ def _tell(job: _Job) -> None:
         log.warning("work was done for an event loop that has ended")
 
 
-def _run(connection: Connection, job: _Job) -> None:
+def _run(connection: Connection, job: _Job, kind: Sqlite | PostgreSql) -> None:
     job.result = job.error = None
     savepoint = connection.begin_nested()
     try:
@@ -224,6 +286,8 @@ def _run(connection: Connection, job: _Job) -> None:
     except OperationalError:
         raise  # the disk, not the work: all of the transaction is in doubt
     except Exception as error:
+        if isinstance(error, DatabaseError) and kind.is_damage(error):
+            raise
         savepoint.rollback()
         job.error = error
     else:

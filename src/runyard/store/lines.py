@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
-from runyard.store.tables import AnyRow, log_lines, metrics, stream_offsets
+from runyard.store.tables import AnyRow, log_lines, metrics, runs, stream_offsets
+
+LINE_BYTES = 100  # what a line takes in the database besides its text
 
 # Built once: every shipment of lines runs these, and putting a statement together costs more than running it.
 _AT = (
@@ -43,6 +45,28 @@ def add_log_lines(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> 
 def add_metrics(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:
         connection.execute(_ADD_METRICS, [dict(row) for row in rows])
+
+
+def thin_out(connection: Connection, *, org: str, run_id: str, limit: int) -> int:
+    """Remove the oldest lines of a run, at most so many and never the last so many; returns how many went."""
+    of_run = (log_lines.c.org == org, log_lines.c.run_id == run_id)
+    ordered = select(log_lines.c.number).where(*of_run).order_by(log_lines.c.number)
+    first_kept = connection.execute(ordered.offset(limit).limit(1)).scalar()
+    if first_kept is None:
+        return 0
+    return connection.execute(delete(log_lines).where(*of_run, log_lines.c.number < first_kept)).rowcount
+
+
+def count_log_bytes(connection: Connection) -> None:
+    """Note for every run what its log takes; for rows from before that was noted."""
+    of_run = (log_lines.c.org == runs.c.org, log_lines.c.run_id == runs.c.id)
+    total = select(func.coalesce(func.sum(func.length(log_lines.c.text) + LINE_BYTES), 0)).where(*of_run)
+    connection.execute(update(runs).values(log_bytes=total.scalar_subquery()))
+
+
+def remove_log(connection: Connection, *, org: str, run_id: str) -> None:
+    """Remove every line of a run."""
+    connection.execute(delete(log_lines).where(log_lines.c.org == org, log_lines.c.run_id == run_id))
 
 
 def log_page(

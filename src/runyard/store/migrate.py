@@ -4,23 +4,35 @@ Alembic is loaded only when there is something to do, since it takes longer to i
 A database that is newer than the code is refused: writing to it with old rules would damage it.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect, text
 
-HEAD = "0003"
+log = logging.getLogger(__name__)
+
+HEAD = "0008"
 
 
 class StoreTooNew(Exception):
     """The database was written by a newer Runyard."""
 
 
-def migrate(engine: Engine, lock: Callable[[Connection], None]) -> None:
+class CannotUpgrade(Exception):
+    """The database has to be upgraded and may not be: it is damaged, or there is no room for a copy of it."""
+
+
+def migrate(
+    engine: Engine, lock: Callable[[Connection], None], prepare_upgrade: Callable[[Connection, str, str], None]
+) -> None:
     """Upgrade the database to ``HEAD``; with ``lock``, of two servers that start at once one does it and one waits.
+
+    ``prepare_upgrade`` is called before anything of an older database is changed, with its version and ``HEAD``.
 
     Raises:
         StoreTooNew: it stands at a version this code does not know.
+        CannotUpgrade: ``prepare_upgrade`` forbids it.
     """
     with engine.begin() as connection:
         lock(connection)
@@ -32,6 +44,9 @@ def migrate(engine: Engine, lock: Callable[[Connection], None]) -> None:
                 f"the database {engine.url.database} is at schema {version}, newer than {HEAD}; "
                 "start the Runyard version that wrote it, or a later one"
             )
+        if version is not None:
+            log.info("upgrading the database from schema %s to %s", version, HEAD)
+            prepare_upgrade(connection, version, HEAD)
         _upgrade(connection)
 
 

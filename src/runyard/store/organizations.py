@@ -7,6 +7,7 @@ from sqlalchemy import Connection, insert, select
 from runyard.store.tables import meta, organizations
 
 EPOCH = "epoch"  # the fact that is the first half of every fencing token
+PEPPER = "pepper"  # the fact that identifies the pepper under which the keys of this store were hashed
 
 
 def add(connection: Connection, *, org: str, name: str, time_ms: int) -> None:

@@ -6,16 +6,27 @@ connection breaks is never repeated, since nobody knows whether its commit arriv
 and every request is made so that this is safe.
 """
 
+import logging
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, func, select
+from sqlalchemy import Connection, Engine, create_engine, func, make_url, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from runyard.store.tables import metadata
 
+log = logging.getLogger(__name__)
+
 CONNECT_TIMEOUT_S = 5
 MIGRATION_LOCK = 0x52554E59  # "RUNY"; the number is a name, it only has to be the same everywhere
+# What PostgreSQL says when only a change of the address, the password or its own rights can help.
+NEEDS_THE_OPERATOR = (
+    "authentication failed",
+    "no password supplied",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "denied",
+)
 # serialization failure, deadlock: by its manual both mean "undone, try again"
 REPEATABLE = frozenset({"40001", "40P01"})
 
@@ -54,6 +65,46 @@ class PostgreSql:
         """
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").close()
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})").close()
+
+    def prepare_upgrade(self, connection: Connection, version: str, head: str) -> None:
+        """Log that nobody but the operator can copy the database before its upgrade."""
+        log.warning(
+            "upgrading the schema of the PostgreSQL database %s from %s to %s; no copy is made of it: the operator's "
+            "pg_dump is the way back",
+            connection.engine.url.database,
+            version,
+            head,
+        )
+
+    def describe_open_error(self, error: Exception) -> tuple[str, bool]:
+        """Return why the database cannot be opened, with the fix, and whether that may pass by itself."""
+        url = make_url(self._url)
+        where = f"{url.host or url.query.get('host') or 'its socket'}:{url.port or 5432}"
+        words = " ".join(str(getattr(error, "orig", None) or error).split())
+        is_final = any(sign in words for sign in NEEDS_THE_OPERATOR)
+        fix = (
+            "check user, passfile and database name in RUNYARD_DATABASE_URL"
+            if is_final
+            else "start PostgreSQL, or check host and port in RUNYARD_DATABASE_URL"
+        )
+        return (
+            f"the PostgreSQL database {url.database!r} at {where} cannot be opened as {url.username!r}: {words}; "
+            f"try: {fix}",
+            not is_final,
+        )
+
+    def reclaim(self, connection: Connection) -> int:
+        """Free nothing: PostgreSQL's autovacuum uses free space again, and ``VACUUM FULL`` is the operator's."""
+        return 0
+
+    def compact(self, connection: Connection) -> None:
+        """Do nothing, for the same reason."""
+
+    def reclaimable_bytes(self, connection: Connection) -> int | None:
+        return None
+
+    def is_damage(self, error: DBAPIError) -> bool:
+        return getattr(error.orig, "sqlstate", None) == "XX001"  # data_corrupted
 
     def is_worth_repeating(self, error: DBAPIError) -> bool:
         return getattr(error.orig, "sqlstate", None) in REPEATABLE

@@ -137,6 +137,17 @@ def deleted(connection: Connection) -> Sequence[AnyRow]:
     return connection.execute(select(runs.c.org, runs.c.id).where(runs.c.deleted.is_(True))).all()
 
 
+def with_log(connection: Connection, *, conditions: Sequence[str], created_before: int) -> Sequence[AnyRow]:
+    """Runs in one of these states that were created before a time and have a log; columns org, id, document."""
+    query = select(runs.c.org, runs.c.id, runs.c.document).where(
+        runs.c.condition.in_(conditions),
+        runs.c.deleted.is_(False),
+        runs.c.log_bytes > 0,
+        runs.c.time_created < created_before,
+    )
+    return connection.execute(query).all()
+
+
 def remove(connection: Connection, *, org: str, run_id: str) -> None:
     """Remove a run and everything that belongs to it."""
     for table in _BELONGING:

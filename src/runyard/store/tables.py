@@ -106,6 +106,9 @@ runs = Table(
     Column("deleted", Boolean, nullable=False),
     Column("log_count", BigInteger, nullable=False),
     Column("metric_count", BigInteger, nullable=False),
+    # What its kept lines take in the database, and how many were left out beyond the limit.
+    Column("log_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("log_left_out", BigInteger, nullable=False, server_default="0"),
     Index("runs_by_time", "org", "deleted", "time_created", "id"),
     Index("runs_by_condition", "org", "condition", "deleted", "time_created", "id"),
     Index("runs_by_flow", "org", "flow_id", "deleted", "time_created", "id"),

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from runyard.extras import explain_missing_extra
 from runyard.rundir import (
     EXIT_CANNOT_RUN,
     EXIT_DONE,
@@ -84,7 +85,7 @@ def _attempt(
         refused = as_system_error(error)
         if refused is not None and refused.errno in MACHINE_FAULTS:
             return EXIT_FAILED, None
-        message = f"{type(error).__name__}: {error}"
+        message = explain_missing_extra(error) or f"{type(error).__name__}: {error}"
         return EXIT_FAILED, {"outcome": "Failed", "reason": "TrainerError", "message": message}
     return EXIT_STOPPED if outcome["outcome"] == "Stopped" else EXIT_DONE, outcome
 

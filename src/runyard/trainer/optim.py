@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from runyard.extras import install_command
 from runyard.flows.blocks import LearningRates, Schedule
 from runyard.flows.blocks import Optimizer as OptimizerSettings
 from runyard.trainer.errors import InvalidFlow
@@ -113,7 +114,9 @@ def _adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], device:
     try:
         import bitsandbytes
     except ImportError as error:
-        raise InvalidFlow("optimizer 'adamw8bit' needs the package bitsandbytes; use 'adamw'") from error
+        raise InvalidFlow(
+            f"optimizer 'adamw8bit' needs the package bitsandbytes; {install_command('quantization')}, or use 'adamw'"
+        ) from error
     if device.type != "cuda":
         raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; use 'adamw'")
     return bitsandbytes.optim.AdamW8bit(groups, betas=betas)

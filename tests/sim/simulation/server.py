@@ -143,7 +143,8 @@ class PostgreSqlStore(DirectStore):
     def __init__(self, url: str) -> None:
         engine = create_engine(url, poolclass=NullPool)
         if url not in PostgreSqlStore._known:
-            migrate(engine, PostgreSql(url).lock_migrations)
+            kind = PostgreSql(url)
+            migrate(engine, kind.lock_migrations, kind.prepare_upgrade)
             PostgreSqlStore._known.add(url)
         super().__init__(engine)
         for table in reversed(metadata.sorted_tables):

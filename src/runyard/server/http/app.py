@@ -18,7 +18,7 @@ from runyard.server.http.capacity import Capacity
 from runyard.server.http.door import Door
 from runyard.server.http.proxies import Proxies
 from runyard.server.http.routes import ROUTES
-from runyard.server.services import backups, bootstrap, dataset_jobs, deletion, leases
+from runyard.server.services import backups, bootstrap, dataset_jobs, deletion, housekeeping, leases
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
@@ -33,12 +33,18 @@ log = logging.getLogger(__name__)
 SWEEP_EVERY = 60  # beats
 
 
-def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = True) -> Door:
-    """The ASGI application. Its lifespan opens the store; without ``pulse`` leases age only by ``leases.tick``."""
+def create_app(
+    settings: Settings, *, clock: Clock | None = None, pulse: bool = True, opened: Services | None = None
+) -> Door:
+    """The ASGI application. Its lifespan opens the store; without ``pulse`` leases age only by ``leases.tick``.
+
+    ``opened`` are services that the caller has opened already and closes itself.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        async with open_services(settings, clock or SystemClock(), pulse=pulse) as services:
+        opening = open_services(settings, clock or SystemClock(), pulse=pulse)
+        async with opening if opened is None else contextlib.nullcontext(opened) as services:
             door.services = services
             try:
                 yield
@@ -80,9 +86,9 @@ def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = 
 async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> AsyncIterator[Services]:
     """Everything behind the routes, opened in order and closed in reverse."""
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    secrets = open_secrets(settings.secrets_dir)
     store = Store(settings.database)
     try:
+        secrets = open_secrets(settings.secrets_dir, is_new=bootstrap.is_new(store))
         if await bootstrap.bootstrap(settings, store, secrets.pepper, now_ms=clock.now_ms()):
             log.info("made an organization and its key; they are in %s", settings.credentials_file)
         services = Services(
@@ -118,6 +124,7 @@ async def _beat(services: Services) -> None:
             if beat % SWEEP_EVERY == 0:
                 await deletion.sweep(services)
                 await dataset_jobs.sweep(services)
+                housekeeping.start(services)
         except StoreUnavailable as error:
             log.error("leases could not be looked after: %s", error)
         last_s = now_s

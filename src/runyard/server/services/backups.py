@@ -77,8 +77,16 @@ class Restored(msgspec.Struct, rename="camel", kw_only=True):
 
 
 def begin(services: Services) -> None:
-    """Before anything is served: remove what backups and restores that a crash cut off left behind."""
-    shutil.rmtree(_folder(services), ignore_errors=True)
+    """Remove, before anything is served, what interrupted backups, restores and copies left behind.
+
+    Copies that were made of the database before its upgrades are files there, and stay.
+    """
+    folder = _folder(services)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith("."):
+            path.unlink(missing_ok=True)
 
 
 async def contents(services: Services, actor: Actor, *, since_ms: int) -> StoreContents:

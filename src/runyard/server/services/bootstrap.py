@@ -9,12 +9,13 @@ import json
 import secrets
 import string
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection
 
 from runyard.rundir import read_json
 from runyard.server.services import keys as key_format
-from runyard.server.services.secrets import write_private
+from runyard.server.services.secrets import UnusableSecret, fingerprint, read_private, write_private
 from runyard.settings import Settings
 from runyard.store import Store, organizations, pulse
 from runyard.store import keys as key_rows
@@ -25,8 +26,14 @@ EPOCH = organizations.EPOCH
 
 
 async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: int) -> bool:
-    """Make what a new store lacks; whether it was new."""
-    if store.read(lambda connection: organizations.fact(connection, EPOCH)) is not None:
+    """Make what a new store lacks; whether it was new.
+
+    Raises:
+        UnusableSecret: a file of keys is damaged, or the secrets do not belong to this store.
+    """
+    credentials = read_private(settings.credentials_file)
+    if not is_new(store):
+        await _check_secrets(settings, store, pepper, credentials or {}, now_ms=now_ms)
         name_organization(settings, store)
         return False
     org, secret_key = _credentials(settings.credentials_file)
@@ -34,6 +41,7 @@ async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: 
 
     def work(connection: Connection) -> None:
         organizations.set_fact(connection, EPOCH, secrets.token_hex(4))
+        organizations.set_fact(connection, organizations.PEPPER, fingerprint(pepper))
         pulse.begin(connection)
         organizations.add(connection, org=org, name="My organization", time_ms=now_ms)
         _add_key(connection, secret_key, pepper, org=org, role="admin", name="first key", now_ms=now_ms)
@@ -41,6 +49,52 @@ async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: 
 
     await store.write(work)
     return True
+
+
+def is_new(store: Store) -> bool:
+    """Whether a store has never been served from."""
+    return store.read(lambda connection: organizations.fact(connection, EPOCH)) is None
+
+
+async def _check_secrets(
+    settings: Settings, store: Store, pepper: bytes, credentials: dict[str, Any], *, now_ms: int
+) -> None:
+    """Refuse secrets under which no key of the store verifies: every request would be rejected.
+
+    A store from before its pepper was noted gets the note now, unless a key in a file says that this is another pepper.
+    A machine's key that is gone is replaced; its file is the server's own.
+    """
+    path = settings.secrets_dir / CONTROLLER_FILE
+    machine_key = (read_private(path) or {}).get("key")
+    known = {row.id: bytes(row.secret_mac) for row in store.read(key_rows.all_rows)}
+    noted = store.read(lambda connection: organizations.fact(connection, organizations.PEPPER))
+    parts = [key_format.parse(str(key)) for key in (machine_key, credentials.get("secret_key"))]
+    foreign = [
+        each
+        for each in parts
+        if each and each.key_id in known and known[each.key_id] != key_format.secret_mac(pepper, each.secret)
+    ]
+    if noted != fingerprint(pepper) and (noted is not None or foreign):
+        raise UnusableSecret(
+            f"the secrets in {settings.secrets_dir} do not belong to this database: every key would be rejected; try: "
+            "put back the folder that was used with it, or name the data folder that belongs to it with --data-dir"
+        )
+    of_machine = parts[0]
+    if path.exists() and (of_machine is None or of_machine.key_id not in known or of_machine in foreign):
+        raise UnusableSecret(
+            f"{path} holds no key of this database, so no machine could claim a run; try: put back a copy of it, or "
+            "remove it, and the server makes another at its next start"
+        )
+    made = None if path.exists() else _controller_key(path)
+
+    def work(connection: Connection) -> None:
+        if noted is None:
+            organizations.set_fact(connection, organizations.PEPPER, fingerprint(pepper))
+        if made is not None:
+            _add_key(connection, made, pepper, org=None, role="controller", name="controller", now_ms=now_ms)
+
+    if noted is None or made is not None:
+        await store.write(work)
 
 
 def name_organization(settings: Settings, store: Store) -> None:

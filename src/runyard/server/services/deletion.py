@@ -9,6 +9,7 @@ one (after the next close, at the next start, or when the sweep comes by, every 
 import asyncio
 import logging
 import shutil
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -17,11 +18,13 @@ from runyard.server.services import changes, etags, retention
 from runyard.server.services.changes import run_topic
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import not_found
-from runyard.store import StoreUnavailable, attempts, datasets, organizations, tombstones, versions
+from runyard.store import StoreUnavailable, attempts, datasets, lines, organizations, tombstones, versions
 from runyard.store import blobs as blob_rows
 from runyard.store import runs as rows
 
 log = logging.getLogger(__name__)
+
+LINES_AT_ONCE = 20_000
 
 
 async def delete(services: Services, actor: Actor, run_id: str, *, if_match: str | None) -> None:
@@ -85,7 +88,14 @@ async def purge_if_due(services: Services, *, org: str, run_id: str) -> None:
         log.error("run %s is deleted, but its bytes are not all gone yet: %s", run_id, error)
 
 
+async def thin_out_log(services: Services, *, org: str, run_id: str) -> None:
+    """Remove a log that is to go, but for its last lines, piece by piece: no other write waits until all is gone."""
+    while await services.store.write(partial(lines.thin_out, org=org, run_id=run_id, limit=LINES_AT_ONCE)):
+        pass
+
+
 async def _purge(services: Services, org: str, run_id: str) -> None:
+    await thin_out_log(services, org=org, run_id=run_id)
     async with services.blob_lock:
         unshared = services.store.read(lambda connection: blob_rows.of_run_alone(connection, org=org, run_id=run_id))
         await asyncio.to_thread(_remove_bytes, services, org, run_id, unshared)

@@ -3,6 +3,10 @@
 A supervisor ships whole lines of a stream with the byte offset they begin at. They count only if the server stands at
 that offset, and the offset advances in the transaction of their effect, so a repeated or reordered shipment changes
 nothing. Events drive the run's status; every line, an event as readable text, goes into the log.
+
+A log is kept up to ``log_max_mib``. A line says that this is reached; what comes later is counted in the run's status.
+What an event does to conditions, progress and metrics is never left out, and a megabyte more is kept of the text of
+events that are no measurements: how a run went on is worth more than what it printed.
 """
 
 import asyncio
@@ -28,6 +32,11 @@ from runyard.store import runs as run_rows
 from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunProgress
 
 LONGEST_LINE = 16 * 1024
+EVENTS_BEYOND_LIMIT_BYTES = 1 << 20
+_LIMIT_REACHED = (
+    "The log has reached {mib} MiB (RUNYARD_LOG_MAX_MIB); further lines are left out and counted in the run's "
+    "status.logLinesLeftOut. Metrics and conditions are kept."
+)
 LONGEST_WAIT_S = 30.0
 MOST = 1000
 MOST_INTEGER = 2**53
@@ -49,6 +58,8 @@ async def accept(services: Services, token: AttemptToken, shipped: Lines) -> Lin
         rows.add_metrics(connection, effect.metric_rows)
         counts = {
             "log_count": row.log_count + len(effect.log_rows),
+            "log_bytes": effect.log_bytes,
+            "log_left_out": effect.log_left_out,
             "metric_count": row.metric_count + len(effect.metric_rows),
         }
         if effect.changed_status:
@@ -146,15 +157,32 @@ def _has_ended(services: Services, org: str, run_id: str) -> bool:
 class _Effect:
     """What a shipment of lines changes."""
 
-    def __init__(self, run: Run, row: Any, attempt: int, now_ms: int) -> None:
+    def __init__(self, run: Run, row: Any, attempt: int, now_ms: int, *, limit_bytes: int) -> None:
         self.run = run
         self.log_rows: list[dict[str, Any]] = []
         self.metric_rows: list[dict[str, Any]] = []
         self.changed_status = False
         self.now_ms = now_ms
         self._row, self.attempt = row, attempt
+        self._limit_bytes = limit_bytes
+        self.log_bytes, self.log_left_out = row.log_bytes, row.log_left_out
 
-    def log(self, stream: str, time_ms: int, text: str) -> None:
+    def log(self, stream: str, time_ms: int, text: str, *, extra_bytes: int = 0) -> None:
+        """Keep a line, or count it once the log has reached its limit and ``extra_bytes``."""
+        text = SECRETS.sub("[secret]", text[:LONGEST_LINE]).encode(errors="replace").decode()
+        size_bytes = rows.LINE_BYTES + len(text.encode())
+        is_full = self.log_bytes + size_bytes > self._limit_bytes + extra_bytes
+        if self._limit_bytes and (is_full or (self.log_left_out and not extra_bytes)):
+            if not self.log_left_out:
+                self._keep(stream, time_ms, _LIMIT_REACHED.format(mib=self._limit_bytes >> 20))
+            self.log_left_out += 1
+            self.run.status.log_lines_left_out = self.log_left_out
+            self.changed_status = True
+            return
+        self.log_bytes += size_bytes
+        self._keep(stream, time_ms, text)
+
+    def _keep(self, stream: str, time_ms: int, text: str) -> None:
         self.log_rows.append(
             {
                 "org": self._row.org,
@@ -163,7 +191,7 @@ class _Effect:
                 "time": time_ms,
                 "attempt": self.attempt,
                 "stream": stream,
-                "text": SECRETS.sub("[secret]", text[:LONGEST_LINE]).encode(errors="replace").decode(),
+                "text": text,
             }
         )
 
@@ -186,7 +214,7 @@ class _Effect:
 
 def _effect(services: Services, shipped: Lines, run: Run, row: Any, attempt: int) -> _Effect:
     now_ms = services.clock.now_ms()
-    effect = _Effect(run, row, attempt, now_ms)
+    effect = _Effect(run, row, attempt, now_ms, limit_bytes=services.settings.log_max_mib << 20)
     for line in shipped.lines:
         event = _event(line) if shipped.stream == "events" else None
         if event is None:
@@ -194,7 +222,8 @@ def _effect(services: Services, shipped: Lines, run: Run, row: Any, attempt: int
             continue
         time_ms = _integer(event.get("t")) or now_ms
         text = _take_event(effect, event, time_ms)
-        effect.log("events", time_ms, text)
+        is_measurement = event["ev"] in ("step", "evaluation")
+        effect.log("events", time_ms, text, extra_bytes=0 if is_measurement else EVENTS_BEYOND_LIMIT_BYTES)
     return effect
 
 

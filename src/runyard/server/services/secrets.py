@@ -4,15 +4,23 @@ They are made on first start with O_EXCL, so that two servers starting at once c
 or file that others may read is an error with a remedy, not a warning: the keys in it may be known already.
 """
 
+import hmac
 import json
 import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+SHORTEST_SECRET_BYTES = 16
 
 
-class InsecureSecret(Exception):
+class UnusableSecret(Exception):
+    """A secret is missing, damaged, or not the one that belongs here; the message never holds any of it."""
+
+
+class InsecureSecret(UnusableSecret):
     """A secret lies where others can read it."""
 
 
@@ -25,21 +33,53 @@ class Secrets:
     signing: dict[str, bytes]
 
 
-def open_secrets(folder: Path) -> Secrets:
-    """Read the secrets, making those that are missing."""
+def open_secrets(folder: Path, *, is_new: bool = True) -> Secrets:
+    """Read the secrets, making those that are missing.
+
+    A store that ``is_new`` is False for has keys that were hashed under its pepper, so that none is made for it.
+
+    Raises:
+        UnusableSecret: one is missing, damaged, or readable by others.
+    """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
-    pepper = _read_or_make(folder / "pepper", lambda: secrets.token_hex(32))
-    signing = json.loads(
-        _read_or_make(
-            folder / "signing.json", lambda: json.dumps({"current": "1", "keys": {"1": secrets.token_hex(32)}})
+    pepper, signing = folder / "pepper", folder / "signing.json"
+    if not is_new and not pepper.exists():
+        raise UnusableSecret(
+            f"{pepper} is missing, and without it no key of the database can be verified; try: put back the folder "
+            f"{folder} that was used with this database"
         )
+    signing_id, signing_keys = _signing_keys(
+        signing,
+        _read_or_make(signing, lambda: json.dumps({"current": "1", "keys": {"1": secrets.token_hex(32)}})),
     )
     return Secrets(
-        pepper=bytes.fromhex(pepper),
-        signing_id=signing["current"],
-        signing={key_id: bytes.fromhex(key) for key_id, key in signing["keys"].items()},
+        pepper=_secret_bytes(pepper, _read_or_make(pepper, lambda: secrets.token_hex(32))),
+        signing_id=signing_id,
+        signing=signing_keys,
     )
+
+
+def fingerprint(pepper: bytes) -> str:
+    """Return what identifies a pepper and reveals nothing about it, since it has 256 random bits."""
+    return hmac.digest(pepper, b"runyard store", "sha256").hex()[:32]
+
+
+def read_private(path: Path) -> dict[str, Any] | None:
+    """Return the object in a file of keys; None when there is no such file.
+
+    Raises:
+        UnusableSecret: the file holds anything else.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UnusableSecret(f"{path} is damaged: it holds no JSON object; try: put back a copy of it, or remove it")
+    return value
 
 
 def write_private(path: Path, text: str) -> None:
@@ -63,9 +103,36 @@ def _read_or_make(path: Path, make: Callable[[], str]) -> str:
         finally:
             beside.unlink()
         _fsync_folder(path.parent)
+    text = path.read_text(errors="replace").strip()
     if path.stat().st_mode & 0o077:
-        raise InsecureSecret(f"{path} can be read by others; run `chmod 600 {path}`, and renew the keys if it was")
-    return path.read_text().strip()
+        raise InsecureSecret(f"{path} can be read by others; try: chmod 600 {path}, and renew the keys if it was read")
+    return text
+
+
+def _signing_keys(path: Path, text: str) -> tuple[str, dict[str, bytes]]:
+    try:
+        document = json.loads(text)
+        current, keys = document["current"], dict(document["keys"])
+        read = {str(key_id): _secret_bytes(path, key) for key_id, key in keys.items()}
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(path) from None  # the cause would quote the file
+    if current not in read:
+        raise _damaged(path)
+    return current, read
+
+
+def _secret_bytes(path: Path, text: object) -> bytes:
+    try:
+        value = bytes.fromhex(str(text))
+    except ValueError:
+        raise _damaged(path) from None
+    if len(value) < SHORTEST_SECRET_BYTES:
+        raise _damaged(path)
+    return value
+
+
+def _damaged(path: Path) -> UnusableSecret:
+    return UnusableSecret(f"{path} is empty or damaged; try: put back a copy of the folder {path.parent}")
 
 
 def _create(path: Path, text: str) -> None:

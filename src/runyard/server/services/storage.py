@@ -18,11 +18,11 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection
 
-from runyard.blobs import BlobHeld
+from runyard.blobs import BlobHeld, BlobMissing
 from runyard.server.services import dataset_jobs
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.imports import INCOMING
-from runyard.store import organizations
+from runyard.store import StoreUnavailable, organizations
 from runyard.store import storage as rows
 
 
@@ -34,6 +34,16 @@ class LostFile(msgspec.Struct, rename="camel", kw_only=True):
     path: str
     sha256: str
     dataset_id: str = ""
+
+
+class Space(msgspec.Struct, rename="camel", kw_only=True):
+    """Bytes by place. ``database`` is None for PostgreSQL, which uses free space again by itself."""
+
+    database: int | None
+    blobs: int
+    run_folders: int
+    import_folders: int
+    other_folders: int
 
 
 class StorageReport(msgspec.Struct, rename="camel", kw_only=True):
@@ -48,6 +58,8 @@ class StorageReport(msgspec.Struct, rename="camel", kw_only=True):
     folders_without_organizations: list[str]
     folders_without_imports: list[str] = []
     is_removed: bool = False
+    left_over_bytes: Space | None = None
+    freed_bytes: Space | None = None
 
 
 async def check(services: Services, *, org: str) -> StorageReport:
@@ -60,10 +72,24 @@ async def collect(services: Services, actor: Actor) -> StorageReport:
     """Compare, then remove bytes and folders that nothing needs; tells what was found."""
     async with services.blob_lock:
         report = await asyncio.to_thread(_compare, services, actor.org)
-        await asyncio.to_thread(_remove, services, actor.org, report)
+        freed = await asyncio.to_thread(_remove, services, actor.org, report)
         await services.store.write(services.audit(actor, "collect garbage", actor.org))
-    report.is_removed = True
+    freed.database = await _shrink_database(services)
+    report.is_removed, report.freed_bytes = True, freed
     return report
+
+
+async def _shrink_database(services: Services) -> int | None:
+    """Give the database's free space back to the disk; returns the bytes, None where it does that itself."""
+    before = services.store.reclaimable_bytes()
+    if before is None:
+        return None
+    try:
+        await services.store.compact()
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"what nothing needed is removed, but the database stays as it is: {error}") from error
+    await services.store.reclaim()
+    return max(0, before - (services.store.reclaimable_bytes() or 0))
 
 
 def _compare(services: Services, org: str) -> StorageReport:
@@ -111,7 +137,31 @@ def _compare(services: Services, org: str) -> StorageReport:
         folders_without_runs=strays,
         folders_without_organizations=nobodys,
         folders_without_imports=stray_imports,
+        left_over_bytes=Space(
+            database=services.store.reclaimable_bytes(),
+            blobs=sum(_blob_bytes(services, org, sha256) for sha256 in left_over),
+            run_folders=sum(_size_bytes(services.settings.runs_dir / org / name) for name in strays),
+            import_folders=sum(_size_bytes(services.settings.imports_dir / org / name) for name in stray_imports),
+            other_folders=sum(_size_bytes(root / nobody) for root in _roots(services) for nobody in nobodys),
+        ),
     )
+
+
+def _blob_bytes(services: Services, org: str, sha256: str) -> int:
+    try:
+        return services.blobs(org).size_bytes(sha256)
+    except BlobMissing:
+        return 0
+
+
+def _size_bytes(path: Path) -> int:
+    """What a file, or a folder with all in it, takes on the disk; links are not followed."""
+    below = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+    total = 0
+    for each in (path, *below):
+        with contextlib.suppress(OSError):
+            total += each.lstat().st_blocks * 512
+    return total
 
 
 def _folders(folder: Path) -> set[str]:
@@ -132,18 +182,30 @@ def _roots(services: Services) -> tuple[Path, ...]:
     return services.settings.blobs_dir, services.settings.runs_dir, services.settings.imports_dir
 
 
-def _remove(services: Services, org: str, report: StorageReport) -> None:
+def _remove(services: Services, org: str, report: StorageReport) -> Space:
+    """Remove what is left over; returns what that freed."""
+    freed = Space(database=None, blobs=0, run_folders=0, import_folders=0, other_folders=0)
     for sha256 in report.blobs_without_rows:
+        size_bytes = _blob_bytes(services, org, sha256)
         with contextlib.suppress(BlobHeld):  # a restore has come to need it
             services.blobs(org).delete(sha256)
+            freed.blobs += size_bytes
     for nobody in report.folders_without_organizations:
         for root in _roots(services):
             if (root / nobody).is_dir() and not (root / nobody).is_symlink():
-                shutil.rmtree(root / nobody)
-    strays = [services.settings.runs_dir / org / name for name in report.folders_without_runs]
-    strays += [services.settings.imports_dir / org / name for name in report.folders_without_imports]
-    for path in strays:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+                freed.other_folders += _removed(root / nobody)
+    for name in report.folders_without_runs:
+        freed.run_folders += _removed(services.settings.runs_dir / org / name)
+    for name in report.folders_without_imports:
+        freed.import_folders += _removed(services.settings.imports_dir / org / name)
+    return freed
+
+
+def _removed(path: Path) -> int:
+    """Remove a file or a folder; returns what it took."""
+    size_bytes = _size_bytes(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    return size_bytes

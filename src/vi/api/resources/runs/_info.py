@@ -49,6 +49,8 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
         ("Created", local_time(run.metadata.time_created)),
         ("Last updated", local_time(run.metadata.last_updated)),
     ]
+    if run.status.log_lines_left_out:
+        facts.append(("Log lines left out", f"{run.status.log_lines_left_out:,}"))
     if run.spec.killed_at is not None:
         facts.append(("Killed", local_time(run.spec.killed_at)))
     facts += [("Attribute", f"{key} = {value}") for key, value in sorted(run.metadata.attributes.items())]

@@ -70,7 +70,8 @@ class RunStatus(Document):
     """What the platform has seen. ``plan`` holds every number of the recipe as it was resolved before training.
 
     ``micro_batch_limit`` is there once an attempt was ended for want of memory and the recipe lets the micro-batch
-    shrink: no later attempt takes more samples at once.
+    shrink: no later attempt takes more samples at once. ``log_lines_left_out`` counts the lines that were not kept
+    because the log had reached the server's limit; metrics are always kept.
     """
 
     log: str = ""
@@ -80,6 +81,7 @@ class RunStatus(Document):
     plan: dict[str, Any] | None = None
     attempts: list[RunAttempt] = []
     micro_batch_limit: int | None = None
+    log_lines_left_out: int | None = None
 
 
 class Run(Document):
