@@ -54,6 +54,7 @@ class Settings:
     leave_running: bool = setting(False, "when ending, let runs train on instead of saving and stopping them")
     attempts: int = setting(3, "tries a run has when the platform is at fault; a flow's settings.attempts overrides it")
     link_hours: float = setting(24.0, "hours a signed download link is valid")
+    audit_days: int = setting(365, "days that rows of the audit log are kept; 0 keeps them for good")
     log_level: str = setting("info", "debug, info, warning or error")
 
     @property

@@ -14,9 +14,10 @@ from litestar.handlers import HTTPRouteHandler
 
 from runyard.server.clock import Clock, SystemClock
 from runyard.server.http import downloads, problems, uploads
+from runyard.server.http.asking import require_admin
 from runyard.server.http.door import Door, allowed_hosts
 from runyard.server.http.routes import ROUTES
-from runyard.server.services import backups, bootstrap, dataset_jobs, deletion, leases
+from runyard.server.services import audit, backups, bootstrap, dataset_jobs, deletion, key_lifecycle, leases
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
@@ -44,7 +45,13 @@ def create_app(settings: Settings, *, clock: Clock | None = None, pulse: bool = 
                 services.changes.close()
 
     handlers = [
-        HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(route.answer) for route in ROUTES
+        HTTPRouteHandler(
+            route.path,
+            http_method=route.method,
+            status_code=200,
+            guards=[require_admin] if route.role == "admin" else None,
+        )(route.answer)
+        for route in ROUTES
     ]
     inside = Litestar(
         route_handlers=handlers,
@@ -90,9 +97,11 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
             pepper=secrets.pepper,
         )
         backups.begin(services)
+        await key_lifecycle.recover(services)
         await deletion.begin(services)
         await dataset_jobs.begin(services)
         async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(_write_usage, services)
             stack.push_async_callback(services.jobs.close)
             if pulse:
                 task = asyncio.create_task(_beat(services), name="pulse")
@@ -111,12 +120,23 @@ async def _beat(services: Services) -> None:
         now_s = services.clock.monotonic_s()
         try:
             await leases.tick(services, now_s - last_s)
+            if beat % key_lifecycle.REFRESH_BEATS == 0:
+                await key_lifecycle.refresh(services)
             if beat % SWEEP_EVERY == 0:
+                await key_lifecycle.write_usage(services)
+                await audit.sweep(services)
                 await deletion.sweep(services)
                 await dataset_jobs.sweep(services)
         except StoreUnavailable as error:
             log.error("leases could not be looked after: %s", error)
         last_s = now_s
+
+
+async def _write_usage(services: Services) -> None:
+    try:
+        await key_lifecycle.write_usage(services)
+    except StoreUnavailable as error:
+        log.error("the last uses of keys could not be written: %s", error)
 
 
 def _end_loudly(task: asyncio.Task[None]) -> None:

@@ -9,12 +9,15 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 from litestar import Request, Response
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
 from litestar.params import FromPath
 
 from runyard.server.http import compat
 from runyard.server.services import pages
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Problem, Refusal
+from runyard.server.services.keys import role_allows
 from runyard.server.services.pages import PageRequest
 
 T = TypeVar("T")
@@ -35,6 +38,17 @@ def services_of(request: Asked) -> Services:
 
 def actor_of(request: Asked) -> Actor:
     return cast(Actor, request.scope[ACTOR])  # type: ignore[literal-required]
+
+
+def require_admin(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
+    """Refuse anybody but admins of the organization; a guard of the routes whose ``role`` is ``admin``.
+
+    Raises:
+        Refusal: RoleForbidden.
+    """
+    actor = cast(Actor, connection.scope[ACTOR])  # type: ignore[literal-required]
+    if not role_allows(actor.role, "admin"):
+        raise Refusal("RoleForbidden", f"this needs an admin's key, and yours is a {actor.role}'s; ask an admin")
 
 
 def if_match_of(request: Asked) -> str | None:

@@ -6,6 +6,9 @@ agree with the key, whether ids are well-formed, and how large the body is. Only
 download links and upload addresses carry their own signature. What belongs to another organisation gets the answer of
 what does not exist.
 
+A key that ends while its request is under way ends that too: a long poll within ``KEY_CHECK_S``, a body in either
+direction with its next piece. Requests without a valid key are counted and limited by ``services.wrong_keys``.
+
 It also writes one line per request to the access log: no query, no header, no link, so no secret.
 """
 
@@ -14,6 +17,7 @@ import contextlib
 import ipaddress
 import logging
 import re
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
@@ -21,7 +25,8 @@ import msgspec
 from runyard.server.http import problems
 from runyard.server.http.asking import ACTOR, SERVICES, TOKEN
 from runyard.server.services.context import Actor, Services
-from runyard.server.services.errors import Refusal
+from runyard.server.services.errors import Refusal, unauthorized
+from runyard.server.services.keys import Rejection, role_allows
 from runyard.store import StoreUnavailable
 
 access_log = logging.getLogger("runyard.access")
@@ -34,6 +39,7 @@ PUBLIC_PREFIXES = ("/downloads/", "/uploads/")
 LONGEST_URL, LONGEST_HEADERS = 8 * 1024, 16 * 1024
 LARGEST_BODY, LARGEST_MESSAGE, LARGEST_BACKUP, LARGEST_UPLOAD = 1 << 20, 16 << 20, 2**63, 64 << 30
 BODY_TIMEOUT_S = 30.0
+KEY_CHECK_S = 3.0
 LARGEST_DRAINED, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
 ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 ACTION = re.compile(r":[a-zA-Z]+$")  # the last id of a path may say what to do with it
@@ -41,6 +47,8 @@ HIDDEN_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 ATTEMPT_PREFIX = "/internal/v1/attempt/"
 RESTORES = "/storage/restores"
+CLAIMS = "/internal/v1/claims"
+KEY_ID = "runyard.key_id"
 FILES = "assetFiles"
 # Lists of files that are to come, thousands in one body.
 LARGE_BODIES = ("/assetIngestionSessions", "/files", ":finish")
@@ -51,6 +59,13 @@ HEADERS = [
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cache-control", b"no-store"),
 ]
+
+
+class KeyEnded(ConnectionAbortedError):
+    """The key of a request was revoked or expired while its answer was being sent; the connection is closed.
+
+    To whoever sends, it looks like a client that has gone.
+    """
 
 
 class Door:
@@ -80,14 +95,27 @@ class Door:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+            elif message.get("more_body") and _has_key_ended(services, scope):
+                raise KeyEnded("the key of this request was revoked or has expired")
             await send(message)
+
+        async def receive_checked() -> Any:
+            message = await receive()
+            if message.get("more_body") and _has_key_ended(services, scope):
+                raise _key_ended()
+            return message
 
         try:
             headers = _headers(scope)
             self._admit(services, scope, headers)
             limit = _body_limit(scope)
-            limited = receive if limit is None else _limited(receive, headers, limit)
-            await self._inside(scope, limited, send_marked)
+            limited = receive_checked if limit is None else _limited(receive_checked, headers, limit)
+            if _is_long_poll(scope):
+                await _while_key_is_valid(services, scope, self._inside(scope, limited, send_marked))
+            else:
+                await self._inside(scope, limited, send_marked)
+        except KeyEnded as error:
+            log.info("a response was broken off: %s", error)
         except Refusal as refusal:
             if status:
                 raise
@@ -158,17 +186,21 @@ def ipaddress_is_any(host: str) -> bool:
 def _admit_attempt(services: Services, scope: Any, credential: str) -> None:
     token = services.signer.attempt(credential)
     if token is None:
-        raise _unauthorized()
+        reason = "invalid attempt token" if credential else "no key"
+        raise _reject(services, scope, Rejection(org=None, key_id=None, reason=reason))
     scope[TOKEN] = token
     scope[ACTOR] = Actor(org=token.org, name=f"attempt {token.number}", role="attempt", address=_address(scope))
 
 
 def _admit_key(services: Services, scope: Any, credential: str, named_org: bytes | None) -> None:
     key = services.keyring.find(credential, now_ms=services.clock.now_ms())
+    if key is None:
+        raise _reject(services, scope, services.keyring.explain(credential))
     path, is_internal = scope["path"], scope["path"].startswith("/internal/")
     # A controller's key opens the controller's routes and nothing else, and no other key opens those.
-    if key is None or (key.role == "controller") is not is_internal:
-        raise _unauthorized()
+    if (key.role == "controller") is not is_internal:
+        raise unauthorized()
+    scope[KEY_ID] = key.id
     scope[ACTOR] = Actor(org=key.org or "", name=f"key {key.id}", role=key.role, address=_address(scope))
     if is_internal:
         return
@@ -185,16 +217,50 @@ def _admit_key(services: Services, scope: Any, credential: str, named_org: bytes
                 "InvalidId",
                 f"id {segment[:80]!r} is not well-formed; ids are 1 to 255 letters, digits, '_' and '-'",
             )
-    if key.role == "viewer" and scope["method"] not in SAFE_METHODS:
+    if scope["method"] not in SAFE_METHODS and not role_allows(key.role, "member"):
         raise Refusal("RoleForbidden", "a viewer's key only reads; use the key of a member or an admin")
 
 
-def _unauthorized() -> Refusal:
-    return Refusal(
-        "Unauthorized",
-        "the key is missing or wrong; send it as 'Authorization: Bearer dtvi_...', "
-        "as it stands in credentials.json of the data folder",
-    )
+def _reject(services: Services, scope: Any, rejection: Rejection) -> Refusal:
+    clock = services.clock
+    return services.wrong_keys.reject(_address(scope), rejection, now_ms=clock.now_ms(), now_s=clock.monotonic_s())
+
+
+def _key_ended() -> Refusal:
+    return Refusal("Unauthorized", "the key was revoked or has expired while this request was under way")
+
+
+def _has_key_ended(services: Services, scope: Any) -> bool:
+    key_id = scope.get(KEY_ID)
+    return key_id is not None and not services.keyring.is_valid(key_id, now_ms=services.clock.now_ms())
+
+
+def _is_long_poll(scope: Any) -> bool:
+    """Whether a request may wait for something to change; such a request can be cancelled without harm.
+
+    A claim that is cancelled after its commit is repeated by the controller under the same claim id.
+    """
+    return scope["path"] == CLAIMS or (scope["method"] == "GET" and b"wait=" in scope["query_string"])
+
+
+async def _while_key_is_valid(services: Services, scope: Any, responding: Coroutine[Any, Any, None]) -> None:
+    """Run a request that waits, and cancel it when its key ends.
+
+    Raises:
+        Refusal: Unauthorized; the key has ended.
+    """
+    task = asyncio.create_task(responding, name="long poll")
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=KEY_CHECK_S)
+            if not task.done() and _has_key_ended(services, scope):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                raise _key_ended()
+        await task
+    finally:
+        task.cancel()
 
 
 def _headers(scope: Any) -> dict[bytes, bytes]:
@@ -273,8 +339,8 @@ async def _refuse(send: Any, refusal: Refusal) -> None:
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if refusal.status == 503:
-        headers.append((b"retry-after", b"2"))
+    if refusal.retry_after_s is not None:
+        headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
     if refusal.code in ("BodyTooLarge", "HeadersTooLarge"):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})

@@ -46,7 +46,7 @@ def problem_body(refusal: Refusal) -> bytes:
 
 
 def refused(request: Request[Any, Any, Any], error: Refusal) -> Response[Any]:
-    headers = {"retry-after": "2"} if error.status == 503 else None
+    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else None
     return Response(
         content=problem_body(error),
         media_type="application/problem+json",

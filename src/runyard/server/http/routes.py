@@ -14,12 +14,14 @@ from runyard.server.http import (
     annotations,
     assets,
     attempts,
+    audit,
     backups,
     bodies,
     datasets,
     flows,
     health,
     imports,
+    keys,
     models,
     runs,
     storage,
@@ -36,6 +38,7 @@ from vi.api.resources.assets.responses import (
     MultipartUpload,
     PartUpload,
 )
+from vi.api.resources.audit.responses import AuditEntry
 from vi.api.resources.datasets.responses import (
     BulkDeletion,
     Dataset,
@@ -47,6 +50,7 @@ from vi.api.resources.datasets.responses import (
     ImportReport,
 )
 from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
+from vi.api.resources.keys.responses import IssuedKey, Key
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run
 from vi.api.resources.training_projects.responses import TrainingProject
@@ -57,7 +61,9 @@ Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 @dataclass(frozen=True)
 class Route:
     """One route. ``takes`` is the struct of its body; ``gives`` of its answer, None for an empty one, ``bytes`` for a
-    file. ``is_operators`` says that only admins of the organisation the instance began with may use it."""
+    file. ``role`` is the least role whose keys may use it; by default a viewer's for reading, a member's for the rest,
+    and None for routes that are not users'. ``is_operators`` says that only admins of the organization that the
+    instance began with may use it."""
 
     method: Method
     path: str
@@ -68,6 +74,11 @@ class Route:
     is_page: bool = False
     is_operators: bool = False
     query: tuple[str, ...] = ()
+    role: Literal["viewer", "member", "admin"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.role is None and self.path.startswith("/workspaces/"):
+            object.__setattr__(self, "role", "viewer" if self.method in ("GET", "HEAD") else "member")
 
 
 PAGE = ("s", "p")
@@ -82,6 +93,7 @@ ANNOTATION = ASSET + "/annotations/{annotation_id:str}"
 SOURCE = DATASET + "/assetSources/managed/datature/default"
 MULTIPART = SOURCE + "/multipartUploads/{upload_id:str}"
 SESSION = DATASET + "/annotationImportSessions/{session_id:str}"
+KEY = ORG + "/keys/{key_id:str}"
 IMPORT = DATASET + "/imports/{import_id:str}"
 ATTEMPT = "/internal/v1/attempt"
 
@@ -220,15 +232,26 @@ ROUTES = (
     Route("PATCH", SESSION + "/status", annotations.patch_status, "All files are sent, or none will be",
           takes=dict[str, Any], gives=AnnotationImportSession),
 
+    Route("GET", ORG + "/keys", keys.list_keys, "List keys, newest first", gives=Key, is_page=True, query=PAGE,
+          role="admin"),
+    Route("POST", ORG + "/keys", keys.post_key, "Create a key; its secret is in this response alone",
+          takes=bodies.NewKey, gives=IssuedKey, role="admin"),
+    Route("GET", KEY, keys.get_key, "Get a key, without its secret", gives=Key, role="admin"),
+    Route("DELETE", KEY, keys.delete_key, "Revoke a key; it stays listed", gives=Key, role="admin"),
+    Route("POST", KEY + "/rotations", keys.post_rotation, "Replace a key; the new secret is in this response alone",
+          takes=bodies.NewRotation, gives=IssuedKey, role="admin"),
+    Route("GET", ORG + "/audit", audit.list_audit, "List audit rows, newest first", gives=AuditEntry, is_page=True,
+          query=(*PAGE, "actor", "action", "since", "until"), role="admin"),
+
     Route("GET", ORG + "/storage", storage.get_storage, "Whether database and disk agree", gives=StorageReport),
     Route("POST", ORG + "/storage/collections", storage.post_collection, "Remove bytes and folders nothing needs",
-          gives=StorageReport),
+          gives=StorageReport, role="admin"),
     Route("GET", ORG + "/storage/contents", backups.get_contents, "Operator: what a restore would replace",
-          gives=StoreContents, is_operators=True, query=("since",)),
+          gives=StoreContents, is_operators=True, role="admin", query=("since",)),
     Route("POST", ORG + "/storage/backups", backups.post_backup, "Operator: the whole instance as one file",
-          gives=bytes, is_operators=True),
+          gives=bytes, is_operators=True, role="admin"),
     Route("POST", ORG + "/storage/restores", backups.post_restore, "Operator: put such a file in place of all there is",
-          takes=bytes, gives=Restored, is_operators=True),
+          takes=bytes, gives=Restored, is_operators=True, role="admin"),
 
     Route("POST", "/internal/v1/claims", attempts.post_claim, "Controller: offer room, get an attempt",
           takes=protocol.Claim, gives=protocol.Claimed),

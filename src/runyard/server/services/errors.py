@@ -28,6 +28,8 @@ CODES: dict[str, tuple[int, str]] = {
     "NotFound": (404, "There is no such thing"),
     "MethodNotAllowed": (405, "The route exists, but not with this method"),
     "BodyTimeout": (408, "The request body did not arrive in time"),
+    "KeyEnded": (409, "The key is revoked or has expired"),
+    "LastAdminKey": (409, "No admin key that does not expire would be left"),
     "LeaseLost": (409, "The attempt is no longer yours"),
     "BlobMissing": (409, "A file that is referred to has not been uploaded"),
     "DatasetInUse": (409, "Runs that are under way need the dataset"),
@@ -41,11 +43,14 @@ CODES: dict[str, tuple[int, str]] = {
     "BodyTooLarge": (413, "The request body is too large"),
     "UrlTooLong": (414, "The URL is too long"),
     "RangeNotSatisfiable": (416, "The range lies outside the file"),
+    "TooManyRequests": (429, "Too many requests from this address"),
     "HeadersTooLarge": (431, "The request headers are too large"),
     "Internal": (500, "The server made a mistake"),
     "StoreRestored": (503, "A backup was restored since the attempt last spoke"),
     "StorageUnavailable": (503, "The store cannot be written or read right now"),
 }
+
+RETRY_UNAVAILABLE_S = 2
 
 
 class Problem(msgspec.Struct, rename="camel", kw_only=True):
@@ -60,11 +65,14 @@ class Problem(msgspec.Struct, rename="camel", kw_only=True):
 class Refusal(Exception):
     """The request cannot be done as it stands; ``code`` says why in one word, ``message`` in one sentence."""
 
-    def __init__(self, code: str, message: str, *, problems: Sequence[Problem] = ()) -> None:
+    def __init__(
+        self, code: str, message: str, *, problems: Sequence[Problem] = (), retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.problems = list(problems)
+        self._retry_after_s = retry_after_s
 
     @property
     def status(self) -> int:
@@ -72,8 +80,22 @@ class Refusal(Exception):
         return CODES[self.code][0]
 
     @property
+    def retry_after_s(self) -> int | None:
+        """Seconds to wait before the same request may succeed; None when waiting does not help."""
+        return RETRY_UNAVAILABLE_S if self._retry_after_s is None and self.status == 503 else self._retry_after_s
+
+    @property
     def title(self) -> str:
         return CODES[self.code][1]
+
+
+def unauthorized() -> Refusal:
+    """The one answer for a key that is missing, wrong, revoked, expired, or of another kind than the route's."""
+    return Refusal(
+        "Unauthorized",
+        "the key is missing or wrong; send it as 'Authorization: Bearer dtvi_...', "
+        "as it stands in credentials.json of the data folder",
+    )
 
 
 def not_found(kind: str, id: str) -> Refusal:
