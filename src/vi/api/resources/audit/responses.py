@@ -6,8 +6,8 @@ from vi.api.responses import Document
 class AuditEntry(Document):
     """Who did what, when, and from where.
 
-    ``actor`` is ``key`` and the key's id, ``controller``, ``operator`` or ``nobody``; ``count`` says for how many
-    rejected requests the entry stands.
+    ``actor`` is ``key`` and the key's id, ``operator`` (access to the data folder), or ``nobody`` (a rejected key);
+    ``count`` says for how many requests an entry on rejected keys stands.
     """
 
     number: int = 0
