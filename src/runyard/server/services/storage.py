@@ -60,8 +60,9 @@ async def collect(services: Services, actor: Actor) -> StorageReport:
     """Compare, then remove bytes and folders that nothing needs; tells what was found."""
     async with services.blob_lock:
         report = await asyncio.to_thread(_compare, services, actor.org)
-        await asyncio.to_thread(_remove, services, actor.org, report)
+        # First, since what is removed is not in the store and so not in one transaction with it.
         await services.store.write(services.audit(actor, "collect garbage", actor.org))
+        await asyncio.to_thread(_remove, services, actor.org, report)
     report.is_removed = True
     return report
 
