@@ -2,14 +2,18 @@
 
 import json
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 import vi
@@ -133,6 +137,39 @@ def test_a_response_that_is_lost_leaves_the_credentials_good(
     assert credentials(server)["secret_key"] != first["secret_key"]
 
 
+def test_a_key_that_another_process_revokes_ends_with_its_requests(server: Path) -> None:
+    """By hand in the database, which tells nobody. The poll would wait for 30 s and then succeed."""
+    with vi.Client(config_file=server / "credentials.json") as admin:
+        key = admin.keys.create("ci", "viewer")
+        run = admin.runs.create(flow={"name": "waits"})
+        url = f"{admin.endpoint.rstrip('/')}/workspaces/{admin.organization_id}/runs/{run.run_id}/logs?since=0&wait=30"
+        with httpx2.Client(headers={"authorization": f"Bearer {key.secret_key}"}, timeout=60) as viewer:
+            with ThreadPoolExecutor(1) as pool:
+                poll = pool.submit(viewer.get, url)
+                while admin.keys.get(key.key_id).status.last_used is None:  # until the server has it
+                    time.sleep(0.05)
+                with closing(sqlite3.connect(server / "server.db", timeout=30)) as database, database:
+                    database.execute("UPDATE keys SET revoked = 1 WHERE id = ?", (key.key_id,))
+                answer = poll.result()
+            assert (answer.status_code, answer.json()["code"]) == (401, "Unauthorized")
+            assert viewer.get(url).status_code == 401
+        assert admin.keys.get(key.key_id).status.state == "Revoked"
+
+
+def test_four_hundred_wrong_keys_end_in_429_and_the_sdk_with_a_valid_key_goes_on(server: Path) -> None:
+    told = credentials(server)
+    wrong = {"authorization": f"Bearer {told['secret_key'][:-1]}!"}
+    url = f"{told['endpoint']}workspaces/{told['organization_id']}/runs"
+    with httpx2.Client(headers=wrong) as stranger, vi.Client(config_file=server / "credentials.json") as client:
+        for _ in range(400):
+            answer = stranger.get(url)
+        assert (answer.status_code, answer.json()["code"]) == (429, "TooManyRequests")
+        assert int(answer.headers["retry-after"]) >= 1
+        client.runs.list()
+        entries = client.audit.list(action="reject key").items
+        assert sum(entry.count for entry in entries if entry.target == "malformed key") >= 400
+
+
 def test_a_recovery_needs_an_instance(runyard: Any, tmp_path: Path) -> None:
     result = runyard("keys", "recover", "--data-dir", str(tmp_path / "none"))
     assert (result.exit_code, "--data-dir" in result.stderr) == (2, True)
@@ -141,10 +178,10 @@ def test_a_recovery_needs_an_instance(runyard: Any, tmp_path: Path) -> None:
 
 def test_a_secret_is_shown_once_to_a_terminal(server: Path, runyard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "_check_output", lambda out, *, as_json: None)  # the tests' stdout is no terminal
-    shown = runyard("keys", "create", "--name", "mine", "--data-dir", str(server)).stdout
+    shown = runyard("keys", "create", "--name", "mine", "--role", "admin", "--data-dir", str(server)).stdout
     secret = shown.rpartition(" ")[2].strip()
     with vi.Client(**{**credentials(server), "secret_key": secret}) as client:
-        assert client.runs.list().items == []
+        assert client.keys.get(secret[7:23]).spec.name == "mine"
 
 
 def test_durations_and_moments_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from runyard.server.services import backups, key_lifecycle
 from runyard.server.services.keys import LENGTH, parse
 from runyard.store import keys as key_rows
 from runyard.store.tables import keys as table
-from tests.server.test_backups import put_back, take
+from tests.server.test_backups import put_back, rewritten, take
 
 HOUR_MS = 3600_000
 
@@ -454,5 +454,28 @@ def test_a_key_revoked_after_a_backup_stays_revoked_when_it_is_restored(in_house
         assert told["spec"] == kept["spec"]
         await key_lifecycle.write_usage(house.services)  # rejected keys are counted on in the restored audit log
         assert ("reject key", f"key {revoked['keyId']}: revoked") in await actions(house)
+
+    in_house(story)
+
+
+def test_a_backup_from_before_keys_had_a_lifecycle_is_restored(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        key = await issue(house, role="viewer")
+
+        def as_older(manifest: Any, tables: Any, _blobs: Any) -> None:
+            manifest.schema_revision = "0003"
+            for name, new in (("keys", {"created_by", "last_used", "replaced_by"}), ("audit", {"count"})):
+                part = next(part for part in manifest.tables if part.name == name)
+                kept = [index for index, column in enumerate(part.columns) if column not in new]
+                assert len(kept) == len(part.columns) - len(new)
+                part.columns = [part.columns[index] for index in kept]
+                rows = [json.loads(line) for line in tables[name].splitlines()]
+                tables[name] = b"".join(json.dumps([row[index] for index in kept]).encode() + b"\n" for row in rows)
+
+        data = rewritten(await take(house), as_older)
+        before = await actions(house)
+        assert (await put_back(house, data)).status_code == 200
+        assert await opens(house, key["secretKey"])
+        assert (await actions(house))[: len(before)] == before
 
     in_house(story)

@@ -27,7 +27,9 @@ def audit(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Show who did what, and which keys were rejected, newest first; for admins.
+    """Show who did what, and which keys were rejected.
+
+    The newest comes first. This needs an admin's key.
 
     Examples: `runyard audit --since 24h`, `runyard audit --action 'reject key'`,
     `runyard audit --actor 4fY0dZkPq3LmXw81 --json`

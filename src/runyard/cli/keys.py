@@ -44,7 +44,10 @@ expires_option = click.option(
 
 @click.group()
 def keys() -> None:
-    """Create, list, revoke and rotate keys; for admins."""
+    """Create, list, revoke and rotate keys.
+
+    All of it needs an admin's key, except `recover`, which needs write access to the data folder.
+    """
 
 
 @keys.command("list")

@@ -19,7 +19,7 @@ def add(
     secret_mac: bytes,
     name: str,
     time_ms: int,
-    created_by: str,
+    created_by: str | None = None,
     expires: int | None = None,
 ) -> None:
     connection.execute(
@@ -58,6 +58,13 @@ def page(connection: Connection, *, org: str, after: tuple[int, str] | None, lim
 
 def change(connection: Connection, *, org: str, key_id: str, values: Mapping[str, Any]) -> None:
     connection.execute(update(keys).where(keys.c.org == org, keys.c.id == key_id).values(**values))
+
+
+def revoke(connection: Connection, *, org: str, key_id: str, time_ms: int) -> bool:
+    changed = connection.execute(
+        update(keys).where(keys.c.org == org, keys.c.id == key_id, keys.c.revoked.is_(None)).values(revoked=time_ms)
+    )
+    return changed.rowcount == 1
 
 
 def permanent_admins(connection: Connection, *, org: str) -> int:

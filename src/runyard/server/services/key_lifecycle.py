@@ -79,9 +79,8 @@ async def revoke(services: Services, actor: Actor, key_id: str) -> Key:
 
     def work(connection: Connection) -> AnyRow:
         row = _found(connection, org=actor.org, key_id=key_id)
-        if row.revoked is not None:
+        if not rows.revoke(connection, org=actor.org, key_id=key_id, time_ms=now_ms):
             return row
-        rows.change(connection, org=actor.org, key_id=key_id, values={"revoked": now_ms})
         _check_admin_left(connection, row)
         services.audit(actor, "revoke key", key_id)(connection)
         return _found(connection, org=actor.org, key_id=key_id)
