@@ -11,6 +11,7 @@ import pytest
 from runyard.server.http import door
 from runyard.server.services import backups, key_lifecycle
 from runyard.server.services.keys import LENGTH, parse
+from runyard.store import StoreUnavailable
 from runyard.store import keys as key_rows
 from runyard.store.tables import keys as table
 from tests.server.test_backups import put_back, rewritten, take
@@ -265,7 +266,7 @@ def test_the_pulse_refreshes_the_keyring_within_ten_seconds() -> None:
     assert key_lifecycle.REFRESH_BEATS * 1.0 + door.KEY_CHECK_S <= 10  # a beat is a second; see leases.TICK_S
 
 
-def test_last_uses_are_written_in_batches_and_survive_a_restart(in_house: Callable[..., None]) -> None:
+def test_last_uses_are_written_in_batches_and_never_by_a_request(in_house: Callable[..., None]) -> None:
     async def story(house: Any) -> None:
         key = await issue(house)
         writes = 0
@@ -286,6 +287,19 @@ def test_last_uses_are_written_in_batches_and_survive_a_restart(in_house: Callab
         assert writes == 1
         row = house.services.store.read(lambda c: key_rows.get(c, org=house.org, key_id=key["keyId"]))
         assert row.last_used == house.clock.now_ms()
+
+        async def fail(work: Any) -> Any:
+            raise StoreUnavailable("full")
+
+        house.clock.forward(1)
+        await opens(house, key["secretKey"])
+        house.services.store.write = fail
+        with pytest.raises(StoreUnavailable):
+            await key_lifecycle.write_usage(house.services)
+        house.services.store.write = real
+        await key_lifecycle.write_usage(house.services)
+        row = house.services.store.read(lambda c: key_rows.get(c, org=house.org, key_id=key["keyId"]))
+        assert row.last_used == house.clock.now_ms(), "a use that could not be written is not lost"
 
     in_house(story)
 

@@ -97,7 +97,7 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
             pepper=secrets.pepper,
         )
         backups.begin(services)
-        await key_lifecycle.recover(services)
+        await key_lifecycle.refresh(services)
         await deletion.begin(services)
         await dataset_jobs.begin(services)
         async with contextlib.AsyncExitStack() as stack:

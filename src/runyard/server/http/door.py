@@ -61,7 +61,7 @@ HEADERS = [
 ]
 
 
-class KeyEnded(ConnectionAbortedError):
+class ResponseAborted(ConnectionAbortedError):
     """The key of a request was revoked or expired while its answer was being sent; the connection is closed.
 
     To whoever sends, it looks like a client that has gone.
@@ -96,7 +96,7 @@ class Door:
                 status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
             elif message.get("more_body") and _has_key_ended(services, scope):
-                raise KeyEnded("the key of this request was revoked or has expired")
+                raise ResponseAborted("the key of this request was revoked or has expired")
             await send(message)
 
         async def receive_checked() -> Any:
@@ -114,7 +114,7 @@ class Door:
                 await _while_key_is_valid(services, scope, self._inside(scope, limited, send_marked))
             else:
                 await self._inside(scope, limited, send_marked)
-        except KeyEnded as error:
+        except ResponseAborted as error:
             log.info("a response was broken off: %s", error)
         except Refusal as refusal:
             if status:

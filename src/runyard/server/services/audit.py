@@ -49,7 +49,7 @@ async def page(services: Services, *, org: str, filter: AuditFilter, wanted: Pag
 
 async def sweep(services: Services) -> None:
     """Remove rows that are older than the setting ``audit_days``."""
-    if services.settings.audit_days == 0:
+    if services.settings.audit_days <= 0:
         return
     before_ms = services.clock.now_ms() - services.settings.audit_days * DAY_MS
     while await services.store.write(

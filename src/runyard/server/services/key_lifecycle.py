@@ -127,7 +127,10 @@ async def rotate(
 
 async def refresh(services: Services) -> None:
     """Take over what others changed in the store, and do what the recovery file asks for."""
-    await recover(services)
+    try:
+        await recover(services)
+    except OSError as error:
+        log.error("no admin key could be put into the credentials file: %s", error)
     version = services.keyring.version
     found = await services.store.read_aside(rows.all_rows)
     if services.keyring.version == version:  # else these rows may be older than what the keyring holds
@@ -136,9 +139,10 @@ async def refresh(services: Services) -> None:
 
 async def write_usage(services: Services) -> None:
     """Write down when keys were last used, and which were rejected."""
-    used = services.keyring.take_used()
+    used = services.keyring.used_ms
     if used:
         await services.store.write(lambda connection: rows.set_last_used(connection, used))
+        services.keyring.forget_used(used)
     await services.wrong_keys.write(services.store, default_org=services.store.read(organizations.ids)[0])
 
 

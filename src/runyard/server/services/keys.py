@@ -10,7 +10,7 @@ import hmac
 import secrets
 import string
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,9 +129,7 @@ class Keyring:
         parts = parse(text)
         if parts is None:
             return None
-        key = self._keys.get(parts.key_id)
-        known = key.secret_mac if key else self._nobody
-        is_right = hmac.compare_digest(known, secret_mac(self._pepper, parts.secret))
+        key, is_right = self._compare(parts)
         if key is None or not is_right or not key.is_valid(now_ms):
             return None
         self._used_ms[key.id] = now_ms
@@ -149,21 +147,32 @@ class Keyring:
         parts = parse(text)
         if parts is None:
             return Rejection(org=None, key_id=None, reason="malformed key")
-        key = self._keys.get(parts.key_id)
+        key, is_right = self._compare(parts)
         if key is None:
             return Rejection(org=None, key_id=parts.key_id, reason="unknown")
-        is_right = hmac.compare_digest(key.secret_mac, secret_mac(self._pepper, parts.secret))
         ended = "revoked" if key.revoked is not None else "expired"
         return Rejection(org=key.org, key_id=key.id, reason=ended if is_right else "wrong secret")
 
+    def _compare(self, parts: KeyParts) -> tuple[Key | None, bool]:
+        """Return the key of an id, and whether the secret is its own; as much work for an id that is in no store."""
+        key = self._keys.get(parts.key_id)
+        known = key.secret_mac if key else self._nobody
+        return key, hmac.compare_digest(known, secret_mac(self._pepper, parts.secret))
+
+    @property
+    def used_ms(self) -> dict[str, int]:
+        """When keys were last used, by id, as far as that has not been written down."""
+        return dict(self._used_ms)
+
     def last_used(self, key_id: str) -> int | None:
-        """When a key was last used, as far as ``take_used`` has not been asked since."""
+        """When a key was last used, as far as that has not been written down."""
         return self._used_ms.get(key_id)
 
-    def take_used(self) -> dict[str, int]:
-        """Return when keys were used since the last call, by id, and forget it."""
-        used, self._used_ms = self._used_ms, {}
-        return used
+    def forget_used(self, written_ms: Mapping[str, int]) -> None:
+        """Forget uses that have been written down; those that came meanwhile stay."""
+        for key_id, time_ms in written_ms.items():
+            if self._used_ms.get(key_id) == time_ms:
+                del self._used_ms[key_id]
 
 
 def _key(row: Any) -> Key:
