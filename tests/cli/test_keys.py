@@ -130,7 +130,8 @@ def test_a_response_that_is_lost_leaves_the_credentials_good(
 
     with monkeypatch.context() as patch:
         patch.setattr("runyard.rundir.write_json", cut)
-        assert runyard("keys", "rotate", "--data-dir", str(server)).exit_code == 1
+        failed = runyard("keys", "rotate", "--data-dir", str(server))
+        assert (failed.exit_code, "stays valid for 60 minutes" in failed.stderr) == (1, True)
     assert credentials(server) == first
     done = runyard("keys", "rotate", "--data-dir", str(server))
     assert done.exit_code == 0, done.output
@@ -182,6 +183,17 @@ def test_a_secret_is_shown_once_to_a_terminal(server: Path, runyard: Any, monkey
     secret = shown.rpartition(" ")[2].strip()
     with vi.Client(**{**credentials(server), "secret_key": secret}) as client:
         assert client.keys.get(secret[7:23]).spec.name == "mine"
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_file_for_a_secret_is_kept_once_it_has_one(tmp_path: Path, is_written: bool) -> None:
+    with pytest.raises(BrokenPipeError), keys._reserved(tmp_path / "key.json") as file:
+        assert file is not None
+        assert stat.S_IMODE((tmp_path / "key.json").stat().st_mode) == 0o600
+        if is_written:
+            file.write(b"secret")
+        raise BrokenPipeError
+    assert (tmp_path / "key.json").exists() is is_written
 
 
 def test_durations_and_moments_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

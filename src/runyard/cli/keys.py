@@ -194,7 +194,14 @@ def _rotate_own(client: "vi.Client", key_id: str, file: Path, *, overlap_s: int,
     from runyard.rundir import read_json, write_json
 
     issued = client.keys.rotate(key_id, overlap_s=overlap_s or SAFE_OVERLAP_S, expires=expires)
-    write_json(file, {**(read_json(file) or {}), "secret_key": issued.secret_key}, mode=0o600)
+    try:
+        write_json(file, {**(read_json(file) or {}), "secret_key": issued.secret_key}, mode=0o600)
+    except OSError as error:
+        raise CommandFailed(
+            f"{file} cannot be written ({error.strerror}), so it keeps the old key, which stays valid for "
+            f"{(overlap_s or SAFE_OVERLAP_S) // 60} minutes; make the file writable and rotate again, then revoke "
+            f"{issued.key_id}, whose secret nobody has"
+        ) from error
     if overlap_s == 0:
         with vi.Client(issued.secret_key, client.organization_id, endpoint=client.endpoint) as renewed:
             renewed.keys.revoke(key_id)
@@ -211,7 +218,7 @@ def _check_output(out: Path | None, *, as_json: bool) -> None:
 
 @contextmanager
 def _reserved(out: Path | None) -> Iterator[IO[bytes] | None]:
-    """A new file that only its owner can read, before there is a secret to lose; removed when nothing comes of it."""
+    """Yield a new file that only its owner can read, made before there is a secret to lose; an empty one is removed."""
     if out is None:
         yield None
         return
@@ -222,11 +229,9 @@ def _reserved(out: Path | None) -> Iterator[IO[bytes] | None]:
     with open(descriptor, "wb") as file:
         try:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            out.unlink(missing_ok=True)
-            raise
+        finally:
+            if file.tell() == 0:
+                out.unlink(missing_ok=True)
 
 
 def _hand_over(
@@ -242,6 +247,8 @@ def _hand_over(
             "secret_key": issued.secret_key,
         }
         file.write(json.dumps(values, indent=2).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
     if as_json:
         print_json(issued if file is None else _without_secret(issued))
         return

@@ -47,7 +47,7 @@ HIDDEN_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 ATTEMPT_PREFIX = "/internal/v1/attempt/"
 RESTORES = "/storage/restores"
-CLAIMS = "/internal/v1/claims"
+LONG_POLLS = ("/internal/v1/claims", "/logs")
 KEY_ID = "runyard.key_id"
 FILES = "assetFiles"
 # Lists of files that are to come, thousands in one body.
@@ -238,9 +238,10 @@ def _has_key_ended(services: Services, scope: Any) -> bool:
 def _is_long_poll(scope: Any) -> bool:
     """Whether a request may wait for something to change; such a request can be cancelled without harm.
 
-    A claim that is cancelled after its commit is repeated by the controller under the same claim id.
+    A claim that is cancelled after its commit is repeated by the controller under the same claim id. The query is not
+    looked at, since ``wait`` has more than one spelling in it.
     """
-    return scope["path"] == CLAIMS or (scope["method"] == "GET" and b"wait=" in scope["query_string"])
+    return str(scope["path"]).rstrip("/").endswith(LONG_POLLS)
 
 
 async def _while_key_is_valid(services: Services, scope: Any, responding: Coroutine[Any, Any, None]) -> None:
