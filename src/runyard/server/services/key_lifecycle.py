@@ -143,7 +143,7 @@ async def write_usage(services: Services) -> None:
     if used:
         await services.store.write(lambda connection: rows.set_last_used(connection, used))
         services.keyring.forget_used(used)
-    await services.wrong_keys.write(services.store, default_org=services.store.read(organizations.ids)[0])
+    await services.wrong_keys.write(services.store)
 
 
 async def recover(services: Services) -> None:

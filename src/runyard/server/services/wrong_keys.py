@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 
 from runyard.server.services.errors import Refusal, unauthorized
 from runyard.server.services.keys import Rejection
-from runyard.store import Store
+from runyard.store import Store, organizations
 from runyard.store import audit as rows
 
 ACTION = "reject key"
@@ -75,15 +75,16 @@ class WrongKeys:
             )
         return unauthorized()
 
-    async def write(self, store: Store, *, default_org: str) -> None:
-        """Bring the audit log up to date. Rows of nobody's key belong to ``default_org``."""
+    async def write(self, store: Store) -> None:
+        """Bring the audit log up to date. Rows of nobody's key belong to the first organization."""
         async with self._lock:
             counts = [(row, row.count) for row in self._unwritten if row.count > row.written]
             if not counts:
                 return
 
             def work(connection: Connection) -> list[int]:
-                return [_write_row(connection, row, count, default_org) for row, count in counts]
+                first_org = organizations.ids(connection)[0]
+                return [_write_row(connection, row, count, first_org) for row, count in counts]
 
             for (row, count), number in zip(counts, await store.write(work), strict=True):
                 row.number, row.written = number, count
