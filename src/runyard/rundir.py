@@ -96,15 +96,16 @@ def attempt_dir(runs_dir: Path, organization_id: str, run_id: str, attempt: int)
     return runs_dir / organization_id / run_id / "attempts" / str(attempt)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
     """Write a JSON file so that after loss of power it is there whole or not at all."""
-    write_bytes(path, json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+    write_bytes(path, json.dumps(value, ensure_ascii=False, allow_nan=False).encode(), mode=mode)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that after loss of power it is there whole or not at all."""
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write a file so that after loss of power it is there whole or not at all; ``mode`` as for ``os.open``."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "wb") as file:
+    beside.unlink(missing_ok=True)  # what a crash left there may have another mode
+    with open(beside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -89,6 +89,7 @@ class Settings:
     server_log_mib: int = setting(
         64, "MiB of each file in logs until it is set aside as .1, in place of the one before; 0 never"
     )
+    audit_days: int = setting(365, "days that rows of the audit log are kept; 0 keeps them for good")
     log_level: str = setting("info", "debug, info, warning or error")
 
     @property

@@ -159,9 +159,11 @@ def empty_postgresql(postgresql: Any, migrated_postgresql: str) -> Callable[[], 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What the store does is tested on each: every test of these modules runs twice."""
     is_about_the_store = metafunc.module.__name__.rpartition(".")[2] in (
+        "test_audit",
         "test_backups",
         "test_datasets",
         "test_deletion",
+        "test_key_lifecycle",
         "test_leases",
         "test_lines",
         "test_resuming",

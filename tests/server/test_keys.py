@@ -3,6 +3,8 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
+
 from runyard.server.services import keys
 from runyard.server.services.keys import Keyring, new_key, parse, secret_mac
 
@@ -56,6 +58,28 @@ def test_an_expired_and_a_revoked_key_open_nothing() -> None:
     assert Keyring(PEPPER, [row(key, expires=5)]).find(key, now_ms=4) is not None
     assert Keyring(PEPPER, [row(key, expires=5)]).find(key, now_ms=5) is None
     assert Keyring(PEPPER, [row(key, revoked=1)]).find(key, now_ms=5) is None
+
+
+def test_an_unknown_id_costs_as_much_work_as_a_wrong_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted, not timed: keyed hashes are all that takes time in which ids could be told apart."""
+    key, other, calls = new_key(), new_key(), 0
+    real = keys.secret_mac
+
+    def count(pepper: bytes, secret: str) -> bytes:
+        nonlocal calls
+        calls += 1
+        return real(pepper, secret)
+
+    ring = Keyring(PEPPER, [row(key)])
+    monkeypatch.setattr(keys, "secret_mac", count)
+    body = keys.VERSION + key[7:23] + other[23:97]
+    wrong_secret, work = keys.PREFIX + body + keys._checksum(body), []
+    for text, reason in ((wrong_secret, "wrong secret"), (other, "unknown")):
+        calls = 0
+        assert ring.find(text, now_ms=5) is None
+        assert ring.explain(text).reason == reason
+        work.append(calls)
+    assert work[0] == work[1] > 0
 
 
 def test_another_pepper_makes_every_key_useless() -> None:

@@ -44,7 +44,7 @@ class Lab:
             return httpx2.Response(200, content=b"\x89PNG")
         if path.startswith("/downloads/"):
             return httpx2.Response(200, content=self.archive)
-        if request.method == "DELETE":
+        if request.method == "DELETE" and "/keys/" not in path:
             return httpx2.Response(200)
         if "no-such-run" in path:
             return httpx2.Response(404, json={"message": "run no-such-run not found", "code": "RunNotFound"})
@@ -96,6 +96,10 @@ class Lab:
             return output
         if path.endswith("/runs"):
             return {"items": [self.run]}
+        if path.endswith("/audit"):
+            return {"items": [{"action": "reject key", "address": "192.0.2.1", "target": "no key", "count": 3}]}
+        if "/keys" in path:
+            return {"keyId": "k-1", "secretKey": "dtvi_" + "s" * 98}
         if "/flows/" in path:
             return {"flowId": "f-1"}
         return {"trainingProjectId": "p-1"} if "/trainingProjects/" in path else self.run
@@ -124,6 +128,8 @@ def test_the_examples_run_as_they_stand(
     assert "run no-such-run not found" in printed
     assert (tmp_path / "models" / "r-1" / "epoch-3" / "model_full" / "run.json").read_text() == "{}"
     assert (tmp_path / "sheet.png").read_bytes() == b"\x89PNG"
+    assert "k-1 103" in printed
+    assert "192.0.2.1 no key 3" in printed
     assert "labels.json 3 BoxOutside too wide correct the box" in printed
     for call in ("PUT /workspaces/lab/runs/ID", "PATCH /workspaces/lab/runs/r-1", "DELETE /workspaces/lab/runs/r-1"):
         assert call in lab.asked

@@ -63,6 +63,18 @@ def connect(
         yield client
 
 
+def key_in_use(data_dir: Path | None) -> str:
+    """Return the key that ``connect`` uses.
+
+    Raises:
+        CommandFailed: there is none.
+    """
+    from vi._client.credentials import find_credentials
+
+    with connect(data_dir):
+        return find_credentials(**_known(data_dir)).secret_key
+
+
 def _known(data_dir: Path | None) -> "Known":
     """The arguments of ``vi.Client``: everything from a named data folder, or only where to look last."""
     import json

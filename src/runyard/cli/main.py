@@ -31,6 +31,8 @@ COMMANDS = {
     "models": Entry("runyard.cli.models", "models", "List, download and export checkpoints, ask them questions."),
     "backup": Entry("runyard.cli.backup", "backup", "Write everything the server keeps into one file."),
     "restore": Entry("runyard.cli.backup", "restore", "Put a backup in the place of everything the server keeps."),
+    "keys": Entry("runyard.cli.keys", "keys", "Create, list, revoke and rotate keys."),
+    "audit": Entry("runyard.cli.audit", "audit", "Show who did what, and which keys were rejected."),
     "gc": Entry("runyard.cli.gc", "gc", "Prove that database and disk agree; remove what nothing needs."),
     "config": Entry("runyard.cli.config", "config", "Show every setting, its value, and where it comes from."),
     "doctor": Entry("runyard.cli.doctor", "doctor", "Say what is installed here, what is missing, and what to do."),

@@ -1,10 +1,70 @@
-"""Who changed what: one row in the transaction of every mutation."""
+"""Who changed what: one row in the transaction of every mutation, and rejected keys, counted."""
 
-from sqlalchemy import Connection, insert
+from collections.abc import Collection, Sequence
 
-from runyard.store.tables import audit
+from sqlalchemy import Connection, String, cast, delete, insert, or_, select, update
+
+from runyard.store.tables import AnyRow, audit
 
 
-def add(connection: Connection, *, org: str, time_ms: int, actor: str, address: str, action: str, target: str) -> None:
+def add(
+    connection: Connection,
+    *,
+    org: str,
+    time_ms: int,
+    actor: str,
+    address: str,
+    action: str,
+    target: str,
+    count: int = 1,
+) -> int:
+    """Insert a row; returns its number."""
     row = {"org": org, "time": time_ms, "actor": actor, "address": address, "action": action, "target": target}
-    connection.execute(insert(audit), row)
+    inserted = connection.execute(insert(audit), row | {"count": count})
+    return int(inserted.inserted_primary_key[0])  # type: ignore[index]  # an insert of one row always has one
+
+
+def set_count(connection: Connection, *, number: int, count: int) -> None:
+    connection.execute(update(audit).where(audit.c.number == number).values(count=count))
+
+
+def page(
+    connection: Connection,
+    *,
+    orgs: Collection[str],
+    before: int | None,
+    limit: int,
+    actor: str | None = None,
+    action: str | None = None,
+    since: int | None = None,
+    until: int | None = None,
+) -> Sequence[AnyRow]:
+    """Newest first, from before the row of a number on; also columns id and time_created, as other lists have them.
+
+    ``actor`` may be a key's id alone.
+    """
+    id, time = cast(audit.c.number, String(20)).label("id"), audit.c.time.label("time_created")
+    query = select(audit, id, time).where(audit.c.org.in_(orgs))
+    if before is not None:
+        query = query.where(audit.c.number < before)
+    if actor is not None:
+        query = query.where(or_(audit.c.actor == actor, audit.c.actor == f"key {actor}"))
+    if action is not None:
+        query = query.where(audit.c.action == action)
+    if since is not None:
+        query = query.where(audit.c.time >= since)
+    if until is not None:
+        query = query.where(audit.c.time < until)
+    return connection.execute(query.order_by(audit.c.number.desc()).limit(limit)).all()
+
+
+def prune(connection: Connection, *, before_ms: int, limit: int) -> bool:
+    """Remove the oldest rows that are older than a time, at most so many; whether more may be left.
+
+    The oldest by number are examined, not the table searched by time: this runs every minute and mostly finds nothing.
+    """
+    oldest = connection.execute(select(audit.c.number, audit.c.time).order_by(audit.c.number).limit(limit)).all()
+    numbers = [row.number for row in oldest if row.time < before_ms]
+    if numbers:
+        connection.execute(delete(audit).where(audit.c.number.in_(numbers)))
+    return len(numbers) == limit

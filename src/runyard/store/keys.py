@@ -1,17 +1,38 @@
 """Keys as the store holds them: never the secret, only its keyed hash."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 
 from runyard.store.tables import AnyRow, keys
 
+_SET_LAST_USED = update(keys).where(keys.c.id == bindparam("key_id")).values(last_used=bindparam("time_ms"))
+
 
 def add(
-    connection: Connection, *, key_id: str, org: str | None, role: str, secret_mac: bytes, name: str, time_ms: int
+    connection: Connection,
+    *,
+    key_id: str,
+    org: str | None,
+    role: str,
+    secret_mac: bytes,
+    name: str,
+    time_ms: int,
+    created_by: str | None = None,
+    expires: int | None = None,
 ) -> None:
     connection.execute(
-        insert(keys).values(id=key_id, org=org, role=role, secret_mac=secret_mac, name=name, time_created=time_ms)
+        insert(keys).values(
+            id=key_id,
+            org=org,
+            role=role,
+            secret_mac=secret_mac,
+            name=name,
+            time_created=time_ms,
+            created_by=created_by,
+            expires=expires,
+        )
     )
 
 
@@ -20,8 +41,41 @@ def all_rows(connection: Connection) -> Sequence[AnyRow]:
     return connection.execute(select(keys)).all()
 
 
+def get(connection: Connection, *, org: str, key_id: str) -> AnyRow | None:
+    return connection.execute(select(keys).where(keys.c.org == org, keys.c.id == key_id)).one_or_none()
+
+
+def page(connection: Connection, *, org: str, after: tuple[int, str] | None, limit: int) -> Sequence[AnyRow]:
+    """Newest first, from after the position (time, id) on."""
+    query = select(keys).where(keys.c.org == org)
+    if after is not None:
+        time_ms, last_id = after
+        query = query.where(
+            or_(keys.c.time_created < time_ms, and_(keys.c.time_created == time_ms, keys.c.id < last_id))
+        )
+    return connection.execute(query.order_by(keys.c.time_created.desc(), keys.c.id.desc()).limit(limit)).all()
+
+
+def change(connection: Connection, *, org: str, key_id: str, values: Mapping[str, Any]) -> None:
+    connection.execute(update(keys).where(keys.c.org == org, keys.c.id == key_id).values(**values))
+
+
 def revoke(connection: Connection, *, org: str, key_id: str, time_ms: int) -> bool:
     changed = connection.execute(
         update(keys).where(keys.c.org == org, keys.c.id == key_id, keys.c.revoked.is_(None)).values(revoked=time_ms)
     )
     return changed.rowcount == 1
+
+
+def permanent_admins(connection: Connection, *, org: str) -> int:
+    """How many admin keys are neither revoked nor due to expire."""
+    query = select(func.count()).where(
+        keys.c.org == org, keys.c.role == "admin", keys.c.revoked.is_(None), keys.c.expires.is_(None)
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def set_last_used(connection: Connection, times_ms: Mapping[str, int]) -> None:
+    """Note when keys were last used, by id."""
+    if times_ms:
+        connection.execute(_SET_LAST_USED, [{"key_id": id, "time_ms": time_ms} for id, time_ms in times_ms.items()])

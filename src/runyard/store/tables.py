@@ -60,6 +60,11 @@ keys = Table(
     Column("time_created", BigInteger, nullable=False),
     Column("expires", BigInteger),
     Column("revoked", BigInteger),
+    Column("created_by", Text),
+    # Written at most once a minute, so a crash may lose the last minute's uses.
+    Column("last_used", BigInteger),
+    # The key that a rotation created in this one's place.
+    Column("replaced_by", String(16)),
 )
 
 flows = Table(
@@ -259,6 +264,8 @@ audit = Table(
     Column("address", Text, nullable=False),
     Column("action", String(64), nullable=False),
     Column("target", Text, nullable=False),
+    # How many requests the row stands for: rejected keys of one address are counted, not listed.
+    Column("count", BigInteger, nullable=False, server_default="1"),
     Index("audit_by_time", "org", "time"),
 )
 

@@ -11,8 +11,10 @@ from vi._http._async import AsyncHttp
 from vi._http.retry import NO_RETRY, RetryPolicy
 from vi.api.resources.annotations._async import AsyncAnnotations
 from vi.api.resources.assets._async import AsyncAssets
+from vi.api.resources.audit._async import AsyncAudit
 from vi.api.resources.datasets._async import AsyncDatasets
 from vi.api.resources.flows._async import AsyncFlows
+from vi.api.resources.keys._async import AsyncKeys
 from vi.api.resources.models._async import AsyncModels
 from vi.api.resources.models.responses import DownloadedModel
 from vi.api.resources.runs._async import AsyncRuns
@@ -68,6 +70,8 @@ class AsyncClient:
         self.assets = AsyncAssets(self._http, found.organization_id)
         self.annotations = AsyncAnnotations(self._http, found.organization_id, self.datasets)
         self.training_projects = AsyncTrainingProjects(self._http, found.organization_id)
+        self.keys = AsyncKeys(self._http, found.organization_id)
+        self.audit = AsyncAudit(self._http, found.organization_id)
 
     @property
     def endpoint(self) -> str:

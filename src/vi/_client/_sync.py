@@ -12,8 +12,10 @@ from vi._http._sync import Http
 from vi._http.retry import NO_RETRY, RetryPolicy
 from vi.api.resources.annotations._sync import Annotations
 from vi.api.resources.assets._sync import Assets
+from vi.api.resources.audit._sync import Audit
 from vi.api.resources.datasets._sync import Datasets
 from vi.api.resources.flows._sync import Flows
+from vi.api.resources.keys._sync import Keys
 from vi.api.resources.models._sync import Models
 from vi.api.resources.models.responses import DownloadedModel
 from vi.api.resources.runs._sync import Runs
@@ -69,6 +71,8 @@ class Client:
         self.assets = Assets(self._http, found.organization_id)
         self.annotations = Annotations(self._http, found.organization_id, self.datasets)
         self.training_projects = TrainingProjects(self._http, found.organization_id)
+        self.keys = Keys(self._http, found.organization_id)
+        self.audit = Audit(self._http, found.organization_id)
 
     @property
     def endpoint(self) -> str:

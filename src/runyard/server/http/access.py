@@ -9,27 +9,33 @@ The path itself has one spelling only (``check_path``): empty and dot segments a
 before anything else, so that no proxy, router or log understands a path differently.
 """
 
+import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
-from runyard.server.http.asking import ACTOR, ADDRESS, TOKEN, Asked
+from runyard.server.http.asking import ACTOR, ADDRESS, SERVICES, TOKEN, Asked
 from runyard.server.http.capacity import EXCHANGE, Exchange
 from runyard.server.http.route import Route
 from runyard.server.services.context import Actor, Services
-from runyard.server.services.errors import Refusal
+from runyard.server.services.errors import Refusal, unauthorized
+from runyard.server.services.keys import Rejection, role_allows
+from runyard.server.services.signing import ATTEMPT_TOKEN_PREFIX
+
+T = TypeVar("T")
 
 ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
-# Each role may do what the ones before it may.
-USER_ROLES = ("viewer", "member", "admin")
+KEY_CHECK_S = 3.0  # how often a request that waits looks whether its key is still valid
 # Parameters that are not ids; their routes check them.
 FREE_PARAMETERS = frozenset({"org", "filename", "sha256"})
 # Segments that are not empty, not ``.`` or ``..``, and without backslashes and control characters.
 CANONICAL_PATH = re.compile(r"/|(?:/(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f]+)+")
 # A slash, a backslash or NUL that becomes part of a segment by decoding.
 ENCODED_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
-HEADERS = "runyard.headers"  # key of a request's scope: its headers by name
+# Keys of a request's scope: its headers by name, and the id of its key.
+HEADERS, KEY_ID = "runyard.headers", "runyard.key_id"
 
 
 def check_path(scope: Any) -> None:
@@ -55,16 +61,31 @@ def authenticate(services: Services, scope: Any, credential: str) -> None:
     """Note in the scope who is calling.
 
     Raises:
-        Refusal: Unauthorized.
+        Refusal: Unauthorized, TooManyRequests.
     """
-    if (token := services.signer.attempt(credential)) is not None:
+    address = scope[ADDRESS]
+    if credential.startswith(ATTEMPT_TOKEN_PREFIX):
+        token = services.signer.attempt(credential)
+        if token is None:
+            raise _reject(services, address, Rejection(org=None, key_id=None, reason="invalid attempt token"))
         scope[TOKEN] = token
-        scope[ACTOR] = Actor(org=token.org, name=f"attempt {token.number}", role="attempt", address=scope[ADDRESS])
+        scope[ACTOR] = Actor(org=token.org, name=f"attempt {token.number}", role="attempt", address=address)
         return
     key = services.keyring.find(credential, now_ms=services.clock.now_ms())
     if key is None:
-        raise _unauthorized()
-    scope[ACTOR] = Actor(org=key.org or "", name=f"key {key.id}", role=key.role, address=scope[ADDRESS])
+        raise _reject(services, address, services.keyring.explain(credential))
+    scope[KEY_ID] = key.id
+    scope[ACTOR] = Actor(org=key.org or "", name=f"key {key.id}", role=key.role, address=address)
+
+
+def has_key_ended(scope: Any) -> bool:
+    """Return whether the key of a request that was let in is no longer valid."""
+    key_id, services = scope.get(KEY_ID), scope[SERVICES]
+    return key_id is not None and not services.keyring.is_valid(key_id, now_ms=services.clock.now_ms())
+
+
+def key_ended() -> Refusal:
+    return Refusal("Unauthorized", "the key was revoked or has expired while this request was in progress")
 
 
 def authorized(route: Route) -> Callable[..., Awaitable[Any]]:
@@ -77,7 +98,8 @@ def authorized(route: Route) -> Callable[..., Awaitable[Any]]:
     @wraps(route.answer)
     async def answer(request: Asked, **parameters: str) -> Any:
         authorize(route, request.scope, parameters)
-        return await route.answer(request, **parameters)
+        responding = route.answer(request, **parameters)
+        return await (_while_key_is_valid(request.scope, responding) if route.may_wait else responding)
 
     return answer
 
@@ -92,15 +114,37 @@ def authorize(route: Route, scope: Any, parameters: dict[str, str]) -> None:
     """
     if route.access != "public":
         actor: Actor = scope[ACTOR]
-        if route.access != ("organization" if actor.role in USER_ROLES else actor.role):
-            raise _unauthorized()
+        if route.access != (actor.role if actor.role in ("controller", "attempt") else "organization"):
+            raise unauthorized()
         if route.access == "organization":
             _check_organization(actor, scope, parameters.get("org", actor.org))
         _check_ids(route, parameters)
-        if route.access == "organization" and USER_ROLES.index(actor.role) < USER_ROLES.index(route.required_role):
-            raise _forbidden(actor.role, route.required_role)
+        if route.role is not None and not role_allows(actor.role, route.role):
+            raise _forbidden(actor.role, route.role)
     exchange: Exchange = scope[EXCHANGE]
     exchange.limit_body(route.largest_body)
+
+
+async def _while_key_is_valid(scope: Any, responding: Awaitable[T]) -> T:
+    """Run the function of a route that waits, and cancel it when the key ends.
+
+    A claim that is cancelled after its commit is repeated by the controller under the same claim id.
+
+    Raises:
+        Refusal: Unauthorized; the key has ended.
+    """
+    task = asyncio.ensure_future(responding)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=KEY_CHECK_S)
+            if not task.done() and has_key_ended(scope):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                raise key_ended()
+        return await task
+    finally:
+        task.cancel()
 
 
 def _check_organization(actor: Actor, scope: Any, org: str) -> None:
@@ -122,12 +166,9 @@ def _check_ids(route: Route, parameters: dict[str, str]) -> None:
             )
 
 
-def _unauthorized() -> Refusal:
-    return Refusal(
-        "Unauthorized",
-        "the key is missing or wrong; send it as 'Authorization: Bearer dtvi_...', "
-        "as it stands in credentials.json of the data folder",
-    )
+def _reject(services: Services, address: str, rejection: Rejection) -> Refusal:
+    clock = services.clock
+    return services.wrong_keys.reject(address, rejection, now_ms=clock.now_ms(), now_s=clock.monotonic_s())
 
 
 def _forbidden(role: str, required: str) -> Refusal:

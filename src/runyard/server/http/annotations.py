@@ -97,7 +97,9 @@ async def post_files(request: Asked, org: Id, dataset: Id, session_id: Id) -> An
     given = fitted(value, bodies.NewFiles).files
     files = {name: NewFile(file.size_bytes, crc32c_of(file.crc32c)) for name, file in given.items()}
     row = _row(request, org, dataset, session_id)
-    places = await annotation_imports.announce(services_of(request), row, files=files, origin=origin_of(request))
+    places = await annotation_imports.announce(
+        services_of(request), actor_of(request), row, files=files, origin=origin_of(request)
+    )
     return answer(FileUploads(files=places))
 
 

@@ -18,7 +18,16 @@ from runyard.server.http.capacity import Capacity
 from runyard.server.http.door import Door
 from runyard.server.http.proxies import Proxies
 from runyard.server.http.routes import ROUTES
-from runyard.server.services import backups, bootstrap, dataset_jobs, deletion, housekeeping, leases
+from runyard.server.services import (
+    audit,
+    backups,
+    bootstrap,
+    dataset_jobs,
+    deletion,
+    housekeeping,
+    key_lifecycle,
+    leases,
+)
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
@@ -100,9 +109,11 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
             pepper=secrets.pepper,
         )
         backups.begin(services)
+        await key_lifecycle.refresh(services)
         await deletion.begin(services)
         await dataset_jobs.begin(services)
         async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(_write_usage, services)
             stack.push_async_callback(services.jobs.close)
             if pulse:
                 task = asyncio.create_task(_beat(services), name="pulse")
@@ -121,13 +132,24 @@ async def _beat(services: Services) -> None:
         now_s = services.clock.monotonic_s()
         try:
             await leases.tick(services, now_s - last_s)
+            if beat % key_lifecycle.REFRESH_BEATS == 0:
+                await key_lifecycle.refresh(services)
             if beat % SWEEP_EVERY == 0:
+                await key_lifecycle.write_usage(services)
+                await audit.sweep(services)
                 await deletion.sweep(services)
                 await dataset_jobs.sweep(services)
                 housekeeping.start(services)
         except StoreUnavailable as error:
             log.error("leases could not be looked after: %s", error)
         last_s = now_s
+
+
+async def _write_usage(services: Services) -> None:
+    try:
+        await key_lifecycle.write_usage(services)
+    except StoreUnavailable as error:
+        log.error("the last uses of keys could not be written: %s", error)
 
 
 def _end_loudly(task: asyncio.Task[None]) -> None:

@@ -158,8 +158,11 @@ async def post_multipart(request: Asked, org: Id, dataset: Id) -> Answer:
     _, value = await json_body(request)
     given = fitted(value, bodies.NewMultipart).spec
     row = _session(request, org, dataset, given.ingestion_id)
-    id, parts = await multipart.begin(services_of(request), row, filename=given.filename, size_bytes=given.size_bytes)
-    spec = msgspec.convert(msgspec.to_builtins(given), MultipartSpec)
+    id, parts = await multipart.begin(
+        services_of(request), actor_of(request), row, filename=given.filename, size_bytes=given.size_bytes
+    )
+    sent = {name: value for name, value in msgspec.to_builtins(given).items() if value is not None}
+    spec = msgspec.convert(sent, MultipartSpec)
     return answer(_multipart(row.org, row.dataset_id, id, spec, parts), status=201)
 
 
@@ -182,15 +185,15 @@ async def post_part_completion(request: Asked, org: Id, dataset: Id, upload_id: 
 async def post_multipart_completion(request: Asked, org: Id, dataset: Id, upload_id: Id) -> Answer:
     services = services_of(request)
     row, about = multipart.found(services, org=org, dataset_id=compat.dataset_id(org, dataset), id=upload_id)
-    await multipart.complete(services, row, upload_id, about)
+    await multipart.complete(services, actor_of(request), row, upload_id, about)
     spec = MultipartSpec(ingestion_id=row.id, size_bytes=about["sizeBytes"])
     return answer(_multipart(row.org, row.dataset_id, upload_id, spec, about["parts"]))
 
 
 async def delete_multipart(request: Asked, org: Id, dataset: Id, upload_id: Id) -> Answer:
     services = services_of(request)
-    multipart.found(services, org=org, dataset_id=compat.dataset_id(org, dataset), id=upload_id)
-    await multipart.abort(services, org, upload_id)
+    row, _ = multipart.found(services, org=org, dataset_id=compat.dataset_id(org, dataset), id=upload_id)
+    await multipart.abort(services, actor_of(request), row, upload_id)
     return empty()
 
 

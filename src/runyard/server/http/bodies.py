@@ -243,6 +243,33 @@ class NewExport(Body):
     metadata: NewMetadata | None = None
 
 
+# Up to the year 9999, after which people's calendars end.
+Moment = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]
+
+
+class NewKeySpec(Body):
+    """``expires`` in epoch milliseconds; None never does."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,255}\Z")]
+    role: Literal["viewer", "member", "admin"] = "member"
+    expires: Moment | None = None
+
+
+class NewKey(Body):
+    spec: NewKeySpec
+
+
+class NewRotationSpec(Body):
+    """``overlapSeconds``: how long the old key stays valid. Without ``expires`` the new key lives as long as it."""
+
+    overlap_seconds: Annotated[int, msgspec.Meta(ge=0, le=30 * 86_400)] = 0
+    expires: Moment | None = None
+
+
+class NewRotation(Body):
+    spec: NewRotationSpec = msgspec.field(default_factory=NewRotationSpec)
+
+
 def attributes_of(metadata: Any) -> dict[str, Any]:
     """The attributes in a body, none if it has no metadata."""
     return {} if metadata is None else dict(metadata.attributes)

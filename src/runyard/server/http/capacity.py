@@ -225,6 +225,11 @@ class Exchange:
             is_last = start + PIECE_BYTES >= len(body) and not has_more
             await self._send_piece({"type": "http.response.body", "body": piece, "more_body": not is_last}, len(piece))
 
+    def abandon(self, why: str) -> ConnectionResetError:
+        """Note why the response is not sent whole; return what the caller raises, as if the client had left."""
+        self.abandoned = why
+        return ConnectionResetError(why)
+
     def close(self) -> None:
         """Give back what the request held."""
         self._free()
@@ -264,18 +269,14 @@ class Exchange:
         if self._send_pace is None:
             self._send_pace = self._new_pace()
         if self._has_ended and self.gone().done():
-            raise self._abandoned("the client has left")
+            raise self.abandon("the client has left")
         try:
             await self._send_pace.wait(self._send(message))
         except TimeoutError:
             if self._drop is not None:
                 self._drop()
-            raise self._abandoned("the client does not read the response") from None
+            raise self.abandon("the client does not read the response") from None
         self._send_pace.earn(size)
-
-    def _abandoned(self, why: str) -> ConnectionResetError:
-        self.abandoned = why
-        return ConnectionResetError(why)
 
     def _new_pace(self) -> Pace:
         return Pace(self._capacity.transfer_timeout_s, self._capacity.least_bytes_per_s)

@@ -6,6 +6,9 @@ site it comes from, and who is calling. Only the paths of ``PUBLIC`` need no key
 carry their own signature. Which organization, ids, role and size of body a call may have is decided after routing, by
 ``access.authorize``. What belongs to another organization gets the answer of what does not exist.
 
+A key that ends while its request is in progress ends that too: a long poll within ``access.KEY_CHECK_S``, a body in
+either direction with its next piece. Requests without a valid key are counted and limited by ``services.wrong_keys``.
+
 It also writes one line per request to the access log: no query, no header, no link, so no secret.
 """
 
@@ -19,7 +22,7 @@ from typing import Any
 import msgspec
 
 from runyard.server.http import problems
-from runyard.server.http.access import HEADERS, authenticate, check_path
+from runyard.server.http.access import HEADERS, authenticate, check_path, has_key_ended, key_ended
 from runyard.server.http.asking import ACTOR, ADDRESS, ORIGIN, SERVICES, TOKEN
 from runyard.server.http.capacity import Capacity, Exchange
 from runyard.server.http.proxies import FORWARDED_FOR, Proxies
@@ -89,13 +92,21 @@ class Door:
                 if status == 413:
                     await drain(receive)
                 message = {**message, "headers": [*message.get("headers", ()), *RESPONSE_HEADERS]}
+            elif message.get("more_body") and has_key_ended(scope):
+                raise exchange.abandon("the key of this request was revoked or has expired")
             await exchange.send(message)
+
+        async def receive_checked() -> Any:
+            message = await exchange.receive()
+            if message.get("more_body") and has_key_ended(scope):
+                raise key_ended()
+            return message
 
         if client:
             self._busy[client] += 1
         try:
             self._admit(services, scope, exchange)
-            await self._inside(scope, exchange.receive, send_marked)
+            await self._inside(scope, receive_checked, send_marked)
         except Refusal as refusal:
             if status:
                 raise

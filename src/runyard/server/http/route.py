@@ -21,9 +21,11 @@ class Route:
     """One route. ``takes`` is the struct of its body; ``gives`` of its answer, None for an empty one, ``bytes`` for a
     file.
 
-    ``is_operators`` says that only admins of the organization the instance began with may use it. ``actions`` are the
-    words that may follow the last id of the path after a colon. ``largest_body`` is in bytes; None leaves the limit to
-    the route's function.
+    ``role`` is the least role whose keys may use it; by default a viewer's for reading, a member's for the rest, and
+    None for routes that are not users'. ``is_operators`` says that only admins of the organization the instance began
+    with may use it. ``actions`` are the words that may follow the last id of the path after a colon. ``largest_body`` is
+    in bytes; None leaves the limit to the route's function. ``may_wait`` marks a long poll: it may be cancelled without
+    harm.
     """
 
     method: Method
@@ -37,6 +39,12 @@ class Route:
     query: tuple[str, ...] = ()
     actions: tuple[str, ...] = ()
     largest_body: int | None = SMALL_BODY_BYTES
+    role: Role | None = None
+    may_wait: bool = False
+
+    def __post_init__(self) -> None:
+        if self.role is None and self.path.startswith("/workspaces/"):
+            object.__setattr__(self, "role", "viewer" if self.method in ("GET", "HEAD") else "member")
 
     @cached_property
     def access(self) -> Access:
@@ -45,10 +53,3 @@ class Route:
         if self.path.startswith(ATTEMPT_PREFIX):
             return "attempt"
         return "controller" if self.path.startswith("/internal/") else "organization"
-
-    @cached_property
-    def required_role(self) -> Role:
-        """The least role of a key that opens this route."""
-        if self.is_operators:
-            return "admin"
-        return "viewer" if self.method in ("GET", "HEAD") else "member"

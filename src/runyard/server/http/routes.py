@@ -12,12 +12,14 @@ from runyard.server.http import (
     annotations,
     assets,
     attempts,
+    audit,
     backups,
     bodies,
     datasets,
     flows,
     health,
     imports,
+    keys,
     models,
     runs,
     storage,
@@ -35,6 +37,7 @@ from vi.api.resources.assets.responses import (
     MultipartUpload,
     PartUpload,
 )
+from vi.api.resources.audit.responses import AuditEntry
 from vi.api.resources.datasets.responses import (
     BulkDeletion,
     Dataset,
@@ -46,6 +49,7 @@ from vi.api.resources.datasets.responses import (
     ImportReport,
 )
 from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
+from vi.api.resources.keys.responses import IssuedKey, Key
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run
 from vi.api.resources.training_projects.responses import TrainingProject
@@ -62,6 +66,7 @@ ANNOTATION = ASSET + "/annotations/{annotation_id:str}"
 SOURCE = DATASET + "/assetSources/managed/datature/default"
 MULTIPART = SOURCE + "/multipartUploads/{upload_id:str}"
 SESSION = DATASET + "/annotationImportSessions/{session_id:str}"
+KEY = ORG + "/keys/{key_id:str}"
 IMPORT = DATASET + "/imports/{import_id:str}"
 ATTEMPT = "/internal/v1/attempt"
 
@@ -79,7 +84,7 @@ ROUTES = (
     Route("PATCH", RUN, runs.patch_run, "Update or kill a run", takes=bodies.ChangedRun, gives=Run),
     Route("DELETE", RUN, runs.delete_run, "Delete a run and all that belongs to it"),
     Route("GET", RUN + "/logs", runs.get_logs, "Read log lines", gives=LogPage,
-          query=("since", "until", "limit", "block", "wait")),
+          query=("since", "until", "limit", "block", "wait"), may_wait=True),
     Route("GET", RUN + "/metrics", runs.get_metrics, "Read metric points", gives=MetricPage,
           query=("since", "limit")),
     Route("GET", RUN + "/outputs", models.list_models, "List a run's models, latest last", gives=Model,
@@ -201,18 +206,29 @@ ROUTES = (
     Route("PATCH", SESSION + "/status", annotations.patch_status, "All files are sent, or none will be",
           takes=dict[str, Any], gives=AnnotationImportSession),
 
+    Route("GET", ORG + "/keys", keys.list_keys, "List keys, newest first", gives=Key, is_page=True, query=PAGE,
+          role="admin"),
+    Route("POST", ORG + "/keys", keys.post_key, "Create a key; its secret is in this response alone",
+          takes=bodies.NewKey, gives=IssuedKey, role="admin"),
+    Route("GET", KEY, keys.get_key, "Get a key, without its secret", gives=Key, role="admin"),
+    Route("DELETE", KEY, keys.delete_key, "Revoke a key; it stays listed", gives=Key, role="admin"),
+    Route("POST", KEY + "/rotations", keys.post_rotation, "Replace a key; the new secret is in this response alone",
+          takes=bodies.NewRotation, gives=IssuedKey, role="admin"),
+    Route("GET", ORG + "/audit", audit.list_audit, "List audit rows, newest first", gives=AuditEntry, is_page=True,
+          query=(*PAGE, "actor", "action", "since", "until"), role="admin"),
+
     Route("GET", ORG + "/storage", storage.get_storage, "Whether database and disk agree", gives=StorageReport),
     Route("POST", ORG + "/storage/collections", storage.post_collection, "Remove bytes and folders nothing needs",
-          gives=StorageReport),
+          gives=StorageReport, role="admin"),
     Route("GET", ORG + "/storage/contents", backups.get_contents, "Operator: what a restore would replace",
-          gives=StoreContents, is_operators=True, query=("since",)),
+          gives=StoreContents, is_operators=True, role="admin", query=("since",)),
     Route("POST", ORG + "/storage/backups", backups.post_backup, "Operator: the whole instance as one file",
-          gives=bytes, is_operators=True),
+          gives=bytes, is_operators=True, role="admin"),
     Route("POST", ORG + "/storage/restores", backups.post_restore, "Operator: put such a file in place of all there is",
-          takes=bytes, gives=Restored, is_operators=True, largest_body=BACKUP_BODY_BYTES),
+          takes=bytes, gives=Restored, is_operators=True, role="admin", largest_body=BACKUP_BODY_BYTES),
 
     Route("POST", "/internal/v1/claims", attempts.post_claim, "Controller: offer room, get an attempt",
-          takes=protocol.Claim, gives=protocol.Claimed, largest_body=LARGE_BODY_BYTES),
+          takes=protocol.Claim, gives=protocol.Claimed, largest_body=LARGE_BODY_BYTES, may_wait=True),
     Route("GET", "/internal/v1/machines/{machine_id:str}", attempts.get_machine, "Controller: a machine's attempts",
           gives=protocol.Placed),
     Route("PUT", "/internal/v1/machines/{machine_id:str}", attempts.put_machine, "Controller: what a machine has",

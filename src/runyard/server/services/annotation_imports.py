@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
-from runyard.server.services import assets, datasets, etags, import_jobs, import_sessions, imports
+from runyard.server.services import assets, datasets, etags, import_sessions, imports
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.imports import Announced
@@ -68,7 +68,7 @@ async def create(
 
 
 async def announce(
-    services: Services, row: AnyRow, *, files: Mapping[str, NewFile], origin: str
+    services: Services, actor: Actor, row: AnyRow, *, files: Mapping[str, NewFile], origin: str
 ) -> dict[str, FileUpload]:
     """Where each of the files goes. Announcing a name again gives it another place.
 
@@ -96,6 +96,7 @@ async def announce(
             if name not in known_names
         ]
         imports.announce(connection, org=row.org, import_id=row.id, files=new)
+        services.audit(actor, "announce files", f"{row.dataset_id}/{row.id}")(connection)
 
     await services.store.write(work)
     listed = services.store.read(partial(rows.files, org=row.org, import_id=row.id))
@@ -126,9 +127,7 @@ async def given_up(services: Services, actor: Actor, row: AnyRow, *, reason: str
     """The client says that it will not send what it announced."""
     if reason == "CancelledByUser":
         return await imports.cancel(services, actor, row)
-    why = "the client could not upload its files"
-    await import_jobs.end_early(services, row, state="Failed", why=why)
-    return imports.get(services, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
+    return await imports.give_up(services, actor, row, state="Failed", why="the client could not upload its files")
 
 
 def document(services: Services, row: AnyRow) -> AnnotationImportSession:

@@ -49,7 +49,6 @@ from runyard.rundir import free_bytes
 from runyard.server.services import bootstrap, dataset_jobs, leases
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
-from runyard.server.services.keys import Keyring
 from runyard.server.version import VERSION as OWN_VERSION
 from runyard.store import StoreUnavailable, organizations
 from runyard.store import backup as rows
@@ -361,7 +360,8 @@ def _hold(services: Services, blobs: Sequence[BlobPart]) -> list[Hold]:
 
 def _refresh(services: Services) -> None:
     """What is kept in memory, or beside the store, follows it. A crash before this is made good by the next start."""
-    services.keyring = Keyring(services.pepper, services.store.read(key_rows.all_rows))
+    services.keyring.replace_all(services.store.read(key_rows.all_rows))
+    services.wrong_keys.forget_rows()
     bootstrap.name_organization(services.settings, services.store)
     services.changes.tell_all()
 

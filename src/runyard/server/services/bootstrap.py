@@ -44,8 +44,11 @@ async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: 
         organizations.set_fact(connection, organizations.PEPPER, fingerprint(pepper))
         pulse.begin(connection)
         organizations.add(connection, org=org, name="My organization", time_ms=now_ms)
-        _add_key(connection, secret_key, pepper, org=org, role="admin", name="first key", now_ms=now_ms)
-        _add_key(connection, controller_key, pepper, org=None, role="controller", name="controller", now_ms=now_ms)
+        for key, of, role, name in (
+            (secret_key, org, "admin", "first key"),
+            (controller_key, None, "controller", "controller"),
+        ):
+            add_key(connection, key, pepper, org=of, role=role, name=name, now_ms=now_ms, created_by="first start")
 
     await store.write(work)
     return True
@@ -91,7 +94,7 @@ async def _check_secrets(
         if noted is None:
             organizations.set_fact(connection, organizations.PEPPER, fingerprint(pepper))
         if made is not None:
-            _add_key(connection, made, pepper, org=None, role="controller", name="controller", now_ms=now_ms)
+            add_key(connection, made, pepper, org=None, role="controller", name="controller", now_ms=now_ms)
 
     if noted is None or made is not None:
         await store.write(work)
@@ -117,14 +120,34 @@ def announce(settings: Settings, endpoint: str) -> None:
             write_private(path, json.dumps(told | {"endpoint": endpoint}, indent=2) + "\n")
 
 
-def _add_key(
-    connection: Connection, key: str, pepper: bytes, *, org: str | None, role: str, name: str, now_ms: int
-) -> None:
+def add_key(
+    connection: Connection,
+    key: str,
+    pepper: bytes,
+    *,
+    org: str | None,
+    role: str,
+    name: str,
+    now_ms: int,
+    created_by: str,
+    expires: int | None = None,
+) -> str:
+    """Store a key without its secret; returns its id."""
     parts = key_format.parse(key)
     if parts is None:
         raise ValueError(f"the {name} in the data folder is not a key; remove its file to have a new one made")
-    mac = key_format.secret_mac(pepper, parts.secret)
-    key_rows.add(connection, key_id=parts.key_id, org=org, role=role, secret_mac=mac, name=name, time_ms=now_ms)
+    key_rows.add(
+        connection,
+        key_id=parts.key_id,
+        org=org,
+        role=role,
+        secret_mac=key_format.secret_mac(pepper, parts.secret),
+        name=name,
+        time_ms=now_ms,
+        created_by=created_by,
+        expires=expires,
+    )
+    return parts.key_id
 
 
 def _credentials(path: Path) -> tuple[str, str]:

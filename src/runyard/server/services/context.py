@@ -13,6 +13,7 @@ from runyard.server.services.jobs import Jobs
 from runyard.server.services.keys import Keyring
 from runyard.server.services.machines import Machines
 from runyard.server.services.signing import Signer
+from runyard.server.services.wrong_keys import WrongKeys
 from runyard.settings import Settings
 from runyard.store import Store
 from runyard.store import audit as audit_rows
@@ -38,6 +39,7 @@ class Services:
     keyring: Keyring
     signer: Signer
     pepper: bytes
+    wrong_keys: WrongKeys = field(default_factory=WrongKeys)
     changes: Changes = field(default_factory=Changes)
     # Held while blobs are checked and referred to, and while unreferred ones are removed: between a supervisor's
     # "the server has this hash" and the row that needs it, a deletion must not take the bytes away.

@@ -31,6 +31,8 @@ CODES: dict[str, tuple[int, str]] = {
     "NotFound": (404, "There is no such thing"),
     "MethodNotAllowed": (405, "The route exists, but not with this method"),
     "BodyTimeout": (408, "The request body did not arrive in time"),
+    "KeyEnded": (409, "The key is revoked or has expired"),
+    "LastAdminKey": (409, "No admin key that does not expire would be left"),
     "LeaseLost": (409, "The attempt is no longer yours"),
     "BlobMissing": (409, "A file that is referred to has not been uploaded"),
     "DatasetInUse": (409, "Runs that are under way need the dataset"),
@@ -88,6 +90,15 @@ class Refusal(Exception):
     @property
     def title(self) -> str:
         return CODES[self.code][1]
+
+
+def unauthorized() -> Refusal:
+    """The one answer for a key that is missing, wrong, revoked, expired, or of another kind than the route's."""
+    return Refusal(
+        "Unauthorized",
+        "the key is missing or wrong; send it as 'Authorization: Bearer dtvi_...', "
+        "as it stands in credentials.json of the data folder",
+    )
 
 
 def not_found(kind: str, id: str) -> Refusal:

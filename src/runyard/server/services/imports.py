@@ -212,9 +212,17 @@ async def receive_pack(
 
 
 async def receive_file(
-    services: Services, row: AnyRow, chunks: AsyncIterator[bytes], *, number: int, size_bytes: int | None
+    services: Services,
+    row: AnyRow,
+    chunks: AsyncIterator[bytes],
+    *,
+    number: int,
+    size_bytes: int | None,
+    also: Callable[[Connection], None] | None = None,
 ) -> None:
     """Take one announced file, whose hash nobody has told; length and CRC-32C are checked if they were announced.
+
+    ``also`` is done in the transaction that puts the file down.
 
     Raises:
         Refusal: NotFound, InvalidBody, ImportOver.
@@ -243,6 +251,8 @@ async def receive_file(
             values = {"sha256": sha256, "fault": None}
             rows.change_file(connection, org=row.org, import_id=row.id, number=number, values=values)
             _prolong(services, connection, row)
+            if also is not None:
+                also(connection)
             is_last = row.kind == "Ingestion" and not rows.is_waiting(connection, org=row.org, import_id=row.id)
             return is_last and _seal(services, connection, row)
 
@@ -283,16 +293,27 @@ async def cancel(services: Services, actor: Actor, row: AnyRow, *, why: str = "c
     Raises:
         Refusal: ImportOver (what it brings is being taken over just now).
     """
+    return await give_up(services, actor, row, state="Cancelled", why=why)
+
+
+async def give_up(services: Services, actor: Actor, row: AnyRow, *, state: str, why: str) -> AnyRow:
+    """End an import in a state of its own; otherwise as ``cancel``.
+
+    Raises:
+        Refusal: ImportOver (what it brings is being taken over just now).
+    """
 
     def work(connection: Connection) -> bool:
         now = _row(connection, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
         if now.state == "Committing":
             raise over(now)
+        if now.state not in rows.UNDER_WAY:
+            return False
         services.audit(actor, "cancel import", f"{row.dataset_id}/{row.id}")(connection)
-        return now.state in rows.UNDER_WAY
+        return True
 
     if await services.store.write(work):
-        await import_jobs.end_early(services, row, state="Cancelled", why=why)
+        await import_jobs.end_early(services, row, state=state, why=why)
     return get(services, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
 
 

@@ -10,7 +10,7 @@ import hmac
 import secrets
 import string
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,20 @@ VERSION = "01"
 ID_LENGTH, SECRET_LENGTH, CHECKSUM_LENGTH = 16, 74, 6
 LENGTH = len(PREFIX) + len(VERSION) + ID_LENGTH + SECRET_LENGTH + CHECKSUM_LENGTH
 
-# Every role and what it may do; the controller's key opens its own routes and nothing else.
-ROLES = {"viewer": "read", "member": "read and change", "admin": "read and change", "controller": "claim attempts"}
+# Every role and what it may do. Each of the first three may do what those before it may; the controller's key opens its
+# own routes and nothing else.
+ROLES = {
+    "viewer": "read",
+    "member": "read and change",
+    "admin": "read and change, manage keys and storage, read the audit log",
+    "controller": "claim attempts",
+}
+_RANKS = {"viewer": 0, "member": 1, "admin": 2}
+
+
+def role_allows(role: str, minimum: str) -> bool:
+    """Whether a role may do what needs at least another one."""
+    return _RANKS.get(role, -1) >= _RANKS[minimum]
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,22 @@ class Key:
     secret_mac: bytes
     expires: int | None
     revoked: int | None
+
+    def is_valid(self, now_ms: int) -> bool:
+        return self.revoked is None and (self.expires is None or now_ms < self.expires)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """A credential that opens nothing: why, whose key it names if it names one, and no part of the secret."""
+
+    org: str | None
+    key_id: str | None
+    reason: str
+
+    @property
+    def target(self) -> str:
+        return self.reason if self.key_id is None else f"key {self.key_id}: {self.reason}"
 
 
 def new_key() -> str:
@@ -67,39 +95,95 @@ def secret_mac(pepper: bytes, secret: str) -> bytes:
 
 
 class Keyring:
-    """All keys in memory, since every request asks; filled at start, changed with the store."""
+    """All keys in memory, since every request asks; filled at start, changed with the store.
+
+    ``version`` counts the changes, so that rows that were read before one do not undo it. Belongs to the event loop's
+    thread.
+    """
 
     def __init__(self, pepper: bytes, rows: Iterable[Any]) -> None:
         self._pepper = pepper
         self._keys: dict[str, Key] = {}
+        self._used_ms: dict[str, int] = {}
+        self.version = 0
         # Compared with when the id is unknown, so that both wrong answers take the same time.
         self._nobody = secret_mac(pepper, "nobody")
+        self.replace_all(rows)
+
+    def replace_all(self, rows: Iterable[Any]) -> None:
+        """Hold exactly the keys of these rows."""
+        self._keys = {row.id: _key(row) for row in rows}
+        self.version += 1
+
+    def put(self, rows: Iterable[Any]) -> None:
+        """Add or change the keys of these rows."""
         for row in rows:
-            self.add(
-                Key(
-                    id=row.id,
-                    org=row.org,
-                    role=row.role,
-                    secret_mac=bytes(row.secret_mac),
-                    expires=row.expires,
-                    revoked=row.revoked,
-                )
-            )
+            self.add(_key(row))
 
     def add(self, key: Key) -> None:
         self._keys[key.id] = key
+        self.version += 1
 
     def find(self, text: str, *, now_ms: int) -> Key | None:
-        """The key that ``text`` is, if it is a good one now."""
+        """Return the key that ``text`` is, if it is valid now."""
         parts = parse(text)
         if parts is None:
             return None
+        key, is_right = self._compare(parts)
+        if key is None or not is_right or not key.is_valid(now_ms):
+            return None
+        self._used_ms[key.id] = now_ms
+        return key
+
+    def is_valid(self, key_id: str, *, now_ms: int) -> bool:
+        """Whether a key that was found earlier is still valid."""
+        key = self._keys.get(key_id)
+        return key is not None and key.is_valid(now_ms)
+
+    def explain(self, text: str) -> Rejection:
+        """Return why ``find`` found nothing, for the audit log; never shown to whoever sent the credential."""
+        if not text:
+            return Rejection(org=None, key_id=None, reason="no key")
+        parts = parse(text)
+        if parts is None:
+            return Rejection(org=None, key_id=None, reason="malformed key")
+        key, is_right = self._compare(parts)
+        if key is None:
+            return Rejection(org=None, key_id=parts.key_id, reason="unknown")
+        ended = "revoked" if key.revoked is not None else "expired"
+        return Rejection(org=key.org, key_id=key.id, reason=ended if is_right else "wrong secret")
+
+    def _compare(self, parts: KeyParts) -> tuple[Key | None, bool]:
+        """Return the key of an id, and whether the secret is its own; as much work for an id that is in no store."""
         key = self._keys.get(parts.key_id)
         known = key.secret_mac if key else self._nobody
-        is_right = hmac.compare_digest(known, secret_mac(self._pepper, parts.secret))
-        if key is None or not is_right or key.revoked is not None:
-            return None
-        return None if key.expires is not None and key.expires <= now_ms else key
+        return key, hmac.compare_digest(known, secret_mac(self._pepper, parts.secret))
+
+    @property
+    def used_ms(self) -> dict[str, int]:
+        """When keys were last used, by id, as far as that has not been written down."""
+        return dict(self._used_ms)
+
+    def last_used(self, key_id: str) -> int | None:
+        """When a key was last used, as far as that has not been written down."""
+        return self._used_ms.get(key_id)
+
+    def forget_used(self, written_ms: Mapping[str, int]) -> None:
+        """Forget uses that have been written down; those that came meanwhile stay."""
+        for key_id, time_ms in written_ms.items():
+            if self._used_ms.get(key_id) == time_ms:
+                del self._used_ms[key_id]
+
+
+def _key(row: Any) -> Key:
+    return Key(
+        id=row.id,
+        org=row.org,
+        role=row.role,
+        secret_mac=bytes(row.secret_mac),
+        expires=row.expires,
+        revoked=row.revoked,
+    )
 
 
 def _random(length: int) -> str:

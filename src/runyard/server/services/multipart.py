@@ -14,7 +14,7 @@ from typing import Any
 
 from runyard.rundir import read_json, write_json
 from runyard.server.services import import_jobs, imports
-from runyard.server.services.context import Services
+from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.signing import UploadLink
 from runyard.store import imports as rows
@@ -24,7 +24,7 @@ FOLDER, ABOUT, PART_BYTES, MOST_PARTS = "multipart", "upload.json", 64 << 20, 10
 CHUNK_BYTES = 1 << 20
 
 
-async def begin(services: Services, row: AnyRow, *, filename: str, size_bytes: int) -> tuple[str, int]:
+async def begin(services: Services, actor: Actor, row: AnyRow, *, filename: str, size_bytes: int) -> tuple[str, int]:
     """Begin one announced file; its id and how many parts it comes in.
 
     Raises:
@@ -48,6 +48,7 @@ async def begin(services: Services, row: AnyRow, *, filename: str, size_bytes: i
         folder.mkdir(parents=True, mode=0o700)
         write_json(folder / ABOUT, {"number": file.number, "parts": parts, "sizeBytes": size_bytes})
 
+    await services.store.write(services.audit(actor, "begin upload", f"{row.dataset_id}/{id}"))
     await asyncio.to_thread(make)
     return id, parts
 
@@ -96,7 +97,7 @@ def has_part(services: Services, org: str, id: str, part: int) -> bool:
     return (_folder(services, org, id) / str(part)).is_file()
 
 
-async def complete(services: Services, row: AnyRow, id: str, about: dict[str, Any]) -> None:
+async def complete(services: Services, actor: Actor, row: AnyRow, id: str, about: dict[str, Any]) -> None:
     """All parts have come: they are one file now.
 
     Raises:
@@ -107,12 +108,20 @@ async def complete(services: Services, row: AnyRow, id: str, about: dict[str, An
     if missing:
         raise Refusal("BlobMissing", f"parts {missing[:20]} of {about['parts']} have not come; send them, then repeat")
     chunks = _chunks(folder, about["parts"])
-    await imports.receive_file(services, row, chunks, number=about["number"], size_bytes=about["sizeBytes"])
+    await imports.receive_file(
+        services,
+        row,
+        chunks,
+        number=about["number"],
+        size_bytes=about["sizeBytes"],
+        also=services.audit(actor, "complete upload", f"{row.dataset_id}/{id}"),
+    )
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def abort(services: Services, org: str, id: str) -> None:
-    await asyncio.to_thread(shutil.rmtree, _folder(services, org, id), ignore_errors=True)
+async def abort(services: Services, actor: Actor, row: AnyRow, id: str) -> None:
+    await services.store.write(services.audit(actor, "abort upload", f"{row.dataset_id}/{id}"))
+    await asyncio.to_thread(shutil.rmtree, _folder(services, row.org, id), ignore_errors=True)
 
 
 async def _chunks(folder: Path, parts: int) -> AsyncIterator[bytes]:

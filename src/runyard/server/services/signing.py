@@ -15,6 +15,7 @@ from runyard.server.services.secrets import Secrets
 
 T = TypeVar("T")
 
+ATTEMPT_TOKEN_PREFIX = "ryat_"  # noqa: S105 - not a secret
 SIGNATURE_BYTES = 24
 LINK_STEP_MS = 3600 * 1000
 
@@ -112,10 +113,12 @@ class Signer:
 
     def attempt_token(self, token: AttemptToken) -> str:
         payload = f"{token.org}.{token.epoch}.{token.number}"
-        return "ryat_" + self._sign("attempt", payload.encode(), "")
+        return ATTEMPT_TOKEN_PREFIX + self._sign("attempt", payload.encode(), "")
 
     def attempt(self, text: str) -> AttemptToken | None:
-        payload = self._verify("attempt", text.removeprefix("ryat_"), "") if text.startswith("ryat_") else None
+        if not text.startswith(ATTEMPT_TOKEN_PREFIX):
+            return None
+        payload = self._verify("attempt", text.removeprefix(ATTEMPT_TOKEN_PREFIX), "")
         if payload is None:
             return None
         org, epoch, number = payload.decode().split(".")

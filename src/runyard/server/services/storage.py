@@ -72,8 +72,9 @@ async def collect(services: Services, actor: Actor) -> StorageReport:
     """Compare, then remove bytes and folders that nothing needs; tells what was found."""
     async with services.blob_lock:
         report = await asyncio.to_thread(_compare, services, actor.org)
-        freed = await asyncio.to_thread(_remove, services, actor.org, report)
+        # First, since what is removed is not in the store and so not in one transaction with it.
         await services.store.write(services.audit(actor, "collect garbage", actor.org))
+        freed = await asyncio.to_thread(_remove, services, actor.org, report)
     freed.database = await _shrink_database(services)
     report.is_removed, report.freed_bytes = True, freed
     return report

@@ -1,0 +1,177 @@
+"""Every change that a user's key can make leaves exactly one audit row; compared with the list of routes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from runyard.datasets.packs import pack
+from runyard.server.http.routes import ROUTES
+from runyard.store.tables import audit
+from tests.server.datasets import Data, grounding_row, jsonl, picture
+from tests.server.test_ingestion import Session
+
+DATASET = "datasets/{}"
+SOURCE = DATASET + "/assetSources/managed/datature/default"
+SESSIONS = "/assetIngestionSessions"
+
+# What has another method than GET and changes nothing.
+CHANGES_NOTHING = {
+    ("POST", DATASET + "/aggregationStatistics:generate"),  # counts
+    ("POST", SOURCE + "/multipartUploads/{}/parts/{}"),  # signs an address
+    ("POST", SOURCE + "/multipartUploads/{}/parts/{}/completion"),  # says whether a part is there
+}
+# Controllers and supervisors report many times a minute; what they report is the history of the run itself.
+REPORTS = "/internal/v1/"
+
+
+def shape(path: str) -> str:
+    """A route's path below its organization, with its places empty."""
+    parts = path.split("/")[3:]
+    return "/".join("{}" if part.startswith("{") else part for part in parts)
+
+
+MUTATING = {
+    (route.method, shape(route.path))
+    for route in ROUTES
+    if route.method not in ("GET", "HEAD") and not route.path.startswith(REPORTS)
+} - CHANGES_NOTHING
+
+
+class Watch:
+    """Sends requests, and counts the audit rows that each leaves."""
+
+    def __init__(self, house: Any, api: Any) -> None:
+        self.house, self.api = house, api
+        self.seen: set[tuple[str, str]] = set()
+
+    def rows(self) -> list[Any]:
+        return list(self.house.services.store.read(lambda connection: connection.execute(audit.select()).all()))
+
+    async def __call__(self, method: str, template: str, *ids: str, rows: int = 1, **request: Any) -> Any:
+        """One request to a route, given as its shape and what fills its places."""
+        before = self.rows()
+        answer = await self.api.request(method, self.house.path(template.format(*ids)), **request)
+        assert answer.is_success, (method, template, answer.text)
+        new = [row for row in self.rows() if row not in before]
+        assert len(new) == rows, (method, template, new)
+        for row in new:
+            assert (row.org, row.actor) == (self.house.org, f"key {self.house.key[7:23]}")
+            assert row.address
+            assert row.target
+        self.seen.add((method, template))
+        return answer.json() if answer.content[:1] == b"{" else answer.content
+
+
+async def change_documents(watch: Watch) -> None:
+    for noun, id in (("runs", "r1"), ("flows", "f1"), ("trainingProjects", "p1")):
+        spec = {"flow": {"name": "x"}} if noun == "runs" else {"name": "x"}
+        attributes = {"metadata": {"attributes": {"a": "b"}}}
+        await watch("PUT", noun + "/{}", id, json={"spec": spec})
+        await watch("PUT", noun + "/{}", id, json={"spec": spec}, rows=0)  # a repeat changes nothing
+        await watch("PATCH", noun + "/{}", id, json=attributes)
+        await watch("PATCH", noun + "/{}", id, json=attributes, rows=0)
+        await watch("DELETE", noun + "/{}", id)
+
+
+async def change_keys(watch: Watch) -> None:
+    key = await watch("POST", "keys", json={"spec": {"name": "ci"}})
+    key = await watch("POST", "keys/{}/rotations", key["keyId"], json={"spec": {"overlapSeconds": 60}})
+    await watch("DELETE", "keys/{}", key["keyId"])
+    await watch("DELETE", "keys/{}", key["keyId"], rows=0)
+
+
+async def change_dataset(watch: Watch, data: Data, dataset_id: str) -> None:
+    await watch("PATCH", DATASET, dataset_id, json={"description": "second floor"})
+    content = pack({"1.png": picture(1), "l.jsonl": jsonl(grounding_row(1, "1.png"))}.items())
+    begun = await watch("POST", DATASET + "/imports", dataset_id, json={"spec": {}})
+    await data.send(begun["status"]["upload"]["url"], content)
+    assert (await data.finish(begun, content)).status_code == 200
+    await data.settled(begun)
+    begun = await watch("POST", DATASET + "/imports", dataset_id, json={"spec": {}})
+    cancelled = begun["datasetImportId"] + ":cancel"
+    await watch("POST", DATASET + "/imports/{}", dataset_id, cancelled)
+    await watch("POST", DATASET + "/imports/{}", dataset_id, cancelled, rows=0)
+
+    [asset] = (await data.get(dataset_id, "assets"))["items"]
+    place, ids = DATASET + "/assets/{}", (dataset_id, asset["assetId"])
+    _, box = (await data.get(dataset_id, "assets", asset["assetId"], "annotations"))["items"]
+    for method, width in (("PUT", 0.5), ("PATCH", 0.6)):
+        bound = [[0, 0], [width, 0], [width, 0.5], [0, 0.5]]
+        changed = {"spec": {"contents": {"bound": bound}}}
+        await watch(method, place + "/annotations/{}", *ids, box["annotationId"], json=changed)
+    await watch("DELETE", place + "/annotations/{}", *ids, box["annotationId"])
+    await watch("POST", place + "/name", *ids, json={"filename": "2.png"})
+    await watch("POST", DATASET + "/assetFiles/{}/name", dataset_id, "2.png", json={"filename": "3.png"})
+    await watch("DELETE", place, *ids)
+    await watch("POST", DATASET + "/deleteManyAssetsSessions", dataset_id, json={"spec": {"filter": "none"}})
+    await watch("POST", DATASET + "/datasetExports", dataset_id, json={"spec": {"format": "ViJsonl"}})
+    await watch("POST", DATASET + "/aggregationStatistics:generate", dataset_id, rows=0)
+
+
+async def send_files(watch: Watch, data: Data, dataset_id: str) -> None:
+    session, uploads, sessions = Session(data, dataset_id), SOURCE + "/multipartUploads", SOURCE + SESSIONS
+    await session.begin({"large.png": picture(1)})
+    spec = {"ingestionId": session.told["ingestionId"], "filename": "large.png", "sizeBytes": len(picture(1))}
+    upload = (await watch("POST", uploads, dataset_id, json={"spec": spec}))["multipartUploadId"]
+    await watch("DELETE", uploads + "/{}", dataset_id, upload)
+    upload = (await watch("POST", uploads, dataset_id, json={"spec": spec}))["multipartUploadId"]
+    part = await watch("POST", uploads + "/{}/parts/{}", dataset_id, upload, "1", rows=0)
+    assert (await (await data.house.client(None)).put(part["url"], content=picture(1))).status_code == 204
+    await watch("POST", uploads + "/{}/parts/{}/completion", dataset_id, upload, "1", rows=0)
+    await watch("POST", uploads + "/{}/completion", dataset_id, upload)
+    assets = [{"filename": "a.png", "mime": "image/png", "size": 5, "kind": "Image"}]
+    begun = await watch("POST", sessions, dataset_id, json={"spec": {"assets": assets}})
+    await watch("POST", sessions + "/{}", dataset_id, begun["ingestionId"] + ":cancel")
+
+
+async def send_annotations(watch: Watch, data: Data, dataset_id: str) -> None:
+    sessions, until = DATASET + "/annotationImportSessions", data.house.clock.now_ms() + 60_000
+    for said in (
+        {"spec": {"status": "Cancelled"}},
+        {"status": {"conditions": [{"condition": "FilesInserted", "status": "FailedReach"}]}},
+        {"status": {"conditions": [{"condition": "FilesInserted", "status": "Reached"}]}},
+    ):
+        begun = await watch("POST", sessions, dataset_id, json={"spec": {"uploadBefore": until}})
+        ids, files = (dataset_id, begun["annotationImportSessionId"]), {"l": {"sizeBytes": 1}}
+        places = await watch("POST", sessions + "/{}/files", *ids, json={"files": files})
+        await (await data.house.client(None)).put(places["files"]["l"]["url"], content=b"x")
+        await watch("PATCH", sessions + "/{}/status", *ids, json=said)
+
+
+async def change_everything(house: Any) -> set[tuple[str, str]]:
+    """Use every mutating route, successfully; returns those that were used."""
+    watch = Watch(house, await house.api())
+    data = Data(house, watch.api)
+    await change_documents(watch)
+    await change_keys(watch)
+    dataset_id = (await watch("POST", "datasets", json={"name": "shelves", "type": "phrase-grounding"}))["datasetId"]
+    for change in (change_dataset, send_files, send_annotations):
+        await change(watch, data, dataset_id)
+        await house.services.jobs.settled()
+    await watch("DELETE", DATASET, dataset_id)
+    await house.services.jobs.settled()
+    await watch("POST", "storage/collections")
+    await watch("POST", "storage/restores", content=await watch("POST", "storage/backups"))
+    return watch.seen
+
+
+def test_every_mutating_route_leaves_exactly_one_audit_row(
+    in_house: Callable[..., None],
+) -> None:
+    async def story(house: Any) -> None:
+        seen = await change_everything(house)
+        assert seen - CHANGES_NOTHING == MUTATING, "a route that changes something is not used here"
+        assert seen >= CHANGES_NOTHING
+
+    in_house(story)
+
+
+def test_a_claim_is_audited_and_only_when_it_gets_a_run(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        assert await acts.claim(house, "c0") is None
+        await api.put(house.path("runs/r1"), json={"spec": {}})
+        assert await acts.claim(house, "c1") is not None
+        watch = Watch(house, api)
+        assert [row.action for row in watch.rows()] == ["create run", "claim run"]
+
+    in_house(story)
