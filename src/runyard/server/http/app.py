@@ -16,7 +16,7 @@ from runyard.server.clock import Clock, SystemClock
 from runyard.server.http import downloads, problems, uploads
 from runyard.server.http.door import Door, allowed_hosts
 from runyard.server.http.routes import ROUTES
-from runyard.server.services import backups, bootstrap, dataset_jobs, deletion, leases
+from runyard.server.services import backups, bootstrap, dataset_jobs, deletion, leases, legacy_ids
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
@@ -90,6 +90,7 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
             pepper=secrets.pepper,
         )
         backups.begin(services)
+        await legacy_ids.begin(services)
         await deletion.begin(services)
         await dataset_jobs.begin(services)
         async with contextlib.AsyncExitStack() as stack:

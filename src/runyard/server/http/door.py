@@ -36,7 +36,6 @@ LARGEST_BODY, LARGEST_MESSAGE, LARGEST_BACKUP, LARGEST_UPLOAD = 1 << 20, 16 << 2
 BODY_TIMEOUT_S = 30.0
 LARGEST_DRAINED, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
 ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
-ACTION = re.compile(r":[a-zA-Z]+$")  # the last id of a path may say what to do with it
 HIDDEN_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 ATTEMPT_PREFIX = "/internal/v1/attempt/"
@@ -177,7 +176,7 @@ def _admit_key(services: Services, scope: Any, credential: str, named_org: bytes
     if not is_own or (named_org is not None and named_org.decode("latin-1") != key.org):
         named = (named_org or b"").decode("latin-1") if is_own else segments[2]
         raise Refusal("NotFound", f"organization {named[:80]!r} was not found, or this key is not one of its keys")
-    segments[-1] = ACTION.sub("", segments[-1])
+    segments[-1] = _without_action(scope["method"], segments)
     for place, segment in zip(segments[3::2], segments[4::2], strict=False):
         # A file's name is no id; that no separator hides in it has been seen to.
         if segment and place != FILES and not ID.fullmatch(segment):
@@ -187,6 +186,19 @@ def _admit_key(services: Services, scope: Any, credential: str, named_org: bytes
             )
     if key.role == "viewer" and scope["method"] not in SAFE_METHODS:
         raise Refusal("RoleForbidden", "a viewer's key only reads; use the key of a member or an admin")
+
+
+def _without_action(method: str, segments: list[str]) -> str:
+    """Return the last id of a path without its action, which only some routes define."""
+    from runyard.server.http.routes import ROUTES  # routes of backups import this module
+
+    id, _, action = segments[-1].partition(":")
+    is_action = any(
+        action in route.actions and route.method == method and route.path.split("/")[-2] == segments[-2]
+        for route in ROUTES
+        if route.actions
+    )
+    return id if is_action else segments[-1]
 
 
 def _unauthorized() -> Refusal:

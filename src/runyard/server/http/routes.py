@@ -57,7 +57,8 @@ Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 @dataclass(frozen=True)
 class Route:
     """One route. ``takes`` is the struct of its body; ``gives`` of its answer, None for an empty one, ``bytes`` for a
-    file. ``is_operators`` says that only admins of the organisation the instance began with may use it."""
+    file. ``is_operators`` says that only admins of the organisation the instance began with may use it. ``actions`` are
+    the words that may follow the last id of the path after a colon (``{id}:finish``); no other route takes any."""
 
     method: Method
     path: str
@@ -68,6 +69,7 @@ class Route:
     is_page: bool = False
     is_operators: bool = False
     query: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
 
 
 PAGE = ("s", "p")
@@ -152,7 +154,7 @@ ROUTES = (
           is_page=True, query=PAGE),
     Route("GET", IMPORT, imports.get_import, "Read an import", gives=DatasetImport),
     Route("POST", IMPORT, imports.act_on_import, "`:finish`, everything is sent; `:cancel`, take nothing",
-          takes=bodies.FinishedImport, gives=DatasetImport),
+          takes=bodies.FinishedImport, gives=DatasetImport, actions=("finish", "cancel")),
     Route("GET", IMPORT + "/findings", imports.list_findings, "List what was found, in the order it was found",
           gives=Finding, is_page=True, query=(*PAGE, "severity", "code")),
     Route("GET", IMPORT + "/report", imports.get_report, "What was found, by code; a page for `Accept: text/html`",
@@ -189,7 +191,7 @@ ROUTES = (
     Route("GET", SOURCE + "/assetIngestionSessions/{session_id:str}", assets.get_ingestion, "Read one",
           gives=AssetIngestionSession),
     Route("POST", SOURCE + "/assetIngestionSessions/{session_id:str}", assets.act_on_ingestion, "`:cancel`",
-          gives=AssetIngestionSession),
+          gives=AssetIngestionSession, actions=("cancel",)),
     Route("POST", SOURCE + "/multipartUploads", assets.post_multipart, "Begin a large file",
           takes=bodies.NewMultipart, gives=MultipartUpload),
     Route("POST", MULTIPART + "/parts/{part:str}", assets.post_part, "Where a part goes", gives=PartUpload),
