@@ -8,7 +8,6 @@ strictly inside its base, so an id that got past every check still removes or ov
 Standard library only, so that every part may import this.
 """
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -120,10 +119,14 @@ def folder_below(base: Path, *names: str) -> Path:
     for name in names:
         if not _is_file_name(name):
             raise PathEscapes(f"{shorten(name)} cannot name a folder in {base}: expected a plain file name")
-    path = base.joinpath(*names)
-    # Equality, rather than a common prefix, also rejects a link to the folder of something else in the same base.
-    if not names or os.path.realpath(path) != str(Path(os.path.realpath(base), *names)):
-        raise PathEscapes(f"{path} is not strictly inside {base}: a symbolic link leads elsewhere")
+    if not names:
+        raise PathEscapes(f"nothing names a folder in {base}: expected the names that lead to it")
+    # Each name is one part, so only a link could lead elsewhere: out of the base, or to something else inside.
+    path = base
+    for name in names:
+        path = path / name
+        if path.is_symlink():
+            raise PathEscapes(f"{path} is a symbolic link: expected a folder inside {base}")
     return path
 
 
