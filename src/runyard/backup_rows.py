@@ -169,6 +169,8 @@ class Verifier(Sink):
         check_revision(manifest.schema_revision, self.revision)
         for part in manifest.tables:
             check_columns(part.name, part.columns, self.tables)
+            if part.name in self._columns:
+                raise RowsUnfit(f"the backup has table {part.name!r} twice", table=part.name)
             self._columns[part.name] = part.columns
             self._counts[part.name] = part.rows
         self._operator, self._missing_blobs = manifest.operator, manifest.missing_blobs

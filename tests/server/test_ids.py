@@ -125,7 +125,7 @@ def test_a_service_creates_nothing_under_a_hostile_id(what: str, in_house: Calla
                 await create(house.services, actor, token, id)
             assert (refused.value.code, refused.value.status) == ("InvalidId", 400), id
             assert "try: choose another id" in refused.value.message
-            assert world(house) == before, id
+        assert world(house) == before
 
     in_house(story)
 
@@ -181,7 +181,7 @@ def test_nothing_that_is_wrong_in_a_checkpoint_is_registered(in_house: Callable[
             )
             assert answer.status_code == 400, (what, answer.status_code, answer.text)
             assert answer.json()["code"] in ("InvalidId", "InvalidBody"), what
-            assert world(house) == before, what
+        assert world(house) == before
         files = [{"path": "model_full/a", "size_bytes": 7, "sha256": digest}]
         assert (await attempt.post("checkpoints", **good, files=files)).status_code == 201
 
