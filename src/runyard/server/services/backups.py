@@ -223,9 +223,10 @@ def _write_rows(services: Services, outgoing: Outgoing, connection: Connection, 
 
 def _remedy(error: RowsUnfit) -> str:
     """Return what an operator can do about a row that no restore would accept."""
-    run_id, dataset_id = error.row.get("run_id"), error.row.get("dataset_id")
-    if error.table in legacy_ids.RENAMED or error.column in ("run_id", "output_id"):
-        return "restart the server when no machine works on the run: at start it renames ids that are not valid"
+    run_id = error.row.get("run_id") or (error.row.get("id") if error.table == "runs" else None)
+    dataset_id = error.row.get("dataset_id")
+    if (error.table in legacy_ids.RENAMED and error.column == "id") or error.column in ("run_id", "output_id"):
+        return "restart the server: at start it renames invalid ids, that of a run once no machine works on it"
     if run_id is not None:
         return f"delete run {ids.shorten(run_id)}, after downloading what you need of it"
     if dataset_id is not None:
