@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets defects formats families vi-inference bench-import bench-requests bench-train \
+  notice starve faults-nth fuzz-datasets backup-property defects formats families vi-inference bench-import bench-requests bench-train \
   bench-tiny bench-memory bench-saving sim sim-kept sim-rules sim-postgresql availability
 
 setup:
@@ -64,6 +64,10 @@ faults-nth: setup
 EXAMPLES ?= 2000
 fuzz-datasets: setup
 	@RUNYARD_FUZZ_EXAMPLES=$(EXAMPLES) scripts/test tests/datasets/test_fuzz.py
+
+# Backups after generated requests are verified and restored, on both stores: make backup-property EXAMPLES=500
+backup-property: setup
+	@RUNYARD_BACKUP_EXAMPLES=$(EXAMPLES) scripts/test tests/server/test_backup_property.py -n 2
 
 # Seventy defects in many rows, each told and nothing else: make defects ROWS=1000000
 ROWS ?= 100000

@@ -53,6 +53,7 @@ LONGEST = (
     "tests/chaos/test_chaos.py",
     "tests/sim/test_simulation.py::test_no_chosen_story_breaks_a_promise",
     "tests/chaos/test_replays.py",
+    "tests/server/test_backup_property.py",
     "tests/sim/test_simulation.py::test_every_promise",
     "tests/supervisor/test_fetching.py",
     "tests/trainer/test_room.py",

@@ -42,6 +42,7 @@ class BackupFileError(Exception):
 
     BackupDamaged    it is not what was written: torn, altered, or no backup at all
     BackupTooNew     a newer Runyard wrote it
+    RowsUnfit        its rows do not fit into the tables of this version (``runyard.backup_rows``)
     """
 
 
@@ -187,13 +188,13 @@ class Intake:
         return manifest
 
 
-def check(pieces: Iterator[bytes]) -> Manifest:
-    """Read a whole backup and compare every hash.
+def check(pieces: Iterator[bytes], sink: Sink | None = None) -> Manifest:
+    """Read a whole backup and compare every hash; ``sink`` checks what is in it.
 
     Raises:
         BackupFileError: it cannot be restored.
     """
-    intake = Intake()
+    intake = Intake(sink)
     for piece in pieces:
         intake.feed(piece)
     return intake.end()

@@ -34,6 +34,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from runyard.ids import folder_below, is_path
+
 PLACED = "placed.json"
 RUN = "run.json"
 RESUME = "resume.json"
@@ -92,8 +94,12 @@ EVENTS = {
 
 
 def attempt_dir(runs_dir: Path, organization_id: str, run_id: str, attempt: int) -> Path:
-    """The folder of one attempt. All three names come from the server, never from a caller's free text."""
-    return runs_dir / organization_id / run_id / "attempts" / str(attempt)
+    """Return the folder of one attempt.
+
+    Raises:
+        PathEscapes: it would not be inside ``runs_dir``.
+    """
+    return folder_below(runs_dir, organization_id, run_id, "attempts", str(int(attempt)))
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
@@ -263,7 +269,8 @@ def is_proven(checkpoint: Path, manifest: dict[str, Any]) -> bool:
     """Whether every file the manifest lists is there with its length and hash. Reads all of it."""
     try:
         return all(
-            (checkpoint / file["path"]).stat().st_size == file["sizeBytes"]
+            is_path(file["path"])
+            and (checkpoint / file["path"]).stat().st_size == file["sizeBytes"]
             and sha256_of(checkpoint / file["path"]) == file["sha256"]
             for file in manifest["files"]
         )

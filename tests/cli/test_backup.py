@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import vi
+from tests.server.test_backups import rewritten
 
 pytestmark = pytest.mark.e2e
 
@@ -48,6 +49,11 @@ def test_a_backup_is_taken_shown_and_restored(server: Path, runyard: Any, tmp_pa
         content = file.read_bytes()
         assert not any(word.encode() in content for word in (secret, secret[23:97], pepper))
 
+        verified = runyard("backup", "--verify", str(file), "--data-dir", str(tmp_path / "nowhere"), "--json")
+        assert verified.exit_code == 0, verified.output
+        assert json.loads(verified.stdout) == {**told, "isRestorable": True}
+        check_rows_are_verified(runyard, content, tmp_path)
+
         lost = client.runs.create(flow={"name": "lost"}).run_id
         asked = runyard("restore", str(file), "--data-dir", data_dir, stdin="n\n")
         assert asked.exit_code == 2
@@ -74,6 +80,67 @@ def test_a_backup_is_taken_shown_and_restored(server: Path, runyard: Any, tmp_pa
         confirmed = runyard("restore", str(file), "--data-dir", data_dir, stdin="y\n")
         assert confirmed.exit_code == 0, confirmed.output
         assert "restored" in confirmed.stdout
+
+
+def check_rows_are_verified(runyard: Any, content: bytes, tmp_path: Path) -> None:
+    """Every hash of these files is right; what they hold is not."""
+    for what, change in BAD_ROWS.items():
+        bad = tmp_path / "bad.backup"
+        bad.write_bytes(rewritten(content, change))
+        result = runyard("backup", "--verify", str(bad))
+        assert (result.exit_code, result.stdout) == (1, ""), what
+        assert "cannot be restored" in result.stderr, what
+        assert what in result.stderr, result.stderr
+    good = tmp_path / "same.backup"
+    good.write_bytes(rewritten(content, lambda manifest, tables, blobs: None))
+    shown = runyard("backup", "--verify", str(good))
+    assert (shown.exit_code, "can be restored" in shown.stdout) == (0, True)
+
+
+def with_value(table: str, column: str, value: Any) -> Any:
+    """A change that puts a value into the first row of a table."""
+
+    def change(manifest: Any, tables: Any, _blobs: Any) -> None:
+        columns = next(part.columns for part in manifest.tables if part.name == table)
+        first, *others = tables[table].splitlines(keepends=True)
+        row = json.loads(first)
+        row[columns.index(column)] = value
+        tables[table] = json.dumps(row).encode() + b"\n" + b"".join(others)
+
+    return change
+
+
+def lacking_a_row(manifest: Any, tables: Any, _blobs: Any) -> None:
+    tables["pulse"] = b""
+    next(part for part in manifest.tables if part.name == "pulse").rows = 0
+
+
+def of_another(manifest: Any, _tables: Any, _blobs: Any) -> None:
+    manifest.operator = "org-another"
+
+
+def of_tomorrow(manifest: Any, _tables: Any, _blobs: Any) -> None:
+    manifest.schema_revision = "9999"
+
+
+BAD_ROWS = {
+    "column 'id' is 'abc:finish'": with_value("runs", "id", "abc:finish"),
+    "column 'id' is '..'": with_value("runs", "id", ".."),
+    "column 'time_created' is 'soon'": with_value("runs", "time_created", "soon"),
+    "column 'condition' is None": with_value("runs", "condition", None),
+    "column 'priority' is 2147483648": with_value("runs", "priority", 2**31),
+    "how long its server has lived": lacking_a_row,
+    "it is not the first in it": of_another,
+    "is at schema 9999": of_tomorrow,
+}
+
+
+def test_what_is_no_backup_is_not_verified(runyard: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    result = runyard("backup", "--verify", str(tmp_path / "notes.txt"), "--json")
+    assert (result.exit_code, result.stdout, "cannot be restored" in result.stderr) == (1, "", True)
+    assert runyard("backup", "--verify", str(tmp_path / "none")).exit_code == 2
+    assert runyard("backup", "--verify", "--overwrite", str(tmp_path / "notes.txt")).exit_code == 2
 
 
 def test_a_server_that_is_away_leaves_no_file(runyard: Any, server: Path, tmp_path: Path) -> None:

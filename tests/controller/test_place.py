@@ -3,11 +3,12 @@
 import fcntl
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from runyard import rundir
+from runyard import ids, rundir
 from runyard.controller.machine import MachineTaken, hold_machine, labels, machine_id, threads_per_run
-from runyard.controller.place import find_model, model_names, place
+from runyard.controller.place import find_model, has_folder, key_of, model_names, place
 from runyard.protocol import Assignment
 from runyard.settings import Settings
 from vi.api.resources.flows.responses import FlowSpec
@@ -46,6 +47,28 @@ def test_placing_again_changes_nothing(tmp_path: Path) -> None:
     place(assignment(), settings=settings, machine_id="machine-2")
     placed = rundir.read_json(folder / rundir.PLACED)
     assert placed is not None and placed["machineId"] == "machine-1"
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "../../x", "/etc", "a\0", "abc:finish", "x" * 300])
+def test_what_cannot_be_an_attempt_is_not_placed(name: str, tmp_path: Path) -> None:
+    """A server that names something else gets no folder made, wherever it would be."""
+    settings = Settings(data_dir=tmp_path / "data")
+    for change in ({"organization_id": name}, {"run_id": name}):
+        with pytest.raises(ids.InvalidId):
+            place(msgspec.structs.replace(assignment(), **change), settings=settings, machine_id="m")
+        assert not has_folder(settings, key_of(msgspec.structs.replace(assignment(), **change)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_in_the_place_of_a_run_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside" / "attempts").mkdir(parents=True)
+    (tmp_path / "runs" / "org-1").mkdir(parents=True)
+    (tmp_path / "runs" / "org-1" / "run-1").symlink_to(tmp_path / "outside")
+    with pytest.raises(ids.PathEscapes):
+        place(assignment(), settings=Settings(data_dir=tmp_path), machine_id="m")
+    assert list((tmp_path / "outside" / "attempts").iterdir()) == []
+    with pytest.raises(ids.PathEscapes):
+        find_model(tmp_path / "runs" / "org-1", "run:run-1/latest")
 
 
 def test_registered_models_are_found_where_they_were_trained(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from runyard import backup_file
+from runyard import backup_file, backup_schema
+from runyard.backup_rows import Verifier, parse_columns
 from runyard.datasets.packs import pack
 from runyard.server.services import backups, deletion, leases
 from runyard.server.services.keys import new_key, parse, secret_mac
@@ -31,6 +32,12 @@ async def take(house: Any) -> bytes:
     assert answer.status_code == 200, answer.text
     assert len(answer.content) == int(answer.headers["content-length"])
     return bytes(answer.content)
+
+
+def verify(data: bytes) -> None:
+    """Verify a file as ``runyard backup --verify`` does."""
+    tables = {name: parse_columns(notation) for name, notation in backup_schema.TABLES.items()}
+    backup_file.check(iter([data]), Verifier(backup_schema.REVISION, tables))
 
 
 async def put_back(house: Any, data: bytes) -> Any:
@@ -627,9 +634,12 @@ def test_a_file_that_is_not_as_it_was_written_changes_nothing(in_house: Callable
         await (await house.api()).delete(house.path("runs/done"))  # so that blobs of the file are not here
         before, first_epoch = world(house), epoch(house)
         assert rewritten(data, lambda *_: None) == data
+        verify(data)
         # Only rows that are wrong reach the database, so only those are of interest on each.
         files = [*forged_files(data), *(() if house.settings.database_url else bad_files(data))]
         for what, bad in files:
+            with pytest.raises(backup_file.BackupFileError):
+                verify(bad)
             answer = await put_back(house, bad)
             assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup"), (what, answer.text)
             assert "nothing has been changed" in answer.json()["message"]

@@ -171,7 +171,7 @@ def test_a_cancelled_and_an_abandoned_import_leave_nothing(in_house: Callable[..
         assert "in time" in told["status"]["why"]
         found = await data.storage()
         assert (found["agrees"], found["blobs"]) == (True, 0), found
-        assert (await data.api.post(place + ":explode")).json()["code"] == "InvalidId"
+        assert (await data.api.post(place + ":explode")).json()["code"] == "InvalidId"  # no route defines that action
 
     in_house(story)
 

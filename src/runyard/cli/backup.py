@@ -1,8 +1,9 @@
 """``runyard backup`` and ``runyard restore``: everything a server keeps, out of it into one file and back.
 
-Both speak to the running server. What is written is read back and every hash compared before the file gets its name,
-and what is to be restored is read as a whole before the server hears of it: the mistake that is found here costs
-nothing.
+Both speak to the running server. What is written is read back and checked before the file gets its name, and what is to
+be restored is checked as a whole before the server hears of it: the mistake that is found here costs nothing.
+``runyard backup --verify`` makes the same check alone: hashes, schema, and every row with its ids, by the same
+functions with which the server writes and restores.
 """
 
 import os
@@ -37,15 +38,23 @@ SHOWN = (
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there already.")
+@click.option("--verify", is_flag=True, help="Verify FILE instead: can it be restored? Needs no server.")
 @data_dir_option
 @json_option
-def backup(file: Path, overwrite: bool, data_dir: Path | None, as_json: bool) -> None:
+def backup(file: Path, overwrite: bool, verify: bool, data_dir: Path | None, as_json: bool) -> None:
     """Write everything the server keeps into one file.
 
     The server goes on meanwhile; the file holds one moment: every run, flow and project with its lines and metrics, and
     every checkpoint. It holds no key that could be used without the server's secrets, yet all your data: it is made for
     your eyes alone (mode 0600). Checkpoints whose bytes were lost before end the command with exit code 1.
+
+    With --verify nothing is written and no server is asked: the whole file is read, every hash compared, and schema,
+    rows and ids are checked as a restore checks them. Exit code 0 says that it can be restored whole; 1 that it cannot,
+    or that files of checkpoints are missing from it.
     """
+    if verify:
+        _show_verified(file, overwrite=overwrite, as_json=as_json)
+        return
     if file.exists() and not overwrite:
         raise CommandFailed(f"{file} is there already; name another file, or give --overwrite", exit_code=EXIT_USAGE)
     with connect(data_dir) as client:
@@ -94,6 +103,28 @@ def restore(file: Path, yes: bool, data_dir: Path | None, as_json: bool) -> None
         )
 
 
+def _show_verified(file: Path, *, overwrite: bool, as_json: bool) -> None:
+    """Verify a file and show what it holds."""
+    if overwrite or not file.is_file():
+        what = "--verify writes nothing, so --overwrite says nothing; leave it out"
+        raise CommandFailed(what if overwrite else f"{file} is no file; name a backup", exit_code=EXIT_USAGE)
+    manifest = _check(file)
+    if as_json:
+        told = {"file": file, "sizeBytes": file.stat().st_size, "isRestorable": True, "backup": _summary(manifest)}
+        print_json(told)
+    else:
+        rows = [(title, manifest.rows(table)) for title, table in SHOWN]
+        fields = [("backup", file), ("as of", local_time(manifest.time)), ("size", size(file.stat().st_size)), *rows]
+        print_fields([*fields, ("can be restored", "yes")])
+    if manifest.missing_blobs:
+        click.echo(
+            f"{manifest.missing_blobs} files of checkpoints were lost before the backup was made; a restore brings "
+            "back everything else.",
+            err=True,
+        )
+        raise click.exceptions.Exit(EXIT_ERROR)
+
+
 def _write(client: "vi.Client", file: Path) -> "Manifest":
     """Fetch a backup beside the file, read it back, and only then give it its name."""
     from runyard import rundir
@@ -134,12 +165,14 @@ def _fetch(client: "vi.Client", path: str, target: IO[bytes]) -> None:
 
 
 def _check(file: Path, *, shown_as: Path | None = None) -> "Manifest":
-    """Read all of a backup and compare every hash.
+    """Read all of a backup and check everything that a restore checks.
 
     Raises:
         CommandFailed: it cannot be restored.
     """
+    from runyard import backup_schema
     from runyard.backup_file import CHUNK_BYTES, BackupFileError, check
+    from runyard.backup_rows import Verifier, parse_columns
     from vi.api._progress import byte_progress
 
     def pieces() -> Iterator[bytes]:
@@ -151,8 +184,9 @@ def _check(file: Path, *, shown_as: Path | None = None) -> "Manifest":
                 yield piece
                 draw(source.tell())
 
+    tables = {name: parse_columns(notation) for name, notation in backup_schema.TABLES.items()}
     try:
-        return check(pieces())
+        return check(pieces(), Verifier(backup_schema.REVISION, tables))
     except BackupFileError as error:
         raise CommandFailed(f"{shown_as or file} cannot be restored: {error}") from error
 

@@ -170,6 +170,7 @@ def _nothing(doing: str, done: int, total: int) -> None:
 
 def _pictures(folder: Path, data_dir: Path | None, held: contextlib.ExitStack, *, show_progress: bool) -> Path | None:
     """Where the held-out pictures lie: a version's folder on this machine, else fetched for as long as ``held``."""
+    from runyard.ids import folder_below
     from runyard.settings import read_settings
     from runyard.trainer.replay import read_asked
     from vi.errors import ViError
@@ -178,7 +179,8 @@ def _pictures(folder: Path, data_dir: Path | None, held: contextlib.ExitStack, *
     if asked.is_built_in:
         return None
     settings = read_settings(data_dir=data_dir)
-    version = settings.datasets_dir / (asked.run.organization_id or "none") / str(asked.plan.get("datasetVersion"))
+    names = (asked.run.organization_id or "none", str(asked.plan.get("datasetVersion")))  # read from the model's folder
+    version = folder_below(settings.datasets_dir, *names)
     if (version / "complete.json").is_file():
         return version
     fetched = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="runyard-pictures-")))

@@ -45,10 +45,11 @@ from runyard.controller.decide import (
     WarmUp,
     decide,
 )
-from runyard.controller.place import folder_of, is_another, key_of, place
+from runyard.controller.place import has_folder, is_another, key_of, place
 from runyard.controller.server import NoKey, Server
 from runyard.executors import Executor, Order
 from runyard.executors.local import LocalExecutor
+from runyard.ids import InvalidId
 from runyard.processes import ATTEMPT_MARK, SUPERVISOR_MARK
 from runyard.protocol import Assignment
 from runyard.seams import Clock, Files, Identity, Liveness, Processes, SystemClock
@@ -307,7 +308,7 @@ class Controller:
                 folder = place(
                     assignment, settings=self._settings, machine_id=self._machine_id, endpoint=self._server.endpoint
                 )
-            except OSError as error:  # a full disk: its lease runs out uncharged, and it is offered again
+            except (OSError, InvalidId) as error:  # a full disk: its lease runs out uncharged, and it is offered again
                 log.warning("%s cannot be placed: %s", key, error)
                 return
             supervisor = self._find_supervisor(key, folder)
@@ -366,7 +367,7 @@ class Controller:
         guarded = {mark for _, mark in self._processes.marked(SUPERVISOR_MARK, lambda _: True)}
         for identity, mark in self._processes.marked(ATTEMPT_MARK, lambda mark: mark not in guarded):
             key = key_from_mark(mark)
-            if key is not None and key not in self._held and folder_of(self._settings, key).is_dir():
+            if key is not None and key not in self._held and has_folder(self._settings, key):
                 log.warning("Ending process %d, left over from %s", identity.pid, mark)
                 self._processes.send_signal(identity, signal.SIGKILL)
 

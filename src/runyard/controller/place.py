@@ -5,20 +5,18 @@
 
 import fcntl
 import os
-import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from runyard import rundir
+from runyard import ids, rundir
 from runyard.controller.decide import Key
 from runyard.controller.machine import threads_per_run
+from runyard.ids import MODEL_REFERENCE, folder_below
 from runyard.protocol import Assignment
 from runyard.settings import Settings
-
-_MODEL = re.compile(r"run:([A-Za-z0-9._-]+)/([A-Za-z0-9._-]+)")
 
 
 def key_of(assignment: Assignment) -> Key:
@@ -29,12 +27,23 @@ def folder_of(settings: Settings, key: Key) -> Path:
     return rundir.attempt_dir(settings.runs_dir, key.organization_id, key.run_id, key.attempt)
 
 
+def has_folder(settings: Settings, key: Key) -> bool:
+    """Return whether an attempt was placed here. A key may come from any process of this machine."""
+    try:
+        return folder_of(settings, key).is_dir()
+    except ids.PathEscapes:
+        return False
+
+
 def place(assignment: Assignment, *, settings: Settings, machine_id: str, endpoint: str = "") -> Path:
     """Make the folder of an attempt ready for its supervisor; harmless to repeat.
 
     Raises:
         OSError: the disk does not take it, or somebody still works there for an attempt that a restore has undone.
+        InvalidId: the server names something that cannot be the folder of an attempt.
     """
+    ids.check_id("organization", assignment.organization_id)
+    ids.check_id("run", assignment.run_id)
     folder = folder_of(settings, key_of(assignment))
     placed = rundir.read_json(folder / rundir.PLACED)
     if placed is not None and is_another(placed.get("epoch"), assignment.epoch):
@@ -80,18 +89,22 @@ def _put_aside(folder: Path, epoch: str) -> None:
     """
     with open(folder / rundir.SUPERVISOR_LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.replace(folder, folder.with_name(f"{folder.name}-{epoch}"))
+        os.replace(folder, _aside(folder, epoch))
         rundir.fsync_dir(folder.parent)
 
 
 def _bring_back(folder: Path, epoch: str) -> bool:
     """Whether what was put aside is wanted again: a newer backup was restored after an older one."""
-    aside = folder.with_name(f"{folder.name}-{epoch}")
+    aside = _aside(folder, epoch)
     if folder.exists() or not aside.is_dir():
         return False
     os.replace(aside, folder)
     rundir.fsync_dir(folder.parent)
     return True
+
+
+def _aside(folder: Path, epoch: str) -> Path:
+    return folder_below(folder.parent, f"{folder.name}-{epoch}")
 
 
 def _open_again(folder: Path, assignment: Assignment) -> None:
@@ -114,7 +127,7 @@ def is_here(endpoint: str) -> bool:
 def run_document(assignment: Assignment, settings: Settings) -> dict[str, Any]:
     """``run.json``: the run as it was frozen, and what this machine adds."""
     run = msgspec.to_builtins(assignment.run)
-    own_runs = settings.runs_dir / assignment.organization_id
+    own_runs = folder_below(settings.runs_dir, assignment.organization_id)
     return {
         "run": run,
         "attempt": assignment.attempt,
@@ -129,7 +142,7 @@ def run_document(assignment: Assignment, settings: Settings) -> dict[str, Any]:
 def model_names(value: Any) -> set[str]:
     """Every ``run:RUN_ID/CHECKPOINT`` anywhere in a document."""
     if isinstance(value, str):
-        return {value} if _MODEL.fullmatch(value) else set()
+        return {value} if MODEL_REFERENCE.fullmatch(value) else set()
     if isinstance(value, dict):
         return set().union(*map(model_names, value.values()))
     if isinstance(value, list):
@@ -139,8 +152,9 @@ def model_names(value: Any) -> set[str]:
 
 def find_model(own_runs: Path, name: str) -> Path | None:
     """Where the weights of a registered model lie on this machine; the newest attempt that saved it counts."""
-    found = _MODEL.fullmatch(name)
-    attempts = sorted((own_runs / found[1] / "attempts").glob("*"), key=_number, reverse=True) if found else []
+    found = MODEL_REFERENCE.fullmatch(name)
+    attempts_dir = folder_below(own_runs, found[1], "attempts") if found else None
+    attempts = sorted(attempts_dir.glob("*"), key=_number, reverse=True) if attempts_dir else []
     for attempt in attempts:
         for checkpoint, manifest in reversed(rundir.checkpoints(attempt)):
             if found and found[2] in (manifest["checkpoint"], "latest"):

@@ -36,8 +36,8 @@ Rate = Annotated[float, Meta(gt=0, le=10)]
 Id = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
-        extra={"form": "an id of at most 128 letters, digits, dots, dashes and underscores"},
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}$",  # every id that a server accepts
+        extra={"form": "an id of at most 255 letters, digits, dots, dashes and underscores"},
     ),
 ]
 Word = Annotated[

@@ -5,17 +5,20 @@ table's columns, bytes as base64, sorted by primary key. Four tables do not simp
 the new epoch, ``pulse`` never goes back, attempts get time to speak, and ``keys`` stay those of the instance.
 """
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from sqlalchemy import Column, Connection, Table, delete, func, insert, select, union, update
+from sqlalchemy import BigInteger, Column, Connection, String, Table, delete, func, insert, select, union, update
 from sqlalchemy.exc import OperationalError, StatementError
 
+from runyard import backup_rows
+from runyard.backup_rows import RowsUnfit
 from runyard.store import organizations
 from runyard.store.lines import count_log_bytes
 from runyard.store.migrate import HEAD
-from runyard.store.tables import AnyRow, attempts, audit, keys, meta, metadata, pulse, runs, unneeded_blobs
+from runyard.store.tables import AnyRow, attempts, keys, meta, metadata, pulse, runs, unneeded_blobs
 from runyard.store.tables import organizations as organization_rows
 
 ROWS_AT_ONCE, BYTES_AT_ONCE = 500, 4 << 20
@@ -25,24 +28,43 @@ TABLES: Mapping[str, Table] = {str(table.name): table for table in metadata.sort
 _NAME_BLOBS = [table for table in TABLES.values() if "sha256" in table.c and table is not unneeded_blobs]
 
 
-# Names that become paths somewhere, and so must be as harmless as they were when they were first taken.
-_PART = r"(?!\.{1,2}(?:/|\Z))[^/\\:\x00-\x1f]+"
-_PATTERNS = {
-    "org": r"\A[A-Za-z0-9_-]{1,64}\Z",
-    "run_id": r"\A[A-Za-z0-9_-]{1,255}\Z",
-    "dataset_id": r"\A[A-Za-z0-9_-]{1,255}\Z",
-    "import_id": r"\A[A-Za-z0-9_-]{1,255}\Z",
-    "sha256": r"\A[0-9a-f]{64}\Z",
-    "content": r"\A[0-9a-f]{64}\Z",
-    "path": rf"\A{_PART}(?:/{_PART})*\Z",
-    "filename": rf"\A{_PART}(?:/{_PART})*\Z",
-}
-
-_OWN_IDS = {"runs": "run_id", "organizations": "org", "datasets": "dataset_id", "imports": "import_id"}
+def describe(table: Table) -> dict[str, backup_rows.Column]:
+    """Return what each column of a table may hold, as ``runyard.backup_schema`` has it."""
+    return {str(column.name): _describe_column(column) for column in table.columns}
 
 
-class RowsUnfit(Exception):
-    """Rows cannot be taken into this store; the sentence says which and why."""
+def _describe_column(column: Column[Any]) -> backup_rows.Column:
+    types = {int: "int32", str: "str", bytes: "bytes", bool: "bool", float: "float"}
+    return backup_rows.Column(
+        name=str(column.name),
+        type="int64" if isinstance(column.type, BigInteger) else types[column.type.python_type],
+        max_length=column.type.length if isinstance(column.type, String) else None,
+        is_key=column.primary_key,
+        is_nullable=bool(column.nullable),
+        may_lack=bool(column.nullable) or column.server_default is not None,
+    )
+
+
+# After a change of the tables, run scripts/backup-schema: the command line verifies backups without a database.
+DESCRIBED: Mapping[str, Mapping[str, backup_rows.Column]] = {name: describe(table) for name, table in TABLES.items()}
+
+
+def render_schema() -> str:
+    """Return the text of ``runyard.backup_schema``."""
+    lines = [
+        '"""Tables of a backup, written by scripts/backup-schema from the tables of the store.',
+        "",
+        "A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value that may be null, and ``=`` a",
+        "column that older files may lack.",
+        '"""',
+        "",
+        f'REVISION = "{SCHEMA_REVISION}"',
+        "TABLES = {",
+    ]
+    for name, described in DESCRIBED.items():
+        words = textwrap.wrap(" ".join(map(str, described.values())), 105)
+        lines += [f'    "{name}": (', *(f'        "{line} "' for line in words), "    ),"]
+    return "\n".join([*lines, "}", ""])
 
 
 def columns(table: Table) -> list[str]:
@@ -50,7 +72,7 @@ def columns(table: Table) -> list[str]:
 
 
 def rows(connection: Connection, table: Table) -> Iterator[bytes]:
-    """Every row as a line, read piece by piece."""
+    """Yield every row as a line, read piece by piece."""
     query = select(table).order_by(*table.primary_key.columns)
     options = {"stream_results": True, "yield_per": ROWS_AT_ONCE}
     with connection.execute(query, execution_options=options) as result:
@@ -58,21 +80,23 @@ def rows(connection: Connection, table: Table) -> Iterator[bytes]:
             yield msgspec.json.encode(tuple(row)) + b"\n"
 
 
+def checked_rows(connection: Connection, table: Table) -> Iterator[bytes]:
+    """Yield every row as a line that a restore accepts.
+
+    Raises:
+        RowsUnfit: a row of the store would not be accepted.
+    """
+    checker = _checker(table, columns(table))
+    for line in rows(connection, table):
+        checker.decode(line)
+        yield line
+
+
 def blobs(connection: Connection) -> Sequence[AnyRow]:
     """Every blob that a row needs, once; columns org, sha256."""
     named = (select(table.c.org, table.c.sha256).where(table.c.sha256.is_not(None)) for table in _NAME_BLOBS)
     needed = union(*(query.distinct() for query in named)).subquery()
     return connection.execute(select(needed).order_by(needed.c.org, needed.c.sha256)).all()
-
-
-def check_columns(name: str, given: Sequence[str]) -> None:
-    """Raise RowsUnfit unless rows with these columns fit into a table: columns added since must be able to be empty."""
-    table = TABLES.get(name)
-    if table is None or set(given) - set(table.c.keys()) or len(set(given)) != len(given):
-        raise RowsUnfit(f"the backup has a table {name!r} whose columns this Runyard does not know")
-    for column in table.columns:
-        if column.name not in given and not column.nullable and column.server_default is None:
-            raise RowsUnfit(f"the backup's table {name!r} has no column {column.name!r}, which this Runyard needs")
 
 
 def counts(connection: Connection) -> dict[str, int]:
@@ -140,31 +164,22 @@ def replace(
     _keep_keys(connection, own_keys, own_operator=own_operator, operator=operator)
 
 
+def _checker(table: Table, given: Sequence[str]) -> backup_rows.TableRows:
+    return backup_rows.TableRows(str(table.name), given, DESCRIBED[str(table.name)])
+
+
 def _load(connection: Connection, table: Table, given: Sequence[str], lines: Iterable[bytes]) -> None:
-    array: Any = tuple
-    decoder = msgspec.json.Decoder(array[tuple(_kind(table, table.c[name]) for name in given)])
+    checker = _checker(table, given)
     batch: list[dict[str, Any]] = []
     batch_bytes = 0
     for line in lines:
-        try:
-            batch.append(dict(zip(given, decoder.decode(line), strict=True)))
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise RowsUnfit(f"a row of the backup's table {table.name!r} cannot be read: {error}") from error
+        batch.append(checker.decode(line))
         batch_bytes += len(line)
         if len(batch) >= ROWS_AT_ONCE or batch_bytes >= BYTES_AT_ONCE:
             connection.execute(insert(table), batch)
             batch, batch_bytes = [], 0
     if batch:
         connection.execute(insert(table), batch)
-
-
-def _kind(table: Table, column: Column[Any]) -> Any:
-    """What a value of the column may be; bytes are base64 in JSON by the decoder's own rule."""
-    name = _OWN_IDS.get(table.name, "") if column.name == "id" else column.name
-    kind: Any = column.type.python_type
-    if name in _PATTERNS and table is not audit:  # the controller's deeds are no organisation's, and nobody's path
-        kind = Annotated[kind, msgspec.Meta(pattern=_PATTERNS[name])]
-    return kind | None if column.nullable else kind
 
 
 def _go_on_counting(connection: Connection, own: AnyRow | None, *, lease_ms: int) -> None:

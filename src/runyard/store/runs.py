@@ -21,7 +21,7 @@ from runyard.store.tables import (
 from runyard.store.tables import attempts as attempts_table
 
 # Every table whose rows name the run they belong to.
-_BELONGING = (
+BELONGING = (
     *(run_attributes, attempts_table, stream_offsets, log_lines, metrics),
     *(output_files, outputs, resume_files, run_datasets),
 )
@@ -150,7 +150,7 @@ def with_log(connection: Connection, *, conditions: Sequence[str], created_befor
 
 def remove(connection: Connection, *, org: str, run_id: str) -> None:
     """Remove a run and everything that belongs to it."""
-    for table in _BELONGING:
+    for table in BELONGING:
         connection.execute(delete(table).where(table.c.org == org, table.c.run_id == run_id))
     connection.execute(delete(runs).where(runs.c.org == org, runs.c.id == run_id))
 
@@ -158,7 +158,7 @@ def remove(connection: Connection, *, org: str, run_id: str) -> None:
 def count_rows(connection: Connection, *, org: str, run_id: str) -> dict[str, int]:
     """How many rows of a run each table holds, by the table's name; for the proof that nothing is left."""
     counts = {}
-    for table, column in [(runs, runs.c.id), *((table, table.c.run_id) for table in _BELONGING)]:
+    for table, column in [(runs, runs.c.id), *((table, table.c.run_id) for table in BELONGING)]:
         query = select(func.count()).select_from(table).where(table.c.org == org, column == run_id)
         if number := connection.execute(query).scalar_one():
             counts[table.name] = int(number)

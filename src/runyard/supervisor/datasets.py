@@ -33,6 +33,7 @@ from runyard.datasets.versions import (
     read_contents,
     read_manifest,
 )
+from runyard.ids import folder_below
 from runyard.protocol import AttemptDataset
 from runyard.seams import Files
 from runyard.supervisor.resume import Gone
@@ -70,7 +71,7 @@ class Wanted:
 
     @property
     def home(self) -> Path:
-        return self.data_dir / FOLDER / self.organization_id / self.version
+        return folder_below(self.data_dir, FOLDER, self.organization_id, self.version)
 
 
 class Unfit(Exception):
@@ -259,7 +260,7 @@ def is_whole(path: Path, sha256: str, size_bytes: int) -> bool:
 
 def _linked(wanted: Wanted, staged: Path, sha256: str, size_bytes: int) -> bool:
     """Link a file that lies on this disk already: a blob of the server, or of another version."""
-    blob = wanted.data_dir / "blobs" / wanted.organization_id / sha256[:2] / sha256
+    blob = wanted.data_dir.joinpath("blobs", wanted.home.parent.name, sha256[:2], sha256)
     siblings = (home / PACKS / sha256 for home in wanted.home.parent.iterdir() if home != wanted.home)
     for path in (blob, *siblings):
         with contextlib.suppress(OSError):  # not there, another disk, or a system that allows no such link

@@ -12,18 +12,16 @@ that arrived whole before the line was cut are not fetched again.
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
-from runyard import rundir
+from runyard import ids, rundir
+from runyard.ids import folder_below
 from runyard.protocol import CheckpointFile, ResumeCheckpoint
 from runyard.seams import Files
-
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
 
 
 class Gone(Exception):
@@ -87,9 +85,9 @@ def fetched(folder: Path, told: ResumeCheckpoint, source: Source) -> Here | None
 
     Its manifest names the run it is of, unless that is this attempt's own.
     """
-    if not _NAME.fullmatch(told.checkpoint_id) or not all(_is_inside(file.path) for file in told.files):
+    if not _is_valid(told):
         return None
-    final = folder / rundir.FETCHED / rundir.CHECKPOINTS / told.checkpoint_id
+    final = folder_below(folder, rundir.FETCHED, rundir.CHECKPOINTS, told.checkpoint_id)
     staged = final.with_name(f".fetching-{told.checkpoint_id}")
     try:
         for file in told.files:
@@ -154,10 +152,14 @@ def _is_whole(path: Path, file: CheckpointFile) -> bool:
     return path.is_file() and path.stat().st_size == file.size_bytes and rundir.sha256_of(path) == file.sha256
 
 
-def _is_inside(path: str) -> bool:
-    """Whether a path from the server stays inside the checkpoint's folder and out of the manifest's way."""
-    parts = PurePosixPath(path).parts
-    return bool(parts) and parts != (rundir.MANIFEST,) and all(map(_NAME.fullmatch, parts))
+def _is_valid(told: ResumeCheckpoint) -> bool:
+    """Return whether id and paths are those of a checkpoint, and no file takes the manifest's place."""
+    try:
+        ids.check_id("checkpoint", told.checkpoint_id)
+        ids.check_paths(file.path for file in told.files)
+    except ids.InvalidId:
+        return False
+    return all(file.path != rundir.MANIFEST for file in told.files)
 
 
 def _manifest(told: ResumeCheckpoint, *, own_run: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runyard import rundir
+from runyard.ids import check_id, check_paths
 from runyard.protocol import (
     LEASE_LOST,
     AttemptDataset,
@@ -192,8 +193,15 @@ class Server:
 
 
 def checkpoint_report(manifest: dict[str, Any]) -> CheckpointReport:
-    """A manifest, as the trainer writes it, in the words of the protocol."""
+    """Return a manifest, as the trainer writes it, in the words of the protocol.
+
+    Raises:
+        InvalidId: a file would be read from outside the checkpoint's folder, or the server would reject the id.
+        KeyError, TypeError, ValueError: it is not a manifest.
+    """
     files = manifest["files"]
+    check_id("checkpoint", manifest["checkpoint"])
+    check_paths(file["path"] for file in files)
     return CheckpointReport(
         checkpoint_id=manifest["checkpoint"],
         step=manifest["step"],

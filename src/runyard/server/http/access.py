@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, TypeVar
 
+from runyard.ids import is_id
 from runyard.server.http.asking import ACTOR, ADDRESS, SERVICES, TOKEN, Asked
 from runyard.server.http.capacity import EXCHANGE, Exchange
 from runyard.server.http.route import Route
@@ -26,7 +27,6 @@ from runyard.server.services.signing import ATTEMPT_TOKEN_PREFIX
 
 T = TypeVar("T")
 
-ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 KEY_CHECK_S = 3.0  # how often a request that waits looks whether its key is still valid
 # Parameters that are not ids; their routes check them.
 FREE_PARAMETERS = frozenset({"org", "filename", "sha256"})
@@ -159,7 +159,7 @@ def _check_ids(route: Route, parameters: dict[str, str]) -> None:
         if name in FREE_PARAMETERS:
             continue
         id, separator, action = value.partition(":")
-        if not ID.fullmatch(id) or (separator and action not in route.actions):
+        if not is_id("run", id) or (separator and action not in route.actions):
             raise Refusal(
                 "InvalidId",
                 f"id {value[:80]!r} is not well-formed; ids are 1 to 255 letters, digits, '_' and '-'",

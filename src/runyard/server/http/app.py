@@ -27,6 +27,7 @@ from runyard.server.services import (
     housekeeping,
     key_lifecycle,
     leases,
+    legacy_ids,
 )
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
@@ -110,6 +111,7 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
         )
         backups.begin(services)
         await key_lifecycle.refresh(services)
+        await legacy_ids.begin(services)
         await deletion.begin(services)
         await dataset_jobs.begin(services)
         async with contextlib.AsyncExitStack() as stack:

@@ -1,7 +1,6 @@
 """Routes of controllers and supervisors; ``runyard.protocol`` tells what they say."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from typing import BinaryIO, cast
 
@@ -15,6 +14,7 @@ from runyard.server.http.capacity import waiting
 from runyard.server.services import attempt_data, leases, lines, models, resuming
 from runyard.server.services.errors import Refusal
 from runyard.server.services.signing import AttemptToken
+from runyard.server.services.validation import LONGEST_HOST, check_id, check_text
 
 PIECE_BYTES = 1 << 20
 
@@ -26,12 +26,14 @@ async def post_claim(request: Asked) -> Answer:
 
 
 async def get_machine(request: Asked, machine_id: Id) -> Answer:
-    return answer(await leases.placed(services_of(request), machine_id))
+    return answer(await leases.placed(services_of(request), check_id("machine", machine_id)))
 
 
 async def put_machine(request: Asked, machine_id: Id) -> Answer:
     report = await _message(request, protocol.MachineReport)
     services = services_of(request)
+    check_id("machine", machine_id)
+    check_text("host", report.host, most=LONGEST_HOST)
     services.machines.hear(machine_id, report, now_ms=services.clock.now_ms(), lived_s=services.clock.monotonic_s())
     return empty()
 
@@ -125,6 +127,4 @@ def _token(request: Asked) -> AttemptToken:
 
 
 def _checked_hash(sha256: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise Refusal("InvalidId", f"{sha256[:80]!r} is no SHA-256; give 64 lower-case hexadecimal digits")
-    return sha256
+    return check_id("blob", sha256)

@@ -61,7 +61,7 @@ async def get_import(request: Asked, org: Id, dataset: Id, import_id: Id) -> Ans
 
 
 async def act_on_import(request: Asked, org: Id, dataset: Id, import_id: Id) -> Answer:
-    """``{id}:finish`` and ``{id}:cancel``."""
+    """Do what follows the id: ``finish`` or ``cancel``, the actions of its route."""
     services, actor = services_of(request), actor_of(request)
     id, _, action = import_id.partition(":")
     row = _row(request, org, dataset, id)

@@ -23,9 +23,9 @@ class Route:
 
     ``role`` is the least role whose keys may use it; by default a viewer's for reading, a member's for the rest, and
     None for routes that are not users'. ``is_operators`` says that only admins of the organization the instance began
-    with may use it. ``actions`` are the words that may follow the last id of the path after a colon. ``largest_body`` is
-    in bytes; None leaves the limit to the route's function. ``may_wait`` marks a long poll: it may be cancelled without
-    harm.
+    with may use it. ``actions`` are the words that may follow the last id of the path after a colon; no other route takes
+    any. ``largest_body`` is in bytes; None leaves the limit to the route's function. ``may_wait`` marks a long poll, which
+    may be cancelled without harm.
     """
 
     method: Method

@@ -13,8 +13,8 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.flows import FlowProblems, Recipe, resolve
-from runyard.flows.fitting import RUN_WEIGHTS
 from runyard.flows.memory import CPU, GIB, Accelerator, Measured, judge
+from runyard.ids import MODEL_REFERENCE
 from runyard.protocol import Accelerator as Reported
 from runyard.server.services import etags, flows, leases, references
 from runyard.server.services.context import Services
@@ -195,7 +195,7 @@ def _is_alike(run: Run, recipe: Recipe) -> bool:
 def _parameters(connection: Connection, org: str, recipe: Recipe) -> int | None:
     """Of a model that an earlier run has made: what that run has counted."""
     weights = recipe.model.architecture.weights
-    if weights is None or not RUN_WEIGHTS.fullmatch(weights):
+    if weights is None or not MODEL_REFERENCE.fullmatch(weights):
         return None
     run_id = weights.removeprefix(MODEL_PREFIX).partition("/")[0]
     row = rows.document(connection, org=org, run_id=run_id)

@@ -28,6 +28,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
+from runyard import backup_rows, ids
 from runyard.backup_file import (
     CHUNK_BYTES,
     FORMAT,
@@ -44,9 +45,10 @@ from runyard.backup_file import (
     pieces,
     size_bytes,
 )
+from runyard.backup_rows import RowsUnfit
 from runyard.blobs import BlobMissing, Hold
 from runyard.rundir import free_bytes
-from runyard.server.services import bootstrap, dataset_jobs, leases
+from runyard.server.services import bootstrap, dataset_jobs, leases, legacy_ids
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
 from runyard.server.version import VERSION as OWN_VERSION
@@ -155,7 +157,7 @@ class Outgoing:
     def _write_table(self, connection: Connection, name: str) -> TablePart:
         table, digest, count = rows.TABLES[name], hashlib.sha256(), 0
         with open(self._folder / name, "wb") as file:
-            for line in rows.rows(connection, table):
+            for line in rows.checked_rows(connection, table):
                 file.write(line)
                 digest.update(line)
                 count += 1
@@ -178,7 +180,7 @@ async def prepare(services: Services, actor: Actor) -> Outgoing:
     """Take the moment of a backup; whoever gets it closes it.
 
     Raises:
-        Refusal: RoleForbidden.
+        Refusal: RoleForbidden, BackupImpossible (a row that no restore would accept).
         StoreUnavailable: there is no room for the rows, or they cannot be read.
     """
     _check_operator(services, actor)
@@ -196,6 +198,9 @@ async def prepare(services: Services, actor: Actor) -> Outgoing:
     except OSError as error:
         outgoing.close()
         raise StoreUnavailable(f"the rows of a backup cannot be written: {error}") from error
+    except RowsUnfit as error:
+        outgoing.close()
+        raise Refusal("BackupImpossible", f"the backup was not written: {error}; try: {_remedy(error)}") from error
     except BaseException:
         outgoing.close()
         raise
@@ -223,6 +228,19 @@ def _write_rows(services: Services, outgoing: Outgoing, connection: Connection, 
     )
 
 
+def _remedy(error: RowsUnfit) -> str:
+    """Return what an operator can do about a row that no restore would accept."""
+    run_id = error.row.get("run_id") or (error.row.get("id") if error.table == "runs" else None)
+    dataset_id = error.row.get("dataset_id")
+    if (error.table in legacy_ids.RENAMED and error.column == "id") or error.column in ("run_id", "output_id"):
+        return "restart the server: at start it renames invalid ids, that of a run once no machine works on it"
+    if run_id is not None:
+        return f"delete run {ids.shorten(run_id)}, after downloading what you need of it"
+    if dataset_id is not None:
+        return f"delete dataset {ids.shorten(dataset_id)}, after exporting what you need of it"
+    return "delete what the row belongs to"
+
+
 class Incoming(Sink):
     """A backup on its way in. Nothing counts before ``commit``; ``close`` removes what did not come to count."""
 
@@ -244,13 +262,9 @@ class Incoming(Sink):
             self._intake.feed(chunk)
 
     def begin(self, manifest: Manifest) -> None:
-        if manifest.schema_revision > rows.SCHEMA_REVISION:
-            raise rows.RowsUnfit(
-                f"the backup is at schema {manifest.schema_revision}, newer than {rows.SCHEMA_REVISION} here; "
-                "use the Runyard that wrote it, or a later one"
-            )
+        backup_rows.check_revision(manifest.schema_revision, rows.SCHEMA_REVISION)
         for part in manifest.tables:
-            rows.check_columns(part.name, part.columns)
+            backup_rows.check_columns(part.name, part.columns, rows.DESCRIBED)
         self._check_space(sum(part.size_bytes for part in manifest.tables))
 
     def list_blobs(self, blobs: Sequence[BlobPart]) -> None:
@@ -332,7 +346,7 @@ class Incoming(Sink):
     def _check_space(self, needed_bytes: int) -> None:
         free = free_bytes(self._folder)
         if needed_bytes > free:
-            raise rows.RowsUnfit(f"the backup needs {needed_bytes} bytes, and {free} are free; make room first")
+            raise RowsUnfit(f"the backup needs {needed_bytes} bytes, and {free} are free; make room first")
 
 
 @contextlib.asynccontextmanager
@@ -400,7 +414,7 @@ def _refusing() -> Iterator[None]:
     """What is wrong with a backup, said as a refusal."""
     try:
         yield
-    except (BackupFileError, rows.RowsUnfit) as error:
+    except BackupFileError as error:
         raise Refusal("InvalidBackup", f"{error}; nothing has been changed") from error
     except OSError as error:
         raise StoreUnavailable(f"a backup cannot be written down: {error}") from error

@@ -94,7 +94,16 @@ async def _check_secrets(
         if noted is None:
             organizations.set_fact(connection, organizations.PEPPER, fingerprint(pepper))
         if made is not None:
-            add_key(connection, made, pepper, org=None, role="controller", name="controller", now_ms=now_ms)
+            add_key(
+                connection,
+                made,
+                pepper,
+                org=None,
+                role="controller",
+                name="controller",
+                now_ms=now_ms,
+                created_by="start without a controller key",
+            )
 
     if noted is None or made is not None:
         await store.write(work)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection
 
 from runyard.blobs import FolderBlobs, Holds
+from runyard.ids import folder_below
 from runyard.server.clock import Clock
 from runyard.server.services.changes import Changes
 from runyard.server.services.jobs import Jobs
@@ -54,7 +55,7 @@ class Services:
 
     def blobs(self, org: str) -> FolderBlobs:
         """An organisation's bytes. Apart from each other's, so that a known hash opens nobody else's file."""
-        return FolderBlobs(self.settings.blobs_dir / org, holds=self.blob_holds)
+        return FolderBlobs(folder_below(self.settings.blobs_dir, org), holds=self.blob_holds)
 
     def audit(self, actor: Actor, action: str, target: str) -> Callable[[Connection], None]:
         """The row that belongs into the transaction of a mutation."""

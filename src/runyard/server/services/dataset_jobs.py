@@ -5,6 +5,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
+from runyard.ids import folder_below
 from runyard.server.services import assets, datasets, exports, import_jobs
 from runyard.server.services.context import Services
 from runyard.server.services.jobs import in_thread
@@ -24,7 +25,7 @@ async def begin(services: Services) -> None:
 
 def _clear(services: Services, org: str) -> None:
     """Folders of what is over, and files that had not come to be anything."""
-    folder = services.settings.imports_dir / org
+    folder = folder_below(services.settings.imports_dir, org)
     needed = services.store.read(partial(under_way, org=org))
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if path.name in needed:

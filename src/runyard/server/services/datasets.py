@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from sqlalchemy import Connection
 
+from runyard.ids import folder_below
 from runyard.server.services import etags, pages, retention
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import merged_attributes
@@ -240,13 +241,13 @@ async def _remove(services: Services, org: str, dataset_id: str) -> None:
 def _remove_copies(services: Services, org: str, dataset_id: str) -> None:
     """What trainings on this machine made of it; no run that may still train is pinned to it."""
     settings = services.settings
-    shutil.rmtree(settings.cache_dir / org / dataset_id, ignore_errors=True)
+    shutil.rmtree(folder_below(settings.cache_dir, org, dataset_id), ignore_errors=True)
     for version in services.store.read(partial(rows.own_versions, org=org, dataset_id=dataset_id)):
-        shutil.rmtree(settings.datasets_dir / org / version, ignore_errors=True)
+        shutil.rmtree(folder_below(settings.datasets_dir, org, version), ignore_errors=True)
 
 
 async def _remove_folder(services: Services, org: str, name: str) -> None:
-    await in_thread(shutil.rmtree, services.settings.imports_dir / org / name, ignore_errors=True)
+    await in_thread(shutil.rmtree, folder_below(services.settings.imports_dir, org, name), ignore_errors=True)
 
 
 def statistics(services: Services, *, org: str, dataset_id: str) -> dict[str, Any]:

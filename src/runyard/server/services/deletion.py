@@ -14,6 +14,7 @@ from functools import partial
 from sqlalchemy import Connection
 
 from runyard.blobs import BlobError, BlobHeld
+from runyard.ids import PathEscapes, folder_below
 from runyard.server.services import changes, etags, retention
 from runyard.server.services.changes import run_topic
 from runyard.server.services.context import Actor, Services
@@ -112,7 +113,11 @@ def _remove_bytes(services: Services, org: str, run_id: str, hashes: set[str]) -
     blobs = services.blobs(org)
     for sha256 in hashes:
         blobs.delete(sha256)
-    # Both names were checked when the run was made: no separator, no dot. rmtree does not follow links.
-    folder = services.settings.runs_dir / org / run_id
-    if folder.is_dir() and not folder.is_symlink():
+    try:
+        folder = folder_below(services.settings.runs_dir, org, run_id)
+    except PathEscapes as error:
+        # An id from before ids were checked, or a link that an operator made: nothing outside is ours to remove.
+        log.error("run %s is deleted, and its folder is left alone: %s", run_id, error)
+        return
+    if folder.is_dir():
         shutil.rmtree(folder)

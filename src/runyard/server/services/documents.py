@@ -16,6 +16,7 @@ from runyard.server.services import etags, pages
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.pages import PageRequest
+from runyard.server.services.validation import check_id
 from runyard.store import documents as rows
 from runyard.store import tombstones
 from vi.api.responses import ResourceMetadata
@@ -62,8 +63,9 @@ async def put(
     """Make or replace a document; returns (JSON, etag, whether it is new).
 
     Raises:
-        Refusal: IdDeleted, EtagMismatch.
+        Refusal: InvalidId, IdDeleted, EtagMismatch.
     """
+    check_id(kind.name, id)
     body_sha256 = hashlib.sha256(body).digest()
     now_ms = services.clock.now_ms()
 

@@ -36,6 +36,7 @@ CODES: dict[str, tuple[int, str]] = {
     "LeaseLost": (409, "The attempt is no longer yours"),
     "BlobMissing": (409, "A file that is referred to has not been uploaded"),
     "DatasetInUse": (409, "Runs that are under way need the dataset"),
+    "BackupImpossible": (409, "A backup of what the store holds could not be restored"),
     "IdDeleted": (409, "The id belonged to something that was deleted"),
     "ImportOver": (409, "The import takes no more files"),
     "NameTaken": (409, "The dataset has another picture of this name"),

@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 from runyard.datasets import exporting
 from runyard.datasets.writers import by_name
+from runyard.ids import folder_below
 from runyard.rundir import read_json, write_json
 from runyard.server.services import datasets, etags, imports, pages, retention, versions
 from runyard.server.services.context import Actor, Services
@@ -139,7 +140,7 @@ async def sweep(services: Services) -> None:
 
 
 def folder_of(services: Services, org: str, export_id: str) -> Path:
-    return services.settings.imports_dir / org / (datasets.EXPORT_FOLDER + export_id)
+    return folder_below(services.settings.imports_dir, org, datasets.EXPORT_FOLDER + export_id)
 
 
 async def _make(services: Services, row: AnyRow) -> None:
@@ -193,7 +194,7 @@ async def preview(
         versions.get(services, org=org, dataset_id=dataset_id, version=version)
         row = services.store.read(partial(rows.get, org=org, dataset_id=dataset_id, version=version))
     services.store.read(partial(datasets.found, org=org, dataset_id=dataset_id))
-    root = services.settings.imports_dir / org
+    root = folder_below(services.settings.imports_dir, org)
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = Path(await in_thread(tempfile.mkdtemp, dir=root, prefix=PREVIEW_PREFIX))
     try:

@@ -8,6 +8,7 @@ from runyard.server.services import documents
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import Kind
 from runyard.server.services.references import checked_flow
+from runyard.server.services.validation import check_id
 from runyard.store.tables import flows
 from vi.api.resources.flows.responses import Flow
 
@@ -37,8 +38,9 @@ async def put(
     """Save a flow.
 
     Raises:
-        Refusal: InvalidFlow with all problems; IdDeleted; EtagMismatch.
+        Refusal: InvalidId; InvalidFlow with all problems; IdDeleted; EtagMismatch.
     """
+    check_id(FLOW.name, flow_id)
     checked = checked_flow(services, actor.org, spec)
     return await documents.put(
         services, FLOW, actor, flow_id, body=body, spec=checked, attributes=attributes, if_match=if_match

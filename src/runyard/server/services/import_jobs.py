@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
+from runyard.ids import folder_below
 from runyard.rundir import read_json, write_json
 from runyard.server.services import datasets, retention, versions
 from runyard.server.services.context import Services
@@ -50,8 +51,8 @@ ON_ERROR = {"Warn": "Warn", "RejectFile": "RejectFile", "RejectSession": "Reject
 
 
 def folder_of(services: Services, org: str, import_id: str) -> Path:
-    """Both names were made or checked by us: no separator, no dot."""
-    return services.settings.imports_dir / org / import_id
+    """Return the folder of an import."""
+    return folder_below(services.settings.imports_dir, org, import_id)
 
 
 def start(services: Services, row: AnyRow) -> None:
@@ -422,4 +423,4 @@ def live_progress(services: Services, row: AnyRow) -> dict[str, Any]:
 async def remove_strays(services: Services, org: str, names: list[str]) -> None:
     """Folders of imports that do not exist."""
     for name in names:
-        await in_thread(shutil.rmtree, services.settings.imports_dir / org / name, ignore_errors=True)
+        await in_thread(shutil.rmtree, folder_of(services, org, name), ignore_errors=True)

@@ -26,6 +26,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.blobs import BlobMismatch
+from runyard.ids import folder_below
 from runyard.rundir import free_bytes, fsync_dir
 from runyard.server.services import datasets, import_jobs, pages
 from runyard.server.services.context import Actor, Services
@@ -364,7 +365,7 @@ class Spooled:
     """A file on its way in, whose hash is known only at its end."""
 
     def __init__(self, services: Services, org: str) -> None:
-        folder = services.settings.imports_dir / org
+        folder = folder_below(services.settings.imports_dir, org)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor, name = tempfile.mkstemp(dir=folder, prefix=INCOMING)
         self._path = Path(name)

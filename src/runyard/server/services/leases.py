@@ -28,6 +28,7 @@ from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import decoded, move, save
 from runyard.server.services.signing import AttemptToken
+from runyard.server.services.validation import LONGEST_HOST, check_count, check_id, check_text
 from runyard.store import attempts as rows
 from runyard.store import organizations, outputs, pulse
 from runyard.store import runs as run_rows
@@ -53,7 +54,13 @@ async def claim(
     """Give a controller the next run that fits, waiting for one if there is none.
 
     ``gone`` is done when the controller has left; it is given no run then.
+
+    Raises:
+        Refusal: InvalidId, InvalidBody.
     """
+    check_id("claim", offer.claim_id)
+    check_id("machine", offer.machine_id)
+    check_text("host", offer.host, most=LONGEST_HOST)
     clock = services.clock
     until = clock.monotonic_s() + min(offer.wait_s, LONGEST_WAIT_S)
     while True:
@@ -81,7 +88,15 @@ async def placed(services: Services, machine_id: str) -> Placed:
 
 
 async def report_process(services: Services, token: AttemptToken, report: ProcessReport) -> Wanted:
-    """The supervisor exists: from now on the attempt counts, and the run is Running."""
+    """The supervisor exists: from now on the attempt counts, and the run is Running.
+
+    Raises:
+        Refusal: LeaseLost, InvalidId, InvalidBody.
+    """
+    check_id("machine", report.machine_id)
+    check_id("boot", report.boot_id)
+    check_count("pid", report.pid, most=2**31 - 1)
+    check_count("start_ticks", report.start_ticks, most=2**63 - 1)
 
     def work(connection: Connection) -> Wanted:
         attempt, row = open_attempt(connection, token, now_ms=services.clock.now_ms())

@@ -27,6 +27,7 @@ from runyard.server.services.runs import decoded, save
 from runyard.server.services.runs import get as get_run
 from runyard.server.services.runs import move as move_run
 from runyard.server.services.signing import AttemptToken
+from runyard.server.services.validation import check_count
 from runyard.store import lines as rows
 from runyard.store import runs as run_rows
 from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunProgress
@@ -45,7 +46,13 @@ SECRETS = re.compile(r"\b(dtvi_|ryat_|whsec_|hf_|ghp_|AKIA)[A-Za-z0-9._-]{8,}")
 
 
 async def accept(services: Services, token: AttemptToken, shipped: Lines) -> LinesAccepted:
-    """Take lines if they begin where the server stands; the answer says where it stands now."""
+    """Take lines if they begin where the server stands; the answer says where it stands now.
+
+    Raises:
+        Refusal: LeaseLost, InvalidBody (an offset that no file has).
+    """
+    check_count("offset", shipped.offset, most=MOST_INTEGER)
+    check_count("next_offset", shipped.next_offset, most=MOST_INTEGER)
 
     def work(connection: Connection) -> tuple[LinesAccepted, str]:
         attempt, row = leases.open_attempt(connection, token, now_ms=services.clock.now_ms())

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
-from runyard.blobs import Archive, ArchiveFile, BlobMismatch
-from runyard.protocol import CheckpointReport, CheckpointsKept, KeptCheckpoint
+from runyard.blobs import Archive, ArchiveFile, BlobMismatch, BlobMissing, Blobs
+from runyard.protocol import CheckpointFile, CheckpointReport, CheckpointsKept, KeptCheckpoint
 from runyard.rundir import TRAINING_STATE
 from runyard.server.services import leases, retention
 from runyard.server.services.changes import run_topic
@@ -23,6 +23,7 @@ from runyard.server.services.references import BEST, LATEST
 from runyard.server.services.runs import decoded
 from runyard.server.services.runs import get as get_run
 from runyard.server.services.signing import AttemptToken, Link, link_expiry
+from runyard.server.services.validation import check_checkpoint
 from runyard.store import blobs as blob_rows
 from runyard.store import outputs as rows
 from vi.api.resources.models.responses import DownloadUrl, Model, ModelContents, ModelSpec, ModelStatus
@@ -76,14 +77,14 @@ async def register(services: Services, token: AttemptToken, report: CheckpointRe
     came after a crash finds again.
 
     Raises:
-        Refusal: LeaseLost, BlobMissing, InvalidBody.
+        Refusal: LeaseLost, BlobMissing, InvalidId, InvalidBody.
     """
     attempt, run_row = services.store.read(lambda connection: leases.open_attempt(connection, token))
+    check_checkpoint(report)
     blobs = services.blobs(token.org)
     async with services.blob_lock:
         for file in report.files:
-            if not await asyncio.to_thread(blobs.has, file.sha256):
-                raise Refusal("BlobMissing", f"file {file.path!r} ({file.sha256}) is not here; send it, then repeat")
+            await asyncio.to_thread(_check_stored, blobs, file)
         try:
             archive = _archive(report.files)
         except ValueError as error:
@@ -119,6 +120,22 @@ async def register(services: Services, token: AttemptToken, report: CheckpointRe
     await retention.remove_unneeded(services, org=token.org)
     services.changes.tell(run_topic(token.org, run_row.id))
     return answer
+
+
+def _check_stored(blobs: Blobs, file: CheckpointFile) -> None:
+    """Check that a file has arrived with the length that is reported: its archive is laid out by that number.
+
+    Raises:
+        Refusal: BlobMissing, InvalidBody.
+    """
+    try:
+        size_bytes = blobs.size_bytes(file.sha256)
+    except BlobMissing as error:
+        message = f"file {file.path!r} ({file.sha256}) is not here; send it, then repeat"
+        raise Refusal("BlobMissing", message) from error
+    if size_bytes != file.size_bytes:
+        message = f"size_bytes of file {file.path!r} is {file.size_bytes}; the file that was sent has {size_bytes}"
+        raise Refusal("InvalidBody", message)
 
 
 def _is_superseded(connection: Connection, values: dict[str, Any]) -> bool:

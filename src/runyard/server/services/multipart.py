@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from runyard.ids import folder_below
 from runyard.rundir import read_json, write_json
 from runyard.server.services import import_jobs, imports
 from runyard.server.services.context import Actor, Services
@@ -150,4 +151,4 @@ def _import_id(id: str) -> str:
 def _folder(services: Services, org: str, id: str) -> Path:
     if not re.fullmatch(r"[0-9a-f]+-[0-9]+-[0-9a-f]+", id):
         raise not_found("multipart upload", id)
-    return import_jobs.folder_of(services, org, _import_id(id)) / FOLDER / id
+    return folder_below(import_jobs.folder_of(services, org, _import_id(id)), FOLDER, id)

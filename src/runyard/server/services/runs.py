@@ -23,6 +23,7 @@ from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import merged_attributes
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.pages import PageRequest
+from runyard.server.services.validation import check_id
 from runyard.store import attempts as attempt_rows
 from runyard.store import blobs as blob_rows
 from runyard.store import documents as document_rows
@@ -71,8 +72,10 @@ async def create(
     files, are frozen in the transaction that makes the run.
 
     Raises:
-        Refusal: RunExists, IdDeleted, InvalidFlow with all problems, NotFound for an unknown flow id or checkpoint.
+        Refusal: InvalidId, RunExists, IdDeleted, InvalidFlow with all problems, NotFound for an unknown flow id or
+            checkpoint.
     """
+    check_id("run", run_id)
     org, body_sha256, now_ms = actor.org, hashlib.sha256(body).digest(), services.clock.now_ms()
     if row := services.store.read(lambda connection: rows.get(connection, org=org, run_id=run_id)):
         return *_repeated(row, run_id, body_sha256), False

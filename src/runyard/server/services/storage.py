@@ -19,6 +19,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.blobs import BlobHeld, BlobMissing
+from runyard.ids import folder_below
 from runyard.server.services import dataset_jobs
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.imports import INCOMING
@@ -98,8 +99,9 @@ def _compare(services: Services, org: str) -> StorageReport:
     # asked for one by one again before a row is called lost.
     blobs = services.blobs(org)
     stored = set(blobs.hashes())
-    folders = _folders(services.settings.runs_dir / org)
-    import_folders = {name for name in _folders(services.settings.imports_dir / org) if not name.startswith(INCOMING)}
+    folders = _folders(folder_below(services.settings.runs_dir, org))
+    imports_dir = folder_below(services.settings.imports_dir, org)
+    import_folders = {name for name in _folders(imports_dir) if not name.startswith(INCOMING)}
 
     def work(connection: Connection) -> tuple[list[LostFile], set[str], set[str], set[str], bool]:
         files = rows.files(connection, org=org)
@@ -194,11 +196,12 @@ def _remove(services: Services, org: str, report: StorageReport) -> Space:
     for nobody in report.folders_without_organizations:
         for root in _roots(services):
             if (root / nobody).is_dir() and not (root / nobody).is_symlink():
-                freed.other_folders += _removed(root / nobody)
+                freed.other_folders += _removed(folder_below(root, nobody))
+    # The names were listed on the disk, so each is one part of a path; of a link, the link itself is removed.
     for name in report.folders_without_runs:
-        freed.run_folders += _removed(services.settings.runs_dir / org / name)
+        freed.run_folders += _removed(folder_below(services.settings.runs_dir, org) / name)
     for name in report.folders_without_imports:
-        freed.import_folders += _removed(services.settings.imports_dir / org / name)
+        freed.import_folders += _removed(folder_below(services.settings.imports_dir, org) / name)
     return freed
 
 

@@ -13,9 +13,10 @@ from vi._concurrency import asynchronous as concurrency
 from vi._http._async import AsyncHttp
 from vi._http.links._async import AsyncLinks
 from vi.api._arguments import check_id
+from vi.api._folders import path_below
 from vi.api._pages._async import AsyncPaginatedResponse, list_pages
 from vi.api._progress import byte_progress
-from vi.api.resources.assets._files import PICTURES, Outgoing, Paths, outgoing, place_below
+from vi.api.resources.assets._files import PICTURES, Outgoing, Paths, outgoing
 from vi.api.resources.assets.responses import Asset, AssetCount, AssetIngestionSession
 from vi.api.resources.assets.results import AssetDownloadResult, AssetUploadResult
 from vi.api.resources.assets.types import AssetSortCriterion
@@ -221,13 +222,13 @@ class AsyncAssets:
             ViNotFoundError: there is no such dataset.
             ViDownloadError: a picture arrived damaged, or cannot be stored.
         """
-        folder = Path(save_dir or DEFAULT_SAVE_DIR).expanduser() / dataset_id.rpartition("_")[2]
+        folder = path_below(Path(save_dir or DEFAULT_SAVE_DIR).expanduser(), dataset_id.rpartition("_")[2])
         pages = await self.list(dataset_id, PaginationParams(page_size=1000), contents=True)
         count = arrived_bytes = 0
 
         async def fetch(asset: Asset) -> None:
             nonlocal arrived_bytes
-            await self._fetch(links, asset, place_below(folder, asset.filename), overwrite=overwrite)
+            await self._fetch(links, asset, path_below(folder, asset.filename), overwrite=overwrite)
             arrived_bytes += asset.metadata.file_size
 
         with byte_progress("Fetching pictures", total_bytes=None, show=show_progress) as draw:

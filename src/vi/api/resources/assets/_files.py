@@ -2,11 +2,11 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vi._http.requests import Body, FileBody
 from vi.api.resources.datasets._files import find_files
-from vi.errors import ViDownloadError, ViInvalidParameterError
+from vi.errors import ViInvalidParameterError
 
 PICTURES = {
     ".bmp": "image/bmp",
@@ -72,15 +72,3 @@ def outgoing(
         twice = next(name for name in names if names.count(name) > 1)
         raise ViInvalidParameterError(f"two files are called {twice!r}", suggestion="Names are unique in a dataset.")
     return found
-
-
-def place_below(folder: Path, filename: str) -> Path:
-    """Where a file that the server names goes; never outside of the folder.
-
-    Raises:
-        ViDownloadError: the name is no plain relative path.
-    """
-    name = PurePosixPath(filename)
-    if name.is_absolute() or not name.parts or any(part == ".." or "\\" in part or "\0" in part for part in name.parts):
-        raise ViDownloadError(f"the server names a file {filename!r}, which is no name for a file in {folder}")
-    return folder / name

@@ -14,9 +14,10 @@ from vi._concurrency import synchronous as concurrency
 from vi._http._sync import Http
 from vi._http.links._sync import Links
 from vi.api._arguments import check_id
+from vi.api._folders import path_below
 from vi.api._pages._sync import PaginatedResponse, list_pages
 from vi.api._progress import byte_progress
-from vi.api.resources.assets._files import PICTURES, Outgoing, Paths, outgoing, place_below
+from vi.api.resources.assets._files import PICTURES, Outgoing, Paths, outgoing
 from vi.api.resources.assets.responses import Asset, AssetCount, AssetIngestionSession
 from vi.api.resources.assets.results import AssetDownloadResult, AssetUploadResult
 from vi.api.resources.assets.types import AssetSortCriterion
@@ -222,13 +223,13 @@ class Assets:
             ViNotFoundError: there is no such dataset.
             ViDownloadError: a picture arrived damaged, or cannot be stored.
         """
-        folder = Path(save_dir or DEFAULT_SAVE_DIR).expanduser() / dataset_id.rpartition("_")[2]
+        folder = path_below(Path(save_dir or DEFAULT_SAVE_DIR).expanduser(), dataset_id.rpartition("_")[2])
         pages = self.list(dataset_id, PaginationParams(page_size=1000), contents=True)
         count = arrived_bytes = 0
 
         def fetch(asset: Asset) -> None:
             nonlocal arrived_bytes
-            self._fetch(links, asset, place_below(folder, asset.filename), overwrite=overwrite)
+            self._fetch(links, asset, path_below(folder, asset.filename), overwrite=overwrite)
             arrived_bytes += asset.metadata.file_size
 
         with byte_progress("Fetching pictures", total_bytes=None, show=show_progress) as draw:

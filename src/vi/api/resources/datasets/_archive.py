@@ -8,7 +8,7 @@ import shutil
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from vi.api._folders import beside, put_in_place
+from vi.api._folders import beside, plain_path, put_in_place
 from vi.errors import ViDownloadError
 
 _MOST_MEMBERS = 5_000_000
@@ -61,12 +61,11 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _safe_name(member: zipfile.ZipInfo) -> PurePosixPath:
-    name = PurePosixPath(member.filename)
+    name = plain_path(member.filename, deepest=_DEEPEST)
     kind = member.external_attr >> 28  # what the entry is on systems with links, 0 where it does not say
     if kind not in (0, 4, 8):
         raise _bad(f"{member.filename!r} is neither a regular file nor a folder")
-    is_plain = not any(part == ".." or "\\" in part or "\0" in part for part in name.parts)
-    if name.is_absolute() or not is_plain or not name.parts or len(name.parts) > _DEEPEST:
+    if name is None:
         raise _bad(f"{member.filename!r} is no name for a file in it")
     return name
 

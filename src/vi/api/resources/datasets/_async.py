@@ -15,6 +15,7 @@ import msgspec
 from vi._concurrency import asynchronous as concurrency
 from vi._http._async import AsyncHttp
 from vi.api._arguments import check_id, metadata_document, spec_document
+from vi.api._folders import path_below
 from vi.api._pages._async import AsyncPaginatedResponse, list_pages
 from vi.api._progress import byte_progress, import_progress
 from vi.api.resources.datasets._files import LocalFiles, find_files
@@ -420,7 +421,9 @@ class AsyncDatasets:
         from vi.api.resources.datasets._archive import unpack, write_whole
 
         dataset = await self.get(dataset_id)
-        folder = Path(save_dir or DEFAULT_SAVE_DIR).expanduser() / dataset.dataset_id
+        folder = path_below(
+            Path(save_dir or DEFAULT_SAVE_DIR).expanduser(), check_id(dataset.dataset_id, name="datasetId")
+        )
         if folder.exists() and not overwrite:
             raise ViDownloadError(
                 f"{folder} is there already", suggestion="Give overwrite=True to replace it, or another save_dir."
@@ -429,7 +432,7 @@ class AsyncDatasets:
         link = export.status.download_url
         if link is None:
             raise ViDownloadError(f"the server gives no download link for export {export.export_id} of {dataset_id}")
-        archive = folder.with_name(f".{dataset.dataset_id}-{export.export_id}.zip")
+        archive = folder.with_name(f".{dataset.dataset_id}-{check_id(export.export_id, name='exportId')}.zip")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with byte_progress(dataset.name, total_bytes=export.status.size_bytes, show=show_progress) as draw:

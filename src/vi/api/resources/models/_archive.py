@@ -10,7 +10,7 @@ import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
 
-from vi.api._folders import beside, put_in_place
+from vi.api._folders import beside, plain_path, put_in_place
 from vi.errors import ViDownloadError
 
 _MOST_MEMBERS = 100_000
@@ -53,11 +53,12 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _safe_name(member: tarfile.TarInfo) -> PurePosixPath:
-    name = PurePosixPath(member.name)
     if not (member.isdir() or (member.isreg() and not member.issparse())):
         raise _bad(f"{member.name!r} is neither a regular file nor a folder")
-    is_plain = not any(part == ".." or "\\" in part or ":" in part or "\0" in part for part in name.parts)
-    if name.is_absolute() or not is_plain or len(name.parts) > _DEEPEST or (member.isreg() and not name.parts):
+    if member.isdir() and not PurePosixPath(member.name).parts:
+        return PurePosixPath()  # the folder itself
+    name = plain_path(member.name, deepest=_DEEPEST)
+    if name is None or ":" in member.name:
         raise _bad(f"{member.name!r} is no name for a file in it")
     return name
 

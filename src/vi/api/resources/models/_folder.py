@@ -10,6 +10,7 @@ Each checkpoint has a folder of its own, so two of one run never mix.
 from pathlib import Path
 
 from vi.api._arguments import check_id
+from vi.api._folders import path_below
 from vi.api.resources.models.responses import DownloadedModel, Model
 from vi.errors import ViDownloadError
 
@@ -17,9 +18,13 @@ DEFAULT_SAVE_DIR = "~/.datature/vi/models"
 
 
 def folder_of(model: Model, *, save_dir: str | Path | None) -> Path:
-    """The checkpoint's folder. Ids come from a server, so they are checked before they become names of files."""
-    run_id, model_id = check_id(model.run_id, name="runId"), check_id(model.model_id, name="runOutputId")
-    return Path(DEFAULT_SAVE_DIR if save_dir is None else save_dir).expanduser().absolute() / run_id / model_id
+    """Return the checkpoint's folder. Ids come from a server, so they are checked before they become names of files.
+
+    Raises:
+        ViInvalidParameterError: the server sent an id that is not valid.
+    """
+    root = Path(DEFAULT_SAVE_DIR if save_dir is None else save_dir).expanduser().absolute()
+    return path_below(root, check_id(model.run_id, name="runId"), check_id(model.model_id, name="runOutputId"))
 
 
 def archive_of(folder: Path) -> Path:
