@@ -5,19 +5,21 @@ nothing; any other body replaces the spec. A deleted id stays deleted: a late re
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Table
 
+from runyard import limits
 from runyard.server.services import etags, pages
 from runyard.server.services.context import Actor, Services
-from runyard.server.services.errors import Refusal, not_found
+from runyard.server.services.errors import Problem, Refusal, not_found
 from runyard.server.services.pages import PageRequest
 from runyard.store import documents as rows
 from runyard.store import tombstones
+from runyard.store.tables import AnyRow
 from vi.api.responses import ResourceMetadata
 
 
@@ -41,11 +43,10 @@ def get(services: Services, kind: Kind, *, org: str, id: str) -> tuple[bytes, st
 
 
 async def page(services: Services, kind: Kind, *, org: str, wanted: PageRequest) -> bytes:
-    after = pages.position(services, org=org, wanted=wanted)
-    found = await services.store.read_aside(
-        lambda connection: rows.page(connection, kind.table, org=org, after=after, limit=wanted.size + 1)
-    )
-    return pages.encoded(services, found, org=org, wanted=wanted)
+    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page(connection, kind.table, org=org, after=after, limit=limit)
+
+    return await pages.read(services, wanted, org=org, fetch=fetch)
 
 
 async def put(
@@ -142,9 +143,29 @@ async def delete(services: Services, kind: Kind, actor: Actor, id: str, *, if_ma
 
 
 def merged_attributes(old: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
-    """Attributes after a PATCH: given ones replace, null removes."""
-    merged: dict[str, str | None] = {**old, **changes}
-    return {key: value for key, value in merged.items() if value is not None}
+    """Return the attributes after a PATCH: given ones replace, null removes.
+
+    Raises:
+        Refusal: InvalidBody (they are more, or larger, than one resource may have).
+    """
+    merged = {key: value for key, value in {**old, **changes}.items() if value is not None}
+    # What an older Runyard accepted may be changed and made smaller, not larger.
+    if len(merged) > max(limits.ATTRIBUTES.value, len(old)):
+        raise _too_many_attributes(f"{len(merged)} attributes, and {limits.ATTRIBUTES.value} are allowed")
+    if (size_bytes := _size_bytes(merged)) > max(limits.ATTRIBUTES_TOTAL.value, _size_bytes(old)):
+        allowed = limits.ATTRIBUTES_TOTAL.value
+        raise _too_many_attributes(f"attributes of {size_bytes:,} bytes together, and {allowed:,} are allowed")
+    return merged
+
+
+def _size_bytes(attributes: Mapping[str, str]) -> int:
+    return sum(len(key.encode()) + len(value.encode()) for key, value in attributes.items())
+
+
+def _too_many_attributes(what: str) -> Refusal:
+    message = f"the resource would have {what}; try: remove some by setting them to null, or keep the data elsewhere"
+    problem = Problem(path="/metadata/attributes", given=None, allowed="fewer attributes", message=message)
+    return Refusal("InvalidBody", message, problems=[problem])
 
 
 def _change(

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
+from runyard.limits import clean
 from runyard.rundir import read_json, write_json
 from runyard.server.services import datasets, retention, versions
 from runyard.server.services.context import Services
@@ -338,7 +339,7 @@ async def _end(
         report = await in_thread(_keep_findings, services, row.org, folder)
         values = {
             "state": state,
-            "why": why,
+            "why": None if why is None else clean(why),
             "version": version,
             "sha256": report,
             "seen": msgspec.json.encode(seen),

@@ -7,12 +7,15 @@ hash of the archive are computed once, then, and stand in the row.
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection
 
+from runyard import limits
 from runyard.blobs import Archive, ArchiveFile, BlobMismatch
+from runyard.limits import clean
 from runyard.protocol import CheckpointReport, CheckpointsKept, KeptCheckpoint
 from runyard.rundir import TRAINING_STATE
 from runyard.server.services import leases, retention
@@ -96,7 +99,7 @@ async def register(services: Services, token: AttemptToken, report: CheckpointRe
             "attempt": attempt.number,
             "step": report.step,
             "epoch": report.epoch,
-            "measured": msgspec.json.encode(report.metrics),
+            "measured": msgspec.json.encode(_within_limits(report.metrics)),
             "is_best": report.is_best,
             "time": report.time,
             "archive_size_bytes": archive.size_bytes,
@@ -119,6 +122,10 @@ async def register(services: Services, token: AttemptToken, report: CheckpointRe
     await retention.remove_unneeded(services, org=token.org)
     services.changes.tell(run_topic(token.org, run_row.id))
     return answer
+
+
+def _within_limits(metrics: dict[str, float]) -> dict[str, float]:
+    return {clean(name, limits.METRIC_NAME): value for name, value in islice(metrics.items(), limits.METRICS.value)}
 
 
 def _is_superseded(connection: Connection, values: dict[str, Any]) -> bool:
