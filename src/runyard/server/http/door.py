@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from runyard import limits
 from runyard.server.http import problems
 from runyard.server.http.asking import ACTOR, SERVICES, TOKEN
 from runyard.server.services.context import Actor, Services
@@ -31,8 +32,9 @@ log = logging.getLogger(__name__)
 PUBLIC = ("/health",)
 PUBLIC_PREFIXES = ("/downloads/", "/uploads/")
 
-LONGEST_URL, LONGEST_HEADERS = 8 * 1024, 16 * 1024
-LARGEST_BODY, LARGEST_MESSAGE, LARGEST_BACKUP, LARGEST_UPLOAD = 1 << 20, 16 << 20, 2**63, 64 << 30
+LONGEST_URL, LONGEST_HEADERS = limits.URL.value, limits.HEADERS.value
+LARGEST_BODY, LARGEST_MESSAGE = limits.BODY.value, limits.LIST_BODY.value
+LARGEST_BACKUP, LARGEST_UPLOAD = 2**63, 64 << 30
 BODY_TIMEOUT_S = 30.0
 LARGEST_DRAINED, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
 ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
@@ -273,6 +275,8 @@ async def _refuse(send: Any, refusal: Refusal) -> None:
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if refusal.allow:
+        headers.append((b"allow", ", ".join(refusal.allow).encode()))
     if refusal.status == 503:
         headers.append((b"retry-after", b"2"))
     if refusal.code in ("BodyTooLarge", "HeadersTooLarge"):

@@ -46,7 +46,9 @@ def problem_body(refusal: Refusal) -> bytes:
 
 
 def refused(request: Request[Any, Any, Any], error: Refusal) -> Response[Any]:
-    headers = {"retry-after": "2"} if error.status == 503 else None
+    headers = {"retry-after": "2"} if error.status == 503 else {}
+    if error.allow:
+        headers["allow"] = ", ".join(error.allow)
     return Response(
         content=problem_body(error),
         media_type="application/problem+json",
@@ -66,10 +68,11 @@ def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respons
     if error.status_code == 404:
         return refused(request, Refusal("NotFound", f"there is no route {path!r}; the OpenAPI document lists all"))
     if error.status_code == 405:
-        method = request.scope["method"]
-        return refused(
-            request, Refusal("MethodNotAllowed", f"{path!r} does not take {method}; see the OpenAPI document")
-        )
+        from runyard.server.http.routes import allowed_methods  # the routes name functions that import this module
+
+        method, allow = request.scope["method"], allowed_methods(request.scope["path"])
+        message = f"{path!r} does not take {method}; try: {', '.join(allow)}"
+        return refused(request, Refusal("MethodNotAllowed", message, allow=allow))
     if error.status_code < 500:
         return refused(request, Refusal("InvalidBody", "the request could not be read; check it against the docs"))
     return failed(request, error)

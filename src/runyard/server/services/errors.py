@@ -60,11 +60,12 @@ class Problem(msgspec.Struct, rename="camel", kw_only=True):
 class Refusal(Exception):
     """The request cannot be done as it stands; ``code`` says why in one word, ``message`` in one sentence."""
 
-    def __init__(self, code: str, message: str, *, problems: Sequence[Problem] = ()) -> None:
+    def __init__(self, code: str, message: str, *, problems: Sequence[Problem] = (), allow: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.problems = list(problems)
+        self.allow = list(allow)  # methods that the path takes, where another one is the problem
 
     @property
     def status(self) -> int:
