@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
 from runyard.store.migrate import migrate
-from runyard.store.postgresql import PostgreSql
+from runyard.store.postgresql import PostgreSql, is_about_a_value
 from runyard.store.sqlite import Sqlite
 
 log = logging.getLogger(__name__)
@@ -221,9 +221,9 @@ def _run(connection: Connection, job: _Job) -> None:
     savepoint = connection.begin_nested()
     try:
         job.result = job.work(connection)
-    except OperationalError:
-        raise  # the disk, not the work: all of the transaction is in doubt
     except Exception as error:
+        if isinstance(error, OperationalError) and not is_about_a_value(error):
+            raise  # the disk, not the work: all of the transaction is in doubt
         savepoint.rollback()
         job.error = error
     else:

@@ -18,6 +18,13 @@ CONNECT_TIMEOUT_S = 5
 MIGRATION_LOCK = 0x52554E59  # "RUNY"; the number is a name, it only has to be the same everywhere
 # serialization failure, deadlock: by its manual both mean "undone, try again"
 REPEATABLE = frozenset({"40001", "40P01"})
+# "program limit exceeded", such as a value too long for an index: it calls that an operational error
+VALUE_TOO_LARGE = "54000"
+
+
+def is_about_a_value(error: DBAPIError) -> bool:
+    """Whether a value is too large for the database, rather than the database in trouble."""
+    return getattr(error.orig, "sqlstate", None) == VALUE_TOO_LARGE
 
 
 class PostgreSql:

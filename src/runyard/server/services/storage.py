@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection
 
+from runyard import limits
 from runyard.blobs import BlobHeld
 from runyard.server.services import dataset_jobs
 from runyard.server.services.context import Actor, Services
@@ -37,7 +38,10 @@ class LostFile(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class StorageReport(msgspec.Struct, rename="camel", kw_only=True):
-    """What was found, before anything was removed. ``agrees``: nothing is left over and nothing is lost."""
+    """What was found, before anything was removed. ``agrees``: nothing is left over and nothing is lost.
+
+    ``omitted`` counts what is left out of the lists, each of which shows ``limits.REPORT_ITEMS`` entries.
+    """
 
     agrees: bool
     blobs: int
@@ -48,12 +52,13 @@ class StorageReport(msgspec.Struct, rename="camel", kw_only=True):
     folders_without_organizations: list[str]
     folders_without_imports: list[str] = []
     is_removed: bool = False
+    omitted: int = 0
 
 
 async def check(services: Services, *, org: str) -> StorageReport:
     """Compare store and disk of one organisation, changing nothing."""
     async with services.blob_lock:
-        return await asyncio.to_thread(_compare, services, org)
+        return _shortened(await asyncio.to_thread(_compare, services, org))
 
 
 async def collect(services: Services, actor: Actor) -> StorageReport:
@@ -63,7 +68,15 @@ async def collect(services: Services, actor: Actor) -> StorageReport:
         await asyncio.to_thread(_remove, services, actor.org, report)
         await services.store.write(services.audit(actor, "collect garbage", actor.org))
     report.is_removed = True
-    return report
+    return _shortened(report)
+
+
+def _shortened(report: StorageReport) -> StorageReport:
+    """Return the report with lists that a response can hold."""
+    shown = limits.REPORT_ITEMS.value
+    lists = {name: found for name, found in msgspec.structs.asdict(report).items() if isinstance(found, list)}
+    omitted = sum(max(0, len(found) - shown) for found in lists.values())
+    return msgspec.structs.replace(report, omitted=omitted, **{name: found[:shown] for name, found in lists.items()})
 
 
 def _compare(services: Services, org: str) -> StorageReport:
