@@ -185,7 +185,7 @@ class CheckpointReport(Message):
     metrics: dict[str, float]
     is_best: bool
     time: Integer
-    files: Annotated[list[CheckpointFile], within(limits.CHECKPOINT_FILES)]
+    files: Annotated[list[CheckpointFile], Meta(min_length=1, max_length=limits.CHECKPOINT_FILES.value)]
 
 
 class KeptCheckpoint(Message):

@@ -121,7 +121,7 @@ def fill(server: Server, folder: Path) -> tuple[dict[str, list[str]], str]:
         "dataset": [dataset_id, f"{org}_{dataset_id}"],
         "asset_id": [_id(asset) for asset in listed],
         "annotation_id": [_id(annotation) for annotation in annotated],
-        "filename": ["later.png", *(asset["filename"].replace("/", "%2F") for asset in listed[:1])],
+        "filename": ["later.png"],
         "import_id": [_id(item) for item in imports],
         "session_id": [_id(ingestion), _id(session)],
         "export_id": [_id(export)],

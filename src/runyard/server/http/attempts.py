@@ -17,7 +17,7 @@ from runyard.server.services.errors import Refusal
 from runyard.server.services.signing import AttemptToken
 
 PIECE_BYTES = 1 << 20
-UNSTORABLE = re.compile(rb"\\\\u(?:0000|[dD][89a-fA-F])")  # NUL and surrogates, as JSON escapes them
+UNSTORABLE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")  # NUL and surrogates, as JSON escapes them
 
 
 async def post_claim(request: Asked) -> Answer:

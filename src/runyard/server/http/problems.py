@@ -78,6 +78,14 @@ def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respons
     return failed(request, error)
 
 
+async def list_methods(request: Request[Any, Any, Any]) -> Response[Any]:
+    """Answer OPTIONS with the methods that the path takes."""
+    from runyard.server.http.routes import allowed_methods
+
+    allow = ", ".join(allowed_methods(request.scope["path"]))
+    return Response(content=b"", status_code=204, headers={"allow": allow})
+
+
 def failed(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     log.error("%s %s failed", request.scope["method"], request.scope["path"], exc_info=error)
     return refused(request, Refusal("Internal", "the server made a mistake; its log says more, and repeating may help"))
