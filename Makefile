@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets defects formats families vi-inference bench-import bench-train bench-tiny \
+  notice starve faults-nth fuzz-api fuzz-datasets defects formats families vi-inference bench-import bench-train bench-tiny \
   bench-memory bench-saving sim sim-kept sim-rules sim-postgresql
 
 setup:
@@ -64,6 +64,12 @@ faults-nth: setup
 EXAMPLES ?= 2000
 fuzz-datasets: setup
 	@RUNYARD_FUZZ_EXAMPLES=$(EXAMPLES) scripts/test tests/datasets/test_fuzz.py
+
+# Requests made from the OpenAPI document, to a real server, and responses compared with it: make fuzz-api REQUESTS=5000
+REQUESTS ?= 5000
+fuzz-api: setup
+	@scripts/setup-schemathesis
+	@.venv/bin/python tests/fuzz/fuzz_api.py --requests $(REQUESTS)
 
 # Seventy defects in many rows, each told and nothing else: make defects ROWS=1000000
 ROWS ?= 100000

@@ -75,6 +75,7 @@ async def get_deletion(request: Asked, org: Id, dataset: Id) -> Answer:
 
 async def list_collaborators(request: Asked, org: Id, dataset: Id) -> Answer:
     """Nobody but the organisation itself works at a dataset."""
+    Query(request).page("collaborators")
     datasets.get(services_of(request), org=org, dataset_id=compat.dataset_id(org, dataset))
     return json_answer(b'{"items":[],"nextPage":null,"prevPage":null}')
 
