@@ -199,7 +199,8 @@ def fuzz(server: Server, known: dict[str, list[str]], credentials: dict[str, str
                 *("--suppress-health-check", "all"),
             ]
             result = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, cwd=args.folder)
-            print(f"--- {name}, round {round_number + 1}: {len(server.requests()) - before} of {wanted} requests")
+            sent = len(server.requests()) - before
+            print(f"--- {name}, round {round_number + 1}: {sent} of {wanted} requests", flush=True)
             if result.returncode != 0:
                 is_good = False
                 print(result.stdout[-args.output :], result.stderr[-4000:])

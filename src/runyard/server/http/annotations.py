@@ -23,7 +23,7 @@ from runyard.server.http.asking import (
 from runyard.server.http.assets import crc32c_of
 from runyard.server.services import annotation_imports, annotations, import_sessions, imports
 from runyard.server.services.annotation_imports import NewFile
-from vi.api.resources.annotations.responses import AnnotationImportSpec, FileUploads
+from vi.api.resources.annotations.responses import AnnotationImportSpec
 
 
 async def list_annotations(request: Asked, org: Id, dataset: Id, asset_id: Id) -> Answer:
@@ -98,7 +98,7 @@ async def post_files(request: Asked, org: Id, dataset: Id, session_id: Id) -> An
     files = {name: NewFile(file.size_bytes, crc32c_of(file.crc32c)) for name, file in given.items()}
     row = _row(request, org, dataset, session_id)
     places = await annotation_imports.announce(services_of(request), row, files=files, origin=origin_of(request))
-    return answer(FileUploads(files=places))
+    return json_answer(places)
 
 
 async def patch_status(request: Asked, org: Id, dataset: Id, session_id: Id) -> Answer:

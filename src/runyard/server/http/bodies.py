@@ -264,7 +264,7 @@ class NewAnnotationFile(Body):
 
 
 class NewFiles(Body):
-    files: Annotated[dict[FileName, NewAnnotationFile], Meta(min_length=1, max_length=limits.FILES.value)]
+    files: Annotated[dict[FileName, NewAnnotationFile], Meta(min_length=1, max_length=limits.ANNOTATION_FILES.value)]
 
 
 class NewExportOptions(Body):
