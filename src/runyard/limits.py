@@ -75,7 +75,7 @@ QUERY_TEXT = Limit(4 * KIB, "bytes", "a query parameter, page tokens included")
 ATTRIBUTE_FILTERS = Limit(16, "items", "`attribute` filters of one list request")
 
 # What controllers and supervisors may say. Longer free texts are cut, so that no report is ever refused for them.
-HOST = Limit(255, "bytes", "host name of a machine")
+HOST = Limit(255, "bytes", "host name of a machine; name and model of an accelerator")
 BOOT_ID = Limit(64, "bytes", "boot id of a machine")
 LABELS = Limit(1_000, "items", "labels and accelerators of a machine")
 MESSAGE = Limit(4 * KIB, "bytes", "cause of an exit, note, message of a condition; longer ones are cut")

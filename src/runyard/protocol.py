@@ -104,9 +104,9 @@ class Accelerator(Message):
     ``memory_gib`` is that of one of them; for the processor, what there is of main memory. None where it is not known.
     """
 
-    name: str
-    model: str = ""
-    count: int = 1
+    name: Annotated[str, within(limits.HOST)]
+    model: Annotated[str, within(limits.HOST)] = ""
+    count: ColumnInteger = 1
     memory_gib: float | None = None
 
 

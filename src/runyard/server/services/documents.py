@@ -77,7 +77,9 @@ async def put(
             document = msgspec.json.decode(row.document, type=kind.document)
             return *_change(services, kind, actor, connection, id, document, spec, dict(attributes), now_ms), False
         if if_match is not None:
-            raise Refusal("EtagMismatch", f"{kind.name} {id!r} does not exist, so no etag of it can match {if_match}")
+            raise Refusal(
+                "EtagMismatch", f"{kind.name} {id!r} does not exist, so no etag of it can match {if_match[:80]}"
+            )
         if tombstones.exists(connection, org=actor.org, kind=kind.name, id=id):
             raise Refusal("IdDeleted", f"{kind.name} {id!r} was deleted and its id stays unused; choose another id")
         document = kind.new(actor.org, id)
