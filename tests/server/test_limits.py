@@ -6,6 +6,7 @@ characters of four bytes, with NUL and with half a character.
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -16,6 +17,7 @@ import pytest
 from runyard import limits, protocol
 from runyard.limits import Limit
 from runyard.server.http.routes import ROUTES, Route
+from runyard.server.services.takeover import take_records
 
 ROOT = Path(__file__).parents[2]
 WIDE = "\U0001f98a"
@@ -128,20 +130,20 @@ async def answers_of(house: Any) -> list[tuple[str, int, str]]:
     return found
 
 
-STORIES: dict[str, list[tuple[str, int, str]]] = {}
-
-
-@pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
 def test_every_limited_text_of_a_body_is_answered_alike_on_both_stores(
-    in_house: Callable[..., None], store_kind: str
+    in_house: Callable[..., None], empty_postgresql: Callable[[], str], tmp_path: Path
 ) -> None:
+    found: dict[str, list[tuple[str, int, str]]] = {}
+
     async def story(house: Any) -> None:
-        STORIES[store_kind] = await answers_of(house)
+        found["postgresql" if house.settings.database_url else "sqlite"] = await answers_of(house)
 
     in_house(story)
+    shutil.rmtree(tmp_path / "data")
+    in_house(story, database_url=empty_postgresql())
+    assert found["sqlite"] == found["postgresql"]
+    stored = [label for label, status, _ in found["postgresql"] if "good" in label and status in (200, 201)]
     assert len(BODIES) > 40
-    assert STORIES.get("sqlite", STORIES[store_kind]) == STORIES.get("postgresql", STORIES[store_kind])
-    stored = [label for label, status, _ in STORIES[store_kind] if "good" in label and status in (200, 201)]
     for noun in ("runs/{run_id:str} metadata/attributes/a", "flows/{flow_id:str} metadata", "datasets name"):
         assert any(noun in label for label in stored), noun
 
@@ -195,6 +197,8 @@ def test_attributes_are_limited_in_number_and_together(in_house: Callable[..., N
         assert swapped.status_code == 200
         found = await api.get(house.path("runs"), params={"attribute": f"{WIDE * 63}k:{value}"})
         assert [run["runId"] for run in found.json()["items"]] == ["r8"]
+        longer = await api.get(house.path("runs"), params={"attribute": f"k:{'x' * 4000}"})
+        assert (longer.status_code, longer.json()["items"]) == (200, [])
 
     in_house(story)
 
@@ -325,6 +329,19 @@ def test_ids_and_numbers_of_messages_are_limited_alike(
         assert (claimed.status_code, claimed.json()["code"]) == (400, "InvalidBody")
 
     in_house(story)
+
+
+def test_ids_of_records_can_be_stored_and_stay_different() -> None:
+    ids = ["plain", "a\0b", "a\ufffdb", *("x" * 600 + str(number) for number in range(5)), WIDE * 400, WIDE * 401]
+    lines = [
+        json.dumps({"id": id, "asset": {"filename": "a.png"}, "contents": {"number": number}}).encode()
+        for number, id in enumerate(ids)
+    ]
+    read = take_records.read(lines)
+    assert len(read) == len(ids)
+    assert "plain" in read
+    assert all(limits.RECORD_ID.defect(id) is None for id in read)
+    assert list(read) == [take_records.id_of(line) for line in lines]
 
 
 def test_the_table_of_limits_in_the_docs_is_the_one_of_the_code() -> None:
