@@ -1,5 +1,6 @@
 """Pages end at a number of bytes as well as at a number of items, in every list that a route gives."""
 
+import asyncio
 import json
 import re
 import threading
@@ -124,6 +125,30 @@ def test_every_list_is_cut_by_bytes_and_goes_on_where_it_was_cut(
         # Everything was encoded beside the event loop.
         assert threading.current_thread().name not in threads
         assert threads
+
+    in_house(story)
+
+
+def test_a_bulk_deletion_takes_more_names_than_one_question_may_have(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        dataset = (await api.post(house.path("datasets"), json={"name": "d"})).json()["datasetId"]
+        names = [f"{number:04}.png" for number in range(2 * assets.AT_ONCE + 10)]
+        rows = [row_of(assets_table, org=house.org, dataset_id=dataset, id=f"a{name}", filename=name) for name in names]
+        await house.services.store.write(lambda connection: assets.add(connection, rows))
+        url = house.path(f"datasets/{dataset}/deleteManyAssetsSessions")
+        for wanted, left in (([], len(names)), (names[1:], 1)):
+            begun = (await api.post(url, json={"spec": {"filter": {"filenames": wanted}}})).json()
+            condition = begun["status"]["conditions"][0]
+            while condition["status"] != "Reached":
+                await asyncio.sleep(0.01)
+                condition = (await api.get(begun["selfLink"].replace(f"{house.org}_", ""))).json()["status"][
+                    "conditions"
+                ][0]
+            listed = (await api.get(house.path(f"datasets/{dataset}/assets"), params={"s": 1000})).json()
+            assert len(listed["items"]) == min(left, 1000)
+        many = {"filenames": ["x"] * (limits.FILES.value + 1)}
+        assert (await api.post(url, json={"spec": {"filter": many}})).json()["code"] == "InvalidBody"
 
     in_house(story)
 

@@ -189,7 +189,11 @@ async def delete_many(services: Services, actor: Actor, dataset_id: str, *, spec
     Raises:
         Refusal: NotFound, InvalidBody (a filter that is not understood deletes nothing).
     """
-    _matching(spec)  # refuse now what would be refused later
+    named, _ = _matching(spec)  # refuse now what would be refused later
+    if named is not None and len(named) > limits.FILES.value:
+        raise Refusal(
+            "InvalidBody", f"{len(named)} names are given; at most {limits.FILES.value} are allowed; divide them"
+        )
     now_ms, id = services.clock.now_ms(), secrets.token_hex(12)
 
     def work(connection: Connection) -> AnyRow:
@@ -240,7 +244,11 @@ def start_bulk(services: Services, row: AnyRow) -> None:
 async def _delete_all(services: Services, row: AnyRow) -> None:
     place: Any = {"org": row.org, "dataset_id": row.dataset_id}
     named, like = _matching(msgspec.json.decode(row.spec, type=BulkDeletionSpec))
-    groups = [None] if named is None else [named[at : at + rows.AT_ONCE] for at in range(0, len(named), rows.AT_ONCE)]
+    groups: list[list[str] | None] = [None]
+    if named:
+        groups = [named[at : at + rows.AT_ONCE] for at in range(0, len(named), rows.AT_ONCE)]
+    elif named is not None:
+        groups = [[]]
 
     def work(connection: Connection, group: list[str] | None, *, is_last: bool) -> int:
         now = job_rows.job(connection, bulk_deletions, org=row.org, id=row.id)
@@ -254,8 +262,8 @@ async def _delete_all(services: Services, row: AnyRow) -> None:
         return len(ids)
 
     async with services.jobs.lock(row.org, row.dataset_id):
-        for group in groups or [[]]:
-            step = partial(work, group=group, is_last=group is (groups or [[]])[-1])
+        for group in groups:
+            step = partial(work, group=group, is_last=group is groups[-1])
             while await services.store.write(step):
                 pass
     await retention.remove_unneeded_contents(services, org=row.org)
@@ -283,8 +291,7 @@ def _matching(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
         case {"filenames": [*names]} | {"assetIds": [*names]} if len(given) == 1 and all(
             isinstance(name, str) and _is_name(name) for name in names
         ):
-            if len(names) <= limits.FILES.value:
-                return names, []
+            return names, []
         case {"all": True} if len(given) == 1:
             return None, []
     problem = Problem(path="/spec/filter", given=repr(spec.filter)[:200], allowed=allowed, message=f"give {allowed}")
