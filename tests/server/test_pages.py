@@ -190,6 +190,22 @@ def test_pages_of_logs_and_metrics_end_before_the_limit(in_house: Callable[..., 
     in_house(story)
 
 
+def test_a_list_of_models_that_is_too_long_for_one_response_holds_the_newest(
+    in_house: Callable[..., None], acts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(house: Any) -> None:
+        attempt, api = await acts.running(house), await house.api()
+        for number in (1, 2, 3):
+            await attempt.checkpoint(f"epoch-{number}")
+        url = house.path("runs/r1/outputs")
+        whole = (await api.get(url)).json()["items"]
+        assert [model["spec"]["epoch"] for model in whole] == [1, 2, 3]
+        monkeypatch.setitem(pages.gather.__kwdefaults__, "most_bytes", 2 * len(json.dumps(whole[0])))
+        assert (await api.get(url)).json() == {"items": whole[1:], "nextPage": None, "prevPage": None}
+
+    in_house(story)
+
+
 @pytest.mark.parametrize("size", [1, 5, 31, 32, 33, 100])
 @pytest.mark.parametrize("most_bytes", [1, 50, 10_000])
 @pytest.mark.parametrize("count", [0, 1, 32, 33, 99])
