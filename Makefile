@@ -3,8 +3,8 @@ PYTHON ?= python3
 export PYTHON
 
 .PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-datasets backup-property defects formats families vi-inference bench-import bench-requests bench-train \
-  bench-tiny bench-memory bench-saving sim sim-kept sim-rules sim-postgresql availability
+  notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families vi-inference bench-import \
+  bench-requests bench-train bench-tiny bench-memory bench-saving sim sim-kept sim-rules sim-postgresql availability
 
 setup:
 	@scripts/setup
@@ -68,6 +68,12 @@ fuzz-datasets: setup
 # Backups after generated requests are verified and restored, on both stores: make backup-property EXAMPLES=500
 backup-property: setup
 	@RUNYARD_BACKUP_EXAMPLES=$(EXAMPLES) scripts/test tests/server/test_backup_property.py -n 2
+
+# Requests made from the OpenAPI document, to a real server, and responses compared with it: make fuzz-api REQUESTS=5000
+REQUESTS ?= 5000
+fuzz-api: setup
+	@scripts/setup-schemathesis
+	@.venv/bin/python tests/fuzz/fuzz_api.py --requests $(REQUESTS)
 
 # Seventy defects in many rows, each told and nothing else: make defects ROWS=1000000
 ROWS ?= 100000

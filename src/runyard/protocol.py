@@ -23,10 +23,13 @@ A refusal carries the code ``LeaseLost`` (409): the attempt belongs to nobody or
 must end at once. No answer at all is something else: the trainer goes on and its words wait in the run folder.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
+from runyard import limits
+from runyard.limits import within
 from vi.api.resources.runs.responses import Run
 
 CONTROLLER_HEADER = "Authorization"
@@ -35,9 +38,18 @@ OUT_OF_MEMORY = "out of memory"  # how the cause of an attempt begins whose trai
 # How it begins when a supervisor was lost on a machine that has run out of memory: nobody saw whom the kernel ended.
 LOST_OUT_OF_MEMORY = "the supervisor was lost, and the kernel has run out of memory since it began"
 
+# What is stored has limits, see ``runyard.limits``. Free texts have none here: the server cuts them.
+StoredId = Annotated[str, within(limits.ID)]
+Integer = Annotated[int, Meta(ge=0, le=limits.MAX_INTEGER)]
+ColumnInteger = Annotated[int, Meta(ge=0, le=limits.MAX_COLUMN)]
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base of every message: keyword-only, strict."""
+    """Base of every message: keyword-only, strict, texts within their limits in bytes."""
+
+    def __post_init__(self) -> None:
+        limits.check_fields(self)
 
 
 class Claim(Message):
@@ -46,11 +58,11 @@ class Claim(Message):
     One that ``lacks_disk`` is given nothing new; the runs that fit it say that they wait for space.
     """
 
-    claim_id: str
-    machine_id: str
+    claim_id: StoredId
+    machine_id: StoredId
     host: str
     slots: int
-    labels: dict[str, list[str]] = {}
+    labels: Annotated[dict[str, list[str]], within(limits.LABELS)] = {}
     wait_s: float = 20.0
     lacks_disk: bool = False
 
@@ -92,9 +104,9 @@ class Accelerator(Message):
     ``memory_gib`` is that of one of them; for the processor, what there is of main memory. None where it is not known.
     """
 
-    name: str
-    model: str = ""
-    count: int = 1
+    name: Annotated[str, within(limits.HOST)]
+    model: Annotated[str, within(limits.HOST)] = ""
+    count: ColumnInteger = 1
     memory_gib: float | None = None
 
 
@@ -102,17 +114,17 @@ class MachineReport(Message):
     """What a machine has, told whenever its controller asks what it should hold, so that silence says it is gone."""
 
     host: str
-    labels: dict[str, list[str]]
-    accelerators: list[Accelerator]
+    labels: Annotated[dict[str, list[str]], within(limits.LABELS)]
+    accelerators: Annotated[list[Accelerator], within(limits.LABELS)]
 
 
 class ProcessReport(Message):
     """Who the supervisor is. Only now does the attempt count."""
 
-    machine_id: str
-    boot_id: str
-    pid: int
-    start_ticks: int
+    machine_id: StoredId
+    boot_id: Annotated[str, within(limits.BOOT_ID)]
+    pid: Integer
+    start_ticks: Integer
 
 
 class Renewal(Message):
@@ -145,8 +157,8 @@ class Lines(Message):
     """
 
     stream: Literal["events", "stdout", "stderr"]
-    offset: int
-    next_offset: int
+    offset: Integer
+    next_offset: Integer
     lines: list[str]
 
 
@@ -159,21 +171,21 @@ class LinesAccepted(Message):
 class CheckpointFile(Message):
     """One file of a checkpoint: its path inside the checkpoint folder, its length and its hash."""
 
-    path: str
-    size_bytes: int
-    sha256: str
+    path: Annotated[str, within(limits.FILE_NAME, at_least=1)]
+    size_bytes: Integer
+    sha256: Sha256
 
 
 class CheckpointReport(Message):
     """A proven checkpoint. Files below ``training_state/`` are for resuming and stay out of the download."""
 
-    checkpoint_id: str
-    step: int
-    epoch: int
+    checkpoint_id: StoredId
+    step: Integer
+    epoch: ColumnInteger
     metrics: dict[str, float]
     is_best: bool
-    time: int
-    files: list[CheckpointFile]
+    time: Integer
+    files: Annotated[list[CheckpointFile], Meta(min_length=1, max_length=limits.CHECKPOINT_FILES.value)]
 
 
 class KeptCheckpoint(Message):
@@ -236,10 +248,10 @@ class ExitReport(Message):
     checkpoints were told to, so that no last word is taken that stands on what a restore has undone.
     """
 
-    exit_code: int | None
+    exit_code: Annotated[int, Meta(ge=-limits.MAX_COLUMN, le=limits.MAX_COLUMN)] | None
     signal: str | None
     group_empty: bool
     cause: str
-    time: int
+    time: Integer
     result: dict[str, Any] | None = None
     epoch: str = ""

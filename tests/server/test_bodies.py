@@ -95,16 +95,16 @@ def test_the_limits_of_json_hold_on_either_side(in_house: Callable[..., None]) -
     async def story(house: Any) -> None:
         api = await house.api()
 
-        async def message(attributes: dict[str, str], number: int) -> tuple[int, str]:
-            body = {"spec": {}, "metadata": {"attributes": attributes}}
-            answer = await api.put(house.path(f"runs/r{number}"), json=body)
+        async def message(filter: Any) -> tuple[int, str]:
+            body = {"spec": {"filter": filter}}
+            answer = await api.post(house.path("datasets/none/deleteManyAssetsSessions"), json=body)
             return answer.status_code, answer.json().get("message", "")
 
-        assert (await message({"a": "x" * 65_536}, 1))[0] == 201
-        assert "longer than 65536" in (await message({"a": "x" * 65_537}, 2))[1]
-        assert "longer than 65536" in (await message({"x" * 65_537: "a"}, 2))[1]
-        assert (await message({str(number): "" for number in range(9_997)}, 3))[0] == 201
-        assert "more than 10000" in (await message({str(number): "" for number in range(10_001)}, 4))[1]
+        assert "not said in a way" in (await message({"a": "x" * 65_536}))[1]
+        assert "longer than 65536" in (await message({"a": "x" * 65_537}))[1]
+        assert "longer than 65536" in (await message({"x" * 65_537: "a"}))[1]
+        assert "not said in a way" in (await message({str(number): "" for number in range(9_997)}))[1]
+        assert "more than 10000" in (await message({str(number): "" for number in range(10_001)}))[1]
         for depth in (33, 900, 100_000):
             nested = b'{"spec": {"flow": ' + b"[" * depth + b"]" * depth + b"}}"
             answer = await api.put(house.path("runs/r5"), content=nested)

@@ -322,7 +322,7 @@ def test_a_closed_attempt_may_say_nothing_more(in_house: Callable[..., None], ac
                 "metrics": {},
                 "is_best": False,
                 "time": 1,
-                "files": [],
+                "files": [{"path": "model.safetensors", "size_bytes": 1, "sha256": "0" * 64}],
             },
             "lines": {"stream": "stdout", "offset": 0, "next_offset": 2, "lines": ["x"]},
             "renew": {},

@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+from runyard import limits
+
 
 async def check(house: Any) -> dict[str, Any]:
     answer = await (await house.api()).get(house.path("storage"))
@@ -92,6 +94,20 @@ def test_folders_of_runs_that_do_not_exist_are_found_and_links_are_not_followed(
         assert [path.name for path in runs_dir.iterdir()] == ["r1"]
         assert (elsewhere / "kept").exists()
         shutil.rmtree(runs_dir)
+        assert (await check(house))["agrees"]
+
+    in_house(story)
+
+
+def test_a_long_report_is_cut_and_says_so_and_a_collection_removes_all_of_it(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        folder = house.settings.runs_dir / house.org
+        for number in range(limits.REPORT_ITEMS.value + 3):
+            (folder / f"stray-{number}").mkdir(parents=True)
+        found = await check(house)
+        assert (len(found["foldersWithoutRuns"]), found["omitted"]) == (limits.REPORT_ITEMS.value, 3)
+        assert (await collect(house))["omitted"] == 3
+        assert list(folder.iterdir()) == []
         assert (await check(house))["agrees"]
 
     in_house(story)

@@ -46,6 +46,7 @@ def _fields(report: dict[str, Any]) -> list[tuple[str, object]]:
         f"{file['runId']}/{file['modelId']}/{file['path']}" if file["runId"] else f"{file['datasetId']} {file['path']}"
         for file in report["rowsWithoutBlobs"]
     ]
+    omitted = int(report.get("omitted", 0))
     return [
         ("store and disk", "agree" if report["agrees"] else "disagree"),
         ("blobs", report["blobs"]),
@@ -55,6 +56,7 @@ def _fields(report: dict[str, Any]) -> list[tuple[str, object]]:
         (f"import folders {left_over}", ", ".join(report["foldersWithoutImports"]) or 0),
         (f"organizations' folders {left_over}", ", ".join(report["foldersWithoutOrganizations"]) or 0),
         ("files lost", ", ".join(lost) or 0),
+        *([("further entries, not listed", omitted)] if omitted else []),
         *_space("freed" if report["isRemoved"] else "could free", report["freedBytes"] or report["leftOverBytes"]),
     ]
 

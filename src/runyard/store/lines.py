@@ -37,9 +37,7 @@ def advance(connection: Connection, *, org: str, run_id: str, attempt: int, stre
 
 def add_log_lines(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:
-        # PostgreSQL keeps no NUL in a text, and a line that cannot be stored would be sent again for ever.
-        kept = [dict(row) | {"text": row["text"].replace("\0", "\ufffd")} for row in rows]
-        connection.execute(_ADD_LOG_LINES, kept)
+        connection.execute(_ADD_LOG_LINES, [dict(row) for row in rows])
 
 
 def add_metrics(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -52,6 +52,20 @@ def of_run(connection: Connection, *, org: str, run_id: str) -> Sequence[AnyRow]
     return connection.execute(_ALL_OF_RUN, {"of_org": org, "of_run": run_id}).all()
 
 
+def page(connection: Connection, *, org: str, run_id: str, after: int, limit: int) -> Sequence[AnyRow]:
+    """Oldest first, those with a higher number than ``after``."""
+    query = select(outputs).where(outputs.c.org == org, outputs.c.run_id == run_id, outputs.c.number > after)
+    return connection.execute(query.order_by(outputs.c.number).limit(limit)).all()
+
+
+def page_back(connection: Connection, *, org: str, run_id: str, before: int | None, limit: int) -> Sequence[AnyRow]:
+    """Newest first, those with a lower number than ``before``."""
+    query = select(outputs).where(outputs.c.org == org, outputs.c.run_id == run_id)
+    if before is not None:
+        query = query.where(outputs.c.number < before)
+    return connection.execute(query.order_by(outputs.c.number.desc()).limit(limit)).all()
+
+
 def get(connection: Connection, *, org: str, run_id: str, output_id: str) -> AnyRow | None:
     return connection.execute(_GET, _it(org, run_id, output_id)).one_or_none()
 

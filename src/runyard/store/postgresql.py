@@ -29,6 +29,13 @@ NEEDS_THE_OPERATOR = (
 )
 # serialization failure, deadlock: by its manual both mean "undone, try again"
 REPEATABLE = frozenset({"40001", "40P01"})
+# "program limit exceeded", such as a value too long for an index: it calls that an operational error
+VALUE_TOO_LARGE = "54000"
+
+
+def is_about_a_value(error: DBAPIError) -> bool:
+    """Whether a value is too large for the database, rather than the database in trouble."""
+    return getattr(error.orig, "sqlstate", None) == VALUE_TOO_LARGE
 
 
 class PostgreSql:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, func, insert, or_, select, update
 
 from runyard.store.tables import (
     AnyRow,
@@ -19,6 +19,8 @@ from runyard.store.tables import (
     stream_offsets,
 )
 from runyard.store.tables import attempts as attempts_table
+
+RARE = 1000  # an attribute that fewer runs have
 
 # Every table whose rows name the run they belong to.
 BELONGING = (
@@ -106,20 +108,39 @@ def page(
         query = query.where(runs.c.time_created > wanted.created_after)
     if wanted.created_before is not None:
         query = query.where(runs.c.time_created < wanted.created_before)
-    for key, value in wanted.attributes:
-        query = query.where(
-            runs.c.id.in_(
-                select(run_attributes.c.run_id).where(
-                    run_attributes.c.org == org, run_attributes.c.key == key, run_attributes.c.value == value
-                )
-            )
-        )
+    if wanted.attributes:
+        query = query.where(*_has_attributes(connection, org, wanted.attributes))
     if after is not None:
         time_ms, last_id = after
         query = query.where(
             or_(runs.c.time_created < time_ms, and_(runs.c.time_created == time_ms, runs.c.id < last_id))
         )
     return connection.execute(query.order_by(runs.c.time_created.desc(), runs.c.id.desc()).limit(limit)).all()
+
+
+def _has_attributes(
+    connection: Connection, org: str, attributes: Sequence[tuple[str, str]]
+) -> list[ColumnElement[bool]]:
+    """Return conditions for runs that have all of these attributes, the rarest one first.
+
+    Runs with a rare attribute are found by it; where all are frequent, runs are looked at in the order of the list,
+    which soon fills a page. Either way each other attribute costs one look-up by primary key for each run looked at.
+    """
+
+    def having(key: str, value: str) -> Select[Any]:
+        table = run_attributes.c
+        return select(table.run_id).where(table.org == org, table.key == key, table.value == value)
+
+    def count(attribute: tuple[str, str]) -> int:
+        some = having(*attribute).limit(RARE).subquery()
+        return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+
+    counts = {attribute: count(attribute) for attribute in attributes}
+    rarest, *others = sorted(counts, key=lambda attribute: counts[attribute])
+    conditions = [having(*attribute).where(run_attributes.c.run_id == runs.c.id).exists() for attribute in others]
+    if counts[rarest] < RARE:
+        return [runs.c.id.in_(list(connection.execute(having(*rarest)).scalars())), *conditions]
+    return [having(*rarest).where(run_attributes.c.run_id == runs.c.id).exists(), *conditions]
 
 
 def waiting(connection: Connection, *, limit: int) -> Sequence[AnyRow]:

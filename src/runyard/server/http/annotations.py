@@ -23,16 +23,16 @@ from runyard.server.http.asking import (
 from runyard.server.http.assets import crc32c_of
 from runyard.server.services import annotation_imports, annotations, import_sessions, imports
 from runyard.server.services.annotation_imports import NewFile
-from vi.api.resources.annotations.responses import AnnotationImportSpec, FileUploads
+from vi.api.resources.annotations.responses import AnnotationImportSpec
 
 
 async def list_annotations(request: Asked, org: Id, dataset: Id, asset_id: Id) -> Answer:
     dataset_id = compat.dataset_id(org, dataset)
-    wanted = Query(request).page(f"annotations {dataset_id} {asset_id}")
+    wanted = Query(request).page(f"annotations by record {dataset_id} {asset_id}")
     page = await annotations.page(
         services_of(request), org=org, dataset_id=dataset_id, asset_id=asset_id, wanted=wanted
     )
-    return answer(page)
+    return json_answer(page)
 
 
 async def get_annotation(request: Asked, org: Id, dataset: Id, asset_id: Id, annotation_id: Id) -> Answer:
@@ -85,7 +85,7 @@ async def list_sessions(request: Asked, org: Id, dataset: Id) -> Answer:
         told=lambda row: annotation_imports.document(services, row),
         wanted=Query(request).page(f"annotation imports {dataset_id}"),
     )
-    return answer(page)
+    return json_answer(page)
 
 
 async def get_session(request: Asked, org: Id, dataset: Id, session_id: Id) -> Answer:
@@ -100,7 +100,7 @@ async def post_files(request: Asked, org: Id, dataset: Id, session_id: Id) -> An
     places = await annotation_imports.announce(
         services_of(request), actor_of(request), row, files=files, origin=origin_of(request)
     )
-    return answer(FileUploads(files=places))
+    return json_answer(places)
 
 
 async def patch_status(request: Asked, org: Id, dataset: Id, session_id: Id) -> Answer:
@@ -127,7 +127,7 @@ async def get_logs(request: Asked, org: Id, dataset: Id, session_id: Id) -> Answ
     row, query = _row(request, org, dataset, session_id), Query(request)
     wanted = query.page(f"findings {session_id} None None")
     page = await import_sessions.findings(services_of(request), row, severity=None, code=None, wanted=wanted)
-    return answer(page)
+    return json_answer(page)
 
 
 def _row(request: Asked, org: str, dataset: str, id: str) -> Any:

@@ -61,7 +61,12 @@ def create_app(
             finally:
                 services.changes.close()
 
+    # Named first: the framework's own answer to OPTIONS would list the methods of the first route of a path alone.
     handlers = [
+        HTTPRouteHandler(path, http_method="OPTIONS", status_code=200)(problems.list_methods)
+        for path in dict.fromkeys(route.path for route in ROUTES)
+    ]
+    handlers += [
         HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(access.authorized(route))
         for route in ROUTES
     ]

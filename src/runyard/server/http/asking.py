@@ -4,6 +4,7 @@ Bodies pass three gates before a route sees them: size (while they arrive, in ``
 (depth, number of items, length of strings), and a strict struct that knows every allowed field.
 """
 
+import asyncio
 import re
 from typing import Any, TypeVar, cast
 
@@ -11,6 +12,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.params import FromPath
 
+from runyard import limits
 from runyard.server.http import compat
 from runyard.server.services import pages
 from runyard.server.services.context import Actor, Services
@@ -25,9 +27,11 @@ Id = FromPath[str]
 SERVICES, ACTOR, TOKEN = "runyard.services", "runyard.actor", "runyard.token"
 ADDRESS, ORIGIN = "runyard.address", "runyard.origin"
 
-DEEPEST, MOST_ITEMS, LONGEST_TEXT = 32, 10_000, 64 * 1024
-MOST_ITEMS_OF_LISTS = 200_000  # where thousands of files are listed in one body
+DEEPEST, MOST_ITEMS, LONGEST_TEXT = limits.BODY_LEVELS.value, limits.BODY_ITEMS.value, limits.BODY_TEXT.value
+MOST_ITEMS_OF_LISTS = limits.LIST_BODY_ITEMS.value  # where thousands of files are listed in one body
 PLACE = re.compile(r" - at `\$?(.*?)`$")
+FIELD = re.compile(r"`(\w+)` ha[sd] ")  # how a message of ``bodies.Body`` begins
+LARGE_BODY_BYTES = 128 * 1024  # larger ones are read on a thread
 
 
 def services_of(request: Asked) -> Services:
@@ -66,6 +70,8 @@ class Query:
 
     def __init__(self, request: Asked) -> None:
         self._pairs = compat.query_pairs(request.scope["query_string"])
+        for name, value in self._pairs:
+            check_query_text(name, value)
 
     def text(self, name: str) -> str | None:
         return next((value for key, value in self._pairs if key == name and value), None)
@@ -101,6 +107,17 @@ class Query:
         return PageRequest(size=min(size, pages.MOST), token=self.text("p"), question=question)
 
 
+def check_query_text(name: str, value: str) -> None:
+    """Raise Refusal unless a text from a query can be looked up in every store."""
+    for text in (name, value):
+        if defect := limits.QUERY_TEXT.defect(text):
+            message = f"query parameter {name[:80]!r} {defect}"
+            problem = Problem(
+                path=f"?{name[:80]}", given=value[:80], allowed="a shorter text without NUL", message=message
+            )
+            raise Refusal("InvalidQuery", message, problems=[problem])
+
+
 def bad_query(name: str, given: str, allowed: str) -> Refusal:
     message = f"query parameter {name!r} is {given[:80]!r}; it must be {allowed}"
     problem = Problem(path=f"?{name}", given=given[:80], allowed=allowed, message=message)
@@ -114,6 +131,12 @@ async def json_body(request: Asked, *, most_items: int = MOST_ITEMS) -> tuple[by
         Refusal: InvalidBody, BodyTooLarge.
     """
     body = await request.body()
+    if len(body) > LARGE_BODY_BYTES:
+        return body, await asyncio.to_thread(_checked_json, body, most_items)
+    return body, _checked_json(body, most_items)
+
+
+def _checked_json(body: bytes, most_items: int) -> Any:
     try:
         value = msgspec.json.decode(body)
     except RecursionError:
@@ -121,7 +144,9 @@ async def json_body(request: Asked, *, most_items: int = MOST_ITEMS) -> tuple[by
     except (msgspec.MsgspecError, ValueError) as error:
         raise Refusal("InvalidBody", f"the body is not JSON: {error}; send one JSON object in UTF-8") from error
     _check_limits(value, most_items)
-    return body, value
+    if b"\\u0000" in body:
+        _refuse_nul(value)
+    return value
 
 
 def fitted(value: Any, kind: type[T]) -> T:
@@ -137,6 +162,8 @@ def fitted(value: Any, kind: type[T]) -> T:
         place = PLACE.search(text)
         path = _pointer(place.group(1)) if place else "/"
         what = PLACE.sub("", text)
+        if field := FIELD.match(what):
+            path = f"{path.rstrip('/')}/{field[1]}"
         message = f"{what} (at {path})"
         problem = Problem(path=path, given=None, allowed="see the OpenAPI document", message=message)
         raise Refusal("InvalidBody", f"the body does not fit: {message}", problems=[problem]) from error
@@ -170,6 +197,22 @@ def _check_limits(value: Any, most_items: int) -> None:
             return
         level = inner
     raise Refusal("InvalidBody", f"the body is nested deeper than {DEEPEST} levels; flatten it")
+
+
+def _refuse_nul(value: Any) -> None:
+    """Refuse NUL in any text or field name; the body has been checked to be shallow."""
+    level: list[tuple[str, Any]] = [("", value)]
+    while level:
+        path, found = level.pop()
+        if isinstance(found, str) and "\0" in found:
+            message = f"the text at {path or '/'} {limits.BODY_TEXT.defect(found)}"
+            problem = Problem(path=path or "/", given=found[:80], allowed="a text without NUL", message=message)
+            raise Refusal("InvalidBody", message, problems=[problem])
+        if isinstance(found, dict):
+            for name, inner in found.items():
+                level += [(path, name), (f"{path}/{name[:80]}", inner)]
+        elif isinstance(found, list):
+            level += [(f"{path}/{number}", inner) for number, inner in enumerate(found)]
 
 
 def _check_texts(texts: Any) -> None:

@@ -16,6 +16,7 @@ from runyard.server.http.asking import (
     actor_of,
     answer,
     bad_query,
+    check_query_text,
     empty,
     fitted,
     json_answer,
@@ -103,7 +104,7 @@ async def post_bulk_deletion(request: Asked, org: Id, dataset: Id) -> Answer:
 async def list_bulk_deletions(request: Asked, org: Id, dataset: Id) -> Answer:
     dataset_id = compat.dataset_id(org, dataset)
     wanted = Query(request).page(f"bulk deletions {dataset_id}")
-    return answer(await assets.bulks(services_of(request), org=org, dataset_id=dataset_id, wanted=wanted))
+    return json_answer(await assets.bulks(services_of(request), org=org, dataset_id=dataset_id, wanted=wanted))
 
 
 async def get_bulk_deletion(request: Asked, org: Id, dataset: Id, session_id: Id) -> Answer:
@@ -122,7 +123,12 @@ async def post_ingestion(request: Asked, org: Id, dataset: Id) -> Answer:
     )
     files = [msgspec.convert(msgspec.to_builtins(file), AnnouncedAsset) for file in given.assets]
     row = await ingestion.create(services, actor_of(request), compat.dataset_id(org, dataset), spec=spec, files=files)
-    return answer(ingestion.document(services, row, origin=origin_of(request)), status=201)
+    origin = origin_of(request)
+    # Thousands of signed addresses: made on a reader's thread.
+    body = await services.store.read_aside(
+        lambda _: msgspec.json.encode(ingestion.document(services, row, origin=origin))
+    )
+    return json_answer(body, status=201)
 
 
 async def list_ingestions(request: Asked, org: Id, dataset: Id) -> Answer:
@@ -138,7 +144,7 @@ async def list_ingestions(request: Asked, org: Id, dataset: Id) -> Answer:
         told=lambda row: ingestion.document(services, row),
         wanted=wanted,
     )
-    return answer(page)
+    return json_answer(page)
 
 
 async def get_ingestion(request: Asked, org: Id, dataset: Id, session_id: Id) -> Answer:
@@ -233,7 +239,10 @@ def _number(part: str) -> int:
 
 
 def _like(query: Query) -> list[str]:
-    return compat.name_filter(query.text("filter"))
+    texts = compat.name_filter(query.text("filter"))
+    for text in texts:
+        check_query_text("filter", text)  # escapes in a dictionary may have made NUL
+    return texts
 
 
 def _link_origin(request: Asked, query: Query) -> str | None:

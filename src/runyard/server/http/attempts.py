@@ -1,6 +1,8 @@
 """Routes of controllers and supervisors; ``runyard.protocol`` tells what they say."""
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator
 from typing import BinaryIO, cast
 
@@ -8,7 +10,7 @@ import msgspec
 from litestar import Response
 from litestar.response import Stream
 
-from runyard import protocol
+from runyard import limits, protocol
 from runyard.server.http.asking import TOKEN, Answer, Asked, Id, T, actor_of, answer, empty, services_of
 from runyard.server.http.capacity import waiting
 from runyard.server.services import attempt_data, leases, lines, models, resuming
@@ -17,6 +19,7 @@ from runyard.server.services.signing import AttemptToken
 from runyard.server.services.validation import LONGEST_HOST, check_id, check_text
 
 PIECE_BYTES = 1 << 20
+UNSTORABLE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")  # NUL and surrogates, as JSON escapes them
 
 
 async def post_claim(request: Asked) -> Answer:
@@ -116,10 +119,18 @@ async def post_finish(request: Asked) -> Answer:
 
 
 async def _message(request: Asked, kind: type[T]) -> T:
+    """Read a message. Texts that no store keeps are replaced, not refused: nothing that was reported may be lost."""
+    body = await request.body()
     try:
-        return msgspec.json.decode(await request.body(), type=kind)
-    except (msgspec.MsgspecError, ValueError) as error:
+        if UNSTORABLE.search(body):
+            return msgspec.convert(limits.clean_all(json.loads(body, parse_constant=_refuse_constant)), kind)
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Refusal("InvalidBody", f"the body is no {kind.__name__}: {error}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _token(request: Asked) -> AttemptToken:

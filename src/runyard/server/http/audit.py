@@ -2,7 +2,7 @@
 
 import re
 
-from runyard.server.http.asking import Answer, Asked, Id, Query, answer, bad_query, services_of
+from runyard.server.http.asking import Answer, Asked, Id, Query, bad_query, json_answer, services_of
 from runyard.server.services import audit
 from runyard.server.services.audit import AuditFilter
 
@@ -18,7 +18,7 @@ async def list_audit(request: Asked, org: Id) -> Answer:
         until=query.integer("until"),
     )
     page = await audit.page(services_of(request), org=org, filter=filter, wanted=query.page(f"audit {filter}"))
-    return answer(page)
+    return json_answer(page)
 
 
 def _word(query: Query, name: str) -> str | None:

@@ -7,36 +7,71 @@ attributes, and ``killedAt`` as a wish whose time the server stamps itself.
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
+
+from runyard import limits
+from runyard.limits import within
+
+Id = Annotated[str, within(limits.ID)]
+Name = Annotated[str, within(limits.NAME)]
+Text = Annotated[str, within(limits.TEXT)]
+Word = Annotated[str, within(limits.WORD)]
+FormatName = Annotated[str, within(limits.WORD, at_least=1)]
+FileName = Annotated[str, within(limits.FILE_NAME, at_least=1)]
+AttributeKey = Annotated[str, within(limits.ATTRIBUTE_KEY, at_least=1)]
+AttributeValue = Annotated[str, within(limits.ATTRIBUTE_VALUE)]
+Count = Annotated[int, Meta(ge=0, le=limits.MAX_INTEGER)]
+Crc32c = Annotated[str, Meta(max_length=8, description="base64 of the four bytes, the most significant first")]
 
 
 class Body(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
-    """Base of every request body: camelCase, nothing unknown."""
+    """Base of every request body: camelCase, nothing unknown, texts within their limits in bytes."""
+
+    def __post_init__(self) -> None:
+        limits.check_fields(self)
 
 
 class NewMetadata(Body):
-    attributes: dict[str, str] = {}
+    attributes: Annotated[dict[AttributeKey, AttributeValue], within(limits.ATTRIBUTES)] = {}
+
+    def __post_init__(self) -> None:
+        _check_attributes(self.attributes)
 
 
 class ChangedMetadata(Body):
     """Given attributes replace, null removes one."""
 
-    attributes: dict[str, str | None] = {}
+    attributes: Annotated[dict[AttributeKey, AttributeValue | None], within(limits.ATTRIBUTES)] = {}
+
+    def __post_init__(self) -> None:
+        _check_attributes(self.attributes)
+
+
+def _check_attributes(attributes: dict[str, Any]) -> None:
+    for key, value in attributes.items():
+        if defect := limits.ATTRIBUTE_KEY.defect(key):
+            raise ValueError(f"`attributes` has a key {key[:40]!r} that {defect}")
+        if value is not None and (defect := limits.ATTRIBUTE_VALUE.defect(value)):
+            raise ValueError(f"`attributes` has a value of {key[:40]!r} that {defect}")
+    total = sum(len(key.encode()) + len((value or "").encode()) for key, value in attributes.items())
+    if total > limits.ATTRIBUTES_TOTAL.value:
+        allowed = limits.ATTRIBUTES_TOTAL.value
+        raise ValueError(f"`attributes` has {total:,} bytes together; at most {allowed:,} are allowed; try: send less")
 
 
 class NewResumeFrom(Body):
     """``checkpoint`` is an id, ``latest`` or ``best``."""
 
-    run_id: str
-    checkpoint: str = "latest"
+    run_id: Id
+    checkpoint: Id = "latest"
 
 
 class NewRunSpec(Body):
     """``flow`` is a recipe (see the flow schema), ``flowId`` a saved one; neither is the default recipe."""
 
     flow: dict[str, Any] | None = None
-    flow_id: str | None = None
-    training_project: str | None = None
+    flow_id: Id | None = None
+    training_project: Id | None = None
     resume_from: NewResumeFrom | None = None
 
 
@@ -46,7 +81,7 @@ class NewRun(Body):
 
 
 class ChangedRunSpec(Body):
-    training_project: str | UnsetType | None = UNSET
+    training_project: Id | UnsetType | None = UNSET
     killed_at: int | UnsetType = UNSET
     grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | UnsetType | None = UNSET
 
@@ -71,10 +106,10 @@ class ChangedFlow(Body):
 
 
 class NewProjectSpec(Body):
-    name: str = "Untitled"
-    description: str | None = None
-    type: str | None = None
-    dataset_id: str | None = None
+    name: Name = "Untitled"
+    description: Text | None = None
+    type: Word | None = None
+    dataset_id: Id | None = None
 
 
 class NewProject(Body):
@@ -83,10 +118,10 @@ class NewProject(Body):
 
 
 class ChangedProjectSpec(Body):
-    name: str | UnsetType = UNSET
-    description: str | UnsetType | None = UNSET
-    type: str | UnsetType | None = UNSET
-    dataset_id: str | UnsetType | None = UNSET
+    name: Name | UnsetType = UNSET
+    description: Text | UnsetType | None = UNSET
+    type: Word | UnsetType | None = UNSET
+    dataset_id: Id | UnsetType | None = UNSET
 
 
 class ChangedProject(Body):
@@ -97,13 +132,13 @@ class ChangedProject(Body):
 class NewDataset(Body):
     """What other clients send besides (``owner``, ``status``, ``tags`` ...) is taken and means nothing here."""
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    name: Annotated[str, within(limits.NAME, at_least=1)]
     type: Literal["phrase-grounding", "vqa", "freeform"] = "phrase-grounding"
     content: Literal["Image"] = "Image"
-    description: str | None = None
-    owner: str | None = None
-    localization: str | None = None
-    data_localization: str | None = None
+    description: Text | None = None
+    owner: Text | None = None
+    localization: Text | None = None
+    data_localization: Text | None = None
     status: int = 0
     tags: dict[str, Any] | None = None
     metadata: NewMetadata | None = None
@@ -112,8 +147,8 @@ class NewDataset(Body):
 class ChangedDataset(Body):
     """``type`` cannot change: records are of it."""
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] | UnsetType = UNSET
-    description: str | UnsetType | None = UNSET
+    name: Annotated[str, within(limits.NAME, at_least=1)] | UnsetType = UNSET
+    description: Text | UnsetType | None = UNSET
     metadata: ChangedMetadata | None = None
 
 
@@ -121,12 +156,12 @@ class NewImportSpec(Body):
     """``source``, ``files`` and ``sizeBytes`` are told to people alone. With ``datasetType`` ``auto`` the first import
     into an empty dataset decides its type."""
 
-    format: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "auto"
+    format: FormatName = "auto"
     on_error: Literal["Warn", "RejectRow", "RejectFile", "RejectAll"] = "RejectRow"
     dataset_type: Literal["auto"] | None = None
-    source: Annotated[str, msgspec.Meta(max_length=1024)] | None = None
-    files: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    size_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    source: Text | None = None
+    files: Count | None = None
+    size_bytes: Count | None = None
 
 
 class NewImport(Body):
@@ -141,7 +176,7 @@ class FinishedImport(Body):
 
 
 class NewName(Body):
-    filename: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    filename: FileName
 
 
 class NewBulkDeletionSpec(Body):
@@ -161,17 +196,22 @@ class NewBulkDeletion(Body):
 class NewAsset(Body):
     """A file that is to come. ``crc32c`` is a signed 32-bit integer; ``kind`` Video is refused when it comes."""
 
-    filename: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    filename: FileName
     size: Annotated[int, msgspec.Meta(ge=0, le=64 << 30)]
-    mime: Annotated[str, msgspec.Meta(max_length=255, pattern=r"\A[ -~]*\Z")] = ""
-    kind: str = "Image"
+    mime: Annotated[str, Meta(max_length=limits.MEDIA_TYPE.value, pattern=r"\A[ -~]*\Z")] = ""
+    kind: Word = "Image"
     crc32c: Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**32)] | None = None
     custom_metadata: dict[str, bool | int | float | str] | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.custom_metadata and len(msgspec.json.encode(self.custom_metadata)) > limits.CUSTOM_METADATA.value:
+            raise ValueError(f"`customMetadata` has more than {limits.CUSTOM_METADATA.value:,} bytes; try: say less")
+
 
 class NewIngestionSpec(Body):
-    assets: list[NewAsset]
-    kind: str = "Upload"
+    assets: Annotated[list[NewAsset], Meta(min_length=1, max_length=limits.FILES.value)]
+    kind: Word = "Upload"
     failure_mode: Literal["FailAfterOne", "FailAfterAll"] = "FailAfterOne"
     on_asset_overwritten: Literal["RemoveLinkedResource", "KeepLinkedResource", "KeepLinkedResources"] = (
         "RemoveLinkedResource"
@@ -184,10 +224,10 @@ class NewIngestion(Body):
 
 
 class NewMultipartSpec(Body):
-    ingestion_id: str
-    filename: str
+    ingestion_id: Id
+    filename: FileName
     size_bytes: Annotated[int, msgspec.Meta(ge=1, le=64 << 30)]
-    content_type: str | None = None
+    content_type: Annotated[str, within(limits.MEDIA_TYPE)] | None = None
 
 
 class NewMultipart(Body):
@@ -205,9 +245,9 @@ class NewFailurePolicies(Body):
 
 
 class NewAnnotationImportSpec(Body):
-    upload_before: int
+    upload_before: Count
     failure_policies: NewFailurePolicies = msgspec.field(default_factory=NewFailurePolicies)
-    source: str | None = None
+    source: Text | None = None
 
 
 class NewAnnotationImport(Body):
@@ -219,12 +259,12 @@ class NewAnnotationFile(Body):
     """``crc32c`` is base64 of four bytes, the most significant first."""
 
     size_bytes: Annotated[int, msgspec.Meta(ge=0, le=64 << 30)]
-    crc32c: str | None = None
-    kind: str | None = None
+    crc32c: Crc32c | None = None
+    kind: Word | None = None
 
 
 class NewFiles(Body):
-    files: dict[str, NewAnnotationFile]
+    files: Annotated[dict[FileName, NewAnnotationFile], Meta(min_length=1, max_length=limits.ANNOTATION_FILES.value)]
 
 
 class NewExportOptions(Body):
@@ -234,7 +274,7 @@ class NewExportOptions(Body):
 
 
 class NewExportSpec(Body):
-    format: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "ViFull"
+    format: FormatName = "ViFull"
     options: NewExportOptions | None = None
 
 

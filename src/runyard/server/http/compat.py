@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from runyard import limits
 from runyard.server.services.dictionaries import dictionary
 from runyard.server.services.errors import Refusal
 from runyard.server.services.pages import PageRequest
@@ -51,8 +52,8 @@ def cannot_page(user_agent: str) -> bool:
 
 
 def one_page(wanted: PageRequest, *, most: int) -> PageRequest:
-    """Everything at once."""
-    return replace(wanted, size=most, token=None)
+    """Return a request for everything at once, within the limit for such lists."""
+    return replace(wanted, size=most, token=None, most_bytes=limits.WHOLE_LIST.value)
 
 
 def export_format(user_agent: str, format: str) -> str:

@@ -25,7 +25,7 @@ from vi.api.resources.datasets.responses import DatasetExport, ExportOptions, Ex
 
 async def list_datasets(request: Asked, org: Id) -> Answer:
     wanted = Query(request).page("datasets")
-    return answer(await datasets.page(services_of(request), org=org, wanted=wanted))
+    return json_answer(await datasets.page(services_of(request), org=org, wanted=wanted))
 
 
 async def post_dataset(request: Asked, org: Id) -> Answer:
@@ -75,6 +75,7 @@ async def get_deletion(request: Asked, org: Id, dataset: Id) -> Answer:
 
 async def list_collaborators(request: Asked, org: Id, dataset: Id) -> Answer:
     """Nobody but the organisation itself works at a dataset."""
+    Query(request).page("collaborators")
     datasets.get(services_of(request), org=org, dataset_id=compat.dataset_id(org, dataset))
     return json_answer(b'{"items":[],"nextPage":null,"prevPage":null}')
 
@@ -87,7 +88,7 @@ async def get_statistics(request: Asked, org: Id, dataset: Id) -> Answer:
 async def list_versions(request: Asked, org: Id, dataset: Id) -> Answer:
     dataset_id = compat.dataset_id(org, dataset)
     wanted = Query(request).page(f"versions {dataset_id}")
-    return answer(await versions.page(services_of(request), org=org, dataset_id=dataset_id, wanted=wanted))
+    return json_answer(await versions.page(services_of(request), org=org, dataset_id=dataset_id, wanted=wanted))
 
 
 async def get_version(request: Asked, org: Id, dataset: Id, version: Id) -> Answer:
@@ -126,9 +127,9 @@ async def list_exports(request: Asked, org: Id, dataset: Id) -> Answer:
     dataset_id = compat.dataset_id(org, dataset)
     wanted = Query(request).page(f"exports {dataset_id}")
     page = await exports.page(
-        services_of(request), org=org, dataset_id=dataset_id, origin=origin_of(request), wanted=wanted
+        services_of(request), org=org, dataset_id=dataset_id, told=lambda row: _told(request, row), wanted=wanted
     )
-    return answer({**page, "items": [_narrowed(request, export) for export in page["items"]]})
+    return json_answer(page)
 
 
 async def get_export(request: Asked, org: Id, dataset: Id, export_id: Id) -> Answer:

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from runyard import limits
 from runyard.server.http import problems
 from runyard.server.http.access import HEADERS, authenticate, check_path, has_key_ended, key_ended
 from runyard.server.http.asking import ACTOR, ADDRESS, ORIGIN, SERVICES, TOKEN
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 PUBLIC_PREFIXES = ("/downloads/", "/uploads/")
 UPLOADS = "/uploads/"
 
-LONGEST_URL, LONGEST_HEADERS, LARGEST_UPLOAD = 8 * 1024, 16 * 1024, 64 << 30
+LONGEST_URL, LONGEST_HEADERS, LARGEST_UPLOAD = limits.URL.value, limits.HEADERS.value, 64 << 30
 LARGEST_DRAINED, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
 # Of two values, one layer might read the first and another the last.
 SINGLE_HEADERS = frozenset({

@@ -46,7 +46,7 @@ async def download(scope: Any, receive: Any, send: Any) -> None:
     services: Services = scope[SERVICES]
     method, headers = scope["method"], dict(scope["headers"])
     if method not in ("GET", "HEAD"):
-        raise Refusal("MethodNotAllowed", "a download link takes GET and HEAD")
+        raise Refusal("MethodNotAllowed", "a download link takes GET and HEAD", allow=("GET", "HEAD"))
     # Behind the link may stand a name, for clients that call the file so.
     opened = _open(services, scope["path"].removeprefix(PREFIX).partition("/")[0])
     if opened is None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from runyard.server.http.asking import Answer, Asked, answer
+from runyard.server.http.asking import Answer, Asked, answer, json_answer
 from runyard.server.version import VERSION
 
 
@@ -18,6 +18,6 @@ async def get_health(request: Asked) -> Answer:
 
 
 async def get_openapi(request: Asked) -> Answer:
-    from runyard.server.http.openapi import document  # it reads the routes, which name this function
+    from runyard.server.http.openapi import encoded_document  # it reads the routes, which name this function
 
-    return answer(document())
+    return json_answer(encoded_document())

@@ -15,6 +15,7 @@ from runyard.server.http.asking import (
     actor_of,
     answer,
     fitted,
+    json_answer,
     json_body,
     origin_of,
     services_of,
@@ -52,7 +53,7 @@ async def list_imports(request: Asked, org: Id, dataset: Id) -> Answer:
         told=lambda row: import_sessions.document(services, row, origin=None),
         wanted=Query(request).page(f"imports {dataset_id}"),
     )
-    return answer(page)
+    return json_answer(page)
 
 
 async def get_import(request: Asked, org: Id, dataset: Id, import_id: Id) -> Answer:
@@ -80,7 +81,7 @@ async def list_findings(request: Asked, org: Id, dataset: Id, import_id: Id) -> 
     severity, code = query.one_of("severity", SEVERITIES), query.text("code")
     wanted = query.page(f"findings {import_id} {severity} {code}")
     page = await import_sessions.findings(services_of(request), row, severity=severity, code=code, wanted=wanted)
-    return answer(page)
+    return json_answer(page)
 
 
 async def get_report(request: Asked, org: Id, dataset: Id, import_id: Id) -> Answer:

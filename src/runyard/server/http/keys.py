@@ -13,6 +13,7 @@ from runyard.server.http.asking import (
     actor_of,
     answer,
     fitted,
+    json_answer,
     json_body,
     services_of,
 )
@@ -20,7 +21,7 @@ from runyard.server.services import key_lifecycle
 
 
 async def list_keys(request: Asked, org: Id) -> Answer:
-    return answer(await key_lifecycle.page(services_of(request), org=org, wanted=Query(request).page("keys")))
+    return json_answer(await key_lifecycle.page(services_of(request), org=org, wanted=Query(request).page("keys")))
 
 
 async def get_key(request: Asked, org: Id, key_id: Id) -> Answer:

@@ -61,6 +61,8 @@ def headers_of(refusal: Refusal) -> dict[str, str]:
     headers = {}
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if refusal.allow:
+        headers["allow"] = ", ".join(refusal.allow)
     if refusal.retry_after_s is not None:
         headers["retry-after"] = str(refusal.retry_after_s)
     if refusal.code in UNREAD_BODIES:
@@ -79,13 +81,22 @@ def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respons
     if error.status_code == 404:
         return refused(request, Refusal("NotFound", f"there is no route {path!r}; the OpenAPI document lists all"))
     if error.status_code == 405:
-        method = request.scope["method"]
-        return refused(
-            request, Refusal("MethodNotAllowed", f"{path!r} does not take {method}; see the OpenAPI document")
-        )
+        from runyard.server.http.routes import allowed_methods  # the routes name functions that import this module
+
+        method, allow = request.scope["method"], allowed_methods(request.scope["path"])
+        message = f"{path!r} does not take {method}; try: {', '.join(allow)}"
+        return refused(request, Refusal("MethodNotAllowed", message, allow=allow))
     if error.status_code < 500:
         return refused(request, Refusal("InvalidBody", "the request could not be read; check it against the docs"))
     return failed(request, error)
+
+
+async def list_methods(request: Request[Any, Any, Any]) -> Response[Any]:
+    """Answer OPTIONS with the methods that the path takes."""
+    from runyard.server.http.routes import allowed_methods
+
+    allow = ", ".join(allowed_methods(request.scope["path"]))
+    return Response(content=b"", status_code=204, headers={"allow": allow})
 
 
 def failed(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from runyard import limits
+
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 # Whose credential opens a route. ``organization`` is a key of an organization, whatever its role.
 Access = Literal["public", "organization", "controller", "attempt"]
@@ -13,7 +15,7 @@ Role = Literal["viewer", "member", "admin"]
 # The only routes without a key. The OpenAPI document is not among them: nothing is public that need not be.
 PUBLIC = ("/health",)
 ATTEMPT_PREFIX = "/internal/v1/attempt/"
-SMALL_BODY_BYTES, LARGE_BODY_BYTES, BACKUP_BODY_BYTES = 1 << 20, 16 << 20, 2**63
+SMALL_BODY_BYTES, LARGE_BODY_BYTES, BACKUP_BODY_BYTES = limits.BODY.value, limits.LIST_BODY.value, 2**63
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,12 @@ class Route:
     """One route. ``takes`` is the struct of its body; ``gives`` of its answer, None for an empty one, ``bytes`` for a
     file.
 
-    ``role`` is the least role whose keys may use it; by default a viewer's for reading, a member's for the rest, and
-    None for routes that are not users'. ``is_operators`` says that only admins of the organization the instance began
-    with may use it. ``actions`` are the words that may follow the last id of the path after a colon; no other route takes
-    any. ``largest_body`` is in bytes; None leaves the limit to the route's function. ``may_wait`` marks a long poll, which
-    may be cancelled without harm.
+    ``status``: those of success. ``media``: the types of a file that it gives or takes, and of what it gives besides
+    JSON. ``role`` is the least role whose keys may use it; by default a viewer's for reading, a member's for the rest,
+    and None for routes that are not users'. ``is_operators`` says that only admins of the organization that the instance
+    began with may use it. ``actions`` are the words that may follow the last id of the path after a colon; no other route
+    takes any. ``largest_body`` is in bytes; None leaves the limit to the route's function. ``may_wait`` marks a long
+    poll, which may be cancelled without harm.
     """
 
     method: Method
@@ -39,6 +42,8 @@ class Route:
     query: tuple[str, ...] = ()
     actions: tuple[str, ...] = ()
     largest_body: int | None = SMALL_BODY_BYTES
+    status: tuple[int, ...] = (200,)
+    media: tuple[str, ...] = ()
     role: Role | None = None
     may_wait: bool = False
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from msgspec import UNSET
 
+from runyard import limits
 from runyard.server.http import bodies, compat
 from runyard.server.http.asking import (
     Answer,
@@ -12,7 +13,6 @@ from runyard.server.http.asking import (
     Id,
     Query,
     actor_of,
-    answer,
     bad_query,
     empty,
     fitted,
@@ -96,7 +96,7 @@ async def get_logs(request: Asked, org: Id, run_id: Id) -> Answer:
             wait_s=wait_s,
             gone=gone,
         )
-    return answer(page)
+    return json_answer(page)
 
 
 async def get_metrics(request: Asked, org: Id, run_id: Id) -> Answer:
@@ -108,7 +108,7 @@ async def get_metrics(request: Asked, org: Id, run_id: Id) -> Answer:
         since=query.integer("since", 0) or 0,
         limit=query.integer("limit", lines.MOST, least=1, most=10 * lines.MOST) or lines.MOST,
     )
-    return answer(page)
+    return json_answer(page)
 
 
 def _filter(query: Query) -> RunFilter:
@@ -116,10 +116,18 @@ def _filter(query: Query) -> RunFilter:
         condition=query.one_of("condition", tuple(kind.value for kind in REASONS)),
         flow_id=query.text("flow"),
         training_project=query.text("trainingProject"),
-        attributes=tuple(_attribute(given) for given in query.all("attribute")),
+        attributes=_attributes(query.all("attribute")),
         created_after=query.integer("createdAfter"),
         created_before=query.integer("createdBefore"),
     )
+
+
+def _attributes(given: list[str]) -> tuple[tuple[str, str], ...]:
+    """Return the attribute filters, each once."""
+    allowed = limits.ATTRIBUTE_FILTERS.value
+    if len(given) > allowed:
+        raise bad_query("attribute", f"{len(given)} filters", f"given at most {allowed} times")
+    return tuple(dict.fromkeys(_attribute(one) for one in given))
 
 
 def _attribute(given: str) -> tuple[Any, Any]:

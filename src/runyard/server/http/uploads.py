@@ -35,7 +35,8 @@ async def upload(scope: Any, receive: Any, send: Any) -> None:
 
 async def _received(services: Services, scope: Any, body: "_Body") -> str | None:
     if scope["method"] not in ("PUT", "HEAD"):
-        raise Refusal("MethodNotAllowed", "an upload address takes PUT, and HEAD to ask whether a pack is there")
+        message = "an upload address takes PUT, and HEAD to ask whether a pack is there"
+        raise Refusal("MethodNotAllowed", message, allow=("HEAD", "PUT"))
     token, _, name = scope["path"].removeprefix(PREFIX).partition("/")
     link, row = imports.opened_upload(services, token)
     if scope["method"] == "HEAD":

@@ -24,6 +24,7 @@ from vi.api.resources.annotations.responses import (
     AnnotationImportSpec,
     AnnotationImportStatus,
     FileUpload,
+    FileUploads,
 )
 from vi.api.responses import ResourceMetadata
 
@@ -69,8 +70,8 @@ async def create(
 
 async def announce(
     services: Services, actor: Actor, row: AnyRow, *, files: Mapping[str, NewFile], origin: str
-) -> dict[str, FileUpload]:
-    """Where each of the files goes. Announcing a name again gives it another place.
+) -> bytes:
+    """Return ``FileUploads`` as JSON: where each of the files goes. Announcing a name again gives it another place.
 
     Raises:
         Refusal: InvalidBody, ImportOver.
@@ -84,27 +85,30 @@ async def announce(
         now = rows.get(connection, org=row.org, import_id=row.id)
         if now is None or now.state != "Receiving":
             raise imports.over(now or row)
+        known = {file.name: file.number for file in rows.files(connection, org=row.org, import_id=row.id)}
         for name, file in files.items():
-            known = rows.file_named(connection, org=row.org, import_id=row.id, name=name)
-            if known is not None:
+            if name in known:
                 values = {"size_bytes": file.size_bytes, "crc32c": file.crc32c, "sha256": None, "fault": None}
-                rows.change_file(connection, org=row.org, import_id=row.id, number=known.number, values=values)
-        known_names = {file.name for file in rows.files(connection, org=row.org, import_id=row.id)}
+                rows.change_file(connection, org=row.org, import_id=row.id, number=known[name], values=values)
         new = [
             Announced(name=name, size_bytes=file.size_bytes, crc32c=file.crc32c)
             for name, file in files.items()
-            if name not in known_names
+            if name not in known
         ]
         imports.announce(connection, org=row.org, import_id=row.id, files=new)
         services.audit(actor, "announce files", f"{row.dataset_id}/{row.id}")(connection)
 
+    def told(connection: Connection) -> bytes:
+        """Sign an address for each file; thousands of them, so on a reader's thread."""
+        places = {
+            file.name: FileUpload(url=imports.upload_url(services, row, origin, number=file.number))
+            for file in rows.files(connection, org=row.org, import_id=row.id)
+            if file.name in files
+        }
+        return msgspec.json.encode(FileUploads(files=places))
+
     await services.store.write(work)
-    listed = services.store.read(partial(rows.files, org=row.org, import_id=row.id))
-    return {
-        file.name: FileUpload(url=imports.upload_url(services, row, origin, number=file.number))
-        for file in listed
-        if file.name in files
-    }
+    return await services.store.read_aside(told)
 
 
 async def inserted(services: Services, actor: Actor, row: AnyRow) -> AnyRow:

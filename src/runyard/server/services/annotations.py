@@ -8,6 +8,7 @@ client knows no other shape. ``<number>`` names a record (or its caption), ``<nu
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -41,25 +42,58 @@ from vi.api.resources.annotations.responses import (
 )
 from vi.api.responses import ResourceMetadata
 
+RECORDS_AT_ONCE = 20
+
 _CONTENTS = msgspec.json.Decoder(Contents)
 _ID = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,6}))?")
 
 
-async def page(services: Services, *, org: str, dataset_id: str, asset_id: str, wanted: PageRequest) -> dict[str, Any]:
-    """Annotations of a picture in the order in which they came; a position is how many came before."""
+async def page(services: Services, *, org: str, dataset_id: str, asset_id: str, wanted: PageRequest) -> bytes:
+    """Return annotations of a picture in the order in which they came.
+
+    A position is the number of a record, and how many of its parts came before; a page may end inside a record.
+    """
     after = pages.position(services, org=org, wanted=wanted)
     place: Any = {"org": org, "dataset_id": dataset_id}
 
-    def work(connection: Connection) -> list[Annotation]:
+    def work(connection: Connection) -> bytes:
         assets.found(connection, **place, asset_id=asset_id)
-        records = rows.records_of(connection, **place, asset_ids=[asset_id])
-        return [part for record in records for part in _parts(record)]
+        start = (after[0], int(after[1])) if after else (0, 0)
+        items, last, has_more = pages.gather(
+            partial(_fetch_parts, connection, org=org, dataset_id=dataset_id, asset_id=asset_id),
+            after=start,
+            size=wanted.size,
+            most_bytes=wanted.most_bytes,
+            encode=lambda part: msgspec.json.encode(part[1]),
+            place=lambda part: part[0],
+        )
+        further = None
+        if has_more:
+            number, shown = last[0]
+            further = pages.page_token(services, Position(number, str(shown)), org=org, wanted=wanted)
+        return pages.join(items, further)
 
-    listed = await services.store.read_aside(work)
-    start = after[0] if after else 0
-    end = start + wanted.size
-    token = services.signer.page_token(Position(end, ""), org=org, question=wanted.question)
-    return {"items": listed[start:end], "nextPage": token if end < len(listed) else None, "prevPage": None}
+    return await services.store.read_aside(work)
+
+
+def _fetch_parts(
+    connection: Connection, after: tuple[int, int], limit: int, *, org: str, dataset_id: str, asset_id: str
+) -> list[tuple[tuple[int, int], Annotation]]:
+    """Return up to ``limit`` parts after a position, each with the position that it ends at."""
+    found: list[tuple[tuple[int, int], Annotation]] = []
+    number, shown = after
+    while len(found) < limit:
+        records = rows.records_from(
+            connection, org=org, dataset_id=dataset_id, asset_id=asset_id, number=number, limit=RECORDS_AT_ONCE
+        )
+        for record in records:
+            parts = _parts(record)
+            begin = shown if record.number == number else 0
+            found += [((record.number, index), part) for index, part in enumerate(parts[begin:], begin + 1)]
+        if len(records) < RECORDS_AT_ONCE:
+            break
+        number, shown = records[-1].number + 1, 0
+    return found[:limit]
 
 
 def get(services: Services, *, org: str, dataset_id: str, asset_id: str, annotation_id: str) -> Annotation:

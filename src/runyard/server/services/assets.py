@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 from sqlalchemy import Connection
 
+from runyard import limits
 from runyard.datasets.packs import is_safe
 from runyard.server.services import datasets, etags, pages, retention
 from runyard.server.services.context import Actor, Services
@@ -56,29 +57,25 @@ async def page(
     """A page of assets as JSON. With ``origin``, each has a link to its bytes that begins with it."""
     place: Any = {"org": org, "dataset_id": dataset_id}
     services.store.read(partial(datasets.found, **place))
-    after = _after(services, org, wanted, sorting)
 
-    def work(connection: Connection) -> bytes:
-        found = rows.page(
-            connection,
-            **place,
-            sorting=sorting,
-            descending=descending,
-            like=like,
-            after=after,
-            limit=wanted.size + 1,
+    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        start = None if after is None else _sorted_after(*after)
+        return rows.page(
+            connection, **place, sorting=sorting, descending=descending, like=like, after=start, limit=limit
         )
-        shown, token = found[: wanted.size], None
-        if len(found) > wanted.size:
-            value = rows.sorted_value(shown[-1], sorting)
-            position = (
-                Position(value, shown[-1].id) if isinstance(value, int) else Position(0, f"{value}\0{shown[-1].id}")
-            )
-            token = services.signer.page_token(position, org=org, question=wanted.question)
-        items = [document(services, row, origin=origin) for row in shown]
-        return msgspec.json.encode({"items": items, "nextPage": token, "prevPage": None})
 
-    return await services.store.read_aside(work)
+    def place_of(row: AnyRow) -> Position:
+        value = rows.sorted_value(row, sorting)
+        return Position(value, row.id) if isinstance(value, int) else Position(0, f"{value}\0{row.id}")
+
+    return await pages.read(
+        services,
+        wanted,
+        org=org,
+        fetch=fetch,
+        encode=lambda row: msgspec.json.encode(document(services, row, origin=origin)),
+        place=place_of,
+    )
 
 
 def get(services: Services, *, org: str, dataset_id: str, asset_id: str, origin: str | None) -> Asset:
@@ -192,7 +189,11 @@ async def delete_many(services: Services, actor: Actor, dataset_id: str, *, spec
     Raises:
         Refusal: NotFound, InvalidBody (a filter that is not understood deletes nothing).
     """
-    _matching(spec)  # refuse now what would be refused later
+    named, _ = _matching(spec)  # refuse now what would be refused later
+    if named is not None and len(named) > limits.FILES.value:
+        raise Refusal(
+            "InvalidBody", f"{len(named)} names are given; at most {limits.FILES.value} are allowed; divide them"
+        )
     now_ms, id = services.clock.now_ms(), secrets.token_hex(12)
 
     def work(connection: Connection) -> AnyRow:
@@ -223,15 +224,17 @@ def bulk(services: Services, *, org: str, dataset_id: str, id: str) -> BulkDelet
     return bulk_document(row)
 
 
-async def bulks(services: Services, *, org: str, dataset_id: str, wanted: PageRequest) -> dict[str, Any]:
-    """A page of bulk deletions, newest first."""
-    services.store.read(partial(datasets.found, org=org, dataset_id=dataset_id))
-    after = pages.position(services, org=org, wanted=wanted)
+async def bulks(services: Services, *, org: str, dataset_id: str, wanted: PageRequest) -> bytes:
+    """Return a page of bulk deletions, newest first."""
     place: Any = {"org": org, "dataset_id": dataset_id}
-    listed = await services.store.read_aside(
-        lambda connection: job_rows.job_page(connection, bulk_deletions, **place, after=after, limit=wanted.size + 1)
+    services.store.read(partial(datasets.found, **place))
+
+    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return job_rows.job_page(connection, bulk_deletions, **place, after=after, limit=limit)
+
+    return await pages.read(
+        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(bulk_document(row))
     )
-    return datasets.paged(services, listed, bulk_document, org=org, wanted=wanted)
 
 
 def start_bulk(services: Services, row: AnyRow) -> None:
@@ -241,21 +244,28 @@ def start_bulk(services: Services, row: AnyRow) -> None:
 async def _delete_all(services: Services, row: AnyRow) -> None:
     place: Any = {"org": row.org, "dataset_id": row.dataset_id}
     named, like = _matching(msgspec.json.decode(row.spec, type=BulkDeletionSpec))
+    groups: list[list[str] | None] = [None]
+    if named:
+        groups = [named[at : at + rows.AT_ONCE] for at in range(0, len(named), rows.AT_ONCE)]
+    elif named is not None:
+        groups = [[]]
 
-    def work(connection: Connection) -> int:
+    def work(connection: Connection, group: list[str] | None, *, is_last: bool) -> int:
         now = job_rows.job(connection, bulk_deletions, org=row.org, id=row.id)
         if now is None or now.state != "Waiting":
             return 0  # gone with its dataset
-        ids = rows.ids(connection, **place, named=named, like=like, limit=DELETED_AT_ONCE)
+        ids = rows.ids(connection, **place, named=group, like=like, limit=DELETED_AT_ONCE)
         deleted = _delete(services, connection, place, ids) if ids else 0
         values = {"deleted_count": now.deleted_count + deleted, "last_updated": services.clock.now_ms()}
-        values |= {} if ids else {"state": "Done"}
+        values |= {} if ids or not is_last else {"state": "Done"}
         job_rows.change_job(connection, bulk_deletions, org=row.org, id=row.id, values=values)
         return len(ids)
 
     async with services.jobs.lock(row.org, row.dataset_id):
-        while await services.store.write(work):
-            pass
+        for group in groups:
+            step = partial(work, group=group, is_last=group is groups[-1])
+            while await services.store.write(step):
+                pass
     await retention.remove_unneeded_contents(services, org=row.org)
 
 
@@ -274,12 +284,12 @@ def _matching(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
     if spec.metadata_query or spec.rule_query or not given:
         given = None
     match given:
-        case str(text):
+        case str(text) if _is_name(text):
             return None, [text]
-        case {"filename": str(text)} if text and len(given) == 1:
+        case {"filename": str(text)} if text and len(given) == 1 and _is_name(text):
             return None, [text]
         case {"filenames": [*names]} | {"assetIds": [*names]} if len(given) == 1 and all(
-            isinstance(name, str) for name in names
+            isinstance(name, str) and _is_name(name) for name in names
         ):
             return names, []
         case {"all": True} if len(given) == 1:
@@ -287,6 +297,10 @@ def _matching(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
     problem = Problem(path="/spec/filter", given=repr(spec.filter)[:200], allowed=allowed, message=f"give {allowed}")
     message = f"what to delete is not said in a way that is understood here, so nothing is deleted; give {allowed}"
     raise Refusal("InvalidBody", message, problems=[problem])
+
+
+def _is_name(text: str) -> bool:
+    return limits.FILE_NAME.defect(text) is None
 
 
 def bulk_document(row: AnyRow) -> BulkDeletion:
@@ -350,10 +364,7 @@ def _link(services: Services, row: AnyRow, origin: str) -> AssetLink:
     return AssetLink(url=f"{origin}/downloads/{token}/{name}", expiry=expires_at)
 
 
-def _after(services: Services, org: str, wanted: PageRequest, sorting: str) -> tuple[Any, str] | None:
-    position = pages.position(services, org=org, wanted=wanted)
-    if position is None:
-        return None
-    number, rest = position
+def _sorted_after(number: int, rest: str) -> tuple[Any, str]:
+    """Return (value sorted by, id) of a position."""
     value, separator, id = rest.rpartition("\0")
     return (value, id) if separator else (number, rest)

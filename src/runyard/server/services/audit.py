@@ -1,15 +1,19 @@
 """The audit log: reading it, and forgetting what is older than the deployment keeps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+from sqlalchemy import Connection
+
 from runyard.server.services import pages
 from runyard.server.services.context import Services
-from runyard.server.services.datasets import paged
 from runyard.server.services.key_lifecycle import write_usage
 from runyard.server.services.pages import PageRequest
 from runyard.store import audit as rows
 from runyard.store import organizations
+from runyard.store.tables import AnyRow
 from vi.api.resources.audit.responses import AuditEntry
 
 PRUNED_AT_ONCE = 1000
@@ -26,25 +30,27 @@ class AuditFilter:
     until: int | None = None
 
 
-async def page(services: Services, *, org: str, filter: AuditFilter, wanted: PageRequest) -> dict[str, Any]:
-    """Newest first. The first organization also reads what the controller did, whose key is of no organization."""
+async def page(services: Services, *, org: str, filter: AuditFilter, wanted: PageRequest) -> bytes:
+    """Return a page of audit rows as JSON, newest first.
+
+    The first organization also reads what the controller did, whose key is of no organization.
+    """
     await write_usage(services)
     orgs = [org, ""] if org == services.store.read(organizations.ids)[0] else [org]
-    after = pages.position(services, org=org, wanted=wanted)
-    before = None if after is None else int(after[1])
-    listed = await services.store.read_aside(
-        lambda connection: rows.page(
+
+    def fetch(connection: Connection, after: tuple[int, str] | None, limit: int) -> Sequence[AnyRow]:
+        return rows.page(
             connection,
             orgs=orgs,
-            before=before,
-            limit=wanted.size + 1,
+            before=None if after is None else int(after[1]),
+            limit=limit,
             actor=filter.actor,
             action=filter.action,
             since=filter.since,
             until=filter.until,
         )
-    )
-    return paged(services, listed, _entry, org=org, wanted=wanted)
+
+    return await pages.read(services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(_entry(row)))
 
 
 async def sweep(services: Services) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from runyard.limits import clean
 from runyard.protocol import LOST_OUT_OF_MEMORY, OUT_OF_MEMORY, ExitReport
 from runyard.rundir import EXIT_CANNOT_RUN, EXIT_STOPPED
 from vi.api.responses import ConditionKind, ResourceCondition
@@ -69,13 +70,12 @@ def moved(history: Sequence[ResourceCondition], move: Move, *, now_ms: int) -> l
     latest = history[-1] if history else None
     if latest is not None and latest.condition.is_final:
         return list(history)
+    message = None if move.message is None else clean(move.message)
     if latest is not None and latest.condition is move.kind:
-        return [*history[:-1], msgspec.structs.replace(latest, reason=move.reason, message=move.message)]
+        return [*history[:-1], msgspec.structs.replace(latest, reason=move.reason, message=message)]
     if move.kind not in (LEGAL[latest.condition] if latest else {PENDING}):
         raise IllegalMove(f"{latest.condition.value if latest else 'nothing'} -> {move.kind.value}")
-    entry = ResourceCondition(
-        condition=move.kind, last_transition_time=now_ms, reason=move.reason, message=move.message
-    )
+    entry = ResourceCondition(condition=move.kind, last_transition_time=now_ms, reason=move.reason, message=message)
     return [*history, entry]
 
 

@@ -6,7 +6,7 @@ waits for it, and go on going after a crash. One that a waiting or training run 
 
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from runyard.server.services.documents import merged_attributes
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.jobs import in_thread
 from runyard.server.services.pages import PageRequest
-from runyard.server.services.signing import Position
 from runyard.store import blobs as blob_rows
 from runyard.store import datasets as rows
 from runyard.store import imports as import_rows
@@ -68,21 +67,13 @@ def get(services: Services, *, org: str, dataset_id: str) -> Dataset:
     return document(services.store.read(partial(found, org=org, dataset_id=dataset_id)))
 
 
-async def page(services: Services, *, org: str, wanted: PageRequest) -> dict[str, Any]:
-    after = pages.position(services, org=org, wanted=wanted)
-    listed = await services.store.read_aside(
-        lambda connection: rows.page(connection, org=org, after=after, limit=wanted.size + 1)
+async def page(services: Services, *, org: str, wanted: PageRequest) -> bytes:
+    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page(connection, org=org, after=after, limit=limit)
+
+    return await pages.read(
+        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(document(row))
     )
-    return paged(services, listed, document, org=org, wanted=wanted)
-
-
-def paged(services: Services, listed: Any, told: Any, *, org: str, wanted: PageRequest) -> dict[str, Any]:
-    """A page of rows, each told by a function; ``listed`` holds one more than the page if there is a next one."""
-    shown, token = listed[: wanted.size], None
-    if len(listed) > wanted.size:
-        position = Position(shown[-1].time_created, shown[-1].id)
-        token = services.signer.page_token(position, org=org, question=wanted.question)
-    return {"items": [told(row) for row in shown], "nextPage": token, "prevPage": None}
 
 
 async def create(

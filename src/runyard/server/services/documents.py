@@ -5,20 +5,22 @@ nothing; any other body replaces the spec. A deleted id stays deleted: a late re
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Table
 
+from runyard import limits
 from runyard.server.services import etags, pages
 from runyard.server.services.context import Actor, Services
-from runyard.server.services.errors import Refusal, not_found
+from runyard.server.services.errors import Problem, Refusal, not_found
 from runyard.server.services.pages import PageRequest
 from runyard.server.services.validation import check_id
 from runyard.store import documents as rows
 from runyard.store import tombstones
+from runyard.store.tables import AnyRow
 from vi.api.responses import ResourceMetadata
 
 
@@ -42,11 +44,10 @@ def get(services: Services, kind: Kind, *, org: str, id: str) -> tuple[bytes, st
 
 
 async def page(services: Services, kind: Kind, *, org: str, wanted: PageRequest) -> bytes:
-    after = pages.position(services, org=org, wanted=wanted)
-    found = await services.store.read_aside(
-        lambda connection: rows.page(connection, kind.table, org=org, after=after, limit=wanted.size + 1)
-    )
-    return pages.encoded(services, found, org=org, wanted=wanted)
+    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page(connection, kind.table, org=org, after=after, limit=limit)
+
+    return await pages.read(services, wanted, org=org, fetch=fetch)
 
 
 async def put(
@@ -78,7 +79,9 @@ async def put(
             document = msgspec.json.decode(row.document, type=kind.document)
             return *_change(services, kind, actor, connection, id, document, spec, dict(attributes), now_ms), False
         if if_match is not None:
-            raise Refusal("EtagMismatch", f"{kind.name} {id!r} does not exist, so no etag of it can match {if_match}")
+            raise Refusal(
+                "EtagMismatch", f"{kind.name} {id!r} does not exist, so no etag of it can match {if_match[:80]}"
+            )
         if tombstones.exists(connection, org=actor.org, kind=kind.name, id=id):
             raise Refusal("IdDeleted", f"{kind.name} {id!r} was deleted and its id stays unused; choose another id")
         document = kind.new(actor.org, id)
@@ -144,9 +147,29 @@ async def delete(services: Services, kind: Kind, actor: Actor, id: str, *, if_ma
 
 
 def merged_attributes(old: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
-    """Attributes after a PATCH: given ones replace, null removes."""
-    merged: dict[str, str | None] = {**old, **changes}
-    return {key: value for key, value in merged.items() if value is not None}
+    """Return the attributes after a PATCH: given ones replace, null removes.
+
+    Raises:
+        Refusal: InvalidBody (they are more, or larger, than one resource may have).
+    """
+    merged = {key: value for key, value in {**old, **changes}.items() if value is not None}
+    # What an older Runyard accepted may be changed and made smaller, not larger.
+    if len(merged) > max(limits.ATTRIBUTES.value, len(old)):
+        raise _too_many_attributes(f"{len(merged)} attributes, and {limits.ATTRIBUTES.value} are allowed")
+    if (size_bytes := _size_bytes(merged)) > max(limits.ATTRIBUTES_TOTAL.value, _size_bytes(old)):
+        allowed = limits.ATTRIBUTES_TOTAL.value
+        raise _too_many_attributes(f"attributes of {size_bytes:,} bytes together, and {allowed:,} are allowed")
+    return merged
+
+
+def _size_bytes(attributes: Mapping[str, str]) -> int:
+    return sum(len(key.encode()) + len(value.encode()) for key, value in attributes.items())
+
+
+def _too_many_attributes(what: str) -> Refusal:
+    message = f"the resource would have {what}; try: remove some by setting them to null, or keep the data elsewhere"
+    problem = Problem(path="/metadata/attributes", given=None, allowed="fewer attributes", message=message)
+    return Refusal("InvalidBody", message, problems=[problem])
 
 
 def _change(

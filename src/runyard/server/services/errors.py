@@ -70,13 +70,20 @@ class Refusal(Exception):
     """The request cannot be done as it stands; ``code`` says why in one word, ``message`` in one sentence."""
 
     def __init__(
-        self, code: str, message: str, *, problems: Sequence[Problem] = (), retry_after_s: int | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        problems: Sequence[Problem] = (),
+        retry_after_s: int | None = None,
+        allow: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.problems = list(problems)
         self._retry_after_s = retry_after_s
+        self.allow = list(allow)  # methods that the path takes, where another one is the problem
 
     @property
     def status(self) -> int:

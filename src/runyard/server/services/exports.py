@@ -10,7 +10,7 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sqlalchemy import Connection
 from runyard.datasets import exporting
 from runyard.datasets.writers import by_name
 from runyard.ids import folder_below
+from runyard.limits import clean
 from runyard.rundir import read_json, write_json
 from runyard.server.services import datasets, etags, imports, pages, retention, versions
 from runyard.server.services.context import Actor, Services
@@ -88,14 +89,17 @@ def get(services: Services, *, org: str, dataset_id: str, id: str) -> AnyRow:
     return row
 
 
-async def page(services: Services, *, org: str, dataset_id: str, origin: str, wanted: PageRequest) -> dict[str, Any]:
-    services.store.read(partial(datasets.found, org=org, dataset_id=dataset_id))
-    after = pages.position(services, org=org, wanted=wanted)
+async def page(
+    services: Services, *, org: str, dataset_id: str, told: Callable[[AnyRow], DatasetExport], wanted: PageRequest
+) -> bytes:
+    """Return a page of exports, newest first, each as the document that ``told`` makes of its row."""
     place: Any = {"org": org, "dataset_id": dataset_id}
-    listed = await services.store.read_aside(
-        lambda connection: rows.job_page(connection, dataset_exports, **place, after=after, limit=wanted.size + 1)
-    )
-    return datasets.paged(services, listed, lambda row: document(services, row, origin), org=org, wanted=wanted)
+    services.store.read(partial(datasets.found, **place))
+
+    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.job_page(connection, dataset_exports, **place, after=after, limit=limit)
+
+    return await pages.read(services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(told(row)))
 
 
 def document(services: Services, row: AnyRow, origin: str) -> DatasetExport:
@@ -152,7 +156,7 @@ async def _make(services: Services, row: AnyRow) -> None:
         result = await _worked(services, row.org, row.dataset_id, folder, job)
     if result is None or "file" not in result:
         why = (result or {}).get("why", "the process that makes the file ended without a word; the log says more")
-        await _end(services, row, folder, {"state": "Failed", "why": why})
+        await _end(services, row, folder, {"state": "Failed", "why": clean(why)})
         return
     path = folder / result["file"]
     sha256, size_bytes = await in_thread(_hashed, path)

@@ -24,6 +24,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.ids import folder_below
+from runyard.limits import clean
 from runyard.rundir import read_json, write_json
 from runyard.server.services import datasets, retention, versions
 from runyard.server.services.context import Services
@@ -339,7 +340,7 @@ async def _end(
         report = await in_thread(_keep_findings, services, row.org, folder)
         values = {
             "state": state,
-            "why": why,
+            "why": None if why is None else clean(why),
             "version": version,
             "sha256": report,
             "seen": msgspec.json.encode(seen),

@@ -91,28 +91,28 @@ def conditions(row: AnyRow, names: tuple[str, ...], reached: tuple[str, ...]) ->
 
 async def findings(
     services: Services, row: AnyRow, *, severity: str | None, code: str | None, wanted: PageRequest
-) -> dict[str, Any]:
-    """A page of findings in the order in which they were found, those of one severity or code alone if asked for."""
+) -> bytes:
+    """Return a page of findings in the order in which they were found, of one severity or code alone if given."""
     after = pages.position(services, org=row.org, wanted=wanted)
 
-    def read() -> tuple[list[Finding], int | None]:
-        found: list[Finding] = []
+    def read() -> bytes:
+        found: list[bytes] = []
+        size_bytes, further = 0, None
         with _opened(services, row) as file:
             file.seek(after[0] if after else 0)
             while (begin := file.tell()) >= 0 and (line := file.readline()).endswith(b"\n"):
                 item = msgspec.json.decode(line, type=Finding)
                 if severity not in (None, item.severity) or code not in (None, item.code):
                     continue
-                if len(found) == wanted.size:
-                    return found, begin
-                found.append(item)
-        return found, None
+                encoded = msgspec.json.encode(item)
+                size_bytes += len(encoded) + 1
+                if len(found) == wanted.size or (found and size_bytes > wanted.most_bytes):
+                    further = pages.page_token(services, Position(begin, ""), org=row.org, wanted=wanted)
+                    break
+                found.append(encoded)
+        return pages.join(found, further)
 
-    items, further = await asyncio.to_thread(read)
-    token = None
-    if further is not None:
-        token = services.signer.page_token(Position(further, ""), org=row.org, question=wanted.question)
-    return {"items": items, "nextPage": token, "prevPage": None}
+    return await asyncio.to_thread(read)
 
 
 def report(services: Services, row: AnyRow) -> ImportReport:

@@ -136,17 +136,15 @@ def get(services: Services, *, org: str, dataset_id: str, import_id: str, kind: 
     return row
 
 
-async def listed(
-    services: Services, *, org: str, dataset_id: str, kind: Kind, told: Any, wanted: PageRequest
-) -> dict[str, Any]:
-    """A page of imports, newest first, each told by a function of its row."""
-    services.store.read(partial(datasets.found, org=org, dataset_id=dataset_id))
-    after = pages.position(services, org=org, wanted=wanted)
-    place = {"org": org, "dataset_id": dataset_id}
-    found = await services.store.read_aside(
-        lambda connection: rows.page(connection, **place, kind=kind, after=after, limit=wanted.size + 1)
-    )
-    return datasets.paged(services, found, told, org=org, wanted=wanted)
+async def listed(services: Services, *, org: str, dataset_id: str, kind: Kind, told: Any, wanted: PageRequest) -> bytes:
+    """Return a page of imports, newest first, each as the document that ``told`` makes of its row."""
+    place: Any = {"org": org, "dataset_id": dataset_id}
+    services.store.read(partial(datasets.found, **place))
+
+    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page(connection, **place, kind=kind, after=after, limit=limit)
+
+    return await pages.read(services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(told(row)))
 
 
 def upload_url(services: Services, row: AnyRow, origin: str, *, number: int = 0, part: int = 0) -> str:

@@ -12,8 +12,10 @@ secret of a new key is in one response. If that is lost, nobody has it: revoke t
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection
 
 from runyard.rundir import read_json
@@ -21,7 +23,6 @@ from runyard.server.services import keys as key_format
 from runyard.server.services import pages
 from runyard.server.services.bootstrap import add_key
 from runyard.server.services.context import Actor, Services
-from runyard.server.services.datasets import paged
 from runyard.server.services.errors import Problem, Refusal, not_found
 from runyard.server.services.pages import PageRequest
 from runyard.server.services.secrets import write_private
@@ -38,12 +39,16 @@ RECOVERY_FILE = "recover"
 OPERATOR = "operator"
 
 
-async def page(services: Services, *, org: str, wanted: PageRequest) -> dict[str, Any]:
-    after = pages.position(services, org=org, wanted=wanted)
-    listed = await services.store.read_aside(
-        lambda connection: rows.page(connection, org=org, after=after, limit=wanted.size + 1)
-    )
-    return paged(services, listed, lambda row: _document(services, row), org=org, wanted=wanted)
+async def page(services: Services, *, org: str, wanted: PageRequest) -> bytes:
+    """Return a page of keys as JSON, newest first."""
+
+    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page(connection, org=org, after=after, limit=limit)
+
+    def encode(row: AnyRow) -> bytes:
+        return msgspec.json.encode(_document(services, row))
+
+    return await pages.read(services, wanted, org=org, fetch=fetch, encode=encode)
 
 
 def get(services: Services, *, org: str, key_id: str) -> Key:

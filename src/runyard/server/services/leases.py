@@ -19,7 +19,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from runyard import limits
 from runyard.flows import FlowProblems, resolve
+from runyard.limits import clean
 from runyard.protocol import Assignment, Claim, Claimed, ExitReport, Placed, ProcessReport, Renewal, Wanted
 from runyard.server.services import changes, conditions, deletion
 from runyard.server.services.changes import run_topic
@@ -316,7 +318,7 @@ def _take(
         "token_number": pulse.next_token_number(connection),
         "claim_id": offer.claim_id,
         "machine_id": offer.machine_id,
-        "host": offer.host,
+        "host": clean(offer.host, limits.HOST),
         "expires_pulse": pulse.lived_ms(connection) + _lease_ms(services),
         "time_claimed": services.clock.now_ms(),
     }
@@ -425,7 +427,8 @@ def _close(
     for told in run.status.attempts:
         if told.attempt == attempt.number:
             told.time_ended = services.clock.now_ms()
-            told.exit_code, told.signal, told.cause = report.exit_code, report.signal, report.cause or "ended"
+            told.exit_code, told.cause = report.exit_code, clean(report.cause) or "ended"
+            told.signal = None if report.signal is None else clean(report.signal, limits.WORD)
 
 
 def _requeue(run: Run, end: AttemptEnd, *, now_ms: int, cause: str) -> None:

@@ -13,13 +13,18 @@ import asyncio
 import json
 import math
 import re
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection
 
+from runyard import limits
+from runyard.limits import clean
 from runyard.protocol import Lines, LinesAccepted
-from runyard.server.services import conditions, leases
+from runyard.server.services import conditions, leases, pages
 from runyard.server.services.changes import run_topic
 from runyard.server.services.conditions import Move
 from runyard.server.services.context import Services
@@ -30,9 +35,9 @@ from runyard.server.services.signing import AttemptToken
 from runyard.server.services.validation import check_count
 from runyard.store import lines as rows
 from runyard.store import runs as run_rows
+from runyard.store.tables import AnyRow
 from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunProgress
 
-LONGEST_LINE = 16 * 1024
 EVENTS_BEYOND_LIMIT_BYTES = 1 << 20
 _LIMIT_REACHED = (
     "The log has reached {mib} MiB (RUNYARD_LOG_MAX_MIB); further lines are left out and counted in the run's "
@@ -107,53 +112,79 @@ async def log_page(
     limit: int = MOST,
     wait_s: float = 0.0,
     gone: "asyncio.Future[None] | None" = None,
-) -> LogPage:
-    """Lines numbered above ``since``; with ``wait_s``, waits for one to come unless the run has ended.
+) -> bytes:
+    """Return a ``LogPage`` as JSON: lines numbered above ``since``.
+
+    With ``wait_s``, wait for one to come unless the run has ended.
 
     ``gone`` is done when the client has left; nothing is waited for then.
 
     Raises:
         Refusal: NotFound.
     """
+
+    def fetch(connection: Connection, after: int, limit: int) -> Sequence[AnyRow]:
+        return rows.log_page(connection, org=org, run_id=run_id, since=after, until=until, stream=stream, limit=limit)
+
+    def work(connection: Connection, ended: bool) -> tuple[bool, bytes]:
+        items, last, has_more = pages.gather(
+            partial(fetch, connection), after=since, size=limit, encode=_encode_line, place=_number_of
+        )
+        page = LogPage(
+            items=[msgspec.Raw(item) for item in items],  # type: ignore[misc]
+            next=last.number if last else since,
+            ended=ended and not has_more,
+        )
+        return bool(items), msgspec.json.encode(page)
+
     clock = services.clock
     deadline = clock.monotonic_s() + min(wait_s, LONGEST_WAIT_S)
     while True:
         event = services.changes.watch(run_topic(org, run_id))
         # State before lines: a run that ended in between is asked once more, and no line of it is missed.
         ended = _has_ended(services, org, run_id)
-        found = await services.store.read_aside(
-            lambda connection: rows.log_page(
-                connection, org=org, run_id=run_id, since=since, until=until, stream=stream, limit=limit
-            )
-        )
+        has_lines, page = await services.store.read_aside(partial(work, ended=ended))
         remaining_s = deadline - clock.monotonic_s()
-        if found or ended or remaining_s <= 0 or services.changes.is_closed or (gone is not None and gone.done()):
-            items = [
-                LogLine(number=row.number, time=row.time, attempt=row.attempt, stream=row.stream, text=row.text)
-                for row in found
-            ]
-            last = items[-1].number if items else since
-            return LogPage(items=items, next=last, ended=ended and len(items) < limit)
+        if has_lines or ended or remaining_s <= 0 or services.changes.is_closed or (gone is not None and gone.done()):
+            return page
         await services.changes.wait(event, timeout_s=remaining_s, gone=gone)
 
 
-async def metric_page(services: Services, *, org: str, run_id: str, since: int, limit: int = MOST) -> MetricPage:
-    """Points numbered above ``since``.
+async def metric_page(services: Services, *, org: str, run_id: str, since: int, limit: int = MOST) -> bytes:
+    """Return a ``MetricPage`` as JSON: points numbered above ``since``.
 
     Raises:
         Refusal: NotFound.
     """
     _has_ended(services, org, run_id)
-    found = await services.store.read_aside(
-        lambda connection: rows.metric_page(connection, org=org, run_id=run_id, since=since, limit=limit)
-    )
-    items = [
-        MetricPoint(
-            step=row.step, epoch=row.epoch, time=row.time, attempt=row.attempt, values=msgspec.json.decode(row.measured)
+
+    def fetch(connection: Connection, after: int, limit: int) -> Sequence[AnyRow]:
+        return rows.metric_page(connection, org=org, run_id=run_id, since=after, limit=limit)
+
+    def work(connection: Connection) -> bytes:
+        items, last, _ = pages.gather(
+            partial(fetch, connection), after=since, size=limit, encode=_encode_point, place=_number_of
         )
-        for row in found
-    ]
-    return MetricPage(items=items, next=found[-1].number if found else since)
+        page = MetricPage(items=[msgspec.Raw(item) for item in items], next=last.number if last else since)  # type: ignore[misc]
+        return msgspec.json.encode(page)
+
+    return await services.store.read_aside(work)
+
+
+def _number_of(row: AnyRow) -> int:
+    return int(row.number)
+
+
+def _encode_line(row: AnyRow) -> bytes:
+    line = LogLine(number=row.number, time=row.time, attempt=row.attempt, stream=row.stream, text=row.text)
+    return msgspec.json.encode(line)
+
+
+def _encode_point(row: AnyRow) -> bytes:
+    values = msgspec.Raw(row.measured)
+    return msgspec.json.encode(
+        MetricPoint(step=row.step, epoch=row.epoch, time=row.time, attempt=row.attempt, values=values)  # type: ignore[arg-type]
+    )
 
 
 def _has_ended(services: Services, org: str, run_id: str) -> bool:
@@ -176,7 +207,7 @@ class _Effect:
 
     def log(self, stream: str, time_ms: int, text: str, *, extra_bytes: int = 0) -> None:
         """Keep a line, or count it once the log has reached its limit and ``extra_bytes``."""
-        text = SECRETS.sub("[secret]", text[:LONGEST_LINE]).encode(errors="replace").decode()
+        text = clean(SECRETS.sub("[secret]", text[: limits.LOG_LINE.value]), limits.LOG_LINE)
         size_bytes = rows.LINE_BYTES + len(text.encode())
         is_full = self.log_bytes + size_bytes > self._limit_bytes + extra_bytes
         if self._limit_bytes and (is_full or (self.log_left_out and not extra_bytes)):
@@ -264,7 +295,10 @@ def _phase(effect: _Effect, phase: str, message: str | None) -> None:
 
 def _plan(effect: _Effect, plan: dict[str, Any]) -> str:
     """Told once before training, and again whenever want of memory has made the micro-batch smaller."""
-    effect.run.status.plan = plan
+    size_bytes = len(msgspec.json.encode(plan))
+    if size_bytes > limits.PLAN.value:
+        return f"plan resolved; it has {size_bytes:,} bytes, more than {limits.PLAN.value:,}, and is not kept"
+    effect.run.status.plan = limits.clean_all(plan)
     effect.changed_status = True
     told = plan.get("microBatchSize")
     size = _integer(told.get("value")) if isinstance(told, dict) else 0
@@ -296,6 +330,7 @@ def _evaluation(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
     name = event.get("metricName")
     if isinstance(name, str):
         progress = effect.run.status.progress or RunProgress()
+        name = clean(name, limits.METRIC_NAME)
         metric = values.get(f"validation/{name}", values.get(name))
         if metric is not None:
             progress.metric_name, progress.metric = name, metric
@@ -329,7 +364,8 @@ def _values(event: dict[str, Any]) -> dict[str, float]:
     given = event.get("values")
     if not isinstance(given, dict):
         return {}
-    return {str(name): number for name, value in given.items() if (number := _number(value)) is not None}
+    numbers = ((str(name), number) for name, value in given.items() if (number := _number(value)) is not None)
+    return {clean(name, limits.METRIC_NAME): number for name, number in islice(numbers, limits.METRICS.value)}
 
 
 def _number(value: Any) -> float | None:

@@ -6,26 +6,32 @@ hash of the archive are computed once, then, and stand in the row.
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection
 
+from runyard import limits
 from runyard.blobs import Archive, ArchiveFile, BlobMismatch, BlobMissing, Blobs
+from runyard.limits import clean
 from runyard.protocol import CheckpointFile, CheckpointReport, CheckpointsKept, KeptCheckpoint
 from runyard.rundir import TRAINING_STATE
-from runyard.server.services import leases, retention
+from runyard.server.services import leases, pages, retention
 from runyard.server.services.changes import run_topic
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal, not_found
+from runyard.server.services.pages import PageRequest
 from runyard.server.services.references import BEST, LATEST
 from runyard.server.services.runs import decoded
 from runyard.server.services.runs import get as get_run
-from runyard.server.services.signing import AttemptToken, Link, link_expiry
+from runyard.server.services.signing import AttemptToken, Link, Position, link_expiry
 from runyard.server.services.validation import check_checkpoint
 from runyard.store import blobs as blob_rows
 from runyard.store import outputs as rows
+from runyard.store.tables import AnyRow
 from vi.api.resources.models.responses import DownloadUrl, Model, ModelContents, ModelSpec, ModelStatus
 from vi.api.responses import ResourceMetadata
 
@@ -39,6 +45,51 @@ def list_models(services: Services, *, org: str, run_id: str, origin: str | None
     get_run(services, org=org, run_id=run_id)
     found = services.store.read(lambda connection: rows.of_run(connection, org=org, run_id=run_id))
     return [_model(services, row, origin) for row in found]
+
+
+async def page(services: Services, *, org: str, run_id: str, origin: str | None, wanted: PageRequest) -> bytes:
+    """Return a page of checkpoints as JSON, oldest first.
+
+    Raises:
+        Refusal: NotFound.
+    """
+    get_run(services, org=org, run_id=run_id)
+
+    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page(connection, org=org, run_id=run_id, after=after[0] if after else 0, limit=limit)
+
+    return await pages.read(
+        services,
+        wanted,
+        org=org,
+        fetch=fetch,
+        encode=lambda row: msgspec.json.encode(_model(services, row, origin)),
+        place=lambda row: Position(row.number, ""),
+    )
+
+
+async def whole_list(services: Services, *, org: str, run_id: str, origin: str | None) -> bytes:
+    """Return all checkpoints as one page of JSON, oldest first; of too many for one response the newest.
+
+    Raises:
+        Refusal: NotFound.
+    """
+    get_run(services, org=org, run_id=run_id)
+
+    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page_back(connection, org=org, run_id=run_id, before=after, limit=limit)
+
+    def work(connection: Connection) -> bytes:
+        items, _, _ = pages.gather(
+            partial(fetch, connection),
+            after=None,
+            size=limits.WHOLE_LIST.value,
+            encode=lambda row: msgspec.json.encode(_model(services, row, origin)),
+            place=lambda row: row.number,
+        )
+        return pages.join(items[::-1], None)
+
+    return await services.store.read_aside(work)
 
 
 def get_model(services: Services, *, org: str, run_id: str, checkpoint: str, origin: str | None) -> Model:
@@ -97,7 +148,7 @@ async def register(services: Services, token: AttemptToken, report: CheckpointRe
             "attempt": attempt.number,
             "step": report.step,
             "epoch": report.epoch,
-            "measured": msgspec.json.encode(report.metrics),
+            "measured": msgspec.json.encode(_within_limits(report.metrics)),
             "is_best": report.is_best,
             "time": report.time,
             "archive_size_bytes": archive.size_bytes,
@@ -136,6 +187,10 @@ def _check_stored(blobs: Blobs, file: CheckpointFile) -> None:
     if size_bytes != file.size_bytes:
         message = f"size_bytes of file {file.path!r} is {file.size_bytes}; the file that was sent has {size_bytes}"
         raise Refusal("InvalidBody", message)
+
+
+def _within_limits(metrics: dict[str, float]) -> dict[str, float]:
+    return {clean(name, limits.METRIC_NAME): value for name, value in islice(metrics.items(), limits.METRICS.value)}
 
 
 def _is_superseded(connection: Connection, values: dict[str, Any]) -> bool:

@@ -1,16 +1,28 @@
-"""Slices of a list, newest first: from a page size and a token to rows and the next token."""
+"""Pages of a list: from a page size and a token to encoded items and the next token.
 
-from collections.abc import Sequence
+A page ends at its size or at ``limits.PAGE`` bytes, whichever comes first. It is read and encoded on a reader's thread,
+since a page of megabytes on the event loop would keep every other request waiting.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
+from sqlalchemy import Connection
 
+from runyard import limits
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.signing import Position
+from runyard.store.tables import AnyRow
 
-DEFAULT_SIZE, MOST = 10, 1000
+DEFAULT_SIZE, MOST = 10, limits.PAGE_ITEMS.value
+FIRST_CHUNK = 32
+
+# Rows of a page: (connection, position after which it begins, how many) -> rows.
+Fetch = Callable[[Connection, Any, int], Sequence[AnyRow]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +32,17 @@ class PageRequest:
     size: int = DEFAULT_SIZE
     token: str | None = None
     question: str = ""
+    most_bytes: int = limits.PAGE.value
+
+
+def stored(row: AnyRow) -> bytes:
+    """Return a document as it is stored."""
+    return bytes(row.document)
+
+
+def by_time(row: AnyRow) -> Position:
+    """Return the position of a row in a list by time."""
+    return Position(row.time_created, row.id)
 
 
 def position(services: Services, *, org: str, wanted: PageRequest) -> tuple[int, str] | None:
@@ -40,14 +63,76 @@ def position(services: Services, *, org: str, wanted: PageRequest) -> tuple[int,
     return found.time_ms, found.id
 
 
-def encoded(services: Services, rows: Sequence[Any], *, org: str, wanted: PageRequest) -> bytes:
-    """The page as JSON. ``rows`` holds one more than the page if there is a next one; documents go out as stored."""
-    shown = rows[: wanted.size]
-    token = None
-    if len(rows) > wanted.size:
-        last = shown[-1]
-        token = services.signer.page_token(Position(last.time_created, last.id), org=org, question=wanted.question)
-    return b'{"items":[%b],"nextPage":%b,"prevPage":null}' % (
-        b",".join(row.document for row in shown),
-        msgspec.json.encode(token),
-    )
+async def read(
+    services: Services,
+    wanted: PageRequest,
+    *,
+    org: str,
+    fetch: Fetch,
+    encode: Callable[[AnyRow], bytes] = stored,
+    place: Callable[[AnyRow], Position] = by_time,
+) -> bytes:
+    """Return a page as JSON, read and encoded on a reader's thread.
+
+    Raises:
+        Refusal: InvalidPageToken.
+    """
+    after = position(services, org=org, wanted=wanted)
+
+    def work(connection: Connection) -> bytes:
+        items, last, has_more = gather(
+            partial(fetch, connection),
+            after=after,
+            size=wanted.size,
+            most_bytes=wanted.most_bytes,
+            encode=encode,
+            place=lambda row: msgspec.structs.astuple(place(row)),
+        )
+        further = page_token(services, place(last), org=org, wanted=wanted) if has_more else None
+        return join(items, further)
+
+    return await services.store.read_aside(work)
+
+
+def gather(
+    fetch: Callable[[Any, int], Sequence[Any]],
+    *,
+    after: Any,
+    size: int,
+    encode: Callable[[Any], bytes],
+    place: Callable[[Any], Any],
+    most_bytes: int = limits.PAGE.value,
+) -> tuple[list[bytes], Any, bool]:
+    """Return encoded items up to ``size`` and ``most_bytes``, the last row shown, and whether there are more after it.
+
+    Rows are fetched in chunks whose length follows from the size of the items so far, so that a page of large documents
+    is not read many times over only to be cut. At least one item is returned, however large.
+    """
+    items: list[bytes] = []
+    total, chunk = 0, FIRST_CHUNK
+    last = None
+    while True:
+        limit = min(chunk, size + 1 - len(items))
+        rows = fetch(after, limit)
+        for row in rows:
+            if len(items) == size:
+                return items, last, True
+            item = encode(row)
+            if items and total + len(item) > most_bytes:
+                return items, last, True
+            items.append(item)
+            total, last = total + len(item) + 1, row
+        if len(rows) < limit or last is None:
+            return items, last, False
+        after = place(last)
+        chunk = max(1, (most_bytes - total) // (total // len(items)) + 1)
+
+
+def join(items: Sequence[bytes], next_page: str | None) -> bytes:
+    """Return a page of encoded items."""
+    return b'{"items":[%b],"nextPage":%b,"prevPage":null}' % (b",".join(items), msgspec.json.encode(next_page))
+
+
+def page_token(services: Services, last: Position, *, org: str, wanted: PageRequest) -> str:
+    """Return the token of the page after a position."""
+    return services.signer.page_token(last, org=org, question=wanted.question)

@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
+from runyard import limits
 from runyard.flows import FlowProblems, resolve, validate
 from runyard.flows.blocks import BUILT_IN_DATASETS
+from runyard.limits import Limit
 from runyard.server.services import versions
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Problem, Refusal
@@ -26,6 +28,8 @@ from vi.api.resources.training_projects.responses import TrainingProject
 
 MODEL_PREFIX = "run:"
 LATEST, BEST = "latest", "best"
+MOST_BLOCKS = 100  # a flow with more is rejected as a whole, so their references need no look-up
+LONGEST_SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ def checked_flow(services: Services, org: str, flow: object, *, training_project
             Problem(path=found.path, given=found.given, allowed=found.allowed, message=found.message)
             for found in error.problems
         ]
+    else:
+        problems += _too_large(spec)
     known_paths = {problem.path for problem in problems}
     problems += [found for found in broken(services, org, flow, training_project) if found.path not in known_paths]
     if problems or spec is None:
@@ -62,6 +68,25 @@ def checked_flow(services: Services, org: str, flow: object, *, training_project
     return spec
 
 
+def _too_large(spec: FlowSpec) -> list[Problem]:
+    """Return a problem for each style above its limit; else one for a flow that is too large as a whole."""
+    problems = []
+    for index, block in enumerate(spec.blocks):
+        size_bytes = len(msgspec.json.encode(block.style))
+        if size_bytes > limits.FLOW_STYLE.value:
+            problems.append(_oversize(f"/blocks/{index}/style", size_bytes, limits.FLOW_STYLE))
+    if not problems and (size_bytes := len(msgspec.json.encode(spec))) > limits.FLOW.value:
+        problems.append(_oversize("", size_bytes, limits.FLOW))
+    return problems
+
+
+def _oversize(path: str, size_bytes: int, limit: Limit) -> Problem:
+    allowed = f"at most {limit.value:,} bytes of JSON"
+    name = path or "the flow"
+    message = f"{name} has {size_bytes:,} bytes of JSON; at most {limit.value:,} are allowed; try: leave out styles"
+    return Problem(path=path, given=None, allowed=allowed, message=message)
+
+
 def broken(services: Services, org: str, flow: object, training_project: str | None = None) -> list[Problem]:
     """A problem for each reference to something that does not exist."""
     problems = []
@@ -69,15 +94,15 @@ def broken(services: Services, org: str, flow: object, training_project: str | N
     if isinstance(flow, dict):
         named = named or flow.get("trainingProject")
         blocks = flow.get("blocks")
-        for index, block in enumerate(blocks if isinstance(blocks, list) else []):
+        for index, block in enumerate(blocks[:MOST_BLOCKS] if isinstance(blocks, list) else []):
             problems += _broken_in_block(services, org, index, block)
     if isinstance(named, str) and not is_training_project(services, org, named):
         problems.append(
             Problem(
                 path="/trainingProject",
-                given=named,
+                given=named[:LONGEST_SHOWN],
                 allowed=f"the id of a training project, or one of {', '.join(BUILT_IN_DATASETS)}",
-                message=f"training project {named!r} does not exist; create it first, or leave it out",
+                message=f"training project {named[:LONGEST_SHOWN]!r} does not exist; create it first, or leave it out",
             )
         )
     return problems

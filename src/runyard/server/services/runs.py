@@ -9,7 +9,7 @@ that trains becomes so when its attempt is proven closed (see ``leases``).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -30,6 +30,7 @@ from runyard.store import documents as document_rows
 from runyard.store import runs as rows
 from runyard.store import tombstones
 from runyard.store.runs import RunFilter
+from runyard.store.tables import AnyRow
 from runyard.store.tables import flows as flows_table
 from vi.api.resources.flows.responses import Flow, FlowSpec
 from vi.api.resources.runs.responses import ResumeFrom, Run, RunSpec, RunStatus
@@ -47,11 +48,10 @@ def get(services: Services, *, org: str, run_id: str) -> tuple[bytes, str]:
 
 
 async def page(services: Services, *, org: str, filter: RunFilter, wanted: PageRequest) -> bytes:
-    after = pages.position(services, org=org, wanted=wanted)
-    found = await services.store.read_aside(
-        lambda connection: rows.page(connection, org=org, wanted=filter, after=after, limit=wanted.size + 1)
-    )
-    return pages.encoded(services, found, org=org, wanted=wanted)
+    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page(connection, org=org, wanted=filter, after=after, limit=limit)
+
+    return await pages.read(services, wanted, org=org, fetch=fetch)
 
 
 async def create(

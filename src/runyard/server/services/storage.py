@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection
 
+from runyard import limits
 from runyard.blobs import BlobHeld, BlobMissing
 from runyard.ids import folder_below
 from runyard.server.services import dataset_jobs
@@ -48,7 +49,10 @@ class Space(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class StorageReport(msgspec.Struct, rename="camel", kw_only=True):
-    """What was found, before anything was removed. ``agrees``: nothing is left over and nothing is lost."""
+    """What was found, before anything was removed. ``agrees``: nothing is left over and nothing is lost.
+
+    ``omitted`` counts what is left out of the lists, each of which shows ``limits.REPORT_ITEMS`` entries.
+    """
 
     agrees: bool
     blobs: int
@@ -61,12 +65,13 @@ class StorageReport(msgspec.Struct, rename="camel", kw_only=True):
     is_removed: bool = False
     left_over_bytes: Space | None = None
     freed_bytes: Space | None = None
+    omitted: int = 0
 
 
 async def check(services: Services, *, org: str) -> StorageReport:
     """Compare store and disk of one organisation, changing nothing."""
     async with services.blob_lock:
-        return await asyncio.to_thread(_compare, services, org)
+        return _shortened(await asyncio.to_thread(_compare, services, org))
 
 
 async def collect(services: Services, actor: Actor) -> StorageReport:
@@ -78,7 +83,15 @@ async def collect(services: Services, actor: Actor) -> StorageReport:
         freed = await asyncio.to_thread(_remove, services, actor.org, report)
     freed.database = await _shrink_database(services)
     report.is_removed, report.freed_bytes = True, freed
-    return report
+    return _shortened(report)
+
+
+def _shortened(report: StorageReport) -> StorageReport:
+    """Return the report with lists that a response can hold."""
+    shown = limits.REPORT_ITEMS.value
+    lists = {name: found for name, found in msgspec.structs.asdict(report).items() if isinstance(found, list)}
+    omitted = sum(max(0, len(found) - shown) for found in lists.values())
+    return msgspec.structs.replace(report, omitted=omitted, **{name: found[:shown] for name, found in lists.items()})
 
 
 async def _shrink_database(services: Services) -> int | None:

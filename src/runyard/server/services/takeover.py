@@ -6,6 +6,7 @@ has takes the place of that record if it is about the same picture; about anothe
 files that all count from 1 lose nothing.
 """
 
+import hashlib
 import secrets
 from collections import Counter
 from collections.abc import Callable
@@ -15,12 +16,15 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
+from runyard import limits
+from runyard.limits import Limit
 from runyard.store import assets as rows
 from runyard.store import datasets as dataset_rows
 from runyard.store import imports as import_rows
 from runyard.store.tables import AnyRow
 
 NOTHING = b"{}"
+LONG_ID = Limit(480, "bytes", "what is kept of the id of a record that needs another one")
 
 
 class ImageLine(msgspec.Struct, rename="camel", kw_only=True):
@@ -180,8 +184,16 @@ def _custom_of(connection: Connection, row: AnyRow) -> dict[str, bytes]:
 
 
 def _read_records(lines: list[bytes]) -> dict[str, RecordLine]:
-    """By id; of two lines of one id the later."""
-    return {line.id: line for line in map(_RECORDS.decode, lines)}
+    """By id, as it can be stored; of two lines of one id the later."""
+    return {_storable_id(line.id): line for line in map(_RECORDS.decode, lines)}
+
+
+def _storable_id(id: str) -> str:
+    """Return a record's id; one that no store could index is shortened, and a hash of all of it keeps it unique."""
+    if limits.RECORD_ID.defect(id) is None:
+        return id
+    digest = hashlib.sha256(id.encode(errors="replace")).hexdigest()[:24]
+    return f"{limits.clean(id, LONG_ID)}~{digest}"
 
 
 def _write_records(
@@ -203,13 +215,14 @@ def _write_records(
         picture = pictures.get(line.asset.filename)
         if picture is None:  # it was deleted since the worker looked
             continue
-        said = {"contents": bytes(line.contents), "category": line.category, "last_updated": now_ms}
+        category = None if line.category is None else limits.clean(line.category, limits.CATEGORY)
+        said = {"contents": bytes(line.contents), "category": category, "last_updated": now_ms}
         there = known.get(id)
         if there is not None and there.asset_id == picture.id:
             if _spec(row).get("failurePolicies", {}).get("onOverwritten") != "RejectFile":
                 changes.append((there.number, {**said, "generation": there.generation + 1}))
             continue
-        own_id = id if there is None else f"{id[:480]}~{number}"
+        own_id = id if there is None else f"{limits.clean(id, LONG_ID)}~{number}"
         new.append(
             {**place, "number": number, "id": own_id, "asset_id": picture.id, "generation": 1, "time_created": now_ms}
             | said
@@ -243,4 +256,4 @@ def _spec(row: AnyRow) -> dict[str, Any]:
 
 
 take_images = Taker(_read_images, _write_images, lambda line: _IMAGES.decode(line).path)
-take_records = Taker(_read_records, _write_records, lambda line: _IDS.decode(line).id)
+take_records = Taker(_read_records, _write_records, lambda line: _storable_id(_IDS.decode(line).id))

@@ -10,7 +10,7 @@ goes that it names, and no run needs it, it goes as well (see ``retention``).
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -113,17 +113,20 @@ def get(services: Services, *, org: str, dataset_id: str, version: str) -> Datas
     return document(row, dataset.type)
 
 
-async def page(services: Services, *, org: str, dataset_id: str, wanted: PageRequest) -> dict[str, Any]:
+async def page(services: Services, *, org: str, dataset_id: str, wanted: PageRequest) -> bytes:
     dataset = services.store.read(partial(datasets.found, org=org, dataset_id=dataset_id))
-    after = pages.position(services, org=org, wanted=wanted)
-    listed = await services.store.read_aside(
-        partial(rows.page, org=org, dataset_id=dataset_id, after=after, limit=wanted.size + 1)
+
+    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page(connection, org=org, dataset_id=dataset_id, after=after, limit=limit)
+
+    return await pages.read(
+        services,
+        wanted,
+        org=org,
+        fetch=fetch,
+        encode=lambda row: msgspec.json.encode(document(row, dataset.type)),
+        place=lambda row: Position(row.number, row.id),
     )
-    shown, token = listed[: wanted.size], None
-    if len(listed) > wanted.size:
-        position = Position(shown[-1].number, shown[-1].id)
-        token = services.signer.page_token(position, org=org, question=wanted.question)
-    return {"items": [document(row, dataset.type) for row in shown], "nextPage": token, "prevPage": None}
 
 
 def document(row: AnyRow, type: str) -> DatasetVersion:

@@ -1,0 +1,352 @@
+"""Limits hold before any store is asked: both stores accept and reject the same requests, with the same answer.
+
+The requests are made from the structs of the routes: every text field that has a limit, at the limit, beyond it, with
+characters of four bytes, with NUL and with half a character.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import msgspec
+import pytest
+
+from runyard import limits, protocol
+from runyard.limits import Limit
+from runyard.server.http.routes import ROUTES, Route
+from runyard.server.services.takeover import take_records
+
+ROOT = Path(__file__).parents[2]
+WIDE = "\U0001f98a"
+# What a body of each route needs besides the field that is tested.
+BASES: dict[str, Any] = {
+    "NewFlow": {"spec": {}},
+    "NewDataset": {"name": "a"},
+    "NewName": {"filename": "a.png"},
+    "NewBulkDeletion": {"spec": {"filter": "a"}},
+    "NewIngestion": {"spec": {"assets": [{"filename": "a.png", "size": 1}]}},
+    "NewMultipart": {"spec": {"ingestionId": "i", "filename": "a.png", "sizeBytes": 1}},
+    "NewAnnotationImport": {"spec": {"uploadBefore": 2**45}},
+    "NewFiles": {"files": {"a.jsonl": {"sizeBytes": 1}}},
+    "FinishedImport": {"packs": []},
+}
+
+
+def unwrapped(hint: Any) -> Iterator[Any]:
+    """The types in an annotation, without Annotated and unions."""
+    if hasattr(hint, "__metadata__"):
+        yield from unwrapped(hint.__origin__)
+    elif isinstance(hint, type) and not get_args(hint):
+        yield hint
+    elif get_args(hint) and getattr(hint, "__origin__", None) not in (dict, list, tuple):
+        for part in get_args(hint):
+            yield from unwrapped(part)
+
+
+def limit_of(hint: Any) -> Limit | None:
+    for meta in getattr(hint, "__metadata__", ()):
+        if isinstance(meta, msgspec.Meta) and meta.extra and "limit" in meta.extra:
+            return meta.extra["limit"]  # type: ignore[no-any-return]
+    if getattr(hint, "__origin__", None) in (dict, list, tuple):
+        return None
+    return next((found for part in get_args(hint) if (found := limit_of(part))), None)
+
+
+def limited_fields(kind: type, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Limit]]:
+    """Every text field of a struct, and of the structs in it, that has a limit; with its path."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in msgspec.structs.fields(kind):
+        here = (*path, field.encode_name)
+        if field.name == "attributes":
+            yield (*here, "a"), limits.ATTRIBUTE_VALUE
+        elif limit := limit_of(hints[field.name]):
+            yield here, limit
+        for inner in unwrapped(hints[field.name]):
+            if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and inner is not protocol.Run:
+                yield from limited_fields(inner, here)
+
+
+def texts(limit: Limit) -> dict[str, str]:
+    """Texts around a limit; what begins with ``good`` must not be rejected for its length or its characters."""
+    wide = limit.value // (4 if limit.unit == "bytes" else 1)
+    return {
+        "good, of one byte each": "x" * limit.value,
+        "good, of four bytes each": WIDE * wide,
+        "bad, one too long": "x" * (limit.value + 1),
+        "bad, of four bytes each": WIDE * (wide + 1),
+        "bad, with NUL": "x\0y",
+        "bad, with half a character": "x\ud800",
+    }
+
+
+def with_text(base: Any, path: tuple[str, ...], text: str) -> Any:
+    """A copy of a body with a text at a path; lists on the way are entered at their first item."""
+    if not path:
+        return text
+    if isinstance(base, list):
+        return [with_text(base[0] if base else {}, path, text)]
+    name, *rest = path
+    inner = base.get(name, {}) if isinstance(base, dict) else {}
+    return {**(base if isinstance(base, dict) else {}), name: with_text(inner or {}, tuple(rest), text)}
+
+
+def url_of(route: Route, house: Any, dataset: str, number: int) -> str:
+    ids = {"org": house.org, "dataset": dataset, "import_id": "none:finish", "flow_id": "f1", "project_id": "p1"}
+    ids |= {"run_id": f"n{number}" if route.method == "PUT" else "r1"}
+    return re.sub(r"\{(\w+):str\}", lambda found: ids.get(found[1], "none"), route.path)
+
+
+BODIES = [
+    (route, path, limit)
+    for route in ROUTES
+    if isinstance(route.takes, type) and issubclass(route.takes, msgspec.Struct) and "/internal/" not in route.path
+    for path, limit in limited_fields(route.takes)
+]
+
+
+async def answers_of(house: Any) -> list[tuple[str, int, str]]:
+    """What each request is answered with: its name, the status, and the code of the problem."""
+    api, found, number = await house.api(), [], 0
+    for path in ("runs/r1", "flows/f1", "trainingProjects/p1"):
+        assert (await api.put(house.path(path), json={"spec": {}})).status_code == 201
+    made = await api.post(house.path("datasets"), json={"name": "d"})
+    for route, path, limit in BODIES:
+        for name, text in texts(limit).items():
+            number += 1
+            body = json.dumps(with_text(BASES.get(route.takes.__name__, {}), path, text))
+            url = url_of(route, house, made.json()["datasetId"], number)
+            answer = await api.request(route.method, url, content=body)
+            code = answer.json().get("code", "") if answer.content else ""
+            label = f"{route.method} {route.path} {'/'.join(path)}: {name}"
+            found.append((label, answer.status_code, code))
+            if name.startswith("bad"):
+                assert (answer.status_code, code) == (400, "InvalidBody"), (label, answer.text)
+            else:
+                assert answer.status_code < 500, (label, answer.text)
+                assert not re.search(r"try: (shorten|remove) it", answer.text), (label, answer.text)
+    return found
+
+
+def test_every_limited_text_of_a_body_is_answered_alike_on_both_stores(
+    in_house: Callable[..., None], empty_postgresql: Callable[[], str], tmp_path: Path
+) -> None:
+    found: dict[str, list[tuple[str, int, str]]] = {}
+
+    async def story(house: Any) -> None:
+        found["postgresql" if house.settings.database_url else "sqlite"] = await answers_of(house)
+
+    in_house(story)
+    shutil.rmtree(tmp_path / "data")
+    in_house(story, database_url=empty_postgresql())
+    assert found["sqlite"] == found["postgresql"]
+    stored = [label for label, status, _ in found["postgresql"] if "good" in label and status in (200, 201)]
+    assert len(BODIES) > 40
+    for noun in ("runs/{run_id:str} metadata/attributes/a", "flows/{flow_id:str} metadata", "datasets name"):
+        assert any(noun in label for label in stored), noun
+
+
+@pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
+def test_texts_of_queries_are_checked_before_they_are_looked_up(in_house: Callable[..., None], store_kind: str) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        dataset = (await api.post(house.path("datasets"), json={"name": "d"})).json()["datasetId"]
+        for route in ROUTES:
+            if route.method != "GET" or "/internal/" in route.path:
+                continue
+            for name in route.query:
+                url = url_of(route, house, dataset, 0)
+                escaped = ("%7B%22filename%22%3A%22%5Cu0000%22%7D",) if name == "filter" else ()
+                for given in ("%00", "k:%00", "k:" + "x" * 5000, *escaped):
+                    answer = await api.get(f"{url}?{name}={given}")
+                    assert answer.status_code in (400, 404), (url, name, given, answer.text)
+                    if route.path.endswith(("/runs", "/assets", "/flows")):
+                        assert answer.json()["code"] == "InvalidQuery", (url, name, given, answer.text)
+
+    in_house(story)
+
+
+@pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
+def test_attributes_are_limited_in_number_and_together(in_house: Callable[..., None], store_kind: str) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+
+        async def put(number: int, attributes: dict[str, str | None], path: str = "flows/f") -> tuple[int, str]:
+            body = {"spec": {}, "metadata": {"attributes": attributes}}
+            answer = await api.put(house.path(f"{path}{number}"), json=body)
+            return answer.status_code, answer.json().get("code", "")
+
+        most, value = limits.ATTRIBUTES.value, "x" * limits.ATTRIBUTE_VALUE.value
+        assert await put(1, {f"k{number}": "v" for number in range(most)}) == (201, "")
+        assert await put(2, {f"k{number}": "v" for number in range(most + 1)}) == (400, "InvalidBody")
+        assert await put(3, {f"k{number}": value for number in range(15)}) == (201, "")
+        assert await put(4, {f"k{number}": value for number in range(17)}) == (400, "InvalidBody")
+        assert await put(5, {"": "v"}) == (400, "InvalidBody")
+        assert await put(6, {"k" * 256: "v"}) == (400, "InvalidBody")
+        assert await put(7, {WIDE * 64: "v"}, "runs/r") == (400, "InvalidBody")
+        assert await put(8, {WIDE * 63 + "k": value}, "runs/r") == (201, "")
+        # A change adds to what is there.
+        for flow, attributes in (("f1", {"more": "v"}), ("f3", {"a": value, "b": value})):
+            body = {"metadata": {"attributes": attributes}}
+            answer = await api.patch(house.path(f"flows/{flow}"), json=body)
+            assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody")
+            assert answer.json()["problems"][0]["path"] == "/metadata/attributes"
+        swapped = await api.patch(house.path("flows/f1"), json={"metadata": {"attributes": {"k0": None, "more": "v"}}})
+        assert swapped.status_code == 200
+        found = await api.get(house.path("runs"), params={"attribute": f"{WIDE * 63}k:{value}"})
+        assert [run["runId"] for run in found.json()["items"]] == ["r8"]
+        longer = await api.get(house.path("runs"), params={"attribute": f"k:{'x' * 4000}"})
+        assert (longer.status_code, longer.json()["items"]) == (200, [])
+
+    in_house(story)
+
+
+def test_a_style_and_a_flow_are_limited_and_named(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+
+        async def put(number: int, flow: dict[str, Any]) -> Any:
+            return await api.put(house.path(f"runs/r{number}"), json={"spec": {"flow": flow}})
+
+        def styled(size: int) -> dict[str, Any]:
+            return {"blocks": [{"block": "vi-dataset"}, {"block": "vi-model", "style": {"x": "y" * (size - 8)}}]}
+
+        most = limits.FLOW_STYLE.value
+        assert (await put(1, styled(most))).status_code == 201
+        answer = await put(2, styled(most + 1))
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidFlow")
+        assert answer.json()["problems"][0]["path"] == "/blocks/1/style"
+        wide = {"tolerations": {f"label{number}": ["x" * 256] * 100 for number in range(12)}}
+        answer = await put(3, wide)
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidFlow")
+        assert f"{limits.FLOW.value:,}" in answer.json()["message"]
+        saved = await api.put(house.path("flows/f1"), json={"spec": styled(most + 1)})
+        assert saved.json()["problems"][0]["path"] == "/blocks/1/style"
+
+    in_house(story)
+
+
+def test_sixteen_attribute_filters_are_answered_and_seventeen_rejected(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        attributes = {f"k{number}": "v" for number in range(16)}
+        for name, more in (("r1", {}), ("r2", {"k7": "w"}), ("r3", {"rare": "v"})):
+            body = {"spec": {}, "metadata": {"attributes": attributes | more}}
+            assert (await api.put(house.path(f"runs/{name}"), json=body)).status_code == 201
+
+        async def found(*filters: str) -> Any:
+            return await api.get(house.path("runs"), params=[("attribute", one) for one in filters])
+
+        every = [f"k{number}:v" for number in range(16)]
+        listed = await found(*every)
+        assert sorted(run["runId"] for run in listed.json()["items"]) == ["r1", "r3"]
+        listed = await found(*every[:15], "rare:v")
+        assert [run["runId"] for run in listed.json()["items"]] == ["r3"]
+        assert (await found(*every[:15], "k7:w")).json()["items"] == []
+        answer = await found(*every, "k1:w")
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidQuery")
+        assert "at most 16" in answer.json()["message"]
+
+    in_house(story)
+
+
+@pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
+def test_what_a_supervisor_says_is_cut_and_mended_not_refused(
+    in_house: Callable[..., None], acts: Any, store_kind: str
+) -> None:
+    async def story(house: Any) -> None:
+        attempt, api = await acts.running(house), await house.api()
+        long = WIDE * 20_000
+        names = {f"m{number}": 1.0 for number in range(1000)}
+        event = {"ev": "step", "n": 1, "t": 1, "step": 1, "values": {"a\0b": 0.5, long: 0.25, **names}}
+        raw = f'{{"stream":"stdout","offset":0,"next_offset":9,"lines":["a\\u0000b","c\\ud800d","{long}"]}}'
+        assert (await attempt.client.post("/internal/v1/attempt/lines", content=raw.encode())).status_code == 200
+        assert (await attempt.ship(json.dumps(event))).status_code == 200
+        assert (await attempt.event("plan", plan={"x": "y" * limits.PLAN.value})).status_code == 200
+        assert (await attempt.event("phase", phase="Saving", message=f"\0{long}")).status_code == 200
+        lines = (await api.get(house.path("runs/r1/logs"))).json()["items"]
+        assert [line["text"] for line in lines[:2]] == ["a\ufffdb", "c\ufffdd"]
+        assert all(len(line["text"].encode()) <= limits.LOG_LINE.value for line in lines)
+        assert lines[2]["text"] == WIDE * (limits.LOG_LINE.value // 4)
+        point = (await api.get(house.path("runs/r1/metrics"))).json()["items"][0]
+        assert len(point["values"]) == limits.METRICS.value
+        assert point["values"]["a\ufffdb"] == 0.5
+        assert max(len(name.encode()) for name in point["values"]) <= limits.METRIC_NAME.value
+        run = (await api.get(house.path("runs/r1"))).json()
+        assert run["status"]["plan"] is None
+        assert len(run["status"]["conditions"][-1]["message"].encode()) <= limits.MESSAGE.value
+        end = {"exit_code": 1, "signal": f"\0{long}", "group_empty": True, "cause": f"x\0{long}", "time": 5}
+        assert (await attempt.post("finish", **end, result={"message": f"\0{long}"})).status_code == 204
+        told = (await api.get(house.path("runs/r1"))).json()["status"]["attempts"][0]
+        assert told["cause"].startswith("x\ufffd")
+        assert len(told["cause"].encode()) <= limits.MESSAGE.value
+
+    in_house(story)
+
+
+MESSAGES = {
+    "process": ({"machine_id": "m", "boot_id": "b", "pid": 1, "start_ticks": 1}, protocol.ProcessReport),
+    "checkpoints": (
+        {"checkpoint_id": "c-1", "step": 1, "epoch": 1, "metrics": {}, "is_best": True, "time": 1, "files": []},
+        protocol.CheckpointReport,
+    ),
+}
+
+
+@pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
+def test_ids_and_numbers_of_messages_are_limited_alike(
+    in_house: Callable[..., None], acts: Any, store_kind: str
+) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        digest = await attempt.upload(b"x")
+        MESSAGES["checkpoints"][0]["files"] = [{"path": "model.safetensors", "size_bytes": 1, "sha256": digest}]
+        for name, (base, kind) in MESSAGES.items():
+            for path, limit in limited_fields(kind):
+                if path[0] == "files" and path[-1] != "path":
+                    continue
+                for label, text in texts(limit).items():
+                    if "half" in label or "NUL" in label:  # replaced, see above
+                        continue
+                    answer = await attempt.post(name, **with_text(base, path, text))
+                    is_good = answer.status_code < 300 if label.startswith("good") else answer.status_code == 400
+                    assert is_good, (name, path, label, answer.text)
+            for field, value in base.items():
+                if isinstance(value, int) and not isinstance(value, bool):
+                    for number in (-1, 2**63, 2**70, 1e30):
+                        answer = await attempt.post(name, **{**base, field: number})
+                        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), (
+                            name,
+                            field,
+                            number,
+                        )
+        claimed = await (await house.client(house.controller_key)).post(
+            "/internal/v1/claims",
+            json={"claim_id": "c" * 256, "machine_id": "m", "host": "h", "slots": 1, "wait_s": 0},
+        )
+        assert (claimed.status_code, claimed.json()["code"]) == (400, "InvalidBody")
+
+    in_house(story)
+
+
+def test_ids_of_records_can_be_stored_and_stay_different() -> None:
+    ids = ["plain", "a\0b", "a\ufffdb", *("x" * 600 + str(number) for number in range(5)), WIDE * 400, WIDE * 401]
+    lines = [
+        json.dumps({"id": id, "asset": {"filename": "a.png"}, "contents": {"number": number}}).encode()
+        for number, id in enumerate(ids)
+    ]
+    read = take_records.read(lines)
+    assert len(read) == len(ids)
+    assert "plain" in read
+    assert all(limits.RECORD_ID.defect(id) is None for id in read)
+    assert list(read) == [take_records.id_of(line) for line in lines]
+
+
+def test_the_table_of_limits_in_the_docs_is_the_one_of_the_code() -> None:
+    page = (ROOT / "docs/security.md").read_text()
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| ([\d,]+ \w+ \| .+) \|$", page, flags=re.M))
+    assert rows == {
+        name: f"{limit.value:,} {limit.unit} | {limit.applies_to}" for name, limit in limits.table().items()
+    }

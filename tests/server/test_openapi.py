@@ -1,0 +1,72 @@
+"""The OpenAPI document says what the server does; ``make fuzz-api`` compares the two with thousands of requests."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from runyard import limits
+from runyard.server.http.openapi import document, encoded_document
+from runyard.server.http.routes import IF_MATCH, ROUTES
+from runyard.server.services.errors import CODES
+
+OPERATIONS = [
+    (path, method.upper(), operation)
+    for path, methods in document()["paths"].items()
+    for method, operation in methods.items()
+]
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+
+def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_takes(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        clients = {
+            "/workspaces/": await house.api(),
+            "/openapi.json": await house.api(),
+            "/health": await house.api(),
+            "/internal/v1/": await house.client(house.controller_key),
+        }
+        for path, methods in document()["paths"].items():
+            if path.startswith("/internal/v1/attempt/"):
+                continue  # opened by an attempt's token alone
+            client = next(client for prefix, client in clients.items() if path.startswith(prefix))
+            url = path.replace("{org}", house.org).replace("{sha256}", "0" * 64)
+            url = re.sub(r"\{\w+\}", "x", url)
+            allowed = {*(method.upper() for method in methods), "OPTIONS"}
+            options = await client.options(url)
+            assert (options.status_code, set(options.headers["allow"].split(", "))) == (204, allowed), path
+            for method in set(METHODS) - allowed:
+                answer = await client.request(method, url)
+                assert (answer.status_code, set(answer.headers["allow"].split(", "))) == (405, allowed), (method, path)
+        link = await clients["/health"].post("/downloads/none")
+        assert (link.status_code, link.headers["allow"]) == (405, "GET, HEAD")
+
+    in_house(story)
+
+
+def test_each_operation_lists_its_statuses() -> None:
+    documented = set[str]()
+    for path, method, operation in OPERATIONS:
+        responses = set(operation["responses"])
+        documented |= responses
+        assert "default" not in responses
+        assert responses & {"200", "201", "204"}, path
+        assert {"400", "404", "414", "431", "500", "503"} <= responses, path
+        assert ("401" in responses) is (path != "/health"), path
+        is_conditional = any(parameter["name"] == "If-Match" for parameter in operation["parameters"])
+        assert ("412" in responses) is is_conditional, (method, path)
+    assert {str(status) for status, _ in CODES.values()} - documented == {"405", "416"}
+    assert {(route.method, route.path) for route in ROUTES} >= IF_MATCH
+
+
+def test_files_have_their_types_and_parameters_their_limits() -> None:
+    paths = document()["paths"]
+    base = "/workspaces/{org}/datasets/{dataset}"
+    assert set(paths[f"{base}/preview"]["get"]["responses"]["200"]["content"]) == {"image/png"}
+    report = paths[f"{base}/imports/{{import_id}}/report"]["get"]["responses"]["200"]["content"]
+    assert set(report) == {"application/json", "text/html"}
+    parameters = {found["name"]: found["schema"] for found in paths["/workspaces/{org}/runs"]["get"]["parameters"]}
+    assert parameters["attribute"]["maxItems"] == limits.ATTRIBUTE_FILTERS.value
+    attributes = document()["components"]["schemas"]["NewMetadata"]["properties"]["attributes"]
+    assert attributes["maxProperties"] == limits.ATTRIBUTES.value
+    assert attributes["propertyNames"]["maxLength"] == limits.ATTRIBUTE_KEY.value
+    assert rb"\\Z" not in encoded_document()

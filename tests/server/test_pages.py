@@ -1,0 +1,238 @@
+"""Pages end at a number of bytes as well as at a number of items, in every list that a route gives."""
+
+import asyncio
+import json
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Connection
+
+from runyard import limits
+from runyard.server.http.asking import Query
+from runyard.server.http.routes import ROUTES
+from runyard.server.services import exports, import_jobs, pages
+from runyard.store import assets, versions
+from runyard.store.tables import assets as assets_table
+from runyard.store.tables import dataset_versions, records
+
+COUNT = 3
+LISTS = [route for route in ROUTES if route.is_page and not route.path.endswith("/collaborators")]
+
+
+def row_of(table: Any, **values: Any) -> dict[str, Any]:
+    """A row with something in every column."""
+    kinds = {int: 1, str: "x", bytes: b"{}", bool: False, float: 1.0}
+    return {column.name: kinds[column.type.python_type] for column in table.columns} | values
+
+
+async def fill(house: Any, acts: Any) -> dict[str, str]:
+    """Three of everything that is listed; returns the ids that paths need."""
+    api = await house.api()
+    attempt = await acts.running(house, "r0")
+    for number in range(COUNT):
+        await attempt.checkpoint(f"epoch-{number + 1}")
+        for path in (f"runs/r{number + 1}", f"flows/f{number}", f"trainingProjects/p{number}"):
+            assert (await api.put(house.path(path), json={"spec": {}})).status_code == 201
+        made = await api.post(house.path("datasets"), json={"name": f"d{number}"})
+    dataset = made.json()["datasetId"]
+    base = house.path(f"datasets/{dataset}")
+    later = house.clock.now_ms() + 3_600_000
+    for number in range(COUNT):
+        for path, spec in {
+            "imports": {},
+            "datasetExports": {},
+            "deleteManyAssetsSessions": {"filter": "nothing"},
+            "assetSources/managed/datature/default/assetIngestionSessions": {
+                "assets": [{"filename": f"{number}.png", "size": 1}]
+            },
+            "annotationImportSessions": {"uploadBefore": later},
+        }.items():
+            made = await api.post(f"{base}/{path}", json={"spec": spec})
+            assert made.status_code == 201, made.text
+    ids = {"org": house.org, "dataset": dataset, "run_id": "r0", "asset_id": "a0"}
+    for name, path in (("import_id", "imports"), ("session_id", "annotationImportSessions")):
+        ids[name] = (await api.get(f"{base}/{path}")).json()["items"][0]["selfLink"].rpartition("/")[2]
+        folder = import_jobs.folder_of(house.services, house.org, ids[name])
+        folder.mkdir(parents=True)
+        found = {"severity": "error", "code": "RowUnreadable", "action": "Rejected", "cause": "x", "cure": "y"}
+        lines = [json.dumps({**found, "file": f"{number}.jsonl"}) + "\n" for number in range(COUNT)]
+        (folder / import_jobs.FINDINGS).write_text("".join(lines))
+    await house.services.store.write(partial(_fill_dataset, org=house.org, dataset=dataset))
+    return ids
+
+
+def _fill_dataset(connection: Connection, *, org: str, dataset: str) -> None:
+    place = {"org": org, "dataset_id": dataset}
+    caption = {
+        "type": "PhraseGrounding",
+        "caption": "a box",
+        "groundedPhrases": [{"phrase": "box", "startTokenIndex": 1, "endTokenIndex": 2, "bounds": [[0, 0, 1, 1]] * 2}],
+    }
+    contents = msgspec.json.encode(caption)
+    assets.add(connection, [row_of(assets_table, **place, id=f"a{n}", filename=f"{n}.png") for n in range(COUNT)])
+    assets.add_records(
+        connection,
+        [row_of(records, **place, number=n + 1, id=str(n), asset_id="a0", contents=contents) for n in range(COUNT)],
+    )
+    for number in range(COUNT):
+        versions.add(connection, row_of(dataset_versions, **place, id=f"v{number}", number=number, sha256="0" * 64))
+
+
+async def walked(api: Any, url: str, **query: Any) -> tuple[list[Any], list[int]]:
+    """Every item of a list, page by page, and how many each page had."""
+    items: list[Any] = []
+    sizes: list[int] = []
+    token = None
+    while token is not None or not sizes:
+        answer = await api.get(url, params={**query, **({"p": token} if token else {})})
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        items, sizes, token = items + page["items"], [*sizes, len(page["items"])], page["nextPage"]
+        assert len(sizes) < 50
+    return items, sizes
+
+
+def test_every_list_is_cut_by_bytes_and_goes_on_where_it_was_cut(
+    in_house: Callable[..., None], acts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, threads = Query.page, set[str]()
+    join = pages.join
+
+    def watched(*args: Any) -> bytes:
+        threads.add(threading.current_thread().name)
+        return join(*args)
+
+    monkeypatch.setattr(exports, "start", lambda *_: None)  # no process shall make a file
+    monkeypatch.setattr(pages, "join", watched)
+
+    async def story(house: Any) -> None:
+        ids, api = await fill(house, acts), await house.api()
+        for route in LISTS:
+            url = re.sub(r"\{(\w+):str\}", lambda found: ids[found[1]], route.path)
+            monkeypatch.setattr(Query, "page", plain)
+            whole, sizes = await walked(api, url, s=1000)
+            assert len(whole) >= COUNT, url
+            assert sizes == [len(whole)], url
+            assert (await walked(api, url, s=2))[0] == whole, url
+            monkeypatch.setattr(Query, "page", lambda self, question: replace(plain(self, question), most_bytes=1))
+            assert await walked(api, url, s=1000) == (whole, [1] * len(whole)), url
+        # Everything was encoded beside the event loop.
+        assert threading.current_thread().name not in threads
+        assert threads
+
+    in_house(story)
+
+
+def test_a_bulk_deletion_takes_more_names_than_one_question_may_have(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        dataset = (await api.post(house.path("datasets"), json={"name": "d"})).json()["datasetId"]
+        names = [f"{number:04}.png" for number in range(2 * assets.AT_ONCE + 10)]
+        rows = [row_of(assets_table, org=house.org, dataset_id=dataset, id=f"a{name}", filename=name) for name in names]
+        await house.services.store.write(lambda connection: assets.add(connection, rows))
+        url = house.path(f"datasets/{dataset}/deleteManyAssetsSessions")
+        for wanted, left in (([], len(names)), (names[1:], 1)):
+            begun = (await api.post(url, json={"spec": {"filter": {"filenames": wanted}}})).json()
+            condition = begun["status"]["conditions"][0]
+            while condition["status"] != "Reached":
+                await asyncio.sleep(0.01)
+                condition = (await api.get(begun["selfLink"].replace(f"{house.org}_", ""))).json()["status"][
+                    "conditions"
+                ][0]
+            listed = (await api.get(house.path(f"datasets/{dataset}/assets"), params={"s": 1000})).json()
+            assert len(listed["items"]) == min(left, 1000)
+        many = {"filenames": ["x"] * (limits.FILES.value + 1)}
+        assert (await api.post(url, json={"spec": {"filter": many}})).json()["code"] == "InvalidBody"
+
+    in_house(story)
+
+
+def test_a_page_of_large_runs_ends_before_the_limit(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        attributes = {f"k{number}": "x" * limits.ATTRIBUTE_VALUE.value for number in range(15)}
+        style = {"style": {"x": "y" * 16_000}}
+        blocks = [{"block": name, **style} for name in ("vi-dataset", "vi-model", "vi-system-prompt")]
+        body = {"spec": {"flow": {"blocks": blocks}}, "metadata": {"attributes": attributes}}
+        for number in range(60):
+            assert (await api.put(house.path(f"runs/r{number:02}"), json=body)).status_code == 201
+        answer = await api.get(house.path("runs"), params={"s": 1000})
+        assert limits.PAGE.value / 2 < len(answer.content) < limits.PAGE.value + 1000
+        items, sizes = await walked(api, house.path("runs"), s=1000)
+        assert [run["runId"] for run in items] == [f"r{number:02}" for number in reversed(range(60))]
+        assert len(sizes) == 2
+
+    in_house(story)
+
+
+def test_pages_of_logs_and_metrics_end_before_the_limit(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        attempt, api = await acts.running(house), await house.api()
+        for _ in range(2):
+            shipped = await attempt.ship(*["x" * limits.LOG_LINE.value] * 200, stream="stdout")
+            assert shipped.status_code == 200
+        await attempt.finish(64)
+        since, numbers, ended = 0, list[int](), False
+        while not ended:
+            answer = await api.get(house.path("runs/r1/logs"), params={"since": since})
+            assert len(answer.content) < limits.PAGE.value + 1000
+            page = answer.json()
+            numbers += [line["number"] for line in page["items"]]
+            since, ended = page["next"], page["ended"]
+        assert numbers == list(range(1, 401))
+
+    in_house(story)
+
+
+def test_a_list_of_models_that_is_too_long_for_one_response_holds_the_newest(
+    in_house: Callable[..., None], acts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(house: Any) -> None:
+        attempt, api = await acts.running(house), await house.api()
+        for number in (1, 2, 3):
+            await attempt.checkpoint(f"epoch-{number}")
+        url = house.path("runs/r1/outputs")
+        whole = (await api.get(url)).json()["items"]
+        assert [model["spec"]["epoch"] for model in whole] == [1, 2, 3]
+        monkeypatch.setitem(pages.gather.__kwdefaults__, "most_bytes", 2 * len(json.dumps(whole[0])))
+        assert (await api.get(url)).json() == {"items": whole[1:], "nextPage": None, "prevPage": None}
+
+    in_house(story)
+
+
+@pytest.mark.parametrize("size", [1, 5, 31, 32, 33, 100])
+@pytest.mark.parametrize("most_bytes", [1, 50, 10_000])
+@pytest.mark.parametrize("count", [0, 1, 32, 33, 99])
+def test_gathering_reads_what_a_page_needs_and_not_much_more(size: int, most_bytes: int, count: int) -> None:
+    rows, read = list(range(count)), 0
+
+    def fetch(after: int | None, limit: int) -> list[int]:
+        nonlocal read
+        begin = 0 if after is None else after + 1
+        read += len(rows[begin : begin + limit])
+        return rows[begin : begin + limit]
+
+    shown, after, has_more = list[int](), None, True
+    while has_more:
+        items, after, has_more = pages.gather(
+            fetch,
+            after=after,
+            size=size,
+            encode=lambda row: b"%09d" % row,
+            place=lambda row: row,
+            most_bytes=most_bytes,
+        )
+        assert len(items) <= size
+        assert len(items) == 1 or sum(map(len, items)) <= most_bytes
+        assert not has_more or items
+        shown += map(int, items)
+        if most_bytes == 1:
+            assert read <= pages.FIRST_CHUNK
+            read = 0
+    assert shown == rows
