@@ -14,7 +14,7 @@ from runyard.server.http.asking import SERVICES
 from runyard.server.http.capacity import PIECE_BYTES, Capacity, Exchange, Pace, Slots, decimal
 from runyard.server.services.changes import Changes
 from runyard.server.services.errors import Refusal
-from runyard.settings import Settings
+from runyard.settings import POSITIVE, PREFIX, SettingError, Settings, read_settings
 
 
 class Listener:
@@ -335,3 +335,10 @@ def test_a_controller_that_has_left_is_given_no_run(in_house: Callable[..., None
 )
 def test_decimal_numbers_of_any_length(digits: bytes, value: int) -> None:
     assert decimal(digits) == value
+
+
+@pytest.mark.parametrize("name", sorted(POSITIVE))
+def test_a_cap_that_would_let_nobody_in_is_rejected(name: str) -> None:
+    for value in ("0", "-1", "inf", "nan"):
+        with pytest.raises(SettingError, match=f"{PREFIX}{name.upper()}"):
+            read_settings({f"{PREFIX}{name.upper()}": value})

@@ -155,11 +155,11 @@ class ConnectionGuard:
                 _pause_after(closed)
         return closed
 
-    def drop(self, peer: Peer) -> None:
-        """Close the connection of ``peer``, if it is still open."""
+    def drop(self, peer: Peer, *, keep_unsent: bool = False) -> None:
+        """Close the connection of ``peer``, if it is open; what has been sent still arrives with ``keep_unsent``."""
         for connection in self._connections():
             if connection.peer == peer:
-                self._close(connection)
+                self._close(connection, keep_unsent=keep_unsent)
                 return
 
     def _run(self) -> None:
@@ -196,7 +196,7 @@ class ConnectionGuard:
             (silent_ms,) = struct.unpack_from("I", about, LAST_DATA_RECEIVED)
             yield Connection(descriptor, (address, port), silent_ms)
 
-    def _close(self, connection: Connection) -> None:
+    def _close(self, connection: Connection, *, keep_unsent: bool = False) -> None:
         """Shut a connection down; the web server's thread then sees its end and closes the descriptor."""
         with contextlib.suppress(OSError):
             kept = socket.socket(
@@ -204,7 +204,8 @@ class ConnectionGuard:
             )
             with kept:
                 if kept.getsockname()[1] == self._port and kept.getpeername()[:2] == connection.peer:
-                    kept.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+                    if not keep_unsent:
+                        kept.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
                     kept.shutdown(socket.SHUT_RDWR)
 
 

@@ -17,6 +17,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 PUBLIC_PREFIXES = ("/downloads/", "/uploads/")
 UPLOADS = "/uploads/"
+# After these the rest of the request's body is not read. The web server may go on waiting for it, so we hang up.
+UNREAD_STATUSES, HANG_UP_AFTER_S = (408, 413, 431), 1.0
 
 LONGEST_URL, LONGEST_HEADERS, LARGEST_UPLOAD = limits.URL.value, limits.HEADERS.value, 64 << 30
 LARGEST_DRAINED, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
@@ -64,7 +67,7 @@ class Door:
         self._busy: Counter[tuple[str, str]] = Counter()
         self.services: Services | None = None
         # Closes the connection of a client; the process sets it, since it alone knows the sockets.
-        self.drop: Callable[[tuple[str, int]], None] | None = None
+        self.drop: Callable[..., None] | None = None
 
     def is_busy(self, peer: tuple[str, int]) -> bool:
         """Whether a request of this client is being answered. Called by another thread."""
@@ -123,6 +126,8 @@ class Door:
             log.info("a response broke off: %s", exchange.abandoned)
         finally:
             exchange.close()
+            if status in UNREAD_STATUSES and (drop := self._dropping(client, keep_unsent=True)) is not None:
+                asyncio.get_running_loop().call_later(HANG_UP_AFTER_S, drop)
             if client:
                 self._busy[client] -= 1
                 if not self._busy[client]:
@@ -130,9 +135,11 @@ class Door:
             if access_log.isEnabledFor(logging.INFO):
                 _log_access(services, scope, status, begun_s)
 
-    def _dropping(self, client: Any) -> Callable[[], None] | None:
+    def _dropping(self, client: Any, *, keep_unsent: bool = False) -> Callable[[], None] | None:
         drop = self.drop
-        return None if drop is None or not client else lambda: drop((client[0], int(client[1])))
+        return (
+            None if drop is None or not client else partial(drop, (client[0], int(client[1])), keep_unsent=keep_unsent)
+        )
 
     def _admit(self, services: Services, scope: Any, exchange: Exchange) -> None:
         """Let a request in, its caller written into the scope, or raise Refusal."""

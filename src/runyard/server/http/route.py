@@ -24,11 +24,11 @@ class Route:
     file.
 
     ``status``: those of success. ``media``: the types of a file that it gives or takes, and of what it gives besides
-    JSON. ``role`` is the least role whose keys may use it; by default a viewer's for reading, a member's for the rest,
-    and None for routes that are not users'. ``is_operators`` says that only admins of the organization that the instance
-    began with may use it. ``actions`` are the words that may follow the last id of the path after a colon; no other route
-    takes any. ``largest_body`` is in bytes; None leaves the limit to the route's function. ``may_wait`` marks a long
-    poll, which may be cancelled without harm.
+    JSON. ``role`` is the least role whose keys may use it; by default a viewer's for reading, a member's for the
+    rest, and None for routes that are not users'. ``is_operators`` says that only admins of the organization that the
+    instance began with may use it. ``actions`` are the words that may follow the last id of the path after a colon;
+    no other route takes any. ``largest_body`` is in bytes; None leaves the limit to the route's function.
+    ``may_wait`` marks a long poll, which may be cancelled without harm.
     """
 
     method: Method
