@@ -49,7 +49,7 @@ def boot_id() -> str:
     """What tells this boot of the machine from every other."""
     if IS_LINUX:
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-    return _output("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid") or "unknown"
+    return _output("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid") or UNKNOWN_BOOT
 
 
 def identify(pid: int) -> Identity | None:

@@ -60,6 +60,7 @@ class Assignment(Message):
 
     ``epoch`` is that of the store when it was claimed: after a restore an attempt of the same number may be another.
     ``store_epoch`` is the store's own now: what was told to another one since the backup was made is forgotten.
+    ``server_boot_id`` is that of the machine the server runs on, so that a controller knows whether it is there as well.
     """
 
     organization_id: str
@@ -72,6 +73,7 @@ class Assignment(Message):
     resume_checkpoint: str | None = None
     epoch: str = ""
     store_epoch: str = ""
+    server_boot_id: str = ""
 
 
 class Claimed(Message):
@@ -99,11 +101,15 @@ class Accelerator(Message):
 
 
 class MachineReport(Message):
-    """What a machine has, told whenever its controller asks what it should hold, so that silence says it is gone."""
+    """What a machine has, told whenever its controller asks what it should hold, so that silence says it is gone.
+
+    ``slots`` is how many runs it trains at once; None where that was not said.
+    """
 
     host: str
     labels: dict[str, list[str]]
     accelerators: list[Accelerator]
+    slots: int | None = None
 
 
 class ProcessReport(Message):

@@ -292,9 +292,7 @@ class Controller:
             del self._held[key]
         if key not in self._held:
             try:
-                folder = place(
-                    assignment, settings=self._settings, machine_id=self._machine_id, endpoint=self._server.endpoint
-                )
+                folder = place(assignment, settings=self._settings, machine_id=self._machine_id)
             except OSError as error:  # a full disk: its lease runs out uncharged, and it is offered again
                 log.warning("%s cannot be placed: %s", key, error)
                 return

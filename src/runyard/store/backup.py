@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import Column, Connection, Table, delete, func, insert, select, union, update
 from sqlalchemy.exc import OperationalError, StatementError
 
-from runyard.store import organizations
+from runyard.store import organizations, requirements
 from runyard.store.migrate import HEAD
 from runyard.store.tables import AnyRow, attempts, audit, keys, meta, metadata, pulse, runs, unneeded_blobs
 from runyard.store.tables import organizations as organization_rows
@@ -124,6 +124,7 @@ def replace(
                 raise  # the disk, not the rows
             except StatementError as error:
                 raise RowsUnfit(f"the rows of the backup's table {name!r} do not fit together") from error
+    requirements.fill(connection)  # a backup made before there were keys has none
     if next(iter(organizations.ids(connection)), None) != operator:
         raise RowsUnfit(f"the backup is of the organization {operator!r}, and it is not the first in it")
     connection.execute(delete(meta).where(meta.c.key == organizations.EPOCH))

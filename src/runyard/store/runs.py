@@ -44,24 +44,6 @@ _IS_IT = (runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run"))
 _DOCUMENT = select(runs.c.document, runs.c.etag).where(*_IS_IT, runs.c.deleted.is_(False))
 _GET = select(runs).where(*_IS_IT)
 _CHANGE = update(runs).where(*_IS_IT)
-_IS_HELD = (
-    select(attempts_table.c.number)
-    .where(
-        attempts_table.c.org == runs.c.org,
-        attempts_table.c.run_id == runs.c.id,
-        attempts_table.c.closed.is_(False),
-    )
-    .exists()
-)
-_IS_WAITING = (runs.c.condition == "Pending", runs.c.deleted.is_(False), runs.c.killed.is_(False), ~_IS_HELD)
-_WAITING = (
-    select(runs)
-    .where(*_IS_WAITING)
-    .order_by(runs.c.priority.desc(), runs.c.time_created, runs.c.id)
-    .limit(bindparam("most"))
-)
-# Where there is one writer (SQLite) the lock says nothing and is left out of the statement.
-_LOCK_WAITING = select(runs.c.id).where(*_IS_IT, *_IS_WAITING).with_for_update(skip_locked=True, of=runs)
 
 
 def document(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
@@ -120,16 +102,6 @@ def page(
             or_(runs.c.time_created < time_ms, and_(runs.c.time_created == time_ms, runs.c.id < last_id))
         )
     return connection.execute(query.order_by(runs.c.time_created.desc(), runs.c.id.desc()).limit(limit)).all()
-
-
-def waiting(connection: Connection, *, limit: int) -> Sequence[AnyRow]:
-    """Pending runs that no attempt holds, those to be taken first in front, of every organisation: a queue has none."""
-    return connection.execute(_WAITING, {"most": limit}).all()
-
-
-def lock_waiting(connection: Connection, *, org: str, run_id: str) -> bool:
-    """Take hold of a waiting run until the transaction ends; False when somebody else is just claiming it."""
-    return connection.execute(_LOCK_WAITING, {"of_org": org, "of_run": run_id}).first() is not None
 
 
 def deleted(connection: Connection) -> Sequence[AnyRow]:

@@ -16,7 +16,7 @@ from runyard.server.clock import Clock, SystemClock
 from runyard.server.http import downloads, problems, uploads
 from runyard.server.http.door import Door, allowed_hosts
 from runyard.server.http.routes import ROUTES
-from runyard.server.services import backups, bootstrap, dataset_jobs, deletion, leases
+from runyard.server.services import backups, bootstrap, dataset_jobs, deletion, explaining, leases
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
@@ -104,13 +104,14 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
 
 
 async def _beat(services: Services) -> None:
-    """Once a second, tell the leases how long we have lived."""
+    """Once a second, tell the leases how long we have lived, and waiting runs why they wait."""
     last_s = services.clock.monotonic_s()
     for beat in itertools.count(1):
         await services.clock.sleep(leases.TICK_S)
         now_s = services.clock.monotonic_s()
         try:
             await leases.tick(services, now_s - last_s)
+            await explaining.update(services)
             if beat % SWEEP_EVERY == 0:
                 await deletion.sweep(services)
                 await dataset_jobs.sweep(services)

@@ -16,7 +16,7 @@ from runyard.flows import FlowProblems, Recipe, resolve
 from runyard.flows.fitting import RUN_WEIGHTS
 from runyard.flows.memory import CPU, GIB, Accelerator, Measured, judge
 from runyard.protocol import Accelerator as Reported
-from runyard.server.services import etags, flows, leases, references
+from runyard.server.services import etags, flows, references, waiting
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Problem, Refusal
 from runyard.server.services.machines import Machine
@@ -122,7 +122,7 @@ def _verdict(
     name, memory_gib = kind.reported.name, kind.reported.memory_gib
     memory_bytes = None if memory_gib is None else round(memory_gib * GIB)
     outlook = judge(recipe, Accelerator(name=name, memory_bytes=memory_bytes), parameters=parameters, measured=measured)
-    if not any(leases.fits(spec.tolerations, machine.report.labels) for machine in kind.machines):
+    if not any(waiting.fits(spec.tolerations, machine.report.labels) for machine in kind.machines):
         wanted = "; ".join(f"{key}: {' or '.join(values)}" for key, values in spec.tolerations.items())
         reason = f"the flow's tolerations ask for {wanted}, which no machine with {name} offers"
         return AcceleratorConfiguration(action="Deny", reason=reason), outlook.needed_bytes
