@@ -30,6 +30,7 @@ from runyard.seams import Identity, Liveness
 
 ATTEMPT_MARK = "RUNYARD_ATTEMPT"  # in the environment of a trainer and of all that it starts
 SUPERVISOR_MARK = "RUNYARD_SUPERVISOR"  # in the environment of a supervisor
+UNKNOWN_BOOT = "unknown"
 MARK_ROOM = "-" * 300  # what a warm parent carries in both variables, for its children to write their marks over
 
 IS_LINUX = sys.platform == "linux"

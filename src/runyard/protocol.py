@@ -60,7 +60,7 @@ class Assignment(Message):
 
     ``epoch`` is that of the store when it was claimed: after a restore an attempt of the same number may be another.
     ``store_epoch`` is the store's own now: what was told to another one since the backup was made is forgotten.
-    ``server_boot_id`` is that of the machine the server runs on, so that a controller knows whether it is there as well.
+    ``server_boot_id`` is that of the machine the server runs on, so that a controller knows whether it is there too.
     """
 
     organization_id: str

@@ -28,8 +28,10 @@ def folder_of(settings: Settings, key: Key) -> Path:
     return rundir.attempt_dir(settings.runs_dir, key.organization_id, key.run_id, key.attempt)
 
 
-def place(assignment: Assignment, *, settings: Settings, machine_id: str) -> Path:
+def place(assignment: Assignment, *, settings: Settings, machine_id: str, device: str = "") -> Path:
     """Make the folder of an attempt ready for its supervisor; harmless to repeat.
+
+    ``device`` is the accelerator that the attempt has to itself; empty without one.
 
     Raises:
         OSError: the disk does not take it, or somebody still works there for an attempt that a restore has undone.
@@ -54,6 +56,7 @@ def place(assignment: Assignment, *, settings: Settings, machine_id: str) -> Pat
             "attempt": assignment.attempt,
             "epoch": assignment.epoch,
             "machineId": machine_id,
+            "device": device,
             "leaseS": assignment.lease_s,
             "graceS": assignment.grace_s,
             "serverFile": str(settings.server_file),
