@@ -31,7 +31,7 @@ def key_of(tolerations: Labels) -> str:
     return key if len(key) <= LONGEST_KEY else "#" + hashlib.sha256(key.encode()).hexdigest()
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 15)
 def labels_of(key: str) -> Labels | None:
     """The labels that a key requires; None for a hash."""
     if key.startswith("#"):

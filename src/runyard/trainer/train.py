@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from runyard.flows.blocks import ModelSettings
-from runyard.rundir import NO_ROOM, EventWriter, free_bytes
+from runyard.rundir import NO_ROOM, Ending, EventWriter, free_bytes
 from runyard.trainer.cache import Told
 from runyard.trainer.checkpoint import Saved, contents_of, needed_bytes, prune, remove_checkpoints, save_checkpoint
 from runyard.trainer.encode import epoch_batches
@@ -41,9 +41,9 @@ SAVE_TRIES = 3  # on a disk that fails; one that is full is waited for
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended (Completed, TimeLimit, EarlyStopped or Stopped), and the newest checkpoint."""
+    """How training ended, and the newest checkpoint."""
 
-    reason: str
+    reason: Ending
     message: str
     checkpoint: str | None
     metrics: dict[str, float]
@@ -118,7 +118,8 @@ def _train(
     batches: list[list[int]] = []
     saved: list[Saved] = []
     is_elsewhere = False  # whether the phase that was told last is another than Training
-    reason, message = "Completed", f"{plan.total_steps} steps"
+    reason: Ending = "Completed"
+    message = f"{plan.total_steps} steps"
     events.write("phase", phase="Training", message=f"{plan.total_steps} steps")
     if should_stop():
         return Outcome("Stopped", f"stopped after step {progress.step}, before another one", None, progress.metrics)

@@ -6,6 +6,7 @@ it had; it is back with its next word.
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -54,7 +55,7 @@ class Machines:
     """Every machine that was heard from lately. Belongs to the event loop."""
 
     _known: dict[str, Machine] = field(default_factory=dict)
-    _began_s: float | None = None
+    _began_s: float = math.inf
 
     def hear(self, machine_id: str, report: MachineReport, *, now_ms: int, lived_s: float) -> None:
         """Take in what a machine reports of itself."""
@@ -80,8 +81,7 @@ class Machines:
 
     def has_heard_all(self, *, lived_s: float, are_some_busy: bool) -> bool:
         """Whether every controller that is connected must have been heard since the server started."""
-        if self._began_s is None:
-            self._began_s = lived_s
+        self._forget(lived_s)
         return lived_s - self._began_s >= (ALL_HEARD_AFTER_S if are_some_busy else FREE_ONES_HEARD_AFTER_S)
 
     def _keep(self, machine_id: str, report: MachineReport, now_ms: int, lived_s: float, *, lacks_disk: bool) -> None:
@@ -96,6 +96,7 @@ class Machines:
             )
 
     def _forget(self, lived_s: float) -> None:
+        self._began_s = min(self._began_s, lived_s)
         for machine_id, machine in list(self._known.items()):
             if lived_s - machine.heard_s > HEARD_WITHIN_S:
                 del self._known[machine_id]
