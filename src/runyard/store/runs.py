@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
 
+from runyard.store.requirements import NOTHING
 from runyard.store.tables import (
     AnyRow,
     log_lines,
@@ -57,7 +58,8 @@ def get(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
 
 
 def add(connection: Connection, values: Mapping[str, Any], *, attributes: Mapping[str, str]) -> None:
-    connection.execute(insert(runs).values(deleted=False, killed=False, log_count=0, metric_count=0, **values))
+    new = {"deleted": False, "killed": False, "log_count": 0, "metric_count": 0, "requirements": NOTHING}
+    connection.execute(insert(runs).values(**{**new, **values}))
     set_attributes(connection, org=values["org"], run_id=values["id"], attributes=attributes)
 
 
