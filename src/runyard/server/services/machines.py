@@ -7,7 +7,7 @@ it had; it is back with its next word.
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -79,10 +79,14 @@ class Machines:
         self._forget(lived_s)
         return sorted(self._known.items())
 
-    def has_heard_all(self, *, lived_s: float, are_some_busy: bool) -> bool:
-        """Whether every controller that is connected must have been heard since the server started."""
+    def has_heard_all(self, *, lived_s: float, busy: Iterable[str]) -> bool:
+        """Whether every controller that is connected must have been heard since the server started.
+
+        ``busy`` are machines with open attempts: where one has no free slot, its controller only reports now and then.
+        """
         self._forget(lived_s)
-        return lived_s - self._began_s >= (ALL_HEARD_AFTER_S if are_some_busy else FREE_ONES_HEARD_AFTER_S)
+        up_s = lived_s - self._began_s
+        return up_s >= (FREE_ONES_HEARD_AFTER_S if set(busy) <= set(self._known) else ALL_HEARD_AFTER_S)
 
     def _keep(self, machine_id: str, report: MachineReport, now_ms: int, lived_s: float, *, lacks_disk: bool) -> None:
         self._forget(lived_s)

@@ -99,9 +99,7 @@ def offers_now(services: Services, busy: Mapping[str, int]) -> list[Offer]:
 def is_too_early(services: Services, reason: Move, busy: Mapping[str, int]) -> bool:
     """Whether the server has not been up for long enough to miss a machine that may be connected."""
     names_machines = reason.reason in ("WaitingForMachine", "WaitingForCapacity")
-    return names_machines and not services.machines.has_heard_all(
-        lived_s=services.clock.monotonic_s(), are_some_busy=bool(busy)
-    )
+    return names_machines and not services.machines.has_heard_all(lived_s=services.clock.monotonic_s(), busy=busy)
 
 
 def _requested(wanted: Labels) -> str:
