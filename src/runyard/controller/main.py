@@ -165,6 +165,8 @@ class Controller:
             quiet_for_s=since_known_s if permit_age_s is None else min(permit_age_s, since_known_s),
             killed_for_s=self._since(held.killed_at_s),
             is_trainer_told=held.is_trainer_told,
+            is_replacement_starting=held.starts > 1
+            and (permit_age_s is None or permit_age_s > now_s - held.started_at_s),
         )
 
     def _liveness(self, held: Held) -> Liveness | None:
