@@ -322,6 +322,18 @@ def test_saving_and_evaluating_follow_their_own_paces(make_attempt: Callable[...
     assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == ["epoch-2", "step-5"]
 
 
+def test_every_token_that_a_recipe_names_reaches_the_model(make_attempt: Callable[..., Path]) -> None:
+    wanted = {"bos_token_id": 5, "eos_token_id": 6, "pad_token_id": 7}
+    folder = make_attempt(short(steps=1, samples=16, evaluation=wanted))
+    assert train_attempt(folder) == 0
+    model = next((folder / "checkpoints").iterdir()) / "model_full"
+    own = read_json(model / "generation_config.json") or {}
+    assert {name: own[name] for name in wanted} == wanted
+    run = read_json(model / "run.json") or {}
+    blocks = {block["block"]: block["settings"] for block in run["spec"]["flow"]["blocks"]}
+    assert {name: blocks["vi-model"]["evaluation"][name] for name in wanted} == wanted
+
+
 def test_a_run_that_its_time_limit_ends_says_so(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
     never = {"every": {"steps": 10_000}, "maxSamples": 4}
     rare = {"checkpoint": {"every": {"steps": 10_000}}, "validation": never, "hyperparameters": {"epochs": 10_000}}
