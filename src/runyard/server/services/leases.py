@@ -267,7 +267,7 @@ def _take_first(
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a claim may take: the first run of a requirement, or a run that was lost on another machine."""
+    """What a claim may take: the first waiting run of a requirement, or a run that was lost on another machine."""
 
     key: str
     lost: tuple[str, str] | None = None  # organization and run
@@ -294,7 +294,8 @@ def _may_retry(services: Services, connection: Connection, offer: Claim, row: An
     """Whether a claim may take a run that was lost elsewhere: all that is open of it is silent, and not here."""
     attempts = _open_attempts(connection, row)
     return (
-        all(attempt.lost_pulse is not None and attempt.machine_id != offer.machine_id for attempt in attempts)
+        bool(attempts)
+        and all(attempt.lost_pulse is not None and attempt.machine_id != offer.machine_id for attempt in attempts)
         and waiting.fits(decoded(row.document).spec.flow.tolerations, offer.labels)
         and not _is_at_its_end(services, connection, row)
     )
