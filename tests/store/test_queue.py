@@ -127,7 +127,7 @@ def test_a_claim_costs_no_more_because_runs_wait_that_nobody_can_take(tmp_path: 
     def look(connection: Connection) -> None:
         assert queue.requirements(connection) == ["fit", "unfit"]
         assert queue.in_turn(connection, keys=["fit"], machine_id="m")[0].id == "fit"
-        queue.told_another(connection, key="unfit", code="code", with_unexplained=True, limit=200)
+        queue.explained_otherwise(connection, key="unfit", code="code", with_unexplained=True, limit=200)
 
     add(store, run_row("fit", "fit", time_created=10**9), run_row("u", "unfit", priority=5) | {"waits": "code"})
     few = steps(store, look)

@@ -79,11 +79,11 @@ _LOCK_LOST = (
 )
 
 # Two ranges of the index, since one condition with "or" would read every run of the requirement.
-_TOLD_LESS, _TOLD_MORE = (
-    select(runs.c.org, runs.c.id).where(*IS_WAITING, _OF_KEY, is_told_another).limit(bindparam("most"))
-    for is_told_another in (runs.c.waits < bindparam("of_code"), runs.c.waits > bindparam("of_code"))
+_CODE_BELOW, _CODE_ABOVE = (
+    select(runs.c.org, runs.c.id).where(*IS_WAITING, _OF_KEY, is_another).limit(bindparam("most"))
+    for is_another in (runs.c.waits < bindparam("of_code"), runs.c.waits > bindparam("of_code"))
 )
-_TOLD_LESS_OF_EXPLAINED = _TOLD_LESS.where(runs.c.waits > "")
+_CODE_BELOW_AND_EXPLAINED = _CODE_BELOW.where(runs.c.waits > "")
 _WAITS = select(runs).where(runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run"), *IS_WAITING)
 _BUSY = select(attempts.c.machine_id, func.count()).where(attempts.c.closed.is_(False)).group_by(attempts.c.machine_id)
 
@@ -134,17 +134,17 @@ def lock_lost(connection: Connection, *, org: str, run_id: str) -> AnyRow | None
     return connection.execute(_LOCK_LOST, {"of_org": org, "of_run": run_id}).first()
 
 
-def told_another(
+def explained_otherwise(
     connection: Connection, *, key: str, code: str, with_unexplained: bool, limit: int
 ) -> Sequence[AnyRow]:
     """Waiting runs of a requirement whose reason is another than that of ``code``; columns org, id.
 
     ``with_unexplained`` takes those in as well whose reason does not follow from the machines, such as ``Retrying``.
     """
-    less = _TOLD_LESS if with_unexplained else _TOLD_LESS_OF_EXPLAINED
+    less = _CODE_BELOW if with_unexplained else _CODE_BELOW_AND_EXPLAINED
     values = {"of_key": key, "of_code": code}
     found = connection.execute(less, {**values, "most": limit}).all()
-    return [*found, *connection.execute(_TOLD_MORE, {**values, "most": limit - len(found)}).all()]
+    return [*found, *connection.execute(_CODE_ABOVE, {**values, "most": limit - len(found)}).all()]
 
 
 def still_waiting(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:

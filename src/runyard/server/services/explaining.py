@@ -20,24 +20,24 @@ KEYS_AT_ONCE, RUNS_AT_ONCE = 50, 200
 
 async def update(services: Services) -> None:
     """Explain waiting runs whose reason or message is no longer right; at most some hundred of them a time."""
-    told = services.explained
+    state = services.explained
     found: list[tuple[str, str, Move]] = []
 
     def look(connection: Connection) -> None:
         counts = queue.busy(connection)
         offers = waiting.offers_now(services, counts)
-        if told.event is None or told.event.is_set() or offers != told.offers:
-            told.event, told.offers = services.changes.watch(changes.QUEUE), offers
-            told.rounds_left = 2  # the one under way, and a whole one
-        if told.rounds_left == 0:
+        if state.event is None or state.event.is_set() or offers != state.offers:
+            state.event, state.offers = services.changes.watch(changes.QUEUE), offers
+            state.rounds_left = 2  # the one under way, and a whole one
+        if state.rounds_left == 0:
             return
-        keys = queue.requirements(connection, after=told.after, limit=KEYS_AT_ONCE)
+        keys = queue.requirements(connection, after=state.after, limit=KEYS_AT_ONCE)
         for key in keys:
             reason = waiting.explain(waiting.wanted_labels(connection, key) or {}, offers)
             if waiting.is_too_early(services, reason, counts):
-                told.event, told.after = None, key  # looked at again with the next beat
+                state.event, state.after = None, key  # looked at again with the next beat
                 continue
-            rows = queue.told_another(
+            rows = queue.explained_otherwise(
                 connection,
                 key=key,
                 code=waiting.code_of(reason),
@@ -47,9 +47,9 @@ async def update(services: Services) -> None:
             found.extend((row.org, row.id, reason) for row in rows)
             if len(found) == RUNS_AT_ONCE:
                 return  # this key has more of them: it is the first of the next time
-            told.after = key
+            state.after = key
         if len(keys) < KEYS_AT_ONCE:
-            told.after, told.rounds_left = "", told.rounds_left - 1
+            state.after, state.rounds_left = "", state.rounds_left - 1
 
     def work(connection: Connection) -> None:
         for org, run_id, reason in found:
@@ -62,7 +62,7 @@ async def update(services: Services) -> None:
         try:
             await services.store.write(work)
         except StoreUnavailable:
-            told.event = None  # nothing was written, so nothing is right yet
+            state.event = None  # nothing was written, so nothing is right yet
             raise
         for org, run_id, _ in found:
             services.changes.tell(run_topic(org, run_id))

@@ -18,7 +18,7 @@ HEARD_WITHIN_S = 120.0
 MOST = 10_000  # machines; a controller's key is trusted, but not without end
 # Controllers with free slots claim again a second after the server is back; others report every half minute.
 FREE_ONES_HEARD_AFTER_S, ALL_HEARD_AFTER_S = 5.0, 40.0
-# A slot that is free for less long is just being taken: runs behind the one that takes it are not told of it.
+# A slot that is free for less long is just being taken: runs behind the one that takes it are not rewritten for it.
 FREE_FOR_S = 3.0
 
 
