@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runyard import rundir
-from runyard.server.services.conditions import REASONS
+from runyard.server.services.conditions import MEANINGS, REASONS
 from runyard.settings import PREFIX, Settings
 from runyard.supervisor import main as supervisor
 
@@ -48,10 +48,11 @@ def test_no_setting_is_told_that_does_not_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("condition", "reason"), [(kind.value, reason) for kind, reasons in REASONS.items() for reason in reasons]
+    ("condition", "reason", "meaning"),
+    [(kind.value, reason, text) for kind, reasons in MEANINGS.items() for reason, text in reasons.items()],
 )
-def test_each_reason_is_told_with_its_condition(condition: str, reason: str) -> None:
-    assert re.search(rf"^\| {condition} \| `{reason}` \| \w.+ \|$", LIFECYCLE, flags=re.M)
+def test_each_reason_is_told_with_its_condition_and_meaning(condition: str, reason: str, meaning: str) -> None:
+    assert f"\n| {condition} | `{reason}` | {meaning} |\n" in LIFECYCLE
 
 
 def test_no_reason_is_told_that_does_not_exist() -> None:

@@ -31,6 +31,7 @@ from runyard.seams import Identity, Liveness
 
 ATTEMPT_MARK = "RUNYARD_ATTEMPT"  # in the environment of a trainer and of all that it starts
 SUPERVISOR_MARK = "RUNYARD_SUPERVISOR"  # in the environment of a supervisor
+UNKNOWN_BOOT = "unknown"
 MARK_ROOM = "-" * 300  # what a warm parent carries in both variables, for its children to write their marks over
 
 IS_LINUX = sys.platform == "linux"
@@ -50,7 +51,7 @@ def boot_id() -> str:
     """What tells this boot of the machine from every other."""
     if IS_LINUX:
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-    return _output("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid") or "unknown"
+    return _output("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid") or UNKNOWN_BOOT
 
 
 def identify(pid: int) -> Identity | None:

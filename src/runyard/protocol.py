@@ -72,6 +72,7 @@ class Assignment(Message):
 
     ``epoch`` is that of the store when it was claimed: after a restore an attempt of the same number may be another.
     ``store_epoch`` is the store's own now: what was told to another one since the backup was made is forgotten.
+    ``server_boot_id`` is that of the machine the server runs on, so that a controller knows whether it is there too.
     """
 
     organization_id: str
@@ -84,6 +85,7 @@ class Assignment(Message):
     resume_checkpoint: str | None = None
     epoch: str = ""
     store_epoch: str = ""
+    server_boot_id: str = ""
 
 
 class Claimed(Message):
@@ -111,11 +113,15 @@ class Accelerator(Message):
 
 
 class MachineReport(Message):
-    """What a machine has, told whenever its controller asks what it should hold, so that silence says it is gone."""
+    """What a machine has, told whenever its controller asks what it should hold, so that silence says it is gone.
+
+    ``slots`` is how many runs it trains at once; None where that was not said.
+    """
 
     host: str
     labels: Annotated[dict[str, list[str]], within(limits.LABELS)]
     accelerators: Annotated[list[Accelerator], within(limits.LABELS)]
+    slots: Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_COLUMN)] | None = None
 
 
 class ProcessReport(Message):

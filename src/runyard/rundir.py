@@ -32,7 +32,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from runyard.ids import folder_below, is_path
 
@@ -74,6 +74,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 EXIT_DONE = 0
 EXIT_CANNOT_RUN = 64  # recipe or data at fault: trying again would fail again
 EXIT_STOPPED = 75  # stopped on request, after saving what there was room for
+
+# The reasons in the result.json of an attempt that did not fail: each way of ending has its own.
+Ending = Literal["Completed", "TimeLimit", "EarlyStopped", "Stopped"]
 
 # The lines of events.jsonl. Each is {"n": 1, 2, ..., "t": epoch ms, "ev": name, ...} with these further fields.
 # A step has values loss, learningRate, samplesPerSecond ...; an evaluation validation/loss and validation/<metric>.

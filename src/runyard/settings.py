@@ -7,26 +7,24 @@ Every setting has a default that works on a laptop, an environment variable ``RU
 import ipaddress
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 PREFIX = "RUNYARD_"
 DEFAULT_PORT = 7878
-POSITIVE = {
-    "max_connections", "connections_per_address", "idle_timeout_s", "transfer_timeout_s", "min_kib_per_s",
-    "requests_per_key", "requests_per_address", "waits_per_key", "max_waits",
-}  # fmt: skip
+MOST = 1_000_000_000  # of any number without a limit of its own; what is larger was not meant
+YES, NO = ("1", "true", "yes"), ("0", "false", "no", "")
 
 
 class SettingError(ValueError):
     """A setting holds a value it cannot have; the message names setting, value and remedy."""
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field with its one-line help."""
-    return field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, *, least: float = 0, most: float = MOST, words: tuple[str, ...] = ()) -> Any:
+    """A field with its one-line help, and what it may be: a number from ``least`` to ``most``, or one of ``words``."""
+    return field(default=default, metadata={"help": help, "least": least, "most": most, "words": words})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,39 +34,54 @@ class Settings:
     data_dir: Path = setting(Path("~/.runyard"), "folder that holds everything: database, blobs, runs, keys")
     database_url: str = setting("", "postgresql+psycopg://user@host/name, without password; empty: SQLite in data_dir")
     host: str = setting("127.0.0.1", "address to listen on; beyond loopback needs insecure_bind or TLS in front")
-    port: int = setting(DEFAULT_PORT, "port of API and pages; 0 takes a free one")
+    port: int = setting(DEFAULT_PORT, "port of API and pages; 0 takes a free one", most=65535)
     allowed_hosts: str = setting("", "further Host header values to accept, separated by commas")
     insecure_bind: bool = setting(False, "listen beyond loopback without TLS")
     public_url: str = setting("", "how clients reach the server through a proxy, as in https://train.example")
     trusted_proxies: str = setting(
         "", "addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto count, separated by commas"
     )
-    max_connections: int = setting(4096, "TCP connections at once; as they run out, the longest silent ones are closed")
+    max_connections: int = setting(
+        4096, "TCP connections at once; as they run out, the longest silent ones are closed", least=1
+    )
     connections_per_address: int = setting(
-        1024, "TCP connections of one address at once; beyond that its longest silent ones are closed"
+        1024, "TCP connections of one address at once; beyond that its longest silent ones are closed", least=1
     )
     idle_timeout_s: float = setting(
-        30.0, "seconds a connection has for a request's headers, from its opening or its last response"
+        30.0, "seconds a connection has for a request's headers, from its opening or its last response", least=0.1
     )
     transfer_timeout_s: float = setting(
-        30.0, "seconds a client may send nothing of a body, or read nothing of a response"
+        30.0, "seconds a client may send nothing of a body, or read nothing of a response", least=0.1
     )
     min_kib_per_s: float = setting(
-        4.0, "KiB per second that a client must send or read on average once transfer_timeout_s is used up"
+        4.0,
+        "KiB per second that a client must send or read on average once transfer_timeout_s is used up",
+        least=0.01,
     )
-    requests_per_key: int = setting(128, "requests of one key in progress at once; more are answered 429")
-    requests_per_address: int = setting(512, "requests of one address in progress at once; more are answered 429")
+    requests_per_key: int = setting(128, "requests of one key in progress at once; more are answered 429", least=1)
+    requests_per_address: int = setting(
+        512, "requests of one address in progress at once; more are answered 429", least=1
+    )
     waits_per_key: int = setting(
-        128, "requests of one key that wait for a change at once (log followers, or machines for the controller key)"
+        128,
+        "requests of one key that wait for a change at once (log followers, or machines for the controller key)",
+        least=1,
     )
-    max_waits: int = setting(1024, "requests of all keys that wait for a change at once")
-    slots: int = setting(1, "how many runs train at once on this machine")
-    threads: int = setting(0, "CPU threads of a trainer; 0 shares the cores among the slots")
+    max_waits: int = setting(1024, "requests of all keys that wait for a change at once", least=1)
+    slots: int = setting(1, "how many runs train at once on this machine", least=1, most=1024)
+    threads: int = setting(0, "CPU threads of a trainer; 0 shares the cores among the slots", most=4096)
+    share_accelerators: bool = setting(
+        False, "let several runs use one accelerator at a time; without it, no more runs start than there are"
+    )
     warm: bool = setting(True, "keep a parent process with torch imported, so that runs start at once")
-    lease_s: float = setting(15.0, "seconds a supervisor may be silent before its attempt counts as lost")
-    grace_s: float = setting(30.0, "seconds a killed run has to save and stop before SIGKILL")
+    lease_s: float = setting(
+        15.0, "seconds a supervisor may be silent before its attempt counts as lost", least=1, most=3600
+    )
+    grace_s: float = setting(30.0, "seconds a killed run has to save and stop before SIGKILL", most=86_400)
     max_unreachable_s: float = setting(
-        1800.0, "seconds a run on another machine than the server's trains on without it, then it saves and stops"
+        1800.0,
+        "seconds a run on another machine than the server's trains on without it, then it saves and stops",
+        least=1,
     )
     hang_minutes: float = setting(10.0, "minutes without a word of a training run until a warning says so; 0 never")
     spool_mib: int = setting(64, "MiB of a log that wait for a server that is away; what is older is left out")
@@ -80,8 +93,10 @@ class Settings:
         20, "GiB of encoded pictures kept on a machine; 0, or no room: each run decodes pictures as it draws them"
     )
     leave_running: bool = setting(False, "when ending, let runs train on instead of saving and stopping them")
-    attempts: int = setting(3, "tries a run has when the platform is at fault; a flow's settings.attempts overrides it")
-    link_hours: float = setting(24.0, "hours a signed download link is valid")
+    attempts: int = setting(
+        3, "tries a run has when the platform is at fault; a flow's settings.attempts overrides it", least=1, most=100
+    )
+    link_hours: float = setting(24.0, "hours a signed download link is valid", least=0.01, most=24 * 365)
     log_max_mib: int = setting(
         100, "MiB of log kept of one run; what comes after is counted and left out, metrics never; 0 keeps everything"
     )
@@ -90,7 +105,7 @@ class Settings:
         64, "MiB of each file in logs until it is set aside as .1, in place of the one before; 0 never"
     )
     audit_days: int = setting(365, "days that rows of the audit log are kept; 0 keeps them for good")
-    log_level: str = setting("info", "debug, info, warning or error")
+    log_level: str = setting("info", "debug, info, warning or error", words=("debug", "info", "warning", "error"))
 
     @property
     def database(self) -> Path | str:
@@ -150,7 +165,7 @@ def read_settings(environ: Mapping[str, str] | None = None, **arguments: Any) ->
     """Build the settings; an argument that is None counts as not given.
 
     Raises:
-        SettingError: a value cannot be read as the setting's type.
+        SettingError: a value cannot be read as the setting's type, or is outside the setting's range.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
@@ -159,12 +174,9 @@ def read_settings(environ: Mapping[str, str] | None = None, **arguments: Any) ->
         if given is None:
             given = environ.get(PREFIX + item.name.upper())
         if given is not None:
-            values[item.name] = _convert(item.name, item.type, given)
+            values[item.name] = _converted(item, given)
     if arguments:
         raise TypeError(f"unknown settings: {', '.join(sorted(arguments))}")
-    for name in POSITIVE & values.keys():
-        if not 0 < values[name] < float("inf"):
-            raise SettingError(f"{PREFIX}{name.upper()} is {values[name]}; it must be a number above 0")
     if values.get("database_url"):
         _check_database_url(values["database_url"])
     _check_public_url(values.get("public_url", ""))
@@ -236,14 +248,43 @@ def _check_database_url(url: str) -> None:
         )
 
 
-def _convert(name: str, kind: Any, given: Any) -> Any:
+def _converted(item: Field[Any], given: Any) -> Any:
+    """A value as the setting's type, within the setting's range.
+
+    Raises:
+        SettingError: it is not.
+    """
+    kind: Any = item.type
     try:
         if kind is bool and isinstance(given, str):
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[
-                given.lower()
-            ]
-        return kind(given)
-    except (KeyError, ValueError) as error:
-        raise SettingError(
-            f"{PREFIX}{name.upper()} is {given!r}, which is not a {kind.__name__}; see `runyard config show`"
-        ) from error
+            value: Any = dict.fromkeys(YES, True) | dict.fromkeys(NO, False)
+            value = value[given.strip().lower()]
+        else:
+            value = kind(given)
+    except (KeyError, ValueError, OverflowError) as error:
+        raise _unfit(item, given) from error
+    words = item.metadata["words"]
+    if words and value not in words:
+        raise _unfit(item, given)
+    # Written so that NaN, which compares with nothing, is outside as well.
+    if kind in (int, float) and not item.metadata["least"] <= value <= item.metadata["most"]:
+        raise _unfit(item, given)
+    return value
+
+
+def _unfit(item: Field[Any], given: Any) -> SettingError:
+    name = f"{PREFIX}{item.name.upper()}"
+    default = str(item.default).lower() if item.type is bool else item.default
+    return SettingError(f"{name} is {str(given)!r}; it must be {allowed(item)}; try: {name}={default}, the default")
+
+
+def allowed(item: Field[Any]) -> str:
+    """What a setting may be, in words that follow "it must be"."""
+    if item.type is bool:
+        return "true or false"
+    if item.metadata["words"]:
+        return f"one of {', '.join(item.metadata['words'])}"
+    if item.type in (int, float):
+        kind = "an integer" if item.type is int else "a number"
+        return f"{kind} from {item.metadata['least']:,} to {item.metadata['most']:,}"
+    return "a path" if item.type is Path else "a text"

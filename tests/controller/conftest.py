@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import msgspec
 import pytest
 
 from runyard import processes, rundir
+from runyard.controller.accelerators import Device
 from runyard.controller.main import Controller
 from runyard.controller.server import Server
 from runyard.executors import Order, Warmth
-from runyard.protocol import Accelerator, Assignment
+from runyard.protocol import Assignment
 from runyard.seams import Identity
 from runyard.settings import Settings
 from vi.api.resources.runs.responses import Run
@@ -28,6 +29,8 @@ _SPEC = importlib.util.spec_from_file_location(
 assert _SPEC is not None and _SPEC.loader is not None
 fake_server = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(fake_server)
+
+DEVICES = [Device(f"GPU-{number}", "NVIDIA A10", 22.5) for number in (1, 2)]
 
 SUPERVISE = """
 import sys
@@ -50,7 +53,12 @@ class ScriptExecutor:
         with (order.folder / rundir.SUPERVISOR_LOG).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", SUPERVISE, str(order.folder), self.trainer, order.endpoint],
-                env={**os.environ, "RUNYARD_SUPERVISOR": order.mark, "RUNYARD_ATTEMPT": processes.MARK_ROOM},
+                env={
+                    **os.environ,
+                    **order.environment,
+                    "RUNYARD_SUPERVISOR": order.mark,
+                    "RUNYARD_ATTEMPT": processes.MARK_ROOM,
+                },
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -106,13 +114,13 @@ def control(settings: Settings, executor: ScriptExecutor) -> Iterator[Callable[.
     """Start a controller in a thread of its own; ended with the test, at the latest."""
     running: list[tuple[Controller, threading.Thread]] = []
 
-    def start(**changes: Any) -> Controller:
+    def start(devices: Sequence[Device] | None = None, **changes: Any) -> Controller:
         controller = Controller(
             replace(settings, **changes),
             machine_id="machine-1",
             server=Server(settings.secrets_dir / "controller.json"),
             executor=executor,
-            accelerators=[Accelerator(name="a10", model="NVIDIA A10", count=2, memory_gib=22.5)],
+            devices=DEVICES if devices is None else devices,
         )
         thread = threading.Thread(target=controller.run)
         thread.start()

@@ -2,18 +2,23 @@
 
 import os
 import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from runyard.controller.accelerators import accelerators, short_name
+from runyard.controller.accelerators import (
+    Device,
+    accelerators,
+    devices,
+    labels,
+    least_used,
+    runs_at_once,
+    short_name,
+)
 from runyard.protocol import Accelerator
 
 GIB = 1 << 30
-
-
-def nothing() -> None:
-    """No program of a driver."""
 
 
 def write(root: Path, name: str, text: str) -> None:
@@ -21,31 +26,111 @@ def write(root: Path, name: str, text: str) -> None:
     (root / name).write_text(text)
 
 
+def answering(query: str, listing: str = "") -> Callable[[Sequence[str]], str | None]:
+    """A driver's program with these answers."""
+    return lambda arguments: listing if arguments == ("-L",) else query
+
+
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put a program of a driver on PATH."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
 def test_equal_accelerators_are_counted(tmp_path: Path) -> None:
-    said = "NVIDIA H100 80GB HBM3, 81559\nNVIDIA H100 80GB HBM3, 81559\nNVIDIA A10, 23028\nNVIDIA GB10, [N/A]\n"
-    assert accelerators(ask=lambda: said, root=tmp_path) == [
+    said = (
+        "GPU-1, NVIDIA H100 80GB HBM3, 81559\nGPU-2, NVIDIA H100 80GB HBM3, 81559\n"
+        "GPU-3, NVIDIA A10, 23028\nGPU-4, NVIDIA GB10, [N/A]\n"
+    )
+    found = devices(ask=answering(said), root=tmp_path, visible="0,1,2,3")
+    assert accelerators(found, root=tmp_path) == [
         Accelerator(name="h100", model="NVIDIA H100 80GB HBM3", count=2, memory_gib=79.65),
         Accelerator(name="a10", model="NVIDIA A10", count=1, memory_gib=22.49),
         Accelerator(name="gb10", model="NVIDIA GB10", count=1, memory_gib=None),
     ]
+    assert labels(found) == {"accelerator": ["80gb", "a10", "gb10", "h100", "hbm3"]}
 
 
 def test_the_driver_s_program_is_really_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text('#!/bin/sh\n[ "$1" = --query-gpu=name,memory.total ] && echo "Tesla T4, 15360"\n')
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert accelerators(root=tmp_path) == [Accelerator(name="t4", model="Tesla T4", count=1, memory_gib=15.0)]
+    smi(tmp_path, monkeypatch, '[ "$1" = --query-gpu=uuid,name,memory.total ] && echo "GPU-7, Tesla T4, 15360" || true')
+    assert devices(root=tmp_path) == [Device("GPU-7", "Tesla T4", 15.0)]
 
 
 def test_a_program_that_fails_leaves_what_the_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nexit 9\n")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for number in (1, 2):
-        write(tmp_path, f"proc/driver/nvidia/gpus/0000:0{number}/information", "Model: \t NVIDIA H200\nIRQ: 5\n")
-    assert accelerators(root=tmp_path) == [Accelerator(name="h200", model="NVIDIA H200", count=2, memory_gib=None)]
+    smi(tmp_path, monkeypatch, "exit 9")
+    for number, uuid in ((1, "GPU UUID: \t GPU-12ab-34\n"), (2, "GPU UUID: \t GPU-????????\n")):
+        text = f"Model: \t NVIDIA H200\nIRQ: 5\n{uuid}"
+        write(tmp_path, f"proc/driver/nvidia/gpus/0000:0{number}/information", text)
+    found = devices(root=tmp_path)
+    assert accelerators(found) == [Accelerator(name="h200", model="NVIDIA H200", count=2, memory_gib=None)]
+    assert [device.environment for device in found] == [
+        {"CUDA_VISIBLE_DEVICES": "GPU-12ab-34"},
+        {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+    ]
+
+
+FOUR = "".join(f"GPU-{letter}{letter}-1, NVIDIA A100, 40960\n" for letter in "abcd")
+LISTING = """GPU 0: NVIDIA A100 (UUID: GPU-aa-1)
+  MIG 1g.5gb      Device  0: (UUID: MIG-x1)
+  MIG 2g.10gb     Device  1: (UUID: MIG-x2)
+GPU 1: NVIDIA A100 (UUID: GPU-bb-1)
+GPU 2: NVIDIA A100 (UUID: GPU-cc-1)
+GPU 3: NVIDIA A100 (UUID: GPU-dd-1)
+  MIG 1g.5gb      Device  0: (UUID: MIG-GPU-dd-1/1/0)
+"""
+
+
+# As CUDA reads its variable: numbers, UUIDs and their beginnings, in its own order, up to the first that is none.
+@pytest.mark.parametrize(
+    ("visible", "whole", "divided"),
+    [
+        ("0,1,2,3", "aa bb cc dd", "x1 x2 bb cc 1/1/0"),
+        ("2,0", "cc aa", "cc x1 x2"),
+        ("GPU-bb-1,GPU-dd", "bb dd", "bb 1/1/0"),
+        ("MIG-x2, 1", "", "x2 bb"),
+        ("MIG-GPU-dd-1/1/0", "", "1/1/0"),
+        ("1,1", "bb", "bb"),
+        ("1,-1,2", "bb", "bb"),
+        ("1,9,2", "bb", "bb"),
+        ("GPU-", "", ""),
+        ("", "", ""),
+        ("-1", "", ""),
+        ("NoDevFiles", "", ""),
+    ],
+)
+def test_only_visible_devices_count_and_of_divided_ones_the_parts(
+    tmp_path: Path, visible: str, whole: str, divided: str
+) -> None:
+    found = devices(ask=answering(FOUR), root=tmp_path, visible=visible)
+    assert [device.id for device in found] == [f"GPU-{letters}-1" for letters in whole.split()]
+    found = devices(ask=answering(FOUR, LISTING), root=tmp_path, visible=visible)
+    ends = divided.split()
+    assert len(found) == len(ends)
+    assert all(device.id.removesuffix("-1").endswith(end) for device, end in zip(found, ends, strict=True))
+
+
+def test_a_part_of_a_device_has_the_memory_of_its_profile(tmp_path: Path) -> None:
+    found = devices(ask=answering(FOUR, LISTING), root=tmp_path, visible="MIG-x2")
+    assert found == [Device("MIG-x2", "NVIDIA A100 MIG 2g.10gb", 10.0, whole="GPU-aa-1")]
+    assert found[0].environment == {"CUDA_VISIBLE_DEVICES": "MIG-x2"}
+    assert "a100" in labels(found)["accelerator"]
+
+
+def test_the_environment_of_the_controller_hides_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-cc-1")
+    assert [device.id for device in devices(ask=answering(FOUR), root=tmp_path)] == ["GPU-cc-1"]
+
+
+def test_a_machine_takes_no_more_runs_than_it_has_accelerators_unless_they_are_shared() -> None:
+    two = [Device("GPU-1", "A"), Device("GPU-2", "A")]
+    cases = [(1, two, False), (2, two, False), (5, two, False), (5, two, True), (5, [], False), (5, [], True)]
+    assert [runs_at_once(slots, found, are_shared=shared) for slots, found, shared in cases] == [1, 2, 2, 5, 5, 5]
+    assert least_used(two, ["GPU-1"]) == two[1]
+    assert least_used(two, ["GPU-1", "GPU-2", "GPU-2"]) == two[0]
+    assert least_used([], []) is None
 
 
 @pytest.mark.parametrize(
@@ -67,12 +152,14 @@ def test_a_processor_has_the_machine_s_memory_or_what_its_cgroup_allows(
     write(tmp_path, "proc/self/cgroup", f"{cgroup}\n")
     for name, limit in limits.items():
         write(tmp_path, name, f"{limit}\n")
-    found = accelerators(ask=nothing, root=tmp_path)
-    assert found == [Accelerator(name="cpu", model="Some Processor", count=1, memory_gib=memory_gib)]
+    assert devices(ask=lambda _: None, root=tmp_path) == []
+    assert accelerators([], root=tmp_path) == [
+        Accelerator(name="cpu", model="Some Processor", count=1, memory_gib=memory_gib)
+    ]
 
 
 def test_a_machine_that_says_nothing_has_a_processor_of_unknown_memory(tmp_path: Path) -> None:
-    assert accelerators(ask=nothing, root=tmp_path) == [Accelerator(name="cpu", memory_gib=None)]
+    assert accelerators([], root=tmp_path) == [Accelerator(name="cpu", memory_gib=None)]
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,12 @@ def test_a_supervisor_that_answers_is_left_to_carry_out_the_kill_itself() -> Non
     assert decide(view(seen(killed_for_s=300.0, quiet_for_s=2.0))) == []
 
 
+def test_a_replacement_that_starts_slowly_is_not_replaced_again_for_a_kill() -> None:
+    slow = {"killed_for_s": 300.0, "is_trainer_told": True, "is_replacement_starting": True, "grace_s": 30.0}
+    assert decide(view(seen(quiet_for_s=20.0, **slow))) == []
+    assert decide(view(seen(quiet_for_s=90.0, **slow))) == [Break(KEY)]
+
+
 def test_a_supervisor_that_is_silent_beyond_its_trainers_permit_and_grace_is_replaced() -> None:
     assert decide(view(seen(quiet_for_s=89.9, grace_s=30.0))) == []
     assert decide(view(seen(quiet_for_s=90.0, grace_s=30.0))) == [Break(KEY)]

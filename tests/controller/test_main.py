@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from runyard import processes, rundir
-from runyard.controller import machine
+from runyard.controller.accelerators import Device
 from runyard.controller.main import Controller, key_from_mark
 from runyard.protocol import LOST_OUT_OF_MEMORY
 from runyard.settings import Settings, environment
@@ -79,8 +79,9 @@ def test_what_the_machine_has_is_told_when_it_asks_what_to_hold(control: Control
     server.wait_for(lambda: server.machines)
     assert server.machines["machine-1"] == {
         "host": socket.gethostname(),
-        "labels": machine.labels(),
+        "labels": {"accelerator": ["a10"]},
         "accelerators": [{"name": "a10", "model": "NVIDIA A10", "count": 2, "memory_gib": 22.5}],
+        "slots": 1,
     }
 
 
@@ -100,6 +101,70 @@ def test_one_slot_runs_one_attempt_at_a_time(control: Control, server: Any, exec
     control()
     server.wait_for(lambda: len(server.phases) >= 3)
     assert (len(server.waiting), len(executor.started)) == (1, 1)
+
+
+SAYS_WHAT_IT_SEES = """
+def train(folder):
+    import os, signal, sys, time
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    (folder / "sees").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "everything"))
+    while True:
+        time.sleep(600)
+"""
+TWO = [Device("GPU-1", "NVIDIA A10"), Device("MIG-2", "NVIDIA A100 MIG 1g.5gb")]
+
+
+def other_run(document: dict[str, Any], number: int) -> dict[str, Any]:
+    """The same assignment of another run, which therefore waits for no lock; its attempts tell them apart."""
+    return document | {"run_id": f"run-{number}", "run": document["run"] | {"runId": f"run-{number}"}}
+
+
+@pytest.mark.parametrize(
+    ("devices", "shared", "expected"),
+    [
+        (TWO, False, ["GPU-1", "MIG-2"]),
+        (TWO, True, ["GPU-1", "GPU-1", "MIG-2"]),
+        ([], False, ["everything"] * 3),
+    ],
+)
+def test_each_slot_has_an_accelerator_of_its_own(
+    control: Control,
+    server: Any,
+    settings: Settings,
+    executor: Any,
+    assign: Assign,
+    devices: list[Device],
+    shared: bool,
+    expected: list[str],
+) -> None:
+    executor.trainer = SAYS_WHAT_IT_SEES
+    server.waiting += [other_run(assign(1), number) for number in (1, 2, 3)]
+    control(devices, slots=3, share_accelerators=shared)
+    runs = settings.runs_dir / f"org-{os.getpid()}"
+
+    def sees() -> list[str]:
+        return sorted(file.read_text() for file in runs.glob("*/attempts/1/sees") if file.read_text())
+
+    server.wait_for(lambda: len(sees()) >= len(expected))
+    server.wait_for(lambda: len(server.phases) >= 3 * len(expected))
+    assert sees() == expected
+    assert len(server.waiting) == 3 - len(expected)
+
+
+def test_a_controller_that_comes_back_gives_nobody_the_accelerator_of_a_living_run(
+    control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
+) -> None:
+    executor.trainer = SAYS_WHAT_IT_SEES
+    server.waiting.append(other_run(assign(1), 1))
+    first = control(list(reversed(TWO)), slots=2, leave_running=True)
+    runs = settings.runs_dir / f"org-{os.getpid()}"
+    server.wait_for((runs / "run-1/attempts/1/sees").exists)
+    first.ask_to_end()
+    server.waiting.append(other_run(assign(1), 2))
+    control(list(reversed(TWO)), slots=2, leave_running=False)
+    server.wait_for((runs / "run-2/attempts/1/sees").exists)
+    server.wait_for(lambda: (runs / "run-2/attempts/1/sees").read_text() != "")
+    assert [(runs / f"run-{number}/attempts/1/sees").read_text() for number in (1, 2)] == ["MIG-2", "GPU-1"]
 
 
 def test_a_claim_whose_answer_was_lost_brings_the_same_attempt(

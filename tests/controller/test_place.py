@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from runyard import ids, rundir
-from runyard.controller.machine import MachineTaken, hold_machine, labels, machine_id, threads_per_run
+from runyard import ids, processes, rundir
+from runyard.controller.machine import MachineTaken, hold_machine, machine_id, threads_per_run
 from runyard.controller.place import find_model, has_folder, key_of, model_names, place
 from runyard.protocol import Assignment
 from runyard.settings import Settings
@@ -101,13 +101,6 @@ def test_a_machine_keeps_its_id(tmp_path: Path) -> None:
     assert machine_id(tmp_path).startswith("machine-")
 
 
-def test_accelerators_are_offered_by_short_names(tmp_path: Path) -> None:
-    assert labels(tmp_path) == {"accelerator": ["cpu"]}
-    (tmp_path / "0000:01").mkdir()
-    (tmp_path / "0000:01" / "information").write_text("Model: \t NVIDIA H200\nIRQ: 5\n")
-    assert labels(tmp_path) == {"accelerator": ["h200"]}
-
-
 def test_cores_are_shared_among_the_slots() -> None:
     assert threads_per_run(0, slots=2, cores=8) == 4
     assert threads_per_run(0, slots=4, cores=2) == 1
@@ -115,14 +108,15 @@ def test_cores_are_shared_among_the_slots() -> None:
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "limit_s"),
-    [("http://127.0.0.1:7878", None), ("http://localhost:1", None), ("https://vi.example:443/", 1800.0)],
+    ("server_boot_id", "limit_s"),
+    [(processes.boot_id(), None), ("another-machine", 1800.0), ("", 1800.0), (processes.UNKNOWN_BOOT, 1800.0)],
 )
-def test_only_a_server_on_another_machine_limits_how_long_a_run_goes_on_without_it(
-    endpoint: str, limit_s: float | None, tmp_path: Path
+def test_only_on_the_machine_of_the_server_a_run_continues_without_it_for_as_long_as_it_takes(
+    server_boot_id: str, limit_s: float | None, tmp_path: Path
 ) -> None:
-    folder = place(assignment(), settings=Settings(data_dir=tmp_path), machine_id="m", endpoint=endpoint)
-    placed = rundir.read_json(folder / rundir.PLACED) or {}
+    made = assignment()
+    made.server_boot_id = server_boot_id
+    placed = rundir.read_json(place(made, settings=Settings(data_dir=tmp_path), machine_id="m") / rundir.PLACED) or {}
     assert placed["maxUnreachableS"] == limit_s
 
 

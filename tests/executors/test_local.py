@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,28 @@ def test_a_warm_parent_is_asked_and_its_child_is_the_supervisor(tmp_path: Path, 
             "log": str(order.folder / rundir.SUPERVISOR_LOG),
         }
     ]
+
+
+def test_a_supervisor_is_started_with_the_accelerator_of_its_order(tmp_path: Path, server: Any, order: Order) -> None:
+    order = replace(order, environment={"CUDA_VISIBLE_DEVICES": "GPU-7"})
+    seen: list[bytes] = []
+
+    def look(path: str, times: int) -> None:
+        for identity, _ in processes.marked(processes.SUPERVISOR_MARK, MARK.__eq__):
+            seen.append(Path(f"/proc/{identity.pid}/environ").read_bytes())
+
+    server.fail = look
+    executor = executor_of(tmp_path, warm=False)
+    executor.start(order)
+    server.wait_for(lambda: has_none_left(executor))
+    assert seen and all(b"CUDA_VISIBLE_DEVICES=GPU-7\0" in environment for environment in seen)
+    (tmp_path / "warm").mkdir()
+    executor = executor_of(tmp_path / "warm", warm=True)
+    executor._warm = LivingParent()  # type: ignore[assignment]
+    thread, requests = answer_one(tmp_path / "warm" / "machine" / "warm.sock", {"pid": os.getpid()})
+    executor.start(order)
+    thread.join()
+    assert requests[0]["environment"] == {"CUDA_VISIBLE_DEVICES": "GPU-7"}
 
 
 def test_a_warm_parent_that_cannot_is_replaced_by_a_cold_start(tmp_path: Path, server: Any, order: Order) -> None:

@@ -181,7 +181,7 @@ def test_the_document_gives_the_same_recipe_again() -> None:
         name="Everything",
         trainingProject="tp-3",
         tolerations={"accelerator": ["h100"]},
-        settings={"seed": 1, "resources": {"memoryGiB": 16}, "flow": {"id": "flow_1", "generation": 2}},
+        settings={"seed": 1, "priority": 3, "flow": {"id": "flow_1", "generation": 2}},
     )
     assert resolve(validate(recipe_document(recipe))) == recipe
     assert resolve(validate(recipe_document(recipe, for_published_client=False))) == recipe

@@ -136,6 +136,27 @@ def test_what_a_run_of_the_same_flow_has_predicted_comes_before_any_estimate(
     in_house(story)
 
 
+def test_a_prediction_is_found_behind_any_number_of_runs_without_one(
+    in_house: Callable[..., None], acts: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(accelerators, "PAGE", 7)  # several pages
+
+    async def story(house: Any) -> None:
+        api = await house.api()
+        await make_flow(house, "f1", LARGE)
+        await report(house, "m1", one("h100", 80.0))
+        got = (await api.get(house.path("flows/f1"))).json()
+        copy = {key: got[key] for key in ("name", "schema", "tolerations", "settings", "blocks")}
+        plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
+        await trained(house, acts, "r1", copy, memory=60 * GIB, **plan)
+        for number in range(accelerators.LOOK_AT_OF_FLOW + 5):
+            house.clock.forward(1)
+            await api.put(house.path(f"runs/waits-{number}"), json={"spec": {"flowId": "f1"}})
+        assert "predicted by run r1" in (await verdict(house, "f1"))[1]
+
+    in_house(story)
+
+
 def test_a_run_with_the_same_model_and_data_counts_under_any_name(in_house: Callable[..., None], acts: Any) -> None:
     async def story(house: Any) -> None:
         await report(house, "m1", one("h100", 80.0))

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runyard.server.services import deletion, leases
+from runyard import processes
+from runyard.server.services import changes, deletion, leases
 from runyard.server.services.changes import run_topic
 from runyard.server.services.signing import AttemptToken
 from runyard.store import attempts as attempt_rows
@@ -88,6 +89,31 @@ def test_runs_are_taken_by_priority_then_age_and_only_where_they_fit(in_house: C
         assert taken == ["urgent", "old", "new"]
         assert await acts.claim(house, "c4") is None
         assert (await acts.claim(house, "c5", labels={"accelerator": ["a100"]})).assignment["run_id"] == "gpu"
+
+    in_house(story)
+
+
+def test_runs_that_no_machine_can_take_block_nobody_and_are_not_read(
+    in_house: Callable[..., None], acts: Any, monkeypatch: Any
+) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        unfit = {"settings": {"priority": 9}, "tolerations": {"accelerator": ["h100"]}}
+        long = {"tolerations": {"accelerator": [f"{number:0250}" for number in range(9)]}, "settings": {"priority": 9}}
+        for number in range(250):
+            await api.put(house.path(f"runs/unfit-{number}"), json={"spec": {"flow": unfit}})
+        await api.put(house.path("runs/long"), json={"spec": {"flow": long}})
+        for run_id in ("r1", "r2"):
+            await api.put(house.path(f"runs/{run_id}"), json={"spec": {}})
+        read: list[bytes] = []
+        decoded = leases.decoded
+        monkeypatch.setattr(leases, "decoded", lambda document: read.append(document) or decoded(document))
+        assert (await acts.claim(house, "c1", labels={"accelerator": ["cpu"]})).assignment["run_id"] == "r1"
+        assert len(read) < 10
+        assert (await acts.claim(house, "c2")).assignment["run_id"] == "r2"
+        assert await acts.claim(house, "c3") is None
+        assert (await acts.claim(house, "c4", labels={"accelerator": [f"{3:0250}"]})).assignment["run_id"] == "long"
+        assert (await acts.claim(house, "c5", labels={"accelerator": ["h100"]})).assignment["run_id"] == "unfit-0"
 
     in_house(story)
 
@@ -232,6 +258,83 @@ def test_long_silence_lets_the_run_be_tried_again_and_the_old_attempt_is_refused
             assert (refused.status_code, refused.json()["code"]) == (409, "LeaseLost")
         assert (await attempt.ship("late")).json()["code"] == "LeaseLost"
         assert second.assignment["token"] != attempt.assignment["token"]
+
+    in_house(story)
+
+
+def test_another_machine_takes_a_lost_run_at_once_and_the_same_one_waits(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        attempt = await acts.running(house)
+        await attempt.checkpoint("epoch-2")
+        await tick(house, 14)
+        assert await acts.claim(house, "c2", machine_id="m2") is None  # it may only be slow
+        await tick(house, 2)
+        assert (await acts.status(house))[:2] == ("Running", "Stopping")
+        assert await acts.claim(house, "c3") is None  # the same machine
+        await api.put(house.path("runs/younger"), json={"spec": {}})
+        second = await acts.claim(house, "c4", machine_id="m2")
+        assert (second.assignment["run_id"], second.assignment["attempt"]) == ("r1", 2)
+        assert second.assignment["resume_checkpoint"] == "epoch-2"
+        again = await acts.claim(house, "c4", machine_id="m2")
+        assert again.assignment["token"] == second.assignment["token"]
+        for refused in (await attempt.post("renew"), await attempt.finish(0, outcome="Succeeded", reason="Completed")):
+            assert (refused.status_code, refused.json()["code"]) == (409, "LeaseLost")
+        assert (await acts.claim(house, "c5", machine_id="m2")).assignment["run_id"] == "younger"
+        first = (await run_of(house))["status"]["attempts"][0]
+        assert "nothing was heard from here" in first["cause"] and first["timeEnded"]
+
+    in_house(story)
+
+
+def test_a_lost_run_is_taken_elsewhere_only_where_it_fits_wanted_and_not_at_its_last_try(
+    in_house: Callable[..., None], acts: Any
+) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        flows = {
+            "picky": {"tolerations": {"accelerator": ["a10"]}},
+            "last": {"settings": {"attempts": 1}},
+            "killed": {},
+            "deleted": {},
+        }
+        for run_id, flow in flows.items():
+            await api.put(house.path(f"runs/{run_id}"), json={"spec": {"flow": flow}})
+            attempt = await acts.claim(house, f"claim-{run_id}", labels={"accelerator": ["a10"]})
+            await attempt.start()
+        await tick(house, 16)
+        await api.patch(house.path("runs/killed"), json={"spec": {"killedAt": 1}})
+        await api.delete(house.path("runs/deleted"))
+        assert await acts.claim(house, "c1", machine_id="m2", labels={"accelerator": ["cpu"]}) is None
+        taken = await acts.claim(house, "c2", machine_id="m2", labels={"accelerator": ["a10"]})
+        assert taken.assignment["run_id"] == "picky"
+        assert await acts.claim(house, "c3", machine_id="m2", labels={"accelerator": ["a10"]}) is None
+
+    in_house(story)
+
+
+def test_a_claim_that_waits_is_woken_when_a_run_is_lost_elsewhere(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        await acts.running(house)
+        waiting = asyncio.create_task(acts.claim(house, "c2", machine_id="m2", wait_s=30))
+        while changes.QUEUE not in house.services.changes._events:
+            await asyncio.sleep(0)
+        await tick(house, 16)
+        async with asyncio.timeout(20):
+            assert (await waiting).assignment["attempt"] == 2
+
+    in_house(story)
+
+
+def test_an_assignment_names_the_boot_of_the_servers_machine(in_house: Callable[..., None], acts: Any) -> None:
+    async def story(house: Any) -> None:
+        attempt = await acts.running(house)
+        assert attempt.assignment["server_boot_id"] == processes.boot_id()
+        controller = await house.client(house.controller_key)
+        [placed] = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
+        assert placed["server_boot_id"] == processes.boot_id()
 
     in_house(story)
 

@@ -13,8 +13,9 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DatabaseError
 
 from runyard.settings import SettingError, read_settings
-from runyard.store import Store, StoreUnavailable, organizations, pulse, runs
+from runyard.store import Store, StoreUnavailable, organizations, pulse, queue, runs
 from runyard.store.migrate import StoreTooNew
+from runyard.store.requirements import NOTHING
 from runyard.store.tables import metadata
 
 
@@ -143,24 +144,23 @@ def test_two_servers_that_write_at_once_lose_no_number(store: Store, url: str) -
 
 
 def test_a_run_that_somebody_is_claiming_is_skipped_rather_than_waited_for(store: Store, url: str) -> None:
-    row = {
-        "org": "o",
-        "id": "r",
-        "document": b"{}",
-        "etag": "e",
-        "body_sha256": b"h",
-        "condition": "Pending",
-        "priority": 0,
-        "time_created": 1,
-    }
-    asyncio.run(store.write(lambda connection: runs.add(connection, row, attributes={})))
+    def add_run(connection: Connection, name: str, time_created: int) -> None:
+        fixed = {"org": "o", "document": b"{}", "etag": "e", "body_sha256": b"h", "condition": "Pending", "priority": 0}
+        runs.add(connection, {**fixed, "id": name, "time_created": time_created}, attributes={})
+
+    def claim(connection: Connection) -> str | None:
+        row = queue.lock_first(connection, key=NOTHING, machine_id="m")
+        return None if row is None else row.id
+
+    asyncio.run(store.write(partial(add_run, name="r1", time_created=1)))
     other = create_engine(url)
     with other.connect() as claiming:
-        assert runs.lock_waiting(claiming, org="o", run_id="r")
-        claim = partial(runs.lock_waiting, org="o", run_id="r")
-        assert asyncio.run(store.write(claim)) is False
+        assert claim(claiming) == "r1"
+        assert asyncio.run(store.write(claim)) is None
+        asyncio.run(store.write(partial(add_run, name="r2", time_created=2)))
+        assert asyncio.run(store.write(claim)) == "r2"
         claiming.rollback()
-        assert asyncio.run(store.write(claim)) is True
+        assert asyncio.run(store.write(claim)) == "r1"
     other.dispose()
 
 

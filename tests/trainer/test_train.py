@@ -322,6 +322,41 @@ def test_saving_and_evaluating_follow_their_own_paces(make_attempt: Callable[...
     assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == ["epoch-2", "step-5"]
 
 
+def test_every_token_that_a_recipe_names_reaches_the_model(make_attempt: Callable[..., Path]) -> None:
+    wanted = {"bos_token_id": 5, "eos_token_id": 6, "pad_token_id": 7}
+    folder = make_attempt(short(steps=1, samples=16, evaluation=wanted))
+    assert train_attempt(folder) == 0
+    model = next((folder / "checkpoints").iterdir()) / "model_full"
+    own = read_json(model / "generation_config.json") or {}
+    assert {name: own[name] for name in wanted} == wanted
+    run = read_json(model / "run.json") or {}
+    blocks = {block["block"]: block["settings"] for block in run["spec"]["flow"]["blocks"]}
+    assert {name: blocks["vi-model"]["evaluation"][name] for name in wanted} == wanted
+
+
+def test_a_run_that_its_time_limit_ends_says_so(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
+    never = {"every": {"steps": 10_000}, "maxSamples": 4}
+    rare = {"checkpoint": {"every": {"steps": 10_000}}, "validation": never, "hyperparameters": {"epochs": 10_000}}
+    folder = make_attempt(short(steps=10_000, samples=32, **rare), settings={"timeLimitMinutes": 0.02})
+    assert train_attempt(folder) == 0
+    result = read_json(folder / "result.json")
+    assert result is not None
+    assert (result["outcome"], result["reason"]) == ("Succeeded", "TimeLimit")
+    steps = events_of(folder, "step")
+    assert result["message"] == f"timeLimitMinutes 0.02 reached after step {len(steps)} of 10000"
+    assert result["checkpoint"] == events_of(folder, "checkpoint")[-1]["checkpoint"]
+    left = [step["secondsLeft"] for step in steps]
+    assert all(0 <= seconds <= 1.2 for seconds in left) and left[-1] == 0
+    assert left == sorted(left, reverse=True)
+
+
+def test_a_run_whose_plan_ends_at_the_limit_is_completed(make_attempt: Callable[..., Path]) -> None:
+    folder = make_attempt(short(steps=1), settings={"timeLimitMinutes": 1e-6})
+    assert train_attempt(folder) == 0
+    result = read_json(folder / "result.json")
+    assert result is not None and result["reason"] == "Completed"
+
+
 def test_a_run_without_gain_ends_early(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
     validation = {"maxSamples": 4, "earlyStopping": {"patience": 2, "minDelta": 10.0}}
     folder = make_attempt(short(steps=100, samples=32, validation=validation))

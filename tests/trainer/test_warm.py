@@ -15,10 +15,13 @@ import pytest
 from runyard.trainer.warm import ask
 
 CHILD = """
-import json, os
+import json, os, sys
 def go(folder, *, endpoint, token, train):
+    cuda = sys.modules["torch"].cuda  # CUDA reads its variables once, when a process first uses it
+    is_untouched = not cuda.is_initialized() and not cuda._is_in_bad_fork() and cuda._cached_device_count is None
     told = {"endpoint": endpoint, "token": token, "leads": os.getsid(0) == os.getpid(),
-            "mark": os.environ.get("RUNYARD_ATTEMPT"), "descriptors": sorted(os.listdir("/proc/self/fd"))}
+            "mark": os.environ.get("RUNYARD_ATTEMPT"), "sees": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "is_untouched": is_untouched, "descriptors": sorted(os.listdir("/proc/self/fd"))}
     (folder / "told.json").write_text(json.dumps(told))
     return train(folder)
 """
@@ -60,7 +63,8 @@ def test_a_child_trains_in_a_session_of_its_own(warm: tuple[Path, int], make_att
     path, parent = warm
     folder = make_attempt({"vi-dataset": {"maxSamples": 40}, "vi-model": {"hyperparameters": {"maxSteps": 1}}})
     request = {"folder": str(folder), "endpoint": "http://127.0.0.1:1/", "token": "t", "log": str(folder / "log")}
-    answer = ask(path, {**request, "environment": {"RUNYARD_ATTEMPT": "org/run/1"}})
+    environment = {"RUNYARD_ATTEMPT": "org/run/1", "CUDA_VISIBLE_DEVICES": "GPU-7"}
+    answer = ask(path, {**request, "environment": environment})
     stat = Path(f"/proc/{answer['pid']}/stat").read_text().rpartition(")")[2].split()
     assert (int(stat[1]), int(stat[19])) == (parent, answer["startTicks"])
     # Reaped at once: not even a zombie stays.
@@ -69,6 +73,7 @@ def test_a_child_trains_in_a_session_of_its_own(warm: tuple[Path, int], make_att
     assert (told["endpoint"], told["token"], told["leads"], told["mark"]) == (
         "http://127.0.0.1:1/", "t", True, "org/run/1",
     )  # fmt: skip
+    assert (told["sees"], told["is_untouched"]) == ("GPU-7", True)
     assert len(told["descriptors"]) == 4  # the three, and the listing's own
     assert json.loads((folder / "result.json").read_text())["outcome"] == "Succeeded"
     assert "saved" in (folder / "log").read_text()

@@ -57,6 +57,7 @@ class Seen:
     quiet_for_s: float = 0.0  # since its supervisor last said that it is well
     killed_for_s: float | None = None  # since we learnt that somebody killed the run
     is_trainer_told: bool = False
+    is_replacement_starting: bool = False  # it follows a supervisor that died, and has not said yet that it is well
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +160,8 @@ def _look_after_quiet(seen: Seen) -> list[Action]:
         return [Break(seen.key)]
     if seen.killed_for_s is None or seen.quiet_for_s < QUIET_AFTER_S:
         return []
+    if seen.is_replacement_starting:
+        return []  # it has no trainer, and starting takes long on a busy machine; replaced anew, none would ever start
     if not seen.is_trainer_told:
         return [TellTrainer(seen.key)]
     return [Break(seen.key)] if seen.killed_for_s >= seen.grace_s else []

@@ -6,13 +6,10 @@ one placed. One controller per machine folder: it holds a lock as long as it liv
 
 import fcntl
 import os
-import re
 import secrets
 from pathlib import Path
 
 from runyard import rundir
-
-_DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
 class MachineTaken(Exception):
@@ -50,15 +47,6 @@ def machine_id(folder: Path) -> str:
     made = f"machine-{secrets.token_hex(8)}"
     rundir.write_json(path, {"id": made})
     return made
-
-
-def labels(driver: Path = _DRIVER) -> dict[str, list[str]]:
-    """What a flow's tolerations may ask for: the accelerators here, by short lower-case names such as ``h100``."""
-    words: set[str] = set()
-    for path in driver.glob("*/information"):
-        found = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
-        words.update(re.findall(r"[a-z]*\d+[a-z]*", found[1].lower()) if found else [])
-    return {"accelerator": sorted(words) or ["cpu"]}
 
 
 def threads_per_run(threads: int, *, slots: int, cores: int) -> int:

@@ -19,7 +19,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -28,7 +28,7 @@ from typing import Any
 from runyard import processes as machine_processes
 from runyard import protocol, rundir
 from runyard.controller import machine
-from runyard.controller.accelerators import accelerators as find_accelerators
+from runyard.controller.accelerators import Device, accelerators, devices, labels, least_used, runs_at_once
 from runyard.controller.decide import (
     Action,
     Adopt,
@@ -74,6 +74,7 @@ class Held:
     assignment: Assignment
     folder: Path
     held_at_s: float
+    device: str = ""  # the accelerator it has to itself; empty without one
     supervisor: Identity | None = None
     is_told: bool = False
     starts: int = 0
@@ -92,16 +93,23 @@ class Controller:
         machine_id: str,
         server: Server,
         executor: Executor,
-        accelerators: Sequence[protocol.Accelerator] = (),
+        devices: Sequence[Device] = (),
         clock: Clock | None = None,
         processes: Processes = machine_processes,
         files: Files = rundir,
     ):
-        self._settings, self._machine_id, self._server, self._executor = settings, machine_id, server, executor
+        slots = runs_at_once(settings.slots, devices, are_shared=settings.share_accelerators)
+        if slots < settings.slots:
+            log.warning(
+                "%d slots and %d accelerators: %d runs at once. Try RUNYARD_SHARE_ACCELERATORS=true for several on one",
+                *(settings.slots, len(devices), slots),
+            )
+        self._settings = replace(settings, slots=slots)
+        self._machine_id, self._server, self._executor = machine_id, server, executor
         self._clock, self._processes, self._files = clock or SystemClock(), processes, files
         self._held: dict[Key, Held] = {}
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._labels, self._accelerators = machine.labels(), list(accelerators)
+        self._devices, self._labels, self._accelerators = list(devices), labels(devices), accelerators(devices)
         self._claim_id = uuid.uuid4().hex
         self._is_claiming = self._is_adopting = self._has_ended = False
         self._adopted_at_s: float | None = None
@@ -165,6 +173,8 @@ class Controller:
             quiet_for_s=since_known_s if permit_age_s is None else min(permit_age_s, since_known_s),
             killed_for_s=self._since(held.killed_at_s),
             is_trainer_told=held.is_trainer_told,
+            is_replacement_starting=held.starts > 1
+            and (permit_age_s is None or permit_age_s > now_s - held.started_at_s),
         )
 
     def _liveness(self, held: Held) -> Liveness | None:
@@ -248,7 +258,12 @@ class Controller:
     def _ask_what_to_hold(self) -> list[Assignment]:
         """What the machine should hold. What it has is told besides; should that fail, it is told the next time."""
         assignments = self._server.placed(self._machine_id)
-        report = protocol.MachineReport(host=socket.gethostname(), labels=self._labels, accelerators=self._accelerators)
+        report = protocol.MachineReport(
+            host=socket.gethostname(),
+            labels=self._labels,
+            accelerators=self._accelerators,
+            slots=self._settings.slots,
+        )
         with contextlib.suppress(ViError):
             self._server.report(self._machine_id, report)
         return assignments
@@ -305,14 +320,26 @@ class Controller:
             del self._held[key]
         if key not in self._held:
             try:
+                device = least_used(self._devices, [held.device for held in self._held.values()])
                 folder = place(
-                    assignment, settings=self._settings, machine_id=self._machine_id, endpoint=self._server.endpoint
+                    assignment,
+                    settings=self._settings,
+                    machine_id=self._machine_id,
+                    device=device.id if device else "",
                 )
             except (OSError, InvalidId) as error:  # a full disk: its lease runs out uncharged, and it is offered again
                 log.warning("%s cannot be placed: %s", key, error)
                 return
             supervisor = self._find_supervisor(key, folder)
-            self._held[key] = Held(assignment, folder, self._clock.monotonic(), supervisor=supervisor)
+            # What was placed before, by us or by the controller before us, keeps its accelerator.
+            placed = self._files.read_json(folder / rundir.PLACED) or {}
+            self._held[key] = Held(
+                assignment,
+                folder,
+                self._clock.monotonic(),
+                device=str(placed.get("device") or ""),
+                supervisor=supervisor,
+            )
         held = self._held[key]
         held.assignment = assignment
         if assignment.run.spec.killed_at is not None and held.killed_at_s is None:
@@ -330,7 +357,13 @@ class Controller:
 
     def _start(self, held: Held) -> None:
         key = key_of(held.assignment)
-        order = Order(folder=held.folder, mark=str(key), endpoint=self._server.endpoint, token=held.assignment.token)
+        order = Order(
+            folder=held.folder,
+            mark=str(key),
+            endpoint=self._server.endpoint,
+            token=held.assignment.token,
+            environment=Device(held.device, "").environment if held.device else {},
+        )
         held.starts += 1
         held.started_at_s = self._clock.monotonic()
         try:
@@ -406,7 +439,7 @@ def main() -> int:
         machine_id=machine_id,
         server=Server(settings.secrets_dir / "controller.json"),
         executor=LocalExecutor(settings),
-        accelerators=find_accelerators(),
+        devices=devices(),
     )
 
     def end(number: int, _frame: object) -> None:

@@ -7,11 +7,10 @@ import fcntl
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
-from runyard import ids, rundir
+from runyard import ids, processes, rundir
 from runyard.controller.decide import Key
 from runyard.controller.machine import threads_per_run
 from runyard.ids import MODEL_REFERENCE, folder_below
@@ -35,8 +34,10 @@ def has_folder(settings: Settings, key: Key) -> bool:
         return False
 
 
-def place(assignment: Assignment, *, settings: Settings, machine_id: str, endpoint: str = "") -> Path:
+def place(assignment: Assignment, *, settings: Settings, machine_id: str, device: str = "") -> Path:
     """Make the folder of an attempt ready for its supervisor; harmless to repeat.
+
+    ``device`` is the accelerator that the attempt has to itself; empty without one.
 
     Raises:
         OSError: the disk does not take it, or somebody still works there for an attempt that a restore has undone.
@@ -64,10 +65,11 @@ def place(assignment: Assignment, *, settings: Settings, machine_id: str, endpoi
             "attempt": assignment.attempt,
             "epoch": assignment.epoch,
             "machineId": machine_id,
+            "device": device,
             "leaseS": assignment.lease_s,
             "graceS": assignment.grace_s,
             "serverFile": str(settings.server_file),
-            "maxUnreachableS": None if is_here(endpoint) else settings.max_unreachable_s,
+            "maxUnreachableS": None if is_here(assignment.server_boot_id) else settings.max_unreachable_s,
             "hangS": settings.hang_minutes * 60 or None,
             "spoolBytes": settings.spool_mib << 20,
             "datasetsBytes": settings.datasets_max_gib << 30,
@@ -118,10 +120,12 @@ def _open_again(folder: Path, assignment: Assignment) -> None:
         rundir.fsync_dir(folder)
 
 
-def is_here(endpoint: str) -> bool:
-    """Whether the server is on this machine, where the run's lock keeps two trainers apart for ever."""
-    host = urlsplit(endpoint).hostname or "localhost"
-    return host in ("localhost", "::1") or host.startswith("127.")
+def is_here(server_boot_id: str) -> bool:
+    """Whether the server runs on this machine, where the run's lock keeps two trainers apart for as long as it takes.
+
+    An address says nothing about that: one of loopback may be the near end of a tunnel.
+    """
+    return server_boot_id not in ("", processes.UNKNOWN_BOOT) and server_boot_id == processes.boot_id()
 
 
 def run_document(assignment: Assignment, settings: Settings) -> dict[str, Any]:

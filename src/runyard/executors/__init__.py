@@ -5,7 +5,8 @@ starts a detached process on this machine. Another one may start an actor on a n
 and answers with the same identity.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,12 +17,16 @@ Warmth = Literal["off", "starting", "ready", "down"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
-    """One attempt to start: its folder, which holds ``placed.json`` and ``run.json``, and what speaks for it."""
+    """One attempt to start: its folder, which holds ``placed.json`` and ``run.json``, and what speaks for it.
+
+    ``environment`` is set in the supervisor and so in its trainer: which accelerator they see.
+    """
 
     folder: Path
     mark: str
     endpoint: str
     token: str
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Order({self.mark})"  # the token stays out of logs and traces

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from runyard import rundir
 from runyard.executors import Order, Warmth
@@ -85,12 +86,14 @@ class LocalExecutor:
         """None when the warm parent could not do it; then a cold start is as good, only slower."""
         from runyard.trainer.warm import ask  # imports no torch
 
-        request = {
+        request: dict[str, Any] = {
             "folder": str(order.folder),
             "endpoint": order.endpoint,
             "token": order.token,
             "log": str(order.folder / rundir.SUPERVISOR_LOG),
         }
+        if order.environment:
+            request["environment"] = dict(order.environment)
         try:
             answer = ask(self._socket, request)
         except (OSError, ValueError) as error:
@@ -111,7 +114,7 @@ class LocalExecutor:
                 command = [sys.executable, "-P", "-m", "runyard.supervisor", str(order.folder)]
                 process = subprocess.Popen(
                     [*command, "--credentials-fd", str(reader)],
-                    env={**trainer_environment(os.environ), SUPERVISOR_MARK: order.mark},
+                    env={**trainer_environment(os.environ), **order.environment, SUPERVISOR_MARK: order.mark},
                     pass_fds=(reader,),
                     stdin=subprocess.DEVNULL,
                     stdout=output,

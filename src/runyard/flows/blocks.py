@@ -69,14 +69,21 @@ class FlowReference(Shape, frozen=True):
 
 
 class Resources(Shape, frozen=True):
-    """What a run needs of a machine; null asks for nothing in particular."""
+    """What a run needs of a machine. Not supported yet: anything but the defaults is rejected when a run is created."""
 
-    accelerators: Annotated[Annotated[int, Meta(ge=0, le=1024)] | None, told("accelerators the run needs")] = None
-    cpus: Annotated[Annotated[float, Meta(gt=0, le=4096)] | None, told("processor cores the run needs")] = None
-    memory_gib: Annotated[Annotated[float, Meta(gt=0, le=65536)] | None, told("main memory the run needs, in GiB")] = (
-        msgspec.field(name="memoryGiB", default=None)
-    )
-    workers: Annotated[int, Meta(ge=1, le=1024), told("processes that train one model together")] = 1
+    accelerators: Annotated[
+        Annotated[int, Meta(ge=0, le=1024)] | None, told("accelerators the run needs; not supported yet, so null")
+    ] = None
+    cpus: Annotated[
+        Annotated[float, Meta(gt=0, le=4096)] | None, told("processor cores the run needs; not supported yet, so null")
+    ] = None
+    memory_gib: Annotated[
+        Annotated[float, Meta(gt=0, le=65536)] | None,
+        told("main memory the run needs, in GiB; not supported yet, so null"),
+    ] = msgspec.field(name="memoryGiB", default=None)
+    workers: Annotated[
+        int, Meta(ge=1, le=1024), told("processes that train one model together; not supported yet, so 1")
+    ] = 1
 
 
 class FlowSettings(Shape, frozen=True):
@@ -262,7 +269,7 @@ class Optimizer(Shape, frozen=True):
     weight_decay: Annotated[float, Meta(ge=0, le=10), told("pull of the weights towards zero")] = 0.01
     betas: Annotated[
         tuple[Annotated[float, Meta(ge=0, lt=1)], Annotated[float, Meta(ge=0, lt=1)]],
-        told("decay of the running means; muon and sgd take the first as momentum"),
+        told("decay of the running means; muon and sgd take the first as momentum, adafactor uses none"),
     ] = (0.9, 0.999)
     max_grad_norm: Annotated[
         Annotated[float, Meta(gt=0, le=1_000_000)] | None, told("gradients longer than this are cut; null cuts none")

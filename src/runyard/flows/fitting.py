@@ -14,6 +14,26 @@ from runyard.flows.problems import Findings
 from runyard.flows.recipe import Recipe
 from runyard.ids import MODEL_REFERENCE
 
+# Fields of ``settings.resources``: what may stand there, why no more, and what to do instead.
+UNSUPPORTED = {
+    "accelerators": (
+        "null",
+        "a run gets the accelerator of its slot, or the processor where the machine has none",
+        'leave it out, and choose machines by kind with tolerations, such as {"accelerator": ["h100"]}',
+    ),
+    "cpus": (
+        "null",
+        "the cores of a machine are shared equally among its slots",
+        "leave it out, and set RUNYARD_THREADS or RUNYARD_SLOTS on the machine",
+    ),
+    "memoryGiB": (
+        "null",
+        "machines do not reserve memory for runs",
+        "leave it out, and set RUNYARD_SLOTS so that the machine's runs fit into its memory together",
+    ),
+    "workers": ("1", "one process trains a run", "leave it out or set it to 1"),
+}
+
 
 def check_across(
     recipe: Recipe, at: Mapping[str, str], faults: Findings, *, dataset_kind: str | None = None
@@ -40,6 +60,24 @@ def check_across(
     for part, every in (("checkpoint", recipe.model.checkpoint.every), ("validation", recipe.model.validation.every)):
         if faults.has_none_at(f"{model}/{part}/every"):
             _check_every(every, f"{model}/{part}/every", findings)
+    return findings
+
+
+def check_supported(recipe: Recipe) -> Findings:
+    """Every known field that asks for what no part of Runyard does yet: rejected, since ignoring it would be silent."""
+    findings = Findings()
+    resources = recipe.settings.resources
+    for name, given in (
+        ("accelerators", resources.accelerators),
+        ("cpus", resources.cpus),
+        ("memoryGiB", resources.memory_gib),
+        ("workers", resources.workers if resources.workers > 1 else None),
+    ):
+        if given is not None:
+            at = f"/settings/resources/{name}"
+            allowed, reason, remedy = UNSUPPORTED[name]
+            message = f"{at} is {given:g}, which is not supported yet: {reason}; try: {remedy}."
+            findings.add(at, given, allowed, message=message)
     return findings
 
 

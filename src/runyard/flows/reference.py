@@ -20,7 +20,7 @@ EXAMPLE = {
     "name": "shelf-count",
     "schema": "v1",
     "tolerations": {"accelerator": ["h100", "a100"]},
-    "settings": {"seed": 11, "timeLimitMinutes": 240, "resources": {"accelerators": 1}},
+    "settings": {"seed": 11, "timeLimitMinutes": 240, "attempts": 2},
     "blocks": [
         {"block": "vi-system-prompt", "settings": {"systemPrompt": "Answer about the shelf."}},
         {"block": "vi-dataset", "settings": {"datasetId": "shelves", "projectKind": "vqa", "validationFraction": 0.1}},

@@ -10,7 +10,7 @@ import msgspec
 
 from runyard.flows.blocks import BLOCKS, FRAGMENTS, TASKS, FlowShape
 from runyard.flows.checks import FAULTY, check_of, nearest
-from runyard.flows.fitting import check_across
+from runyard.flows.fitting import check_across, check_supported
 from runyard.flows.plain_json import check_is_json
 from runyard.flows.problems import Findings, FlowProblems, in_words
 from runyard.flows.recipe import Recipe, complete
@@ -23,7 +23,7 @@ def validate(flow: object) -> FlowSpec:
     Raises:
         FlowProblems: the flow cannot run; it holds every problem found.
     """
-    checked, _ = _read(flow)
+    checked, _ = _read(flow, is_new=True)
     return FlowSpec(
         name=checked["name"],
         schema=checked["schema"],
@@ -48,9 +48,12 @@ def resolve(flow: FlowSpec, *, dataset_kind: str | None = None, dataset_id: str 
 
 
 def _read(
-    flow: object, *, dataset_kind: str | None = None, dataset_id: str | None = None
+    flow: object, *, dataset_kind: str | None = None, dataset_id: str | None = None, is_new: bool = False
 ) -> tuple[dict[str, Any], Recipe]:
-    """The flow with gaps filled, and its complete recipe."""
+    """The flow with gaps filled, and its complete recipe.
+
+    A new one must not contain what is not supported yet; runs that were accepted before that was checked still resolve.
+    """
     findings = Findings()
     check_is_json(flow, findings)
     given = check_of(FlowShape).walk(_in_camel_case(flow), "", findings)
@@ -67,8 +70,9 @@ def _read(
     recipe = complete(checked, settings_of, dataset_kind=dataset_kind, dataset_id=dataset_id)
     at = {kind: f"/blocks/{kinds[kind]}/settings" if kind in kinds else "/blocks" for kind in BLOCKS}
     misfits = check_across(recipe, at, findings, dataset_kind=dataset_kind)
-    if findings or misfits:
-        raise FlowProblems(findings.found() + misfits.found())
+    unsupported = check_supported(recipe).found() if is_new else []
+    if findings or misfits or unsupported:
+        raise FlowProblems(findings.found() + misfits.found() + unsupported)
     return checked, recipe
 
 

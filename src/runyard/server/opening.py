@@ -60,18 +60,6 @@ def check_versions(python: tuple[int, ...], sqlite: tuple[int, ...]) -> None:
             raise CannotStart(f"{name} {have} is too old, at least {need} is needed; try: update Python")
 
 
-def log_level(settings: Settings) -> int:
-    """Return the level of the log.
-
-    Raises:
-        SettingError: there is no level of that name.
-    """
-    level = logging.getLevelNamesMapping().get(settings.log_level.upper())
-    if level is None:
-        raise SettingError(f"RUNYARD_LOG_LEVEL is {settings.log_level!r}; try: debug, info, warning or error")
-    return level
-
-
 def _check_not_emptied(settings: Settings) -> None:
     """Refuse a database file without a byte over a data folder with data: a new one would hide that all is lost."""
     path = settings.database

@@ -29,7 +29,7 @@ from runyard.server.connections import BACKLOG, ConnectionGuard, bound_socket, c
 from runyard.server.http.app import create_app, open_services
 from runyard.server.http.door import Door
 from runyard.server.http.proxies import Proxies
-from runyard.server.opening import explain_failures, log_level
+from runyard.server.opening import explain_failures
 from runyard.server.services.bootstrap import announce
 from runyard.server.services.context import Services
 from runyard.server.services.secrets import write_private
@@ -57,7 +57,7 @@ def main() -> int:
     try:
         with explain_failures():
             settings = read_settings()
-            logging.getLogger().setLevel(log_level(settings))
+            logging.getLogger().setLevel(settings.log_level.upper())
         with _data_dir_locked(settings):
             asyncio.run(serve(settings))
     except CannotStart as error:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError, StatementError
 
 from runyard import backup_rows
 from runyard.backup_rows import RowsUnfit
-from runyard.store import organizations
+from runyard.store import organizations, requirements
 from runyard.store.lines import count_log_bytes
 from runyard.store.migrate import HEAD
 from runyard.store.postgresql import is_about_a_value
@@ -153,6 +153,7 @@ def replace(
                 if isinstance(error, OperationalError) and not is_about_a_value(error):
                     raise  # the disk, not the rows
                 raise RowsUnfit(f"the rows of the backup's table {name!r} do not fit together") from error
+    requirements.fill(connection)  # a backup made before there were keys has none
     if next(iter(organizations.ids(connection)), None) != operator:
         raise RowsUnfit(f"the backup is of the organization {operator!r}, and it is not the first in it")
     connection.execute(delete(meta).where(meta.c.key.in_((organizations.EPOCH, organizations.PEPPER))))

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, func, insert, or_, select, update
 
+from runyard.store.requirements import NOTHING
 from runyard.store.tables import (
     AnyRow,
     log_lines,
@@ -46,24 +47,6 @@ _IS_IT = (runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run"))
 _DOCUMENT = select(runs.c.document, runs.c.etag).where(*_IS_IT, runs.c.deleted.is_(False))
 _GET = select(runs).where(*_IS_IT)
 _CHANGE = update(runs).where(*_IS_IT)
-_IS_HELD = (
-    select(attempts_table.c.number)
-    .where(
-        attempts_table.c.org == runs.c.org,
-        attempts_table.c.run_id == runs.c.id,
-        attempts_table.c.closed.is_(False),
-    )
-    .exists()
-)
-_IS_WAITING = (runs.c.condition == "Pending", runs.c.deleted.is_(False), runs.c.killed.is_(False), ~_IS_HELD)
-_WAITING = (
-    select(runs)
-    .where(*_IS_WAITING)
-    .order_by(runs.c.priority.desc(), runs.c.time_created, runs.c.id)
-    .limit(bindparam("most"))
-)
-# Where there is one writer (SQLite) the lock says nothing and is left out of the statement.
-_LOCK_WAITING = select(runs.c.id).where(*_IS_IT, *_IS_WAITING).with_for_update(skip_locked=True, of=runs)
 
 
 def document(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
@@ -77,7 +60,8 @@ def get(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
 
 
 def add(connection: Connection, values: Mapping[str, Any], *, attributes: Mapping[str, str]) -> None:
-    connection.execute(insert(runs).values(deleted=False, killed=False, log_count=0, metric_count=0, **values))
+    new = {"deleted": False, "killed": False, "log_count": 0, "metric_count": 0, "requirements": NOTHING}
+    connection.execute(insert(runs).values(**{**new, **values}))
     set_attributes(connection, org=values["org"], run_id=values["id"], attributes=attributes)
 
 
@@ -141,16 +125,6 @@ def _has_attributes(
     if counts[rarest] < RARE:
         return [runs.c.id.in_(list(connection.execute(having(*rarest)).scalars())), *conditions]
     return [having(*rarest).where(run_attributes.c.run_id == runs.c.id).exists(), *conditions]
-
-
-def waiting(connection: Connection, *, limit: int) -> Sequence[AnyRow]:
-    """Pending runs that no attempt holds, those to be taken first in front, of every organisation: a queue has none."""
-    return connection.execute(_WAITING, {"most": limit}).all()
-
-
-def lock_waiting(connection: Connection, *, org: str, run_id: str) -> bool:
-    """Take hold of a waiting run until the transaction ends; False when somebody else is just claiming it."""
-    return connection.execute(_LOCK_WAITING, {"of_org": org, "of_run": run_id}).first() is not None
 
 
 def deleted(connection: Connection) -> Sequence[AnyRow]:

@@ -114,11 +114,20 @@ runs = Table(
     # What its kept lines take in the database, and how many were left out beyond the limit.
     Column("log_bytes", BigInteger, nullable=False, server_default="0"),
     Column("log_left_out", BigInteger, nullable=False, server_default="0"),
+    # What it requires of a machine, see ``runyard.store.requirements``; empty if it ended before there were keys.
+    Column("requirements", String(512)),
+    # A code for reason and message, while these follow from which machines are connected; else empty.
+    Column("waits", String(32), nullable=False, server_default=""),
     Index("runs_by_time", "org", "deleted", "time_created", "id"),
     Index("runs_by_condition", "org", "condition", "deleted", "time_created", "id"),
     Index("runs_by_flow", "org", "flow_id", "deleted", "time_created", "id"),
     Index("runs_by_training_project", "org", "training_project", "deleted", "time_created", "id"),
-    Index("runs_waiting", "condition", "deleted", "priority", "time_created"),
+    Index("runs_waits", "condition", "deleted", "killed", "requirements", "waits"),
+)
+Index(
+    "runs_waiting",
+    *(runs.c.condition, runs.c.deleted, runs.c.killed, runs.c.requirements),
+    *(runs.c.priority.desc(), runs.c.time_created, runs.c.id),
 )
 
 run_attributes = Table(

@@ -471,6 +471,8 @@ def _generation(recipe: Recipe, model: Model, answer_tokens: int) -> dict[str, A
     ends = wanted.eos_token_id if wanted.eos_token_id is not None else own.eos_token_id or tokenizer.eos_token_id
     settings["eos_token_id"] = list(ends) if isinstance(ends, list | tuple) else ends
     settings["pad_token_id"] = wanted.pad_token_id if wanted.pad_token_id is not None else pad_id(tokenizer)
+    if wanted.bos_token_id is not None:
+        own.bos_token_id = wanted.bos_token_id
     if not wanted.do_sample:
         # Settings of drawing beside "do not draw" would be refused when the model is saved.
         own.temperature = own.top_k = own.top_p = None

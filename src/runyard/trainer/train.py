@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from runyard.flows.blocks import ModelSettings
-from runyard.rundir import NO_ROOM, EventWriter, free_bytes
+from runyard.rundir import NO_ROOM, Ending, EventWriter, free_bytes
 from runyard.trainer.cache import Told
 from runyard.trainer.checkpoint import Saved, contents_of, needed_bytes, prune, remove_checkpoints, save_checkpoint
 from runyard.trainer.encode import epoch_batches
@@ -41,9 +41,9 @@ SAVE_TRIES = 3  # on a disk that fails; one that is full is waited for
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended (Completed, EarlyStopped or Stopped), and the newest checkpoint."""
+    """How training ended, and the newest checkpoint."""
 
-    reason: str
+    reason: Ending
     message: str
     checkpoint: str | None
     metrics: dict[str, float]
@@ -111,12 +111,15 @@ def _train(
     predicted = made.outlook.value if made.outlook is not None and made.device.type == "cpu" else 0
     saver.take(made.model.processor, peak_bytes=predicted)
     first_step, seconds_before = progress.step, progress.train_seconds
+    limit_minutes = job.recipe.settings.time_limit_minutes
+    limit_s = math.inf if limit_minutes is None else limit_minutes * 60
     started = last_step_at = last_line_at = last_evaluation_at = last_save_at = clock()
     watch, losses = StepWatch(warn), LossWatch()
     batches: list[list[int]] = []
     saved: list[Saved] = []
     is_elsewhere = False  # whether the phase that was told last is another than Training
-    reason, message = "Completed", f"{plan.total_steps} steps"
+    reason: Ending = "Completed"
+    message = f"{plan.total_steps} steps"
     events.write("phase", phase="Training", message=f"{plan.total_steps} steps")
     if should_stop():
         return Outcome("Stopped", f"stopped after step {progress.step}, before another one", None, progress.metrics)
@@ -163,7 +166,8 @@ def _train(
             progress.step, progress.epoch = step + 1, (step + 1) / plan.steps_per_epoch
             seconds_now = now - started - saver.waited_s
             progress.train_seconds = seconds_before + seconds_now
-            seconds_left = round(seconds_now / (step + 1 - first_step) * (plan.total_steps - step - 1), 1)
+            seconds_left = seconds_now / (step + 1 - first_step) * (plan.total_steps - step - 1)
+            seconds_left = round(min(seconds_left, max(0.0, limit_s - progress.train_seconds)), 1)
             events.write(
                 "step",
                 step=step + 1,
@@ -185,9 +189,9 @@ def _train(
 
         # Is the run over? What is measured and saved below does not depend on how it ends, but for a stop.
         is_over = step + 1 == plan.total_steps
-        if job.recipe.settings.time_limit_minutes is not None and not is_over:
-            is_over = progress.train_seconds >= job.recipe.settings.time_limit_minutes * 60
-            message = f"time limit reached after step {step + 1} of {plan.total_steps}" if is_over else message
+        if not is_over and progress.train_seconds >= limit_s:
+            reason, is_over = "TimeLimit", True
+            message = f"timeLimitMinutes {limit_minutes:g} reached after step {step + 1} of {plan.total_steps}"
 
         # Is it time to evaluate? Somebody who wants the run to stop does not wait for that: it is owed then.
         waited = clock() - last_evaluation_at

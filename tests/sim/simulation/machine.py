@@ -19,6 +19,7 @@ from runyard.protocol import (
     Claim,
     ExitReport,
     Lines,
+    MachineReport,
     ProcessReport,
     Renewal,
     Resumable,
@@ -694,7 +695,7 @@ class Controller(Program):
         match action:
             case dc.Adopt():
                 self._is_adopting = True
-                self._ask(lambda s: leases.placed(s, self.machine.id), self._on_placed)
+                self._ask(self._report_and_ask, self._on_placed)
             case dc.Claim(slots):
                 self._is_claiming = True
                 offer = Claim(
@@ -733,6 +734,12 @@ class Controller(Program):
                 self.look_soon()
 
         call(self.world, self.machine.link, self.machine.server, self, request, on_outcome)
+
+    async def _report_and_ask(self, services: Any) -> Any:
+        report = MachineReport(host=self.machine.id, labels={}, accelerators=[], slots=self.machine.slots)
+        clock = services.clock
+        services.machines.hear(self.machine.id, report, now_ms=clock.now_ms(), lived_s=clock.monotonic_s())
+        return await leases.placed(services, self.machine.id)
 
     def _on_claimed(self, claimed: Any) -> None:
         if claimed is None:

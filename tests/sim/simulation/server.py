@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
-from runyard.server.services import deletion, leases, models, retention
+from runyard.server.services import deletion, explaining, leases, models, retention
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
@@ -306,6 +306,7 @@ class Server:
             elapsed_ms = max(0, self.clock.now_ms() - (self._beat_wall_ms or self.clock.now_ms()))
             self._beat_wall_ms = self.clock.now_ms()
         self._guarded(lambda: leases.tick(self.services, elapsed_ms / 1000))
+        self._guarded(lambda: explaining.update(self.services))
         self.process.after(1000, self._beat)
 
 

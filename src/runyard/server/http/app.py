@@ -24,6 +24,7 @@ from runyard.server.services import (
     bootstrap,
     dataset_jobs,
     deletion,
+    explaining,
     housekeeping,
     key_lifecycle,
     leases,
@@ -132,13 +133,14 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
 
 
 async def _beat(services: Services) -> None:
-    """Once a second, tell the leases how long we have lived."""
+    """Once a second, tell the leases how long we have lived, and waiting runs why they wait."""
     last_s = services.clock.monotonic_s()
     for beat in itertools.count(1):
         await services.clock.sleep(leases.TICK_S)
         now_s = services.clock.monotonic_s()
         try:
             await leases.tick(services, now_s - last_s)
+            await explaining.update(services)
             if beat % key_lifecycle.REFRESH_BEATS == 0:
                 await key_lifecycle.refresh(services)
             if beat % SWEEP_EVERY == 0:

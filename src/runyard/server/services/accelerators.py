@@ -16,7 +16,7 @@ from runyard.flows import FlowProblems, Recipe, resolve
 from runyard.flows.memory import CPU, GIB, Accelerator, Measured, judge
 from runyard.ids import MODEL_REFERENCE
 from runyard.protocol import Accelerator as Reported
-from runyard.server.services import etags, flows, leases, references
+from runyard.server.services import etags, flows, references, waiting
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Problem, Refusal
 from runyard.server.services.machines import Machine
@@ -37,8 +37,9 @@ from vi.api.resources.flows.responses import (
 from vi.api.resources.runs.responses import Run
 from vi.api.responses import ResourceMetadata
 
-LOOK_AT_OF_FLOW = 20
+LOOK_AT_OF_FLOW = 20  # runs with a prediction, not runs
 LOOK_AT_OF_ALL = 200
+PAGE = 200
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _verdict(
     name, memory_gib = kind.reported.name, kind.reported.memory_gib
     memory_bytes = None if memory_gib is None else round(memory_gib * GIB)
     outlook = judge(recipe, Accelerator(name=name, memory_bytes=memory_bytes), parameters=parameters, measured=measured)
-    if not any(leases.fits(spec.tolerations, machine.report.labels) for machine in kind.machines):
+    if not any(waiting.fits(spec.tolerations, machine.report.labels) for machine in kind.machines):
         wanted = "; ".join(f"{key}: {' or '.join(values)}" for key, values in spec.tolerations.items())
         reason = f"the flow's tolerations ask for {wanted}, which no machine with {name} offers"
         return AcceleratorConfiguration(action="Deny", reason=reason), outlook.needed_bytes
@@ -152,32 +153,38 @@ def _document(kind: Kind, org: str) -> TrainingAccelerator:
 def _measured(connection: Connection, org: str, flow: Flow, recipe: Recipe) -> Measured | None:
     """What the newest run of this very flow has predicted, else of the same model and data under any name."""
     origin = {"id": flow.flow_id, "generation": flow.metadata.generation}
-    of_flow = _predicted(connection, org, RunFilter(flow_id=flow.flow_id), limit=LOOK_AT_OF_FLOW)
+    of_flow = _predicted(connection, org, RunFilter(flow_id=flow.flow_id), most=LOOK_AT_OF_FLOW)
     for run, measured in of_flow:
         if run.spec.flow.settings.get("flow") == origin:
             return measured
-    for run, measured in _predicted(connection, org, RunFilter(), limit=LOOK_AT_OF_ALL):
+    for run, measured in _predicted(connection, org, RunFilter(), most=LOOK_AT_OF_ALL):
         if _is_alike(run, recipe):
             return measured
     return None
 
 
-def _predicted(connection: Connection, org: str, wanted: RunFilter, *, limit: int) -> Iterator[tuple[Run, Measured]]:
-    """The newest runs whose plan has a prediction."""
-    for row in rows.page(connection, org=org, wanted=wanted, after=None, limit=limit):
-        if b'"memory"' not in row.document:
-            continue  # most have none, and need not be read
-        run = decoded(row.document)
-        plan = run.status.plan or {}
-        peak, size, parameters = (_planned(plan, name) for name in ("memory", "microBatchSize", "parameters"))
-        if peak and size and parameters:
-            is_cpu = _value(plan, "device") == CPU
-            yield (
-                run,
-                Measured(
-                    peak_bytes=peak, run_id=run.run_id, is_cpu=is_cpu, micro_batch_size=size, parameters=parameters
-                ),
-            )
+def _predicted(connection: Connection, org: str, wanted: RunFilter, *, most: int) -> Iterator[tuple[Run, Measured]]:
+    """The newest runs whose plan has a prediction, at most ``most``, however many newer ones have none."""
+    after: tuple[int, str] | None = None
+    while page := rows.page(connection, org=org, wanted=wanted, after=after, limit=PAGE):
+        for row in page:
+            if b'"memory"' not in row.document:
+                continue  # most have none, and need not be read
+            run = decoded(row.document)
+            plan = run.status.plan or {}
+            peak, size, parameters = (_planned(plan, name) for name in ("memory", "microBatchSize", "parameters"))
+            if peak and size and parameters:
+                is_cpu = _value(plan, "device") == CPU
+                yield (
+                    run,
+                    Measured(
+                        peak_bytes=peak, run_id=run.run_id, is_cpu=is_cpu, micro_batch_size=size, parameters=parameters
+                    ),
+                )
+                most -= 1
+                if most == 0:
+                    return
+        after = (page[-1].time_created, page[-1].id)
 
 
 def _is_alike(run: Run, recipe: Recipe) -> bool:

@@ -23,21 +23,46 @@ CANCELLED = ConditionKind.CANCELLED
 
 LEGAL = {PENDING: {RUNNING, CANCELLED, FAILED}, RUNNING: {PENDING, SUCCEEDED, FAILED, ERROR, CANCELLED}}
 
-REASONS: dict[ConditionKind, tuple[str, ...]] = {
-    PENDING: (
-        "Queued",
-        "WaitingForCapacity",
-        "WaitingForWorker",
-        "WaitingForDisk",
-        "Retrying",
-        "Stopping",
-    ),
-    RUNNING: ("Preparing", "Training", "Evaluating", "Saving", "WaitingForDisk", "Stopping"),
-    SUCCEEDED: ("Completed", "EarlyStopped"),
-    FAILED: ("InvalidFlow", "InvalidData", "OutOfMemory", "Diverged", "TrainerError"),
-    ERROR: ("WorkerLost", "StorageUnavailable", "Internal"),
-    CANCELLED: ("KilledByUser",),
+# Every reason a run can have, and what it means; docs/run-lifecycle.md has the same table.
+MEANINGS: dict[ConditionKind, dict[str, str]] = {
+    PENDING: {
+        "Queued": "can run on a connected machine and waits for its turn",
+        "WaitingForMachine": "no machine is connected",
+        "WaitingForCapacity": "machines are connected, and none of them offers what the run requests",
+        "WaitingForWorker": "placed on a machine, whose supervisor has not reported yet",
+        "WaitingForDisk": "the machines that could take it have too little free disk space",
+        "Retrying": "an attempt was lost or stopped; the next continues from the newest checkpoint",
+        "Stopping": "killed; waits for the proof that no process of it is left",
+    },
+    RUNNING: {
+        "Preparing": "reads data and model, makes the plan",
+        "Training": "takes steps",
+        "Evaluating": "measures itself on held-out data",
+        "Saving": "writes a checkpoint while training continues",
+        "WaitingForDisk": "has no space for its next checkpoint; continues by itself when there is some",
+        "Stopping": "killed or not heard from; saves and stops, or is being ended",
+    },
+    SUCCEEDED: {
+        "Completed": "trained to the end of its plan; the last checkpoint can be downloaded",
+        "EarlyStopped": "ended because validation stopped improving",
+        "TimeLimit": "ended because settings.timeLimitMinutes was reached; the last checkpoint can be downloaded",
+    },
+    FAILED: {
+        "InvalidFlow": "the recipe requests what does not exist or does not fit together",
+        "InvalidData": "the data cannot be read, or is not what the task needs",
+        "OutOfMemory": "the machine has too little memory for it",
+        "Diverged": "the loss is no longer a number",
+        "TrainerError": "the trainer ended by an error that another try would repeat",
+    },
+    ERROR: {
+        "WorkerLost": "the platform lost every try it was allowed",
+        "StorageUnavailable": "it was trained, but no checkpoint reached the server",
+    },
+    CANCELLED: {"KilledByUser": "somebody killed it, and no process of it is left"},
 }
+REASONS: dict[ConditionKind, tuple[str, ...]] = {kind: tuple(reasons) for kind, reasons in MEANINGS.items()}
+# Those of a run that nobody holds, which follow from the machines there are.
+WAITING = ("Queued", "WaitingForMachine", "WaitingForCapacity", "WaitingForDisk")
 
 
 LESS_MEMORY = (

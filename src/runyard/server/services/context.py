@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
+from runyard import processes
 from runyard.blobs import FolderBlobs, Holds
 from runyard.ids import folder_below
 from runyard.server.clock import Clock
 from runyard.server.services.changes import Changes
 from runyard.server.services.jobs import Jobs
 from runyard.server.services.keys import Keyring
-from runyard.server.services.machines import Machines
+from runyard.server.services.machines import Explained, Machines
 from runyard.server.services.signing import Signer
 from runyard.server.services.wrong_keys import WrongKeys
 from runyard.settings import Settings
@@ -50,6 +51,8 @@ class Services:
     restore_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     jobs: Jobs = field(default_factory=Jobs)
     machines: Machines = field(default_factory=Machines)
+    boot_id: str = field(default_factory=processes.boot_id)
+    explained: Explained = field(default_factory=Explained)
     # Which blobs hold a version's pictures, by organisation and version; asked for anew when one is missing.
     packs_of_versions: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 

@@ -15,6 +15,10 @@ once, so neither a stopped server nor a suspended machine makes a lease run out.
 """
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection
@@ -23,7 +27,7 @@ from runyard import limits
 from runyard.flows import FlowProblems, resolve
 from runyard.limits import clean
 from runyard.protocol import Assignment, Claim, Claimed, ExitReport, Placed, ProcessReport, Renewal, Wanted
-from runyard.server.services import changes, conditions, deletion
+from runyard.server.services import changes, conditions, deletion, explaining, waiting
 from runyard.server.services.changes import run_topic
 from runyard.server.services.conditions import AttemptEnd, Move
 from runyard.server.services.context import Actor, Services
@@ -32,17 +36,19 @@ from runyard.server.services.runs import decoded, move, save
 from runyard.server.services.signing import AttemptToken
 from runyard.server.services.validation import LONGEST_HOST, check_count, check_id, check_text
 from runyard.store import attempts as rows
-from runyard.store import organizations, outputs, pulse
+from runyard.store import organizations, outputs, pulse, queue
 from runyard.store import runs as run_rows
 from vi.api.resources.runs.responses import Run, RunAttempt
 
 LONGEST_WAIT_S = 30.0
 TICK_S = 1.0
 LONGEST_TICK_S = 2.0
-LOOK_AT = 200
+TAKEN_AT_ONCE, TIMES_TO_LOOK = 8, 3  # candidates of a claim, since somebody else may be taking the first ones
 
 # How long a started attempt may be silent before the server stops waiting for proof that nothing of it lives. A new
-# try is safe early, because the run's lock on the machine keeps two trainers apart; a final word is not.
+# try is safe early: on the same machine the run's lock keeps two trainers apart; on another one fencing, and how long a
+# trainer continues without the server, bound the overlap, so another machine may take the run as soon as it is lost.
+# A final word is not.
 RETRY_AFTER_S = 60.0
 GIVE_UP_AFTER_S = 1800.0
 # A controller asks every half minute what its machine should hold. What ended between a backup and its restore is told
@@ -250,60 +256,99 @@ def lease_lost() -> Refusal:
 
 
 async def _try_claim(services: Services, actor: Actor, offer: Claim) -> Assignment | None:
+    clock = services.clock
+    if services.machines.hear_claim(offer, now_ms=clock.now_ms(), lived_s=clock.monotonic_s()):
+        await explaining.update(services)
+    has_room = offer.slots > 0 and not offer.lacks_disk
+
     # A look without the writer first: most claims find nothing, and an fsync each would be felt.
-    def look(connection: Connection) -> bool:
-        is_repeat = rows.by_claim(connection, claim_id=offer.claim_id) is not None
-        return is_repeat or (offer.slots > 0 and bool(run_rows.waiting(connection, limit=1)))
+    def look(connection: Connection) -> list[Candidate] | None:
+        if rows.by_claim(connection, claim_id=offer.claim_id) is not None:
+            return []
+        return (_candidates(services, connection, offer) or None) if has_room else None
 
-    if not services.store.read(look):
-        return None
-
-    def work(connection: Connection) -> Assignment | None:
-        if offer.lacks_disk:
-            _say_disk_is_short(services, connection, offer)
-        if (attempt := rows.by_claim(connection, claim_id=offer.claim_id)) is not None:
-            held = run_rows.get(connection, org=attempt.org, run_id=attempt.run_id)
-            return None if attempt.closed or held is None else _assignment(services, connection, attempt, held)
-        for row in run_rows.waiting(connection, limit=LOOK_AT) if offer.slots > 0 and not offer.lacks_disk else ():
-            run = decoded(row.document)
-            if _is_unsettled(connection, row, offer.machine_id):
-                continue
-            if fits(run.spec.flow.tolerations, offer.labels) and run_rows.lock_waiting(
-                connection, org=row.org, run_id=row.id
-            ):
-                return _take(services, connection, actor, offer, row, run)
-        return None
-
-    return await services.store.write(work)
+    for _ in range(TIMES_TO_LOOK):
+        candidates = await services.store.read_aside(look)
+        if candidates is None:
+            return None
+        assignment = await services.store.write(partial(_take_first, services, actor, offer, candidates))
+        if assignment is not None or not candidates:
+            return assignment
+    return None  # others were quicker each time
 
 
-def _say_disk_is_short(services: Services, connection: Connection, offer: Claim) -> None:
-    """Runs that this machine could take say why they wait. One that another machine takes goes on from there."""
-    for row in run_rows.waiting(connection, limit=LOOK_AT):
-        run = decoded(row.document)
-        if not fits(run.spec.flow.tolerations, offer.labels) or _newest_reason(run) == "WaitingForDisk":
-            continue
-        message = f"{offer.host} has too little free disk space to begin; it goes on when there is more"
-        move(run, Move(conditions.PENDING, "WaitingForDisk", message), now_ms=services.clock.now_ms())
-        save(connection, run)
+def _take_first(
+    services: Services, actor: Actor, offer: Claim, candidates: Sequence["Candidate"], connection: Connection
+) -> Assignment | None:
+    """What the claim was given before, or the first candidate that is still there."""
+    if (attempt := rows.by_claim(connection, claim_id=offer.claim_id)) is not None:
+        held = run_rows.get(connection, org=attempt.org, run_id=attempt.run_id)
+        return None if attempt.closed or held is None else _assignment(services, connection, attempt, held)
+    for candidate in candidates:
+        if (row := _lock(services, connection, offer, candidate)) is not None:
+            return _take(services, connection, actor, offer, row, decoded(row.document))
+    return None
 
 
-def _newest_reason(run: Run) -> str | None:
-    return run.status.conditions[-1].reason if run.status.conditions else None
+@dataclass(frozen=True)
+class Candidate:
+    """What a claim may take: the first waiting run of a requirement, or a run that was lost on another machine."""
+
+    key: str
+    lost: tuple[str, str] | None = None  # organization and run
 
 
-def _is_unsettled(connection: Connection, row: Any, machine_id: str) -> bool:
-    """Whether this machine has not said yet what became of the newest attempt, which it went silent on.
+def _candidates(services: Services, connection: Connection, offer: Claim) -> list[Candidate]:
+    """Those that fit the machine, the one to be taken first in front."""
+    place = {"machine_id": offer.machine_id}
 
-    A finished training may lie there; its supervisor, or the next one, reports that first. Another machine may go on.
-    """
-    past = rows.of_run(connection, org=row.org, run_id=row.id)
-    return bool(past) and past[-1].lost_pulse is not None and past[-1].machine_id == machine_id
+    def is_fit(key: str) -> bool:
+        wanted = waiting.wanted_labels(connection, key)
+        return wanted is not None and waiting.fits(wanted, offer.labels)
+
+    keys = [key for key in queue.requirements(connection) if is_fit(key)]
+    found = [(queue.order(row), Candidate(row.requirements)) for row in queue.in_turn(connection, keys=keys, **place)]
+    for row in queue.lost_elsewhere(connection, **place):
+        run = run_rows.get(connection, org=row.org, run_id=row.id)
+        if run is not None and _may_retry(services, connection, offer, run):
+            found.append((queue.order(row), Candidate(row.requirements, (row.org, row.id))))
+    return [candidate for _, candidate in sorted(found, key=itemgetter(0))[:TAKEN_AT_ONCE]]
 
 
-def fits(tolerations: dict[str, list[str]], labels: dict[str, list[str]]) -> bool:
-    """Each key names a capacity label; any listed value will do."""
-    return all(not wanted or set(wanted) & set(labels.get(key, [])) for key, wanted in tolerations.items())
+def _may_retry(services: Services, connection: Connection, offer: Claim, row: Any) -> bool:
+    """Whether a claim may take a run that was lost elsewhere: all that is open of it is silent, and not here."""
+    attempts = _open_attempts(connection, row)
+    return (
+        bool(attempts)
+        and all(attempt.lost_pulse is not None and attempt.machine_id != offer.machine_id for attempt in attempts)
+        and waiting.fits(decoded(row.document).spec.flow.tolerations, offer.labels)
+        and not _is_at_its_end(services, connection, row)
+    )
+
+
+def _open_attempts(connection: Connection, row: Any) -> list[Any]:
+    return [attempt for attempt in rows.of_run(connection, org=row.org, run_id=row.id) if not attempt.closed]
+
+
+def _is_at_its_end(services: Services, connection: Connection, row: Any) -> bool:
+    """Whether the attempt that a run has is its last: then only proof ends it."""
+    end = _end(services, connection, row, decoded(row.document))
+    return end.killed or end.tries_used >= end.tries_allowed
+
+
+def _lock(services: Services, connection: Connection, offer: Claim, candidate: Candidate) -> Any:
+    """Take hold of a candidate until the transaction ends; None when it is gone, or somebody else is taking it."""
+    if candidate.lost is None:
+        return queue.lock_first(connection, key=candidate.key, machine_id=offer.machine_id)
+    org, run_id = candidate.lost
+    row = queue.lock_lost(connection, org=org, run_id=run_id)
+    if row is None or not _may_retry(services, connection, offer, row):
+        return None  # it was heard from again, or has ended
+    run = decoded(row.document)
+    for attempt in _open_attempts(connection, row):
+        _give_up(services, connection, attempt, row, run, lived_ms=pulse.lived_ms(connection))
+    save(connection, run)
+    return run_rows.get(connection, org=org, run_id=run_id)
 
 
 def _take(
@@ -344,6 +389,7 @@ def _assignment(services: Services, connection: Connection, attempt: Any, row: A
         grace_s=_grace_s(services, run),
         epoch=attempt.epoch,
         store_epoch=_epoch(connection),
+        server_boot_id=services.boot_id,
         run=run,
         resume_checkpoint=proven[-1].id if proven else None,
     )
@@ -399,25 +445,39 @@ def _expire(services: Services, connection: Connection, attempt: Any, lived_ms: 
         _requeue(run, _end(services, connection, row, run), now_ms=now_ms, cause=cause)
         save(connection, run)
         return True
-    silence_s = (lived_ms - attempt.expires_pulse) // 1000 + round(services.settings.lease_s)
-    cause = f"nothing was heard from {attempt.host} for {silence_s} s"
     if attempt.lost_pulse is None:
         _change(connection, attempt, lost_pulse=lived_ms)
         kind = run.condition or conditions.RUNNING
+        cause = _silence(services, attempt, lived_ms)
         message = f"{cause}; making sure that nothing of attempt {attempt.number} is left there"
         move(run, Move(kind, "Stopping", message), now_ms=now_ms)
         save(connection, run)
         return True
-    end = _end(services, connection, row, run)
-    is_final = end.killed or end.tries_used >= end.tries_allowed
+    is_final = _is_at_its_end(services, connection, row)
     if lived_ms - attempt.lost_pulse < 1000 * (GIVE_UP_AFTER_S if is_final else RETRY_AFTER_S):
         return False
+    _give_up(services, connection, attempt, row, run, lived_ms=lived_ms)
+    save(connection, run)
+    return True
+
+
+def _silence(services: Services, attempt: Any, lived_ms: int) -> str:
+    silence_s = (lived_ms - attempt.expires_pulse) // 1000 + round(services.settings.lease_s)
+    return f"nothing was heard from {attempt.host} for {silence_s} s"
+
+
+def _give_up(services: Services, connection: Connection, attempt: Any, row: Any, run: Run, *, lived_ms: int) -> None:
+    """Close an attempt for its silence alone, and let the run go on unless another one is open; ``run`` is to be saved.
+
+    The attempt stays unsettled: its machine reports before it takes the run again, and whoever speaks for it is refused
+    once another attempt has begun.
+    """
+    now_ms, cause = services.clock.now_ms(), _silence(services, attempt, lived_ms)
     report = ExitReport(exit_code=None, signal=None, group_empty=True, cause=cause, time=now_ms)
+    end = _end(services, connection, row, run)
     _close(services, connection, attempt, run, report, charged=True)
     if not rows.has_open(connection, org=row.org, run_id=row.id):
         move(run, conditions.after_loss(cause, end), now_ms=now_ms)
-    save(connection, run)
-    return True
 
 
 def _close(

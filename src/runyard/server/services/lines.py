@@ -314,7 +314,9 @@ def _step(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
     progress = effect.run.status.progress or RunProgress()
     progress.step, progress.epoch = _integer(event.get("step")), _number(event.get("epoch")) or 0.0
     progress.total_steps = _integer(event.get("totalSteps")) or progress.total_steps
-    progress.seconds_left = _number(event.get("secondsLeft"))
+    # Lines may come late: only a running run has time left.
+    is_running = effect.run.condition is conditions.RUNNING
+    progress.seconds_left = _number(event.get("secondsLeft")) if is_running else None
     progress.loss = values.get("loss", progress.loss)
     effect.run.status.progress = progress
     effect.changed_status = True

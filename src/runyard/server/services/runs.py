@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from sqlalchemy import Connection
 
-from runyard.server.services import changes, conditions, etags, pages, references
+from runyard.server.services import changes, conditions, etags, pages, references, waiting
 from runyard.server.services.changes import run_topic
 from runyard.server.services.conditions import Move
 from runyard.server.services.context import Actor, Services
@@ -27,13 +27,13 @@ from runyard.server.services.validation import check_id
 from runyard.store import attempts as attempt_rows
 from runyard.store import blobs as blob_rows
 from runyard.store import documents as document_rows
+from runyard.store import requirements, tombstones
 from runyard.store import runs as rows
-from runyard.store import tombstones
 from runyard.store.runs import RunFilter
 from runyard.store.tables import AnyRow
 from runyard.store.tables import flows as flows_table
 from vi.api.resources.flows.responses import Flow, FlowSpec
-from vi.api.resources.runs.responses import ResumeFrom, Run, RunSpec, RunStatus
+from vi.api.resources.runs.responses import Run, RunSpec, RunStatus
 from vi.api.responses import ConditionKind, ResourceMetadata
 
 NO_FLOW: dict[str, object] = {}
@@ -81,6 +81,7 @@ async def create(
         return *_repeated(row, run_id, body_sha256), False
     frozen, project = _frozen_flow(services, org, flow, flow_id, training_project)
     pin = await references.pinned(services, org, frozen)
+    reason = waiting.first_move(services, frozen.tolerations)
     values = {
         "org": org,
         "id": run_id,
@@ -90,6 +91,8 @@ async def create(
         "training_project": project,
         "priority": int(frozen.settings.get("priority") or 0),
         "time_created": now_ms,
+        "requirements": requirements.key_of(frozen.tolerations),
+        "waits": waiting.code_of(reason),
     }
 
     def work(connection: Connection) -> tuple[bytes, str, bool]:
@@ -101,10 +104,10 @@ async def create(
         if resume_from is not None:
             origin, files = references.checkpoint_of(connection, org, *resume_from)
             run.spec.resume_from = origin
-            move(run, Move(conditions.PENDING, "Queued", f"waiting for a free slot, {_told(origin)}"), now_ms=now_ms)
             blob_rows.keep_for_resume(connection, org=org, run_id=run_id, files=files)
         if pin is not None:
             references.pin(connection, org=org, run_id=run_id, to=pin)
+        wait(run, reason, now_ms=now_ms)
         encoded, etag = etags.sealed(run)
         rows.add(connection, {**values, "document": encoded, "etag": etag}, attributes=attributes)
         services.audit(actor, "create run", run_id)(connection)
@@ -177,20 +180,28 @@ def decoded(document: bytes) -> Run:
 def save(connection: Connection, run: Run, columns: Mapping[str, Any] | None = None) -> tuple[bytes, str]:
     """Write a changed run back, its condition into the column that lists filter by; returns (JSON, etag)."""
     encoded, etag = etags.sealed(run)
-    condition = run.status.conditions[-1].condition.value
-    rows.change(
-        connection,
-        org=run.organization_id,
-        run_id=run.run_id,
-        values={"document": encoded, "etag": etag, "condition": condition, **(columns or {})},
-    )
+    newest = run.status.conditions[-1]
+    values = {"document": encoded, "etag": etag, "condition": newest.condition.value}
+    if newest.reason not in conditions.WAITING:
+        values["waits"] = ""
+    rows.change(connection, org=run.organization_id, run_id=run.run_id, values={**values, **(columns or {})})
     return encoded, etag
 
 
 def move(run: Run, step: Move, *, now_ms: int) -> None:
-    """Let a run go where ``step`` says; a run that has ended stays as it is."""
+    """Let a run go where ``step`` says; a run that has ended stays as it is. Only a running one has time left."""
     run.status.conditions = conditions.moved(run.status.conditions, step, now_ms=now_ms)
+    if run.condition is not conditions.RUNNING and run.status.progress is not None:
+        run.status.progress.seconds_left = None
     run.metadata.last_updated = now_ms
+
+
+def wait(run: Run, reason: Move, *, now_ms: int) -> None:
+    """Let a run say why it waits; one that is only queued also says where it continues from."""
+    origin, message = run.spec.resume_from, reason.message
+    if origin is not None and reason.reason == "Queued":
+        message = f"{message}, to go on from run {origin.run_id}, checkpoint {origin.checkpoint}, step {origin.step}"
+    move(run, Move(reason.kind, reason.reason, message), now_ms=now_ms)
 
 
 def _kill(connection: Connection, run: Run, now_ms: int, *, grace_s: float | None) -> dict[str, Any]:
@@ -252,10 +263,6 @@ def with_origin(spec: dict[str, Any], flow: Flow) -> dict[str, Any]:
     return spec | {"settings": spec["settings"] | {"flow": origin}}
 
 
-def _told(origin: ResumeFrom) -> str:
-    return f"to go on from run {origin.run_id}, checkpoint {origin.checkpoint}, step {origin.step}"
-
-
 def _flow_id(flow: FlowSpec) -> str | None:
     origin = flow.settings.get("flow")
     return str(origin["id"]) if isinstance(origin, dict) and "id" in origin else None
@@ -273,5 +280,4 @@ def _new_run(
         metadata=ResourceMetadata(time_created=now_ms, last_updated=now_ms, generation=1, attributes=dict(attributes)),
         self_link=link,
     )
-    move(run, Move(conditions.PENDING, "Queued", "waiting for a free slot"), now_ms=now_ms)
     return run

@@ -38,7 +38,8 @@ class RunSpec(Document):
 class RunProgress(Document):
     """Where training stands, as last reported by the trainer.
 
-    ``metric`` and ``metric_name`` are those of the newest evaluation; ``seconds_left`` estimates training alone.
+    ``metric`` and ``metric_name`` are those of the newest evaluation. ``seconds_left`` estimates training alone and
+    respects the run's time limit; it is None unless the run is running.
     """
 
     step: int = 0

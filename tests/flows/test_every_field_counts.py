@@ -1,0 +1,145 @@
+"""No field of a recipe is accepted and ignored: each is read outside of ``flows``, or rejected with a reason.
+
+Whether a field is read is decided from the source: an attribute of that name, taken from an expression that ends in one
+of the names by which this part of a recipe is known there, or the field's name on the wire as a key of a document.
+"""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import runyard
+from runyard.flows import FlowProblems, blocks, resolve, validate
+from runyard.flows.fitting import UNSUPPORTED
+from vi.api.resources.flows.responses import FlowSpec
+
+SOURCE = Path(runyard.__file__).parent
+
+# By which names code outside of ``flows`` holds each part of a recipe.
+HELD_AS: dict[type[msgspec.Struct], set[str]] = {
+    blocks.FlowShape: {"flow", "spec", "frozen", "recipe"},
+    blocks.FlowSettings: {"settings"},
+    blocks.FlowReference: set(),
+    blocks.Resources: {"resources"},
+    blocks.Augmentation: {"strengths"},
+    blocks.DatasetSettings: {"dataset"},
+    blocks.SystemPromptSettings: {"system_prompt"},
+    blocks.Architecture: {"architecture"},
+    blocks.Lora: {"lora"},
+    blocks.LearningRates: set(),
+    blocks.Training: {"training"},
+    blocks.Quantization: {"quantization"},
+    blocks.Compute: {"compute"},
+    blocks.Images: {"images"},
+    blocks.Schedule: {"schedule"},
+    blocks.Optimizer: {"optimizer", "settings"},
+    blocks.Loss: {"loss"},
+    blocks.Hyperparameters: {"numbers", "hyperparameters"},
+    blocks.Every: {"every"},
+    blocks.Checkpoint: {"checkpoint", "settings"},
+    blocks.EarlyStopping: {"patience", "early_stopping"},
+    blocks.Validation: {"validation", "settings"},
+    blocks.Evaluation: {"wanted", "evaluation"},
+    blocks.ModelSettings: {"model", "settings"},
+}
+# Read in another way; what the text says must be in the named file.
+ELSEWHERE = {
+    "LearningRates.vision": ("trainer/optim.py", "getattr(rates, part_of(name, parts))"),
+    "LearningRates.projector": ("trainer/optim.py", "getattr(rates, part_of(name, parts))"),
+    "LearningRates.language": ("trainer/optim.py", "getattr(rates, part_of(name, parts))"),
+    "DatasetSettings.projectKind": ("trainer/prepare.py", "recipe.task"),
+    "Architecture.name": ("trainer/continuing.py", '"family"'),
+    "Architecture.family": ("flows/recipe.py", 'given.get("family")'),  # decides the name
+    "FlowReference.id": ("server/services/runs.py", 'origin["id"]'),
+    "FlowReference.generation": ("server/services/accelerators.py", '"generation": flow.metadata.generation'),
+    "FlowShape.name": ("../vi/api/resources/runs/_info.py", "flow.name"),  # people read it
+    "FlowShape.schema": ("flows/blocks.py", 'Literal["v1"]'),  # one value is allowed
+    "FlowShape.blocks": ("flows/validation.py", '_check_blocks(checked["blocks"]'),
+    "FlowShape.trainingProject": ("server/services/runs.py", "spec.training_project"),
+}
+FIELDS = [
+    (struct, field)
+    for struct in HELD_AS
+    for field in msgspec.structs.fields(struct)
+    if not (struct is blocks.Resources and field.encode_name in UNSUPPORTED)
+]
+
+
+def reads() -> tuple[dict[str, set[str]], set[str]]:
+    """Attributes read, with the names of what they are read from; and keys that documents are asked for."""
+    attributes: dict[str, set[str]] = defaultdict(set)
+    keys: set[str] = set()
+    for file in SOURCE.rglob("*.py"):
+        if "flows" in file.relative_to(SOURCE).parts[:1]:
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Attribute(value=ast.Attribute(attr=held) | ast.Name(id=held), attr=name):
+                    attributes[name].add(held)
+                case ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant(value=str(key)), *_]):
+                    keys.add(key)
+    return attributes, keys
+
+
+ATTRIBUTES, KEYS = reads()
+
+
+def test_every_part_of_a_recipe_is_looked_at() -> None:
+    parts = {
+        value
+        for value in vars(blocks).values()
+        if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__module__ == blocks.__name__
+    }
+    assert parts - {blocks.Shape, blocks.Block} == set(HELD_AS)
+
+
+@pytest.mark.parametrize(
+    ("struct", "field"), FIELDS, ids=[f"{struct.__name__}.{field.encode_name}" for struct, field in FIELDS]
+)
+def test_a_field_is_read_outside_of_flows(struct: type[msgspec.Struct], field: Any) -> None:
+    if where := ELSEWHERE.get(f"{struct.__name__}.{field.encode_name}"):
+        assert where[1] in (SOURCE / where[0]).read_text()
+        return
+    is_key = struct is blocks.FlowSettings and field.encode_name in KEYS
+    assert ATTRIBUTES[field.name] & HELD_AS[struct] or is_key, "accepted, and read by nothing"
+
+
+@pytest.mark.parametrize("name", [field.encode_name for field in msgspec.structs.fields(blocks.Resources)])
+@pytest.mark.parametrize("value", [1, 2, 0.5, 8])
+def test_a_request_for_resources_is_rejected_with_reason_and_remedy_when_a_run_is_created(
+    name: str, value: Any
+) -> None:
+    if (name, value) == ("workers", 1) or (isinstance(value, float) and name in ("workers", "accelerators")):
+        return  # what every run has anyway; not an integer, which has a message of its own
+    flow = {"settings": {"resources": {name: value}}}
+    with pytest.raises(FlowProblems) as raised:
+        validate(flow)
+    [problem] = raised.value.problems
+    assert problem.path == f"/settings/resources/{name}" and problem.given == value
+    assert (
+        f"{problem.path} is {value:g}, which is not supported yet: " in problem.message and "try: " in problem.message
+    )
+
+
+def test_what_asks_for_nothing_in_particular_is_accepted() -> None:
+    resources = {"accelerators": None, "cpus": None, "memoryGiB": None, "workers": 1}
+    assert validate({"settings": {"resources": resources}}).settings
+
+
+def test_every_unsupported_field_is_told_together_with_other_problems() -> None:
+    flow = {"settings": {"seed": -1, "resources": {"cpus": 4, "workers": 2}}}
+    with pytest.raises(FlowProblems) as raised:
+        validate(flow)
+    assert {problem.path for problem in raised.value.problems} == {
+        "/settings/seed",
+        "/settings/resources/cpus",
+        "/settings/resources/workers",
+    }
+
+
+def test_a_run_that_was_accepted_before_the_check_still_resolves() -> None:
+    assert resolve(FlowSpec(settings={"resources": {"cpus": 4}})).settings.resources.cpus == 4
