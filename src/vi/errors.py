@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vi.api.responses import ConditionKind
 
 
-class ViErrorCode(enum.Enum):
+class ViErrorCode(enum.StrEnum):
     """What kind of failure it is, independent of the wording."""
 
     AUTHENTICATION_FAILED = "AuthenticationFailed"

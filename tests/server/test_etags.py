@@ -17,7 +17,9 @@ PLATFORM_WRITES: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {
         "renew", phase="Training", note="the disk is slow"
     ),
     "the trainer changes its phase": lambda house, attempt: attempt.event("phase", phase="Training"),
-    "the trainer reports a step": lambda house, attempt: attempt.event("step", step=3, epoch=0.5, totalSteps=9, values={"loss": 1.25}),
+    "the trainer reports a step": lambda house, attempt: attempt.event(
+        "step", step=3, epoch=0.5, totalSteps=9, values={"loss": 1.25}
+    ),
     "the trainer prints a line": lambda house, attempt: attempt.ship("hello", stream="stdout"),
     "a checkpoint is registered": lambda house, attempt: attempt.checkpoint(),
     "the lease runs out": lambda house, attempt: tick_until_lost(house),

@@ -281,7 +281,16 @@ class Ghost:
     def copy(self) -> "Ghost":
         """What was known when a backup was taken."""
         kept = replace(self, counts=Counter())
-        for name in ("acknowledged", "deleted", "documents", "histories", "conditions", "changed_ms", "lost", "running"):
+        for name in (
+            "acknowledged",
+            "deleted",
+            "documents",
+            "histories",
+            "conditions",
+            "changed_ms",
+            "lost",
+            "running",
+        ):
             setattr(kept, name, getattr(self, name).copy())
         kept.heard_lived_ms = dict(self.heard_lived_ms)
         kept.known_attempts = set(self.known_attempts)
@@ -293,7 +302,16 @@ class Ghost:
         Tokens are not forgotten, since a restore must not give one out again; nor are processes, which go on.
         """
         assert self.server is not None
-        for name in ("acknowledged", "deleted", "documents", "histories", "conditions", "changed_ms", "lost", "running"):
+        for name in (
+            "acknowledged",
+            "deleted",
+            "documents",
+            "histories",
+            "conditions",
+            "changed_ms",
+            "lost",
+            "running",
+        ):
             setattr(self, name, getattr(kept, name).copy())
         # A lease for each, and the time in which controllers ask.
         heard_ms = self.server.lived_ms + round(leases.ASKED_WITHIN_S * 1000)
