@@ -9,7 +9,6 @@ from runyard.server.http import bodies
 from runyard.server.services import leases
 from tests.server.datasets import Data, shelf
 
-
 # Every way in which the platform changes a run that trains, in an order that it could happen in.
 PLATFORM_WRITES: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {
     "the attempt starts": lambda house, attempt: attempt.start(),

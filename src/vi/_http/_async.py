@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import httpx2
-import msgspec
 
 from vi._concurrency import asynchronous as concurrency
 from vi._http.answers import Answer, decode, error_of
+from vi._http.encoding import encode_body
 from vi._http.requests import (
     USER_AGENT,
     Body,
@@ -113,9 +113,10 @@ class AsyncHttp:
         GET, HEAD, PUT and DELETE may.
 
         Raises:
+            ViInvalidParameterError: the body holds a value that JSON does not have; nothing was sent.
             ViError: see ``vi.errors``; ``status_code`` is None if no answer arrived.
         """
-        content = None if body is None else msgspec.json.encode(body)
+        content = None if body is None else encode_body(body)
         answer = await self.send(method, path, content=content, **options)
         return None if decode_as is None else decode(answer, decode_as, asked=f"{method} {path}")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from vi._http.encoding import to_json_value
 from vi.api.types import PaginationParams
 from vi.errors import ViInvalidParameterError
 
@@ -21,9 +22,8 @@ def check_id(value: object, *, name: str) -> str:
     """The id, if it can be one; anything else would end up as another path on the server."""
     if isinstance(value, str) and _ID.fullmatch(value):
         return value
-    shown = repr(value) if len(repr(value)) <= 300 else repr(value)[:300] + "…"
     raise ViInvalidParameterError(
-        f"{name} is {shown}, which is no id",
+        f"{name} is {_shown(value)}, which is no id",
         suggestion="An id is 1 to 255 letters, digits, '_' and '-'.",
         details={"parameter": name},
     )
@@ -103,15 +103,26 @@ def camel_case(key: object) -> str:
 
 
 def flow_document(flow: object) -> dict[str, Any]:
-    """A whole flow in wire form, every field of a struct written out; a dict is sent as it is, the server judges it."""
+    """A whole flow in wire form, every field of a struct written out; a dict is sent as it is, the server judges it.
+
+    Raises:
+        ViInvalidParameterError: it holds a value that JSON does not have; paths are those of the server's problems.
+    """
     if isinstance(flow, msgspec.Struct):
-        document: dict[str, Any] = msgspec.to_builtins(flow)
+        document: dict[str, Any] = to_json_value(flow, name="flow")
         return {key: value for key, value in document.items() if value is not None}
     if isinstance(flow, Mapping):
-        return dict(flow)
+        return dict(to_json_value(flow, name="flow"))
     raise ViInvalidParameterError(
         f"flow is {flow!r}", suggestion="Give the id of a flow, a FlowSpec, or a dict with the flow's fields."
     )
+
+
+def text_or_none(value: object, *, name: str) -> str | None:
+    """Return a text to send, or None where there is none."""
+    if value is None or isinstance(value, str):
+        return value
+    raise ViInvalidParameterError(f"{name} is {_shown(value)}", suggestion="Give a string, or leave it out.")
 
 
 def resume_document(value: object) -> dict[str, Any]:
@@ -137,6 +148,12 @@ def milliseconds(value: datetime | int | None, *, name: str) -> int | None:
     if isinstance(value, datetime):
         return round(value.timestamp() * 1000)
     raise ViInvalidParameterError(f"{name} is {value!r}", suggestion="Give a datetime, or epoch milliseconds.")
+
+
+def _shown(value: object) -> str:
+    """A value inside a message: short, and text that can be printed."""
+    text = repr(value)
+    return (text if len(text) <= 300 else text[:300] + "…").encode(errors="backslashreplace").decode()
 
 
 def _value_document(value: Any, *, key: object = None) -> Any:

@@ -12,6 +12,7 @@ from litestar import Request, Response
 from litestar.params import FromPath
 
 from runyard.server.http import compat
+from runyard.server.http.exact_json import check_exact
 from runyard.server.services import pages
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Problem, Refusal
@@ -120,6 +121,7 @@ async def json_body(request: Asked, *, most_items: int = MOST_ITEMS) -> tuple[by
     except (msgspec.MsgspecError, ValueError) as error:
         raise Refusal("InvalidBody", f"the body is not JSON: {error}; send one JSON object in UTF-8") from error
     _check_limits(value, most_items)
+    check_exact(body, value)
     return body, value
 
 

@@ -1,8 +1,8 @@
-"""Entity tags: a hash of what users may change, so that ``If-Match`` fails for other users' writes and for no others.
+"""Entity tags: a hash of what users may change, so that ``If-Match`` fails for other users' writes and no others.
 
-What the platform writes (``status``, counts, the time of the last change) is left out: a run that trains changes several
-times a second, and nobody could ever change its attributes with a tag read a moment before. A tag that an older version
-stored, computed over the whole document, stays valid until the next write.
+What the platform writes (``status``, counts, the time of the last change) is left out: a run that trains changes
+several times a second, and nobody could change its attributes with a tag read a moment before. A tag that an older
+version stored, computed over the whole document, stays valid until the next write.
 """
 
 import hashlib

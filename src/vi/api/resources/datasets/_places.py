@@ -1,12 +1,12 @@
 """Where things of a dataset lie on the server, and what callers may name them by: pure functions."""
 
 import enum
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from vi._http.encoding import encode_body
 from vi._http.requests import Scalar
-from vi.api._arguments import check_id
+from vi.api._arguments import check_id, text_or_none
 from vi.api.resources.datasets.responses import Dataset, DatasetImport
 from vi.errors import ViInvalidParameterError
 
@@ -67,11 +67,17 @@ def query_parameters(
 ) -> list[tuple[str, Scalar]]:
     """Which pictures are meant, as parameters of an address."""
     return [
-        ("filter", json.dumps(filter_criteria) if isinstance(filter_criteria, Mapping) else filter_criteria),
+        ("filter", _filter_text(filter_criteria)),
         ("metadataQuery", metadata_query),
         ("ruleQuery", rule_query),
         ("strictQuery", "y" if strict_query else None),
     ]
+
+
+def _filter_text(criteria: object) -> str | None:
+    if isinstance(criteria, Mapping):
+        return encode_body(criteria, name="filter_criteria").decode()
+    return text_or_none(criteria, name="filter_criteria")
 
 
 def sort_parameters(sort_by: object) -> list[tuple[str, Scalar]]:
