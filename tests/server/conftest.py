@@ -160,6 +160,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What the store does is tested on each: every test of these modules runs twice."""
     is_about_the_store = metafunc.module.__name__.rpartition(".")[2] in (
         "test_backups",
+        "test_bulk_runs",
         "test_datasets",
         "test_deletion",
         "test_leases",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Select, and_, bindparam, delete, func, insert, or_, select, update
 
 from runyard.store.tables import (
     AnyRow,
@@ -94,7 +94,28 @@ def page(
     connection: Connection, *, org: str, wanted: RunFilter, after: tuple[int, str] | None, limit: int
 ) -> Sequence[AnyRow]:
     """Newest first, from after the position (time, id) on; columns document, time_created, id."""
-    query = select(runs.c.document, runs.c.time_created, runs.c.id).where(runs.c.org == org, runs.c.deleted.is_(False))
+    query = _narrowed(select(runs.c.document, runs.c.time_created, runs.c.id), org=org, wanted=wanted)
+    if after is not None:
+        time_ms, last_id = after
+        query = query.where(
+            or_(runs.c.time_created < time_ms, and_(runs.c.time_created == time_ms, runs.c.id < last_id))
+        )
+    return connection.execute(query.order_by(runs.c.time_created.desc(), runs.c.id.desc()).limit(limit)).all()
+
+
+def matching_ids(
+    connection: Connection, *, org: str, wanted: RunFilter, only_killable: bool, limit: int
+) -> Sequence[str]:
+    """Return ids of runs that match a filter, newest first; of those alone that a kill would change, if asked."""
+    query = _narrowed(select(runs.c.id), org=org, wanted=wanted)
+    if only_killable:
+        query = query.where(runs.c.condition.in_(("Pending", "Running")), runs.c.killed.is_(False))
+    query = query.order_by(runs.c.time_created.desc(), runs.c.id.desc()).limit(limit)
+    return list(connection.execute(query).scalars())
+
+
+def _narrowed(query: Select[Any], *, org: str, wanted: RunFilter) -> Select[Any]:
+    query = query.where(runs.c.org == org, runs.c.deleted.is_(False))
     for column, value in (
         (runs.c.condition, wanted.condition),
         (runs.c.flow_id, wanted.flow_id),
@@ -114,12 +135,7 @@ def page(
                 )
             )
         )
-    if after is not None:
-        time_ms, last_id = after
-        query = query.where(
-            or_(runs.c.time_created < time_ms, and_(runs.c.time_created == time_ms, runs.c.id < last_id))
-        )
-    return connection.execute(query.order_by(runs.c.time_created.desc(), runs.c.id.desc()).limit(limit)).all()
+    return query
 
 
 def waiting(connection: Connection, *, limit: int) -> Sequence[AnyRow]:

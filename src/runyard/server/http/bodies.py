@@ -56,6 +56,32 @@ class ChangedRun(Body):
     metadata: ChangedMetadata | None = None
 
 
+class RunsFilter(Body):
+    """The filters of the list of runs; ``all`` stands for every run, so that an empty filter means none by mistake."""
+
+    condition: str | None = None
+    flow: str | None = None
+    training_project: str | None = None
+    attributes: dict[str, str] = {}
+    created_after: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
+    created_before: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
+    all: Literal[True] | None = None
+
+
+class DeletedRuns(Body):
+    """Either ``ids`` or ``filter``. ``dryRun`` says what would be done, and does nothing."""
+
+    ids: Annotated[list[str], msgspec.Meta(min_length=1, max_length=1000)] | None = None
+    filter: RunsFilter | None = None
+    dry_run: bool = False
+
+
+class KilledRuns(DeletedRuns):
+    """``graceSeconds`` is what each run gets to save and stop."""
+
+    grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
+
+
 class NewFlow(Body):
     """``spec`` is checked by the recipe language, which names every problem in it."""
 

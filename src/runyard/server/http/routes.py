@@ -48,7 +48,7 @@ from vi.api.resources.datasets.responses import (
 )
 from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
 from vi.api.resources.models.responses import Model
-from vi.api.resources.runs.responses import Run
+from vi.api.resources.runs.responses import Run, RunOutcomes
 from vi.api.resources.training_projects.responses import TrainingProject
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -98,6 +98,10 @@ ROUTES = (
     Route("PUT", RUN, runs.put_run, "Create a run; repeating it is harmless", takes=bodies.NewRun, gives=Run),
     Route("PATCH", RUN, runs.patch_run, "Update or kill a run", takes=bodies.ChangedRun, gives=Run),
     Route("DELETE", RUN, runs.delete_run, "Delete a run and all that belongs to it"),
+    Route("POST", ORG + "/runs:kill", runs.kill_runs, "Kill many runs, by ids or by a filter",
+          takes=bodies.KilledRuns, gives=RunOutcomes),
+    Route("POST", ORG + "/runs:delete", runs.delete_runs, "Delete many runs, by ids or by a filter",
+          takes=bodies.DeletedRuns, gives=RunOutcomes),
     Route("GET", RUN + "/logs", runs.get_logs, "Read log lines", gives=LogPage,
           query=("since", "until", "limit", "block", "wait")),
     Route("GET", RUN + "/metrics", runs.get_metrics, "Read metric points", gives=MetricPage,

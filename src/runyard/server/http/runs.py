@@ -21,10 +21,13 @@ from runyard.server.http.asking import (
     json_body,
     services_of,
 )
-from runyard.server.services import deletion, lines, runs
+from runyard.server.services import bulk_runs, deletion, lines, runs
 from runyard.server.services.conditions import REASONS
+from runyard.server.services.errors import Refusal
 from runyard.store.runs import RunFilter
 
+CONDITIONS = tuple(kind.value for kind in REASONS)
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 STREAMS = ("events", "stdout", "stderr")
 
 
@@ -80,6 +83,27 @@ async def delete_run(request: Asked, org: Id, run_id: Id) -> Answer:
     return empty()
 
 
+async def kill_runs(request: Asked, org: Id) -> Answer:
+    _, value = await json_body(request)
+    given = fitted(value, bodies.KilledRuns)
+    ids, filter = _named_runs(given)
+    grace_s = given.grace_seconds
+    outcomes = await bulk_runs.kill(
+        services_of(request), actor_of(request), ids=ids, filter=filter, grace_s=grace_s, dry_run=given.dry_run
+    )
+    return answer(outcomes)
+
+
+async def delete_runs(request: Asked, org: Id) -> Answer:
+    _, value = await json_body(request)
+    given = fitted(value, bodies.DeletedRuns)
+    ids, filter = _named_runs(given)
+    outcomes = await bulk_runs.delete(
+        services_of(request), actor_of(request), ids=ids, filter=filter, dry_run=given.dry_run
+    )
+    return answer(outcomes)
+
+
 async def get_logs(request: Asked, org: Id, run_id: Id) -> Answer:
     query = Query(request)
     page = await lines.log_page(
@@ -109,13 +133,47 @@ async def get_metrics(request: Asked, org: Id, run_id: Id) -> Answer:
 
 def _filter(query: Query) -> RunFilter:
     return RunFilter(
-        condition=query.one_of("condition", tuple(kind.value for kind in REASONS)),
+        condition=query.one_of("condition", CONDITIONS),
         flow_id=query.text("flow"),
         training_project=query.text("trainingProject"),
         attributes=tuple(_attribute(given) for given in query.all("attribute")),
         created_after=query.integer("createdAfter"),
         created_before=query.integer("createdBefore"),
     )
+
+
+def _named_runs(given: bodies.DeletedRuns) -> tuple[list[str] | None, RunFilter | None]:
+    """Which runs a body names; exactly one of the two returned values is not None.
+
+    Raises:
+        Refusal: InvalidBody, InvalidId.
+    """
+    if (given.ids is None) == (given.filter is None):
+        raise Refusal("InvalidBody", "the body names the runs twice, or not at all; give either ids or filter")
+    if given.filter is None:
+        for run_id in given.ids or ():
+            if not RUN_ID.fullmatch(run_id):
+                raise Refusal(
+                    "InvalidId", f"id {run_id[:80]!r} is not well-formed; ids are 1 to 255 letters, digits, '_' and '-'"
+                )
+        return given.ids, None
+    named = given.filter
+    if named.condition is not None and named.condition not in CONDITIONS:
+        message = f"/filter/condition is {named.condition[:80]!r}; it must be one of {', '.join(CONDITIONS)}"
+        raise Refusal("InvalidBody", message)
+    filter = RunFilter(
+        condition=named.condition,
+        flow_id=named.flow,
+        training_project=named.training_project,
+        attributes=tuple(named.attributes.items()),
+        created_after=named.created_after,
+        created_before=named.created_before,
+    )
+    if (filter == RunFilter()) is not (named.all is True):
+        raise Refusal(
+            "InvalidBody", 'the filter must name at least one condition, or every run: {"all": true} and nothing else'
+        )
+    return None, filter
 
 
 def _attribute(given: str) -> tuple[Any, Any]:
