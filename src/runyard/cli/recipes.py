@@ -2,8 +2,8 @@
 
 YAML is read with a safe loader that knows no anchors: a recipe has no use for them, and a few lines of nested aliases
 grow to gigabytes when written out. No value becomes another one silently: a key that is there twice and a number too
-small to be told from zero are refused here, NaN and infinity by what takes the recipe (the SDK, or the check), with their
-path. YAML numbers are those of version 1.2, so that ``010`` is not eight and ``1:30`` not ninety.
+small to be told from zero are refused here, NaN and infinity by what takes the recipe (the SDK, or the check), with
+their path. YAML numbers are those of version 1.2, so that ``010`` is not eight and ``1:30`` not ninety.
 """
 
 import copy

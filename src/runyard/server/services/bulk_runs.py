@@ -8,7 +8,6 @@ transactions of ``AT_ONCE``, so that other writers get their turn, and every out
 import uuid
 from collections.abc import Callable, Sequence
 
-from msgspec import UNSET
 from sqlalchemy import Connection
 
 from runyard.server.services import changes, deletion, runs

@@ -13,6 +13,7 @@ from vi._concurrency import asynchronous as concurrency
 from vi._http._async import AsyncHttp
 from vi._http.links._async import AsyncLinks
 from vi.api._arguments import check_id
+from vi.api._copies import is_file_of
 from vi.api._pages._async import AsyncPaginatedResponse, list_pages
 from vi.api._progress import byte_progress
 from vi.api.resources.assets._files import PICTURES, Outgoing, Paths, outgoing, place_below
@@ -207,8 +208,8 @@ class AsyncAssets:
     ) -> AssetDownloadResult:
         """Fetch every picture into ``<save_dir>/<dataset id>/`` under its relative path.
 
-        A picture that is there with its length already is not fetched again, unless ``overwrite``. Each appears only
-        whole, with its hash proven.
+        An image that is there already, with its size and SHA-256, is not fetched again, unless ``overwrite``. Each
+        appears only whole, with its hash proven.
 
         Args:
             dataset_id: of which dataset.
@@ -287,7 +288,7 @@ class AsyncAssets:
     async def _fetch(self, links: AsyncLinks, asset: Asset, target: Path, *, overwrite: bool) -> None:
         size_bytes, sha256 = asset.metadata.file_size, asset.metadata.sha256
         try:
-            if not overwrite and target.is_file() and target.stat().st_size == size_bytes:
+            if not overwrite and await concurrency.in_thread(is_file_of, target, size_bytes=size_bytes, sha256=sha256):
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
             link = asset.contents.asset if asset.contents else None

@@ -14,6 +14,7 @@ from vi._concurrency import synchronous as concurrency
 from vi._http._sync import Http
 from vi._http.links._sync import Links
 from vi.api._arguments import check_id
+from vi.api._copies import is_file_of
 from vi.api._pages._sync import PaginatedResponse, list_pages
 from vi.api._progress import byte_progress
 from vi.api.resources.assets._files import PICTURES, Outgoing, Paths, outgoing, place_below
@@ -208,8 +209,8 @@ class Assets:
     ) -> AssetDownloadResult:
         """Fetch every picture into ``<save_dir>/<dataset id>/`` under its relative path.
 
-        A picture that is there with its length already is not fetched again, unless ``overwrite``. Each appears only
-        whole, with its hash proven.
+        An image that is there already, with its size and SHA-256, is not fetched again, unless ``overwrite``. Each
+        appears only whole, with its hash proven.
 
         Args:
             dataset_id: of which dataset.
@@ -288,7 +289,7 @@ class Assets:
     def _fetch(self, links: Links, asset: Asset, target: Path, *, overwrite: bool) -> None:
         size_bytes, sha256 = asset.metadata.file_size, asset.metadata.sha256
         try:
-            if not overwrite and target.is_file() and target.stat().st_size == size_bytes:
+            if not overwrite and concurrency.in_thread(is_file_of, target, size_bytes=size_bytes, sha256=sha256):
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
             link = asset.contents.asset if asset.contents else None

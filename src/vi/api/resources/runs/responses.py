@@ -110,8 +110,8 @@ class RunOutcome(Document):
     """What one request for many runs did to one of them.
 
     ``outcome`` is ``Killed``, ``Deleted``, ``AlreadyDeleted``, ``Refused``, or for a dry run ``WouldKill`` or
-    ``WouldDelete``. A refused run has the ``code`` and ``message`` that a request for it alone would have raised, such as
-    ``NotFound`` or ``RunFinished``. ``condition`` is the state of a killed run afterwards.
+    ``WouldDelete``. A refused run has the ``code`` and ``message`` that a request for it alone would have raised, such
+    as ``NotFound`` or ``RunFinished``. ``condition`` is the state of a killed run afterwards.
     """
 
     run_id: str
