@@ -29,6 +29,8 @@ stable ``code`` and the list of ``problems``, is in ``details``. A secret key ne
 import enum
 from typing import TYPE_CHECKING, Any
 
+from vi._text import printable
+
 if TYPE_CHECKING:
     from vi.api.resources.datasets.results import FolderImport
     from vi.api.resources.runs.responses import Run
@@ -121,11 +123,13 @@ class ViError(Exception):
         trace_id: str | None = None,
         organization_id: str | None = None,
     ) -> None:
+        # What was given may have lone surrogates in it, and an error that cannot be printed or logged hides its cause.
+        message = printable(message)
         super().__init__(message)
         self.message = message
         self.error_code = error_code or self.default_code
         self.status_code = status_code
-        self.suggestion = suggestion
+        self.suggestion = None if suggestion is None else printable(suggestion)
         self.cause = cause
         self.details = details or {}
         self.retry_after = retry_after

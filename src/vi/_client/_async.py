@@ -6,7 +6,7 @@ from typing import Self
 
 import httpx2
 
-from vi._client.credentials import find_credentials
+from vi._client.credentials import check_connection, find_credentials
 from vi._http._async import AsyncHttp
 from vi._http.retry import NO_RETRY, RetryPolicy
 from vi.api.resources.annotations._async import AsyncAnnotations
@@ -50,6 +50,7 @@ class AsyncClient:
         max_retries: int = 3,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
+        check_connection(timeout=timeout, max_retries=max_retries)
         found = find_credentials(
             secret_key=secret_key, organization_id=organization_id, endpoint=endpoint, config_file=config_file
         )

@@ -7,7 +7,7 @@ from typing import Self
 
 import httpx2
 
-from vi._client.credentials import find_credentials
+from vi._client.credentials import check_connection, find_credentials
 from vi._http._sync import Http
 from vi._http.retry import NO_RETRY, RetryPolicy
 from vi.api.resources.annotations._sync import Annotations
@@ -51,6 +51,7 @@ class Client:
         max_retries: int = 3,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
+        check_connection(timeout=timeout, max_retries=max_retries)
         found = find_credentials(
             secret_key=secret_key, organization_id=organization_id, endpoint=endpoint, config_file=config_file
         )

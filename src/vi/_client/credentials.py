@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vi._text import shorten_repr
 from vi.errors import ViConfigurationError, ViErrorCode
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:7878/"
@@ -61,12 +62,38 @@ def find_credentials(
     return Credentials(secret_key=key, organization_id=organization, endpoint=found["endpoint"][0] or DEFAULT_ENDPOINT)
 
 
+def check_connection(*, timeout: object, max_retries: object) -> None:
+    """See that a client can wait so long and repeat so often.
+
+    Raises:
+        ViConfigurationError: it cannot.
+    """
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not is_number or not 0 < timeout <= 86_400:  # type: ignore[operator]
+        raise ViConfigurationError(
+            f"timeout is {shorten_repr(timeout)}",
+            error_code=ViErrorCode.INVALID_PARAMETER,
+            suggestion="Give seconds, more than 0 and at most 86400.",
+        )
+    if not isinstance(max_retries, int) or isinstance(max_retries, bool) or not 0 <= max_retries <= 1000:
+        raise ViConfigurationError(
+            f"max_retries is {shorten_repr(max_retries)}",
+            error_code=ViErrorCode.INVALID_PARAMETER,
+            suggestion="Give a whole number from 0 to 1000; 0 never repeats.",
+        )
+
+
 class _ConfigFile:
     """The configuration file, read when the first value is looked for in it."""
 
     def __init__(self, named: str | Path | None) -> None:
         self._is_named = named is not None
-        self.path = Path(DEFAULT_CONFIG_FILE if named is None else named).expanduser()
+        try:
+            self.path = Path(DEFAULT_CONFIG_FILE if named is None else named).expanduser()
+        except (TypeError, RuntimeError) as error:
+            raise ViConfigurationError(
+                f"config_file is {shorten_repr(named)}, which is no path here", suggestion="Give a path.", cause=error
+            ) from error
         self._values: dict[str, object] | None = None
 
     def get(self, name: str) -> str | None:
@@ -100,6 +127,12 @@ class _ConfigFile:
 def _find(name: str, argument: str | None, environ: Mapping[str, str], file: _ConfigFile) -> tuple[str | None, str]:
     """The value, and the place it comes from."""
     if argument is not None:
+        if not isinstance(argument, str):
+            raise ViConfigurationError(
+                f"argument {name} is a {type(argument).__name__}",
+                error_code=ViErrorCode.INVALID_PARAMETER,
+                suggestion="Give a string.",
+            )
         return argument, f"argument {name}"
     variable = _VARIABLES[name]
     if environ.get(variable):

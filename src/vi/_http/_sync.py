@@ -34,7 +34,7 @@ from vi._http.requests import (
     timeouts,
 )
 from vi._http.retry import REPEATABLE_METHODS, Failure, RetryPolicy, failure_of
-from vi.errors import ViNotFoundError, ViOperationError
+from vi.errors import ViInvalidParameterError, ViNotFoundError, ViOperationError
 
 T = TypeVar("T")
 
@@ -263,13 +263,20 @@ class Http:
             all_headers["Content-Type"] = "application/json"
         elif content is not None:
             all_headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(content.size_bytes)}
-        return httpx2.Request(
-            method,
-            url,
-            headers=all_headers,
-            content=content if isinstance(content, bytes | None) else _chunks(content, on_sent),
-            extensions={"timeout": timeouts(timeout_s)},
-        )
+        try:
+            return httpx2.Request(
+                method,
+                url,
+                headers=all_headers,
+                content=content if isinstance(content, bytes | None) else _chunks(content, on_sent),
+                extensions={"timeout": timeouts(timeout_s)},
+            )
+        except (httpx2.InvalidURL, ValueError, TypeError) as error:
+            raise ViInvalidParameterError(
+                f"the request cannot be put into words that HTTP has: {error}",
+                suggestion="An argument is too long, or has characters that addresses and headers cannot carry.",
+                cause=error,
+            ) from error
 
     def _transport(self) -> httpx2.BaseTransport:
         if self.is_closed:

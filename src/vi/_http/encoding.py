@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
+from vi._text import printable, shorten_repr
 from vi.errors import ViInvalidParameterError
 
 DEEPEST = 100  # no reader on the way would take more; a value that contains itself ends here as well
-_LONGEST_SHOWN = 80
 
 
 def encode_body(value: Any, *, name: str = "the body") -> bytes:
@@ -89,7 +89,7 @@ class _Walk:
 
     def _text(self, value: str, path: tuple[object, ...]) -> str:
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            shown = _shown(value)
+            shown = shorten_repr(value, longest=80)
             raise self._refused(path, f"is {shown}, which has a lone surrogate in it", "text in Unicode", shown)
         return value
 
@@ -107,7 +107,7 @@ class _Walk:
 
     def _key(self, key: object, path: tuple[object, ...]) -> str:
         if not isinstance(key, str):
-            given = _shown(key)
+            given = shorten_repr(key, longest=80)
             raise self._refused(
                 path, f"has the key {given} of type {type(key).__name__}", "keys that are strings", given
             )
@@ -137,13 +137,4 @@ _WAYS = {
 
 def _step(name: object) -> str:
     text = name if isinstance(name, str) else str(name)
-    return _printable(text[:200]).replace("~", "~0").replace("/", "~1")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return _printable(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…")
-
-
-def _printable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
+    return printable(text[:200]).replace("~", "~0").replace("/", "~1")

@@ -13,7 +13,7 @@ from typing import Any
 from vi._concurrency import synchronous as concurrency
 from vi._http._sync import Http
 from vi._http.links._sync import Links
-from vi.api._arguments import check_id
+from vi.api._arguments import check_id, local_path
 from vi.api._copies import is_file_of
 from vi.api._pages._sync import PaginatedResponse, list_pages
 from vi.api._progress import byte_progress
@@ -223,7 +223,8 @@ class Assets:
             ViNotFoundError: there is no such dataset.
             ViDownloadError: a picture arrived damaged, or cannot be stored.
         """
-        folder = Path(save_dir or DEFAULT_SAVE_DIR).expanduser() / dataset_id.rpartition("_")[2]
+        bare_id = check_id(dataset_id, name="dataset_id").rpartition("_")[2]
+        folder = local_path(save_dir or DEFAULT_SAVE_DIR, name="save_dir") / bare_id
         pages = self.list(dataset_id, PaginationParams(page_size=1000), contents=True)
         count = arrived_bytes = 0
 

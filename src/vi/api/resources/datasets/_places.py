@@ -6,6 +6,7 @@ from typing import Any
 
 from vi._http.encoding import encode_body
 from vi._http.requests import Scalar
+from vi._text import shorten_repr
 from vi.api._arguments import check_id, text_or_none
 from vi.api.resources.datasets.responses import Dataset, DatasetImport
 from vi.errors import ViInvalidParameterError
@@ -38,7 +39,7 @@ def word(value: object, *, name: str) -> str:
         value = value.value
     if isinstance(value, str) and value:
         return value
-    raise ViInvalidParameterError(f"{name} is {value!r}", suggestion="Give a string.")
+    raise ViInvalidParameterError(f"{name} is {shorten_repr(value)}", suggestion="Give a string.")
 
 
 def export_document(settings: object) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Each checkpoint has a folder of its own, so two of one run never mix.
 
 from pathlib import Path
 
-from vi.api._arguments import check_id
+from vi.api._arguments import check_id, local_path
 from vi.api.resources.models.responses import DownloadedModel, Model
 from vi.errors import ViDownloadError
 
@@ -19,7 +19,9 @@ DEFAULT_SAVE_DIR = "~/.datature/vi/models"
 def folder_of(model: Model, *, save_dir: str | Path | None) -> Path:
     """The checkpoint's folder. Ids come from a server, so they are checked before they become names of files."""
     run_id, model_id = check_id(model.run_id, name="runId"), check_id(model.model_id, name="runOutputId")
-    return Path(DEFAULT_SAVE_DIR if save_dir is None else save_dir).expanduser().absolute() / run_id / model_id
+    return (
+        local_path(DEFAULT_SAVE_DIR if save_dir is None else save_dir, name="save_dir").absolute() / run_id / model_id
+    )
 
 
 def archive_of(folder: Path) -> Path:

@@ -18,7 +18,9 @@ from vi._http._async import AsyncHttp
 from vi._http.retry import NO_RETRY
 from vi.api._arguments import (
     check_id,
+    check_seconds,
     flow_document,
+    if_match_headers,
     metadata_document,
     resume_document,
     spec_document,
@@ -152,7 +154,7 @@ class AsyncRuns:
             **({} if spec is None else {"spec": spec_document(spec)}),
             **metadata_document(metadata, removable=True),
         }
-        headers = {"If-Match": if_match} if if_match else None
+        headers = if_match_headers(if_match)
         return await self._http.call("PATCH", self._path(run_id), body=body, headers=headers, decode_as=Run)
 
     @overload
@@ -192,6 +194,7 @@ class AsyncRuns:
         Raises:
             ViConflictError: the run is over already. With several, ``outcomes.refused`` says so.
         """
+        check_seconds(grace_s, name="grace_s")
         if not isinstance(run_id, str) or filter is not None or dry_run:
             grace = {} if grace_s is None else {"graceSeconds": grace_s}
             return await self._with_many("kill", run_id, filter, dry_run=dry_run, **grace)
@@ -255,6 +258,8 @@ class AsyncRuns:
             ViRunVanishedError: it was deleted meanwhile. One that never was raises ViNotFoundError.
             ViTimeoutError: it is still going on after ``timeout`` seconds.
         """
+        check_seconds(timeout, name="timeout")
+        check_seconds(poll_interval, name="poll_interval", least=0.001)
         path, start_s = self._path(run_id), self._clock()
         deadline_s = float("inf") if timeout is None else start_s + timeout
         pause_s = _FIRST_PAUSE_S

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 from vi._http.requests import Scalar
+from vi._text import shorten_repr
 from vi.api._arguments import check_id, milliseconds, text_or_none
 from vi.api.responses import ConditionKind
 from vi.errors import ViInvalidParameterError
@@ -59,7 +60,7 @@ def selection_document(run_ids: object, filter: object) -> dict[str, Any]:
         return {"filter": {"all": True}}
     unknown = set(filter) - set(FILTERS) if isinstance(filter, Mapping) else set()
     if not isinstance(filter, Mapping) or unknown or not filter:
-        what = f"has the unknown key {min(map(repr, unknown))}" if unknown else f"is {filter!r:.300}"
+        what = f"has the unknown key {min(map(repr, unknown))}" if unknown else f"is {shorten_repr(filter)}"
         raise ViInvalidParameterError(
             f"filter {what}", suggestion=f"Give a dict with some of {', '.join(FILTERS)}, or 'all' for every run."
         )
@@ -72,7 +73,7 @@ def selection_document(run_ids: object, filter: object) -> dict[str, Any]:
 def _ids(given: object) -> list[str]:
     if not isinstance(given, list | tuple | set | frozenset) or not given:
         raise ViInvalidParameterError(
-            f"run_id is {given!r:.300}", suggestion="Give the id of a run, a list of ids, or filter={...}."
+            f"run_id is {shorten_repr(given)}", suggestion="Give the id of a run, a list of ids, or filter={...}."
         )
     ids = [check_id(run_id, name=f"run_id[{number}]") for number, run_id in enumerate(given)]
     if len(ids) > MOST_IDS:
@@ -86,11 +87,11 @@ def _attributes(given: object) -> dict[str, str] | None:
     if given is None:
         return None
     if not isinstance(given, Mapping):
-        raise ViInvalidParameterError(f"attribute is {given!r:.300}", suggestion="Give a dict of strings.")
+        raise ViInvalidParameterError(f"attribute is {shorten_repr(given)}", suggestion="Give a dict of strings.")
     for key, value in given.items():
         if not isinstance(key, str) or not isinstance(value, str) or not key or ":" in key:
             raise ViInvalidParameterError(
-                f"attribute[{key!r:.300}] is {value!r:.300}",
+                f"attribute[{shorten_repr(key)}] is {shorten_repr(value)}",
                 suggestion="Names and values of attributes are strings; a name that is looked for has no colon.",
             )
     return dict(given)
