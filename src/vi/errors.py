@@ -136,6 +136,10 @@ class ViError(Exception):
         self.trace_id = trace_id
         self.organization_id = organization_id
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle everything but ``cause``, which may hold a connection; its words are in the message."""
+        return type(self), (self.message,), {**self.__dict__, "cause": None}
+
     def __str__(self) -> str:
         text = f"[{self.error_code.value}] {self.message}"
         if self.status_code is not None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vi._text import shorten_repr
 from vi.errors import ViConfigurationError, ViErrorCode
@@ -33,6 +34,26 @@ class Credentials:
     secret_key: str
     organization_id: str
     endpoint: str
+    key_source: Literal["argument", "environment", "file"]
+    config_file: Path
+
+    def reference(self) -> dict[str, str]:
+        """Return where the key is found again, and what is no secret; for pickles.
+
+        Raises:
+            ViConfigurationError: the key was an argument, so that it is found nowhere.
+        """
+        if self.key_source == "argument":
+            raise ViConfigurationError(
+                "a client whose secret_key is an argument cannot be pickled: the key would be in the pickle",
+                suggestion=f"Set {_VARIABLES['secret_key']}, or name a file with config_file=..., here and there.",
+            )
+        return {
+            "organization_id": self.organization_id,
+            "endpoint": self.endpoint,
+            "key_source": self.key_source,
+            "config_file": str(self.config_file.absolute()),
+        }
 
     def __repr__(self) -> str:
         return f"Credentials(organization_id={self.organization_id!r}, endpoint={self.endpoint!r})"
@@ -59,7 +80,36 @@ def find_credentials(
     organization, organization_place = _required("organization_id", found)
     _check_key(key, place=key_place)
     _check_organization(organization, place=organization_place)
-    return Credentials(secret_key=key, organization_id=organization, endpoint=found["endpoint"][0] or DEFAULT_ENDPOINT)
+    in_environment = environ.get(_VARIABLES["secret_key"])
+    return Credentials(
+        secret_key=key,
+        organization_id=organization,
+        endpoint=found["endpoint"][0] or DEFAULT_ENDPOINT,
+        key_source="argument" if secret_key is not None else "environment" if in_environment else "file",
+        config_file=file.path,
+    )
+
+
+def find_again(reference: Mapping[str, str]) -> Credentials:
+    """Look the key of an unpickled client up where it was found before.
+
+    Raises:
+        ViConfigurationError: it is not there.
+    """
+    variable = _VARIABLES["secret_key"]
+    is_in_file = reference["key_source"] == "file"
+    if not is_in_file and not os.environ.get(variable):
+        raise ViConfigurationError(
+            f"the pickled client had its key from {variable}, which is not set in this process",
+            error_code=ViErrorCode.MISSING_REQUIRED_FIELD,
+            suggestion=f"Set {variable} here as well.",
+        )
+    return find_credentials(
+        organization_id=reference["organization_id"],
+        endpoint=reference["endpoint"],
+        config_file=reference["config_file"] if is_in_file else None,
+        environ={} if is_in_file else None,
+    )
 
 
 def check_connection(*, timeout: object, max_retries: object) -> None:

@@ -6,14 +6,13 @@ address, signed links included) is either unwanted here or done below in fewer s
 key never travels to a place nobody named.
 """
 
-import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 import httpx2
 
@@ -34,7 +33,7 @@ from vi._http.requests import (
     timeouts,
 )
 from vi._http.retry import REPEATABLE_METHODS, Failure, RetryPolicy, failure_of
-from vi.errors import ViInvalidParameterError, ViNotFoundError, ViOperationError
+from vi.errors import ViConfigurationError, ViInvalidParameterError, ViNotFoundError, ViOperationError
 
 T = TypeVar("T")
 
@@ -61,7 +60,7 @@ class Http:
         self.is_closed = False
         self._headers = {"Accept": "application/json", "User-Agent": USER_AGENT, **(headers or {})}
         self._given_transport = transport
-        self._transports: dict[int, httpx2.BaseTransport] = {}
+        self._transports: dict[concurrency.Place, httpx2.BaseTransport] = {}
         concurrency.close_with(self, self._transports)
 
     def without_key(self, endpoint: str) -> "Http":
@@ -226,9 +225,10 @@ class Http:
     def close(self) -> None:
         """Close the connections; what is sent afterwards fails."""
         self.is_closed = True
-        transport = self._transports.pop(os.getpid(), None)
+        transport = self._transports.pop(concurrency.current_place(), None)
         if transport is not None:
             transport.close()
+        concurrency.forget_gone(self._transports)
 
     def _exchange(
         self,
@@ -283,12 +283,21 @@ class Http:
             raise ViOperationError("this client is closed", suggestion="Make a new client, or close it later.")
         if self._given_transport is not None:
             return self._given_transport
-        # One for each process: a forked child must not write into its parent's connections. setdefault is atomic, so
-        # of two threads that come here first both get the same one; the other has opened nothing yet.
-        transport = self._transports.get(os.getpid())
+        # One for each place: a forked child must not write into its parent's connections, nor an event loop into those
+        # of another. setdefault is atomic, so of two threads that come here first both get the same one; the other has
+        # opened nothing yet.
+        place = concurrency.current_place()
+        transport = self._transports.get(place)
         if transport is None:
-            transport = self._transports.setdefault(os.getpid(), self._open())
+            concurrency.forget_gone(self._transports)
+            transport = self._transports.setdefault(place, self._open())
         return transport
+
+    def __reduce__(self) -> NoReturn:
+        raise ViConfigurationError(
+            "what holds connections and a key cannot be pickled or copied",
+            suggestion="Pickle the client itself: it is made again from where its key was found.",
+        )
 
     def _open(self) -> httpx2.BaseTransport:
         return httpx2.HTTPTransport(verify=ssl_context(self.endpoint), proxy=proxy_of(self.endpoint))
