@@ -87,8 +87,8 @@ def _warn_of_twin() -> None:
         import warnings
 
         warnings.warn(
-            "vi-sdk is installed beside runyard, and both are the package 'vi': files of one overwrite those of the other. "
-            "This is Runyard's; keep vi-sdk in an environment of its own (`runyard doctor` says what is wrong here).",
+            "vi-sdk is installed beside runyard, and both are the package 'vi': files of one overwrite those of the "
+            "other. This is Runyard's; keep vi-sdk in an environment of its own. `runyard doctor` says more.",
             RuntimeWarning,
             stacklevel=2,
         )
