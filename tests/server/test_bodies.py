@@ -215,3 +215,13 @@ def test_colons_and_quotes_in_texts_are_no_keys(in_house: Callable[..., None]) -
             assert answer.json()["metadata"]["attributes"] == attributes
 
     in_house(story)
+
+
+def test_a_field_in_both_spellings_is_refused(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        answer = await api.put(house.path("runs/r1"), json={"spec": {"flow_id": "a", "flowId": "b"}})
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody")
+        assert "'flow_id' and 'flowId'" in answer.json()["message"]
+
+    in_house(story)

@@ -95,7 +95,7 @@ def spec_document(spec: object, *, name: str = "spec") -> dict[str, Any]:
             if getattr(spec, field.name) != _default_of(field)
         }
     if isinstance(spec, Mapping):
-        return {camel_case(key): _value_document(value, key=key) for key, value in spec.items()}
+        return {key: _value_document(value, key=key) for key, value in _camel_keys(spec, name=name).items()}
     raise ViInvalidParameterError(
         f"{name} is {shorten_repr(spec)}", suggestion="Give a dict, or the spec of a resource."
     )
@@ -214,11 +214,21 @@ def milliseconds(value: datetime | int | None, *, name: str) -> int | None:
     )
 
 
+def _camel_keys(document: Mapping[Any, Any], *, name: str) -> dict[str, Any]:
+    """The document with its keys in camelCase; one that is there in two spellings is refused, not dropped."""
+    written = {camel_case(key): value for key, value in document.items()}
+    if len(written) < len(document):
+        names = [camel_case(key) for key in document]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ViInvalidParameterError(f"{name} has {twice!r} twice, in two spellings", suggestion="Give it once.")
+    return written
+
+
 def _value_document(value: Any, *, key: object = None) -> Any:
     if isinstance(value, msgspec.Struct):
         return flow_document(value)
     if key == "flow" and isinstance(value, Mapping):
-        return {camel_case(inner): item for inner, item in value.items()}
+        return _camel_keys(value, name="flow")
     return value
 
 

@@ -237,6 +237,20 @@ def test_runs_of_a_filter_are_named_as_the_list_names_them(client: vi.Client, se
     assert server.body() == {"ids": ["r-1"], "dryRun": True}
 
 
+def test_a_filter_is_not_sent_again_when_its_answer_is_lost(client: vi.Client, server: Any) -> None:
+    server.breaks()
+    with pytest.raises(vi.ViNetworkError):
+        client.runs.delete(filter={"flow": "f-1"})
+    assert len(server.asked) == 1
+
+
+def test_a_field_that_is_given_twice_is_not_sent(client: vi.Client, server: Any) -> None:
+    for spec in ({"training_project": "a", "trainingProject": "b"}, {"flow": {"a_b": 1, "a__b": 2}}):
+        with pytest.raises(vi.ViInvalidParameterError, match="twice, in two spellings"):
+            client.runs.update("r-1", spec)
+    assert server.asked == []
+
+
 NO_SELECTION: list[dict[str, Any]] = [
     {},
     {"run_id": []},

@@ -328,11 +328,16 @@ class Runs:
         yield from (self.list(PaginationParams(page_size=100), **filters)).all_items()
 
     def _with_many(self, verb: str, run_ids: object, filter: object, *, dry_run: bool, **options: float) -> RunOutcomes:
-        """Send one request for many runs. It may be repeated: what was done already has the same outcome again."""
+        """Send one request for many runs.
+
+        With ids it may be repeated when its answer got lost: what was done has the same outcome again. A filter would
+        find other runs the second time.
+        """
         if isinstance(run_ids, str):
             run_ids = [run_ids]
         body = {**selection_document(run_ids, filter), **options, **({"dryRun": True} if dry_run else {})}
-        return self._http.call("POST", f"{self._base}:{verb}", body=body, decode_as=RunOutcomes, idempotent=True)
+        path, is_same_again = f"{self._base}:{verb}", filter is None
+        return self._http.call("POST", path, body=body, decode_as=RunOutcomes, idempotent=is_same_again)
 
     def _lines(
         self, path: str, *, follow: bool, since: int, limit: int | None, stream: str | None
