@@ -51,6 +51,10 @@ def _run_of(program: Program) -> RunKey | None:
     return None if program.key is None else _run_of_key(program.key)
 
 
+# What a backup takes along and a restore brings back.
+KEPT = ("acknowledged", "deleted", "documents", "histories", "conditions", "changed_ms", "lost", "running")
+
+
 @dataclass
 class Ghost:
     """What really happened, to judge by what the server says."""
@@ -281,16 +285,7 @@ class Ghost:
     def copy(self) -> "Ghost":
         """What was known when a backup was taken."""
         kept = replace(self, counts=Counter())
-        for name in (
-            "acknowledged",
-            "deleted",
-            "documents",
-            "histories",
-            "conditions",
-            "changed_ms",
-            "lost",
-            "running",
-        ):
+        for name in KEPT:
             setattr(kept, name, getattr(self, name).copy())
         kept.heard_lived_ms = dict(self.heard_lived_ms)
         kept.known_attempts = set(self.known_attempts)
@@ -302,16 +297,7 @@ class Ghost:
         Tokens are not forgotten, since a restore must not give one out again; nor are processes, which go on.
         """
         assert self.server is not None
-        for name in (
-            "acknowledged",
-            "deleted",
-            "documents",
-            "histories",
-            "conditions",
-            "changed_ms",
-            "lost",
-            "running",
-        ):
+        for name in KEPT:
             setattr(self, name, getattr(kept, name).copy())
         # A lease for each, and the time in which controllers ask.
         heard_ms = self.server.lived_ms + round(leases.ASKED_WITHIN_S * 1000)

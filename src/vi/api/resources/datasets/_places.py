@@ -49,10 +49,14 @@ def export_document(settings: object) -> dict[str, Any]:
     options = _field(settings, "options")
     split_ratio = _field(options, "split_ratio", "splitRatio")
     normalized = _field(options, "normalized")
+    if normalized is not None and not isinstance(normalized, bool):
+        raise ViInvalidParameterError(
+            f"export_settings.options.normalized is {shorten_repr(normalized)}", suggestion="Give True or False."
+        )
     return {
         "format": word(_field(settings, "format") or "ViFull", name="export_settings.format"),
         "options": {
-            "normalized": True if normalized is None else bool(normalized),
+            "normalized": True if normalized is None else normalized,
             "splitRatio": split_ratio,
             "pictures": _field(options, "pictures"),
         },
