@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import vi
@@ -62,7 +62,7 @@ def exact(value: Any) -> Any:
 
 
 @given(anything)
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_value_reads_back_as_it_was_or_is_refused(value: Any) -> None:
     try:
         encoded = encode_body(value)
