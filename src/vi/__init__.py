@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
+__distribution__ = "runyard"  # by this line a package vi is told from that of vi-sdk
 
 __all__ = [
     "AsyncClient",
@@ -72,6 +73,28 @@ def __getattr__(name: str) -> Any:
     module = import_module("vi.client" if name.endswith("Client") else "vi.errors")
     globals()[name] = value = getattr(module, name)
     return value
+
+
+def _warn_of_twin() -> None:
+    """Say that vi-sdk lies beside this package: it has the same name, so one of the two has overwritten the other."""
+    import os
+
+    try:
+        beside = os.listdir(os.path.dirname(__path__[0]))  # noqa: PTH120, PTH208 - pathlib would be loaded for it
+    except OSError:
+        return  # in an archive, where nothing can have been overwritten
+    if any(name.startswith(("vi_sdk-", "vi-sdk-")) for name in beside):
+        import warnings
+
+        warnings.warn(
+            "vi-sdk is installed beside runyard, and both are the package 'vi': files of one overwrite those of the "
+            "other. This is Runyard's; keep vi-sdk in an environment of its own. `runyard doctor` says more.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+_warn_of_twin()
 
 
 def __dir__() -> list[str]:

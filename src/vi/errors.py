@@ -29,13 +29,15 @@ stable ``code`` and the list of ``problems``, is in ``details``. A secret key ne
 import enum
 from typing import TYPE_CHECKING, Any
 
+from vi._text import printable
+
 if TYPE_CHECKING:
     from vi.api.resources.datasets.results import FolderImport
     from vi.api.resources.runs.responses import Run
     from vi.api.responses import ConditionKind
 
 
-class ViErrorCode(enum.Enum):
+class ViErrorCode(enum.StrEnum):
     """What kind of failure it is, independent of the wording."""
 
     AUTHENTICATION_FAILED = "AuthenticationFailed"
@@ -121,16 +123,22 @@ class ViError(Exception):
         trace_id: str | None = None,
         organization_id: str | None = None,
     ) -> None:
+        # What was given may have lone surrogates in it, and an error that cannot be printed or logged hides its cause.
+        message = printable(message)
         super().__init__(message)
         self.message = message
         self.error_code = error_code or self.default_code
         self.status_code = status_code
-        self.suggestion = suggestion
+        self.suggestion = None if suggestion is None else printable(suggestion)
         self.cause = cause
         self.details = details or {}
         self.retry_after = retry_after
         self.trace_id = trace_id
         self.organization_id = organization_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle everything but ``cause``, which may hold a connection; its words are in the message."""
+        return type(self), (self.message,), {**self.__dict__, "cause": None}
 
     def __str__(self) -> str:
         text = f"[{self.error_code.value}] {self.message}"

@@ -292,3 +292,64 @@ def test_gc_finds_a_folder_without_a_run_and_removes_it(runyard, data_dir: str, 
     checked = runyard("gc", "--check", "--data-dir", data_dir)
     assert checked.exit_code == 0, checked.stdout
     assert "agree" in checked.stdout
+
+
+def test_many_runs_are_killed_and_deleted_with_one_command(runyard, data_dir: str, long_runs) -> None:
+    long_runs.running()  # holds the only slot
+    here, sweep = ("--data-dir", data_dir), uuid.uuid4().hex
+    made = [runyard("runs", "create", "--attribute", f"sweep={sweep}", *here).stdout.strip() for _ in range(3)]
+    chosen = ("--attribute", f"sweep={sweep}")
+
+    refused = runyard("runs", "kill", *chosen, *here)
+    assert refused.exit_code == 2
+    assert "--yes does it without asking" in refused.stderr
+    assert all(run_id in refused.stderr for run_id in made)  # what it would be about is shown first
+    dry = document(runyard("runs", "kill", *chosen, "--dry-run", "--json", *here))
+    assert {item["outcome"] for item in dry["items"]} == {"WouldKill"}
+    assert {run["status"]["conditions"][-1]["condition"] for run in runs_of(runyard, chosen, here)} == {"Pending"}
+
+    killed = document(runyard("runs", "kill", *chosen, "--yes", "--grace", "2.5", "--wait", "--json", *here))
+    assert {item["runId"]: (item["outcome"], item["condition"]) for item in killed["items"]} == dict.fromkeys(
+        made, ("Killed", "Cancelled")
+    )
+    assert {run["spec"]["graceSeconds"] for run in runs_of(runyard, chosen, here)} == {2.5}
+    nothing = runyard("runs", "kill", *chosen, *here)
+    assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (0, "", "no run matches\n")
+
+    partly = runyard("runs", "delete", "--yes", made[0], "no-such-run", *here)
+    assert partly.exit_code == 1
+    lines = partly.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [[made[0], "Deleted"], ["no-such-run", "Refused"]]
+    assert runyard("runs", "delete", "--yes", *chosen, *here).exit_code == 0
+    assert runs_of(runyard, chosen, here) == []
+
+
+def runs_of(runyard, chosen: tuple[str, ...], here: tuple[str, ...]) -> list[dict]:
+    return document(runyard("runs", "list", *chosen, "--json", *here))["items"]
+
+
+@pytest.mark.parametrize("verb", ["kill", "delete"])
+@pytest.mark.parametrize(
+    "named", [(), ("a", "--flow", "f"), ("--all", "--condition", "Failed"), ("a", "--all"), ("--attribute", "x")]
+)
+def test_runs_are_named_in_exactly_one_way(runyard, verb: str, named: tuple[str, ...]) -> None:
+    result = runyard("runs", verb, "--yes", *named)
+    assert result.exit_code == 2
+    assert "name the runs in one way" in result.stderr or "is not KEY=VALUE" in result.stderr
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("", 1)])
+def test_on_a_terminal_a_yes_is_asked_for(
+    runyard, data_dir: str, long_runs, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
+) -> None:
+    long_runs.running()
+    here = ("--data-dir", data_dir)
+    made = [runyard("runs", "create", *here).stdout.strip() for _ in range(2)]
+    monkeypatch.setattr("runyard.cli.selection.has_terminal", lambda: True)
+    result = runyard("runs", "delete", *made, *here, stdin=answer)
+    assert "Delete 2 runs with all logs, metrics and checkpoints?" in result.stderr
+    assert result.exit_code == code
+    left = [run_id for run_id in made if runyard("runs", "get", run_id, *here).exit_code == 0]
+    assert left == ([] if code == 0 else made)
+    if left:
+        runyard("runs", "delete", "--yes", *left, *here)

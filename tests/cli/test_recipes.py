@@ -1,13 +1,16 @@
 """Recipes from files, and single values set on top."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 from runyard.cli.failures import CommandFailed
 from runyard.cli.recipes import EMPTY_RECIPE, names_file, read_recipe, with_assignments
+from runyard.flows import FlowProblems, validate
 
 
 @pytest.mark.parametrize("given", ["a.json", "a.yaml", "A.YML", "./flow", "-"])
@@ -124,3 +127,91 @@ def test_a_recipe_is_read_from_standard_input(runyard) -> None:
 
 def test_the_schema_is_a_json_schema(runyard) -> None:
     assert "$defs" in json.loads(runyard("flows", "schema").stdout)
+
+
+NUMBERS_IN_YAML = [
+    ("5", 5),
+    ("-5", -5),
+    ("0x1f", 31),
+    ("1_000", 1000),
+    ("2e-4", 2e-4),
+    ("1.5", 1.5),
+    (".5", 0.5),
+    ("-1.", -1.0),
+    ("6.02e+23", 6.02e23),
+    # What YAML 1.1 takes for another number than a reader does stays text, which no field for numbers takes.
+    ("010", "010"),
+    ("1:30", "1:30"),
+    ("1:30.5", "1:30.5"),
+    ("0b101", "0b101"),
+    ("12345678901234567890123", 12345678901234567890123),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), NUMBERS_IN_YAML)
+def test_a_number_in_yaml_is_the_one_that_is_written(text: str, value: object, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"x: {text}\n")
+    read = read_recipe(str(tmp_path / "a.yaml"))["x"]
+    assert (type(read), read) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        ("json", '{"name": "a", "settings": {"seed": 1, "seed": 2}}'),
+        ("yaml", "name: a\nsettings:\n  seed: 1\n  seed: 2\n"),
+        ("yaml", "{name: a, settings: {seed: 1, seed: 1}}"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(suffix: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / f"a.{suffix}").write_text(text)
+    with pytest.raises(CommandFailed, match="has the key 'seed' twice"):
+        read_recipe(str(tmp_path / f"a.{suffix}"))
+
+
+NOT_FINITE = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"]
+
+
+def with_value(tmp_path: Path, way: str, field: str, word: str) -> Any:
+    """The recipe with one of these words as a number, given in one of the ways."""
+    if way == "--set":
+        return with_assignments(EMPTY_RECIPE, [f"vi-model.hyperparameters.{field}={word}"])
+    if way == "yaml":
+        word = {"NaN": ".nan", "Infinity": ".inf", "-Infinity": "-.inf"}.get(word, word)
+    text = f'{{"blocks": [{{"block": "vi-model", "settings": {{"hyperparameters": {{"{field}": {word}}}}}}}]}}'
+    (tmp_path / f"a.{way}").write_text(text)
+    return read_recipe(str(tmp_path / f"a.{way}"))
+
+
+@pytest.mark.parametrize("field", ["learningRate", "maxGradNorm"])
+@pytest.mark.parametrize("way", ["--set", "json", "yaml"])
+@pytest.mark.parametrize("word", NOT_FINITE)
+def test_a_number_that_is_not_finite_is_refused_with_its_path(word: str, way: str, field: str, tmp_path: Path) -> None:
+    recipe = with_value(tmp_path, way, field, word)
+    with pytest.raises(FlowProblems) as raised:
+        validate(recipe)
+    assert f"/blocks/0/settings/hyperparameters/{field}" in {problem.path for problem in raised.value.problems}
+
+
+@pytest.mark.parametrize("way", ["--set", "json", "yaml"])
+def test_a_number_that_would_become_zero_is_refused(way: str, tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed, match="1e-999, which is too small"):
+        with_value(tmp_path, way, "weightDecay", "1e-999")
+    zero = with_value(tmp_path, way, "weightDecay", "0e-999")
+    assert zero["blocks"][0]["settings"]["hyperparameters"]["weightDecay"] == 0
+
+
+def test_creating_a_run_with_a_number_that_is_not_finite_sends_nothing(
+    runyard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATATURE_VI_SECRET_KEY", "dtvi_" + "k" * 98)
+    monkeypatch.setenv("DATATURE_VI_ORGANIZATION_ID", "lab")
+    monkeypatch.setenv("DATATURE_VI_API_ENDPOINT", "http://127.0.0.1:9")
+    result = runyard("runs", "create", "--set", "vi-model.hyperparameters.learningRate=NaN")
+    assert result.exit_code == 2
+    assert "/blocks/0/settings/hyperparameters/learningRate is nan" in result.stderr
+
+
+def test_assignments_leave_keys_and_values_of_a_recipe_as_they_are() -> None:
+    recipe = {"settings": {1: math.inf}}
+    assert with_assignments(recipe, ["name=x"]) == {"settings": {1: math.inf}, "name": "x"}

@@ -2,9 +2,11 @@
 
 import copy
 import json
+import math
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,3 +103,33 @@ def test_checking_twice_changes_nothing(flow: dict[str, Any]) -> None:
     spec = accepted(flow)
     if spec is not None:
         assert validate(msgspec.to_builtins(spec)) == spec
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of each value in a complete recipe that holds a number, or null where one may stand."""
+    if isinstance(value, dict):
+        return [found for name, item in value.items() for found in leaves(item, (*path, name))]
+    if isinstance(value, list):
+        return [found for index, item in enumerate(value) for found in leaves(item, (*path, index))]
+    return [path] if value is None or isinstance(value, int | float) else []
+
+
+NUMBERS = leaves(COMPLETE)
+
+
+def test_the_complete_recipe_has_the_numbers_that_null_gives_a_meaning_to() -> None:
+    names = {path[-1] for path in NUMBERS}
+    assert {"learningRate", "maxGradNorm", "timeLimitMinutes", "maxSteps", "maxSamples"} <= names
+
+
+@pytest.mark.parametrize("path", NUMBERS, ids=lambda path: ".".join(map(str, path)))
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 2**64])
+def test_no_number_of_a_flow_may_be_one_that_json_lacks(path: tuple[Any, ...], bad: float) -> None:
+    flow = copy.deepcopy(COMPLETE)
+    place = flow
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = bad
+    with pytest.raises(FlowProblems) as raised:
+        validate(flow)
+    assert "".join(f"/{name}" for name in path) in {problem.path for problem in raised.value.problems}

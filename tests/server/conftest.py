@@ -161,6 +161,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     is_about_the_store = metafunc.module.__name__.rpartition(".")[2] in (
         "test_audit",
         "test_backups",
+        "test_bulk_runs",
         "test_datasets",
         "test_deletion",
         "test_key_lifecycle",

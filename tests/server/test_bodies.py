@@ -1,9 +1,11 @@
 """Bad input: what each mistake is answered with, in words a person can act on."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import pytest
 
 
 def blocks(*given: tuple[str, dict[str, Any]]) -> dict[str, Any]:
@@ -159,5 +161,67 @@ def test_a_store_that_cannot_be_used_is_said_so_with_a_time_to_come_back(
         assert (answer.status_code, answer.json()["code"]) == (503, "StorageUnavailable")
         assert answer.headers["retry-after"] == "2"
         assert msgspec.json.decode(answer.content)["status"] == 503
+
+    in_house(story)
+
+
+# Each is JSON to a lenient reader, and none may be read as something else than it says.
+NOT_EXACT = [
+    (b'{"spec": {"flow": {"blocks": [], "settings": {"seed": %s}}}}' % word, code)
+    for word, code in [
+        (b"NaN", "InvalidBody"),
+        (b"Infinity", "InvalidBody"),
+        (b"-Infinity", "InvalidBody"),
+        (b"1e999", "InvalidBody"),
+        (b"-1e999", "InvalidBody"),
+        (b"9223372036854775808", "InvalidBody"),
+        (b"-9223372036854775809", "InvalidBody"),
+        (b"1" * 400, "InvalidBody"),
+        (b'1, "seed": 2', "InvalidBody"),
+        (b'1, "\\u0073eed": 1', "InvalidBody"),
+        (b"true", "InvalidFlow"),
+        (b"1.5", "InvalidFlow"),
+        (b'"1"', "InvalidFlow"),
+    ]
+]
+
+
+@pytest.mark.parametrize("noun", ["runs", "flows"])
+def test_no_number_and_no_key_of_a_body_is_read_as_another(noun: str, in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        url = house.path(f"{noun}/x1")
+        for body, code in NOT_EXACT:
+            sent = body if noun == "runs" else body.replace(b'{"flow": ', b"").replace(b"}}}}", b"}}}")
+            answer = await api.put(url, content=sent, headers={"content-type": "application/json"})
+            assert (answer.status_code, answer.json()["code"]) == (400, code), sent[:200]
+            assert (await api.get(url)).status_code == 404
+        (problem,) = (await api.put(url, content=NOT_EXACT[5][0])).json()["problems"]
+        assert problem["path"] == "/spec/flow/settings/seed"
+        (problem,) = (await api.put(url, content=NOT_EXACT[8][0])).json()["problems"]
+        assert (problem["path"], problem["given"]) == ("/seed", "seed")
+
+    in_house(story)
+
+
+def test_colons_and_quotes_in_texts_are_no_keys(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        attributes = {'a:"b\\': '::"{}\\"', "\\": "\\\\", "é": "\u2028:"}
+        for number, ascii in enumerate((True, False)):
+            body = json.dumps({"spec": {}, "metadata": {"attributes": attributes}}, ensure_ascii=ascii).encode()
+            answer = await api.put(house.path(f"runs/r{number}"), content=body)
+            assert answer.status_code == 201, answer.text
+            assert answer.json()["metadata"]["attributes"] == attributes
+
+    in_house(story)
+
+
+def test_a_field_in_both_spellings_is_refused(in_house: Callable[..., None]) -> None:
+    async def story(house: Any) -> None:
+        api = await house.api()
+        answer = await api.put(house.path("runs/r1"), json={"spec": {"flow_id": "a", "flowId": "b"}})
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody")
+        assert "'flow_id' and 'flowId'" in answer.json()["message"]
 
     in_house(story)

@@ -265,3 +265,12 @@ def test_the_answer_to_a_report_says_which_word_it_is_to(folder: Path, server: A
     server.answer = lambda *_: (422, {"code": "Invalid", "message": "no"})
     answers = [spoken.report(word, time_ms=1, result=None) for word in (alive, gone)]
     assert answers == [mv.Unreachable("words"), mv.Rejected("words", mv.REPORT, "no")]
+
+
+def test_a_report_that_json_cannot_carry_is_not_sent_for_ever(folder: Path, server: Any) -> None:
+    spoken = Server(server.endpoint, token="t", folder=folder)
+    ended = mv.Exit(exit_code=0, group_empty=True, cause="exit code 0")
+    answer = spoken.report(ended, time_ms=1, result={"loss": float("nan")})
+    assert isinstance(answer, mv.Rejected)
+    assert "/result/loss is nan" in answer.why
+    assert server.reports == []

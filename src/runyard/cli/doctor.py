@@ -18,6 +18,7 @@ import click
 
 from runyard.cli.connection import data_dir_option
 from runyard.cli.output import json_option, print_json, size
+from runyard.vi_package import REMEDY, describe_conflict, list_changed_files
 
 State = Literal["ok", "note", "missing"]
 Version = tuple[int, ...]
@@ -71,6 +72,7 @@ def doctor(data_dir: Path | None, as_json: bool) -> None:
         python_finding(sys.version_info[:3]),
         sqlite_finding(parse_version(sqlite3.sqlite_version)),
         *package_findings(installed_version),
+        vi_finding(describe_conflict(), list_changed_files(), vi_sdk=installed_version("vi-sdk")),
         *accelerator_findings(ask_torch(), has_nvidia_driver=shutil.which("nvidia-smi") is not None),
         *_data_dir_findings(data_dir),
     ]
@@ -118,6 +120,19 @@ def package_findings(version_of: Callable[[str], str | None]) -> list[Finding]:
             Finding(name, "ok", installed) if installed else Finding(name, "note", "not installed", f"for {use}")
         )
     return found
+
+
+def vi_finding(conflict: str | None, changed: list[str], *, vi_sdk: str | None) -> Finding:
+    """Whether the package ``vi`` is Runyard's, whole, and not threatened by vi-sdk, which has the same name."""
+    if conflict is not None:
+        seen, _, remedy = conflict.partition("; try: ")
+        return Finding("package vi", "missing", seen, f"try: {remedy}")
+    if changed:
+        return Finding("package vi", "missing", f"{len(changed)} files are not Runyard's, such as {changed[0]}", REMEDY)
+    if vi_sdk is not None:
+        seen = f"Runyard's, but vi-sdk {vi_sdk} is installed beside it and installs the same package"
+        return Finding("package vi", "note", seen, REMEDY)
+    return Finding("package vi", "ok", "Runyard's")
 
 
 def accelerator_findings(torch: dict[str, object] | str, *, has_nvidia_driver: bool) -> list[Finding]:

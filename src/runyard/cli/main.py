@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from runyard.cli.failures import EXIT_INTERRUPTED, explain
+from runyard.cli.failures import EXIT_INTERRUPTED, CommandFailed, explain
+from runyard.vi_package import describe_conflict
 
 
 class Entry(NamedTuple):
@@ -50,6 +51,9 @@ class LazyGroup(click.Group):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
+        # Every other command uses vi; doctor says more about it.
+        if cmd_name != "doctor" and (conflict := describe_conflict()) is not None:
+            raise CommandFailed(conflict)
         command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
         return command
 

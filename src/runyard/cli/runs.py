@@ -1,6 +1,5 @@
 """``runyard runs``: everything about training runs."""
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runyard.cli.connection import connect, data_dir_option
-from runyard.cli.failures import EXIT_INTERRUPTED, EXIT_RUN_FAILED, EXIT_USAGE, CommandFailed, explain
+from runyard.cli.failures import EXIT_INTERRUPTED, EXIT_RUN_FAILED, CommandFailed, explain
 from runyard.cli.output import (
     age,
     coloured,
@@ -24,13 +23,21 @@ from runyard.cli.output import (
 )
 from runyard.cli.progress import ProgressLine
 from runyard.cli.recipes import flow_for, set_option
+from runyard.cli.selection import (
+    CONDITIONS,
+    Selection,
+    apply_to_many,
+    attributes_of,
+    confirm,
+    filters_of,
+    selection_options,
+    tell_outcomes,
+)
 
 if TYPE_CHECKING:
     import vi
     from runyard.cli.reproduce import Comparison, Evidence, Weights
     from vi.api.resources.runs.responses import Run
-
-CONDITIONS = ("Pending", "Running", "Succeeded", "Failed", "Error", "Cancelled")
 
 STREAMS = ("events", "stdout", "stderr")
 
@@ -64,14 +71,7 @@ def list_runs(
     """List runs, newest first."""
     from vi.api.types import PaginationParams
 
-    filters: dict[str, Any] = {
-        "condition": condition,
-        "flow": flow,
-        "training_project": training_project,
-        "attribute": attributes_of(attributes) or None,
-        "created_after": None if since_hours is None else round((time.time() - since_hours * 3600) * 1000),
-    }
-    given = {name: value for name, value in filters.items() if value is not None}
+    given = filters_of(condition, flow, training_project, attributes, since_hours)
     with connect(data_dir) as client:
         page = client.runs.list(pagination=PaginationParams(page_size=min(limit, 1000)), **given)
         found = list(_first(page.all_items(), limit))
@@ -264,35 +264,64 @@ def print_metrics(run_id: str, names: tuple[str, ...], last: int, data_dir: Path
 
 
 @runs.command("kill")
-@click.argument("run_id")
-@click.option("--wait", is_flag=True, help="Return only when no process of the run is left.")
+@selection_options
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(0, 86_400),
+    metavar="SECONDS",
+    help="Time for each run to save and stop.",
+)
+@click.option("--wait", is_flag=True, help="Return only when no process of the runs is left.")
 @data_dir_option
 @json_option
-def kill_run(run_id: str, wait: bool, data_dir: Path | None, as_json: bool) -> None:
-    """End a run now. It keeps the checkpoints it has."""
+def kill_runs(selection: Selection, grace_s: float | None, wait: bool, data_dir: Path | None, as_json: bool) -> None:
+    """End runs now. They keep the checkpoints they have.
+
+    Name runs by their ids, or by options: those that wait or train and match all of them.
+    """
+    if selection.is_one_run:
+        with connect(data_dir, is_patient=True) as client:
+            run = client.runs.kill(selection.run_ids[0], grace_s)
+            if wait:
+                with _continues_without_us(run.run_id, data_dir, is_ending=True):
+                    run = ended(client, run.run_id)
+        if as_json:
+            print_json(run)
+        else:
+            click.echo(f"{run.run_id} is {'ended' if wait else 'ending'}: {coloured(_condition(run))}")
+        return
     with connect(data_dir, is_patient=True) as client:
-        run = client.runs.kill(run_id)
-        if wait:
-            with _continues_without_us(run_id, data_dir, is_ending=True):
-                run = ended(client, run_id)
-    if as_json:
-        print_json(run)
-    else:
-        click.echo(f"{run.run_id} is {'ended' if wait else 'ending'}: {coloured(_condition(run))}")
+        outcomes = apply_to_many(client, "kill", selection, grace_s=grace_s)
+        if wait and not selection.dry_run:
+            for item in outcomes.items:
+                if item.outcome == "Killed":
+                    with _continues_without_us(item.run_id, data_dir, is_ending=True):
+                        item.condition = ended(client, item.run_id).condition
+    tell_outcomes(outcomes, as_json=as_json)
 
 
 @runs.command("delete")
-@click.argument("run_ids", nargs=-1, required=True, metavar="RUN_ID...")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@selection_options
 @data_dir_option
-def delete_runs(run_ids: tuple[str, ...], yes: bool, data_dir: Path | None) -> None:
-    """Delete runs with their logs, metrics and checkpoints, for good."""
-    if not yes:
-        what = run_ids[0] if len(run_ids) == 1 else f"{len(run_ids)} runs"
-        click.confirm(f"Delete {what} with all logs, metrics and checkpoints?", abort=True)
+@json_option
+def delete_runs(selection: Selection, data_dir: Path | None, as_json: bool) -> None:
+    """Delete runs with their logs, metrics and checkpoints, for good.
+
+    Name runs by their ids, or by options: those that match all of them.
+    """
     with connect(data_dir, is_patient=True) as client:
-        for run_id in run_ids:
-            click.echo(f"deleted {client.runs.delete(run_id).id}")
+        if selection.is_one_run:
+            if not selection.yes:
+                confirm(f"Delete {selection.run_ids[0]} with all logs, metrics and checkpoints?")
+            deleted = client.runs.delete(selection.run_ids[0])
+            if as_json:
+                print_json(deleted)
+            else:
+                click.echo(f"deleted {deleted.id}")
+            return
+        outcomes = apply_to_many(client, "delete", selection)
+    tell_outcomes(outcomes, as_json=as_json)
 
 
 def follow(client: "vi.Client", run_id: str, *, timeout_s: float | None = None) -> "Run":
@@ -453,17 +482,6 @@ def origin_of(given: str) -> tuple[str, str]:
     """Run and checkpoint from ``RUN_ID[/CHECKPOINT]``."""
     run_id, _, checkpoint = given.partition("/")
     return run_id, checkpoint or "latest"
-
-
-def attributes_of(given: Iterable[str]) -> dict[str, str]:
-    """Attributes from ``KEY=VALUE`` texts."""
-    attributes = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise CommandFailed(f"--attribute {text!r} is not KEY=VALUE", exit_code=EXIT_USAGE)
-        attributes[key] = value
-    return attributes
 
 
 def _first(items: "Iterable[Run]", limit: int) -> "Iterable[Run]":

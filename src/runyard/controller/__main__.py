@@ -2,7 +2,11 @@
 
 import sys
 
-from runyard.controller.main import main
+from runyard.vi_package import describe_conflict
 
 if __name__ == "__main__":
+    if (conflict := describe_conflict()) is not None:
+        sys.exit(f"the controller cannot start: {conflict}")
+    from runyard.controller.main import main
+
     sys.exit(main())

@@ -4,8 +4,12 @@ import sys
 
 from runyard.extras import explain_missing_extra
 from runyard.starting import EXIT_CANNOT_START
+from runyard.vi_package import describe_conflict
 
 if __name__ == "__main__":
+    if (conflict := describe_conflict()) is not None:
+        print(f"the server cannot start: {conflict}", file=sys.stderr)
+        sys.exit(EXIT_CANNOT_START)
     try:
         from runyard.server.process import main
     except ModuleNotFoundError as error:

@@ -4,7 +4,6 @@ Everything foreseeable is named here; any other error is a defect and keeps its 
 """
 
 import contextlib
-import logging
 import sqlite3
 import sys
 from collections.abc import Iterator

@@ -80,7 +80,28 @@ def page(
     connection: Connection, *, org: str, wanted: RunFilter, after: tuple[int, str] | None, limit: int
 ) -> Sequence[AnyRow]:
     """Newest first, from after the position (time, id) on; columns document, time_created, id."""
-    query = select(runs.c.document, runs.c.time_created, runs.c.id).where(runs.c.org == org, runs.c.deleted.is_(False))
+    query = _narrowed(connection, select(runs.c.document, runs.c.time_created, runs.c.id), org=org, wanted=wanted)
+    if after is not None:
+        time_ms, last_id = after
+        query = query.where(
+            or_(runs.c.time_created < time_ms, and_(runs.c.time_created == time_ms, runs.c.id < last_id))
+        )
+    return connection.execute(query.order_by(runs.c.time_created.desc(), runs.c.id.desc()).limit(limit)).all()
+
+
+def matching_ids(
+    connection: Connection, *, org: str, wanted: RunFilter, only_killable: bool, limit: int
+) -> Sequence[str]:
+    """Return ids of runs that match a filter, newest first; of those alone that a kill would change, if asked."""
+    query = _narrowed(connection, select(runs.c.id), org=org, wanted=wanted)
+    if only_killable:
+        query = query.where(runs.c.condition.in_(("Pending", "Running")), runs.c.killed.is_(False))
+    query = query.order_by(runs.c.time_created.desc(), runs.c.id.desc()).limit(limit)
+    return list(connection.execute(query).scalars())
+
+
+def _narrowed(connection: Connection, query: Select[Any], *, org: str, wanted: RunFilter) -> Select[Any]:
+    query = query.where(runs.c.org == org, runs.c.deleted.is_(False))
     for column, value in (
         (runs.c.condition, wanted.condition),
         (runs.c.flow_id, wanted.flow_id),
@@ -94,12 +115,7 @@ def page(
         query = query.where(runs.c.time_created < wanted.created_before)
     if wanted.attributes:
         query = query.where(*_has_attributes(connection, org, wanted.attributes))
-    if after is not None:
-        time_ms, last_id = after
-        query = query.where(
-            or_(runs.c.time_created < time_ms, and_(runs.c.time_created == time_ms, runs.c.id < last_id))
-        )
-    return connection.execute(query.order_by(runs.c.time_created.desc(), runs.c.id.desc()).limit(limit)).all()
+    return query
 
 
 def _has_attributes(

@@ -33,7 +33,7 @@ from runyard.supervisor import moves as mv
 from runyard.supervisor.datasets import Bringer
 from runyard.supervisor.resume import Gone, prepare
 from vi._http import NO_RETRY, Http, RetryPolicy
-from vi.errors import ViError
+from vi.errors import ViError, ViInvalidParameterError
 
 BLOB_MISSING, NOT_FOUND = "BlobMissing", "NotFound"
 ROOT = "/internal/v1/attempt"
@@ -60,6 +60,8 @@ class Server:
         """What a failure means; ``what`` names the thing sent, where the server could refuse it for good."""
         if error.code == LEASE_LOST or (error.status_code == 401 and error.code is not None):
             return mv.Refused()
+        if what is not None and isinstance(error, ViInvalidParameterError):
+            return mv.Rejected(lane, what, error.message)  # JSON cannot carry it, so it would never be sent
         status = error.status_code or 0
         if what is not None and 400 <= status < 500 and status not in (401, *_PASSING_STATUS):
             return mv.Rejected(lane, what, error.message)

@@ -3,11 +3,11 @@
 
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx2
 
-from vi._client.credentials import find_credentials
+from vi._client.credentials import Credentials, check_connection, find_again, find_credentials
 from vi._http._sync import Http
 from vi._http.retry import NO_RETRY, RetryPolicy
 from vi.api.resources.annotations._sync import Annotations
@@ -20,13 +20,15 @@ from vi.api.resources.models._sync import Models
 from vi.api.resources.models.responses import DownloadedModel
 from vi.api.resources.runs._sync import Runs
 from vi.api.resources.training_projects._sync import TrainingProjects
+from vi.errors import ViConfigurationError
 
 
 class Client:
     """Speaks to one server for one organisation.
 
-    Nothing is opened before the first request. One client may be shared. What it hands out, such as ``runs``, keeps
-    working without it, until the client is closed.
+    Nothing is opened before the first request. One client may be shared, also by event loops and forked processes: each
+    has connections of its own. What it hands out, such as ``runs``, keeps working without it, until it is closed.
+    A client can be pickled if its key is no argument: the pickle says where the key is found, and has no key in it.
 
     Args:
         secret_key: the key; else DATATURE_VI_SECRET_KEY, else the configuration file.
@@ -53,9 +55,17 @@ class Client:
         max_retries: int = 3,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
+        check_connection(timeout=timeout, max_retries=max_retries)
         found = find_credentials(
             secret_key=secret_key, organization_id=organization_id, endpoint=endpoint, config_file=config_file
         )
+        self._open(found, timeout=timeout, max_retries=max_retries, transport=transport)
+
+    def _open(
+        self, found: Credentials, *, timeout: float, max_retries: int, transport: httpx2.BaseTransport | None
+    ) -> None:
+        self._credentials, self._transport = found, transport
+        self._options = {"timeout": timeout, "max_retries": max_retries}
         self._http = Http(
             found.endpoint,
             headers={"Authorization": f"Bearer {found.secret_key}", "Organization-Id": found.organization_id},
@@ -106,6 +116,33 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle where the key is found, not the key, and no connection: the copy opens its own.
+
+        Raises:
+            ViConfigurationError: the key, or the transport, was given as an argument.
+        """
+        if self._transport is not None:
+            raise ViConfigurationError(
+                "a client with a transport of its own cannot be pickled", suggestion="Make it anew where it is needed."
+            )
+        return type(self)._restored, (self._credentials.reference(), self._options)
+
+    @classmethod
+    def _restored(cls, reference: dict[str, str], options: dict[str, Any]) -> Self:
+        client = cls.__new__(cls)
+        client._open(find_again(reference), **options, transport=None)
+        return client
+
+    def __copy__(self) -> Self:
+        """Return a client for the same server with the same key, and connections of its own."""
+        client = type(self).__new__(type(self))
+        client._open(self._credentials, **self._options, transport=self._transport)  # type: ignore[arg-type]
+        return client
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(organization_id={self.organization_id!r}, endpoint={self.endpoint!r})"

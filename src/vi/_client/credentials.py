@@ -10,7 +10,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from vi._text import shorten_repr
 from vi.errors import ViConfigurationError, ViErrorCode
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:7878/"
@@ -32,6 +34,26 @@ class Credentials:
     secret_key: str
     organization_id: str
     endpoint: str
+    key_source: Literal["argument", "environment", "file"]
+    config_file: Path
+
+    def reference(self) -> dict[str, str]:
+        """Return where the key is found again, and what is no secret; for pickles.
+
+        Raises:
+            ViConfigurationError: the key was an argument, so that it is found nowhere.
+        """
+        if self.key_source == "argument":
+            raise ViConfigurationError(
+                "a client whose secret_key is an argument cannot be pickled: the key would be in the pickle",
+                suggestion=f"Set {_VARIABLES['secret_key']}, or name a file with config_file=..., here and there.",
+            )
+        return {
+            "organization_id": self.organization_id,
+            "endpoint": self.endpoint,
+            "key_source": self.key_source,
+            "config_file": str(self.config_file.absolute()),
+        }
 
     def __repr__(self) -> str:
         return f"Credentials(organization_id={self.organization_id!r}, endpoint={self.endpoint!r})"
@@ -58,7 +80,57 @@ def find_credentials(
     organization, organization_place = _required("organization_id", found)
     _check_key(key, place=key_place)
     _check_organization(organization, place=organization_place)
-    return Credentials(secret_key=key, organization_id=organization, endpoint=found["endpoint"][0] or DEFAULT_ENDPOINT)
+    in_environment = environ.get(_VARIABLES["secret_key"])
+    return Credentials(
+        secret_key=key,
+        organization_id=organization,
+        endpoint=found["endpoint"][0] or DEFAULT_ENDPOINT,
+        key_source="argument" if secret_key is not None else "environment" if in_environment else "file",
+        config_file=file.path,
+    )
+
+
+def find_again(reference: Mapping[str, str]) -> Credentials:
+    """Look the key of an unpickled client up where it was found before.
+
+    Raises:
+        ViConfigurationError: it is not there.
+    """
+    variable = _VARIABLES["secret_key"]
+    is_in_file = reference["key_source"] == "file"
+    if not is_in_file and not os.environ.get(variable):
+        raise ViConfigurationError(
+            f"the pickled client had its key from {variable}, which is not set in this process",
+            error_code=ViErrorCode.MISSING_REQUIRED_FIELD,
+            suggestion=f"Set {variable} here as well.",
+        )
+    return find_credentials(
+        organization_id=reference["organization_id"],
+        endpoint=reference["endpoint"],
+        config_file=reference["config_file"] if is_in_file else None,
+        environ={} if is_in_file else None,
+    )
+
+
+def check_connection(*, timeout: object, max_retries: object) -> None:
+    """See that a client can wait so long and repeat so often.
+
+    Raises:
+        ViConfigurationError: it cannot.
+    """
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not is_number or not 0 < timeout <= 86_400:  # type: ignore[operator]
+        raise ViConfigurationError(
+            f"timeout is {shorten_repr(timeout)}",
+            error_code=ViErrorCode.INVALID_PARAMETER,
+            suggestion="Give seconds, more than 0 and at most 86400.",
+        )
+    if not isinstance(max_retries, int) or isinstance(max_retries, bool) or not 0 <= max_retries <= 1000:
+        raise ViConfigurationError(
+            f"max_retries is {shorten_repr(max_retries)}",
+            error_code=ViErrorCode.INVALID_PARAMETER,
+            suggestion="Give a whole number from 0 to 1000; 0 never repeats.",
+        )
 
 
 class _ConfigFile:
@@ -66,7 +138,12 @@ class _ConfigFile:
 
     def __init__(self, named: str | Path | None) -> None:
         self._is_named = named is not None
-        self.path = Path(DEFAULT_CONFIG_FILE if named is None else named).expanduser()
+        try:
+            self.path = Path(DEFAULT_CONFIG_FILE if named is None else named).expanduser()
+        except (TypeError, RuntimeError) as error:
+            raise ViConfigurationError(
+                f"config_file is {shorten_repr(named)}, which is no path here", suggestion="Give a path.", cause=error
+            ) from error
         self._values: dict[str, object] | None = None
 
     def get(self, name: str) -> str | None:
@@ -100,6 +177,12 @@ class _ConfigFile:
 def _find(name: str, argument: str | None, environ: Mapping[str, str], file: _ConfigFile) -> tuple[str | None, str]:
     """The value, and the place it comes from."""
     if argument is not None:
+        if not isinstance(argument, str):
+            raise ViConfigurationError(
+                f"argument {name} is a {type(argument).__name__}",
+                error_code=ViErrorCode.INVALID_PARAMETER,
+                suggestion="Give a string.",
+            )
         return argument, f"argument {name}"
     variable = _VARIABLES[name]
     if environ.get(variable):

@@ -2,8 +2,11 @@
 
 import asyncio
 import inspect
+import itertools
+import os
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,6 +56,28 @@ async def for_each(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+Place: TypeAlias = tuple[int, int]
+_loops: "WeakKeyDictionary[asyncio.AbstractEventLoop, int]" = WeakKeyDictionary()
+_numbers = itertools.count()
+
+
+def current_place() -> Place:
+    """Return what connections belong to: this process, and the event loop that runs. Numbers are not used twice."""
+    loop = asyncio.get_running_loop()
+    number = _loops.get(loop)
+    if number is None:
+        number = _loops.setdefault(loop, next(_numbers))
+    return os.getpid(), number
+
+
+def forget_gone(transports: dict[Place, Any]) -> None:
+    """Drop connections of event loops that are closed: nobody can close them any more, and nobody uses them."""
+    alive = {number for loop, number in list(_loops.items()) if not loop.is_closed()}
+    for place in list(transports):
+        if place[1] not in alive:
+            transports.pop(place, None)
 
 
 def close_with(owner: object, transports: object) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,6 +67,18 @@ def for_each(
         is_over.set()
     if failures:
         raise failures[0]
+
+
+Place: TypeAlias = int
+
+
+def current_place() -> Place:
+    """Return what connections belong to: this process."""
+    return os.getpid()
+
+
+def forget_gone(transports: dict[Place, Any]) -> None:
+    """Nothing: connections of a parent process stay open for it."""
 
 
 class Closable(Protocol):

@@ -5,20 +5,19 @@ address, signed links included) is either unwanted here or done below in fewer s
 key never travels to a place nobody named.
 """
 
-import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 import httpx2
-import msgspec
 
 from vi._concurrency import asynchronous as concurrency
 from vi._http.answers import Answer, decode, error_of
+from vi._http.encoding import encode_body
 from vi._http.requests import (
     USER_AGENT,
     Body,
@@ -33,7 +32,7 @@ from vi._http.requests import (
     timeouts,
 )
 from vi._http.retry import REPEATABLE_METHODS, Failure, RetryPolicy, failure_of
-from vi.errors import ViNotFoundError, ViOperationError
+from vi.errors import ViConfigurationError, ViInvalidParameterError, ViNotFoundError, ViOperationError
 
 T = TypeVar("T")
 
@@ -60,7 +59,7 @@ class AsyncHttp:
         self.is_closed = False
         self._headers = {"Accept": "application/json", "User-Agent": USER_AGENT, **(headers or {})}
         self._given_transport = transport
-        self._transports: dict[int, httpx2.AsyncBaseTransport] = {}
+        self._transports: dict[concurrency.Place, httpx2.AsyncBaseTransport] = {}
         concurrency.close_with(self, self._transports)
 
     def without_key(self, endpoint: str) -> "AsyncHttp":
@@ -113,9 +112,10 @@ class AsyncHttp:
         GET, HEAD, PUT and DELETE may.
 
         Raises:
+            ViInvalidParameterError: the body holds a value that JSON does not have; nothing was sent.
             ViError: see ``vi.errors``; ``status_code`` is None if no answer arrived.
         """
-        content = None if body is None else msgspec.json.encode(body)
+        content = None if body is None else encode_body(body)
         answer = await self.send(method, path, content=content, **options)
         return None if decode_as is None else decode(answer, decode_as, asked=f"{method} {path}")
 
@@ -224,9 +224,10 @@ class AsyncHttp:
     async def close(self) -> None:
         """Close the connections; what is sent afterwards fails."""
         self.is_closed = True
-        transport = self._transports.pop(os.getpid(), None)
+        transport = self._transports.pop(concurrency.current_place(), None)
         if transport is not None:
             await transport.aclose()
+        concurrency.forget_gone(self._transports)
 
     async def _exchange(
         self,
@@ -261,25 +262,41 @@ class AsyncHttp:
             all_headers["Content-Type"] = "application/json"
         elif content is not None:
             all_headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(content.size_bytes)}
-        return httpx2.Request(
-            method,
-            url,
-            headers=all_headers,
-            content=content if isinstance(content, bytes | None) else _chunks(content, on_sent),
-            extensions={"timeout": timeouts(timeout_s)},
-        )
+        try:
+            return httpx2.Request(
+                method,
+                url,
+                headers=all_headers,
+                content=content if isinstance(content, bytes | None) else _chunks(content, on_sent),
+                extensions={"timeout": timeouts(timeout_s)},
+            )
+        except (httpx2.InvalidURL, ValueError, TypeError) as error:
+            raise ViInvalidParameterError(
+                f"the request cannot be put into words that HTTP has: {error}",
+                suggestion="An argument is too long, or has characters that addresses and headers cannot carry.",
+                cause=error,
+            ) from error
 
     def _transport(self) -> httpx2.AsyncBaseTransport:
         if self.is_closed:
             raise ViOperationError("this client is closed", suggestion="Make a new client, or close it later.")
         if self._given_transport is not None:
             return self._given_transport
-        # One for each process: a forked child must not write into its parent's connections. setdefault is atomic, so
-        # of two threads that come here first both get the same one; the other has opened nothing yet.
-        transport = self._transports.get(os.getpid())
+        # One for each place: a forked child must not write into its parent's connections, nor an event loop into those
+        # of another. setdefault is atomic, so of two threads that come here first both get the same one; the other has
+        # opened nothing yet.
+        place = concurrency.current_place()
+        transport = self._transports.get(place)
         if transport is None:
-            transport = self._transports.setdefault(os.getpid(), self._open())
+            concurrency.forget_gone(self._transports)
+            transport = self._transports.setdefault(place, self._open())
         return transport
+
+    def __reduce__(self) -> NoReturn:
+        raise ViConfigurationError(
+            "what holds connections and a key cannot be pickled or copied",
+            suggestion="Pickle the client itself: it is made again from where its key was found.",
+        )
 
     def _open(self) -> httpx2.AsyncBaseTransport:
         return httpx2.AsyncHTTPTransport(verify=ssl_context(self.endpoint), proxy=proxy_of(self.endpoint))

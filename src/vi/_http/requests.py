@@ -17,8 +17,9 @@ from urllib.request import getproxies, proxy_bypass
 import httpx2
 
 from vi import __version__
+from vi._http.encoding import to_json_value
 from vi._http.retry import Failure
-from vi.errors import ViConfigurationError, ViError, ViNetworkError, ViTimeoutError
+from vi.errors import ViConfigurationError, ViError, ViInvalidParameterError, ViNetworkError, ViTimeoutError
 
 Scalar: TypeAlias = str | int | float | bool | None
 Params: TypeAlias = Mapping[str, Scalar] | Iterable[tuple[str, Scalar]]
@@ -83,16 +84,25 @@ def _bad_endpoint(endpoint: str, why: str) -> ViConfigurationError:
 
 
 def encode_params(params: Params | None) -> str:
-    """The query with its question mark; parameters that are None are left out, and without any there is no query."""
+    """The query with its question mark; parameters that are None are left out, and without any there is no query.
+
+    Raises:
+        ViInvalidParameterError: a value is neither a text nor a number that can be written down.
+    """
     if not params:
         return ""
     pairs = params.items() if isinstance(params, Mapping) else params
-    given = [(name, _text(value)) for name, value in pairs if value is not None]
+    given = [(name, _text(name, value)) for name, value in pairs if value is not None]
     return "?" + urlencode(given) if given else ""
 
 
-def _text(value: Scalar) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _text(name: str, value: Scalar) -> str:
+    plain = to_json_value(value, name=f"the query parameter {name}")
+    if isinstance(plain, dict | list):
+        raise ViInvalidParameterError(
+            f"the query parameter {name} is a {type(value).__name__}", suggestion="Give a string, number or bool."
+        )
+    return str(plain).lower() if isinstance(plain, bool) else str(plain)
 
 
 def timeouts(timeout_s: float) -> dict[str, float]:

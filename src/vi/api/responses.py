@@ -16,12 +16,24 @@ class Document(msgspec.Struct, rename="camel", kw_only=True):
     """Base of every document: camelCase on the wire, keyword-only in Python."""
 
 
-class ConditionKind(enum.Enum):
-    """The states of a run. The last four are final.
+class OpenEnum(enum.StrEnum):
+    """Words of the wire. Each member equals its word, prints as it, and hashes like it.
 
-    A name this version does not know decodes to a member of its own, so that ``.value`` always tells the truth and
-    two decoded members of the same name are equal.
+    A word this version does not know becomes a member of its own, so that ``.value`` is always what the server sent and
+    two decoded members of the same word are equal.
     """
+
+    @classmethod
+    def _missing_(cls, value: object) -> "OpenEnum | None":
+        if not isinstance(value, str):
+            return None
+        member = str.__new__(cls, value)
+        member._name_, member._value_ = value.upper(), value
+        return cls._value2member_map_.setdefault(value, member)  # type: ignore[return-value]
+
+
+class ConditionKind(OpenEnum):
+    """The states of a run. The last four are final."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -29,14 +41,6 @@ class ConditionKind(enum.Enum):
     FAILED = "Failed"
     ERROR = "Error"
     CANCELLED = "Cancelled"
-
-    @classmethod
-    def _missing_(cls, value: object) -> "ConditionKind | None":
-        if not isinstance(value, str):
-            return None
-        member = object.__new__(cls)
-        member._name_, member._value_ = value.upper(), value
-        return cls._value2member_map_.setdefault(value, member)  # type: ignore[return-value]
 
     @property
     def is_final(self) -> bool:
@@ -49,7 +53,7 @@ FINAL_CONDITIONS = frozenset(
 )
 
 
-class ConditionStatus(enum.Enum):
+class ConditionStatus(OpenEnum):
     """Whether a condition has been reached."""
 
     WAITING = "Waiting"

@@ -51,6 +51,10 @@ def _run_of(program: Program) -> RunKey | None:
     return None if program.key is None else _run_of_key(program.key)
 
 
+# What a backup takes along and a restore brings back.
+KEPT = ("acknowledged", "deleted", "documents", "histories", "conditions", "changed_ms", "lost", "running")
+
+
 @dataclass
 class Ghost:
     """What really happened, to judge by what the server says."""
@@ -62,7 +66,7 @@ class Ghost:
     acknowledged: set[RunKey] = field(default_factory=set)
     being_deleted: set[RunKey] = field(default_factory=set)
     deleted: set[RunKey] = field(default_factory=set)
-    etags: dict[RunKey, str] = field(default_factory=dict)
+    documents: dict[RunKey, bytes] = field(default_factory=dict)
     histories: dict[RunKey, list[tuple[str, str]]] = field(default_factory=dict)
     conditions: dict[RunKey, tuple[str, str]] = field(default_factory=dict)
     changed_ms: dict[RunKey, int] = field(default_factory=dict)
@@ -172,7 +176,7 @@ class Ghost:
     def look(self) -> None:
         """Compare what is committed now with what has happened."""
         assert self.server is not None
-        rows = self.server.store.query("SELECT org, id, etag, deleted FROM runs ORDER BY org, id")
+        rows = self.server.store.query("SELECT org, id, document, deleted FROM runs ORDER BY org, id")
         if rows != self.rows:
             known = set(self.rows)
             self.rows = rows
@@ -188,12 +192,12 @@ class Ghost:
 
     def _look_at(self, row: tuple[Any, ...]) -> None:
         assert self.server is not None
-        run, etag, deleted = (row[0], row[1]), row[2], bool(row[3])
+        run, document, deleted = (row[0], row[1]), row[2], bool(row[3])
         if run in self.deleted and not deleted:
             raise Broken(1, f"deleted run {run} is back")
         self.running.pop(run, None)
-        if self.etags.get(run) != etag:
-            self.etags[run] = etag
+        if self.documents.get(run) != document:
+            self.documents[run] = document
             self._look_at_document(run)
         kind, reason = self.conditions[run]
         if kind == "Running" and reason != "Stopping" and not deleted:
@@ -281,7 +285,7 @@ class Ghost:
     def copy(self) -> "Ghost":
         """What was known when a backup was taken."""
         kept = replace(self, counts=Counter())
-        for name in ("acknowledged", "deleted", "etags", "histories", "conditions", "changed_ms", "lost", "running"):
+        for name in KEPT:
             setattr(kept, name, getattr(self, name).copy())
         kept.heard_lived_ms = dict(self.heard_lived_ms)
         kept.known_attempts = set(self.known_attempts)
@@ -293,7 +297,7 @@ class Ghost:
         Tokens are not forgotten, since a restore must not give one out again; nor are processes, which go on.
         """
         assert self.server is not None
-        for name in ("acknowledged", "deleted", "etags", "histories", "conditions", "changed_ms", "lost", "running"):
+        for name in KEPT:
             setattr(self, name, getattr(kept, name).copy())
         # A lease for each, and the time in which controllers ask.
         heard_ms = self.server.lived_ms + round(leases.ASKED_WITHIN_S * 1000)
@@ -333,7 +337,7 @@ class Ghost:
         for machine in self.machines:
             for key, folder in machine.folders.items():
                 run = (key.organization_id, key.run_id)
-                if run not in self.etags or run in self.being_deleted:
+                if run not in self.documents or run in self.being_deleted:
                     continue
                 if place_of.get(key) != (machine.id, folder.documents.get("placed.json", {}).get("epoch")):
                     continue  # a restore has undone it, and another has its number

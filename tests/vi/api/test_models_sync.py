@@ -2,14 +2,20 @@
 """``client.models``: finding a checkpoint, and fetching it over a real connection."""
 
 import io
+import os
+import shutil
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import vi
+from vi.api import _copies
+from vi.api._copies import MANIFEST
 from vi.api.resources.models._folder import DEFAULT_SAVE_DIR
 
 FILES = {"model_full/run.json": b"{}", "model_full/model.safetensors": b"w" * 50_000, "model_full/config.json": b"{}"}
@@ -122,6 +128,144 @@ def test_a_model_that_is_there_is_fetched_again_only_when_told(
     assert len(byte_server.ranges) == 2
     assert not (first.model_path / "stale.bin").exists()
     assert [path.name for path in (tmp_path / "r-1").iterdir()] == ["epoch-3"]
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    """Write other bytes of the same length and set the times back, as a copy tool or a faulty disk would."""
+    before = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+WEIGHTS = "model_full/model.safetensors"
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "truncated weights": lambda folder: os.truncate(folder / WEIGHTS, 10),
+    "empty weights": lambda folder: (folder / WEIGHTS).write_bytes(b""),
+    "longer weights": lambda folder: (folder / WEIGHTS).write_bytes(b"w" * 50_001),
+    "missing weights": lambda folder: (folder / WEIGHTS).unlink(),
+    "other weights of the same length": lambda folder: (folder / WEIGHTS).write_bytes(b"x" * 50_000),
+    "one other byte, times set back": lambda folder: rewrite(folder / WEIGHTS, b"w" * 49_999 + b"v"),
+    "changed run.json": lambda folder: (folder / "model_full/run.json").write_bytes(b"[]"),
+    "missing config": lambda folder: (folder / "model_full/config.json").unlink(),
+    "a link in place of the weights": lambda folder: (
+        (folder / WEIGHTS).rename(folder / "moved") and (folder / WEIGHTS).symlink_to(folder / "moved")
+    ),
+    "a folder in place of the weights": lambda folder: (folder / WEIGHTS).unlink() or (folder / WEIGHTS).mkdir(),
+    "missing manifest": lambda folder: (folder / MANIFEST).unlink(),
+    "damaged manifest": lambda folder: (folder / MANIFEST).write_bytes(b'{"files": ['),
+    "manifest of nothing": lambda folder: (folder / MANIFEST).write_bytes(b'{"identity": null, "files": []}'),
+    "empty folder": lambda folder: shutil.rmtree(folder) or folder.mkdir(),
+}
+
+
+@pytest.mark.parametrize("is_proven_before", [False, True], ids=["fresh", "proven"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_copy_that_is_not_whole_is_fetched_again(
+    client: vi.Client,
+    byte_server: Any,
+    model_document: Any,
+    tmp_path: Path,
+    damage: Callable[[Path], Any],
+    is_proven_before: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_copies, "_SETTLED_NS", 0)
+    byte_server.documents += [model_document()] * 4
+    folder = (client.models.download("r-1", save_dir=tmp_path)).model_path.parent
+    if is_proven_before:
+        time.sleep(0.02)  # the clock of the file system moves, so the times that are recorded now prove something
+        client.models.download("r-1", save_dir=tmp_path)
+    fetched = len(byte_server.ranges)
+    damage(folder)
+    found = client.models.download("r-1", save_dir=tmp_path)
+    assert len(byte_server.ranges) > fetched
+    for name, content in FILES.items():
+        assert (found.model_path.parent / name).read_bytes() == content
+    fetched = len(byte_server.ranges)
+    client.models.download("r-1", save_dir=tmp_path)
+    assert len(byte_server.ranges) == fetched
+
+
+def test_a_copy_whose_files_cannot_have_changed_is_not_hashed_again(
+    client: vi.Client, byte_server: Any, model_document: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    original = _copies.sha256_of
+    monkeypatch.setattr(_copies, "_SETTLED_NS", 0)
+    byte_server.documents += [model_document()] * 4
+    folder = (client.models.download("r-1", save_dir=tmp_path)).model_path.parent
+    time.sleep(0.02)
+    monkeypatch.setattr(_copies, "sha256_of", lambda path: hashed.append(path) or original(path))
+    client.models.download("r-1", save_dir=tmp_path)
+    assert len(hashed) == len(FILES)
+    (folder / "notes.txt").write_text("mine")
+    client.models.download("r-1", save_dir=tmp_path)
+    assert len(hashed) == len(FILES)
+    (folder / WEIGHTS).touch()
+    client.models.download("r-1", save_dir=tmp_path)
+    assert hashed[len(FILES) :] == [folder / WEIGHTS]
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_times_that_were_just_recorded_prove_nothing(
+    client: vi.Client, byte_server: Any, model_document: Any, tmp_path: Path
+) -> None:
+    byte_server.documents += [model_document()] * 3
+    folder = (client.models.download("r-1", save_dir=tmp_path)).model_path.parent
+    client.models.download("r-1", save_dir=tmp_path)
+    manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_copies.Manifest)
+    assert [record.seen for record in manifest.files] == [None] * len(FILES)
+
+
+def test_a_copy_of_another_archive_is_fetched_again(
+    client: vi.Client, byte_server: Any, model_document: Any, tmp_path: Path
+) -> None:
+    byte_server.documents.append(model_document())
+    client.models.download("r-1", save_dir=tmp_path)
+    byte_server.content = tar_of({**FILES, WEIGHTS: b"v" * 50_000})
+    byte_server.documents.append(model_document())
+    found = client.models.download("r-1", save_dir=tmp_path)
+    assert (found.model_path / "model.safetensors").read_bytes() == b"v" * 50_000
+
+
+@pytest.mark.parametrize(
+    ("conditions", "words"),
+    [
+        (["Pending"], ["no checkpoint yet; it is Pending", "runs wait r-1"]),
+        (["Pending", "Running"], ["no checkpoint yet; it is Running", "runs wait r-1"]),
+        (["Pending", "Running", "Failed"], ["ended in Failed", "and has no checkpoint", "runs logs r-1"]),
+    ],
+)
+@pytest.mark.parametrize("call", ["get", "download", "get_model"])
+def test_a_run_without_a_checkpoint_says_in_which_state_it_is(
+    key: str, server: Any, run_document: Any, conditions: list[str], words: list[str], call: str
+) -> None:
+    last = {"condition": conditions[-1], "reason": "Because", "message": "of something"}
+    server.answers({"message": "model 'latest' was not found", "code": "NotFound"}, status=404)
+    server.answers(run_document(*conditions[:-1], last))
+    server.answers({"items": []})
+    client = vi.Client(key, "lab", transport=server.transport)
+    ask = client.get_model if call == "get_model" else getattr(client.models, call)
+    with pytest.raises(vi.ViNotFoundError) as raised:
+        ask("r-1")
+    for word in (*words, "Because: of something"):
+        assert word in str(raised.value)
+    assert (raised.value.status_code, raised.value.code) == (404, "NotFound")
+
+
+def test_a_checkpoint_that_is_not_there_and_a_run_that_is_not_there_are_told_apart(
+    key: str, server: Any, run_document: Any, model_document: Any
+) -> None:
+    client = vi.Client(key, "lab", transport=server.transport)
+    server.answers({"message": "model 'epoch-9' was not found"}, status=404)
+    server.answers(run_document("Running"))
+    server.answers({"items": [model_document()]})
+    with pytest.raises(vi.ViNotFoundError, match="model 'epoch-9' was not found"):
+        client.models.get("r-1", "epoch-9")
+    server.answers({"message": "model 'latest' was not found"}, status=404)
+    server.answers({"message": "run 'r-1' was not found"}, status=404)
+    with pytest.raises(vi.ViNotFoundError, match="run 'r-1' was not found"):
+        client.models.get("r-1")
 
 
 def test_a_damaged_model_is_never_left_behind(

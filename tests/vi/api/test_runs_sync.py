@@ -192,6 +192,91 @@ def test_kill_sends_the_grace_it_was_given(client: vi.Client, server: Any, run_d
     assert server.body()["spec"]["graceSeconds"] == 2.5
 
 
+@pytest.mark.parametrize("verb", ["kill", "delete"])
+def test_many_runs_are_one_request_with_an_outcome_each(client: vi.Client, server: Any, verb: str) -> None:
+    done = {"runId": "r-1", "outcome": "Killed", "condition": "Cancelled"}
+    refused = {"runId": "r-2", "outcome": "Refused", "code": "NotFound", "message": "run 'r-2' was not found"}
+    server.breaks()  # a repeat does no harm, so a lost answer is asked for again
+    server.answers({"items": [done, refused], "more": False})
+    outcomes = getattr(client.runs, verb)(["r-1", "r-2"])
+    assert server.asked == [f"POST /workspaces/lab/runs:{verb}"] * 2
+    assert server.body() == {"ids": ["r-1", "r-2"]}
+    assert [item.run_id for item in outcomes.items] == ["r-1", "r-2"]
+    assert (outcomes.run_ids, [item.code for item in outcomes.refused]) == (["r-1"], ["NotFound"])
+
+
+def test_runs_of_a_filter_are_named_as_the_list_names_them(client: vi.Client, server: Any) -> None:
+    filters = {
+        "condition": ConditionKind.PENDING,
+        "flow": "f-1",
+        "training_project": "p-1",
+        "attribute": {"sweep": "3"},
+        "created_after": 5,
+        "created_before": datetime(2026, 1, 1, tzinfo=UTC),
+    }
+    server.answers({"items": [], "more": True})
+    outcomes = client.runs.kill(filter=filters, grace_s=2.5, dry_run=True)
+    assert outcomes.more
+    assert server.body() == {
+        "filter": {
+            "condition": "Pending",
+            "flow": "f-1",
+            "trainingProject": "p-1",
+            "attributes": {"sweep": "3"},
+            "createdAfter": 5,
+            "createdBefore": 1767225600000,
+        },
+        "graceSeconds": 2.5,
+        "dryRun": True,
+    }
+    server.answers({"items": []})
+    client.runs.delete(filter="all")
+    assert server.body() == {"filter": {"all": True}}
+    server.answers({"items": []})
+    client.runs.delete("r-1", dry_run=True)
+    assert server.body() == {"ids": ["r-1"], "dryRun": True}
+
+
+def test_a_filter_is_not_sent_again_when_its_answer_is_lost(client: vi.Client, server: Any) -> None:
+    server.breaks()
+    with pytest.raises(vi.ViNetworkError):
+        client.runs.delete(filter={"flow": "f-1"})
+    assert len(server.asked) == 1
+
+
+def test_a_field_that_is_given_twice_is_not_sent(client: vi.Client, server: Any) -> None:
+    for spec in ({"training_project": "a", "trainingProject": "b"}, {"flow": {"a_b": 1, "a__b": 2}}):
+        with pytest.raises(vi.ViInvalidParameterError, match="twice, in two spellings"):
+            client.runs.update("r-1", spec)
+    assert server.asked == []
+
+
+NO_SELECTION: list[dict[str, Any]] = [
+    {},
+    {"run_id": []},
+    {"run_id": ["a", "../b"]},
+    {"run_id": ["a"] * 1001},
+    {"run_id": {"a": 1}},
+    {"run_id": b"abc"},
+    {"run_id": "a", "filter": {"flow": "f"}},
+    {"filter": {}},
+    {"filter": "everything"},
+    {"filter": {"flow": None}},
+    {"filter": {"flows": "f"}},
+    {"filter": {"flow": 3}},
+    {"filter": {"attribute": {"a": 1}}},
+    {"filter": {"created_after": "yesterday"}},
+]
+
+
+@pytest.mark.parametrize("arguments", NO_SELECTION, ids=repr)
+def test_what_names_no_runs_is_never_sent(client: vi.Client, server: Any, arguments: dict[str, Any]) -> None:
+    for call in (client.runs.kill, client.runs.delete):
+        with pytest.raises(vi.ViInvalidParameterError):
+            call(**arguments)
+    assert server.asked == []
+
+
 def test_delete_gives_the_id_that_is_gone(client: vi.Client, server: Any) -> None:
     server.answers()
     assert client.runs.delete(run_id="r-1") == DeletedResource(id="r-1")

@@ -14,6 +14,7 @@ from litestar.params import FromPath
 
 from runyard import limits
 from runyard.server.http import compat
+from runyard.server.http.exact_json import check_exact
 from runyard.server.services import pages
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Problem, Refusal
@@ -146,6 +147,7 @@ def _checked_json(body: bytes, most_items: int) -> Any:
     _check_limits(value, most_items)
     if b"\\u0000" in body:
         _refuse_nul(value)
+    check_exact(body, value)
     return value
 
 

@@ -91,6 +91,36 @@ class ChangedRun(Body):
     metadata: ChangedMetadata | None = None
 
 
+class RunsFilter(Body):
+    """The filters of the list of runs; ``all`` stands for every run, so that an empty filter means none by mistake."""
+
+    condition: Word | None = None
+    flow: Id | None = None
+    training_project: Id | None = None
+    attributes: Annotated[dict[AttributeKey, AttributeValue], within(limits.ATTRIBUTE_FILTERS)] = {}
+    created_after: Count | None = None
+    created_before: Count | None = None
+    all: Literal[True] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_attributes(self.attributes)
+
+
+class DeletedRuns(Body):
+    """Either ``ids`` or ``filter``. ``dryRun`` says what would be done, and does nothing."""
+
+    ids: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=1000)] | None = None
+    filter: RunsFilter | None = None
+    dry_run: bool = False
+
+
+class KilledRuns(DeletedRuns):
+    """``graceSeconds`` is what each run gets to save and stop."""
+
+    grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
+
+
 class NewFlow(Body):
     """``spec`` is checked by the recipe language, which names every problem in it."""
 

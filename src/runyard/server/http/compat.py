@@ -117,7 +117,11 @@ def camel_spec(body: Any) -> Any:
     """A body whose ``spec`` has camelCase keys at its top level, whichever way its caller spelled them."""
     if not isinstance(body, dict) or not isinstance(body.get("spec"), dict):
         return body
-    return body | {"spec": {SNAKE_KEYS.get(key, key): value for key, value in body["spec"].items()}}
+    spec = {SNAKE_KEYS.get(key, key): value for key, value in body["spec"].items()}
+    if len(spec) < len(body["spec"]):
+        twice = next(key for key in body["spec"] if SNAKE_KEYS.get(key, key) != key and SNAKE_KEYS[key] in body["spec"])
+        raise Refusal("InvalidBody", f"/spec has {twice!r} and {SNAKE_KEYS[twice]!r}, the same field; send it once")
+    return body | {"spec": spec}
 
 
 def doubled_flow(document: bytes) -> bytes:

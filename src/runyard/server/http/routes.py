@@ -53,7 +53,7 @@ from vi.api.resources.datasets.responses import (
 from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
 from vi.api.resources.keys.responses import IssuedKey, Key
 from vi.api.resources.models.responses import Model
-from vi.api.resources.runs.responses import Run
+from vi.api.resources.runs.responses import Run, RunOutcomes
 from vi.api.resources.training_projects.responses import TrainingProject
 
 PAGE = ("s", "p")
@@ -91,6 +91,10 @@ ROUTES = (
           status=(200, 201)),
     Route("PATCH", RUN, runs.patch_run, "Update or kill a run", takes=bodies.ChangedRun, gives=Run),
     Route("DELETE", RUN, runs.delete_run, "Delete a run and all that belongs to it", status=(204,)),
+    Route("POST", ORG + "/runs:kill", runs.kill_runs, "Kill many runs, by ids or by a filter",
+          takes=bodies.KilledRuns, gives=RunOutcomes),
+    Route("POST", ORG + "/runs:delete", runs.delete_runs, "Delete many runs, by ids or by a filter",
+          takes=bodies.DeletedRuns, gives=RunOutcomes),
     Route("GET", RUN + "/logs", runs.get_logs, "Read log lines", gives=LogPage,
           query=("since", "until", "limit", "block", "wait"), may_wait=True),
     Route("GET", RUN + "/metrics", runs.get_metrics, "Read metric points", gives=MetricPage,

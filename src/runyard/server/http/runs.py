@@ -13,6 +13,7 @@ from runyard.server.http.asking import (
     Id,
     Query,
     actor_of,
+    answer,
     bad_query,
     empty,
     fitted,
@@ -22,10 +23,13 @@ from runyard.server.http.asking import (
     services_of,
 )
 from runyard.server.http.capacity import waiting
-from runyard.server.services import deletion, lines, runs
+from runyard.server.services import bulk_runs, deletion, lines, runs
 from runyard.server.services.conditions import REASONS
+from runyard.server.services.errors import Refusal
+from runyard.server.services.validation import check_id
 from runyard.store.runs import RunFilter
 
+CONDITIONS = tuple(kind.value for kind in REASONS)
 STREAMS = ("events", "stdout", "stderr")
 
 
@@ -81,6 +85,27 @@ async def delete_run(request: Asked, org: Id, run_id: Id) -> Answer:
     return empty()
 
 
+async def kill_runs(request: Asked, org: Id) -> Answer:
+    _, value = await json_body(request)
+    given = fitted(value, bodies.KilledRuns)
+    ids, filter = _named_runs(given)
+    grace_s = given.grace_seconds
+    outcomes = await bulk_runs.kill(
+        services_of(request), actor_of(request), ids=ids, filter=filter, grace_s=grace_s, dry_run=given.dry_run
+    )
+    return answer(outcomes)
+
+
+async def delete_runs(request: Asked, org: Id) -> Answer:
+    _, value = await json_body(request)
+    given = fitted(value, bodies.DeletedRuns)
+    ids, filter = _named_runs(given)
+    outcomes = await bulk_runs.delete(
+        services_of(request), actor_of(request), ids=ids, filter=filter, dry_run=given.dry_run
+    )
+    return answer(outcomes)
+
+
 async def get_logs(request: Asked, org: Id, run_id: Id) -> Answer:
     query = Query(request)
     wait_s = query.seconds("wait")
@@ -113,7 +138,7 @@ async def get_metrics(request: Asked, org: Id, run_id: Id) -> Answer:
 
 def _filter(query: Query) -> RunFilter:
     return RunFilter(
-        condition=query.one_of("condition", tuple(kind.value for kind in REASONS)),
+        condition=query.one_of("condition", CONDITIONS),
         flow_id=query.text("flow"),
         training_project=query.text("trainingProject"),
         attributes=_attributes(query.all("attribute")),
@@ -128,6 +153,37 @@ def _attributes(given: list[str]) -> tuple[tuple[str, str], ...]:
     if len(given) > allowed:
         raise bad_query("attribute", f"{len(given)} filters", f"given at most {allowed} times")
     return tuple(dict.fromkeys(_attribute(one) for one in given))
+
+
+def _named_runs(given: bodies.DeletedRuns) -> tuple[list[str] | None, RunFilter | None]:
+    """Which runs a body names; exactly one of the two returned values is not None.
+
+    Raises:
+        Refusal: InvalidBody, InvalidId.
+    """
+    if (given.ids is None) == (given.filter is None):
+        raise Refusal("InvalidBody", "the body names the runs twice, or not at all; give either ids or filter")
+    if given.filter is None:
+        for run_id in given.ids or ():
+            check_id("run", run_id)
+        return given.ids, None
+    named = given.filter
+    if named.condition is not None and named.condition not in CONDITIONS:
+        message = f"/filter/condition is {named.condition[:80]!r}; it must be one of {', '.join(CONDITIONS)}"
+        raise Refusal("InvalidBody", message)
+    filter = RunFilter(
+        condition=named.condition,
+        flow_id=named.flow,
+        training_project=named.training_project,
+        attributes=tuple(named.attributes.items()),
+        created_after=named.created_after,
+        created_before=named.created_before,
+    )
+    if (filter == RunFilter()) is not (named.all is True):
+        raise Refusal(
+            "InvalidBody", 'the filter must name at least one condition, or every run: {"all": true} and nothing else'
+        )
+    return None, filter
 
 
 def _attribute(given: str) -> tuple[Any, Any]:

@@ -352,7 +352,7 @@ def document(services: Services, row: AnyRow, *, origin: str | None) -> Asset:
         ),
         contents=None if origin is None else AssetContents(asset=_link(services, row, origin)),
         self_link=datasets.link(row.org, row.dataset_id, "assets", row.id),
-        etag=f"{row.generation}-{row.last_updated}",
+        etag=f"{row.generation}-{row.content[:16]}",
     )
 
 

@@ -41,15 +41,20 @@ async def delete(services: Services, actor: Actor, run_id: str, *, if_match: str
         if row is None or row.deleted:
             raise not_found("run", run_id)
         etags.check(if_match, row.etag)
-        rows.change(connection, org=org, run_id=run_id, values={"deleted": True})
-        attempts.reopen_unproven(connection, org=org, run_id=run_id)
-        tombstones.add(connection, org=org, kind="run", id=run_id, time_ms=now_ms)
-        services.audit(actor, "delete run", run_id)(connection)
+        mark_deleted(services, connection, actor, run_id, now_ms=now_ms)
 
     await services.store.write(work)
     services.changes.tell(run_topic(org, run_id))
     services.changes.tell(changes.QUEUE)
     await purge_if_due(services, org=org, run_id=run_id)
+
+
+def mark_deleted(services: Services, connection: Connection, actor: Actor, run_id: str, *, now_ms: int) -> None:
+    """Delete a run that is there, within a transaction; ``purge_if_due`` removes the rest."""
+    rows.change(connection, org=actor.org, run_id=run_id, values={"deleted": True})
+    attempts.reopen_unproven(connection, org=actor.org, run_id=run_id)
+    tombstones.add(connection, org=actor.org, kind="run", id=run_id, time_ms=now_ms)
+    services.audit(actor, "delete run", run_id)(connection)
 
 
 async def begin(services: Services) -> None:

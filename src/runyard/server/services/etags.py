@@ -1,4 +1,9 @@
-"""Entity tags: a hash of the document, so that a write that changes nothing keeps the tag."""
+"""Entity tags: a hash of what users may change, so that ``If-Match`` fails for other users' writes and no others.
+
+What the platform writes (``status``, counts, the time of the last change) is left out: a run that trains changes
+several times a second, and nobody could change its attributes with a tag read a moment before. A tag that an older
+version stored, computed over the whole document, stays valid until the next write.
+"""
 
 import hashlib
 from typing import Any
@@ -6,12 +11,25 @@ from typing import Any
 import msgspec
 
 from runyard.server.services.errors import Refusal
+from vi.api.resources.datasets.responses import Dataset
+
+# Fields that only the platform writes. Every document has the first two; a dataset has its counts at the top as well.
+_PLATFORM = frozenset({"status", "etag"})
+_PLATFORM_OF: dict[type[Any], frozenset[str]] = {
+    Dataset: _PLATFORM | {"statistic", "size_bytes", "version", "last_accessed"}
+}
 
 
 def sealed(document: Any) -> tuple[bytes, str]:
     """Encode a document with its own etag inside; returns (JSON, etag)."""
-    document.etag = ""
-    document.etag = hashlib.blake2b(msgspec.json.encode(document), digest_size=8).hexdigest()
+    platform = _PLATFORM_OF.get(type(document), _PLATFORM)
+    part = {
+        field.name: getattr(document, field.name)
+        for field in msgspec.structs.fields(document)
+        if field.name not in platform
+    }
+    part["metadata"] = msgspec.structs.replace(document.metadata, last_updated=0)
+    document.etag = hashlib.blake2b(msgspec.json.encode(part), digest_size=8).hexdigest()
     return msgspec.json.encode(document), document.etag
 
 

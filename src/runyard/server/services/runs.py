@@ -10,6 +10,7 @@ that trains becomes so when its attempt is proven closed (see ``leases``).
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -142,34 +143,63 @@ async def update(
         )
 
     def work(connection: Connection) -> tuple[bytes, str]:
-        row = rows.get(connection, org=org, run_id=run_id)
-        if row is None or row.deleted:
-            raise not_found("run", run_id)
-        etags.check(if_match, row.etag)
-        run = decoded(row.document)
-        columns: dict[str, Any] = {}
-        if training_project is not UNSET and training_project != run.spec.training_project:
-            run.spec.training_project = columns["training_project"] = training_project
-            run.metadata.generation += 1
-            # Nothing has to act on where a run is filed, so it is observed with the change itself.
-            run.status.observed_generation += 1
-        merged = merged_attributes(run.metadata.attributes, attributes)
-        if merged != run.metadata.attributes:
-            run.metadata.attributes = merged
-            rows.set_attributes(connection, org=org, run_id=run_id, attributes=merged)
-            columns["attributes_changed"] = True
-        if kill:
-            columns |= _kill(connection, run, now_ms, grace_s=grace_s)
-        if not columns:
-            return row.document, row.etag
-        columns.pop("attributes_changed", None)
-        run.metadata.last_updated = now_ms
-        services.audit(actor, "kill run" if kill else "update run", run_id)(connection)
-        return save(connection, run, columns)
+        return apply_update(
+            services,
+            connection,
+            actor,
+            run_id,
+            kill=kill,
+            grace_s=grace_s,
+            training_project=training_project,
+            attributes=attributes,
+            if_match=if_match,
+            now_ms=now_ms,
+        )
 
     answer = await services.store.write(work)
     services.changes.tell(run_topic(org, run_id))
     return answer
+
+
+def apply_update(
+    services: Services,
+    connection: Connection,
+    actor: Actor,
+    run_id: str,
+    *,
+    now_ms: int,
+    kill: bool = False,
+    grace_s: float | None = None,
+    training_project: str | UnsetType | None = UNSET,
+    attributes: Mapping[str, str | None] = MappingProxyType({}),
+    if_match: str | None = None,
+) -> tuple[bytes, str]:
+    """Change a run within a transaction; arguments and refusals as of ``update``, raised before anything is written."""
+    org = actor.org
+    row = rows.get(connection, org=org, run_id=run_id)
+    if row is None or row.deleted:
+        raise not_found("run", run_id)
+    etags.check(if_match, row.etag)
+    run = decoded(row.document)
+    columns: dict[str, Any] = {}
+    if training_project is not UNSET and training_project != run.spec.training_project:
+        run.spec.training_project = columns["training_project"] = training_project
+        run.metadata.generation += 1
+        # Nothing has to act on where a run is filed, so it is observed with the change itself.
+        run.status.observed_generation += 1
+    merged = merged_attributes(run.metadata.attributes, attributes)
+    if merged != run.metadata.attributes:
+        run.metadata.attributes = merged
+        rows.set_attributes(connection, org=org, run_id=run_id, attributes=merged)
+        columns["attributes_changed"] = True
+    if kill:
+        columns |= _kill(connection, run, now_ms, grace_s=grace_s)
+    if not columns:
+        return row.document, row.etag
+    columns.pop("attributes_changed", None)
+    run.metadata.last_updated = now_ms
+    services.audit(actor, "kill run" if kill else "update run", run_id)(connection)
+    return save(connection, run, columns)
 
 
 def decoded(document: bytes) -> Run:
@@ -209,7 +239,7 @@ def _kill(connection: Connection, run: Run, now_ms: int, *, grace_s: float | Non
     if run.spec.killed_at is not None:
         return {}
     if run.condition is not None and run.condition.is_final:
-        raise Refusal("RunFinished", f"run {run.run_id!r} has already ended ({run.condition.value}); nothing to kill")
+        raise finished(run.run_id, run.condition.value)
     run.spec.killed_at, run.spec.grace_seconds = now_ms, grace_s
     run.metadata.generation += 1
     attempt_rows.reopen_unproven(connection, org=run.organization_id, run_id=run.run_id)
@@ -220,6 +250,11 @@ def _kill(connection: Connection, run: Run, now_ms: int, *, grace_s: float | Non
         move(run, Move(conditions.CANCELLED, "KilledByUser", "killed before it began"), now_ms=now_ms)
         run.status.observed_generation = run.metadata.generation
     return {"killed": True}
+
+
+def finished(run_id: str, condition: str) -> Refusal:
+    """The answer to a kill of a run that has ended by itself."""
+    return Refusal("RunFinished", f"run {run_id!r} has already ended ({condition}); nothing to kill")
 
 
 def _repeated(row: Any, run_id: str, body_sha256: bytes) -> tuple[bytes, str]:

@@ -2,14 +2,14 @@
 """A list that fetches its next page when somebody gets there."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, NoReturn, TypeVar, overload
 
 from vi._http._sync import Http
 from vi._http.requests import Scalar
 from vi.api._arguments import check_pagination
 from vi.api._pages.page import Page
 from vi.api.types import PaginationParams
-from vi.errors import PaginationError
+from vi.errors import PaginationError, ViConfigurationError
 
 T = TypeVar("T")
 
@@ -67,6 +67,11 @@ class PaginatedResponse(Generic[T]):
 
     def __getitem__(self, index: int | slice) -> T | list[T]:
         return self.items[index]
+
+    def __reduce__(self) -> NoReturn:
+        raise ViConfigurationError(
+            "a page fetches further ones, so it cannot be pickled or copied", suggestion="Pickle its items, a list."
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.items)} items, next_page={self.next_page!r})"

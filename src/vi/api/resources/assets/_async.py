@@ -12,7 +12,8 @@ from typing import Any
 from vi._concurrency import asynchronous as concurrency
 from vi._http._async import AsyncHttp
 from vi._http.links._async import AsyncLinks
-from vi.api._arguments import check_id
+from vi.api._arguments import check_id, local_path
+from vi.api._copies import is_file_of
 from vi.api._folders import path_below
 from vi.api._pages._async import AsyncPaginatedResponse, list_pages
 from vi.api._progress import byte_progress
@@ -208,8 +209,8 @@ class AsyncAssets:
     ) -> AssetDownloadResult:
         """Fetch every picture into ``<save_dir>/<dataset id>/`` under its relative path.
 
-        A picture that is there with its length already is not fetched again, unless ``overwrite``. Each appears only
-        whole, with its hash proven.
+        An image that is there already, with its size and SHA-256, is not fetched again, unless ``overwrite``. Each
+        appears only whole, with its hash proven.
 
         Args:
             dataset_id: of which dataset.
@@ -222,7 +223,8 @@ class AsyncAssets:
             ViNotFoundError: there is no such dataset.
             ViDownloadError: a picture arrived damaged, or cannot be stored.
         """
-        folder = path_below(Path(save_dir or DEFAULT_SAVE_DIR).expanduser(), dataset_id.rpartition("_")[2])
+        bare_id = check_id(dataset_id, name="dataset_id").rpartition("_")[2]
+        folder = path_below(local_path(save_dir or DEFAULT_SAVE_DIR, name="save_dir"), bare_id)
         pages = await self.list(dataset_id, PaginationParams(page_size=1000), contents=True)
         count = arrived_bytes = 0
 
@@ -288,7 +290,7 @@ class AsyncAssets:
     async def _fetch(self, links: AsyncLinks, asset: Asset, target: Path, *, overwrite: bool) -> None:
         size_bytes, sha256 = asset.metadata.file_size, asset.metadata.sha256
         try:
-            if not overwrite and target.is_file() and target.stat().st_size == size_bytes:
+            if not overwrite and await concurrency.in_thread(is_file_of, target, size_bytes=size_bytes, sha256=sha256):
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
             link = asset.contents.asset if asset.contents else None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vi._http.requests import Body, FileBody
+from vi.api._arguments import local_path
 from vi.api.resources.datasets._files import find_files
 from vi.errors import ViInvalidParameterError
 
@@ -59,7 +60,7 @@ def outgoing(
     """
     found = [Outgoing(name, Held(bytes(data)), len(data)) for name, data in held or ()]
     for path in [paths] if isinstance(paths, str | Path) else paths or ():
-        is_folder = Path(path).expanduser().is_dir()
+        is_folder = local_path(path, name="paths").is_dir()
         for file in find_files(path).files:
             if not is_folder or Path(file.path).suffix.lower() in endings:
                 found.append(Outgoing(file.path, FileBody(Path(file.place)), file.size_bytes))

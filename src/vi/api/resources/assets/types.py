@@ -5,7 +5,7 @@ import enum
 import msgspec
 
 
-class SortCriterion(enum.Enum):
+class SortCriterion(enum.StrEnum):
     """By what pictures are sorted."""
 
     DEFAULT = "default"
@@ -15,7 +15,7 @@ class SortCriterion(enum.Enum):
     METADATA_FILE_SIZE = "metadata.fileSize"
 
 
-class SortOrder(enum.Enum):
+class SortOrder(enum.StrEnum):
     """Smallest first, or largest."""
 
     ASC = "asc"

@@ -14,7 +14,7 @@ import msgspec
 
 from vi._concurrency import asynchronous as concurrency
 from vi._http._async import AsyncHttp
-from vi.api._arguments import check_id, metadata_document, spec_document
+from vi.api._arguments import check_id, if_match_headers, local_path, metadata_document, spec_document
 from vi.api._folders import path_below
 from vi.api._pages._async import AsyncPaginatedResponse, list_pages
 from vi.api._progress import byte_progress, import_progress
@@ -150,7 +150,7 @@ class AsyncDatasets:
             ViNotFoundError: there is none with this id.
         """
         body = {**spec_document(spec or {}), **metadata_document(metadata, removable=True)}
-        headers = {"If-Match": if_match} if if_match else None
+        headers = if_match_headers(if_match)
         return await self._http.call("PATCH", self._path(dataset_id), body=body, headers=headers, decode_as=Dataset)
 
     async def delete(self, dataset_id: str) -> DeletedDataset:
@@ -341,16 +341,24 @@ class AsyncDatasets:
         Raises:
             ViNotFoundError: there is no such dataset or version, or nothing in it.
         """
+        target = None if path is None else local_path(path, name="path")
         params = {"count": count, "seed": seed, "version": version}
         answer = await self._http.send(
             "GET", self._path(dataset_id) + "/preview", params=params, headers={"Accept": "image/png"}
         )
-        if path is None:
+        if target is None:
             return answer.body
         from vi.api.resources.datasets._archive import write_whole
 
-        await concurrency.in_thread(write_whole, Path(path), answer.body)
-        return Path(path)
+        try:
+            await concurrency.in_thread(write_whole, target, answer.body)
+        except OSError as error:
+            raise ViDownloadError(
+                f"{target} cannot be written: {error.strerror or error}",
+                suggestion="Check space and rights there, or name another path.",
+                cause=error,
+            ) from error
+        return target
 
     async def create_export(
         self,
@@ -421,9 +429,8 @@ class AsyncDatasets:
         from vi.api.resources.datasets._archive import unpack, write_whole
 
         dataset = await self.get(dataset_id)
-        folder = path_below(
-            Path(save_dir or DEFAULT_SAVE_DIR).expanduser(), check_id(dataset.dataset_id, name="datasetId")
-        )
+        root = local_path(save_dir or DEFAULT_SAVE_DIR, name="save_dir")
+        folder = path_below(root, check_id(dataset.dataset_id, name="datasetId"))
         if folder.exists() and not overwrite:
             raise ViDownloadError(
                 f"{folder} is there already", suggestion="Give overwrite=True to replace it, or another save_dir."

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vi.api._arguments import local_path
 from vi.api.resources.datasets.responses import Finding
 from vi.errors import ViInvalidParameterError
 
@@ -44,7 +45,7 @@ def find_files(path: str | Path) -> LocalFiles:
     Raises:
         ViInvalidParameterError: there is nothing there, or nothing to send.
     """
-    top = Path(path).expanduser()
+    top = local_path(path, name="path")
     if top.is_file():
         return LocalFiles([LocalFile(top.name, str(top), top.stat().st_size)], [])
     if not top.is_dir():

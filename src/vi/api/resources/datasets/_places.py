@@ -1,12 +1,13 @@
 """Where things of a dataset lie on the server, and what callers may name them by: pure functions."""
 
 import enum
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from vi._http.encoding import encode_body
 from vi._http.requests import Scalar
-from vi.api._arguments import check_id
+from vi._text import shorten_repr
+from vi.api._arguments import check_id, text_or_none
 from vi.api.resources.datasets.responses import Dataset, DatasetImport
 from vi.errors import ViInvalidParameterError
 
@@ -38,7 +39,7 @@ def word(value: object, *, name: str) -> str:
         value = value.value
     if isinstance(value, str) and value:
         return value
-    raise ViInvalidParameterError(f"{name} is {value!r}", suggestion="Give a string.")
+    raise ViInvalidParameterError(f"{name} is {shorten_repr(value)}", suggestion="Give a string.")
 
 
 def export_document(settings: object) -> dict[str, Any]:
@@ -48,10 +49,14 @@ def export_document(settings: object) -> dict[str, Any]:
     options = _field(settings, "options")
     split_ratio = _field(options, "split_ratio", "splitRatio")
     normalized = _field(options, "normalized")
+    if normalized is not None and not isinstance(normalized, bool):
+        raise ViInvalidParameterError(
+            f"export_settings.options.normalized is {shorten_repr(normalized)}", suggestion="Give True or False."
+        )
     return {
         "format": word(_field(settings, "format") or "ViFull", name="export_settings.format"),
         "options": {
-            "normalized": True if normalized is None else bool(normalized),
+            "normalized": True if normalized is None else normalized,
             "splitRatio": split_ratio,
             "pictures": _field(options, "pictures"),
         },
@@ -67,11 +72,17 @@ def query_parameters(
 ) -> list[tuple[str, Scalar]]:
     """Which pictures are meant, as parameters of an address."""
     return [
-        ("filter", json.dumps(filter_criteria) if isinstance(filter_criteria, Mapping) else filter_criteria),
+        ("filter", _filter_text(filter_criteria)),
         ("metadataQuery", metadata_query),
         ("ruleQuery", rule_query),
         ("strictQuery", "y" if strict_query else None),
     ]
+
+
+def _filter_text(criteria: object) -> str | None:
+    if isinstance(criteria, Mapping):
+        return encode_body(criteria, name="filter_criteria").decode()
+    return text_or_none(criteria, name="filter_criteria")
 
 
 def sort_parameters(sort_by: object) -> list[tuple[str, Scalar]]:

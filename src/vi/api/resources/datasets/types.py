@@ -5,7 +5,7 @@ import enum
 import msgspec
 
 
-class DatasetType(enum.Enum):
+class DatasetType(enum.StrEnum):
     """What is said of the pictures of a dataset."""
 
     PHRASE_GROUNDING = "phrase-grounding"
@@ -13,7 +13,7 @@ class DatasetType(enum.Enum):
     FREEFORM = "freeform"
 
 
-class DatasetExportFormat(enum.Enum):
+class DatasetExportFormat(enum.StrEnum):
     """In which form a dataset goes out. ``ViFull`` and ``Parquet`` have the pictures in them, every format can."""
 
     VI_FULL = "ViFull"

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from vi._http._async import AsyncHttp
-from vi.api._arguments import check_id, flow_document, metadata_document, spec_document
+from vi.api._arguments import check_id, flow_document, if_match_headers, metadata_document, spec_document
 from vi.api._pages._async import AsyncPaginatedResponse, list_pages
 from vi.api.resources.flows.responses import Flow, FlowAcceleratorList, FlowSpec
 from vi.api.responses import DeletedResource
@@ -66,7 +66,7 @@ class AsyncFlows:
             **({} if spec is None else {"spec": spec_document(spec)}),
             **metadata_document(metadata, removable=True),
         }
-        headers = {"If-Match": if_match} if if_match else None
+        headers = if_match_headers(if_match)
         return await self._http.call("PATCH", self._path(flow_id), body=body, headers=headers, decode_as=Flow)
 
     async def delete(self, flow_id: str) -> DeletedResource:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vi._http._sync import Http
-from vi.api._arguments import check_id, flow_document, metadata_document, spec_document
+from vi.api._arguments import check_id, flow_document, if_match_headers, metadata_document, spec_document
 from vi.api._pages._sync import PaginatedResponse, list_pages
 from vi.api.resources.flows.responses import Flow, FlowAcceleratorList, FlowSpec
 from vi.api.responses import DeletedResource
@@ -65,7 +65,7 @@ class Flows:
             **({} if spec is None else {"spec": spec_document(spec)}),
             **metadata_document(metadata, removable=True),
         }
-        headers = {"If-Match": if_match} if if_match else None
+        headers = if_match_headers(if_match)
         return self._http.call("PATCH", self._path(flow_id), body=body, headers=headers, decode_as=Flow)
 
     def delete(self, flow_id: str) -> DeletedResource:

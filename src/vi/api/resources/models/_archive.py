@@ -8,8 +8,10 @@ made here, new, with ordinary rights.
 import os
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from vi.api._copies import MANIFEST
 from vi.api._folders import beside, plain_path, put_in_place
 from vi.errors import ViDownloadError
 
@@ -18,8 +20,10 @@ _DEEPEST = 32
 _CHUNK_BYTES = 1 << 20
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack(archive: Path, folder: Path, *, finish: Callable[[Path], None] = lambda staged: None) -> None:
     """Unpack beside ``folder``, put the result in its place, and remove the archive.
+
+    ``finish`` gets the folder when it is filled, before it has its name.
 
     Raises:
         ViDownloadError: the archive holds something it must not; ``folder`` is untouched.
@@ -28,6 +32,7 @@ def unpack(archive: Path, folder: Path) -> None:
     staged.mkdir(parents=True)
     try:
         _extract(archive, staged)
+        finish(staged)
         put_in_place(staged, folder)
     except tarfile.TarError as error:
         raise _bad(f"it cannot be read ({error})") from error
@@ -58,7 +63,7 @@ def _safe_name(member: tarfile.TarInfo) -> PurePosixPath:
     if member.isdir() and not PurePosixPath(member.name).parts:
         return PurePosixPath()  # the folder itself
     name = plain_path(member.name, deepest=_DEEPEST)
-    if name is None or ":" in member.name:
+    if name is None or ":" in member.name or MANIFEST in name.parts:
         raise _bad(f"{member.name!r} is no name for a file in it")
     return name
 

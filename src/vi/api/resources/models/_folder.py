@@ -9,7 +9,7 @@ Each checkpoint has a folder of its own, so two of one run never mix.
 
 from pathlib import Path
 
-from vi.api._arguments import check_id
+from vi.api._arguments import check_id, local_path
 from vi.api._folders import path_below
 from vi.api.resources.models.responses import DownloadedModel, Model
 from vi.errors import ViDownloadError
@@ -23,7 +23,7 @@ def folder_of(model: Model, *, save_dir: str | Path | None) -> Path:
     Raises:
         ViInvalidParameterError: the server sent an id that is not valid.
     """
-    root = Path(DEFAULT_SAVE_DIR if save_dir is None else save_dir).expanduser().absolute()
+    root = local_path(DEFAULT_SAVE_DIR if save_dir is None else save_dir, name="save_dir").absolute()
     return path_below(root, check_id(model.run_id, name="runId"), check_id(model.model_id, name="runOutputId"))
 
 

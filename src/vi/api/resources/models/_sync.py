@@ -1,6 +1,7 @@
 # Generated from _async.py by scripts/unasync: change that file, then run the script.
 """``client.models``: the checkpoints a run has handed over, and their way to this machine."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import msgspec
 from vi._concurrency import synchronous as concurrency
 from vi._http._sync import Http
 from vi.api._arguments import check_id
+from vi.api._copies import is_intact, write_manifest
 from vi.api._pages._sync import PaginatedResponse, list_pages
 from vi.api._progress import byte_progress
 from vi.api.resources.models._folder import archive_of, folder_of, model_in
 from vi.api.resources.models.responses import DownloadedModel, Model
+from vi.api.resources.runs._endings import no_checkpoint
+from vi.api.resources.runs.responses import Run
 from vi.api.types import PaginationParams
-from vi.errors import ViDownloadError, ViOperationError
+from vi.errors import ViDownloadError, ViError, ViNotFoundError, ViOperationError
 
 
 class _OneModel(Model):
@@ -46,10 +50,14 @@ class Models:
         ``contents`` asks for the download link as well.
 
         Raises:
-            ViNotFoundError: there is no such run or checkpoint.
+            ViNotFoundError: there is no such run or checkpoint, or none yet; then it says which state the run is in.
         """
-        path = f"{self._path(run_id)}/{check_id(ckpt or 'latest', name='ckpt')}"
-        answer = self._http.call("GET", path, params={"contents": "y" if contents else None}, decode_as=_OneModel)
+        path = f"{self._path(run_id)}/{check_id('latest' if ckpt is None else ckpt, name='ckpt')}"
+        params = {"contents": "y" if contents else None}
+        try:
+            answer = self._http.call("GET", path, params=params, decode_as=_OneModel)
+        except ViNotFoundError as error:
+            raise self._nothing_found(run_id, error) from error
         if answer.items:
             return answer.items[-1]
         if answer.model_id:
@@ -69,8 +77,9 @@ class Models:
     ) -> DownloadedModel:
         """Fetch a checkpoint into ``<save_dir>/<run id>/<checkpoint id>/`` and say where it lies.
 
-        A checkpoint that is there already is not fetched again, unless ``overwrite``. One that was cut goes on where it
-        stopped, also in another process. The folder appears only whole, with length and hash proven.
+        A checkpoint that is there already is not fetched again, unless ``overwrite``, or unless a file of it is missing
+        or has changed since: every file is compared with its size and SHA-256 first. A download that was cut resumes
+        where it stopped, also in another process. The folder appears only whole, with length and hash proven.
 
         Args:
             run_id: which run.
@@ -87,10 +96,10 @@ class Models:
         from vi.api.resources.models._archive import unpack
 
         model = self.get(run_id, ckpt, contents=True)
-        folder = folder_of(model, save_dir=save_dir)
-        if folder.is_dir() and not overwrite:
+        folder, contents = folder_of(model, save_dir=save_dir), model.status.contents
+        identity = contents.sha256 if contents else None
+        if not overwrite and folder.is_dir() and concurrency.in_thread(is_intact, folder, identity=identity):
             return model_in(folder, model)
-        contents = model.status.contents
         if contents is None:
             raise ViDownloadError(f"the server gives no download link for checkpoint {model.model_id} of {run_id}")
         archive, title = archive_of(folder), f"{run_id}/{model.model_id}"
@@ -105,7 +114,7 @@ class Models:
                     sha256=contents.sha256,
                     on_progress=draw,
                 )
-            concurrency.in_thread(unpack, archive, folder)
+            concurrency.in_thread(unpack, archive, folder, finish=partial(write_manifest, identity=identity))
         except OSError as error:
             raise ViDownloadError(
                 f"{title} cannot be stored in {folder.parent}: {error.strerror or error}",
@@ -113,6 +122,17 @@ class Models:
                 cause=error,
             ) from error
         return model_in(folder, model)
+
+    def _nothing_found(self, run_id: str, error: ViNotFoundError) -> ViNotFoundError:
+        """What to say when a checkpoint was not found: that the run has none yet, if that is the reason."""
+        try:
+            run = self._http.call("GET", f"{self._base}/{run_id}", decode_as=Run)
+            has_any = bool(self.list(run_id, PaginationParams(page_size=1)))
+        except ViNotFoundError as missing_run:
+            return missing_run
+        except ViError:
+            return error
+        return error if has_any else no_checkpoint(run, error)
 
     def _path(self, run_id: str) -> str:
         return f"{self._base}/{check_id(run_id, name='run_id')}/outputs"

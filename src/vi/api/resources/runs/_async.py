@@ -11,17 +11,17 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from vi._concurrency import asynchronous as concurrency
 from vi._http._async import AsyncHttp
-from vi._http.requests import Scalar
 from vi._http.retry import NO_RETRY
 from vi.api._arguments import (
     check_id,
+    check_seconds,
     flow_document,
+    if_match_headers,
     metadata_document,
-    milliseconds,
     resume_document,
     spec_document,
 )
@@ -30,7 +30,8 @@ from vi.api._progress import run_progress
 from vi.api.resources.flows.responses import FlowSpec
 from vi.api.resources.runs._endings import is_over, succeeded, too_long, vanished
 from vi.api.resources.runs._pages import LogSlice, MetricSlice
-from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunSpec
+from vi.api.resources.runs._selection import RunIds, filter_document, filter_parameters, selection_document
+from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunOutcomes, RunSpec
 from vi.api.responses import ConditionKind, DeletedResource
 from vi.api.types import PaginationParams
 from vi.errors import (
@@ -81,14 +82,16 @@ class AsyncRuns:
             attribute: attributes they carry, all of them.
             created_after: a datetime, or epoch milliseconds; the same goes for ``created_before``.
         """
-        filters: list[tuple[str, Scalar]] = [
-            ("condition", condition.value if isinstance(condition, ConditionKind) else condition),
-            ("flow", flow),
-            ("trainingProject", training_project),
-            *(("attribute", f"{key}:{value}") for key, value in (attribute or {}).items()),
-            ("createdAfter", milliseconds(created_after, name="created_after")),
-            ("createdBefore", milliseconds(created_before, name="created_before")),
-        ]
+        filters = filter_parameters(
+            filter_document(
+                condition=condition,
+                flow=flow,
+                training_project=training_project,
+                attribute=attribute,
+                created_after=created_after,
+                created_before=created_before,
+            )
+        )
         return await list_pages(self._http, self._base, item=Run, pagination=pagination, filters=filters)
 
     async def get(self, run_id: str) -> Run:
@@ -151,30 +154,84 @@ class AsyncRuns:
             **({} if spec is None else {"spec": spec_document(spec)}),
             **metadata_document(metadata, removable=True),
         }
-        headers = {"If-Match": if_match} if if_match else None
+        headers = if_match_headers(if_match)
         return await self._http.call("PATCH", self._path(run_id), body=body, headers=headers, decode_as=Run)
 
-    async def kill(self, run_id: str, grace_s: float | None = None) -> Run:
-        """Ask for the end of a run. It saves and stops; ``wait`` tells when nothing of it lives any more.
+    @overload
+    async def kill(self, run_id: str, grace_s: float | None = None) -> Run: ...
+
+    @overload
+    async def kill(
+        self,
+        run_id: RunIds | None = None,
+        grace_s: float | None = None,
+        *,
+        filter: Mapping[str, Any] | Literal["all"] | None = None,
+        dry_run: bool = False,
+    ) -> RunOutcomes: ...
+
+    async def kill(
+        self,
+        run_id: str | RunIds | None = None,
+        grace_s: float | None = None,
+        *,
+        filter: Mapping[str, Any] | Literal["all"] | None = None,
+        dry_run: bool = False,
+    ) -> Run | RunOutcomes:
+        """Ask for the end of a run, or of many. It saves and stops; ``wait`` tells when nothing of it lives any more.
 
         What has not ended after ``grace_s`` seconds is ended unsaved; without it the flow's
         ``settings.gracePeriodSeconds`` or the platform's own grace holds. A second kill changes nothing.
 
+        Args:
+            run_id: which run, or at most 1,000 ids: then one request, and one outcome for each run.
+            grace_s: seconds for each run to save and stop.
+            filter: those that wait or train and match these filters of ``list``, such as
+                ``{"attribute": {"sweep": "3"}}``, or ``"all"``. At most 1,000 at once; ``more`` says that there are
+                further ones.
+            dry_run: say which runs it would be, and do nothing.
+
         Raises:
-            ViConflictError: the run is over already.
+            ViConflictError: the run is over already. With several, ``outcomes.refused`` says so.
         """
+        check_seconds(grace_s, name="grace_s")
+        if not isinstance(run_id, str) or filter is not None or dry_run:
+            grace = {} if grace_s is None else {"graceSeconds": grace_s}
+            return await self._with_many("kill", run_id, filter, dry_run=dry_run, **grace)
         spec: dict[str, float] = {"killedAt": time.time_ns() // 1_000_000}
         if grace_s is not None:
             spec["graceSeconds"] = grace_s
         body = {"spec": spec}
         return await self._http.call("PATCH", self._path(run_id), body=body, decode_as=Run)
 
-    async def delete(self, run_id: str) -> DeletedResource:
-        """Delete a run with its logs, metrics and checkpoints, for good.
+    @overload
+    async def delete(self, run_id: str) -> DeletedResource: ...
+
+    @overload
+    async def delete(
+        self,
+        run_id: RunIds | None = None,
+        *,
+        filter: Mapping[str, Any] | Literal["all"] | None = None,
+        dry_run: bool = False,
+    ) -> RunOutcomes: ...
+
+    async def delete(
+        self,
+        run_id: str | RunIds | None = None,
+        *,
+        filter: Mapping[str, Any] | Literal["all"] | None = None,
+        dry_run: bool = False,
+    ) -> DeletedResource | RunOutcomes:
+        """Delete a run, or many, with logs, metrics and checkpoints, for good. Those under way are killed by it.
+
+        ``run_id``, ``filter`` and ``dry_run`` are those of ``kill``.
 
         Raises:
-            ViNotFoundError: there is none with this id.
+            ViNotFoundError: there is none with this id. With several, ``outcomes.refused`` says so.
         """
+        if not isinstance(run_id, str) or filter is not None or dry_run:
+            return await self._with_many("delete", run_id, filter, dry_run=dry_run)
         await self._http.call("DELETE", self._path(run_id))
         return DeletedResource(id=run_id)
 
@@ -201,6 +258,8 @@ class AsyncRuns:
             ViRunVanishedError: it was deleted meanwhile. One that never was raises ViNotFoundError.
             ViTimeoutError: it is still going on after ``timeout`` seconds.
         """
+        check_seconds(timeout, name="timeout")
+        check_seconds(poll_interval, name="poll_interval", least=0.001)
         path, start_s = self._path(run_id), self._clock()
         deadline_s = float("inf") if timeout is None else start_s + timeout
         pause_s = _FIRST_PAUSE_S
@@ -268,6 +327,20 @@ class AsyncRuns:
         """Every run that matches the filters of ``list``."""
         async for run in (await self.list(PaginationParams(page_size=100), **filters)).all_items():
             yield run
+
+    async def _with_many(
+        self, verb: str, run_ids: object, filter: object, *, dry_run: bool, **options: float
+    ) -> RunOutcomes:
+        """Send one request for many runs.
+
+        With ids it may be repeated when its answer got lost: what was done has the same outcome again. A filter would
+        find other runs the second time.
+        """
+        if isinstance(run_ids, str):
+            run_ids = [run_ids]
+        body = {**selection_document(run_ids, filter), **options, **({"dryRun": True} if dry_run else {})}
+        path, is_same_again = f"{self._base}:{verb}", filter is None
+        return await self._http.call("POST", path, body=body, decode_as=RunOutcomes, idempotent=is_same_again)
 
     async def _lines(
         self, path: str, *, follow: bool, since: int, limit: int | None, stream: str | None

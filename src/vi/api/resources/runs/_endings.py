@@ -39,6 +39,24 @@ def vanished(run_id: str, error: ViNotFoundError) -> ViRunVanishedError:
     )
 
 
+def no_checkpoint(run: Run, error: ViNotFoundError) -> ViNotFoundError:
+    """The answer to a request for a checkpoint of a run that has handed over none."""
+    last = run.status.conditions[-1] if run.status.conditions else None
+    facts = ": ".join(filter(None, [last.reason, last.message])) if last else ""
+    state = f"{last.condition.value if last else 'without a condition'}{f' ({facts})' if facts else ''}"
+    if is_over(run):
+        text = f"run {run.run_id} ended in {state} and has no checkpoint"
+        suggestion = f"try: client.runs.logs({run.run_id!r}), or `runyard runs logs {run.run_id}`, for what happened"
+    else:
+        text = f"run {run.run_id} has no checkpoint yet; it is {state}"
+        suggestion = (
+            "A run hands over its first checkpoint after its first evaluation. "
+            f"try: client.runs.wait({run.run_id!r}), or `runyard runs wait {run.run_id}`, then again"
+        )
+    details = {**error.details, "state": state}
+    return ViNotFoundError(text, status_code=error.status_code, suggestion=suggestion, cause=error, details=details)
+
+
 def too_long(run_id: str, last_seen: Run | None, *, timeout_s: float) -> ViTimeoutError:
     """The end of a caller's patience; the run itself goes on."""
     state = last_seen.condition.value if last_seen and last_seen.condition else "without a condition"

@@ -109,6 +109,38 @@ class Run(Document):
         print_run(self)
 
 
+class RunOutcome(Document):
+    """What one request for many runs did to one of them.
+
+    ``outcome`` is ``Killed``, ``Deleted``, ``AlreadyDeleted``, ``Refused``, or for a dry run ``WouldKill`` or
+    ``WouldDelete``. A refused run has the ``code`` and ``message`` that a request for it alone would have raised, such
+    as ``NotFound`` or ``RunFinished``. ``condition`` is the state of a killed run afterwards.
+    """
+
+    run_id: str
+    outcome: str
+    code: str | None = None
+    message: str | None = None
+    condition: ConditionKind | None = None
+
+
+class RunOutcomes(Document):
+    """One outcome for each run that was named or found; ``more`` says that a filter finds further ones."""
+
+    items: list[RunOutcome] = []
+    more: bool = False
+
+    @property
+    def refused(self) -> list[RunOutcome]:
+        """The runs that nothing was done to, each with the reason."""
+        return [item for item in self.items if item.outcome == "Refused"]
+
+    @property
+    def run_ids(self) -> list[str]:
+        """The runs that it was done to, or would be."""
+        return [item.run_id for item in self.items if item.outcome != "Refused"]
+
+
 class LogLine(Document):
     """One line a run's trainer wrote. ``number`` grows by one a line over all attempts, so it says where to go on."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vi._http._sync import Http
-from vi.api._arguments import check_id, metadata_document, spec_document
+from vi.api._arguments import check_id, if_match_headers, metadata_document, spec_document
 from vi.api._pages._sync import PaginatedResponse, list_pages
 from vi.api.resources.training_projects.responses import TrainingProject, TrainingProjectSpec
 from vi.api.responses import DeletedResource
@@ -67,7 +67,7 @@ class TrainingProjects:
             **({} if spec is None else {"spec": spec_document(spec)}),
             **metadata_document(metadata, removable=True),
         }
-        headers = {"If-Match": if_match} if if_match else None
+        headers = if_match_headers(if_match)
         return self._http.call(
             "PATCH", self._path(training_project_id), body=body, headers=headers, decode_as=TrainingProject
         )

@@ -14,7 +14,8 @@ from vi._concurrency import asynchronous as concurrency
 from vi._http._async import AsyncHttp
 from vi._http.links._async import AsyncLinks
 from vi._http.retry import RetryPolicy
-from vi.api._arguments import check_id, metadata_document
+from vi._text import shorten_repr
+from vi.api._arguments import check_id, check_seconds, metadata_document
 from vi.api._pages._async import AsyncPaginatedResponse, list_pages
 from vi.api.resources.datasets._files import LocalFile
 from vi.api.resources.datasets._packs import Pack, packed, planned
@@ -23,7 +24,15 @@ from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, next_pause_s
 from vi.api.resources.datasets.imports._sending import Sending
 from vi.api.resources.datasets.responses import DatasetImport
 from vi.api.types import PaginationParams
-from vi.errors import ViConflictError, ViNetworkError, ViOperationError, ViRateLimitError, ViServerError, ViTimeoutError
+from vi.errors import (
+    ViConflictError,
+    ViInvalidParameterError,
+    ViNetworkError,
+    ViOperationError,
+    ViRateLimitError,
+    ViServerError,
+    ViTimeoutError,
+)
 
 T = TypeVar("T")
 
@@ -120,6 +129,10 @@ class AsyncImports:
             ViConflictError: the import takes no more files.
             ViError: the server stayed away; what has arrived is kept.
         """
+        if not isinstance(imported, DatasetImport):
+            raise ViInvalidParameterError(
+                f"imported is {shorten_repr(imported)}", suggestion="Give what imports.create returned."
+            )
         upload = imported.status.upload
         if upload is None:
             raise ViOperationError(
@@ -189,6 +202,7 @@ class AsyncImports:
             ViTimeoutError: the time is over; the import goes on.
             ViNotFoundError: there is no such dataset or import, or no longer.
         """
+        check_seconds(timeout, name="timeout")
         deadline_s = float("inf") if timeout is None else self._clock() + timeout
         pause_s = FIRST_PAUSE_S
         while True:

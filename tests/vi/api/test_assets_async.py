@@ -1,0 +1,40 @@
+"""``client.assets.download``: an image that is here already is returned only with the bytes that the server has."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+import vi
+
+pytestmark = pytest.mark.anyio
+
+IMAGE = b"\x89PNG" + bytes(range(200))
+
+
+@pytest.mark.parametrize(
+    ("here", "is_fetched"),
+    [(None, True), (IMAGE, False), (IMAGE[:-1], True), (IMAGE[:-1] + b"x", True), (b"", True)],
+)
+async def test_an_image_is_fetched_unless_its_bytes_are_here(
+    key: str, server: Any, tmp_path: Path, here: bytes | None, is_fetched: bool
+) -> None:
+    asset = {
+        "assetId": "a-1",
+        "filename": "shelf/1.png",
+        "metadata": {"fileSize": len(IMAGE), "sha256": hashlib.sha256(IMAGE).hexdigest()},
+        "contents": {"asset": {"url": "/downloads/a-1"}},
+    }
+    server.answers({"items": [asset], "nextPage": None})
+    target = tmp_path / "d1" / "shelf" / "1.png"
+    if here is not None:
+        target.parent.mkdir(parents=True)
+        target.write_bytes(here)
+    if is_fetched:
+        server.script.append(httpx2.Response(200, content=IMAGE))
+    async with vi.AsyncClient(key, "lab", transport=server.transport) as client:
+        await client.assets.download("d1", tmp_path)
+    assert target.read_bytes() == IMAGE
+    assert len(server.asked) == (2 if is_fetched else 1)
