@@ -6,6 +6,7 @@
         run.json        controller   the run's document and the settings of this attempt
         supervisor.lock              held (flock) by the one supervisor that looks after this folder
         resume.json     supervisor   where the checkpoint to resume from lies; absent on a fresh start
+        weights.json    supervisor   where the weights of another run are; absent when the run takes none
         dataset.json    supervisor   where the version of the uploaded dataset lies; absent for built-in data
         stop.json       supervisor   appears when the trainer shall save and stop
         permit          supervisor   when it was last well: a trainer whose permit has run out saves and stops
@@ -37,6 +38,7 @@ from typing import IO, Any
 PLACED = "placed.json"
 RUN = "run.json"
 RESUME = "resume.json"
+WEIGHTS = "weights.json"
 DATASET = "dataset.json"
 STOP = "stop.json"
 PROCESS = "process.json"

@@ -4,7 +4,6 @@ Each rule looks at the complete recipe and speaks only if every value it reads w
 field must not be told a second time as a misfit with another.
 """
 
-import re
 from collections.abc import Mapping
 
 import msgspec
@@ -13,8 +12,7 @@ from runyard.flows.blocks import BUILT_IN_DATASETS, TINY, Every
 from runyard.flows.families import AUTO, FAMILIES
 from runyard.flows.problems import Findings
 from runyard.flows.recipe import Recipe
-
-RUN_WEIGHTS = re.compile(r"run:[A-Za-z0-9][A-Za-z0-9._-]{0,127}/[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+from runyard.flows.weights import FORMS, form_of
 
 
 def check_across(
@@ -60,8 +58,8 @@ def _check_task(recipe: Recipe, at: str, dataset_kind: str | None, findings: Fin
 def _check_architecture(recipe: Recipe, at: str, findings: Findings) -> None:
     given = recipe.model.architecture
     if given.weights is not None:
-        if given.weights.startswith("run:") and not RUN_WEIGHTS.fullmatch(given.weights):
-            findings.add(f"{at}/weights", given.weights, "run:RUN_ID/CHECKPOINT, such as run:RUN_ID/best")
+        if form_of(given.weights) is None:
+            findings.add(f"{at}/weights", given.weights, FORMS)
         return
     if given.name == AUTO:
         findings.add(

@@ -17,13 +17,14 @@ from runyard.store.tables import (
     run_datasets,
     runs,
     stream_offsets,
+    weight_files,
 )
 from runyard.store.tables import attempts as attempts_table
 
 # Every table whose rows name the run they belong to.
 _BELONGING = (
     *(run_attributes, attempts_table, stream_offsets, log_lines, metrics),
-    *(output_files, outputs, resume_files, run_datasets),
+    *(output_files, outputs, resume_files, weight_files, run_datasets),
 )
 
 

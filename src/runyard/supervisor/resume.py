@@ -87,7 +87,7 @@ def fetched(folder: Path, told: ResumeCheckpoint, source: Source) -> Here | None
 
     Its manifest names the run it is of, unless that is this attempt's own.
     """
-    if not _NAME.fullmatch(told.checkpoint_id) or not all(_is_inside(file.path) for file in told.files):
+    if not _NAME.fullmatch(told.checkpoint_id) or not all(is_inside(file.path) for file in told.files):
         return None
     final = folder / rundir.FETCHED / rundir.CHECKPOINTS / told.checkpoint_id
     staged = final.with_name(f".fetching-{told.checkpoint_id}")
@@ -154,8 +154,8 @@ def _is_whole(path: Path, file: CheckpointFile) -> bool:
     return path.is_file() and path.stat().st_size == file.size_bytes and rundir.sha256_of(path) == file.sha256
 
 
-def _is_inside(path: str) -> bool:
-    """Whether a path from the server stays inside the checkpoint's folder and out of the manifest's way."""
+def is_inside(path: str) -> bool:
+    """Whether a path from the server stays inside the folder it is meant for, and is not that of its manifest."""
     parts = PurePosixPath(path).parts
     return bool(parts) and parts != (rundir.MANIFEST,) and all(map(_NAME.fullmatch, parts))
 

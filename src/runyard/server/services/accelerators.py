@@ -13,14 +13,13 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.flows import FlowProblems, Recipe, resolve
-from runyard.flows.fitting import RUN_WEIGHTS
+from runyard.flows.weights import RUN_WEIGHTS
 from runyard.flows.memory import CPU, GIB, Accelerator, Measured, judge
 from runyard.protocol import Accelerator as Reported
 from runyard.server.services import etags, flows, leases, references
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Problem, Refusal
 from runyard.server.services.machines import Machine
-from runyard.server.services.references import MODEL_PREFIX
 from runyard.server.services.runs import decoded
 from runyard.store import runs as rows
 from runyard.store.runs import RunFilter
@@ -195,10 +194,10 @@ def _is_alike(run: Run, recipe: Recipe) -> bool:
 def _parameters(connection: Connection, org: str, recipe: Recipe) -> int | None:
     """Of a model that an earlier run has made: what that run has counted."""
     weights = recipe.model.architecture.weights
-    if weights is None or not RUN_WEIGHTS.fullmatch(weights):
+    found = RUN_WEIGHTS.fullmatch(weights or "")
+    if found is None:
         return None
-    run_id = weights.removeprefix(MODEL_PREFIX).partition("/")[0]
-    row = rows.document(connection, org=org, run_id=run_id)
+    row = rows.document(connection, org=org, run_id=found[1])
     return None if row is None else _planned(decoded(row.document).status.plan or {}, "parameters")
 
 
