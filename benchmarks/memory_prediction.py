@@ -197,7 +197,11 @@ def measure(home: Path, case: tuple[Any, ...], answer: Any, is_ample: bool) -> N
         {"run": {"kind": "Run", "workspaceId": "org", "runId": "run", "spec": {"flow": flow}}, "attempt": 1}
     )
     with tempfile.TemporaryDirectory(dir=home) as folder:
-        made = prepare(Job(folder=Path(folder), run=run, recipe=recipe, models={}), _machine(1), told=Told())
+        made = prepare(
+            Job(folder=Path(folder), run=run, recipe=recipe, models={}, folders=ModelFolders((home,), home / "data")),
+            _machine(1),
+            told=Told(),
+        )
         step = measure_step(
             made.draw, made.losses, made.optimizers, longest=made.longest, plan=made.plan, device=made.device
         )

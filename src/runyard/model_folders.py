@@ -1,4 +1,4 @@
-"""The folders that an operator offers as weights: what a flow may name, checked on the server and again where it is read.
+"""The folders that an operator offers as weights, checked on the server and again on the machine that reads them.
 
 A path counts by its real path, with every symbolic link resolved. It has to be strictly inside one of the folders, and
 never inside the rest of the data folder, where checkpoints of every organization are. The answer for a path outside is
@@ -33,8 +33,7 @@ class ModelFolders:
 
     def resolve(self, path: str | os.PathLike[str]) -> Path | None:
         """Return the real path of something strictly inside a model folder, which need not exist; None for the rest."""
-        given = os.path.expanduser(path)
-        real = _real(Path(given)) if os.path.isabs(given) else None
+        real = _real(Path(path))
         if real is None or self._is_reserved(real):
             return None
         roots = (_real(folder) for folder in self.folders)
@@ -64,22 +63,21 @@ class ModelFolders:
     def _is_reserved(self, real: Path) -> bool:
         """Whether a real path is the data folder or inside it, other than in its folder of models."""
         data_dir = _real(self.data_dir)
-        return data_dir is None or (
-            real.is_relative_to(data_dir) and not real.is_relative_to(data_dir / DEFAULT_NAME)
-        )
+        return data_dir is None or (real.is_relative_to(data_dir) and not real.is_relative_to(data_dir / DEFAULT_NAME))
 
 
 def split(setting: str, data_dir: Path) -> ModelFolders:
-    """Return the folders that the setting lists, separated as ``PATH`` is; those of the data folder when it is empty."""
+    """Return the folders that the setting lists, separated as in ``PATH``; that of the data folder when it is empty."""
     listed = [Path(item).expanduser().absolute() for item in setting.split(os.pathsep) if item]
     return ModelFolders(tuple(listed) or (data_dir / DEFAULT_NAME,), data_dir)
 
 
 def _real(path: Path) -> Path | None:
-    """Return the path with all links resolved; None for what is no path, such as one with a NUL in it."""
+    """Return an absolute path with all links resolved; None for any other, and for what is no path at all."""
     try:
-        return Path(os.path.realpath(path))
-    except (OSError, ValueError):
+        path = path.expanduser()
+        return Path(os.path.realpath(path)) if path.is_absolute() else None
+    except (OSError, RuntimeError, ValueError):  # a NUL, half a character, the home of somebody who does not exist
         return None
 
 

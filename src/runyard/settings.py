@@ -172,8 +172,8 @@ def _check_model_folders(settings: Settings) -> None:
     unusable = settings.models.unusable()
     if unusable is not None:
         raise SettingError(
-            f"{PREFIX}MODEL_FOLDERS names {str(unusable)!r}, which contains or is inside the data folder "
-            f"{str(settings.data_dir)!r}; list folders apart from it, or {settings.data_dir / model_folders.DEFAULT_NAME}"
+            f"{PREFIX}MODEL_FOLDERS names {str(unusable)!r}, which contains or is inside the data folder; "
+            f"list folders apart from it, or {settings.data_dir / model_folders.DEFAULT_NAME}"
         )
 
 

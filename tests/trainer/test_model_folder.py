@@ -16,7 +16,7 @@ from runyard.trainer.model_folder import check_model_folder, check_safetensors
 
 @pytest.fixture
 def folder(miniature: Callable[[str], Path], tmp_path: Path) -> Path:
-    copy = tmp_path / "model"
+    copy = tmp_path / "models" / "llava"
     shutil.copytree(miniature("llava"), copy)
     return copy
 

@@ -168,8 +168,8 @@ class Architecture(Shape, frozen=True):
     weights: Annotated[
         Annotated[str, Meta(min_length=1, max_length=1024)] | None,
         told(
-            "base:NAME of a model folder, a run's checkpoint run:RUN_ID/CHECKPOINT, a hub id, or the absolute path of a "
-            "folder inside the setting model_folders; null takes the family's usual"
+            "base:NAME of a model folder, a run's checkpoint run:RUN_ID/CHECKPOINT, a hub id, or the absolute path of "
+            "a folder inside the setting model_folders; null takes the family's usual"
         ),
     ] = None
     family: Annotated[

@@ -76,8 +76,9 @@ RULES = """\
 - `minPixels` is at most `maxPixels`.
 - `projectKind` agrees with the dataset's own kind, where that is known.
 
-Whether a dataset, a training project, a run's checkpoint or a model `base:NAME` exists is checked when a run is created. Whether the machine
-can do what is asked (4-bit weights need CUDA) is found when the plan is made, before the first step.
+Whether a dataset, a training project, a run's checkpoint or a model `base:NAME` exists is checked when a run is
+created. Whether the machine can do what is asked (4-bit weights need CUDA) is found when the plan is made, before the
+first step.
 """
 
 

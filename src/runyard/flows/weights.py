@@ -1,4 +1,4 @@
-"""The forms that ``architecture.weights`` may take, as text alone; whether something exists is for others to find out."""
+"""The forms that ``architecture.weights`` may take, as text; whether something exists is for others to find out."""
 
 import re
 from typing import Literal

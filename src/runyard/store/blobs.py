@@ -1,4 +1,4 @@
-"""Which bytes the rows need: files of outputs, resumes and weights, whatever datasets name. And which are to be removed."""
+"""Which bytes the rows need: files of outputs, resumes, weights and datasets. And which are to be removed."""
 
 from collections.abc import Collection, Iterable, Sequence
 

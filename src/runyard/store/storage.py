@@ -23,7 +23,7 @@ GONE_ON_FROM, BEGUN_FROM = "what it goes on from", "the weights it begins from"
 
 
 def files(connection: Connection, *, org: str) -> Sequence[AnyRow]:
-    """Every file of every output, and those that runs resume or take weights from; columns run_id, output_id, path, sha256."""
+    """Every file of every output, and those that runs begin from; columns run_id, output_id, path, sha256."""
     found = output_files.c
     queries = [select(found.run_id, found.output_id, found.path, found.sha256).where(found.org == org)]
     for table, what in ((resume_files, GONE_ON_FROM), (weight_files, BEGUN_FROM)):

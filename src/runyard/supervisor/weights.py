@@ -1,7 +1,7 @@
 """The checkpoint of another run that this run begins from, brought to this machine before the trainer begins.
 
-It is at ``<data_dir>/weights/<organization>/<hash>/``, laid out as in a checkpoint (``model_full/``, ``model_adapter/``),
-named by a hash over paths and contents, and serves every attempt on this machine that begins from the same bytes.
+It is at ``<data_dir>/weights/<organization>/<hash>/``, with ``model_full/`` and ``model_adapter/`` as a checkpoint has
+them, named by a hash over paths and contents, and serves every attempt on this machine that begins from the same bytes.
 ``runyard.supervisor.shared`` says how it is filled, held and removed. The server says which files they are.
 """
 

@@ -13,8 +13,8 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.flows import FlowProblems, Recipe, resolve
-from runyard.flows.weights import RUN_WEIGHTS
 from runyard.flows.memory import CPU, GIB, Accelerator, Measured, judge
+from runyard.flows.weights import RUN_WEIGHTS
 from runyard.protocol import Accelerator as Reported
 from runyard.server.services import etags, flows, leases, references
 from runyard.server.services.context import Services

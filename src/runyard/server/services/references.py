@@ -16,10 +16,10 @@ from runyard.flows import FlowProblems, resolve, validate
 from runyard.flows.blocks import BUILT_IN_DATASETS
 from runyard.flows.weights import BASE_PREFIX, RUN_WEIGHTS, form_of
 from runyard.model_folders import SETTING
+from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
 from runyard.server.services import versions
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Problem, Refusal
-from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
 from runyard.store import blobs as blob_rows
 from runyard.store import datasets, documents, outputs, runs
 from runyard.store import versions as version_rows
@@ -305,12 +305,10 @@ def _broken_in_block(services: Services, org: str, index: int, block: Any) -> li
 def _broken_weights(services: Services, org: str, index: int, weights: str) -> Problem | None:
     """The problem with weights that do not exist or may not be read; None where there is none, or only their form."""
     folders, path = services.settings.models, f"/blocks/{index}/settings/architecture/weights"
+    if named := RUN_WEIGHTS.fullmatch(weights):
+        found = services.store.read(lambda connection: _source(connection, org, named[1], named[2]))
+        return _unknown_source(index, weights) if found is None else None
     match form_of(weights):
-        case "run":
-            named = RUN_WEIGHTS.fullmatch(weights)
-            assert named is not None
-            found = services.store.read(lambda connection: _source(connection, org, named[1], named[2]))
-            return _unknown_source(index, weights) if found is None else None
         case "base" if folders.find(weights.removeprefix(BASE_PREFIX)) is None:
             known = ", ".join(f"{BASE_PREFIX}{name}" for name in folders.names()) or "none yet"
             return Problem(
