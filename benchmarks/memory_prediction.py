@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for the miniatures of t
 
 from train_speed import RESULTS, machine, say, write_results
 
+from runyard.model_folders import ModelFolders
 from runyard.trainer.cache import Told
 from runyard.trainer.main import _machine, _read_run, preload
 from runyard.trainer.memory import give_back, hand_back, keep_freed, measure_step
