@@ -79,7 +79,7 @@ def test_weights_come_once_and_serve_every_run_on_the_machine(tmp_path: Path) ->
     shelf = Shelf()
     folders = [attempt(tmp_path, run) for run in ("run-1", "run-2")]
     for folder in folders:
-        WeightsFetcher(folder, shelf).bring()
+        WeightsFetcher(folder, shelf).fetch()
     homes = {document(folder)["folder"] for folder in folders}
     assert document(folders[0])["weights"] == "run:source/epoch-1"
     assert len(homes) == 1 and len(shelf.fetched) == 3
@@ -97,7 +97,7 @@ def test_where_the_server_is_on_this_machine_its_bytes_are_linked(tmp_path: Path
     damaged, *_ = shelf.bytes
     (tmp_path / "blobs" / ORG / damaged[:2] / damaged).write_bytes(b"flipped")
     folder = attempt(tmp_path)
-    WeightsFetcher(folder, shelf).bring()
+    WeightsFetcher(folder, shelf).fetch()
     assert shelf.fetched == [damaged]
     assert is_whole(Path(document(folder)["folder"]), shelf)
 
@@ -114,17 +114,17 @@ def test_what_arrived_before_the_connection_was_cut_is_not_fetched_again(tmp_pat
 
     shelf.fetch = cut  # type: ignore[method-assign]
     with pytest.raises(ConnectionError):
-        WeightsFetcher(folder, shelf).bring()
+        WeightsFetcher(folder, shelf).fetch()
     assert rundir.read_json(folder / rundir.WEIGHTS) is None
     shelf.fetch = fetch  # type: ignore[method-assign]
-    WeightsFetcher(folder, shelf).bring()
+    WeightsFetcher(folder, shelf).fetch()
     assert len(shelf.fetched) == 3 and is_whole(Path(document(folder)["folder"]), shelf)
 
 
 def test_bytes_that_the_server_has_lost_are_told_to_the_trainer(tmp_path: Path) -> None:
     shelf, folder = Shelf(), attempt(tmp_path)
     shelf.bytes.popitem()
-    WeightsFetcher(folder, shelf).bring()
+    WeightsFetcher(folder, shelf).fetch()
     assert "has lost bytes of run:source/epoch-1" in document(folder)["problem"]
 
 
@@ -133,7 +133,7 @@ def test_a_path_that_leaves_the_folder_is_not_followed(tmp_path: Path, path: str
     shelf, folder = Shelf(), attempt(tmp_path)
     assert shelf.offered is not None
     shelf.offered.files[0].path = path
-    WeightsFetcher(folder, shelf).bring()
+    WeightsFetcher(folder, shelf).fetch()
     assert "does not fit together" in document(folder)["problem"]
     assert shelf.fetched == []
 
@@ -141,7 +141,7 @@ def test_a_path_that_leaves_the_folder_is_not_followed(tmp_path: Path, path: str
 @pytest.mark.parametrize("weights", ["base:qwen-2b", "owner/model", "/models/x", "run:../../x/y"])
 def test_other_weights_are_not_asked_for(tmp_path: Path, weights: str) -> None:
     folder = attempt(tmp_path, weights=weights)
-    WeightsFetcher(folder, Shelf()).bring()
+    WeightsFetcher(folder, Shelf()).fetch()
     assert rundir.read_json(folder / rundir.WEIGHTS) is None
 
 
@@ -150,7 +150,7 @@ def test_the_least_recently_used_go_first_and_those_in_use_never(tmp_path: Path)
     for number in range(3):
         shelf, folder = Shelf(f"epoch-{number}"), attempt(tmp_path, f"run-{number}", weightsBytes=1)
         fetcher = WeightsFetcher(folder, shelf)
-        fetcher.bring()
+        fetcher.fetch()
         homes.append((fetcher, Path(document(folder)["folder"])))
         if number != 1:
             fetcher.release()

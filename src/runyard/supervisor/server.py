@@ -172,7 +172,7 @@ class Server:
         """
         try:
             prepare(self._folder, self, files=files)
-            self._weights.bring(files)
+            self._weights.fetch(files)
             self._bringer.bring(files)
         except ViError as error:
             return self._failed(error, "bytes", what=None)

@@ -1,4 +1,4 @@
-"""The checkpoint of another run that this run begins from, brought to this machine before the trainer begins.
+"""The checkpoint of another run that this run begins from, fetched to this machine before the trainer begins.
 
 It is at ``<data_dir>/weights/<organization>/<hash>/``, with ``model_full/`` and ``model_adapter/`` as a checkpoint has
 them, named by a hash over paths and contents, and serves every attempt on this machine that begins from the same bytes.
@@ -35,14 +35,14 @@ class Source(Protocol):
 
 
 class WeightsFetcher:
-    """Brings the weights of one attempt, in as many tries as it takes."""
+    """Fetches the weights of one attempt, in as many tries as it takes."""
 
     def __init__(self, folder: Path, source: Source):
         self._folder, self._source = folder, source
         self._shared = SharedFolder(source)
 
-    def bring(self, files: Files = rundir) -> None:
-        """Bring the weights and write ``weights.json``; nothing for a run that takes none of another run.
+    def fetch(self, files: Files = rundir) -> None:
+        """Fetch the weights and write ``weights.json``; nothing for a run that takes none of another run.
 
         Weights that the server has lost are reported there as ``problem``, for the trainer to end with.
 
@@ -84,7 +84,7 @@ class WeightsFetcher:
             rundir.write_json(home / COMPLETE, {"sizes": {file.path: file.size_bytes for file in files}})
 
     def release(self) -> None:
-        """Let the folder be removed; ending the process does the same."""
+        """Allow the folder to be removed, as ending the process does."""
         self._shared.release()
 
 

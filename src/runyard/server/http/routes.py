@@ -248,7 +248,7 @@ ROUTES = (
           gives=protocol.Resumable),
     Route("GET", ATTEMPT + "/dataset", attempts.get_dataset, "Supervisor: which data the run learns from",
           gives=protocol.AttemptDataset),
-    Route("GET", ATTEMPT + "/weights", attempts.get_weights, "Supervisor: which weights of another run it begins from",
+    Route("GET", ATTEMPT + "/weights", attempts.get_weights, "Get the checkpoint that an attempt begins from",
           gives=protocol.AttemptWeights),
     Route("GET", ATTEMPT + "/dataset/contents", attempts.get_dataset_contents, "Supervisor: where its pictures lie"),
     Route("PUT", ATTEMPT + "/blobs/{sha256:str}", attempts.put_blob, "Supervisor: here is a file"),
