@@ -59,7 +59,7 @@ def attempt(data_dir: Path, run: str = "run-1", weights: str = "run:source/epoch
     rundir.write_json(folder / rundir.RUN, {"run": {"spec": {"flow": flow}}, "dataDir": str(data_dir)})
     rundir.write_json(
         folder / rundir.PLACED,
-        {"organizationId": ORG, "runId": run, "attempt": 1, "leaseS": 1.2, "graceS": 5.0} | placed,
+        {"organizationId": ORG, "runId": run, "attempt": 1, "machineId": "m", "leaseS": 1.2, "graceS": 5.0} | placed,
     )
     return folder
 

@@ -38,7 +38,7 @@ BOMBS = {
     "a width": "{{ 'a'.center(10 ** 10) }}",
     "a list": "{{ range(99999) | list * 99999 }}",
     "only for one question": (
-        "{% if 'digit' in messages[-1]['content'][1]['text'] %}{% for a in range(99999) %}{% for b in range(99999) %}"
+        "{% if 'digit' in messages | string %}{% for a in range(99999) %}{% for b in range(99999) %}"
         "{% endfor %}{% endfor %}{% endif %}"
     ),
 }

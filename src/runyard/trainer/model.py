@@ -177,6 +177,7 @@ def load_model(
                 layer.support_avx512bf16_for_cpu = False
     if (root / MODEL_ADAPTER).is_dir() and root != folder:
         module = merge_adapter(module, root / MODEL_ADAPTER)
+        module.requires_grad_(True)  # peft has frozen what it adapted
     if folders is not None:
         check_inside(root, folders)
     return Model(module, processor, model_type, parts, renderer=renderer)
