@@ -31,7 +31,7 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -270,6 +270,12 @@ def is_proven(checkpoint: Path, manifest: dict[str, Any]) -> bool:
         )
     except (OSError, KeyError, TypeError):
         return False
+
+
+def weights_name(files: Iterable[tuple[str, str]]) -> str:
+    """Return the name of the folder that keeps weights of another run, from path and hash of each of its files."""
+    listed = sorted(f"{sha256} {path}\n" for path, sha256 in files)
+    return hashlib.sha256("".join(listed).encode()).hexdigest()[:32]
 
 
 def free_bytes(folder: Path) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from runyard.model_folders import SETTING
+from runyard.rundir import weights_name
 
 InHouse = Callable[..., None]
 
@@ -42,6 +43,9 @@ async def blobs_agree(house: Any) -> bool:
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+FIRST = sha256(b"first source")
 
 
 def test_a_folder_that_the_operator_did_not_choose_is_rejected_alike_whether_or_not_it_exists(
@@ -152,9 +156,12 @@ def test_deleting_the_other_run_takes_no_byte_away_and_a_token_opens_no_others(i
         for content in (b"second source", b"first unrelated"):
             answer = await attempt.client.get(f"/internal/v1/attempt/blobs/{sha256(content)}")
             assert (answer.status_code, answer.json()["code"]) == (404, "NotFound")
+        home = house.settings.weights_dir / house.org / weights_name([("model_full/model.safetensors", FIRST)])
+        home.mkdir(parents=True)
         await attempt.finish(64)
         assert (await attempt.client.get("/internal/v1/attempt/weights")).json()["code"] == "LeaseLost"
         await api.delete(house.path("runs/new"))
+        assert not home.exists()
         assert sha256(b"first source") not in set(blobs.hashes())
         assert await blobs_agree(house)
 

@@ -1,6 +1,7 @@
 """Which model folders are refused, and that nothing of them is executed before."""
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -152,6 +153,13 @@ def test_a_folder_that_names_files_elsewhere_is_refused(folder: Path, place: str
 def test_a_folder_that_names_the_base_of_an_adapter_is_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/somewhere/else"}))
     with pytest.raises(InvalidFlow, match=r"adapter_config\.json may not be in a model folder"):
+        check_model_folder(folder)
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(InvalidFlow, match=r"config\.json in llava is neither a file nor a folder"):
         check_model_folder(folder)
 
 

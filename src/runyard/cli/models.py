@@ -1,4 +1,4 @@
-"""``runyard models``: the checkpoints runs have handed over, and asking them questions."""
+"""``runyard models``: the checkpoints runs have handed over, asking them questions, and models to begin from."""
 
 import contextlib
 import tempfile
@@ -24,7 +24,7 @@ FORMS, DTYPES = ("merged", "adapter", "full"), ("float32", "bfloat16", "float16"
 
 @click.group()
 def models() -> None:
-    """List, download and export checkpoints, ask them questions; add models that runs may begin from."""
+    """List, download, export and query checkpoints; add models to begin from."""
 
 
 @models.command("add")

@@ -5,7 +5,6 @@ them, named by a hash over paths and contents, and serves every attempt on this 
 ``runyard.supervisor.shared`` says how it is filled, held and removed. The server says which files they are.
 """
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from runyard.supervisor.shared import BRING_LOCK, SharedFolder, blob_path, is_co
 log = logging.getLogger(__name__)
 
 FOLDER = "weights"
-HASH_LENGTH = 32
 DEFAULT_LIMIT_BYTES = 100 << 30
 
 
@@ -58,7 +56,7 @@ class WeightsFetcher:
         document: dict[str, Any] = {"weights": offered.weights}
         if all(is_inside(file.path) and is_hash(file.sha256) for file in offered.files):
             data_dir, org = Path(str(run["dataDir"])), str(placed["organizationId"])
-            home = data_dir / FOLDER / org / name_of(offered.files)
+            home = data_dir / FOLDER / org / rundir.weights_name((file.path, file.sha256) for file in offered.files)
             document["folder"] = str(home)
             try:
                 self._fill(home, offered.files, data_dir, org, int(placed.get("weightsBytes", DEFAULT_LIMIT_BYTES)))
@@ -86,12 +84,6 @@ class WeightsFetcher:
     def release(self) -> None:
         """Allow the folder to be removed, as ending the process does."""
         self._shared.release()
-
-
-def name_of(files: Sequence[CheckpointFile]) -> str:
-    """Return the name of the folder that has these files: equal for equal paths and contents."""
-    listed = sorted(f"{file.sha256} {file.path}\n" for file in files)
-    return hashlib.sha256("".join(listed).encode()).hexdigest()[:HASH_LENGTH]
 
 
 def names_run(run: dict[str, Any]) -> bool:

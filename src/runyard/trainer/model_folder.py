@@ -55,12 +55,13 @@ def check_model_folder(folder: Path) -> str:
         raise InvalidFlow(
             f"model folder {str(folder)!r} does not exist; give a folder with config.json and safetensors"
         )
+    files = list(_files(folder))
     config = _read_config(folder)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or family_of_model_type(model_type) is None:
         raise InvalidFlow(f"model_type {model_type!r} in {folder.name}/config.json is not a family known here")
     weights = 0
-    for path in _files(folder):
+    for path in files:
         if path.name == ADAPTER_CONFIG:  # libraries would load the weights of whichever folder it names
             raise InvalidFlow(f"{ADAPTER_CONFIG} may not be in a model folder; put the adapter into {MODEL_ADAPTER}")
         _check_file(path, path.relative_to(folder).as_posix(), kind="a model folder")
@@ -78,7 +79,7 @@ def check_inside(folder: Path, folders: ModelFolders) -> None:
     """
     if folders.resolve(folder) != folder:
         raise InvalidFlow(f"model folder {folder.name} is not inside a folder of this machine's setting {SETTING}")
-    for path in _entries(folder):
+    for path in _listed(folder):
         if path.is_symlink() and folders.resolve(path) is None:
             where = path.relative_to(folder).as_posix()
             raise InvalidFlow(f"{where} in {folder.name} is a link out of the folders of the setting {SETTING}")
@@ -157,10 +158,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _files(folder: Path) -> Iterator[Path]:
     """Every file below the folder. Links are followed to files (the hub's cache is made of them), not to folders."""
-    yield from (path for path in _entries(folder) if path.is_file())
+    for path in _listed(folder):
+        if path.is_file():
+            yield path
+        elif not path.is_dir():  # a pipe or a device may be read without end
+            raise InvalidFlow(f"{path.relative_to(folder).as_posix()} in {folder.name} is neither a file nor a folder")
 
 
-def _entries(folder: Path) -> list[Path]:
+def _listed(folder: Path) -> list[Path]:
     found = list(itertools.islice(folder.rglob("*"), MOST_FILES + 1))
     if len(found) > MOST_FILES:
         raise InvalidFlow(f"model folder {folder.name} holds more than {MOST_FILES} files")

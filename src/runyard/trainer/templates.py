@@ -92,6 +92,9 @@ class TemplateProcess:
             except _Stopped as error:
                 self._child = None
                 raise self._refused(part, str(error)) from None
+            except BaseException:  # an interrupt: what the child still answers belongs to no later question
+                self._child = None
+                raise
         if "failure" in answer:
             raise self._refused(part, answer["failure"])
         return answer
@@ -138,7 +141,7 @@ class _Child:
         try:
             _write(self._requests, _LENGTH.pack(len(data)) + data)
             (length,) = _LENGTH.unpack(self._read(_LENGTH.size, deadline_s))
-            if length > 8 * LARGEST_TEXT_CHARACTERS:
+            if length > 16 * LARGEST_TEXT_CHARACTERS:
                 raise _Stopped("wrote an answer that cannot be read")
             answer: dict[str, Any] = json.loads(self._read(length, deadline_s))
         except (OSError, EOFError):

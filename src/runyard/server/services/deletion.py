@@ -7,12 +7,17 @@ one (after the next close, at the next start, or when the sweep comes by, every 
 """
 
 import asyncio
+import contextlib
+import fcntl
 import logging
+import os
 import shutil
+from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
 from runyard.blobs import BlobError, BlobHeld
+from runyard.rundir import weights_name
 from runyard.server.services import changes, etags, retention
 from runyard.server.services.changes import run_topic
 from runyard.server.services.context import Actor, Services
@@ -20,6 +25,7 @@ from runyard.server.services.errors import not_found
 from runyard.store import StoreUnavailable, attempts, datasets, organizations, tombstones, versions
 from runyard.store import blobs as blob_rows
 from runyard.store import runs as rows
+from runyard.store.tables import AnyRow
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +94,10 @@ async def purge_if_due(services: Services, *, org: str, run_id: str) -> None:
 async def _purge(services: Services, org: str, run_id: str) -> None:
     async with services.blob_lock:
         unshared = services.store.read(lambda connection: blob_rows.of_run_alone(connection, org=org, run_id=run_id))
+        weights = services.store.read(lambda connection: blob_rows.of_weights(connection, org=org, run_id=run_id))
         await asyncio.to_thread(_remove_bytes, services, org, run_id, unshared)
+        if weights:
+            await asyncio.to_thread(_remove_weights, services, org, weights)
 
         def work(connection: Connection) -> None:
             if versions.pinned(connection, org=org, run_id=run_id) is not None:
@@ -106,3 +115,18 @@ def _remove_bytes(services: Services, org: str, run_id: str, hashes: set[str]) -
     folder = services.settings.runs_dir / org / run_id
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
+
+
+def _remove_weights(services: Services, org: str, files: Sequence[AnyRow]) -> None:
+    """Remove what attempts on this machine have fetched of the weights, unless a supervisor holds it (flock).
+
+    Another run that begins from the same weights fetches them again.
+    """
+    home = services.settings.weights_dir / org / weights_name((file.path, file.sha256) for file in files)
+    with contextlib.suppress(FileNotFoundError, BlockingIOError):
+        descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(home)
+        finally:
+            os.close(descriptor)
