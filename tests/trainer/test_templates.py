@@ -183,3 +183,20 @@ def test_asking_a_model_whose_template_never_ends_says_so(with_template: Callabl
 def test_an_encoder_without_a_renderer_is_limited_as_well(processor: Processor) -> None:
     with pytest.raises(InvalidFlow, match="the chat template of bomb was stopped"):
         Encoder(processor(BOMBS["nested loops"]), parts_of("llava"), system_prompt="", task="vqa")
+
+
+def test_the_process_of_an_encoder_ends_with_it(miniature: Callable[[str], Path]) -> None:
+    import gc
+
+    gc.disable()
+    try:
+        encoder = Encoder(load_processor(miniature("llava")), parts_of("llava"), system_prompt="", task="vqa")
+        renderer = encoder._renderer
+        assert isinstance(renderer, TemplateProcess) and renderer._child is not None
+        pid = renderer._child._pid
+        os.kill(pid, 0)
+        del encoder, renderer
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    finally:
+        gc.enable()

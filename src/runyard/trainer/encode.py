@@ -11,11 +11,12 @@ What is learnt is the answer alone: its tokens are those that ``generate`` would
 import hashlib
 import json
 import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,9 +102,11 @@ class Encoder:
         self._renderer = renderer or TemplateProcess(processor)
         self._system_prompt, self._task = system_prompt, task
         self._known: OrderedDict[tuple[str, tuple[int, int]], _Known] = OrderedDict()
-        self._prompt = lru_cache(maxsize=KNOWN_PROMPTS)(self._write_prompt)
+        # A cache that held this object would keep it, and its renderer's process, until garbage is collected.
+        unheld = weakref.proxy(self)
+        self._prompt = lru_cache(maxsize=KNOWN_PROMPTS)(partial(Encoder._write_prompt, unheld))
         self._end = self._end_of_answer()
-        self._tokens_of_answer = lru_cache(maxsize=16_384)(self._tokenize)
+        self._tokens_of_answer = lru_cache(maxsize=16_384)(partial(Encoder._tokenize, unheld))
 
     def encode(self, sample: Sample, *, with_picture: bool = True) -> Encoded:
         """The sample as it is learnt from; without its picture where only tokens are wanted, which is far faster.
