@@ -22,6 +22,7 @@ import threading
 import time
 import warnings
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -32,6 +33,8 @@ WAIT_S = 120.0  # for a child that is not even given the processor
 MEMORY_BYTES = 512 << 20  # beyond what the process has when it is forked
 LARGEST_TEXT_CHARACTERS = 1 << 20
 LONGEST_REASON_CHARACTERS = 300
+_IGNORED = (signal.SIGINT, signal.SIGTERM)  # the parent may still need an answer to finish its step
+_READY = b"r"
 _LENGTH = struct.Struct("<Q")
 _REPEATED = 2000
 PROBES = tuple(
@@ -123,16 +126,20 @@ class _Child:
     def __init__(self, processor: Any):
         requests, request_end = os.pipe()
         answer_end, answers = os.pipe()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)  # until the child ignores them
         with warnings.catch_warnings():
             # Python warns of locks that other threads hold: the child takes none but its own.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            _serve(requests, answers, processor)
+            _serve(requests, answers, processor, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(requests)
         os.close(answers)
         self._pid, self._requests, self._answers = pid, request_end, answer_end
         self._end = weakref.finalize(self, _end, pid, os.getpid(), request_end, answer_end)
+        with contextlib.suppress(OSError, EOFError, _Stopped):  # the first question finds out
+            self._read(len(_READY), time.monotonic() + WAIT_S)  # it has let go of the run's lock
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the answer. Raises _Stopped."""
@@ -190,7 +197,7 @@ def _end(pid: int, owner: int, *descriptors: int) -> None:
         os.waitpid(pid, 0)
 
 
-def _serve(requests: int, answers: int, processor: Any) -> NoReturn:
+def _serve(requests: int, answers: int, processor: Any, signals: Iterable[int]) -> NoReturn:
     """Answer until nobody is left to ask."""
     try:
         # Not the run's lock, nor any file or device of the parent: they must end with it.
@@ -198,12 +205,14 @@ def _serve(requests: int, answers: int, processor: Any) -> NoReturn:
         for begin, end in ((3, low), (low + 1, high), (high + 1, os.sysconf("SC_OPEN_MAX"))):
             os.closerange(begin, end)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGINT, signal.SIGTERM):  # the parent may still need an answer to finish its step
+        for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _limit_memory()
         gc.freeze()
+        _write(answers, _READY)
         while True:
             (length,) = _LENGTH.unpack(_read_whole(requests, _LENGTH.size))
             request = json.loads(_read_whole(requests, length))
