@@ -157,9 +157,10 @@ class _Child:
 
     def _read(self, length: int, deadline_s: float) -> bytes:
         data = b""
+        poll = select.poll()
+        poll.register(self._answers, select.POLLIN)
         while len(data) < length:
-            ready, _, _ = select.select([self._answers], [], [], max(0.0, deadline_s - time.monotonic()))
-            if not ready:
+            if not poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
                 self._end()
                 raise _Stopped(f"did not answer within {WAIT_S:.0f} s")
             piece = os.read(self._answers, min(length - len(data), 1 << 20))
@@ -169,7 +170,8 @@ class _Child:
         return data
 
     def _reap(self) -> int:
-        self._end.detach()
+        if self._end.detach() is None:  # it has been ended before
+            return 0
         os.close(self._requests)
         os.close(self._answers)
         try:
