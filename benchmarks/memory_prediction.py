@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for the miniatures of t
 
 from train_speed import RESULTS, machine, say, write_results
 
+from runyard.model_folders import ModelFolders
 from runyard.trainer.cache import Told
 from runyard.trainer.main import _machine, _read_run, preload
 from runyard.trainer.memory import give_back, hand_back, keep_freed, measure_step
@@ -197,7 +198,11 @@ def measure(home: Path, case: tuple[Any, ...], answer: Any, is_ample: bool) -> N
         {"run": {"kind": "Run", "workspaceId": "org", "runId": "run", "spec": {"flow": flow}}, "attempt": 1}
     )
     with tempfile.TemporaryDirectory(dir=home) as folder:
-        made = prepare(Job(folder=Path(folder), run=run, recipe=recipe, models={}), _machine(1), told=Told())
+        made = prepare(
+            Job(folder=Path(folder), run=run, recipe=recipe, models={}, folders=ModelFolders((home,), home / "data")),
+            _machine(1),
+            told=Told(),
+        )
         step = measure_step(
             made.draw, made.losses, made.optimizers, longest=made.longest, plan=made.plan, device=made.device
         )

@@ -301,7 +301,8 @@ def write_attempt(folder: Path, shape: Shape, *, threads: int, micro_batch: int 
         "blocks": [{"block": name, "settings": settings, "style": {}} for name, settings in blocks],
     }
     document = {"kind": "Run", "workspaceId": "org", "runId": "run", "spec": {"flow": flow}}
-    config = {"run": document, "attempt": 1, "threads": threads, "dataDir": str(folder), "cacheBytes": CACHE_BYTES}
+    config = {"run": document, "attempt": 1, "threads": threads, "cacheBytes": CACHE_BYTES}
+    config |= {"dataDir": str(folder / "data"), "modelFolders": [str(folder)]}
     (attempt / "run.json").write_text(json.dumps(config))
     version = {"folder": str(folder / "version"), "dataset": DATASET, "version": VERSION}
     (attempt / "dataset.json").write_text(json.dumps(version))

@@ -4,7 +4,7 @@ A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value th
 column that older files may lack.
 """
 
-REVISION = "0003"
+REVISION = "0007"
 TABLES = {
     "assets": (
         "*org:str(64) *dataset_id:str(255) *id:str(64) filename:str(1024) content:str(64) size_bytes:int64 "
@@ -17,7 +17,7 @@ TABLES = {
         "machine_id:str(255) host:str expires_pulse:int64 lost_pulse:int64?= started:bool charged:bool closed:bool "
         "boot_id:str(64) pid:int64 start_ticks:int64 time_claimed:int64 "
     ),
-    "audit": ("*number:int32 org:str(64) time:int64 actor:str address:str action:str(64) target:str "),
+    "audit": ("*number:int32 org:str(64) time:int64 actor:str address:str action:str(64) target:str count:int64= "),
     "bulk_deletions": (
         "*org:str(64) *id:str(255) dataset_id:str(255) state:str(16) spec:bytes why:str?= deleted_count:int64 "
         "time_created:int64 last_updated:int64 "
@@ -52,7 +52,7 @@ TABLES = {
     ),
     "keys": (
         "*id:str(16) org:str(64)?= role:str(16) secret_mac:bytes name:str time_created:int64 expires:int64?= "
-        "revoked:int64?= "
+        "revoked:int64?= created_by:str?= last_used:int64?= replaced_by:str(16)?= "
     ),
     "log_lines": ("*org:str(64) *run_id:str(255) *number:int64 time:int64 attempt:int32 stream:str(16) text:str "),
     "meta": ("*key:str(64) value:str "),
@@ -78,7 +78,8 @@ TABLES = {
     "runs": (
         "*org:str(64) *id:str(255) document:bytes etag:str(32) body_sha256:bytes condition:str(32) "
         "flow_id:str(255)?= training_project:str(255)?= priority:int32 time_created:int64 killed:bool deleted:bool "
-        "log_count:int64 metric_count:int64 "
+        "log_count:int64 metric_count:int64 log_bytes:int64= log_left_out:int64= requirements:str(512)?= "
+        "waits:str(32)= "
     ),
     "stream_offsets": ("*org:str(64) *run_id:str(255) *attempt:int32 *stream:str(16) offset:int64 "),
     "tombstones": ("*org:str(64) *kind:str(32) *id:str(255) time:int64 "),
@@ -87,4 +88,5 @@ TABLES = {
     ),
     "unneeded_blobs": ("*org:str(64) *sha256:str(64) "),
     "unneeded_contents": ("*org:str(64) *content:str(64) is_held:bool "),
+    "weight_files": ("*org:str(64) *run_id:str(255) *path:str(1024) size_bytes:int64 sha256:str(64) "),
 }

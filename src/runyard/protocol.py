@@ -16,6 +16,7 @@ attempt token and may only speak for that one attempt. ``docs/run-lifecycle.md``
     GET  /internal/v1/attempt/resume                supervisor: -> Resumable               (what there is to go on from)
     GET  /internal/v1/attempt/blobs/{sha256}        supervisor: the bytes of one of its files
     GET  /internal/v1/attempt/dataset               supervisor: -> AttemptDataset          (404: built-in data)
+    GET  /internal/v1/attempt/weights               supervisor: -> AttemptWeights          (404: none of another run)
     GET  /internal/v1/attempt/dataset/contents      supervisor: [content, blob, offset, size], a JSON line a picture
     POST /internal/v1/attempt/finish                supervisor, or the reaper with its token: ExitReport -> 204
 
@@ -245,6 +246,13 @@ class AttemptDataset(Message):
     size_bytes: int
     manifest: StoredBytes
     packs: list[StoredBytes]
+
+
+class AttemptWeights(Message):
+    """The checkpoint of another run that the run takes its weights from, as the flow names it, and its files."""
+
+    weights: str
+    files: list[CheckpointFile]
 
 
 class ExitReport(Message):

@@ -6,6 +6,7 @@
         run.json        controller   the run's document and the settings of this attempt
         supervisor.lock              held (flock) by the one supervisor that looks after this folder
         resume.json     supervisor   where the checkpoint to resume from lies; absent on a fresh start
+        weights.json    supervisor   where the weights of another run are; absent when the run takes none
         dataset.json    supervisor   where the version of the uploaded dataset lies; absent for built-in data
         stop.json       supervisor   appears when the trainer shall save and stop
         permit          supervisor   when it was last well: a trainer whose permit has run out saves and stops
@@ -30,7 +31,7 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -39,6 +40,7 @@ from runyard.ids import folder_below, is_path
 PLACED = "placed.json"
 RUN = "run.json"
 RESUME = "resume.json"
+WEIGHTS = "weights.json"
 DATASET = "dataset.json"
 STOP = "stop.json"
 PROCESS = "process.json"
@@ -279,6 +281,12 @@ def is_proven(checkpoint: Path, manifest: dict[str, Any]) -> bool:
         )
     except (OSError, KeyError, TypeError):
         return False
+
+
+def weights_name(files: Iterable[tuple[str, str]]) -> str:
+    """Return the name of the folder that keeps weights of another run, from path and hash of each of its files."""
+    listed = sorted(f"{sha256} {path}\n" for path, sha256 in files)
+    return hashlib.sha256("".join(listed).encode()).hexdigest()[:32]
 
 
 def free_bytes(folder: Path) -> int:

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from runyard import model_folders
+from runyard.model_folders import ModelFolders
+
 PREFIX = "RUNYARD_"
 DEFAULT_PORT = 7878
 MOST = 1_000_000_000  # of any number without a limit of its own; what is larger was not meant
@@ -89,6 +92,12 @@ class Settings:
     datasets_max_gib: int = setting(
         50, "GiB of uploaded datasets kept on a machine; unused ones go first, those that runs use always stay"
     )
+    model_folders: str = setting(
+        "", "folders that weights may be read from, separated by colons; empty: models in data_dir"
+    )
+    weights_max_gib: int = setting(
+        100, "GiB of weights of other runs kept on a machine; unused ones go first, those that runs use always stay"
+    )
     cache_max_gib: int = setting(
         20, "GiB of encoded pictures kept on a machine; 0, or no room: each run decodes pictures as it draws them"
     )
@@ -130,6 +139,16 @@ class Settings:
     def datasets_dir(self) -> Path:
         """``<datasets_dir>/<organization>/<version>/``: versions of uploaded datasets that runs here need."""
         return self.data_dir / "datasets"
+
+    @property
+    def models(self) -> ModelFolders:
+        """The folders of ``model_folders``; ``runyard models add`` writes into the first."""
+        return model_folders.split(self.model_folders, self.data_dir)
+
+    @property
+    def weights_dir(self) -> Path:
+        """``<weights_dir>/<organization>/<hash>/``: checkpoints of other runs that runs here begin from."""
+        return self.data_dir / "weights"
 
     @property
     def cache_dir(self) -> Path:
@@ -182,7 +201,12 @@ def read_settings(environ: Mapping[str, str] | None = None, **arguments: Any) ->
     _check_public_url(values.get("public_url", ""))
     trusted_networks(values.get("trusted_proxies", ""))
     values["data_dir"] = Path(values.get("data_dir", Settings.data_dir)).expanduser().absolute()
-    return Settings(**values)
+    if values.get("model_folders"):
+        folders = model_folders.split(values["model_folders"], values["data_dir"]).folders
+        values["model_folders"] = os.pathsep.join(map(str, folders))
+    settings = Settings(**values)
+    _check_model_folders(settings)
+    return settings
 
 
 def source_of(name: str, environ: Mapping[str, str] | None = None) -> str:
@@ -226,6 +250,16 @@ def _check_public_url(url: str) -> None:
     if not has_host or parts.scheme not in ("http", "https") or parts.path not in ("", "/") or parts.query:
         raise SettingError(
             f"{PREFIX}PUBLIC_URL is {url!r}; try: scheme and host without a path, as in https://train.example"
+        )
+
+
+def _check_model_folders(settings: Settings) -> None:
+    """Refuse a folder through which checkpoints, secrets or data of every organization could be read as weights."""
+    unusable = settings.models.unusable()
+    if unusable is not None:
+        raise SettingError(
+            f"{PREFIX}MODEL_FOLDERS names {str(unusable)!r}, which contains or is inside the data folder; "
+            f"list folders apart from it, or {settings.data_dir / model_folders.DEFAULT_NAME}"
         )
 
 

@@ -46,10 +46,13 @@ def trained(folder: Path) -> Path:
 def test_it_says_what_was_measured(inference_python: Path, write_attempt: Callable[..., Path], tmp_path: Path) -> None:
     settings = {"seed": SEED}
     full = trained(write_attempt(tmp_path, recipe(150), run="full", settings=settings))
-    begun = {"architecture": {"name": "auto", "weights": str(full)}, "training": {"mode": "lora"}}
-    lora = trained(write_attempt(tmp_path, recipe(60, **begun), run="lora", settings=settings))
+    begun = {
+        "architecture": {"name": "auto", "weights": str(tmp_path / "models" / "full")},
+        "training": {"mode": "lora"},
+    }
     folders = {"full": tmp_path / "models" / "full", "lora": tmp_path / "models" / "lora"}
     shutil.copytree(full, folders["full"])
+    lora = trained(write_attempt(tmp_path, recipe(60, **begun), run="lora", settings=settings))
     shutil.copytree(lora, folders["lora"])
     export_model(lora, tmp_path / "models" / "merged" / "model_full")
 

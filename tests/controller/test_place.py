@@ -8,7 +8,7 @@ import pytest
 
 from runyard import ids, processes, rundir
 from runyard.controller.machine import MachineTaken, hold_machine, machine_id, threads_per_run
-from runyard.controller.place import find_model, has_folder, key_of, model_names, place
+from runyard.controller.place import has_folder, key_of, place
 from runyard.protocol import Assignment
 from runyard.settings import Settings
 from vi.api.resources.flows.responses import FlowSpec
@@ -20,13 +20,6 @@ def assignment(attempt: int = 1, flow: FlowSpec | None = None) -> Assignment:
     return Assignment(
         organization_id="org-1", run_id="run-1", attempt=attempt, token="secret", lease_s=15, grace_s=30, run=run
     )
-
-
-def save(attempt: Path, name: str, *, step: int) -> Path:
-    checkpoint = attempt / rundir.CHECKPOINTS / name
-    checkpoint.mkdir(parents=True)
-    rundir.write_json(checkpoint / rundir.MANIFEST, {"checkpoint": name, "step": step, "time": step, "files": []})
-    return checkpoint / rundir.MODEL_FULL
 
 
 def test_a_folder_holds_the_run_and_no_secret(tmp_path: Path) -> None:
@@ -67,26 +60,16 @@ def test_a_link_in_the_place_of_a_run_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(ids.PathEscapes):
         place(assignment(), settings=Settings(data_dir=tmp_path), machine_id="m")
     assert list((tmp_path / "outside" / "attempts").iterdir()) == []
-    with pytest.raises(ids.PathEscapes):
-        find_model(tmp_path / "runs" / "org-1", "run:run-1/latest")
 
 
-def test_registered_models_are_found_where_they_were_trained(tmp_path: Path) -> None:
-    attempts = tmp_path / "runs" / "org-1" / "run-0" / "attempts"
-    save(attempts / "1", "epoch-1", step=1)
-    save(attempts / "1", "epoch-2", step=2)
-    newer = save(attempts / "2", "epoch-2", step=2)
-    assert find_model(tmp_path / "runs" / "org-1", "run:run-0/epoch-2") == newer
-    assert find_model(tmp_path / "runs" / "org-1", "run:run-0/latest") == newer
-    assert find_model(tmp_path / "runs" / "org-1", "run:run-0/epoch-7") is None
-    flow = FlowSpec(blocks=[{"block": "vi-model", "settings": {"architecture": {"weights": "run:run-0/epoch-2"}}}])
-    folder = place(assignment(flow=flow), settings=Settings(data_dir=tmp_path), machine_id="m")
-    document = rundir.read_json(folder / rundir.RUN)
-    assert document is not None and document["models"] == {"run:run-0/epoch-2": str(newer)}
-
-
-def test_only_whole_model_names_count() -> None:
-    assert model_names({"a": ["run:r/c", {"b": "run:../../x/y"}], "c": "see run:r/c", "d": 1}) == {"run:r/c"}
+def test_a_folder_says_which_model_folders_the_machine_has(tmp_path: Path) -> None:
+    for number, (listed, expected) in enumerate(
+        [("", [str(tmp_path / "models")]), ("/big/models:/hub", ["/big/models", "/hub"])]
+    ):
+        settings = Settings(data_dir=tmp_path, model_folders=listed)
+        folder = place(assignment(number + 1), settings=settings, machine_id="m")
+        document = rundir.read_json(folder / rundir.RUN)
+        assert document is not None and document["modelFolders"] == expected
 
 
 def test_one_controller_holds_a_machine(tmp_path: Path) -> None:

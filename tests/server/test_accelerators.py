@@ -176,7 +176,7 @@ def test_a_run_with_the_same_model_and_data_counts_under_any_name(in_house: Call
 def test_own_weights_are_known_once_a_run_has_opened_them(in_house: Callable[..., None], acts: Any) -> None:
     async def story(house: Any) -> None:
         await report(house, "m1", one("a10", 24.0))
-        await make_flow(house, "f1", {"architecture": {"weights": "/models/shelves"}})
+        await make_flow(house, "f1", {"architecture": {"weights": f"{house.settings.data_dir}/models/shelves"}})
         action, reason = await verdict(house, "f1")
         assert (action, "is not known before a machine has opened it" in reason) == ("Warn", True)
         attempt = await acts.running(house, "r1", {})

@@ -108,7 +108,8 @@ def test_every_table_is_in_a_backup(in_house: Callable[..., None], acts: Any) ->
     async def story(house: Any) -> None:
         await lived_in(house, acts)
         await lived_in_by_datasets(house)
-        body = {"spec": {"flow": {}, "resumeFrom": {"runId": "done"}}}
+        begun = {"blocks": [{"block": "vi-model", "settings": {"architecture": {"weights": "run:done/best"}}}]}
+        body = {"spec": {"flow": begun, "resumeFrom": {"runId": "done"}}}
         assert (await (await house.api()).put(house.path("runs/continued"), json=body)).status_code == 201
         await house.services.store.write(lambda c: blob_rows.put_down(c, org=house.org, hashes={"0" * 64}))
         with tarfile.open(fileobj=io.BytesIO(await take(house))) as tar:

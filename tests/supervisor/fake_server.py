@@ -29,6 +29,7 @@ class FakeServer:
         self.lines: dict[str, list[str]] = defaultdict(list)
         self.resumable: list[dict[str, Any]] = []
         self.dataset: dict[str, Any] | None = None
+        self.weights: dict[str, Any] | None = None
         self.contents = b""
         self.kept: list[dict[str, Any]] | None = None  # without one, everything it was told of
         self.offsets: dict[str, int] = defaultdict(int)
@@ -82,6 +83,9 @@ class FakeServer:
         if word == "dataset":
             missing = {"code": "NotFound", "message": "built-in data"}
             return (404, missing) if self.dataset is None else (200, self.dataset)
+        if word == "weights":
+            nothing = {"code": "NotFound", "message": "none of another run"}
+            return (404, nothing) if self.weights is None else (200, self.weights)
         if word == "dataset/contents":
             return 200, self.contents
         if word == "resume":

@@ -77,8 +77,12 @@ def fork(tmp_path: Path) -> Iterator[Callable[..., Forked]]:
 
 
 @pytest.fixture(scope="session")
-def write_attempt() -> Callable[..., Path]:
-    """Writes an attempt folder with ``run.json`` and returns it. Settings are given by block name."""
+def write_attempt(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes an attempt folder with ``run.json`` and returns it. Settings are given by block name.
+
+    Weights may come from the ``models`` below its root, and from whatever fixtures have made apart from it.
+    """
+    made_elsewhere = tmp_path_factory.getbasetemp()
 
     def write(
         root: Path,
@@ -88,7 +92,7 @@ def write_attempt() -> Callable[..., Path]:
         attempt: int = 1,
         settings: dict[str, Any] | None = None,
         resume: Path | None = None,
-        models: dict[str, str] | None = None,
+        weights: dict[str, str] | None = None,
         cache_bytes: int | None = None,
     ) -> Path:
         folder = root / run / "attempts" / str(attempt)
@@ -101,10 +105,13 @@ def write_attempt() -> Callable[..., Path]:
             "blocks": [{"block": name, "settings": value, "style": {}} for name, value in (blocks or {}).items()],
         }
         document = {"kind": "Run", "workspaceId": "org", "runId": run, "spec": {"flow": flow}}
-        config = {"run": document, "attempt": attempt, "threads": 1, "dataDir": str(root), "models": models or {}}
+        config = {"run": document, "attempt": attempt, "threads": 1, "dataDir": str(root)}
+        config["modelFolders"] = [str(root / "models"), str(made_elsewhere)]
         if cache_bytes is not None:
             config["cacheBytes"] = cache_bytes
         (folder / "run.json").write_text(json.dumps(config))
+        if weights is not None:
+            (folder / "weights.json").write_text(json.dumps(weights))
         if resume is not None:
             (folder / "resume.json").write_text(json.dumps({"folder": str(resume)}))
         return folder

@@ -199,7 +199,7 @@ def test_what_an_adapter_does_not_touch_keeps_its_bits_and_format(
     write_attempt: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    base = tmp_path / "base"
+    base = tmp_path / "models" / "base"
     shutil.copytree(miniature("llava"), base)
     halves = {name: value.bfloat16() for name, value in load_file(base / "model.safetensors").items()}
     save_file(halves, base / "model.safetensors", metadata={"format": "pt"})

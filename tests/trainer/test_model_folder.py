@@ -1,6 +1,7 @@
 """Which model folders are refused, and that nothing of them is executed before."""
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from runyard.trainer.model_folder import check_model_folder, check_safetensors
 
 @pytest.fixture
 def folder(miniature: Callable[[str], Path], tmp_path: Path) -> Path:
-    copy = tmp_path / "model"
+    copy = tmp_path / "models" / "llava"
     shutil.copytree(miniature("llava"), copy)
     return copy
 
@@ -135,3 +136,95 @@ def test_a_header_with_twins_or_without_end_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"abc")
     with pytest.raises(InvalidFlow, match="header would have"):
         check_safetensors(path, "x")
+
+
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/x.safetensors", "..", "a/b.safetensors", "a\\b"])
+@pytest.mark.parametrize("place", ["weight_map", "tokenizer_file", "vocab_file"])
+def test_a_folder_that_names_files_elsewhere_is_refused(folder: Path, place: str, name: str) -> None:
+    """Libraries join such names to the folder's path, and open what is there."""
+    if place == "weight_map":
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    else:
+        change(folder / "tokenizer_config.json", **{place: name})
+    with pytest.raises(InvalidFlow, match=f"names another folder's file in '{place}'"):
+        check_model_folder(folder)
+
+
+def test_a_folder_that_names_the_base_of_an_adapter_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/somewhere/else"}))
+    with pytest.raises(InvalidFlow, match=r"adapter_config\.json may not be in a model folder"):
+        check_model_folder(folder)
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(InvalidFlow, match=r"config\.json in llava is neither a file nor a folder"):
+        check_model_folder(folder)
+
+
+def message_of(attempt: Path) -> str:
+    assert train_attempt(attempt) == 64
+    return str(json.loads((attempt / "result.json").read_text())["message"])
+
+
+@pytest.mark.parametrize("path", ["/etc", "/no/such/folder", "{root}/runs", "{root}", "{root}/models/out", "~nobody/x"])
+def test_a_trainer_reads_no_folder_but_the_operators_and_says_the_same_of_all_others(
+    make_attempt: Any, tmp_path: Path, miniature: Callable[[str], Path], path: str
+) -> None:
+    (tmp_path / "models").mkdir()
+    shutil.copytree(miniature("llava"), tmp_path / "runs")
+    (tmp_path / "models" / "out").symlink_to(tmp_path / "runs")
+    given = path.format(root=tmp_path)
+    attempt = make_attempt({"vi-model": {"architecture": {"weights": given}}})
+    assert message_of(attempt) == f"weights {given!r} are not inside a folder of this machine's setting model_folders"
+
+
+@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "tokenizer.json", "templates"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_out_of_the_model_folders_is_not_followed(
+    folder: Path, make_attempt: Any, tmp_path: Path, name: str, exists: bool
+) -> None:
+    outside = tmp_path / "outside" / name
+    (folder / name).unlink(missing_ok=True)
+    if exists:
+        outside.mkdir(parents=True)
+    (folder / name).symlink_to(outside)
+    attempt = make_attempt({"vi-model": {"architecture": {"weights": str(folder)}}})
+    assert message_of(attempt) == f"{name} in llava is a link out of the folders of the setting model_folders"
+
+
+def test_a_folder_swapped_for_a_link_while_it_is_read_is_not_trained_from(
+    folder: Path, make_attempt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runyard.trainer import model
+
+    shutil.copytree(folder, tmp_path / "secret")
+    check = model.check_model_folder
+
+    def swapped(path: Path) -> str:
+        found = check(path)
+        shutil.rmtree(folder)
+        folder.symlink_to(tmp_path / "secret")
+        return found
+
+    monkeypatch.setattr(model, "check_model_folder", swapped)
+    attempt = make_attempt({"vi-dataset": {"maxSamples": 8}, "vi-model": {"architecture": {"weights": str(folder)}}})
+    assert message_of(attempt) == "model folder llava is not inside a folder of this machine's setting model_folders"
+
+
+def test_names_of_models_and_hub_ids_are_looked_up_in_the_operators_folders_alone(
+    folder: Path, make_attempt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "here" / "owner" / "llava")
+    monkeypatch.chdir(tmp_path / "here")
+    blocks = {"vi-dataset": {"maxSamples": 8}, "vi-model": {"hyperparameters": {"maxSteps": 1}}}
+    architecture: dict[str, Any] = {"weights": "owner/llava", "name": "auto"}
+    blocks["vi-model"] |= {"architecture": architecture, "evaluation": {"max_new_tokens": 2}}
+    assert "are not on this machine" in message_of(make_attempt(blocks, run="elsewhere"))
+    shutil.copytree(folder, tmp_path / "models" / "owner" / "llava")
+    for number, weights in enumerate(("owner/llava", "base:owner/llava", "base:llava")):
+        architecture["weights"] = weights
+        assert train_attempt(make_attempt(blocks, run=f"run-{number}")) == 0
+    architecture["weights"] = "base:other"
+    assert "'base:other' are not on this machine" in message_of(make_attempt(blocks, run="other"))

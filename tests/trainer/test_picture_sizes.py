@@ -273,7 +273,7 @@ def test_a_checkpoint_makes_of_pictures_in_plain_transformers_what_was_trained_w
     from transformers import AutoConfig, AutoProcessor
 
     mode = "lora" if model_type in ("llava_next", "qwen3_vl") else "full"
-    weights = saved(model_type, tmp_path / "weights")
+    weights = saved(model_type, tmp_path / "models" / "weights")
     folder = make_attempt(recipe(weights, TRAINED[model_type], mode))
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
     names = {"minPixels": "min_pixels", "maxPixels": "max_pixels", "patchBudget": "patch_budget"}
@@ -302,7 +302,7 @@ def test_a_checkpoint_makes_of_pictures_in_plain_transformers_what_was_trained_w
 def test_a_resumed_run_has_the_same_pictures_and_tells_the_same_plan(
     mode: str, make_attempt: Any, events_of: EventsOf, tmp_path: Path
 ) -> None:
-    weights = saved("qwen3_vl", tmp_path / "weights")
+    weights = saved("qwen3_vl", tmp_path / "models" / "weights")
     wanted = recipe(weights, {"patchBudget": 3}, mode)
     whole = make_attempt(wanted, run="whole")
     assert train_attempt(whole) == 0
@@ -386,9 +386,9 @@ def test_samples_of_built_in_data_are_left_out_as_well(make_attempt: Any, events
     """A context that is too short for any question leaves nothing, and says so."""
     model, processor = opened("llava")
     model.config.text_config.max_position_embeddings = 20
-    model.save_pretrained(tmp_path / "weights")
-    processor.save_pretrained(tmp_path / "weights")
-    folder = make_attempt(recipe(tmp_path / "weights", {}, "full"))
+    model.save_pretrained(tmp_path / "models" / "weights")
+    processor.save_pretrained(tmp_path / "models" / "weights")
+    folder = make_attempt(recipe(tmp_path / "models" / "weights", {}, "full"))
     assert train_attempt(folder) == 64
     message = (read_json(folder / "result.json") or {})["message"]
     assert message.startswith(
@@ -402,9 +402,9 @@ def test_pictures_are_shrunk_where_that_makes_samples_fit(
     model, processor = opened("internvl")
     processor.image_processor.min_patches = 6
     model.config.text_config.max_position_embeddings = 130
-    model.save_pretrained(tmp_path / "weights")
-    processor.save_pretrained(tmp_path / "weights")
-    folder = make_attempt(recipe(tmp_path / "weights", {}, "full"))
+    model.save_pretrained(tmp_path / "models" / "weights")
+    processor.save_pretrained(tmp_path / "models" / "weights")
+    folder = make_attempt(recipe(tmp_path / "models" / "weights", {}, "full"))
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
     plan = plan_of(folder, events_of)
     assert plan["contextTokens"] == 130

@@ -26,7 +26,7 @@ from runyard.rundir import read_json
 from runyard.trainer.cache import Told
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.families import PARTS, part_of
-from runyard.trainer.main import _machine, _read_run
+from runyard.trainer.main import _machine, _model_folders, _read_run
 from runyard.trainer.prepare import Job, Prepared, prepare
 from runyard.trainer.train import _accumulate
 from tests.trainer import miniatures
@@ -110,8 +110,10 @@ def trainer(
         folder = make_attempt(blocks)
         document = {"folder": str(version), "dataset": "shelves", "version": "0" * 16}
         (folder / "dataset.json").write_text(json.dumps(document))
-        run, recipe = _read_run(read_json(folder / "run.json") or {})
-        return prepare(Job(folder=folder, run=run, recipe=recipe, models={}), _machine(1), told=Told())
+        config = read_json(folder / "run.json") or {}
+        run, recipe = _read_run(config)
+        job = Job(folder=folder, run=run, recipe=recipe, models={}, folders=_model_folders(config))
+        return prepare(job, _machine(1), told=Told())
 
     return begin
 

@@ -529,7 +529,10 @@ def failure(folder: Path) -> tuple[str, str]:
     [
         ({"vi-dataset": {"datasetId": "shelves", "projectKind": "vqa"}}, "'shelves' is not known here"),
         ({"vi-dataset": {"projectKind": "phrase-grounding"}}, "is of kind vqa"),
-        ({"vi-model": {"architecture": {"weights": "/no/such/folder"}}}, "not on this machine"),
+        (
+            {"vi-model": {"architecture": {"weights": "/no/such/folder"}}},
+            "not inside a folder of this machine's setting model_folders",
+        ),
         ({"vi-model": {"architecture": {"name": "qwen3vl"}}}, "not on this machine"),
         ({"vi-model": {"images": {"maxPixels": 1000}}}, "pictures of one size only"),
         ({"vi-dataset": {"datasetVersion": "v1"}}, "has no versions"),

@@ -29,7 +29,9 @@ COMMANDS = {
     "runs": Entry("runyard.cli.runs", "runs", "Start, follow, kill and delete training runs."),
     "flows": Entry("runyard.cli.flows", "flows", "Keep recipes, check them, and see them with every default."),
     "datasets": Entry("runyard.cli.datasets", "datasets", "Import your own pictures and labels, check them, see them."),
-    "models": Entry("runyard.cli.models", "models", "List, download and export checkpoints, ask them questions."),
+    "models": Entry(
+        "runyard.cli.models", "models", "List, download, export and query checkpoints; add models to begin from."
+    ),
     "backup": Entry("runyard.cli.backup", "backup", "Write everything the server keeps into one file."),
     "restore": Entry("runyard.cli.backup", "restore", "Put a backup in the place of everything the server keeps."),
     "keys": Entry("runyard.cli.keys", "keys", "Create, list, revoke and rotate keys."),

@@ -1,4 +1,4 @@
-"""``runyard models``: the checkpoints runs have handed over, and asking them questions."""
+"""``runyard models``: the checkpoints runs have handed over, asking them questions, and models to begin from."""
 
 import contextlib
 import tempfile
@@ -9,7 +9,7 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_NOT_FOUND, CommandFailed
-from runyard.cli.output import age, json_option, number, one_line, print_fields, print_json, print_table
+from runyard.cli.output import age, json_option, number, one_line, print_fields, print_json, print_table, size
 from runyard.cli.progress import WorkLine
 
 if TYPE_CHECKING:
@@ -24,15 +24,67 @@ FORMS, DTYPES = ("merged", "adapter", "full"), ("float32", "bfloat16", "float16"
 
 @click.group()
 def models() -> None:
-    """List, download and export checkpoints, ask them questions."""
+    """List, download, export and query checkpoints; add models to begin from."""
+
+
+@models.command("add")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="What flows call it: base:NAME, or base:OWNER/NAME.")
+@click.option("--link", is_flag=True, help="Make hard links instead of copies; the folder has to be on the same disk.")
+@data_dir_option
+@json_option
+def add_model(folder: Path, name: str, link: bool, data_dir: Path | None, as_json: bool) -> None:
+    """Add a model folder of this machine, so that flows can begin from it as `base:NAME`.
+
+    FOLDER holds config.json and safetensors weights, or is a downloaded checkpoint. It is checked, then copied into the
+    first of the folders of RUNYARD_MODEL_FOLDERS. Run the command on each machine that trains.
+    """
+    from runyard.cli import base_models
+    from runyard.settings import read_settings
+
+    settings = read_settings(data_dir=data_dir)
+    with WorkLine() as progress:
+        path = base_models.add(
+            settings.models,
+            folder,
+            name,
+            link=link,
+            spare_bytes=settings.free_disk_mib << 20,
+            told=_nothing if as_json else progress.update,
+        )
+    if as_json:
+        print_json({"name": name, "weights": f"base:{name}", "folder": str(path)})
+    else:
+        click.echo(f"base:{name}")
+
+
+@models.command("remove")
+@click.argument("name")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@data_dir_option
+def remove_model(name: str, yes: bool, data_dir: Path | None) -> None:
+    """Remove a model that was added on this machine, for good."""
+    from runyard.cli import base_models
+    from runyard.settings import read_settings
+
+    if not yes:
+        click.confirm(f"Remove {name}? Runs that have not begun from it yet will fail.", abort=True)
+    base_models.remove(read_settings(data_dir=data_dir).models, name.removeprefix("base:"))
+    click.echo(f"removed base:{name.removeprefix('base:')}")
 
 
 @models.command("list")
-@click.argument("run_id")
+@click.argument("run_id", required=False)
+@click.option("--base", is_flag=True, help="List the models of this machine that flows can begin from.")
 @data_dir_option
 @json_option
-def list_models(run_id: str, data_dir: Path | None, as_json: bool) -> None:
-    """List the checkpoints of a run, the newest last."""
+def list_models(run_id: str | None, base: bool, data_dir: Path | None, as_json: bool) -> None:
+    """List the checkpoints of a run, the newest last; with --base the models that were added on this machine."""
+    if base == (run_id is not None):
+        raise click.UsageError("give the id of a run, or --base")
+    if run_id is None:
+        _list_base(data_dir, as_json=as_json)
+        return
     with connect(data_dir) as client:
         found = list(client.models.list(run_id).all_items())
     if as_json:
@@ -162,6 +214,18 @@ def export(
         if not written["replayed"]:
             click.echo("Not proven: the stored predictions were not replayed.", err=True)
         click.echo(out)
+
+
+def _list_base(data_dir: Path | None, *, as_json: bool) -> None:
+    from runyard.cli import base_models
+    from runyard.settings import read_settings
+
+    found = base_models.listed(read_settings(data_dir=data_dir).models)
+    if as_json:
+        print_json({"items": found})
+    else:
+        rows = [(f"base:{item['name']}", item["modelType"], size(item["sizeBytes"]), item["folder"]) for item in found]
+        print_table(("WEIGHTS", "MODEL TYPE", "SIZE", "FOLDER"), rows)
 
 
 def _nothing(doing: str, done: int, total: int) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from runyard import ids, processes, rundir
 from runyard.controller.decide import Key
 from runyard.controller.machine import threads_per_run
-from runyard.ids import MODEL_REFERENCE, folder_below
+from runyard.ids import folder_below
 from runyard.protocol import Assignment
 from runyard.settings import Settings
 
@@ -73,6 +73,7 @@ def place(assignment: Assignment, *, settings: Settings, machine_id: str, device
             "hangS": settings.hang_minutes * 60 or None,
             "spoolBytes": settings.spool_mib << 20,
             "datasetsBytes": settings.datasets_max_gib << 30,
+            "weightsBytes": settings.weights_max_gib << 30,
         },
     )
     return folder
@@ -131,7 +132,6 @@ def is_here(server_boot_id: str) -> bool:
 def run_document(assignment: Assignment, settings: Settings) -> dict[str, Any]:
     """``run.json``: the run as it was frozen, and what this machine adds."""
     run = msgspec.to_builtins(assignment.run)
-    own_runs = folder_below(settings.runs_dir, assignment.organization_id)
     return {
         "run": run,
         "attempt": assignment.attempt,
@@ -139,32 +139,5 @@ def run_document(assignment: Assignment, settings: Settings) -> dict[str, Any]:
         "dataDir": str(settings.data_dir),
         "cacheBytes": settings.cache_max_gib << 30,
         "freeDiskBytes": settings.free_disk_mib << 20,
-        "models": {name: str(path) for name in sorted(model_names(run)) if (path := find_model(own_runs, name))},
+        "modelFolders": [str(folder) for folder in settings.models.folders],
     }
-
-
-def model_names(value: Any) -> set[str]:
-    """Every ``run:RUN_ID/CHECKPOINT`` anywhere in a document."""
-    if isinstance(value, str):
-        return {value} if MODEL_REFERENCE.fullmatch(value) else set()
-    if isinstance(value, dict):
-        return set().union(*map(model_names, value.values()))
-    if isinstance(value, list):
-        return set().union(*map(model_names, value))
-    return set()
-
-
-def find_model(own_runs: Path, name: str) -> Path | None:
-    """Where the weights of a registered model lie on this machine; the newest attempt that saved it counts."""
-    found = MODEL_REFERENCE.fullmatch(name)
-    attempts_dir = folder_below(own_runs, found[1], "attempts") if found else None
-    attempts = sorted(attempts_dir.glob("*"), key=_number, reverse=True) if attempts_dir else []
-    for attempt in attempts:
-        for checkpoint, manifest in reversed(rundir.checkpoints(attempt)):
-            if found and found[2] in (manifest["checkpoint"], "latest"):
-                return Path(checkpoint, rundir.MODEL_FULL)
-    return None
-
-
-def _number(path: Path) -> int:
-    return int(path.name) if path.name.isdigit() else 0

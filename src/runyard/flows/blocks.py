@@ -174,7 +174,10 @@ class Architecture(Shape, frozen=True):
     ] = TINY
     weights: Annotated[
         Annotated[str, Meta(min_length=1, max_length=1024)] | None,
-        told("a local folder, a registered model run:RUN_ID/CHECKPOINT, or a hub id; null takes the family's usual"),
+        told(
+            "base:NAME of a model folder, a run's checkpoint run:RUN_ID/CHECKPOINT, a hub id, or the absolute path of "
+            "a folder inside the setting model_folders; null takes the family's usual"
+        ),
     ] = None
     family: Annotated[
         FamilyName | None, told("the true family where name has to be the published client's word for a loader; wins")

@@ -12,7 +12,7 @@ from runyard.flows.blocks import BUILT_IN_DATASETS, TINY, Every
 from runyard.flows.families import AUTO, FAMILIES
 from runyard.flows.problems import Findings
 from runyard.flows.recipe import Recipe
-from runyard.ids import MODEL_REFERENCE
+from runyard.flows.weights import FORMS, form_of
 
 # Fields of ``settings.resources``: what may stand there, why no more, and what to do instead.
 UNSUPPORTED = {
@@ -96,8 +96,8 @@ def _check_task(recipe: Recipe, at: str, dataset_kind: str | None, findings: Fin
 def _check_architecture(recipe: Recipe, at: str, findings: Findings) -> None:
     given = recipe.model.architecture
     if given.weights is not None:
-        if given.weights.startswith("run:") and not MODEL_REFERENCE.fullmatch(given.weights):
-            findings.add(f"{at}/weights", given.weights, "run:RUN_ID/CHECKPOINT, such as run:RUN_ID/best")
+        if form_of(given.weights) is None:
+            findings.add(f"{at}/weights", given.weights, FORMS)
         return
     if given.name == AUTO:
         findings.add(

@@ -116,7 +116,7 @@ def parameters_of(recipe: Recipe) -> int | None:
         return TINY_PARAMETERS
     if architecture.size != AUTO:
         return _parameters_of_size(architecture.size)
-    hub_id = re.fullmatch(r"[\w-]+/([\w.-]+)", architecture.weights or "")
+    hub_id = re.fullmatch(r"(?:base:)?[\w-]+/([\w.-]+)", architecture.weights or "")
     words = re.split(r"[-_]", hub_id[1]) if hub_id else []
     return next((found for word in words if (found := _parameters_of_size(word)) is not None), None)
 

@@ -27,7 +27,7 @@ EXAMPLE = {
         {
             "block": "vi-model",
             "settings": {
-                "architecture": {"name": "qwen25vl", "size": "3B", "weights": "/models/Qwen2.5-VL-3B-Instruct"},
+                "architecture": {"name": "qwen25vl", "size": "3B", "weights": "base:qwen-3b"},
                 "training": {"mode": "lora", "lora": {"rank": 32, "alpha": 64}},
                 "hyperparameters": {"epochs": 5, "batchSize": 16, "microBatchSize": 2, "learningRate": 1e-4},
                 "checkpoint": {"every": {"steps": 500}, "keep": 2},
@@ -68,12 +68,17 @@ RULES = """\
 - `training.lora` has no effect in mode `full`, and is kept, so that an editor may switch back and forth.
 - `earlyStopping` needs held-out data, so `validationFraction` above 0.
 - `tiny` belongs to the family `idefics3`. It is trained from scratch, or from `weights` where they are given.
+- `weights` is `base:NAME` (or `base:OWNER/NAME`), `run:RUN_ID/CHECKPOINT`, a hub id, or an absolute path. A path is
+  compared by its real path with the folders of the server's setting `model_folders`; any other is rejected, whether or
+  not something exists there. A hub id is looked up as `OWNER/NAME` in those folders of the machine that trains.
+- `run:RUN_ID/latest` and `run:RUN_ID/best` become the checkpoint that has that place when the run is created.
 - Without `weights` a real size is one of the family's in the table below; with `weights` it is only a label.
 - `minPixels` is at most `maxPixels`.
 - `projectKind` agrees with the dataset's own kind, where that is known.
 
-Whether a dataset, a training project or a registered model exists is checked when a run is made. Whether the machine
-can do what is asked (4-bit weights need CUDA) is found when the plan is made, before the first step.
+Whether a dataset, a training project, a run's checkpoint or a model `base:NAME` exists is checked when a run is
+created. Whether the machine can do what is asked (4-bit weights need CUDA) is found when the plan is made, before the
+first step.
 """
 
 

@@ -1,8 +1,8 @@
-"""Which bytes the rows need: files of outputs and of resumes, whatever datasets name. And which are to be removed."""
+"""Which bytes the rows need: files of outputs, resumes, weights and datasets. And which are to be removed."""
 
 from collections.abc import Collection, Iterable, Sequence
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, Table, delete, insert, select
 
 from runyard.store.tables import (
     AnyRow,
@@ -14,9 +14,10 @@ from runyard.store.tables import (
     output_files,
     resume_files,
     unneeded_blobs,
+    weight_files,
 )
 
-_NEEDING = (output_files, resume_files)
+_NEEDING = (output_files, resume_files, weight_files)
 # Nothing that a run owns ever has the bytes of these, except by having the same content.
 _DATASETS_NEEDING = (contents, import_files, imports, dataset_versions, dataset_exports)
 _AT_ONCE = 500  # hashes in one question: databases bound the number of values
@@ -24,18 +25,26 @@ _AT_ONCE = 500  # hashes in one question: databases bound the number of values
 
 def keep_for_resume(connection: Connection, *, org: str, run_id: str, files: Iterable[AnyRow]) -> None:
     """Make files of an output the run's own: what it goes on from."""
-    rows = [{"path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in files]
-    connection.execute(insert(resume_files), [{"org": org, "run_id": run_id, **row} for row in rows])
+    _keep(connection, resume_files, org, run_id, files)
+
+
+def keep_weights(connection: Connection, *, org: str, run_id: str, files: Iterable[AnyRow]) -> None:
+    """Make files of an output the run's own: what it takes its weights from."""
+    _keep(connection, weight_files, org, run_id, files)
 
 
 def of_resume(connection: Connection, *, org: str, run_id: str) -> Sequence[AnyRow]:
     """Files a run goes on from; none for one that began from nothing."""
-    query = select(resume_files).where(resume_files.c.org == org, resume_files.c.run_id == run_id)
-    return connection.execute(query.order_by(resume_files.c.path)).all()
+    return _kept(connection, resume_files, org, run_id)
+
+
+def of_weights(connection: Connection, *, org: str, run_id: str) -> Sequence[AnyRow]:
+    """Return the files a run takes its weights from; none for one that takes them from no other run."""
+    return _kept(connection, weight_files, org, run_id)
 
 
 def needs(connection: Connection, *, org: str, run_id: str, sha256: str) -> bool:
-    """Whether a file of the run's outputs, or one that it goes on from, has this hash."""
+    """Whether a file of the run's outputs, or one that it resumes or takes its weights from, has this hash."""
     for table in _NEEDING:
         query = select(table.c.path).where(table.c.org == org, table.c.run_id == run_id, table.c.sha256 == sha256)
         if connection.execute(query.limit(1)).first() is not None:
@@ -44,7 +53,7 @@ def needs(connection: Connection, *, org: str, run_id: str, sha256: str) -> bool
 
 
 def of_run(connection: Connection, *, org: str, run_id: str) -> set[str]:
-    """Hashes of the run's outputs and of what it goes on from."""
+    """Hashes of the run's outputs and of what it resumes or takes its weights from."""
     found = set[str]()
     for table in _NEEDING:
         query = select(table.c.sha256).where(table.c.org == org, table.c.run_id == run_id)
@@ -94,3 +103,14 @@ def _needed(connection: Connection, *, org: str, hashes: Collection[str], beside
                 query = query.where(table.c.run_id != besides)
             found |= set(connection.execute(query.distinct()).scalars())
     return found
+
+
+def _keep(connection: Connection, table: Table, org: str, run_id: str, files: Iterable[AnyRow]) -> None:
+    rows = [{"path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in files]
+    if rows:
+        connection.execute(insert(table), [{"org": org, "run_id": run_id, **row} for row in rows])
+
+
+def _kept(connection: Connection, table: Table, org: str, run_id: str) -> Sequence[AnyRow]:
+    query = select(table).where(table.c.org == org, table.c.run_id == run_id)
+    return connection.execute(query.order_by(table.c.path)).all()

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 log = logging.getLogger(__name__)
 
-HEAD = "0008"
+HEAD = "0007"
 
 
 class StoreTooNew(Exception):

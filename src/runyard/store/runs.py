@@ -18,6 +18,7 @@ from runyard.store.tables import (
     run_datasets,
     runs,
     stream_offsets,
+    weight_files,
 )
 from runyard.store.tables import attempts as attempts_table
 
@@ -26,7 +27,7 @@ RARE = 1000  # an attribute that fewer runs have
 # Every table whose rows name the run they belong to.
 BELONGING = (
     *(run_attributes, attempts_table, stream_offsets, log_lines, metrics),
-    *(output_files, outputs, resume_files, run_datasets),
+    *(output_files, outputs, resume_files, weight_files, run_datasets),
 )
 
 

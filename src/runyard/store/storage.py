@@ -16,22 +16,22 @@ from runyard.store.tables import (
     output_files,
     resume_files,
     runs,
+    weight_files,
 )
 
-GONE_ON_FROM = "what it goes on from"
+GONE_ON_FROM, BEGUN_FROM = "what it goes on from", "the weights it begins from"
 
 
 def files(connection: Connection, *, org: str) -> Sequence[AnyRow]:
-    """Every file of every output, and those that runs go on from; columns run_id, output_id, path, sha256."""
-    of_outputs, of_resume = output_files.c, resume_files.c
-    query = union_all(
-        select(of_outputs.run_id, of_outputs.output_id, of_outputs.path, of_outputs.sha256).where(
-            of_outputs.org == org
-        ),
-        select(of_resume.run_id, literal(GONE_ON_FROM).label("output_id"), of_resume.path, of_resume.sha256).where(
-            of_resume.org == org
-        ),
-    )
+    """Every file of every output, and those that runs begin from; columns run_id, output_id, path, sha256."""
+    found = output_files.c
+    queries = [select(found.run_id, found.output_id, found.path, found.sha256).where(found.org == org)]
+    for table, what in ((resume_files, GONE_ON_FROM), (weight_files, BEGUN_FROM)):
+        found = table.c
+        queries.append(
+            select(found.run_id, literal(what).label("output_id"), found.path, found.sha256).where(found.org == org)
+        )
+    query = union_all(*queries)
     return connection.execute(query.order_by("run_id", "output_id", "path")).all()
 
 

@@ -245,6 +245,18 @@ resume_files = Table(
     Index("resume_files_by_hash", "org", "sha256"),
 )
 
+# Files of the checkpoint of another run that a run takes its weights from, kept in the same way.
+weight_files = Table(
+    "weight_files",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("path", String(1024), primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Index("weight_files_by_hash", "org", "sha256"),
+)
+
 # Bytes whose last row went in the same transaction: removed at once, or by the sweep after a crash in between.
 unneeded_blobs = Table(
     "unneeded_blobs",

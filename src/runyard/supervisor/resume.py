@@ -152,6 +152,11 @@ def _is_whole(path: Path, file: CheckpointFile) -> bool:
     return path.is_file() and path.stat().st_size == file.size_bytes and rundir.sha256_of(path) == file.sha256
 
 
+def is_inside(path: str) -> bool:
+    """Whether a path from the server is that of a file of a checkpoint, and not of its manifest."""
+    return ids.is_path(path) and path != rundir.MANIFEST
+
+
 def _is_valid(told: ResumeCheckpoint) -> bool:
     """Return whether id and paths are those of a checkpoint, and no file takes the manifest's place."""
     try:
@@ -159,7 +164,7 @@ def _is_valid(told: ResumeCheckpoint) -> bool:
         ids.check_paths(file.path for file in told.files)
     except ids.InvalidId:
         return False
-    return all(file.path != rundir.MANIFEST for file in told.files)
+    return all(is_inside(file.path) for file in told.files)
 
 
 def _manifest(told: ResumeCheckpoint, *, own_run: str) -> dict[str, Any]:

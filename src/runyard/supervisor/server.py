@@ -16,6 +16,7 @@ from runyard.ids import check_id, check_paths
 from runyard.protocol import (
     LEASE_LOST,
     AttemptDataset,
+    AttemptWeights,
     CheckpointFile,
     CheckpointReport,
     CheckpointsKept,
@@ -32,6 +33,7 @@ from runyard.seams import Files
 from runyard.supervisor import moves as mv
 from runyard.supervisor.datasets import Bringer
 from runyard.supervisor.resume import Gone, prepare
+from runyard.supervisor.weights import WeightsFetcher
 from vi._http import NO_RETRY, Http, RetryPolicy
 from vi.errors import ViError, ViInvalidParameterError
 
@@ -51,6 +53,7 @@ class Server:
         self._held: set[str] = set()  # what the server is known to hold
         self._http = self._open(endpoint)
         self._bringer = Bringer(folder, self)
+        self._weights = WeightsFetcher(folder, self)
 
     def _open(self, endpoint: str) -> Http:
         headers = {"Authorization": f"Bearer {self._token}"}
@@ -126,7 +129,7 @@ class Server:
         return self._http.call("GET", f"{ROOT}/resume", decode_as=Resumable).checkpoints
 
     def fetch(self, sha256: str, target: Path) -> None:
-        """Fetch one file of a checkpoint or dataset, in one try.
+        """Fetch one file of a checkpoint, of weights or of a dataset, in one try.
 
         Raises Gone when the server has it no more, ViError otherwise.
         """
@@ -139,6 +142,15 @@ class Server:
         except ViError as error:
             if error.code == BLOB_MISSING:
                 raise Gone(error.message) from error
+            if error.code == NOT_FOUND:
+                return None
+            raise
+
+    def weights(self) -> AttemptWeights | None:
+        """Return the files of another run that this run begins from; None when there are none. Raises ViError."""
+        try:
+            return self._http.call("GET", f"{ROOT}/weights", decode_as=AttemptWeights)
+        except ViError as error:
             if error.code == NOT_FOUND:
                 return None
             raise
@@ -157,12 +169,13 @@ class Server:
             raise
 
     def prepare(self, files: Files) -> mv.Input:
-        """Find and fetch what this attempt resumes from, and its dataset.
+        """Find and fetch what this attempt resumes from, the weights it begins from, and its dataset.
 
         Raises OSError when the disk does not take it.
         """
         try:
             prepare(self._folder, self, files=files)
+            self._weights.fetch(files)
             self._bringer.bring(files)
         except ViError as error:
             return self._failed(error, "bytes", what=None)

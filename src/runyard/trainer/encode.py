@@ -11,11 +11,12 @@ What is learnt is the answer alone: its tokens are those that ``generate`` would
 import hashlib
 import json
 import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from runyard.trainer.datasets import Sample
 from runyard.trainer.errors import InvalidData
 from runyard.trainer.families import Parts
 from runyard.trainer.picture_sizes import Fitting, TooLong
+from runyard.trainer.templates import Renderer, TemplateProcess
 
 LARGEST_TABLE = 65_536
 FEATURES = "features"  # stands for pixels where the features of pictures are kept (``features.py``)
@@ -86,13 +88,25 @@ class Encoder:
     With ``fitting`` a sample that is longer than the context gets a smaller picture, see ``picture_sizes.py``.
     """
 
-    def __init__(self, processor: Any, parts: Parts, *, system_prompt: str, task: str, fitting: Fitting | None = None):
+    def __init__(
+        self,
+        processor: Any,
+        parts: Parts,
+        *,
+        system_prompt: str,
+        task: str,
+        fitting: Fitting | None = None,
+        renderer: Renderer | None = None,
+    ):
         self._processor, self._parts, self._fitting = processor, parts, fitting
+        self._renderer = renderer or TemplateProcess(processor)
         self._system_prompt, self._task = system_prompt, task
         self._known: OrderedDict[tuple[str, tuple[int, int]], _Known] = OrderedDict()
-        self._prompt = lru_cache(maxsize=KNOWN_PROMPTS)(self._write_prompt)
+        # A cache that held this object would keep it, and its renderer's process, until garbage is collected.
+        unheld = weakref.proxy(self)
+        self._prompt = lru_cache(maxsize=KNOWN_PROMPTS)(partial(Encoder._write_prompt, unheld))
         self._end = self._end_of_answer()
-        self._tokens_of_answer = lru_cache(maxsize=16_384)(self._tokenize)
+        self._tokens_of_answer = lru_cache(maxsize=16_384)(partial(Encoder._tokenize, unheld))
 
     def encode(self, sample: Sample, *, with_picture: bool = True) -> Encoded:
         """The sample as it is learnt from; without its picture where only tokens are wanted, which is far faster.
@@ -171,7 +185,7 @@ class Encoder:
         """System text, picture and question as the family writes them, up to where the model begins to speak."""
         if self._has_template:
             messages = conversation(self._system_prompt, question)
-            return str(self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+            return self._renderer.render(messages, with_generation_prompt=True)
         text = " ".join(part for part in (self._system_prompt, question) if part)
         return str(self._parts.plain_prompt).format(text=text)
 
@@ -205,7 +219,7 @@ class Encoder:
         # template that writes nothing there, or tells the whole otherwise than the prompt, gets the end-of-text token.
         said = {"role": "assistant", "content": [{"type": "text", "text": "ANSWER"}]}
         messages = [*conversation(self._system_prompt, "QUESTION"), said]
-        whole = self._processor.apply_chat_template(messages, tokenize=False)
+        whole = self._renderer.render(messages, with_generation_prompt=False)
         _, found, rest = whole.rpartition("ANSWER")
         return rest.rstrip() if found and rest.strip() else end
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runyard.extras import explain_missing_extra
+from runyard.model_folders import ModelFolders
 from runyard.rundir import (
     EXIT_CANNOT_RUN,
     EXIT_DONE,
@@ -29,6 +30,7 @@ from runyard.rundir import (
     RESUME,
     RUN,
     STOP,
+    WEIGHTS,
     EventWriter,
     permit_is_fresh,
     read_json,
@@ -210,12 +212,12 @@ def _train(folder: Path, events: EventWriter, should_stop: Any) -> dict[str, Any
         if resume is not None:
             events.write("warning", message=f"checkpoint {name} is damaged or gone; training from the beginning")
         resume = None
-    models = {str(name): str(path) for name, path in (config.get("models") or {}).items()}
     job = Job(
         folder=folder,
         run=run,
         recipe=recipe,
-        models=models,
+        models=_weights_of_runs(folder, are_needed=resume is None),
+        folders=_model_folders(config),
         resume=resume,
         continued_run=(wanted or {}).get("runId"),
         cache=Path(str(config["dataDir"])) / "cache" if config.get("dataDir") else None,
@@ -225,6 +227,23 @@ def _train(folder: Path, events: EventWriter, should_stop: Any) -> dict[str, Any
     outcome = train(job, _machine(threads), events, should_stop=should_stop, say=_say)
     ending = {"outcome": "Stopped" if outcome.reason == "Stopped" else "Succeeded", "reason": outcome.reason}
     return ending | {"message": outcome.message, "checkpoint": outcome.checkpoint, "metrics": outcome.metrics}
+
+
+def _weights_of_runs(folder: Path, *, are_needed: bool) -> dict[str, str]:
+    """Where the supervisor has put the weights of another run, by the name that the flow gives them."""
+    brought = read_json(folder / WEIGHTS)
+    if brought is None:
+        return {}
+    if brought.get("problem"):
+        if not are_needed:
+            return {}
+        raise InvalidFlow(str(brought["problem"]))
+    return {str(brought["weights"]): str(brought["folder"])}
+
+
+def _model_folders(config: dict[str, Any]) -> ModelFolders:
+    data_dir = Path(str(config.get("dataDir") or "/nonexistent"))
+    return ModelFolders(tuple(Path(str(path)) for path in config.get("modelFolders") or ()), data_dir)
 
 
 def _read_run(config: dict[str, Any]) -> tuple[Any, Any]:

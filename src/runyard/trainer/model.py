@@ -19,11 +19,14 @@ import torch
 
 from runyard.flows.blocks import Architecture, Lora, Training
 from runyard.flows.families import FAMILIES, family_of_model_type
+from runyard.flows.weights import BASE_PREFIX, form_of
+from runyard.model_folders import SETTING, ModelFolders
 from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
 from runyard.trainer.datasets import Sample
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.families import Parts, part_of, parts_of
-from runyard.trainer.model_folder import ADAPTER_WEIGHTS, check_adapter_folder, check_model_folder
+from runyard.trainer.model_folder import ADAPTER_WEIGHTS, check_adapter_folder, check_inside, check_model_folder
+from runyard.trainer.templates import BuiltInTemplate, Renderer, TemplateProcess
 from runyard.trainer.tiny import SHAPES, make_model, make_processor
 from runyard.trainer.video import install_video_stand_in
 
@@ -33,13 +36,17 @@ PEFT_PREFIX = "base_model.model."
 
 @dataclass
 class Model:
-    """A model with its processor. ``base`` is the folder of unchanged weights below an adapter, None without one."""
+    """A model with its processor. ``base`` is the folder of unchanged weights below an adapter, None without one.
+
+    ``renderer`` writes conversations; without one an encoder makes its own.
+    """
 
     module: Any
     processor: Any
     model_type: str
     parts: Parts
     base: Path | None = None
+    renderer: Renderer | None = None
 
     @property
     def is_adapted(self) -> bool:
@@ -66,11 +73,13 @@ class Model:
         return [(n.removeprefix(PEFT_PREFIX), p) for n, p in self.module.named_parameters() if p.requires_grad]
 
 
-def weights_folder(architecture: Architecture, models: dict[str, str]) -> Path | None:
-    """The folder to start from; None for the tiny model trained from scratch.
+def weights_folder(architecture: Architecture, models: dict[str, str], folders: ModelFolders) -> Path | None:
+    """The folder to start from, by its real path; None for the tiny model trained from scratch.
+
+    ``models`` says where weights of other runs are. All others are looked for in the machine's model folders alone.
 
     Raises:
-        InvalidFlow: the weights are not on this machine.
+        InvalidFlow: the weights are not on this machine, or in no folder that weights may be read from.
     """
     weights = architecture.weights
     if weights is None:
@@ -80,15 +89,22 @@ def weights_folder(architecture: Architecture, models: dict[str, str]) -> Path |
         weights = family.sizes.get(architecture.size) if family else None
         if weights is None:
             raise InvalidFlow(f"architecture {architecture.name!r} has no size {architecture.size!r} known here")
-    if weights in models:
-        return Path(models[weights])
-    folder = Path(weights).expanduser()
-    if folder.is_dir():
-        return folder.absolute()
-    raise InvalidFlow(
-        f"weights {weights!r} are not on this machine; trainers use no network, so download them first and give "
-        "the folder"
-    )
+    form = form_of(weights)
+    if form == "run":
+        found = Path(models[weights]) if weights in models else None
+    elif form == "folder":
+        found = folders.resolve(weights)
+        if found is None:
+            raise InvalidFlow(f"weights {weights!r} are not inside a folder of this machine's setting {SETTING}")
+        found = found if found.is_dir() else None
+    else:
+        found = folders.find(weights.removeprefix(BASE_PREFIX)) if form is not None else None
+    if found is None:
+        raise InvalidFlow(
+            f"weights {weights!r} are not on this machine; trainers use no network, so download them first, then try: "
+            "runyard models add FOLDER --name NAME"
+        )
+    return found
 
 
 def build_tiny(*, task: str, phrases: Sequence[str], samples: Sequence[Sample] | None, seed: int) -> Model:
@@ -105,14 +121,21 @@ def build_tiny(*, task: str, phrases: Sequence[str], samples: Sequence[Sample] |
         mean, deviation = float(pixels.mean()), max(0.01, float(pixels.std()))
     processor = make_processor(shape, list(phrases), pixel_mean=mean, pixel_std=deviation)
     torch.manual_seed(seed)
-    return Model(make_model(shape, processor), processor, "idefics3", parts_of("idefics3"))
+    renderer = BuiltInTemplate(processor)
+    return Model(make_model(shape, processor), processor, "idefics3", parts_of("idefics3"), renderer=renderer)
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype, attention: str | None = None, quantization: str | None = None
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    quantization: str | None = None,
+    folders: ModelFolders | None = None,
 ) -> Model:
     """A model from a local folder, after the folder has been checked. A checkpoint's own tree is taken too.
 
+    With ``folders`` everything that is read has to be inside them, links included, before and after it is read.
     With ``quantization`` (``nf4`` or ``fp4``) the matrices are kept in 4 bit and used in ``dtype``, everything else is
     made float32, and nothing is to be trained but an adapter.
 
@@ -121,10 +144,14 @@ def load_model(
     """
     from transformers import AutoModelForImageTextToText
 
+    if folders is not None:
+        check_inside(folder, folders)
     root, folder = folder, folder / MODEL_FULL if (folder / MODEL_FULL).is_dir() else folder
     model_type = check_model_folder(folder)
     parts = parts_of(model_type)
-    install_video_stand_in()
+    processor = load_processor(folder)
+    renderer = TemplateProcess(processor)  # before there are weights, which it would keep in memory a second time
+    renderer.check_tokenizer()
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if quantization is not None:
         options["quantization_config"] = _four_bits(quantization, dtype)
@@ -150,7 +177,10 @@ def load_model(
                 layer.support_avx512bf16_for_cpu = False
     if (root / MODEL_ADAPTER).is_dir() and root != folder:
         module = merge_adapter(module, root / MODEL_ADAPTER)
-    return Model(module, load_processor(folder), model_type, parts)
+        module.requires_grad_(True)  # peft has frozen what it adapted
+    if folders is not None:
+        check_inside(root, folders)
+    return Model(module, processor, model_type, parts, renderer=renderer)
 
 
 def _four_bits(kind: str, dtype: torch.dtype) -> Any:
@@ -249,7 +279,7 @@ def adapt(model: Model, training: Training, *, base: Path, adapter: Path | None 
     for _, parameter in module.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return Model(module, model.processor, model.model_type, model.parts, base)
+    return Model(module, model.processor, model.model_type, model.parts, base, model.renderer)
 
 
 def attach_adapter(module: Any, adapter: Path) -> Any:

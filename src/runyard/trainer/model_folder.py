@@ -5,6 +5,7 @@ it may name modules to import, and no file may be a program or a pickle. It may 
 libraries read whole are capped, and the headers of safetensors files are checked, so that sizes in them are true.
 """
 
+import itertools
 import json
 import struct
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from runyard.flows.families import family_of_model_type
+from runyard.model_folders import SETTING, ModelFolders
+from runyard.rundir import MODEL_ADAPTER
 from runyard.trainer.errors import InvalidFlow
 
 FORBIDDEN_SUFFIXES = (
@@ -35,6 +38,7 @@ LARGEST_TEMPLATE_BYTES = 256 << 10
 LARGEST_HEADER_BYTES = 16 << 20
 MOST_TENSORS = 65_536
 MOST_FILES = 10_000
+_UNREAD_NAMES = ("special_tokens_map_file",)  # tokenizers save where theirs was, and nothing reads it
 BYTES_OF = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
@@ -51,17 +55,34 @@ def check_model_folder(folder: Path) -> str:
         raise InvalidFlow(
             f"model folder {str(folder)!r} does not exist; give a folder with config.json and safetensors"
         )
+    files = list(_files(folder))
     config = _read_config(folder)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or family_of_model_type(model_type) is None:
         raise InvalidFlow(f"model_type {model_type!r} in {folder.name}/config.json is not a family known here")
     weights = 0
-    for path in _files(folder):
+    for path in files:
+        if path.name == ADAPTER_CONFIG:  # libraries would load the weights of whichever folder it names
+            raise InvalidFlow(f"{ADAPTER_CONFIG} may not be in a model folder; put the adapter into {MODEL_ADAPTER}")
         _check_file(path, path.relative_to(folder).as_posix(), kind="a model folder")
         weights += path.suffix == ".safetensors"
     if not weights:
         raise InvalidFlow(f"model folder {folder.name} holds no safetensors weights")
     return model_type
+
+
+def check_inside(folder: Path, folders: ModelFolders) -> None:
+    """Refuse a folder that is not where its path says, or in which a link leads out of the model folders.
+
+    Raises:
+        InvalidFlow: with the setting's name, whatever is at the other end.
+    """
+    if folders.resolve(folder) != folder:
+        raise InvalidFlow(f"model folder {folder.name} is not inside a folder of this machine's setting {SETTING}")
+    for path in _listed(folder):
+        if path.is_symlink() and folders.resolve(path) is None:
+            where = path.relative_to(folder).as_posix()
+            raise InvalidFlow(f"{where} in {folder.name} is a link out of the folders of the setting {SETTING}")
 
 
 def check_adapter_folder(folder: Path) -> None:
@@ -137,11 +158,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _files(folder: Path) -> Iterator[Path]:
     """Every file below the folder. Links are followed to files (the hub's cache is made of them), not to folders."""
-    for number, path in enumerate(sorted(folder.rglob("*"))):
-        if number >= MOST_FILES:
-            raise InvalidFlow(f"model folder {folder.name} holds more than {MOST_FILES} files")
+    for path in _listed(folder):
         if path.is_file():
             yield path
+        elif not path.is_dir():  # a pipe or a device may be read without end
+            raise InvalidFlow(f"{path.relative_to(folder).as_posix()} in {folder.name} is neither a file nor a folder")
+
+
+def _listed(folder: Path) -> list[Path]:
+    found = list(itertools.islice(folder.rglob("*"), MOST_FILES + 1))
+    if len(found) > MOST_FILES:
+        raise InvalidFlow(f"model folder {folder.name} holds more than {MOST_FILES} files")
+    return sorted(found)
 
 
 def _check_file(path: Path, where: str, *, kind: str) -> None:
@@ -167,6 +195,7 @@ def _check_json(path: Path, where: str) -> None:
         if isinstance(here, dict):
             if named := [key for key in FORBIDDEN_KEYS if key in here]:
                 raise InvalidFlow(f"{where} holds {named[0]!r}: a model folder may not choose code")
+            _check_names(here, where)
             template = here.get("chat_template")
             if isinstance(template, str) and len(template) > LARGEST_TEMPLATE_BYTES:
                 raise InvalidFlow(f"{where} has a chat template of {len(template)} characters")
@@ -174,6 +203,17 @@ def _check_json(path: Path, where: str) -> None:
             pending += [item for item in here.values() if isinstance(item, dict | list)]
         elif isinstance(here, list):
             pending += [item for item in here if isinstance(item, dict | list)]
+
+
+def _check_names(table: dict[str, Any], where: str) -> None:
+    """Refuse names of files that libraries would open wherever they are: tokenizer files, pieces of the weights."""
+    named = [(key, value) for key, value in table.items() if key.endswith("_file") and key not in _UNREAD_NAMES]
+    pieces = table.get("weight_map")
+    if isinstance(pieces, dict):
+        named += [("weight_map", value) for value in pieces.values()]
+    for key, value in named:
+        if isinstance(value, str) and (value in (".", "..") or "/" in value or "\\" in value):
+            raise InvalidFlow(f"{where} names another folder's file in {key!r}; give the name of a file beside it")
 
 
 def _check_size(path: Path, where: str, limit: int) -> None:

@@ -45,6 +45,7 @@ class Predictor:
             loaded.parts,
             system_prompt=settings.get("system-prompt", {}).get("systemPrompt", ""),
             task=self.task,
+            renderer=loaded.renderer,
         )
 
     def ask(self, image: Any, question: str, *, max_new_tokens: int | None = None) -> Answer:

@@ -16,6 +16,7 @@ import torch
 
 from runyard.flows import Recipe, recipe_document
 from runyard.ids import folder_below
+from runyard.model_folders import ModelFolders
 from runyard.rundir import DATASET, MODEL_ADAPTER, MODEL_FULL, read_json
 from runyard.trainer.cache import Place, Told, encode_all
 from runyard.trainer.checkpoint import RUN, Progress, load_state
@@ -74,8 +75,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One attempt: its folder, the run, its recipe, where registered models lie, and a proven checkpoint to resume.
+    """One attempt: its folder, the run, its recipe, where weights are, and a proven checkpoint to resume.
 
+    ``models`` has the folder of each other run's weights, ``folders`` are those that weights may be read from besides.
     ``continued_run`` is the run that the checkpoint is of, unless that is the attempt's own. Encoded samples of
     uploaded data are kept below ``cache``, at most ``cache_bytes``, as long as ``spare_bytes`` of the disk stay free.
     """
@@ -84,6 +86,7 @@ class Job:
     run: Run
     recipe: Recipe
     models: dict[str, str]
+    folders: ModelFolders = ModelFolders((), Path("/"))
     resume: Path | None = None
     continued_run: str | None = None
     cache: Path | None = None
@@ -154,6 +157,7 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
         system_prompt=recipe.system_prompt.system_prompt,
         task=recipe.task,
         fitting=fitting,
+        renderer=model.renderer,
     )
     data, cached, held_out, fit, uploaded = _encodings(job, data, encoder, layout, fitting, told)
     sizes = _sizes(model, cached, held_out, uploaded)
@@ -406,13 +410,22 @@ def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
     # Weights that are trained themselves are float32: the small steps of training vanish in 16 bits.
     dtype = dtype if with_adapter else torch.float32
     attention = None if settings.compute.attention == "auto" else settings.compute.attention
-    folder = weights_folder(settings.architecture, job.models)
     quantization = settings.quantization.type if settings.quantization.enabled else None
-    source = job.resume / MODEL_FULL if job.resume is not None else folder
+    if job.resume is not None:
+        source: Path | None = job.resume / MODEL_FULL
+    else:
+        source = weights_folder(settings.architecture, job.models, job.folders)
+    is_offered = source is not None and job.folders.resolve(source) is not None
     is_base = source is not None and not (source / MODEL_ADAPTER).is_dir()
     if source is not None:
         in_use = quantization if is_base else None  # an adapter is added to weights that are whole
-        model = load_model(source, dtype=dtype, attention=attention, quantization=in_use)
+        model = load_model(
+            source,
+            dtype=dtype,
+            attention=attention,
+            quantization=in_use,
+            folders=job.folders if is_offered else None,
+        )
     else:
         model = build_tiny(
             task=recipe.task,

@@ -196,7 +196,14 @@ def replay(model: Model, asked: Asked, lines: Sequence[Line], show: Show, *, tol
         budget=asked.patch_budget,
         is_apart=model.decoder_start is not None,
     )
-    encoder = Encoder(model.processor, model.parts, system_prompt=asked.system_prompt, task=asked.task, fitting=fitting)
+    encoder = Encoder(
+        model.processor,
+        model.parts,
+        system_prompt=asked.system_prompt,
+        task=asked.task,
+        fitting=fitting,
+        renderer=model.renderer,
+    )
     encoded = []
     for number, line in enumerate(lines):
         told("Reading pictures", number, len(lines))

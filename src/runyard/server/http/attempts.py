@@ -13,7 +13,7 @@ from litestar.response import Stream
 from runyard import limits, protocol
 from runyard.server.http.asking import TOKEN, Answer, Asked, Id, T, actor_of, answer, empty, services_of
 from runyard.server.http.capacity import waiting
-from runyard.server.services import attempt_data, leases, lines, models, resuming
+from runyard.server.services import attempt_data, attempt_weights, leases, lines, models, resuming
 from runyard.server.services.errors import Refusal
 from runyard.server.services.signing import AttemptToken
 from runyard.server.services.validation import LONGEST_HOST, check_id, check_text
@@ -96,6 +96,10 @@ async def _pieces(blob: BinaryIO) -> AsyncIterator[bytes]:
 
 async def get_resume(request: Asked) -> Answer:
     return answer(resuming.offered(services_of(request), _token(request)))
+
+
+async def get_weights(request: Asked) -> Answer:
+    return answer(attempt_weights.offered(services_of(request), _token(request)))
 
 
 async def get_dataset(request: Asked) -> Answer:

@@ -259,6 +259,8 @@ ROUTES = (
           gives=protocol.Resumable),
     Route("GET", ATTEMPT + "/dataset", attempts.get_dataset, "Supervisor: which data the run learns from",
           gives=protocol.AttemptDataset),
+    Route("GET", ATTEMPT + "/weights", attempts.get_weights, "Get the checkpoint that an attempt begins from",
+          gives=protocol.AttemptWeights),
     Route("GET", ATTEMPT + "/dataset/contents", attempts.get_dataset_contents, "Supervisor: where its pictures lie",
           gives=bytes, media=("application/x-ndjson",)),
     Route("PUT", ATTEMPT + "/blobs/{sha256:str}", attempts.put_blob, "Supervisor: here is a file", largest_body=None,

@@ -20,7 +20,6 @@ from runyard.server.services import etags, flows, references, waiting
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Problem, Refusal
 from runyard.server.services.machines import Machine
-from runyard.server.services.references import MODEL_PREFIX
 from runyard.server.services.runs import decoded
 from runyard.store import runs as rows
 from runyard.store.runs import RunFilter
@@ -202,10 +201,10 @@ def _is_alike(run: Run, recipe: Recipe) -> bool:
 def _parameters(connection: Connection, org: str, recipe: Recipe) -> int | None:
     """Of a model that an earlier run has made: what that run has counted."""
     weights = recipe.model.architecture.weights
-    if weights is None or not MODEL_REFERENCE.fullmatch(weights):
+    found = MODEL_REFERENCE.fullmatch(weights or "")
+    if found is None:
         return None
-    run_id = weights.removeprefix(MODEL_PREFIX).partition("/")[0]
-    row = rows.document(connection, org=org, run_id=run_id)
+    row = rows.document(connection, org=org, run_id=found[1])
     return None if row is None else _planned(decoded(row.document).status.plan or {}, "parameters")
 
 

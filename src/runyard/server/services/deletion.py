@@ -7,14 +7,19 @@ one (after the next close, at the next start, or when the sweep comes by, every 
 """
 
 import asyncio
+import contextlib
+import fcntl
 import logging
+import os
 import shutil
+from collections.abc import Sequence
 from functools import partial
 
 from sqlalchemy import Connection
 
 from runyard.blobs import BlobError, BlobHeld
 from runyard.ids import PathEscapes, folder_below
+from runyard.rundir import weights_name
 from runyard.server.services import changes, etags, retention
 from runyard.server.services.changes import run_topic
 from runyard.server.services.context import Actor, Services
@@ -22,6 +27,7 @@ from runyard.server.services.errors import not_found
 from runyard.store import StoreUnavailable, attempts, datasets, lines, organizations, tombstones, versions
 from runyard.store import blobs as blob_rows
 from runyard.store import runs as rows
+from runyard.store.tables import AnyRow
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +110,10 @@ async def _purge(services: Services, org: str, run_id: str) -> None:
     await thin_out_log(services, org=org, run_id=run_id)
     async with services.blob_lock:
         unshared = services.store.read(lambda connection: blob_rows.of_run_alone(connection, org=org, run_id=run_id))
+        weights = services.store.read(lambda connection: blob_rows.of_weights(connection, org=org, run_id=run_id))
         await asyncio.to_thread(_remove_bytes, services, org, run_id, unshared)
+        if weights:
+            await asyncio.to_thread(_remove_weights, services, org, weights)
 
         def work(connection: Connection) -> None:
             if versions.pinned(connection, org=org, run_id=run_id) is not None:
@@ -126,3 +135,19 @@ def _remove_bytes(services: Services, org: str, run_id: str, hashes: set[str]) -
         return
     if folder.is_dir():
         shutil.rmtree(folder)
+
+
+def _remove_weights(services: Services, org: str, files: Sequence[AnyRow]) -> None:
+    """Remove what attempts on this machine have fetched of the weights, unless a supervisor holds it (flock).
+
+    Another run that begins from the same weights fetches them again.
+    """
+    name = weights_name((file.path, file.sha256) for file in files)
+    home = folder_below(services.settings.weights_dir, org, name)
+    with contextlib.suppress(FileNotFoundError, BlockingIOError):
+        descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(home)
+        finally:
+            os.close(descriptor)

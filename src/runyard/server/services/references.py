@@ -15,10 +15,15 @@ from sqlalchemy import Connection
 from runyard import limits
 from runyard.flows import FlowProblems, resolve, validate
 from runyard.flows.blocks import BUILT_IN_DATASETS
+from runyard.flows.weights import BASE_PREFIX, form_of
+from runyard.ids import MODEL_REFERENCE
 from runyard.limits import Limit
+from runyard.model_folders import SETTING
+from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
 from runyard.server.services import versions
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Problem, Refusal
+from runyard.store import blobs as blob_rows
 from runyard.store import datasets, documents, outputs, runs
 from runyard.store import versions as version_rows
 from runyard.store.tables import AnyRow, training_projects
@@ -26,7 +31,6 @@ from vi.api.resources.flows.responses import FlowBlock, FlowSpec
 from vi.api.resources.runs.responses import ResumeFrom
 from vi.api.resources.training_projects.responses import TrainingProject
 
-MODEL_PREFIX = "run:"
 LATEST, BEST = "latest", "best"
 MOST_BLOCKS = 100  # a flow with more is rejected as a whole, so their references need no look-up
 LONGEST_SHOWN = 80
@@ -144,17 +148,68 @@ def checkpoint_of(
     run = runs.get(connection, org=org, run_id=run_id)
     if run is None or run.deleted:
         raise _nothing_to_resume("runId", run_id, f"run {run_id!r} was not found", "the id of a run that is listed")
-    listed = outputs.of_run(connection, org=org, run_id=run_id)
+    found = _chosen(outputs.of_run(connection, org=org, run_id=run_id), checkpoint)
+    if found is None:
+        message = f"checkpoint {checkpoint!r} of run {run_id!r} was not found"
+        raise _nothing_to_resume("checkpoint", checkpoint, message, "one of the run's models, latest, or best")
+    files = outputs.files(connection, org=org, run_id=run_id, output_id=found.id)
+    return ResumeFrom(run_id=run_id, checkpoint=found.id, step=found.step, epoch=found.epoch), files
+
+
+def _chosen(listed: Sequence[AnyRow], checkpoint: str) -> AnyRow | None:
+    """Return the checkpoint that an id, ``latest`` or ``best`` names, of those listed from the oldest on."""
     if checkpoint == BEST:
         listed = [row for row in listed if row.is_best] or listed
     elif checkpoint != LATEST:
         listed = [row for row in listed if row.id == checkpoint]
-    if not listed:
-        message = f"checkpoint {checkpoint!r} of run {run_id!r} was not found"
-        raise _nothing_to_resume("checkpoint", checkpoint, message, "one of the run's models, latest, or best")
-    found = listed[-1]
-    files = outputs.files(connection, org=org, run_id=run_id, output_id=found.id)
-    return ResumeFrom(run_id=run_id, checkpoint=found.id, step=found.step, epoch=found.epoch), files
+    return listed[-1] if listed else None
+
+
+def weights_of(flow: FlowSpec) -> str | None:
+    """Return what the flow names as weights, in whichever form."""
+    architecture = _architecture(flow)
+    return None if architecture is None else architecture["weights"]
+
+
+def pin_weights(connection: Connection, *, org: str, run_id: str, flow: FlowSpec) -> None:
+    """Freeze which checkpoint of another run the new run begins from, and keep its files, in one transaction with it.
+
+    Raises:
+        Refusal: InvalidFlow (the checkpoint does not exist, or no longer).
+    """
+    named = MODEL_REFERENCE.fullmatch(weights_of(flow) or "")
+    architecture = _architecture(flow)
+    if named is None or architecture is None:
+        return
+    found = _source(connection, org, named[1], named[2])
+    if found is None:
+        at = next(index for index, block in enumerate(flow.blocks) if "model" in block.block)
+        problem = _unknown_source(at, named[0])
+        raise Refusal("InvalidFlow", f"the flow has 1 problem: {problem.message}", problems=[problem])
+    files = outputs.files(connection, org=org, run_id=named[1], output_id=found.id)
+    blob_rows.keep_weights(connection, org=org, run_id=run_id, files=only_weights(files))
+    architecture["weights"] = f"run:{named[1]}/{found.id}"
+
+
+def only_weights(files: Sequence[AnyRow]) -> list[AnyRow]:
+    """Return the files of a checkpoint that another run begins from: base model and adapter."""
+    return [file for file in files if file.path.startswith((f"{MODEL_FULL}/", f"{MODEL_ADAPTER}/"))]
+
+
+def _architecture(flow: FlowSpec) -> dict[str, Any] | None:
+    """The settings that name the weights; None for a flow that names none."""
+    for block in flow.blocks:
+        found = block.settings.get("architecture") if "model" in block.block else None
+        if isinstance(found, dict) and isinstance(found.get("weights"), str):
+            return found
+    return None
+
+
+def _source(connection: Connection, org: str, run_id: str, checkpoint: str) -> AnyRow | None:
+    run = runs.get(connection, org=org, run_id=run_id)
+    if run is None or run.deleted:
+        return None
+    return _chosen(outputs.of_run(connection, org=org, run_id=run_id), checkpoint)
 
 
 def _nothing_to_resume(field: str, given: str, what: str, allowed: str) -> Refusal:
@@ -269,21 +324,41 @@ def _broken_in_block(services: Services, org: str, index: int, block: Any) -> li
         ]
     architecture = settings.get("architecture")
     weights = architecture.get("weights") if isinstance(architecture, dict) else None
-    if isinstance(weights, str) and weights.startswith(MODEL_PREFIX) and not _has_model(services, org, weights):
-        return [
-            Problem(
-                path=f"/blocks/{index}/settings/architecture/weights",
+    problem = _broken_weights(services, org, index, weights) if isinstance(weights, str) else None
+    return [] if problem is None else [problem]
+
+
+def _broken_weights(services: Services, org: str, index: int, weights: str) -> Problem | None:
+    """The problem with weights that do not exist or may not be read; None where there is none, or only their form."""
+    folders, path = services.settings.models, f"/blocks/{index}/settings/architecture/weights"
+    if named := MODEL_REFERENCE.fullmatch(weights):
+        found = services.store.read(lambda connection: _source(connection, org, named[1], named[2]))
+        return _unknown_source(index, weights) if found is None else None
+    match form_of(weights):
+        case "base" if folders.find(weights.removeprefix(BASE_PREFIX)) is None:
+            known = ", ".join(f"{BASE_PREFIX}{name}" for name in folders.names()) or "none yet"
+            return Problem(
+                path=path,
                 given=weights,
-                allowed="run:RUN_ID/CHECKPOINT of a checkpoint that exists",
-                message=f"model {weights!r} does not exist; list the run's models to see which there are",
+                allowed=f"a model in the folders of the server's setting {SETTING}: {known}",
+                message=f"model {weights!r} does not exist; there are: {known}; "
+                "try: runyard models add FOLDER --name NAME on the server's machine",
             )
-        ]
-    return []
+        case "folder" if folders.resolve(weights) is None:
+            return Problem(
+                path=path,
+                given=weights,
+                allowed=f"base:NAME, or a path inside a folder of the server's setting {SETTING}",
+                message=f"weights {weights!r} is not inside a folder of the server's setting {SETTING}; try: runyard "
+                "models add FOLDER --name NAME on the server's machine, then weights base:NAME",
+            )
+    return None
 
 
-def _has_model(services: Services, org: str, weights: str) -> bool:
-    run_id, _, output_id = weights.removeprefix(MODEL_PREFIX).partition("/")
-    return (
-        services.store.read(lambda connection: outputs.get(connection, org=org, run_id=run_id, output_id=output_id))
-        is not None
+def _unknown_source(index: int, weights: str) -> Problem:
+    return Problem(
+        path=f"/blocks/{index}/settings/architecture/weights",
+        given=weights,
+        allowed="run:RUN_ID/CHECKPOINT of a checkpoint that exists; CHECKPOINT may be latest or best",
+        message=f"model {weights!r} does not exist; list the run's models to see which there are",
     )

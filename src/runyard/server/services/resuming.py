@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from runyard.blobs import BlobMissing
 from runyard.protocol import CheckpointFile, Resumable, ResumeCheckpoint
-from runyard.server.services import attempt_data, leases
+from runyard.server.services import attempt_data, attempt_weights, leases
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import decoded
@@ -65,18 +65,21 @@ async def opened_blob(services: Services, token: AttemptToken, sha256: str) -> t
     """A file that the attempt may read, and its length. Read whole before it is handed out: a flip is told, not sent.
 
     Raises:
-        Refusal: LeaseLost, NotFound (it belongs to no checkpoint and no dataset of this run), BlobMissing (gone or
+        Refusal: LeaseLost, NotFound (it belongs to no checkpoint, weights or dataset of this run), BlobMissing (gone or
             damaged).
     """
 
     def is_allowed(connection: Connection) -> bool:
         _, row = leases.open_attempt(connection, token)
-        return blob_rows.needs(connection, org=token.org, run_id=row.id, sha256=sha256)
+        return blob_rows.needs(connection, org=token.org, run_id=row.id, sha256=sha256) or any(
+            file.sha256 == sha256 for file in attempt_weights.files(connection, row)
+        )
 
     if not services.store.read(is_allowed) and not attempt_data.has_blob(services, token, sha256):
         raise Refusal(
             "NotFound",
-            f"file {sha256} belongs to no checkpoint of this run and not to its dataset; ask again what there is",
+            f"file {sha256} belongs to no checkpoint of this run, not to its weights and not to its dataset; "
+            "ask again what there is",
         )
     blobs = services.blobs(token.org)
     try:

@@ -69,6 +69,7 @@ async def create(
 ) -> tuple[bytes, str, bool]:
     """Make a run, or return the one that the same body made; (JSON, etag, whether it is new).
 
+    Weights of another run are frozen likewise: the checkpoint's id is written into the flow, and its files are kept.
     ``resume_from`` is a run and a checkpoint of it, by id, ``latest`` or ``best``. Which one that is now, and its
     files, are frozen in the transaction that makes the run.
 
@@ -101,6 +102,7 @@ async def create(
             return *_repeated(row, run_id, body_sha256), False
         if tombstones.exists(connection, org=org, kind="run", id=run_id):
             raise _deleted(run_id)
+        references.pin_weights(connection, org=org, run_id=run_id, flow=frozen)
         run = _new_run(org, run_id, frozen, project, attributes, now_ms)
         if resume_from is not None:
             origin, files = references.checkpoint_of(connection, org, *resume_from)

@@ -1,0 +1,242 @@
+"""Weights of another run: brought to this machine once, proven, and shared by the runs that begin from them."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from runyard import processes, rundir
+from runyard.controller.place import place
+from runyard.controller.server import Server as ControllerServer
+from runyard.protocol import AttemptWeights, CheckpointFile, Claim
+from runyard.settings import Settings
+from runyard.supervisor.resume import Gone
+from runyard.supervisor.server import Server
+from runyard.supervisor.shared import is_complete, make_room
+from runyard.supervisor.weights import WeightsFetcher
+from vi._http import Http
+
+ORG = f"org-{os.getpid()}"
+Start = Callable[[Path, str], subprocess.Popen[bytes]]
+
+
+class Shelf:
+    """A server that holds one checkpoint, of a base model and an adapter."""
+
+    def __init__(self, name: str = "epoch-1") -> None:
+        self.bytes: dict[str, bytes] = {}
+        self.fetched: list[str] = []
+        files = []
+        for path in ("model_full/model.safetensors", "model_full/sub/config.json", "model_adapter/adapter.safetensors"):
+            content = f"{name} {path}".encode()
+            digest = hashlib.sha256(content).hexdigest()
+            self.bytes[digest] = content
+            files.append(CheckpointFile(path=path, size_bytes=len(content), sha256=digest))
+        self.offered: AttemptWeights | None = AttemptWeights(weights=f"run:source/{name}", files=files)
+
+    def weights(self) -> AttemptWeights | None:
+        return self.offered
+
+    def fetch(self, sha256: str, target: Path) -> None:
+        if sha256 not in self.bytes:
+            raise Gone(sha256)
+        self.fetched.append(sha256)
+        target.write_bytes(self.bytes[sha256])
+
+
+def attempt(data_dir: Path, run: str = "run-1", weights: str = "run:source/epoch-1", **placed: Any) -> Path:
+    folder = data_dir / "runs" / ORG / run / "attempts" / "1"
+    folder.mkdir(parents=True, exist_ok=True)
+    flow = {"blocks": [{"block": "vi-model", "settings": {"architecture": {"weights": weights}}}]}
+    rundir.write_json(folder / rundir.RUN, {"run": {"spec": {"flow": flow}}, "dataDir": str(data_dir)})
+    rundir.write_json(
+        folder / rundir.PLACED,
+        {"organizationId": ORG, "runId": run, "attempt": 1, "machineId": "m", "leaseS": 1.2, "graceS": 5.0} | placed,
+    )
+    return folder
+
+
+def document(folder: Path) -> dict[str, Any]:
+    found = rundir.read_json(folder / rundir.WEIGHTS)
+    assert found is not None
+    return found
+
+
+def is_whole(home: Path, shelf: Shelf) -> bool:
+    assert shelf.offered is not None
+    return all((home / file.path).read_bytes() == shelf.bytes[file.sha256] for file in shelf.offered.files)
+
+
+def test_weights_come_once_and_serve_every_run_on_the_machine(tmp_path: Path) -> None:
+    shelf = Shelf()
+    folders = [attempt(tmp_path, run) for run in ("run-1", "run-2")]
+    for folder in folders:
+        WeightsFetcher(folder, shelf).fetch()
+    homes = {document(folder)["folder"] for folder in folders}
+    assert document(folders[0])["weights"] == "run:source/epoch-1"
+    assert len(homes) == 1 and len(shelf.fetched) == 3
+    home = Path(homes.pop())
+    assert home.parent == tmp_path / "weights" / ORG
+    assert is_complete(home) and is_whole(home, shelf)
+
+
+def test_where_the_server_is_on_this_machine_its_bytes_are_linked(tmp_path: Path) -> None:
+    shelf = Shelf()
+    for digest, content in shelf.bytes.items():
+        blob = tmp_path / "blobs" / ORG / digest[:2] / digest
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(content)
+    damaged, *_ = shelf.bytes
+    (tmp_path / "blobs" / ORG / damaged[:2] / damaged).write_bytes(b"flipped")
+    folder = attempt(tmp_path)
+    WeightsFetcher(folder, shelf).fetch()
+    assert shelf.fetched == [damaged]
+    assert is_whole(Path(document(folder)["folder"]), shelf)
+
+
+def test_what_arrived_before_the_connection_was_cut_is_not_fetched_again(tmp_path: Path) -> None:
+    shelf, folder = Shelf(), attempt(tmp_path)
+    fetch = shelf.fetch
+
+    def cut(sha256: str, target: Path) -> None:
+        if len(shelf.fetched) == 2:
+            target.write_bytes(b"half")
+            raise ConnectionError
+        fetch(sha256, target)
+
+    shelf.fetch = cut  # type: ignore[method-assign]
+    with pytest.raises(ConnectionError):
+        WeightsFetcher(folder, shelf).fetch()
+    assert rundir.read_json(folder / rundir.WEIGHTS) is None
+    shelf.fetch = fetch  # type: ignore[method-assign]
+    WeightsFetcher(folder, shelf).fetch()
+    assert len(shelf.fetched) == 3 and is_whole(Path(document(folder)["folder"]), shelf)
+
+
+def test_bytes_that_the_server_has_lost_are_told_to_the_trainer(tmp_path: Path) -> None:
+    shelf, folder = Shelf(), attempt(tmp_path)
+    shelf.bytes.popitem()
+    WeightsFetcher(folder, shelf).fetch()
+    assert "has lost bytes of run:source/epoch-1" in document(folder)["problem"]
+
+
+@pytest.mark.parametrize("path", ["../../outside", "/outside", "model_full/../../x", ""])
+def test_a_path_that_leaves_the_folder_is_not_followed(tmp_path: Path, path: str) -> None:
+    shelf, folder = Shelf(), attempt(tmp_path)
+    assert shelf.offered is not None
+    shelf.offered.files[0].path = path
+    WeightsFetcher(folder, shelf).fetch()
+    assert "does not fit together" in document(folder)["problem"]
+    assert shelf.fetched == []
+
+
+@pytest.mark.parametrize("weights", ["base:qwen-2b", "owner/model", "/models/x", "run:../../x/y"])
+def test_other_weights_are_not_asked_for(tmp_path: Path, weights: str) -> None:
+    folder = attempt(tmp_path, weights=weights)
+    WeightsFetcher(folder, Shelf()).fetch()
+    assert rundir.read_json(folder / rundir.WEIGHTS) is None
+
+
+def test_the_least_recently_used_go_first_and_those_in_use_never(tmp_path: Path) -> None:
+    homes = []
+    for number in range(3):
+        shelf, folder = Shelf(f"epoch-{number}"), attempt(tmp_path, f"run-{number}", weightsBytes=1)
+        fetcher = WeightsFetcher(folder, shelf)
+        fetcher.fetch()
+        homes.append((fetcher, Path(document(folder)["folder"])))
+        if number != 1:
+            fetcher.release()
+    assert [home.exists() for _, home in homes] == [False, True, True]
+    make_room(tmp_path / "weights", 0, 0)
+    assert [home.exists() for _, home in homes] == [False, True, False]
+    homes[1][0].release()
+
+
+# Says what it was given.
+READS = """
+def train(folder):
+    from runyard import rundir
+    rundir.write_json(folder / "seen", rundir.read_json(folder / "weights.json"))
+    rundir.write_json(folder / "result.json", {"outcome": "Succeeded", "reason": "Completed", "message": ""})
+    return 0
+"""
+
+
+@pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
+@pytest.mark.parametrize("failure", [None, "503"])
+def test_a_real_supervisor_brings_the_weights_before_its_trainer_begins(
+    tmp_path: Path, server: Any, start: Start, failure: str | None
+) -> None:
+    shelf = Shelf()
+    folder = attempt(tmp_path)
+    server.weights, server.blobs = msgspec.to_builtins(shelf.offered), dict(shelf.bytes)
+    server.fail = lambda path, times: failure if times == 1 and ("weights" in path or "blobs" in path) else None
+    assert start(folder, READS).wait(60) == 0
+    seen = json.loads((folder / "seen").read_text())
+    assert seen == document(folder) and is_whole(Path(seen["folder"]), shelf)
+
+
+@pytest.fixture
+def real_server(tmp_path: Path) -> Iterator[Path]:
+    """The data folder of a server that runs as a process."""
+    data_dir = tmp_path / "server"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")}
+    environment = kept | {"RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
+    process = subprocess.Popen([sys.executable, "-m", "runyard.server"], env=environment, stderr=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 60
+    while not (data_dir / "server.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline_s
+        time.sleep(0.05)
+    yield data_dir
+    process.terminate()
+    process.wait()
+
+
+def test_a_machine_that_joined_gets_weights_of_a_run_that_was_deleted(real_server: Path, tmp_path: Path) -> None:
+    """The run that made them trained on one machine; the run that begins from them is placed on another."""
+    credentials = json.loads((real_server / "credentials.json").read_text())
+    org, endpoint = credentials["organization_id"], credentials["endpoint"]
+    user = Http(endpoint, headers={"Authorization": f"Bearer {credentials['secret_key']}"})
+    controller = ControllerServer(real_server / "secrets" / "controller.json")
+
+    def placed(run_id: str, machine: str, flow: dict[str, Any]) -> tuple[Path, str]:
+        user.call("PUT", f"/workspaces/{org}/runs/{run_id}", body={"spec": {"flow": flow}})
+        assignment = controller.claim(
+            Claim(claim_id=run_id, machine_id=machine, host=machine, slots=1, labels={}, wait_s=0)
+        )
+        assert assignment is not None and assignment.run_id == run_id
+        settings = Settings(data_dir=tmp_path / machine)
+        return place(assignment, settings=settings, machine_id=machine, endpoint=endpoint), assignment.token
+
+    first, token = placed("source", "first", {})
+    checkpoint = first / "checkpoints" / "epoch-1"
+    contents = {"model_full/config.json": b"{}", "model_full/model.safetensors": b"7" * 100_000}
+    for path, content in (contents | {"training_state/state.json": b"{}"}).items():
+        (checkpoint / path).parent.mkdir(parents=True, exist_ok=True)
+        (checkpoint / path).write_bytes(content)
+    files = [
+        {"path": path, "sizeBytes": full.stat().st_size, "sha256": rundir.sha256_of(full)}
+        for path, full in rundir.files_below(checkpoint)
+    ]
+    manifest = {"checkpoint": "epoch-1", "step": 1, "epoch": 1, "time": 1, "metrics": {}, "isBest": True}
+    rundir.write_json(checkpoint / "manifest.json", manifest | {"files": files})
+    Server(endpoint, token=token, folder=first).store("epoch-1")
+
+    begun = {"blocks": [{"block": "vi-model", "settings": {"architecture": {"weights": "run:source/best"}}}]}
+    folder, token = placed("new", "second", begun)
+    user.call("DELETE", f"/workspaces/{org}/runs/source")
+    Server(endpoint, token=token, folder=folder).prepare(rundir)
+    brought = document(folder)
+    assert brought["weights"] == "run:source/epoch-1"
+    home = Path(brought["folder"])
+    assert home.is_relative_to(tmp_path / "second" / "weights" / org)
+    assert {path: full.read_bytes() for path, full in rundir.files_below(home) if path in contents} == contents
+    assert not (home / "training_state").exists()
