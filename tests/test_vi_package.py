@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from runyard.starting import EXIT_CANNOT_START
+
 ROOT = Path(__file__).resolve().parents[1]
 THEIRS = {
     "vi/__init__.py": "from vi.api.client import ViClient as Client\n__version__ = '0.1.0b7'\n",
@@ -102,7 +104,7 @@ def test_theirs_over_ours_is_said_by_each_program(site: Path, program: tuple[str
     if is_removed:
         remove_theirs(site)
     done = python(site, *program)
-    assert done.returncode == 1
+    assert done.returncode == (EXIT_CANNOT_START if program[1] in ("runyard.server", "runyard.controller") else 1)
     assert ("has lost its files" if is_removed else "is not Runyard's") in done.stderr
     assert "pip uninstall -y vi-sdk && pip install --force-reinstall --no-deps runyard" in done.stderr
     assert "Traceback" not in done.stderr

@@ -47,7 +47,8 @@ MODEL_REFERENCE = re.compile(rf"run:({_PLAIN})/({_PLAIN})", re.ASCII)
 # Paths of files inside a checkpoint: relative, with '/', portable to every system that may unpack them.
 LONGEST_PATH, DEEPEST_PATH = 1024, 32
 _NO_DOTS, _ODD = r"(?!\.{1,2}(?:/|\Z))", r"/\\\x00-\x1f\x7f\ud800-\udfff"
-_PART = rf"{_NO_DOTS}[^:{_ODD}]{{1,255}}"
+# U+FFFD stands for what no store keeps (see ``limits.clean``): a path that was mended is another path.
+_PART = rf"{_NO_DOTS}[^:\ufffd{_ODD}]{{1,255}}"
 PATH_PATTERN = rf"\A(?=[\s\S]{{1,{LONGEST_PATH}}}\Z){_PART}(?:/{_PART}){{0,{DEEPEST_PATH - 1}}}\Z"
 _PATH = re.compile(PATH_PATTERN)
 # Names of files in datasets may hold colons: they are names that people gave.

@@ -58,6 +58,7 @@ FETCHED = "resume"  # laid out as an attempt's folder, so that the same readers 
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
 SUPERVISOR_LOCK = "supervisor.lock"
+COMPLETE = "complete.json"  # last file of a folder that the attempts of a machine share: its files and their lengths
 
 # How long a permit holds, and how often a supervisor that is well makes it new.
 PERMIT_S = 60.0
@@ -140,6 +141,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def is_complete(shared: Path) -> bool:
+    """Whether every file of a shared folder is there, at its length. Hashes were proven when they came."""
+    document = read_json(shared / COMPLETE)
+    try:
+        return document is not None and all(
+            (shared / path).stat().st_size == size for path, size in document["sizes"].items()
+        )
+    except (OSError, KeyError, AttributeError):
+        return False
 
 
 def write_permit(folder: Path, now_s: float) -> None:

@@ -109,29 +109,43 @@ def executor() -> Iterator[ScriptExecutor]:
         process.wait()
 
 
-@pytest.fixture
-def control(settings: Settings, executor: ScriptExecutor) -> Iterator[Callable[..., Controller]]:
-    """Start a controller in a thread of its own; ended with the test, at the latest."""
-    running: list[tuple[Controller, threading.Thread]] = []
+class Control:
+    """Starts controllers, each in a thread of its own."""
 
-    def start(devices: Sequence[Device] | None = None, **changes: Any) -> Controller:
+    def __init__(self, settings: Settings, executor: ScriptExecutor) -> None:
+        self._settings, self._executor = settings, executor
+        self._running: dict[Controller, threading.Thread] = {}
+
+    def __call__(self, devices: Sequence[Device] | None = None, **changes: Any) -> Controller:
         controller = Controller(
-            replace(settings, **changes),
+            replace(self._settings, **changes),
             machine_id="machine-1",
-            server=Server(settings.secrets_dir / "controller.json"),
-            executor=executor,
+            server=Server(self._settings.secrets_dir / "controller.json"),
+            executor=self._executor,
             devices=DEVICES if devices is None else devices,
         )
-        thread = threading.Thread(target=controller.run)
+        thread = self._running[controller] = threading.Thread(target=controller.run)
         thread.start()
-        running.append((controller, thread))
         return controller
 
-    yield start
-    for controller, thread in running:
+    def end(self, controller: Controller) -> None:
+        """End a controller, and wait until it has ended."""
         controller.ask_to_end()
-        controller.ask_to_end()
-        thread.join()
+        self._running[controller].join()
+
+    def end_all(self) -> None:
+        for controller, thread in self._running.items():
+            controller.ask_to_end()
+            controller.ask_to_end()
+            thread.join()
+
+
+@pytest.fixture
+def control(settings: Settings, executor: ScriptExecutor) -> Iterator[Control]:
+    """Starts controllers; ended with the test, at the latest."""
+    control = Control(settings, executor)
+    yield control
+    control.end_all()
 
 
 @pytest.fixture

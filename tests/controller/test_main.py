@@ -15,14 +15,14 @@ import pytest
 
 from runyard import processes, rundir
 from runyard.controller.accelerators import Device
-from runyard.controller.main import Controller, key_from_mark
+from runyard.controller.main import key_from_mark
 from runyard.protocol import LOST_OUT_OF_MEMORY
 from runyard.settings import Settings, environment
 from runyard.starting import EXIT_CANNOT_START
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="identities need /proc")
 
-Control = Callable[..., Controller]
+Control = Any
 Assign = Callable[..., dict[str, Any]]
 
 SAVES_WHEN_TOLD = """
@@ -159,7 +159,7 @@ def test_a_controller_that_comes_back_gives_nobody_the_accelerator_of_a_living_r
     first = control(list(reversed(TWO)), slots=2, leave_running=True)
     runs = settings.runs_dir / f"org-{os.getpid()}"
     server.wait_for((runs / "run-1/attempts/1/sees").exists)
-    first.ask_to_end()
+    control.end(first)
     server.waiting.append(other_run(assign(1), 2))
     control(list(reversed(TWO)), slots=2, leave_running=False)
     server.wait_for((runs / "run-2/attempts/1/sees").exists)

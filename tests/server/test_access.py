@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from sqlalchemy import Connection
 
 from runyard.server.http.routes import ROUTES
 from runyard.server.services.keys import new_key, role_allows
@@ -91,12 +92,19 @@ def spellings(path: str, own_org: str) -> Iterator[str]:
 
 
 def rows(house: Any) -> dict[str, Any]:
-    """All that the database holds, except who was rejected."""
-    tables = [table for table in metadata.sorted_tables if table.name != "audit"]
-    return {
-        table.name: house.services.store.read(lambda connection, table=table: connection.execute(table.select()).all())
-        for table in tables
-    }
+    """All that the database holds, except who was rejected and when keys were last used."""
+
+    def read(connection: Connection) -> dict[str, Any]:
+        return {
+            table.name: connection.execute(
+                table.select().with_only_columns(*(column for column in table.c if column.name != "last_used"))
+            ).all()
+            for table in metadata.sorted_tables
+            if table.name != "audit"
+        }
+
+    found: dict[str, Any] = house.services.store.read(read)
+    return found
 
 
 def test_no_spelling_of_a_path_opens_what_the_credential_does_not(in_house: Callable[..., None], acts: Any) -> None:

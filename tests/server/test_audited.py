@@ -72,6 +72,13 @@ async def change_documents(watch: Watch) -> None:
         await watch("DELETE", noun + "/{}", id)
 
 
+async def change_many_runs(watch: Watch) -> None:
+    for word in ("kill", "delete"):
+        await watch("PUT", "runs/{}", word, json={"spec": {}})
+        await watch("POST", f"runs:{word}", json={"ids": [word]})
+        await watch("POST", f"runs:{word}", json={"ids": [word]}, rows=0)
+
+
 async def change_keys(watch: Watch) -> None:
     key = await watch("POST", "keys", json={"spec": {"name": "ci"}})
     key = await watch("POST", "keys/{}/rotations", key["keyId"], json={"spec": {"overlapSeconds": 60}})
@@ -142,6 +149,7 @@ async def change_everything(house: Any) -> set[tuple[str, str]]:
     watch = Watch(house, await house.api())
     data = Data(house, watch.api)
     await change_documents(watch)
+    await change_many_runs(watch)
     await change_keys(watch)
     dataset_id = (await watch("POST", "datasets", json={"name": "shelves", "type": "phrase-grounding"}))["datasetId"]
     for change in (change_dataset, send_files, send_annotations):

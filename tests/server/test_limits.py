@@ -305,8 +305,8 @@ def test_ids_and_numbers_of_messages_are_limited_alike(
         MESSAGES["checkpoints"][0]["files"] = [{"path": "model.safetensors", "size_bytes": 1, "sha256": digest}]
         for name, (base, kind) in MESSAGES.items():
             for path, limit in limited_fields(kind):
-                if path[0] == "files" and path[-1] != "path":
-                    continue
+                if path[0] == "files" or path[-1].endswith("_id"):
+                    continue  # ids and paths have forms of their own, see test_ids
                 for label, text in texts(limit).items():
                     if "half" in label or "NUL" in label:  # replaced, see above
                         continue

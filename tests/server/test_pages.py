@@ -64,6 +64,8 @@ async def fill(house: Any, acts: Any) -> dict[str, str]:
         lines = [json.dumps({**found, "file": f"{number}.jsonl"}) + "\n" for number in range(COUNT)]
         (folder / import_jobs.FINDINGS).write_text("".join(lines))
     await house.services.store.write(partial(_fill_dataset, org=house.org, dataset=dataset))
+    for number in range(COUNT):
+        await api.post(house.path("keys"), json={"spec": {"name": str(number)}})
     return ids
 
 

@@ -15,9 +15,10 @@ from runyard import processes, rundir
 from runyard.datasets.records import Interaction, Vqa
 from runyard.datasets.versions import Item, ManifestWriter, VersionFolder, contents_line
 from runyard.protocol import AttemptDataset, StoredBytes
+from runyard.rundir import is_complete
 from runyard.supervisor.datasets import Bringer
 from runyard.supervisor.resume import Gone
-from runyard.supervisor.shared import is_complete, make_room
+from runyard.supervisor.shared import make_room
 
 Start = Callable[[Path, str], subprocess.Popen[bytes]]
 CONTEXT = multiprocessing.get_context("fork")

@@ -17,10 +17,11 @@ from runyard import processes, rundir
 from runyard.controller.place import place
 from runyard.controller.server import Server as ControllerServer
 from runyard.protocol import AttemptWeights, CheckpointFile, Claim
+from runyard.rundir import is_complete
 from runyard.settings import Settings
 from runyard.supervisor.resume import Gone
 from runyard.supervisor.server import Server
-from runyard.supervisor.shared import is_complete, make_room
+from runyard.supervisor.shared import make_room
 from runyard.supervisor.weights import WeightsFetcher
 from vi._http import Http
 
@@ -214,7 +215,7 @@ def test_a_machine_that_joined_gets_weights_of_a_run_that_was_deleted(real_serve
         )
         assert assignment is not None and assignment.run_id == run_id
         settings = Settings(data_dir=tmp_path / machine)
-        return place(assignment, settings=settings, machine_id=machine, endpoint=endpoint), assignment.token
+        return place(assignment, settings=settings, machine_id=machine), assignment.token
 
     first, token = placed("source", "first", {})
     checkpoint = first / "checkpoints" / "epoch-1"

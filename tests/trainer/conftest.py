@@ -160,7 +160,8 @@ def make_version(tmp_path: Path) -> Callable[[dict[str, tuple[bytes, list[Any]]]
 
 
 def write_version(home: Path, pictures: dict[str, tuple[bytes, list[Any]]]) -> Path:
-    from runyard.datasets.versions import COMPLETE, CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, contents_line
+    from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, contents_line
+    from runyard.rundir import COMPLETE
 
     folder = home / f"{len(list(home.glob('*'))):016x}"
     (folder / PACKS).mkdir(parents=True)
@@ -190,7 +191,8 @@ def write_version(home: Path, pictures: dict[str, tuple[bytes, list[Any]]]) -> P
                 lines.add(contents_line(sha256, name, at, size))
     (folder / CONTENTS).write_bytes(b"".join(sorted(lines)))
     (folder / PACKS / name).write_bytes(pack)
-    (folder / COMPLETE).write_text("{}")
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    (folder / COMPLETE).write_text(json.dumps({"sizes": sizes}))
     return folder
 
 

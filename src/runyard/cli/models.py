@@ -235,6 +235,7 @@ def _nothing(doing: str, done: int, total: int) -> None:
 def _pictures(folder: Path, data_dir: Path | None, held: contextlib.ExitStack, *, show_progress: bool) -> Path | None:
     """Where the held-out pictures lie: a version's folder on this machine, else fetched for as long as ``held``."""
     from runyard.ids import folder_below
+    from runyard.rundir import is_complete
     from runyard.settings import read_settings
     from runyard.trainer.replay import read_asked
     from vi.errors import ViError
@@ -245,7 +246,7 @@ def _pictures(folder: Path, data_dir: Path | None, held: contextlib.ExitStack, *
     settings = read_settings(data_dir=data_dir)
     names = (asked.run.organization_id or "none", str(asked.plan.get("datasetVersion")))  # read from the model's folder
     version = folder_below(settings.datasets_dir, *names)
-    if _is_whole(version):
+    if is_complete(version):
         return version
     fetched = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="runyard-pictures-")))
     try:
@@ -254,17 +255,6 @@ def _pictures(folder: Path, data_dir: Path | None, held: contextlib.ExitStack, *
     except (CommandFailed, ViError) as error:  # the export says what to do without them
         click.echo(f"The pictures cannot be fetched: {error}", err=True)
         return None
-
-
-def _is_whole(version: Path) -> bool:
-    """Whether a version's folder on this machine has every file at its length; its hashes were proven when it came."""
-    from runyard.rundir import read_json
-
-    told = read_json(version / "complete.json")
-    try:
-        return told is not None and all((version / path).stat().st_size == size for path, size in told["sizes"].items())
-    except (OSError, KeyError, AttributeError):
-        return False
 
 
 def _open(path: Path) -> "Image":

@@ -22,7 +22,7 @@ import msgspec
 
 from runyard.datasets.records import Contents
 
-MANIFEST, CONTENTS, PACKS, COMPLETE = "manifest.jsonl", "contents.jsonl", "packs", "complete.json"
+MANIFEST, CONTENTS, PACKS = "manifest.jsonl", "contents.jsonl", "packs"
 ID_LENGTH = 16
 OPEN_PACKS = 64  # descriptors; a dataset of 50,000 pictures has several hundred packs
 

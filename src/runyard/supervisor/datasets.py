@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from runyard import rundir
 from runyard.datasets.versions import (
-    COMPLETE,
     CONTENTS,
     ID_LENGTH,
     MANIFEST,
@@ -27,7 +26,7 @@ from runyard.ids import folder_below
 from runyard.protocol import AttemptDataset
 from runyard.seams import Files
 from runyard.supervisor.resume import Gone
-from runyard.supervisor.shared import BRING_LOCK, SharedFolder, blob_path, fsync, is_complete, locked, make_room
+from runyard.supervisor.shared import BRING_LOCK, SharedFolder, blob_path, fsync, locked, make_room
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ class Bringer:
         told: dict[str, Any] = {"folder": str(wanted.home), "dataset": wanted.dataset_id, "version": wanted.version}
         self._shared.hold(wanted.home)
         with locked(wanted.home / BRING_LOCK):
-            if not is_complete(wanted.home):
+            if not rundir.is_complete(wanted.home):
                 problem = self._bring(wanted)
                 if problem == "":
                     return
@@ -144,7 +143,7 @@ class Bringer:
             rundir.fsync_dir(folder)
         sizes = {MANIFEST: told.manifest.size_bytes, CONTENTS: (home / CONTENTS).stat().st_size}
         sizes |= {f"{PACKS}/{sha256}": size_bytes for sha256, size_bytes in packs.items()}
-        rundir.write_json(home / COMPLETE, {"version": wanted.version, "sizes": sizes})
+        rundir.write_json(home / rundir.COMPLETE, {"version": wanted.version, "sizes": sizes})
 
     def _place(self, wanted: Wanted, target: Path, sha256: str, size_bytes: int) -> None:
         siblings = (home / PACKS / sha256 for home in wanted.home.parent.iterdir() if home != wanted.home)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Protocol
 
 from runyard import rundir
-from runyard.datasets.versions import COMPLETE
 
 log = logging.getLogger(__name__)
 
@@ -92,15 +91,6 @@ class SharedFolder:
 def blob_path(data_dir: Path, organization_id: str, sha256: str) -> Path:
     """Return where the server keeps a blob, if it is on this machine."""
     return data_dir / "blobs" / organization_id / sha256[:2] / sha256
-
-
-def is_complete(home: Path) -> bool:
-    """Whether every file of a folder is there, at its length. Hashes were proven when they came."""
-    told = rundir.read_json(home / COMPLETE)
-    try:
-        return told is not None and all((home / path).stat().st_size == size for path, size in told["sizes"].items())
-    except (OSError, KeyError, AttributeError):
-        return False
 
 
 def make_room(root: Path, needed_bytes: int, limit_bytes: int) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runyard import rundir
-from runyard.datasets.versions import COMPLETE, is_hash
+from runyard.datasets.versions import is_hash
 from runyard.ids import MODEL_REFERENCE, folder_below
 from runyard.protocol import AttemptWeights, CheckpointFile
 from runyard.seams import Files
 from runyard.supervisor.resume import Gone, is_inside
-from runyard.supervisor.shared import BRING_LOCK, SharedFolder, blob_path, is_complete, locked, make_room
+from runyard.supervisor.shared import BRING_LOCK, SharedFolder, blob_path, locked, make_room
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class WeightsFetcher:
     def _fill(self, home: Path, files: Sequence[CheckpointFile], data_dir: Path, org: str, limit_bytes: int) -> None:
         self._shared.hold(home)
         with locked(home / BRING_LOCK):
-            if is_complete(home):
+            if rundir.is_complete(home):
                 return
             make_room(data_dir / FOLDER, sum(file.size_bytes for file in files), limit_bytes)
             for file in files:
@@ -80,7 +80,7 @@ class WeightsFetcher:
                 self._shared.place(target, file.sha256, file.size_bytes, copies=copies)
             for inner in (*(path for path in home.rglob("*") if path.is_dir()), home, home.parent, home.parent.parent):
                 rundir.fsync_dir(inner)
-            rundir.write_json(home / COMPLETE, {"sizes": {file.path: file.size_bytes for file in files}})
+            rundir.write_json(home / rundir.COMPLETE, {"sizes": {file.path: file.size_bytes for file in files}})
 
     def release(self) -> None:
         """Allow the folder to be removed, as ending the process does."""

@@ -18,7 +18,8 @@ import numpy as np
 
 from runyard.datasets.records import Contents, Freeform, PhraseGrounding, Vqa
 from runyard.datasets.splits import is_held_out
-from runyard.datasets.versions import COMPLETE, Item, VersionError, VersionFolder
+from runyard.datasets.versions import Item, VersionError, VersionFolder
+from runyard.rundir import COMPLETE
 from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA, Answer, Grounding, scale_box
 from runyard.trainer.datasets import Dataset, Sample
 from runyard.trainer.errors import InvalidData

@@ -283,7 +283,7 @@ class Exchange:
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
-            pass
+            await asyncio.sleep(0)  # a web server that repeats the end of the body must not keep others waiting
 
 
 @contextlib.asynccontextmanager

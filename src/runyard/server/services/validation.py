@@ -1,16 +1,11 @@
 """What clients, controllers and supervisors name or count, checked before anything is created from it."""
 
-from collections.abc import Mapping
-
-from runyard import ids
+from runyard import ids, limits
 from runyard.protocol import CheckpointReport
 from runyard.server.services.errors import Refusal
 
-# A checkpoint's limits. A file may be larger than any disk of today holds of weights, and no number overflows a column.
-MOST_FILES = 10_000
-LARGEST_FILE_BYTES = 1 << 44
-MOST_METRICS, LONGEST_METRIC_NAME = 256, 255
-LONGEST_HOST = 255
+LARGEST_FILE_BYTES = 1 << 44  # of a checkpoint: more than any disk of today holds of weights
+MOST_FILES, LONGEST_HOST = limits.CHECKPOINT_FILES.value, limits.HOST.value
 
 
 def check_id(kind: str, id: object) -> str:
@@ -44,13 +39,12 @@ def check_checkpoint(report: CheckpointReport) -> None:
     """Check everything that a supervisor says of a checkpoint, without looking at its bytes.
 
     Raises:
-        Refusal: InvalidId (the checkpoint's id), InvalidBody (a path, a hash, a number or a metric).
+        Refusal: InvalidId (the checkpoint's id), InvalidBody (a path, a hash or a number).
     """
     check_id("checkpoint", report.checkpoint_id)
     for name, value, most in (("step", report.step, 2**53), ("epoch", report.epoch, 2**31 - 1)):
         check_count(name, value, most=most)
     check_count("time", report.time, most=2**53)
-    _check_metrics(report.metrics)
     if not 0 < len(report.files) <= MOST_FILES:
         raise Refusal("InvalidBody", f"the checkpoint has {len(report.files)} files; expected 1 to {MOST_FILES}")
     try:
@@ -62,12 +56,3 @@ def check_checkpoint(report: CheckpointReport) -> None:
             what = f"sha256 of file {file.path!r} is {ids.shorten(file.sha256)}"
             raise Refusal("InvalidBody", f"{what}; expected 64 lower-case hexadecimal digits")
         check_count(f"size_bytes of file {file.path!r}", file.size_bytes, most=LARGEST_FILE_BYTES)
-
-
-def _check_metrics(metrics: Mapping[str, float]) -> None:
-    if len(metrics) > MOST_METRICS:
-        raise Refusal("InvalidBody", f"the checkpoint has {len(metrics)} metrics; expected at most {MOST_METRICS}")
-    for name in metrics:
-        if not name:
-            raise Refusal("InvalidBody", "a metric has an empty name; expected the name of what was measured")
-        check_text("a metric's name", name, most=LONGEST_METRIC_NAME)
