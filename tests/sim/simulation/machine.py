@@ -637,7 +637,8 @@ class Controller(Program):
 
     def _new_claim_id(self) -> str:
         self._claims += 1
-        return f"{self.identity}/{self._claims}"
+        identity = self.identity
+        return f"{identity.boot_id}-{identity.pid}-{identity.start_ticks}-{self._claims}"
 
     def _look(self) -> None:
         self._looked_ms = now_ms = self.machine.now_ms

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
+from runyard.blobs import BlobMissing
 from runyard.server.services import deletion, explaining, leases, models, retention
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
@@ -168,6 +169,11 @@ class Blobs:
 
     def has(self, sha256: str) -> bool:
         return sha256 in self.bytes
+
+    def size_bytes(self, sha256: str) -> int:
+        if sha256 not in self.bytes:
+            raise BlobMissing(sha256)
+        return len(self.bytes[sha256])
 
     def delete(self, sha256: str) -> bool:
         return self.bytes.pop(sha256, None) is not None
