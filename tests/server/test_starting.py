@@ -206,7 +206,9 @@ CASES = {
     "port: a word": Case(variables(port="http"), ("RUNYARD_PORT", "'http'", "int")),
     "port: too large": Case(variables(port="99999"), ("99999",)),
     "slots: a word": Case(variables(slots="many"), ("RUNYARD_SLOTS", "'many'")),
-    "log level: unknown": Case(variables(log_level="loud"), ("RUNYARD_LOG_LEVEL", "'loud'", "try: debug")),
+    "log level: unknown": Case(
+        variables(log_level="loud"), ("RUNYARD_LOG_LEVEL", "'loud'", "try: RUNYARD_LOG_LEVEL=info")
+    ),
     "host: unknown": Case(
         variables(host="no.such.host.invalid", insecure_bind="1"), ("no.such.host.invalid", "--host")
     ),
@@ -231,7 +233,9 @@ CASES = {
         done(lambda folder: (folder / "machine").write_text("")), ("machine", "try:"), what="controller"
     ),
     "controller: slots a word": Case(variables(slots="many"), ("RUNYARD_SLOTS", "'many'"), what="controller"),
-    "controller: log level unknown": Case(variables(log_level="loud"), ("try: debug",), what="controller"),
+    "controller: log level unknown": Case(
+        variables(log_level="loud"), ("try: RUNYARD_LOG_LEVEL=info",), what="controller"
+    ),
 }
 
 
