@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runyard.server.connections import ConnectionGuard, Peer, bound_socket, connections_possible
-from runyard.server.http.asking import SERVICES
+from runyard.server.http.asking import HEADERS, SERVICES
 from runyard.server.http.capacity import PIECE_BYTES, Capacity, Exchange, Pace, Slots, decimal
 from runyard.server.services.changes import Changes
 from runyard.server.services.errors import Refusal
@@ -146,7 +146,7 @@ class Wire:
         self.dropped = 0
         self.is_stuck = False
         self.exchange = Exchange(
-            self.capacity, {"headers": headers or []}, self.incoming.get, self._send, drop=self._drop
+            self.capacity, {HEADERS: dict(headers or [])}, self.incoming.get, self._send, drop=self._drop
         )
 
     async def _send(self, message: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from runyard.ids import is_id
-from runyard.server.http.asking import ACTOR, ADDRESS, SERVICES, TOKEN, Asked
+from runyard.server.http.asking import ACTOR, ADDRESS, HEADERS, SERVICES, TOKEN, Asked
 from runyard.server.http.capacity import EXCHANGE, Exchange
 from runyard.server.http.route import Route
 from runyard.server.services.context import Actor, Services
@@ -34,8 +34,7 @@ FREE_PARAMETERS = frozenset({"org", "filename", "sha256"})
 CANONICAL_PATH = re.compile(r"/|(?:/(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f]+)+")
 # A slash, a backslash or NUL that becomes part of a segment by decoding.
 ENCODED_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
-# Keys of a request's scope: its headers by name, and the id of its key.
-HEADERS, KEY_ID = "runyard.headers", "runyard.key_id"
+KEY_ID = "runyard.key_id"  # key of a request's scope: the id of its key
 
 
 def check_path(scope: Any) -> None:

@@ -26,7 +26,7 @@ Answer = Response[Any]
 Id = FromPath[str]
 
 SERVICES, ACTOR, TOKEN = "runyard.services", "runyard.actor", "runyard.token"
-ADDRESS, ORIGIN = "runyard.address", "runyard.origin"
+ADDRESS, HEADERS, ORIGIN = "runyard.address", "runyard.headers", "runyard.origin"
 
 DEEPEST, MOST_ITEMS, LONGEST_TEXT = limits.BODY_LEVELS.value, limits.BODY_ITEMS.value, limits.BODY_TEXT.value
 MOST_ITEMS_OF_LISTS = limits.LIST_BODY_ITEMS.value  # where thousands of files are listed in one body

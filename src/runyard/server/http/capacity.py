@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from runyard.server.http.asking import HEADERS
 from runyard.server.http.route import SMALL_BODY_BYTES
 from runyard.server.services.errors import Refusal
 from runyard.settings import Settings
@@ -127,9 +128,9 @@ class Exchange:
         self._held: list[tuple[Slots, Hashable]] = []
         self._key: Hashable = None
         self._limit: int | None = SMALL_BODY_BYTES
-        self._announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        self._announced: bytes = scope[HEADERS].get(b"content-length", b"0")
         self._taken = 0
-        self._has_begun, self._has_ended, self._is_broken = False, not _has_body(scope), False
+        self._has_begun, self._has_ended, self._is_broken = False, not _has_body(scope[HEADERS]), False
         self._gone: asyncio.Task[None] | None = None
         self._receive_pace: Pace | None = None
         self._send_pace: Pace | None = None
@@ -320,8 +321,5 @@ def _broken_off() -> Refusal:
     return Refusal("BodyIncomplete", "the request body ended early or is not encoded as announced; send it again")
 
 
-def _has_body(scope: Any) -> bool:
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0"))
-        for name, value in scope["headers"]
-    )
+def _has_body(headers: dict[bytes, bytes]) -> bool:
+    return b"transfer-encoding" in headers or bool(headers.get(b"content-length", b"0").strip(b"0"))

@@ -24,8 +24,8 @@ import msgspec
 
 from runyard import limits
 from runyard.server.http import problems
-from runyard.server.http.access import HEADERS, authenticate, check_path, has_key_ended, key_ended
-from runyard.server.http.asking import ACTOR, ADDRESS, ORIGIN, SERVICES, TOKEN
+from runyard.server.http.access import authenticate, check_path, has_key_ended, key_ended
+from runyard.server.http.asking import ACTOR, ADDRESS, HEADERS, ORIGIN, SERVICES, TOKEN
 from runyard.server.http.capacity import Capacity, Exchange
 from runyard.server.http.proxies import FORWARDED_FOR, Proxies
 from runyard.server.http.route import PUBLIC
@@ -87,6 +87,7 @@ class Door:
         begun_s = services.clock.monotonic_s()
         status = 0
         client = scope.get("client")
+        scope[HEADERS] = dict(scope["headers"])
         exchange = Exchange(self._capacity, scope, receive, send, drop=self._dropping(client))
 
         async def send_marked(message: Any) -> None:
@@ -144,9 +145,9 @@ class Door:
     def _admit(self, services: Services, scope: Any, exchange: Exchange) -> None:
         """Let a request in, its caller written into the scope, or raise Refusal."""
         path, given = scope["path"], scope["headers"]
-        headers = dict(given)
+        headers = scope[HEADERS]
         peer = scope["client"][0] if scope.get("client") else ""
-        scope[SERVICES], scope[ADDRESS], scope[HEADERS] = services, peer, headers
+        scope[SERVICES], scope[ADDRESS] = services, peer
         if len(scope.get("raw_path") or path) + len(scope["query_string"]) > LONGEST_URL:
             raise Refusal("UrlTooLong", f"the URL is longer than {LONGEST_URL} bytes; send less in it")
         if sum(len(name) + len(value) for name, value in given) > LONGEST_HEADERS:

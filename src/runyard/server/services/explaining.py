@@ -24,7 +24,8 @@ async def update(services: Services) -> None:
     found: list[tuple[str, str, Move]] = []
 
     def look(connection: Connection) -> None:
-        counts = queue.busy(connection)
+        counts = state.busy = queue.busy(connection)
+        state.counted_s = services.clock.monotonic_s()
         offers = waiting.offers_now(services, counts)
         if state.event is None or state.event.is_set() or offers != state.offers:
             state.event, state.offers = services.changes.watch(changes.QUEUE), offers

@@ -7,7 +7,7 @@ it had; it is back with its next word.
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -48,6 +48,9 @@ class Explained:
     offers: Sequence[object] = ()
     after: str = ""
     rounds_left: int = 0
+    # How many attempts each machine had, and when that was counted.
+    busy: Mapping[str, int] = field(default_factory=dict)
+    counted_s: float = float("-inf")
 
 
 @dataclass

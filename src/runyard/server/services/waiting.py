@@ -20,6 +20,7 @@ from vi.api.resources.runs.responses import Run
 
 FREE_SLOT = "waiting for a free slot"
 MOST_NAMED = 5
+COUNTS_FRESH_S = 1.5  # how old the counts of the last beat may be for a run that is being created
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +71,10 @@ def explain(wanted: Labels, offers: Sequence[Offer]) -> Move:
 
 
 def first_move(services: Services, tolerations: Labels) -> Move:
-    """The reason that a new run begins with."""
-    counts = services.store.read(queue.busy)
+    """The reason that a new run begins with, by counts that may be a beat old: the next beat corrects it."""
+    known = services.explained
+    is_fresh = services.clock.monotonic_s() - known.counted_s < COUNTS_FRESH_S
+    counts = known.busy if is_fresh else services.store.read(queue.busy)
     move = explain(tolerations, offers_now(services, counts))
     return Move(conditions.PENDING, "Queued", FREE_SLOT) if is_too_early(services, move, counts) else move
 
