@@ -20,10 +20,12 @@ from runyard.rundir import MODEL_ADAPTER, MODEL_FULL, free_bytes, fsync_dir, rea
 ADDING, REMOVING = ".adding-", ".removing-"
 PIECE_BYTES = 8 << 20
 
-Told = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
-def add(folders: ModelFolders, source: Path, name: str, *, link: bool, spare_bytes: int, told: Told) -> Path:
+def add(
+    folders: ModelFolders, source: Path, name: str, *, link: bool, spare_bytes: int, on_progress: OnProgress
+) -> Path:
     """Copy a model folder, or a checkpoint, to where ``base:NAME`` finds it; with ``link`` as hard links.
 
     Raises:
@@ -53,7 +55,7 @@ def add(folders: ModelFolders, source: Path, name: str, *, link: bool, spare_byt
             target.parent.mkdir(parents=True, exist_ok=True)
             for length in _linked(path, target) if link else _copied(path, target):
                 done += length
-                told(f"{'Linking' if link else 'Copying'} {where}", done >> 20, total >> 20)
+                on_progress(f"{'Linking' if link else 'Copying'} {where}", done >> 20, total >> 20)
         for inner in (*(path for path in staged.rglob("*") if path.is_dir()), staged):
             fsync_dir(inner)
         _check(staged)  # what was read may have changed meanwhile

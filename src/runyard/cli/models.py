@@ -50,7 +50,7 @@ def add_model(folder: Path, name: str, link: bool, data_dir: Path | None, as_jso
             name,
             link=link,
             spare_bytes=settings.free_disk_mib << 20,
-            told=_nothing if as_json else progress.update,
+            on_progress=_nothing if as_json else progress.update,
         )
     if as_json:
         print_json({"name": name, "weights": f"base:{name}", "folder": str(path)})

@@ -162,13 +162,13 @@ async def recover(services: Services) -> None:
         return
     org = services.store.read(organizations.ids)[0]
     file, now_ms = services.settings.credentials_file, services.clock.now_ms()
-    told = read_json(file) or {}
-    parts = key_format.parse(str(told.get("secret_key")))
+    document = read_json(file) or {}
+    parts = key_format.parse(str(document.get("secret_key")))
     known = {row.id: row for row in services.store.read(rows.all_rows)}
     row = known.get(parts.key_id) if parts else None
     if parts is None or (row is not None and not _is_permanent_admin(services, row, parts, org)):
-        told |= {"organization_id": org, "secret_key": key_format.new_key()}
-        write_private(file, json.dumps({"endpoint": "", **told}, indent=2) + "\n")
+        document |= {"organization_id": org, "secret_key": key_format.new_key()}
+        write_private(file, json.dumps({"endpoint": "", **document}, indent=2) + "\n")
         row = None
     if row is None:
         actor = Actor(org=org, name=OPERATOR, role="admin", address="")
@@ -176,7 +176,7 @@ async def recover(services: Services) -> None:
         def work(connection: Connection) -> str:
             key_id = add_key(
                 connection,
-                told["secret_key"],
+                document["secret_key"],
                 services.pepper,
                 org=org,
                 role="admin",
