@@ -31,7 +31,8 @@ def make_version(folder: Path, count: int, size: tuple[int, int]) -> None:
     from PIL import Image
 
     from runyard.datasets.records import Interaction, Vqa
-    from runyard.datasets.versions import COMPLETE, CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, contents_line
+    from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, contents_line
+    from runyard.rundir import COMPLETE
 
     (folder / PACKS).mkdir(parents=True)
     random, places, pack = np.random.default_rng(0), [], bytearray()

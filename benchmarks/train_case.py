@@ -237,7 +237,8 @@ def parameters_in(folder: Path) -> int:
 def write_version(folder: Path, pictures: list[bytes], answers: list[str]) -> None:
     """A version's folder as a supervisor leaves it, in one pack."""
     from runyard.datasets.records import Interaction, Vqa
-    from runyard.datasets.versions import COMPLETE, CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, contents_line
+    from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, contents_line
+    from runyard.rundir import COMPLETE
 
     (folder / PACKS).mkdir(parents=True)
     pack = b"".join(pictures)
