@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from litestar import Litestar
-from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 
 from runyard.server.clock import Clock, SystemClock
@@ -31,7 +30,6 @@ from runyard.server.services import (
     legacy_ids,
 )
 from runyard.server.services.context import Services
-from runyard.server.services.errors import Refusal
 from runyard.server.services.keys import Keyring
 from runyard.server.services.secrets import open_secrets
 from runyard.server.services.signing import Signer
@@ -77,12 +75,7 @@ def create_app(
         openapi_config=None,
         logging_config=None,
         request_max_body_size=None,  # the door counts
-        exception_handlers={
-            Refusal: problems.refused,
-            StoreUnavailable: problems.unavailable,
-            HTTPException: problems.http_error,
-            Exception: problems.failed,
-        },
+        exception_handlers=problems.HANDLERS,
     )
 
     async def links_and_routes(scope: Any, receive: Any, send: Any) -> None:

@@ -9,12 +9,13 @@ import re
 from typing import Any, TypeVar, cast
 
 import msgspec
-from litestar import Request, Response
+from litestar import Request
 from litestar.params import FromPath
 
 from runyard import limits
 from runyard.server.http import compat
 from runyard.server.http.exact_json import check_exact
+from runyard.server.http.responses import Response
 from runyard.server.services import pages
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Problem, Refusal
@@ -22,7 +23,7 @@ from runyard.server.services.pages import PageRequest
 
 T = TypeVar("T")
 Asked = Request[Any, Any, Any]
-Answer = Response[Any]
+Answer = Response
 Id = FromPath[str]
 
 SERVICES, ACTOR, TOKEN = "runyard.services", "runyard.actor", "runyard.token"
@@ -54,8 +55,8 @@ def origin_of(request: Asked) -> str:
 
 def json_answer(body: bytes, *, etag: str | None = None, status: int = 200) -> Answer:
     """JSON that is encoded already."""
-    headers = {"etag": f'"{etag}"'} if etag else None
-    return Response(content=body, media_type="application/json", headers=headers, status_code=status)
+    headers = ((b"etag", f'"{etag}"'.encode()),) if etag else ()
+    return Response(body, media_type=b"application/json", headers=headers, status=status)
 
 
 def answer(document: Any, *, status: int = 200) -> Answer:
@@ -63,7 +64,7 @@ def answer(document: Any, *, status: int = 200) -> Answer:
 
 
 def empty(status: int = 204) -> Answer:
-    return Response(content=b"", status_code=status)
+    return Response(status=status)
 
 
 class Query:

@@ -3,22 +3,21 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
-from typing import BinaryIO, cast
+from functools import partial
+from typing import cast
 
 import msgspec
-from litestar import Response
-from litestar.response import Stream
 
 from runyard import limits, protocol
 from runyard.server.http.asking import TOKEN, Answer, Asked, Id, T, actor_of, answer, empty, services_of
 from runyard.server.http.capacity import waiting
+from runyard.server.http.responses import Response, StreamedResponse
 from runyard.server.services import attempt_data, attempt_weights, leases, lines, models, resuming
 from runyard.server.services.errors import Refusal
 from runyard.server.services.signing import AttemptToken
 from runyard.server.services.validation import LONGEST_HOST, check_id, check_text
 
-PIECE_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 UNSTORABLE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")  # NUL and surrogates, as JSON escapes them
 
 
@@ -82,16 +81,15 @@ async def put_blob(request: Asked, sha256: Id) -> Answer:
     return empty(201)
 
 
-async def get_blob(request: Asked, sha256: Id) -> Stream:
+async def get_blob(request: Asked, sha256: Id) -> Answer:
     blob, size_bytes = await resuming.opened_blob(services_of(request), _token(request), _checked_hash(sha256))
-    return Stream(_pieces(blob), media_type="application/octet-stream", headers={"content-length": str(size_bytes)})
-
-
-async def _pieces(blob: BinaryIO) -> AsyncIterator[bytes]:
-    """What breaks in here breaks the connection off: too few bytes are noticed."""
-    with blob:
-        while piece := await asyncio.to_thread(blob.read, PIECE_BYTES):
-            yield piece
+    return StreamedResponse(
+        iter(partial(blob.read, CHUNK_BYTES), b""),
+        size_bytes=size_bytes,
+        headers=[(b"content-type", b"application/octet-stream")],
+        what=f"blob {sha256}",
+        close=blob.close,
+    )
 
 
 async def get_resume(request: Asked) -> Answer:
@@ -108,7 +106,7 @@ async def get_dataset(request: Asked) -> Answer:
 
 async def get_dataset_contents(request: Asked) -> Answer:
     lines = await asyncio.to_thread(attempt_data.offered_places, services_of(request), _token(request))
-    return Response(content=lines, media_type="application/x-ndjson")
+    return Response(lines, media_type=b"application/x-ndjson")
 
 
 async def post_checkpoint(request: Asked) -> Answer:

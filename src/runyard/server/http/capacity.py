@@ -25,6 +25,7 @@ EXCHANGE = "runyard.exchange"
 RETRY_AFTER_S = 2
 # Larger responses are sent in pieces, so that one that is not read is noticed and holds its request's place.
 PIECE_BYTES = 64 * 1024
+MAX_DRAINED_BYTES, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
 END_OF_NO_BODY: Message = {"type": "http.request", "body": b"", "more_body": False}
 
 
@@ -300,6 +301,18 @@ async def waiting(scope: Any, wait_s: float) -> AsyncIterator["asyncio.Future[No
     exchange: Exchange = scope[EXCHANGE]
     async with exchange.waiting() as gone:
         yield gone
+
+
+async def drain(receive: Any) -> None:
+    """Read on a while: a client that is still sending when its connection closes never sees our answer."""
+    taken = 0
+    with contextlib.suppress(TimeoutError, Refusal):
+        async with asyncio.timeout(DRAIN_TIMEOUT_S):
+            while taken < MAX_DRAINED_BYTES:
+                message = await receive()
+                taken += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
 
 def decimal(digits: bytes) -> int:

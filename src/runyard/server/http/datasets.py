@@ -1,7 +1,6 @@
 """Routes of datasets themselves, their versions, exports and deletions."""
 
 import msgspec
-from litestar import Response
 
 from runyard.server.http import bodies, compat
 from runyard.server.http.asking import (
@@ -18,6 +17,7 @@ from runyard.server.http.asking import (
     origin_of,
     services_of,
 )
+from runyard.server.http.responses import Response
 from runyard.server.services import datasets, exports, versions
 from runyard.store.tables import AnyRow
 from vi.api.resources.datasets.responses import DatasetExport, ExportOptions, ExportSpec
@@ -106,7 +106,7 @@ async def get_preview(request: Asked, org: Id, dataset: Id) -> Answer:
         seed=query.integer("seed", 0, most=2**31) or 0,
         version=query.text("version"),
     )
-    return Response(content=image, media_type="image/png")
+    return Response(image, media_type=b"image/png")
 
 
 async def post_export(request: Asked, org: Id, dataset: Id) -> Answer:

@@ -13,7 +13,6 @@ It also writes one line per request to the access log: no query, no header, no l
 """
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from runyard import limits
 from runyard.server.http import problems
 from runyard.server.http.access import authenticate, check_path, has_key_ended, key_ended
 from runyard.server.http.asking import ACTOR, ADDRESS, HEADERS, ORIGIN, SERVICES, TOKEN
-from runyard.server.http.capacity import Capacity, Exchange
+from runyard.server.http.capacity import Capacity, Exchange, drain
 from runyard.server.http.proxies import FORWARDED_FOR, Proxies
 from runyard.server.http.route import PUBLIC
 from runyard.server.services.context import Services
@@ -42,7 +41,6 @@ UPLOADS = "/uploads/"
 UNREAD_STATUSES, HANG_UP_AFTER_S = (408, 413, 431), 1.0
 
 LONGEST_URL, LONGEST_HEADERS, LARGEST_UPLOAD = limits.URL.value, limits.HEADERS.value, 64 << 30
-LARGEST_DRAINED, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
 # Of two values, one layer might read the first and another the last.
 SINGLE_HEADERS = frozenset({
     *(b"host", b"authorization", b"organization-id", b"content-length", b"transfer-encoding", b"origin"),
@@ -115,12 +113,12 @@ class Door:
         except Refusal as refusal:
             if status:
                 raise
-            await _refuse(send_marked, refusal)
+            await problems.problem_response(refusal)(scope, receive, send_marked)
         except StoreUnavailable as error:
             log.error("the store is unavailable: %s", error)
             if status:
                 raise
-            await _refuse(send_marked, problems.STORE_UNAVAILABLE)
+            await problems.problem_response(problems.STORE_UNAVAILABLE)(scope, receive, send_marked)
         except Exception:
             if exchange.abandoned is None:
                 raise
@@ -180,26 +178,6 @@ def _check_single(headers: Any) -> None:
 def _bearer(value: bytes) -> str:
     kind, _, credential = value.decode("latin-1").partition(" ")
     return credential.strip() if kind.lower() == "bearer" else ""
-
-
-async def drain(receive: Any) -> None:
-    """Read on a while: a client that is still sending when its connection closes never sees our answer."""
-    taken = 0
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_TIMEOUT_S):
-            while taken < LARGEST_DRAINED:
-                message = await receive()
-                taken += len(message.get("body", b""))
-                if not message.get("more_body"):
-                    return
-
-
-async def _refuse(send: Any, refusal: Refusal) -> None:
-    body = problems.problem_body(refusal)
-    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    headers += [(name.encode(), value.encode()) for name, value in problems.headers_of(refusal).items()]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _log_access(services: Services, scope: Any, status: int, begun_s: float) -> None:

@@ -6,23 +6,19 @@ were coming and the connection closes, which that client retries and then report
 out damaged half-way: too few bytes on the wire can be noticed, wrong ones cannot.
 """
 
-import asyncio
-import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from runyard.blobs import BlobError
 from runyard.server.http.asking import SERVICES
 from runyard.server.http.capacity import decimal
+from runyard.server.http.responses import StreamedResponse
 from runyard.server.services import files, models
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.signing import FileLink, Link
-
-log = logging.getLogger(__name__)
 
 PREFIX = "/downloads/"
 RANGE = re.compile(rb"bytes=([0-9]*)-([0-9]*)")
@@ -61,11 +57,15 @@ async def download(scope: Any, receive: Any, send: Any) -> None:
     if wanted is None:
         raise Refusal("RangeNotSatisfiable", f"the range lies outside the {opened.size_bytes} bytes of the file")
     start, end, is_part = wanted
-    await _start(send, opened, start, end, is_part)
-    if method == "HEAD":
-        await send({"type": "http.response.body", "body": b""})
-        return
-    await send_bytes(send, opened.read(start, end), what=f"download of {opened.what}")
+    content_range = f"bytes {start}-{end - 1}/{opened.size_bytes}".encode()
+    response = StreamedResponse(
+        opened.read(start, end),
+        size_bytes=end - start,
+        status=206 if is_part else 200,
+        headers=[*opened.headers, (b"content-range", content_range)] if is_part else opened.headers,
+        what=f"download of {opened.what}",
+    )
+    await response(scope, receive, send)
 
 
 def _open(services: Services, token: str) -> _Opened | None:
@@ -128,25 +128,6 @@ def _range(given: bytes | None, size_bytes: int) -> tuple[int, int, bool] | None
         return (size_bytes - suffix, size_bytes, True) if suffix else None
     start, end = decimal(first), min(decimal(last) + 1, size_bytes) if last else size_bytes
     return (start, end, True) if start < end else None
-
-
-async def _start(send: Any, opened: _Opened, start: int, end: int, is_part: bool) -> None:
-    headers = [*opened.headers, (b"content-length", str(end - start).encode())]
-    if is_part:
-        headers.append((b"content-range", f"bytes {start}-{end - 1}/{opened.size_bytes}".encode()))
-    await send({"type": "http.response.start", "status": 206 if is_part else 200, "headers": headers})
-
-
-async def send_bytes(send: Any, chunks: Iterator[bytes], *, what: str) -> None:
-    """Send a body whose length has been promised; too few bytes are sent when they cannot be had."""
-    try:
-        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    except (BlobError, EOFError, OSError) as error:
-        # Returning without the promised bytes closes the connection, which every client notices.
-        log.error("%s broke off: %s", what, error)
-        return
-    await send({"type": "http.response.body", "body": b""})
 
 
 async def _break_off(send: Any, size_bytes: int) -> None:

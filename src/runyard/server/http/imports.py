@@ -2,8 +2,6 @@
 
 import asyncio
 
-from litestar import Response
-
 from runyard.datasets.report import page
 from runyard.server.http import bodies, compat
 from runyard.server.http.asking import (
@@ -20,6 +18,7 @@ from runyard.server.http.asking import (
     origin_of,
     services_of,
 )
+from runyard.server.http.responses import Response
 from runyard.server.services import import_sessions, imports
 from runyard.server.services.errors import not_found
 from runyard.store.tables import AnyRow
@@ -92,7 +91,8 @@ async def get_report(request: Asked, org: Id, dataset: Id, import_id: Id) -> Ans
         outcome = (
             f"Refused: {report.why}" if report.why else f"Version {report.version}" if report.version else "Under way"
         )
-        return Response(content=page(report, title=f"Import {import_id}", outcome=outcome), media_type="text/html")
+        html = page(report, title=f"Import {import_id}", outcome=outcome)
+        return Response(html.encode(), media_type=b"text/html; charset=utf-8")
     return answer(report)
 
 

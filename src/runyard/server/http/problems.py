@@ -8,9 +8,10 @@ import logging
 from typing import Any
 
 import msgspec
-from litestar import Request, Response
+from litestar import Request
 from litestar.exceptions import HTTPException
 
+from runyard.server.http.responses import Headers, Response
 from runyard.server.services.errors import Problem, Refusal
 from runyard.store import StoreUnavailable
 
@@ -33,72 +34,78 @@ class ProblemDocument(msgspec.Struct, omit_defaults=True):
     problems: list[Problem] = []
 
 
-def problem_body(refusal: Refusal) -> bytes:
-    return msgspec.json.encode(
-        ProblemDocument(
-            type=f"urn:runyard:error:{refusal.code}",
-            title=refusal.title,
-            status=refusal.status,
-            detail=refusal.message,
-            message=refusal.message,
-            code=refusal.code,
-            problems=refusal.problems,
-        )
+def problem_response(refusal: Refusal) -> Response:
+    """Return the response that tells why a request was refused."""
+    document = ProblemDocument(
+        type=f"urn:runyard:error:{refusal.code}",
+        title=refusal.title,
+        status=refusal.status,
+        detail=refusal.message,
+        message=refusal.message,
+        code=refusal.code,
+        problems=refusal.problems,
     )
-
-
-def refused(request: Request[Any, Any, Any], error: Refusal) -> Response[Any]:
     return Response(
-        content=problem_body(error),
-        media_type="application/problem+json",
-        status_code=error.status,
-        headers=headers_of(error),
+        msgspec.json.encode(document),
+        media_type=b"application/problem+json",
+        status=refusal.status,
+        headers=_headers(refusal),
     )
 
 
-def headers_of(refusal: Refusal) -> dict[str, str]:
-    """Return the headers that belong to a problem besides those of its body."""
-    headers = {}
+def _headers(refusal: Refusal) -> Headers:
+    """The headers that belong to a problem besides those of its body."""
     if refusal.status == 401:
-        headers["www-authenticate"] = "Bearer"
+        yield b"www-authenticate", b"Bearer"
     if refusal.allow:
-        headers["allow"] = ", ".join(refusal.allow)
+        yield b"allow", ", ".join(refusal.allow).encode()
     if refusal.retry_after_s is not None:
-        headers["retry-after"] = str(refusal.retry_after_s)
+        yield b"retry-after", str(refusal.retry_after_s).encode()
     if refusal.code in UNREAD_BODIES:
-        headers["connection"] = "close"
-    return headers
+        yield b"connection", b"close"
 
 
-def unavailable(request: Request[Any, Any, Any], error: StoreUnavailable) -> Response[Any]:
+def refused(request: Request[Any, Any, Any], error: Refusal) -> Response:
+    return problem_response(error)
+
+
+def unavailable(request: Request[Any, Any, Any], error: StoreUnavailable) -> Response:
     log.error("the store is unavailable: %s", error)
-    return refused(request, STORE_UNAVAILABLE)
+    return problem_response(STORE_UNAVAILABLE)
 
 
-def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response:
     """What the web framework itself refuses."""
     path = request.scope["path"][:200]
     if error.status_code == 404:
-        return refused(request, Refusal("NotFound", f"there is no route {path!r}; the OpenAPI document lists all"))
+        return problem_response(Refusal("NotFound", f"there is no route {path!r}; the OpenAPI document lists all"))
     if error.status_code == 405:
         from runyard.server.http.routes import allowed_methods  # the routes name functions that import this module
 
         method, allow = request.scope["method"], allowed_methods(request.scope["path"])
         message = f"{path!r} does not take {method}; try: {', '.join(allow)}"
-        return refused(request, Refusal("MethodNotAllowed", message, allow=allow))
+        return problem_response(Refusal("MethodNotAllowed", message, allow=allow))
     if error.status_code < 500:
-        return refused(request, Refusal("InvalidBody", "the request could not be read; check it against the docs"))
+        return problem_response(Refusal("InvalidBody", "the request could not be read; check it against the docs"))
     return failed(request, error)
 
 
-async def list_methods(request: Request[Any, Any, Any]) -> Response[Any]:
+async def list_methods(request: Request[Any, Any, Any]) -> Response:
     """Answer OPTIONS with the methods that the path takes."""
     from runyard.server.http.routes import allowed_methods
 
     allow = ", ".join(allowed_methods(request.scope["path"]))
-    return Response(content=b"", status_code=204, headers={"allow": allow})
+    return Response(status=204, headers=[(b"allow", allow.encode())])
 
 
-def failed(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+def failed(request: Request[Any, Any, Any], error: Exception) -> Response:
     log.error("%s %s failed", request.scope["method"], request.scope["path"], exc_info=error)
-    return refused(request, Refusal("Internal", "the server made a mistake; its log says more, and repeating may help"))
+    return problem_response(Refusal("Internal", "the server made a mistake; its log says more, and repeating may help"))
+
+
+HANDLERS: dict[Any, Any] = {
+    Refusal: refused,
+    StoreUnavailable: unavailable,
+    HTTPException: http_error,
+    Exception: failed,
+}

@@ -4,19 +4,18 @@
 multipart upload in its place a part of one file. Sending one again is harmless. HEAD tells whether a pack has come.
 """
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 from runyard.server.http.asking import SERVICES
-from runyard.server.http.capacity import decimal
+from runyard.server.http.capacity import decimal, drain
+from runyard.server.http.responses import Response
 from runyard.server.services import imports, multipart
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 
 PREFIX = "/uploads/"
-DRAIN_TIMEOUT_S, LARGEST_DRAINED = 5.0, 32 << 20
 
 
 async def upload(scope: Any, receive: Any, send: Any) -> None:
@@ -26,11 +25,11 @@ async def upload(scope: Any, receive: Any, send: Any) -> None:
     try:
         etag = await _received(services, scope, body)
     except Refusal:
-        await body.drain()
+        if not body.has_all:
+            await drain(receive)
         raise
     headers = [(b"etag", f'"{etag}"'.encode())] if etag else []
-    await send({"type": "http.response.start", "status": 204, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})
+    await Response(status=204, headers=headers)(scope, receive, send)
 
 
 async def _received(services: Services, scope: Any, body: "_Body") -> str | None:
@@ -60,25 +59,13 @@ class _Body:
 
     def __init__(self, receive: Any) -> None:
         self._receive = receive
-        self._has_all = False
+        self.has_all = False
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        while not self._has_all:
+        while not self.has_all:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ConnectionResetError("the sender went away before everything had come")
-            self._has_all = not message.get("more_body")
+            self.has_all = not message.get("more_body")
             if chunk := message.get("body"):
                 yield chunk
-
-    async def drain(self) -> None:
-        """Read on a while: a sender whose connection closes while it sends never sees the answer."""
-        taken = 0
-        try:
-            async with asyncio.timeout(DRAIN_TIMEOUT_S):
-                async for chunk in self.chunks():
-                    taken += len(chunk)
-                    if taken > LARGEST_DRAINED:
-                        return
-        except (TimeoutError, ConnectionResetError, Refusal):
-            return

@@ -1,0 +1,73 @@
+"""Responses, each an ASGI application that sends itself.
+
+The framework's own class supports cookies, background tasks and encoders, which nothing here uses and every request
+would pay for.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from runyard.blobs import BlobError
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+log = logging.getLogger(__name__)
+
+
+class Response:
+    """A response whose body is in memory. ``media_type`` is that of the body; an empty body has none."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, body: bytes = b"", *, media_type: bytes = b"", status: int = 200, headers: Headers = ()) -> None:
+        self.body, self.status, self.headers = body, status, list(headers)
+        if media_type:
+            self.headers.append((b"content-type", media_type))
+        if status != 204:  # RFC 9110, section 8.6
+            self.headers.append((b"content-length", b"%d" % len(body)))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else self.body})
+
+    def to_asgi_response(self, **_: Any) -> "Response":
+        """What the framework asks of the response of an exception handler."""
+        return self
+
+
+class StreamedResponse(Response):
+    """A response read in chunks while it is sent. ``close`` is called however that ends; ``what`` names it in logs."""
+
+    __slots__ = ("chunks", "close", "what")
+
+    def __init__(
+        self,
+        chunks: Iterator[bytes],
+        *,
+        size_bytes: int,
+        what: str,
+        status: int = 200,
+        headers: Headers = (),
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(status=status, headers=headers)
+        self.headers[-1] = (b"content-length", b"%d" % size_bytes)
+        self.chunks, self.what, self.close = chunks, what, close
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+            if scope["method"] != "HEAD":
+                await self._send_chunks(send)
+            await send({"type": "http.response.body", "body": b""})
+        except (BlobError, EOFError, OSError) as error:
+            # Returning without the promised bytes closes the connection, which every client notices.
+            log.error("%s broke off: %s", self.what, error)
+        finally:
+            self.close()
+
+    async def _send_chunks(self, send: Any) -> None:
+        while (chunk := await asyncio.to_thread(next, self.chunks, None)) is not None:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
