@@ -6,6 +6,8 @@ from sqlalchemy import Connection, String, cast, delete, insert, or_, select, up
 
 from runyard.store.tables import AnyRow, audit
 
+_ADD = insert(audit)
+
 
 def add(
     connection: Connection,
@@ -20,7 +22,7 @@ def add(
 ) -> int:
     """Insert a row; returns its number."""
     row = {"org": org, "time": time_ms, "actor": actor, "address": address, "action": action, "target": target}
-    inserted = connection.execute(insert(audit), row | {"count": count})
+    inserted = connection.execute(_ADD, row | {"count": count})
     return int(inserted.inserted_primary_key[0])  # type: ignore[index]  # an insert of one row always has one
 
 

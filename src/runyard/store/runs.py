@@ -47,7 +47,8 @@ class RunFilter:
 _IS_IT = (runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run"))
 _DOCUMENT = select(runs.c.document, runs.c.etag).where(*_IS_IT, runs.c.deleted.is_(False))
 _GET = select(runs).where(*_IS_IT)
-_CHANGE = update(runs).where(*_IS_IT)
+_ADD, _CHANGE = insert(runs), update(runs).where(*_IS_IT)
+_NEW = {"deleted": False, "killed": False, "log_count": 0, "metric_count": 0, "requirements": NOTHING}
 
 
 def document(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
@@ -61,9 +62,8 @@ def get(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
 
 
 def add(connection: Connection, values: Mapping[str, Any], *, attributes: Mapping[str, str]) -> None:
-    new = {"deleted": False, "killed": False, "log_count": 0, "metric_count": 0, "requirements": NOTHING}
-    connection.execute(insert(runs).values(**{**new, **values}))
-    set_attributes(connection, org=values["org"], run_id=values["id"], attributes=attributes)
+    connection.execute(_ADD, {**_NEW, **values})
+    _add_attributes(connection, org=values["org"], run_id=values["id"], attributes=attributes)
 
 
 def change(connection: Connection, *, org: str, run_id: str, values: Mapping[str, Any]) -> None:
@@ -72,6 +72,10 @@ def change(connection: Connection, *, org: str, run_id: str, values: Mapping[str
 
 def set_attributes(connection: Connection, *, org: str, run_id: str, attributes: Mapping[str, str]) -> None:
     connection.execute(delete(run_attributes).where(run_attributes.c.org == org, run_attributes.c.run_id == run_id))
+    _add_attributes(connection, org=org, run_id=run_id, attributes=attributes)
+
+
+def _add_attributes(connection: Connection, *, org: str, run_id: str, attributes: Mapping[str, str]) -> None:
     if attributes:
         rows = [{"org": org, "run_id": run_id, "key": key, "value": value} for key, value in attributes.items()]
         connection.execute(insert(run_attributes), rows)

@@ -13,12 +13,12 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Awaitable, Callable
-from functools import wraps
 from typing import Any, TypeVar
 
 from runyard.ids import is_id
 from runyard.server.http.asking import ACTOR, ADDRESS, HEADERS, SERVICES, TOKEN, Asked
 from runyard.server.http.capacity import EXCHANGE, Exchange
+from runyard.server.http.responses import Response
 from runyard.server.http.route import Route
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal, unauthorized
@@ -94,8 +94,8 @@ def authorized(route: Route) -> Callable[..., Awaitable[Any]]:
     takes longer than all checks together.
     """
 
-    @wraps(route.answer)
-    async def answer(request: Asked, **parameters: str) -> Any:
+    async def answer(request: Asked) -> Response:
+        parameters: dict[str, str] = request.path_params
         authorize(route, request.scope, parameters)
         responding = route.answer(request, **parameters)
         return await (_while_key_is_valid(request.scope, responding) if route.may_wait else responding)

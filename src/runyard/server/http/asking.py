@@ -10,7 +10,6 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 from litestar import Request
-from litestar.params import FromPath
 
 from runyard import limits
 from runyard.server.http import compat
@@ -24,7 +23,7 @@ from runyard.server.services.pages import PageRequest
 T = TypeVar("T")
 Asked = Request[Any, Any, Any]
 Answer = Response
-Id = FromPath[str]
+Id = str  # from the path, checked by ``access.authorize``
 
 SERVICES, ACTOR, TOKEN = "runyard.services", "runyard.actor", "runyard.token"
 ADDRESS, HEADERS, ORIGIN = "runyard.address", "runyard.headers", "runyard.origin"
