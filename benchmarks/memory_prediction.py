@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for the miniatures of t
 from train_speed import RESULTS, machine, say, write_results
 
 from runyard.model_folders import ModelFolders
-from runyard.trainer.cache import Told
+from runyard.trainer.data.cache import Told
+from runyard.trainer.export.predict import keep_libraries_quiet
 from runyard.trainer.main import _machine, _read_run, preload
-from runyard.trainer.memory import give_back, hand_back, keep_freed, measure_step
-from runyard.trainer.predict import keep_libraries_quiet
 from runyard.trainer.prepare import Job, prepare
+from runyard.trainer.steps.memory import give_back, hand_back, keep_freed, measure_step
 from runyard.trainer.train import _accumulate, _move
 from tests.trainer import miniatures
 

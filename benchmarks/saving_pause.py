@@ -110,15 +110,16 @@ def run(attempt: Path, output: Path, way: str, threads: int) -> None:
     import torch
 
     from runyard.trainer import main as trainer
-    from runyard.trainer import saving, train
+    from runyard.trainer import train
+    from runyard.trainer.checkpoints import async_checkpoint
 
     torch.set_num_threads(threads)
     if way == "in its stead":
-        saving.available_bytes = lambda _: 0
+        async_checkpoint.available_bytes = lambda _: 0
     clock = Pauses()
     train._save = clock.over(train._save)
     for name in ("look", "finish", "wait_for_copies"):
-        setattr(saving.Saver, name, clock.over(getattr(saving.Saver, name)))
+        setattr(async_checkpoint.Saver, name, clock.over(getattr(async_checkpoint.Saver, name)))
     stamps: list[float] = []
 
     def now_ms() -> int:

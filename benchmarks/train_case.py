@@ -72,7 +72,7 @@ def write_case(folder: Path, shape: Shape, *, vocabulary: int, threads: int, mic
     """Everything the loops need, below ``folder``."""
     from runyard.flows.recipe import SYSTEM_PROMPTS
     from runyard.trainer.answers import write_vqa
-    from runyard.trainer.encode import epoch_batches
+    from runyard.trainer.data.encode import epoch_batches
 
     folder.mkdir(parents=True)
     system = SYSTEM_PROMPTS["vqa"]
@@ -151,7 +151,7 @@ def make_model(folder: Path, shape: Shape, system: str, vocabulary: int) -> None
     import torch
 
     if shape.is_tiny:
-        from runyard.trainer.model import build_tiny
+        from runyard.trainer.models.model import build_tiny
 
         model = build_tiny(task="vqa", phrases=[system], samples=None, seed=SEED)
         module, processor = model.module, model.processor
@@ -166,7 +166,7 @@ def make_medium(vocabulary: int) -> tuple[Any, Any]:
     """36 patches of 16 joined 2 x 2. Only a few hundred of the vocabulary's words occur; all have an output."""
     import transformers as t
 
-    from runyard.trainer import tiny
+    from runyard.trainer.models import tiny
 
     tokenizer = tiny.make_tokenizer([])
     images = t.Idefics3ImageProcessorPil(
@@ -214,9 +214,9 @@ def token_counts(model: Path, system: str, answers: list[str]) -> Any:
     import numpy as np
     from PIL import Image
 
-    from runyard.trainer.encode import Encoder
+    from runyard.trainer.data.encode import Encoder
     from runyard.trainer.families import parts_of
-    from runyard.trainer.model import load_processor
+    from runyard.trainer.models.model import load_processor
 
     processor = load_processor(model)
     encoder = Encoder(processor, parts_of("idefics3"), system_prompt=system, task="vqa")

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 import vi
-from runyard.trainer.predict import Predictor
+from runyard.trainer.export.predict import Predictor
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "pictures")
 picture = Path(sys.argv[2]) if len(sys.argv) > 2 else min(folder.rglob("*.png"))

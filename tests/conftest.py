@@ -56,7 +56,7 @@ LONGEST = (
     "tests/server/test_backup_property.py",
     "tests/sim/test_simulation.py::test_every_promise",
     "tests/supervisor/test_fetching.py",
-    "tests/trainer/test_room.py",
+    "tests/trainer/test_disk_space.py",
 )
 REPOSITORY = Path(__file__).parent.parent
 # Trains for hours unless killed, and never stops to evaluate or save.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runyard import rundir
-from runyard.server.services.conditions import MEANINGS, REASONS
+from runyard.server.services.runs.conditions import MEANINGS, REASONS
 from runyard.settings import PREFIX, Settings
 from runyard.supervisor import main as supervisor
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runyard.trainer.datasets import BUILT_IN
+from runyard.trainer.data.datasets import BUILT_IN
 
 FOLDER = Path(__file__).parents[1] / "examples"
 # What each example has shown when it did its work.

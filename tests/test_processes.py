@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runyard import processes
-from runyard.seams import Identity
+from runyard.ports import Identity
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="reads /proc")
 

@@ -27,7 +27,7 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-from runyard.seams import Identity, Liveness
+from runyard.ports import Identity, Liveness
 
 ATTEMPT_MARK = "RUNYARD_ATTEMPT"  # in the environment of a trainer and of all that it starts
 SUPERVISOR_MARK = "RUNYARD_SUPERVISOR"  # in the environment of a supervisor

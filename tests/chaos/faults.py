@@ -22,7 +22,7 @@ from link import SPOILT
 from world import CLOCK_STEPS_WITHIN_S, World
 
 from runyard import processes
-from runyard.seams import Identity
+from runyard.ports import Identity
 
 # How often each part is hit. A dead warm parent costs its machine five seconds of importing, and teaches least.
 PARTS = {"server": 3, "controller": 2, "supervisor": 3, "trainer": 3, "warm": 1}

@@ -26,7 +26,7 @@ from world import RECIPE, World, until_final
 
 import vi
 from runyard import processes
-from runyard.seams import Identity
+from runyard.ports import Identity
 from runyard.settings import Settings
 from vi.api.resources.runs.responses import Run
 

@@ -215,13 +215,13 @@ async def _finish(client: Any) -> int:
 
 
 async def _sweep(house: Any) -> None:
-    from runyard.server.services import deletion
+    from runyard.server.services.runs import deletion
 
     await deletion.sweep(house.services)
 
 
 async def _check(house: Any) -> Any:
-    from runyard.server.services import storage
+    from runyard.server.services.operations import storage
 
     return await storage.check(house.services, org=house.org)
 
@@ -267,7 +267,7 @@ class OfTrainer(Operation):
             "step-2",
         ]:
             found.append("it cannot be saved again")
-        from runyard.trainer.checkpoint import load_state
+        from runyard.trainer.checkpoints.checkpoint import load_state
 
         made = self._made(attempt)
         for path, manifest in rundir.checkpoints(attempt):
@@ -280,7 +280,7 @@ class OfTrainer(Operation):
         return self._all_made.get(attempt) or self._make(attempt)
 
     def _make(self, attempt: Path) -> Any:
-        from runyard.trainer.cache import Told
+        from runyard.trainer.data.cache import Told
         from runyard.trainer.main import _machine, _read_run
         from runyard.trainer.prepare import Job, prepare
 
@@ -295,7 +295,7 @@ class OfTrainer(Operation):
         begin: Callable[[], None] = lambda: None,
         end: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        from runyard.trainer.checkpoint import Saved, contents_of, save_checkpoint
+        from runyard.trainer.checkpoints.checkpoint import Saved, contents_of, save_checkpoint
 
         made = self._made(attempt)
         made.progress.step = step

@@ -26,8 +26,8 @@ from postgresql import PostgreSql
 
 import vi
 from runyard import processes
+from runyard.ports import Identity
 from runyard.rundir import read_json
-from runyard.seams import Identity
 from vi.api.resources.runs.responses import Run
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)

@@ -39,7 +39,7 @@ def test_training_time_counts_from_the_newest_attempt_to_the_end() -> None:
 
 
 def test_held_out_images_are_those_the_trainer_keeps_apart() -> None:
-    from runyard.trainer.datasets import load_dataset
+    from runyard.trainer.data.datasets import load_dataset
 
     kept = load_dataset("digits", seed=7, validation_fraction=0.2)
     trained_on = {sample.image.tobytes() for sample in kept.train}

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from runyard.trainer.datasets import load_dataset
-from runyard.trainer.export import export_model
+from runyard.trainer.data.datasets import load_dataset
+from runyard.trainer.export.export import export_model
 from runyard.trainer.main import train_attempt
 from tests.trainer.conftest import write_attempt
 

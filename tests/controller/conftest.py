@@ -18,8 +18,8 @@ from runyard.controller.accelerators import Device
 from runyard.controller.main import Controller
 from runyard.controller.server import Server
 from runyard.executors import Order, Warmth
+from runyard.ports import Identity
 from runyard.protocol import Assignment
-from runyard.seams import Identity
 from runyard.settings import Settings
 from vi.api.resources.runs.responses import Run
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from runyard.datasets import samples
 from runyard.datasets.records import PhraseGrounding, Vqa
-from runyard.trainer.datasets import digits, digits_grounding
+from runyard.trainer.data.datasets import digits, digits_grounding
 
 
 def pixels(path: Path) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 
 import vi
 from runyard.flows import resolve
-from runyard.trainer.datasets import Sample, load_dataset
+from runyard.trainer.data.datasets import Sample, load_dataset
 from vi.api.resources.models.responses import DownloadedModel
 from vi.api.resources.runs.responses import Run
 

@@ -48,18 +48,18 @@ HELD_AS: dict[type[msgspec.Struct], set[str]] = {
 }
 # Read in another way; what the text says must be in the named file.
 ELSEWHERE = {
-    "LearningRates.vision": ("trainer/optim.py", "getattr(rates, part_of(name, parts))"),
-    "LearningRates.projector": ("trainer/optim.py", "getattr(rates, part_of(name, parts))"),
-    "LearningRates.language": ("trainer/optim.py", "getattr(rates, part_of(name, parts))"),
+    "LearningRates.vision": ("trainer/steps/optim.py", "getattr(rates, part_of(name, parts))"),
+    "LearningRates.projector": ("trainer/steps/optim.py", "getattr(rates, part_of(name, parts))"),
+    "LearningRates.language": ("trainer/steps/optim.py", "getattr(rates, part_of(name, parts))"),
     "DatasetSettings.projectKind": ("trainer/prepare.py", "recipe.task"),
-    "Architecture.name": ("trainer/continuing.py", '"family"'),
+    "Architecture.name": ("trainer/checkpoints/warm_start.py", '"family"'),
     "Architecture.family": ("flows/recipe.py", 'given.get("family")'),  # decides the name
-    "FlowReference.id": ("server/services/runs.py", 'origin["id"]'),
-    "FlowReference.generation": ("server/services/accelerators.py", '"generation": flow.metadata.generation'),
+    "FlowReference.id": ("server/services/runs/runs.py", 'origin["id"]'),
+    "FlowReference.generation": ("server/services/runs/accelerators.py", '"generation": flow.metadata.generation'),
     "FlowShape.name": ("../vi/api/resources/runs/_info.py", "flow.name"),  # people read it
     "FlowShape.schema": ("flows/blocks.py", 'Literal["v1"]'),  # one value is allowed
     "FlowShape.blocks": ("flows/validation.py", '_check_blocks(checked["blocks"]'),
-    "FlowShape.trainingProject": ("server/services/runs.py", "spec.training_project"),
+    "FlowShape.trainingProject": ("server/services/runs/runs.py", "spec.training_project"),
 }
 FIELDS = [
     (struct, field)

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from runyard.server.http.app import create_app
-from runyard.server.http.door import Door
+from runyard.server.http.gateway import Door
 from runyard.server.services.context import Services
 from runyard.settings import Settings
 from runyard.store import Store
@@ -167,7 +167,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "test_key_lifecycle",
         "test_leases",
         "test_lines",
-        "test_resuming",
+        "test_resume",
         "test_retention",
     )
     if is_about_the_store and "store_kind" in metafunc.fixturenames:

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from runyard.server.services import bootstrap, keys
-from runyard.server.services.secrets import open_secrets
+from runyard.server.services.access import bootstrap, keys
+from runyard.server.services.access.secrets import open_secrets
 from runyard.settings import Settings
 from runyard.store import Store
 from runyard.store import keys as key_rows

@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from runyard.server.services import accelerators, documents, flows
+from runyard.server.services import documents
 from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
 from runyard.server.services.machines import HEARD_WITHIN_S
+from runyard.server.services.runs import accelerators, flows
 from runyard.store import organizations
 from vi.api.resources.flows.responses import FlowSpec
 

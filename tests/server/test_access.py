@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import Connection
 
 from runyard.server.http.routes import ROUTES
-from runyard.server.services.keys import new_key, role_allows
+from runyard.server.services.access.keys import new_key, role_allows
 from runyard.store.tables import metadata
-from tests.server.test_door import add_key, url
+from tests.server.test_gateway import add_key, url
 
 HOSTILE_SUFFIXES = (
     "/",

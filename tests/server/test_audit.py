@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runyard.server.services import audit
+from runyard.server.services.operations import audit
 from runyard.store import audit as rows
 
 DAY_S = 24 * 3600.0

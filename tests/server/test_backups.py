@@ -14,8 +14,9 @@ import pytest
 from runyard import backup_file, backup_schema
 from runyard.backup_rows import Verifier, parse_columns
 from runyard.datasets.packs import pack
-from runyard.server.services import backups, deletion, leases
-from runyard.server.services.keys import new_key, parse, secret_mac
+from runyard.server.services.access.keys import new_key, parse, secret_mac
+from runyard.server.services.operations import backups
+from runyard.server.services.runs import deletion, leases
 from runyard.store import backup as rows
 from runyard.store import blobs as blob_rows
 from runyard.store import keys as key_rows

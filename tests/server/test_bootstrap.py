@@ -11,10 +11,10 @@ import pytest
 
 from runyard.server.clock import SystemClock
 from runyard.server.http.app import open_services
-from runyard.server.services import secrets as secret_files
-from runyard.server.services.bootstrap import announce
-from runyard.server.services.keys import LENGTH
-from runyard.server.services.secrets import InsecureSecret, open_secrets
+from runyard.server.services.access import secrets as secret_files
+from runyard.server.services.access.bootstrap import announce
+from runyard.server.services.access.keys import LENGTH
+from runyard.server.services.access.secrets import InsecureSecret, open_secrets
 from runyard.settings import Settings
 from runyard.store import StoreUnavailable, tables
 

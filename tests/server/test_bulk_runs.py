@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runyard.server.services import bulk_runs
+from runyard.server.services.runs import bulk_runs
 from runyard.store import runs as run_rows
 from runyard.store import tables
 

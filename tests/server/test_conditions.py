@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from runyard.protocol import ExitReport
-from runyard.server.services import conditions
-from runyard.server.services.conditions import LEGAL, REASONS, AttemptEnd, IllegalMove, Move, after_exit, moved
+from runyard.server.services.runs import conditions
+from runyard.server.services.runs.conditions import LEGAL, REASONS, AttemptEnd, IllegalMove, Move, after_exit, moved
 from vi.api.responses import ConditionKind, ResourceCondition
 
 K = ConditionKind

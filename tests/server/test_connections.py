@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from runyard.server.connections import ConnectionGuard, Peer, bound_socket, connections_possible
-from runyard.server.http.asking import HEADERS, SERVICES
 from runyard.server.http.capacity import PIECE_BYTES, Capacity, Exchange, Pace, Slots, decimal
-from runyard.server.services.changes import Changes
+from runyard.server.http.request import HEADERS, SERVICES
 from runyard.server.services.errors import Refusal
+from runyard.server.services.notifications import Changes
 from runyard.settings import PREFIX, SettingError, Settings, read_settings
 
 

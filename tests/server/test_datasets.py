@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from runyard.server.services import dataset_jobs, deletion, retention
+from runyard.server.services import retention
+from runyard.server.services.imports import sweep
+from runyard.server.services.runs import deletion
 from runyard.store import datasets as dataset_rows
 from tests.server.datasets import Data, grounding_row, jsonl, picture, shelf, vqa_row
 
@@ -416,7 +418,7 @@ def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(in_house: Callable[
         assert refused.status_code == 400, refused.text
         assert refused.json()["problems"][0]["path"] == "/spec/format"
         house.clock.forward(8 * 24 * 3600)
-        await dataset_jobs.sweep(house.services)
+        await sweep.sweep(house.services)
         assert (await data.get(dataset_id, "datasetExports"))["items"] == []
         assert (await data.storage())["agrees"]
 

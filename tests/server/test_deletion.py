@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection
 
 from runyard.blobs import FolderBlobs
-from runyard.server.services import deletion, leases
+from runyard.server.services.runs import deletion, leases
 from runyard.store import StoreUnavailable, runs, tombstones
 
 DAY_S = 24 * 3600
@@ -66,9 +66,9 @@ def test_a_deletion_that_fails_half_way_is_gone_for_readers_and_finished_by_the_
             if broken == "blobs":
                 patch.setattr(FolderBlobs, "delete", fail(OSError("no")))
             elif broken == "rows":
-                patch.setattr("runyard.server.services.deletion.rows.remove", fail(StoreUnavailable("no")))
+                patch.setattr("runyard.server.services.runs.deletion.rows.remove", fail(StoreUnavailable("no")))
             else:
-                patch.setattr("runyard.server.services.deletion.shutil.rmtree", fail(OSError("no")))
+                patch.setattr("runyard.server.services.runs.deletion.shutil.rmtree", fail(OSError("no")))
             assert (await api.delete(house.path("runs/r1"))).status_code == 204
             assert left(house, "r1")["runs"] == 1
             assert (await api.get(house.path("runs/r1"))).status_code == 404

@@ -14,8 +14,9 @@ from sqlalchemy import create_engine
 
 from runyard.server.clock import SystemClock
 from runyard.server.http.app import open_services
-from runyard.server.services import deletion, housekeeping, storage
 from runyard.server.services.context import Actor
+from runyard.server.services.operations import housekeeping, storage
+from runyard.server.services.runs import deletion
 from runyard.settings import Settings
 from runyard.store import Store, StoreUnavailable, migrate, sqlite
 from runyard.store.lines import LINE_BYTES, count_log_bytes

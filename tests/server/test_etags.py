@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from runyard.server.http import bodies
-from runyard.server.services import leases
+from runyard.server.services.runs import leases
 from tests.server.datasets import Data, shelf
 
 # Every way in which the platform changes a run that trains, in an order that it could happen in.

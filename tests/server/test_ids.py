@@ -11,9 +11,10 @@ import pytest
 from runyard import ids
 from runyard.protocol import CheckpointFile, CheckpointReport, Claim, ProcessReport
 from runyard.server.http.routes import ROUTES, Route
-from runyard.server.services import flows, leases, legacy_ids, models, runs
 from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
+from runyard.server.services.operations import legacy_ids
+from runyard.server.services.runs import flows, leases, models, runs
 from runyard.store import attempts as attempt_rows
 from runyard.store import backup as rows
 from runyard.store.tables import output_files, outputs

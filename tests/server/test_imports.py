@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from runyard.datasets.packs import pack
-from runyard.server.services import import_jobs
+from runyard.server.services.imports import import_jobs
 from tests.server.datasets import Data, jsonl, picture, shelf, vqa_row
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import google_crc32c
 import pytest
 
-from runyard.server.services import import_jobs, multipart
+from runyard.server.services.imports import import_jobs, multipart
 from tests.server.datasets import Data, jsonl, picture, shelf, vqa_row
 
 SOURCE = ("assetSources", "managed", "datature", "default")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from runyard.server.http import access
-from runyard.server.services import backups, key_lifecycle
-from runyard.server.services.keys import LENGTH, parse
+from runyard.server.services.access import key_lifecycle
+from runyard.server.services.access.keys import LENGTH, parse
+from runyard.server.services.operations import backups
 from runyard.store import StoreUnavailable
 from runyard.store import keys as key_rows
 from runyard.store.tables import keys as table

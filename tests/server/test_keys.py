@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from runyard.server.services import keys
-from runyard.server.services.keys import Keyring, new_key, parse, secret_mac
+from runyard.server.services.access import keys
+from runyard.server.services.access.keys import Keyring, new_key, parse, secret_mac
 
 PEPPER = b"p" * 32
 

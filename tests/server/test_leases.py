@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from runyard import processes
-from runyard.server.services import changes, deletion, leases
-from runyard.server.services.changes import run_topic
-from runyard.server.services.signing import AttemptToken
+from runyard.server.services import notifications
+from runyard.server.services.access.signing import AttemptToken
+from runyard.server.services.notifications import run_topic
+from runyard.server.services.runs import deletion, leases
 from runyard.store import attempts as attempt_rows
 from runyard.store import outputs, tables
 
@@ -319,7 +320,7 @@ def test_a_claim_that_waits_is_woken_when_a_run_is_lost_elsewhere(in_house: Call
     async def story(house: Any) -> None:
         await acts.running(house)
         waiting = asyncio.create_task(acts.claim(house, "c2", machine_id="m2", wait_s=30))
-        while changes.QUEUE not in house.services.changes._events:
+        while notifications.QUEUE not in house.services.changes._events:
             await asyncio.sleep(0)
         await tick(house, 16)
         async with asyncio.timeout(20):

@@ -17,7 +17,7 @@ import pytest
 from runyard import limits, protocol
 from runyard.limits import Limit
 from runyard.server.http.routes import ROUTES, Route
-from runyard.server.services.takeover import take_records
+from runyard.server.services.imports.commit import take_records
 
 ROOT = Path(__file__).parents[2]
 WIDE = "\U0001f98a"

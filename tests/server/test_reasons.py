@@ -6,8 +6,8 @@ from typing import Any, get_args
 import pytest
 
 from runyard import rundir
-from runyard.server.services import explaining
-from runyard.server.services.conditions import REASONS
+from runyard.server.services.runs import waiting_reasons
+from runyard.server.services.runs.conditions import REASONS
 from runyard.trainer import errors
 
 Tell = Callable[[Any, Any], Awaitable[None]]
@@ -39,7 +39,7 @@ async def report(house: Any, machine_id: str = "m1", *, accelerator: str = "cpu"
 
 async def wait_until_all_are_heard(house: Any) -> None:
     """Long enough after the start for every connected controller to have been heard."""
-    await explaining.update(house.services)
+    await waiting_reasons.update(house.services)
     house.clock.forward(45)
 
 
@@ -54,7 +54,7 @@ async def _(house: Any, acts: Any) -> None:
 async def _(house: Any, acts: Any) -> None:
     await create(house)
     await wait_until_all_are_heard(house)
-    await explaining.update(house.services)
+    await waiting_reasons.update(house.services)
 
 
 @story_of("Pending", "WaitingForCapacity")
@@ -188,7 +188,7 @@ def test_only_a_running_run_has_time_left(
 
 async def status_after_a_second(house: Any, acts: Any, run_id: str = "r1") -> Any:
     house.clock.forward(1)
-    await explaining.update(house.services)
+    await waiting_reasons.update(house.services)
     return await acts.status(house, run_id)
 
 
@@ -245,7 +245,7 @@ def test_nothing_is_written_while_nothing_changes(in_house: Callable[..., None],
         for number in range(3):
             await create(house, {"tolerations": {"accelerator": ["h100"]}}, run_id=f"r{number}")
         await create(house, run_id="any")
-        await explaining.update(house.services)
+        await waiting_reasons.update(house.services)
         api = await house.api()
         before = [(await api.get(house.path(f"runs/{name}"))).headers["etag"] for name in ("r0", "r1", "r2", "any")]
         written: list[Any] = []
@@ -259,7 +259,7 @@ def test_nothing_is_written_while_nothing_changes(in_house: Callable[..., None],
         for _ in range(20):
             await report(house)
             house.clock.forward(1)
-            await explaining.update(house.services)
+            await waiting_reasons.update(house.services)
         after = [(await api.get(house.path(f"runs/{name}"))).headers["etag"] for name in ("r0", "r1", "r2", "any")]
         assert (written, after) == ([], before)
 
@@ -268,16 +268,16 @@ def test_nothing_is_written_while_nothing_changes(in_house: Callable[..., None],
 
 def test_all_of_many_runs_with_many_requirements_are_explained(in_house: Callable[..., None], acts: Any) -> None:
     async def story(house: Any) -> None:
-        for number in range(explaining.KEYS_AT_ONCE + 5):
+        for number in range(waiting_reasons.KEYS_AT_ONCE + 5):
             await create(house, {"tolerations": {"accelerator": [f"a{number}"]}}, run_id=f"many-{number}")
-        for number in range(explaining.RUNS_AT_ONCE + 5):
+        for number in range(waiting_reasons.RUNS_AT_ONCE + 5):
             await create(house, {"tolerations": {"accelerator": ["h100"]}}, run_id=f"alike-{number}")
         await wait_until_all_are_heard(house)
         await report(house)
         for _ in range(5):
-            await explaining.update(house.services)
+            await waiting_reasons.update(house.services)
         page = (await (await house.api()).get(house.path("runs?s=1000"))).json()
-        assert len(page["items"]) == explaining.KEYS_AT_ONCE + explaining.RUNS_AT_ONCE + 10
+        assert len(page["items"]) == waiting_reasons.KEYS_AT_ONCE + waiting_reasons.RUNS_AT_ONCE + 10
         reasons = {run["status"]["conditions"][-1]["reason"] for run in page["items"]}
         assert reasons == {"WaitingForCapacity"}
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runyard.blobs import FolderBlobs
-from runyard.server.services import deletion
+from runyard.server.services.runs import deletion
 from runyard.store import StoreUnavailable
 
 InHouse = Callable[..., None]

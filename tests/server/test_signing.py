@@ -2,8 +2,8 @@
 
 import pytest
 
-from runyard.server.services.secrets import Secrets
-from runyard.server.services.signing import AttemptToken, Link, Position, Signer, link_expiry
+from runyard.server.services.access.secrets import Secrets
+from runyard.server.services.access.signing import AttemptToken, Link, Position, Signer, link_expiry
 
 HOUR_MS = 3_600_000
 SIGNER = Signer(Secrets(pepper=b"p", signing_id="2", signing={"1": b"old", "2": b"new"}))

@@ -20,7 +20,7 @@ import pytest
 from runyard.server.clock import SystemClock
 from runyard.server.http.app import open_services
 from runyard.server.opening import check_versions
-from runyard.server.services.keys import new_key
+from runyard.server.services.access.keys import new_key
 from runyard.settings import Settings
 from runyard.starting import EXIT_CANNOT_START, EXIT_NOT_NOW, CannotStart
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from runyard.server.services import keys, wrong_keys
-from runyard.server.services.key_lifecycle import write_usage
-from runyard.server.services.keys import Key, Rejection, new_key
-from runyard.server.services.wrong_keys import BURST, MOST_ADDRESSES, MOST_ROWS, WrongKeys
+from runyard.server.services.access import keys, wrong_keys
+from runyard.server.services.access.key_lifecycle import write_usage
+from runyard.server.services.access.keys import Key, Rejection, new_key
+from runyard.server.services.access.wrong_keys import BURST, MOST_ADDRESSES, MOST_ROWS, WrongKeys
 
 NOBODY = Rejection(org=None, key_id=None, reason="no key")
 

@@ -13,7 +13,7 @@ import pytest
 
 from runyard import processes
 from runyard.protocol import LOST_OUT_OF_MEMORY
-from runyard.supervisor import moves as mv
+from runyard.supervisor import messages as mv
 from runyard.supervisor.server import Server
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")

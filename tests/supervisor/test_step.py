@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from runyard.protocol import Wanted
-from runyard.supervisor import moves as mv
+from runyard.supervisor import messages as mv
 from runyard.supervisor import step as st
 
 GO_ON = Wanted(action="continue", lease_s=15, grace_s=30, epoch="e1")

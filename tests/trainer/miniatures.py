@@ -8,7 +8,7 @@ sliding windows, states instead of attention, pictures cut into tiles, an encode
 from collections.abc import Callable
 from typing import Any
 
-from runyard.trainer.video import StandInVideoProcessor, install_video_stand_in
+from runyard.trainer.models.video import StandInVideoProcessor, install_video_stand_in
 
 SIDE = 32  # of pictures, in pixels
 WORDS = "which digit is this locate the seven answer question about picture with one json object"

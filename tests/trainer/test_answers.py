@@ -13,7 +13,7 @@ from runyard.trainer.answers import (
     scale_box,
     write_answer,
 )
-from runyard.trainer.metrics import measure
+from runyard.trainer.evaluation.metrics import measure
 
 SEVEN = Grounding("seven", ((0, 0, 512, 512),))
 

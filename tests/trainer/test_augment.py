@@ -8,8 +8,8 @@ from PIL import Image
 
 from runyard.flows.blocks import Augmentation
 from runyard.trainer.answers import Answer, Grounding
-from runyard.trainer.augment import varied_by, vary
-from runyard.trainer.datasets import Sample
+from runyard.trainer.data.augment import varied_by, vary
+from runyard.trainer.data.datasets import Sample
 
 
 def sample_with_a_square() -> Sample:

@@ -18,18 +18,18 @@ from safetensors.torch import load_file
 
 from runyard.datasets.records import Freeform, GroundedPhrase, Interaction, PhraseGrounding, Vqa
 from runyard.rundir import read_json
-from runyard.trainer import cache as cache_module
-from runyard.trainer.cache import Cached, Place, Told, encode_all, make_room, settings_key
-from runyard.trainer.datasets import Dataset
-from runyard.trainer.encode import EncodedSamples, Encoder, Layout
+from runyard.trainer.answers import METRICS
+from runyard.trainer.data import cache as cache_module
+from runyard.trainer.data.cache import Cached, Place, Told, encode_all, make_room, settings_key
+from runyard.trainer.data.datasets import Dataset
+from runyard.trainer.data.encode import EncodedSamples, Encoder, Layout
+from runyard.trainer.data.shards import Shard, ShardWriter
+from runyard.trainer.data.uploaded import Selection, load_uploaded
 from runyard.trainer.errors import InvalidData, StopAsked
 from runyard.trainer.families import parts_of
 from runyard.trainer.main import train_attempt
-from runyard.trainer.metrics import METRICS
-from runyard.trainer.model import load_processor
-from runyard.trainer.shards import Shard, ShardWriter
-from runyard.trainer.tiny import SHAPES, make_processor
-from runyard.trainer.uploaded import Selection, load_uploaded
+from runyard.trainer.models.model import load_processor
+from runyard.trainer.models.tiny import SHAPES, make_processor
 
 MakeVersion = Callable[..., Path]
 Png = Callable[..., bytes]
@@ -148,7 +148,7 @@ def test_questions_about_one_picture_share_its_pixels(
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
 def test_any_array_comes_back_with_its_kind_and_bits(kind: type, tmp_path: Path) -> None:
     """Also more different floats than a table takes, negative zero, and what is no number."""
-    from runyard.trainer.encode import Encoded
+    from runyard.trainer.data.encode import Encoded
 
     random = np.random.default_rng(0)
     pixels = [random.integers(0, n, 70_000).astype(kind) for n in (5, 300, 1 << 30)]
@@ -400,7 +400,7 @@ def test_what_is_kept_nowhere_is_decoded_once_for_each_draw_and_small_data_once_
 
     monkeypatch.setattr(encoder, "encode", counted)
     for room_bytes, times in ((0, 2), (1 << 20, 1)):
-        monkeypatch.setattr("runyard.trainer.cache.IN_MEMORY_BYTES", room_bytes)
+        monkeypatch.setattr("runyard.trainer.data.cache.IN_MEMORY_BYTES", room_bytes)
         part, decoded = cached.part(selections(data)[0], layout), 0
         one, two = part.batch([0, 1]), part.batch([0, 1])
         assert decoded == 2 * times

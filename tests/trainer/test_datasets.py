@@ -10,7 +10,7 @@ from PIL import Image
 
 from runyard.datasets.samples import CANVAS_DIGIT, CANVAS_GRID, CANVAS_SIDE, Scan, scans
 from runyard.trainer.answers import iou
-from runyard.trainer.datasets import Dataset, Sample, _is_held_out, digits, load_dataset
+from runyard.trainer.data.datasets import Dataset, Sample, _is_held_out, digits, load_dataset
 from runyard.trainer.errors import InvalidData, InvalidFlow
 
 
@@ -31,8 +31,8 @@ def test_all_held_out_questions_are_the_same_and_half_of_the_training_ones_are_w
 
 
 def test_canvases_show_digits_where_the_boxes_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runyard.trainer.datasets.TRAINING_CANVASES", 60)
-    monkeypatch.setattr("runyard.trainer.datasets.HELD_OUT_CANVASES", 30)
+    monkeypatch.setattr("runyard.trainer.data.datasets.TRAINING_CANVASES", 60)
+    monkeypatch.setattr("runyard.trainer.data.datasets.HELD_OUT_CANVASES", 30)
     data = load_dataset("digits-grounding", seed=3, validation_fraction=0.2)
     assert {len(sample.truth.groundings) for sample in data.train} == {1, 2, 3}
     for sample in [*data.train, *data.validation]:
@@ -49,7 +49,7 @@ def test_canvases_show_digits_where_the_boxes_say(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_same_seed_makes_the_same_canvases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runyard.trainer.datasets.TRAINING_CANVASES", 5)
+    monkeypatch.setattr("runyard.trainer.data.datasets.TRAINING_CANVASES", 5)
     one, two = (load_dataset("digits-grounding", seed=3, validation_fraction=0.2) for _ in range(2))
     assert [s.image.tobytes() for s in one.train] == [s.image.tobytes() for s in two.train]
 
@@ -57,8 +57,8 @@ def test_the_same_seed_makes_the_same_canvases(monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
     """Few canvases of the dataset with both tasks."""
-    monkeypatch.setattr("runyard.trainer.datasets.BOTH_CANVASES", 60)
-    monkeypatch.setattr("runyard.trainer.datasets.BOTH_HELD_OUT", 20)
+    monkeypatch.setattr("runyard.trainer.data.datasets.BOTH_CANVASES", 60)
+    monkeypatch.setattr("runyard.trainer.data.datasets.BOTH_HELD_OUT", 20)
     return partial(load_dataset, "digits-both", seed=3, validation_fraction=0.2)
 
 
@@ -123,6 +123,6 @@ def test_an_unknown_dataset_is_the_recipes_fault() -> None:
 
 
 def test_nothing_left_to_train_on_is_the_datas_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runyard.trainer.datasets.is_held_out", lambda *_, **__: True)
+    monkeypatch.setattr("runyard.trainer.data.datasets.is_held_out", lambda *_, **__: True)
     with pytest.raises(InvalidData, match="nothing to train on"):
         load_dataset("digits", seed=0, validation_fraction=0.9)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from runyard.trainer.answers import Answer, Grounding
-from runyard.trainer.datasets import Sample, digits
-from runyard.trainer.encode import (
+from runyard.trainer.data.datasets import Sample, digits
+from runyard.trainer.data.encode import (
     EncodedSamples,
     Encoder,
     Layout,
@@ -18,8 +18,8 @@ from runyard.trainer.encode import (
     join,
 )
 from runyard.trainer.families import parts_of
-from runyard.trainer.model import load_processor
-from runyard.trainer.tiny import SHAPES, make_processor
+from runyard.trainer.models.model import load_processor
+from runyard.trainer.models.tiny import SHAPES, make_processor
 
 
 @pytest.fixture(scope="module")

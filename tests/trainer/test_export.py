@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runyard.rundir import read_json, sha256_of
-from runyard.trainer import export as export_module
-from runyard.trainer.datasets import load_dataset
+from runyard.trainer.data.datasets import load_dataset
 from runyard.trainer.errors import ExportFailed, InvalidFlow
-from runyard.trainer.export import export_model
+from runyard.trainer.export import export as export_module
+from runyard.trainer.export.export import export_model
 from runyard.trainer.main import train_attempt
-from runyard.trainer.model_folder import check_adapter_folder, check_model_folder
+from runyard.trainer.models.model_folder import check_adapter_folder, check_model_folder
 
 PROGRAM = Path(__file__).with_name("plain_answers.py")
 TRAINING: dict[str, dict[str, Any]] = {

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from runyard.trainer.export.predict import Predictor
 from runyard.trainer.families import PARTS, part_of
 from runyard.trainer.main import train_attempt
-from runyard.trainer.model import load_model
-from runyard.trainer.predict import Predictor
+from runyard.trainer.models.model import load_model
 from tests.trainer import miniatures
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from runyard.trainer.encode import EncodedSamples, Encoder, Layout
+from runyard.trainer.data.encode import EncodedSamples, Encoder, Layout
+from runyard.trainer.data.packing import pack, positions_of, use_packed_attention
 from runyard.trainer.families import PARTS
-from runyard.trainer.features import FeatureEncoder, FeaturesVary, FrozenTower
-from runyard.trainer.losses import TokenLosses
 from runyard.trainer.main import train_attempt
-from runyard.trainer.model import Model, freeze, load_model
-from runyard.trainer.packing import pack, positions_of, use_packed_attention
+from runyard.trainer.models.model import Model, freeze, load_model
+from runyard.trainer.steps.features import FeatureEncoder, FeaturesVary, FrozenTower
+from runyard.trainer.steps.losses import TokenLosses
 from tests.trainer.test_cache import RECIPE, give, pictures
 from tests.trainer.test_packing import loss_and_gradients, samples
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-import runyard.trainer.memory as memory_module
 import runyard.trainer.prepare as prepare_module
+import runyard.trainer.steps.memory as memory_module
 from runyard.flows.blocks import Optimizer
 from runyard.rundir import read_json
-from runyard.trainer.encode import Batch
+from runyard.trainer.data.encode import Batch
 from runyard.trainer.families import PARTS
 from runyard.trainer.main import train_attempt
-from runyard.trainer.memory import (
+from runyard.trainer.steps.memory import (
     Course,
     LiveBytes,
     Room,
@@ -30,7 +30,7 @@ from runyard.trainer.memory import (
     optimizer_bytes,
     room_of,
 )
-from runyard.trainer.optim import make_optimizers
+from runyard.trainer.steps.optim import make_optimizers
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 MIB = 1 << 20

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA, Answer, Box, Grounding, read_answer
-from runyard.trainer.metrics import (
-    METRICS,
+from runyard.trainer.answers import FREEFORM, METRICS, PHRASE_GROUNDING, VQA, Answer, Box, Grounding, read_answer
+from runyard.trainer.evaluation.metrics import (
     anls,
     bleu,
     cider_d,

@@ -12,7 +12,7 @@ import pytest
 
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.main import train_attempt
-from runyard.trainer.model_folder import check_model_folder, check_safetensors
+from runyard.trainer.models.model_folder import check_model_folder, check_safetensors
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_a_link_out_of_the_model_folders_is_not_followed(
 def test_a_folder_swapped_for_a_link_while_it_is_read_is_not_trained_from(
     folder: Path, make_attempt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runyard.trainer import model
+    from runyard.trainer.models import model
 
     shutil.copytree(folder, tmp_path / "secret")
     check = model.check_model_folder

@@ -9,7 +9,7 @@ from runyard.flows.blocks import LearningRates, Schedule
 from runyard.flows.blocks import Optimizer as Settings
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.families import parts_of
-from runyard.trainer.optim import Named, make_optimizers, rate_factor, set_rates
+from runyard.trainer.steps.optim import Named, make_optimizers, rate_factor, set_rates
 
 PARTS = parts_of("llava")
 CPU = torch.device("cpu")

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from runyard.trainer.answers import Answer
-from runyard.trainer.datasets import Sample
-from runyard.trainer.encode import Batch, EncodedSamples, Encoder, Layout
+from runyard.trainer.data.datasets import Sample
+from runyard.trainer.data.encode import Batch, EncodedSamples, Encoder, Layout
+from runyard.trainer.data.packing import pack, padding_share, positions_of, use_packed_attention
 from runyard.trainer.families import PARTS, parts_of
-from runyard.trainer.losses import TokenLosses
-from runyard.trainer.model import load_model
-from runyard.trainer.packing import pack, padding_share, positions_of, use_packed_attention
+from runyard.trainer.models.model import load_model
+from runyard.trainer.steps.losses import TokenLosses
 
 PACKED = [model_type for model_type, parts in PARTS.items() if parts.unpacked is None]
 TEXTS = ["a", "a longer answer with words", "b", "the longest answer of all of these, by far, with a number: 12345"]
@@ -93,7 +93,7 @@ def test_chunks_of_the_loss_change_nothing(miniature: Callable[[str], Path], mon
 
     whole, gradients = measured()
     row_bytes = 4 * model.module.config.get_text_config().vocab_size
-    monkeypatch.setattr("runyard.trainer.losses.LARGEST_LOGITS_BYTES", 7 * row_bytes)
+    monkeypatch.setattr("runyard.trainer.steps.losses.LARGEST_LOGITS_BYTES", 7 * row_bytes)
     chunked, found = measured()
     assert chunked == pytest.approx(whole, rel=1e-6)
     assert all(torch.allclose(found[name], gradient, atol=1e-6) for name, gradient in gradients.items())

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-import runyard.trainer.evaluation as evaluation_module
+import runyard.trainer.evaluation.evaluation as evaluation_module
 import runyard.trainer.train as train_module
 from runyard import rundir
 from runyard.datasets.records import GroundedPhrase, Interaction, PhraseGrounding, Vqa
+from runyard.trainer.answers import METRICS
+from runyard.trainer.evaluation.predictions import write_predictions
 from runyard.trainer.main import train_attempt
-from runyard.trainer.metrics import METRICS
-from runyard.trainer.predictions import write_predictions
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from runyard.rundir import read_json, sha256_of
 from runyard.trainer.errors import ExportFailed
-from runyard.trainer.export import export_model
+from runyard.trainer.export.export import export_model
 from runyard.trainer.main import train_attempt
-from runyard.trainer.model import load_model, whole
+from runyard.trainer.models.model import load_model, whole
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from runyard.datasets.records import Interaction, Vqa
 from runyard.rundir import read_json
-from runyard.trainer.cache import Told
+from runyard.trainer.data.cache import Told
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.families import PARTS, part_of
 from runyard.trainer.main import _machine, _model_folders, _read_run

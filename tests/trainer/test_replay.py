@@ -10,7 +10,7 @@ import pytest
 
 from runyard.datasets.records import Interaction, Vqa
 from runyard.trainer.errors import ExportFailed
-from runyard.trainer.export import export_model
+from runyard.trainer.export.export import export_model
 from runyard.trainer.main import train_attempt
 from tests.trainer.conftest import make_png, write_version
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import runyard.trainer.evaluation as evaluation_module
+import runyard.trainer.checkpoints.async_checkpoint as saving_module
+import runyard.trainer.evaluation.evaluation as evaluation_module
 import runyard.trainer.prepare as prepare_module
-import runyard.trainer.saving as saving_module
 import runyard.trainer.train as train_module
 from runyard.rundir import read_json
 from runyard.trainer.main import train_attempt
@@ -104,7 +104,7 @@ def test_a_stop_in_each_phase_loses_no_step_and_changes_nothing_that_follows(
 ) -> None:
     first = make_attempt(RECIPE)
     with monkeypatch.context() as patch:
-        if phase == "Saving":  # in the loop's stead; see test_saving for a stop while training goes on beside it
+        if phase == "Saving":  # in the loop's stead; test_async_checkpoint stops it beside a save
             patch.setattr(saving_module, "available_bytes", lambda _: 0)
         sigterm_in(module, name, call, patch)
         assert train_attempt(first) == 75

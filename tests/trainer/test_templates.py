@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from runyard.trainer import templates
-from runyard.trainer.encode import Encoder, conversation
+from runyard.trainer.data import templates
+from runyard.trainer.data.encode import Encoder, conversation
+from runyard.trainer.data.templates import BuiltInTemplate, TemplateProcess
 from runyard.trainer.errors import InvalidFlow
+from runyard.trainer.export.predict import Predictor
 from runyard.trainer.families import parts_of
 from runyard.trainer.main import train_attempt
-from runyard.trainer.model import load_processor
-from runyard.trainer.predict import Predictor
-from runyard.trainer.templates import BuiltInTemplate, TemplateProcess
+from runyard.trainer.models.model import load_processor
 
 Processor = Callable[[str], Any]
 MESSAGES = conversation("Look.", "which digit is this")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from runyard.trainer.answers import Answer, Grounding, write_grounding, write_vqa
-from runyard.trainer.tiny import SHAPES, make_model, make_processor, make_tokenizer
+from runyard.trainer.models.tiny import SHAPES, make_model, make_processor, make_tokenizer
 
 PROMPT = 'Answer the question about the picture with one JSON object: {"vqa":{"answer":"..."}}'
 

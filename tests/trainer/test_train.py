@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import runyard.trainer.checkpoint as checkpoint_module
+import runyard.trainer.checkpoints.checkpoint as checkpoint_module
 import runyard.trainer.train as train_module
 from runyard.rundir import EVENTS, read_json, sha256_of
-from runyard.trainer.checkpoint import is_proven
+from runyard.trainer.answers import METRICS
+from runyard.trainer.checkpoints.checkpoint import is_proven
 from runyard.trainer.main import train_attempt
-from runyard.trainer.metrics import METRICS
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 
@@ -161,7 +161,7 @@ print(json.dumps({
 def test_plain_transformers_in_a_fresh_process_says_what_the_predictor_says(finished: Path) -> None:
     from PIL import Image
 
-    from runyard.trainer.predict import Predictor
+    from runyard.trainer.export.predict import Predictor
 
     full = finished / "checkpoints" / "epoch-3" / "model_full"
     command = [sys.executable, "-c", FRESH, str(full)]
@@ -400,7 +400,7 @@ def test_grounding_is_trained_and_scored(make_attempt: Callable[..., Path], even
 def test_samples_of_two_tasks_are_each_trained_and_scored_by_their_own(
     wanted: str, metric: str, make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runyard.trainer.datasets.BOTH_CANVASES", 60)
+    monkeypatch.setattr("runyard.trainer.data.datasets.BOTH_CANVASES", 60)
     checkpoint = {"metric": wanted}
     recipe = short(steps=2, samples=40, validation={"maxSamples": 8, "previews": 8}, checkpoint=checkpoint)
     recipe["vi-dataset"]["datasetId"] = "digits-both"

@@ -11,10 +11,10 @@ from PIL import Image
 
 from runyard.datasets.records import Freeform, GroundedPhrase, Interaction, PhraseGrounding, Vqa
 from runyard.trainer.answers import Answer, Grounding
-from runyard.trainer.datasets import Dataset
+from runyard.trainer.data.datasets import Dataset
+from runyard.trainer.data.images import BrokenPicture, decoded
+from runyard.trainer.data.uploaded import Selection, load_uploaded, questions_of
 from runyard.trainer.errors import InvalidData
-from runyard.trainer.pictures import BrokenPicture, decoded
-from runyard.trainer.uploaded import Selection, load_uploaded, questions_of
 
 MakeVersion = Callable[..., Path]
 

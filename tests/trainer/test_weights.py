@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from runyard.trainer.main import train_attempt
-from runyard.trainer.model import load_model
+from runyard.trainer.models.model import load_model
 
 NAME = "run:source/epoch-1"
 

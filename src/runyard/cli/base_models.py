@@ -129,7 +129,7 @@ def _taken(name: str) -> CommandFailed:
 
 
 def _check(folder: Path) -> None:
-    from runyard.trainer.model_folder import check_adapter_folder, check_model_folder
+    from runyard.trainer.models.model_folder import check_adapter_folder, check_model_folder
 
     full = folder / MODEL_FULL
     check_model_folder(full if full.is_dir() else folder)

@@ -28,7 +28,7 @@ from runyard.settings import Settings, read_settings, source_of
 
 if TYPE_CHECKING:
     import vi
-    from runyard.trainer.datasets import Sample
+    from runyard.trainer.data.datasets import Sample
     from vi.api.resources.flows.responses import FlowSpec
     from vi.api.resources.runs.responses import Run
 
@@ -166,7 +166,7 @@ def ask_held_out(model_dir: Path, flow: "FlowSpec", *, say: Callable[[str], None
     say(f"Asking the model about {len(samples)} held-out images it has never seen")
 
     from runyard.trainer.answers import is_same_text
-    from runyard.trainer.predict import Predictor
+    from runyard.trainer.export.predict import Predictor
 
     answers = Predictor(model_dir).ask_all([(sample.image, sample.question) for sample in samples])
     return [
@@ -184,7 +184,7 @@ def ask_held_out(model_dir: Path, flow: "FlowSpec", *, say: Callable[[str], None
 def held_out(flow: "FlowSpec") -> "Sequence[Sample]":
     """What the trainer kept apart for a flow: same dataset, seed and fraction, split by the trainer's own function."""
     from runyard.flows import resolve
-    from runyard.trainer.datasets import load_dataset
+    from runyard.trainer.data.datasets import load_dataset
 
     recipe = resolve(flow)
     dataset = load_dataset(

@@ -30,8 +30,8 @@ from typing import IO
 
 from runyard import processes
 from runyard.cli.failures import EXIT_CANNOT_START, EXIT_ERROR, CommandFailed
+from runyard.ports import Identity
 from runyard.rundir import read_json, write_json
-from runyard.seams import Identity
 from runyard.settings import Settings, environment
 from runyard.starting import EXIT_CANNOT_START as CANNOT_START
 from runyard.starting import EXIT_NOT_NOW

@@ -15,7 +15,7 @@ from runyard.cli.progress import WorkLine
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from runyard.trainer.export import Form
+    from runyard.trainer.export.export import Form
     from vi.api.resources.models.responses import Model
 
 DOWNLOADS = Path("models")
@@ -131,7 +131,7 @@ def predict(model: str, image: Path, question: str, out: Path | None, data_dir: 
     picture = _open(image)
     folder = _model_folder(model, data_dir)
 
-    from runyard.trainer.predict import Predictor
+    from runyard.trainer.export.predict import Predictor
 
     answer = Predictor(folder).ask(picture, question)
     boxes = [(item.phrase, box) for item in answer.groundings for box in item.boxes]
@@ -191,7 +191,7 @@ def export(
     """
     folder = _model_folder(model, data_dir)
 
-    from runyard.trainer.export import export_model
+    from runyard.trainer.export.export import export_model
 
     with contextlib.ExitStack() as held:
         if pictures is None and not no_replay:
@@ -237,7 +237,7 @@ def _pictures(folder: Path, data_dir: Path | None, held: contextlib.ExitStack, *
     from runyard.ids import folder_below
     from runyard.rundir import is_complete
     from runyard.settings import read_settings
-    from runyard.trainer.replay import read_asked
+    from runyard.trainer.export.replay import read_asked
     from vi.errors import ViError
 
     asked = read_asked(folder.parent if folder.name == "model_full" else folder)

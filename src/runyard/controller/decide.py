@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runyard.executors import Warmth
+from runyard.ports import Liveness
 from runyard.rundir import PERMIT_S
-from runyard.seams import Liveness
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 # A cold start beside the warm parent's own imports would be later than waiting for these; a claim that nothing was

@@ -50,9 +50,9 @@ from runyard.controller.server import NoKey, Server
 from runyard.executors import Executor, Order
 from runyard.executors.local import LocalExecutor
 from runyard.ids import InvalidId
+from runyard.ports import Clock, Files, Identity, Liveness, Processes, SystemClock
 from runyard.processes import ATTEMPT_MARK, SUPERVISOR_MARK
 from runyard.protocol import Assignment
-from runyard.seams import Clock, Files, Identity, Liveness, Processes, SystemClock
 from runyard.settings import SettingError, Settings, read_settings
 from runyard.starting import CannotStart, from_os_error
 from vi.errors import ViAuthenticationError, ViError, ViPermissionError

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from runyard.seams import Identity
+from runyard.ports import Identity
 
 Warmth = Literal["off", "starting", "ready", "down"]
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from runyard import rundir
 from runyard.executors import Order, Warmth
+from runyard.ports import Identity
 from runyard.processes import ATTEMPT_MARK, MARK_ROOM, SUPERVISOR_MARK, identify
-from runyard.seams import Identity
 from runyard.settings import Settings
 from runyard.supervisor.launch import trainer_environment
 

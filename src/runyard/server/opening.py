@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from sqlalchemy.exc import ArgumentError
 
 from runyard.extras import explain_missing_extra
-from runyard.server.services.secrets import UnusableSecret
+from runyard.server.services.access.secrets import UnusableSecret
 from runyard.settings import SettingError, Settings
 from runyard.starting import CannotStart, from_os_error
 from runyard.store import StoreUnavailable

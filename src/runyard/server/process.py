@@ -27,12 +27,12 @@ from runyard.rundir import read_json
 from runyard.server.clock import SystemClock
 from runyard.server.connections import BACKLOG, ConnectionGuard, bound_socket, connections_possible
 from runyard.server.http.app import create_app, open_services
-from runyard.server.http.door import Door
+from runyard.server.http.gateway import Door
 from runyard.server.http.proxies import Proxies
 from runyard.server.opening import explain_failures
-from runyard.server.services.bootstrap import announce
+from runyard.server.services.access.bootstrap import announce
+from runyard.server.services.access.secrets import write_private
 from runyard.server.services.context import Services
-from runyard.server.services.secrets import write_private
 from runyard.settings import Settings, read_settings
 from runyard.starting import CannotStart
 

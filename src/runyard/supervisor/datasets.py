@@ -23,8 +23,8 @@ from runyard.datasets.versions import (
     read_manifest,
 )
 from runyard.ids import folder_below
+from runyard.ports import Files
 from runyard.protocol import AttemptDataset
-from runyard.seams import Files
 from runyard.supervisor.resume import Gone
 from runyard.supervisor.shared import BRING_LOCK, SharedFolder, blob_path, fsync, locked, make_room
 

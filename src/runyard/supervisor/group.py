@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runyard import processes as machine
 from runyard import rundir
-from runyard.seams import Identity, Processes
+from runyard.ports import Identity, Processes
 from runyard.supervisor.launch import RunLock
 
 _MARKS = (machine.ATTEMPT_MARK, machine.SUPERVISOR_MARK)

@@ -22,9 +22,9 @@ from typing import Any
 
 from runyard import processes as machine
 from runyard import rundir
+from runyard.ports import Clock, Files, Identity, Processes, SystemClock
 from runyard.protocol import LOST_OUT_OF_MEMORY, ProcessReport
-from runyard.seams import Clock, Files, Identity, Processes, SystemClock
-from runyard.supervisor import moves as mv
+from runyard.supervisor import messages as mv
 from runyard.supervisor import step as st
 from runyard.supervisor.group import Group
 from runyard.supervisor.launch import RunLock, Train, Trainer, fork_trainer

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 from runyard import ids, rundir
 from runyard.ids import folder_below
+from runyard.ports import Files
 from runyard.protocol import CheckpointFile, ResumeCheckpoint
-from runyard.seams import Files
 
 
 class Gone(Exception):

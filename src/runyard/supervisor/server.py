@@ -13,6 +13,7 @@ from typing import Any
 
 from runyard import rundir
 from runyard.ids import check_id, check_paths
+from runyard.ports import Files
 from runyard.protocol import (
     LEASE_LOST,
     AttemptDataset,
@@ -29,8 +30,7 @@ from runyard.protocol import (
     ResumeCheckpoint,
     Wanted,
 )
-from runyard.seams import Files
-from runyard.supervisor import moves as mv
+from runyard.supervisor import messages as mv
 from runyard.supervisor.datasets import Bringer
 from runyard.supervisor.resume import Gone, prepare
 from runyard.supervisor.weights import WeightsFetcher

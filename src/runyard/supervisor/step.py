@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from runyard.protocol import OUT_OF_MEMORY, Wanted
-from runyard.supervisor.moves import (
+from runyard.supervisor.messages import (
     REPORT,
     STREAMS,
     Action,

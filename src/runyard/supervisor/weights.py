@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from runyard import rundir
 from runyard.datasets.versions import is_hash
 from runyard.ids import MODEL_REFERENCE, folder_below
+from runyard.ports import Files
 from runyard.protocol import AttemptWeights, CheckpointFile
-from runyard.seams import Files
 from runyard.supervisor.resume import Gone, is_inside
 from runyard.supervisor.shared import BRING_LOCK, SharedFolder, blob_path, locked, make_room
 

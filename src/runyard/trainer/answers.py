@@ -13,6 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 VQA, PHRASE_GROUNDING, FREEFORM = "vqa", "phrase-grounding", "freeform"
+# The metrics besides the loss, by task.
+METRICS = {
+    VQA: ("exactMatch", "normalizedMatch", "anls", "bleu", "rougeL", "meteor", "wellFormed"),
+    PHRASE_GROUNDING: (
+        "iou", "accuracyAt50", "precisionAt50", "recallAt50", "f1At50", "map", "map50", "wellFormed",
+    ),
+    FREEFORM: ("bleu", "rougeL", "meteor", "cider", "wellFormed"),
+}  # fmt: skip
 BOX_SCALE = 1024
 # The parts of answers that never change. The tiny tokenizer makes each of them one token.
 SCAFFOLDING = (

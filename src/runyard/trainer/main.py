@@ -36,8 +36,9 @@ from runyard.rundir import (
     read_json,
     write_json,
 )
+from runyard.trainer import environment
+from runyard.trainer.disk_space import LOOK_EVERY_S, as_system_error
 from runyard.trainer.errors import InvalidFlow, LockHeld, TrainingFailed
-from runyard.trainer.room import LOOK_EVERY_S, as_system_error
 
 EXIT_FAILED = 1
 LOCK_WAIT_S = 10.0
@@ -113,13 +114,11 @@ def preload() -> None:
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would start on import and not survive a fork
     wait_briefly()
-    stay_offline()
+    environment.stay_offline()
     import importlib
 
     for name in PRELOADED:
         importlib.import_module(name)
-    from runyard.trainer import environment
-
     environment.read_once()
 
 
@@ -181,7 +180,7 @@ def _is_told_by_files(folder: Path) -> bool:
 
 def _train(folder: Path, events: EventWriter, should_stop: Any) -> dict[str, Any]:
     """Read what is asked for, train, and put the ending into words for ``result.json``."""
-    stay_offline()
+    environment.stay_offline()
     wait_briefly()
     config = read_json(folder / RUN)
     if config is None:
@@ -189,7 +188,7 @@ def _train(folder: Path, events: EventWriter, should_stop: Any) -> dict[str, Any
     import torch
     import transformers
 
-    from runyard.trainer.checkpoint import is_proven
+    from runyard.trainer.checkpoints.checkpoint import is_proven
     from runyard.trainer.plan import choose_threads
     from runyard.trainer.prepare import Job
     from runyard.trainer.train import train
@@ -266,7 +265,6 @@ def _machine(threads: int) -> Any:
     """What the plan has to know of this machine."""
     import torch
 
-    from runyard.trainer import environment
     from runyard.trainer.plan import Machine
 
     # Emulated bfloat16 is slower than float32; the processor says whether it has instructions for it.
@@ -301,13 +299,6 @@ def wait_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
-def stay_offline() -> None:
-    """Trainers use no network: what is not on the machine is refused, not fetched."""
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
-        os.environ[name] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _open_descriptors() -> Iterator[int]:

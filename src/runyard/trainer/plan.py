@@ -12,9 +12,8 @@ from typing import Any, Literal
 from runyard.flows import Recipe
 from runyard.flows.blocks import BUILT_IN_DATASETS, Every
 from runyard.flows.memory import checkpoints_gradients, micro_batch
-from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA
+from runyard.trainer.answers import FREEFORM, METRICS, PHRASE_GROUNDING, VQA
 from runyard.trainer.errors import InvalidFlow
-from runyard.trainer.metrics import METRICS
 
 # What decides where the recipe does not say. For texts at length that is the loss: it moves with every sample, while
 # CIDEr depends on which other samples are held out and is 0 with one picture, and BLEU is 0 for short answers.

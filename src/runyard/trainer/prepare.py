@@ -18,32 +18,17 @@ from runyard.flows import Recipe, recipe_document
 from runyard.ids import folder_below
 from runyard.model_folders import ModelFolders
 from runyard.rundir import DATASET, MODEL_ADAPTER, MODEL_FULL, read_json
-from runyard.trainer.cache import Place, Told, encode_all
-from runyard.trainer.checkpoint import RUN, Progress, load_state
-from runyard.trainer.continuing import check_fits, taken_up
-from runyard.trainer.datasets import Dataset, Sample, load_dataset, version_of
-from runyard.trainer.drawing import Drawing, padding_of
-from runyard.trainer.encode import (
+from runyard.trainer.checkpoints.checkpoint import RUN, Progress, load_state
+from runyard.trainer.checkpoints.warm_start import check_fits, taken_up
+from runyard.trainer.data.cache import Place, Told, encode_all
+from runyard.trainer.data.datasets import Dataset, Sample, load_dataset, version_of
+from runyard.trainer.data.encode import (
     EncodedSamples,
     Encoder,
     Encodings,
     Layout,
 )
-from runyard.trainer.errors import InvalidData, InvalidFlow
-from runyard.trainer.features import why_not_frozen
-from runyard.trainer.losses import TokenLosses, base_of
-from runyard.trainer.memory import Outlook, hand_back, keep_freed, look_ahead, measure_step, room_of
-from runyard.trainer.model import (
-    Model,
-    adapt,
-    build_tiny,
-    check_family,
-    freeze,
-    load_model,
-    weights_folder,
-)
-from runyard.trainer.optim import make_optimizers
-from runyard.trainer.picture_sizes import (
+from runyard.trainer.data.image_resolution import (
     Fitting,
     Limits,
     TooLong,
@@ -51,6 +36,19 @@ from runyard.trainer.picture_sizes import (
     context_of,
     limit_pictures,
     settings_of,
+)
+from runyard.trainer.data.uploaded import Selection, check_parts, load_uploaded
+from runyard.trainer.errors import InvalidData, InvalidFlow
+from runyard.trainer.models.model import (
+    DTYPES,
+    Model,
+    adapt,
+    build_tiny,
+    check_family,
+    freeze,
+    load_model,
+    pad_id,
+    weights_folder,
 )
 from runyard.trainer.plan import (
     FAMILY_PICTURES,
@@ -63,14 +61,17 @@ from runyard.trainer.plan import (
     make_plan,
     with_micro_batch,
 )
-from runyard.trainer.probe import Draw
-from runyard.trainer.uploaded import Selection, check_parts, load_uploaded
+from runyard.trainer.steps.autotune import Draw
+from runyard.trainer.steps.batching import Drawing, padding_of
+from runyard.trainer.steps.features import why_not_frozen
+from runyard.trainer.steps.losses import TokenLosses, base_of
+from runyard.trainer.steps.memory import Outlook, hand_back, keep_freed, look_ahead, measure_step, room_of
+from runyard.trainer.steps.optim import make_optimizers
 from vi.api.resources.runs.responses import Run
 
 BASE = "base"  # below the attempt's folder: the unchanged weights under an adapter that came from no folder
 SAMPLES_BETWEEN_LOOKS = 16  # a look at stop.json and permit takes 54 µs (measured on a busy core)
 NAMED_REFUSED = 5  # samples that are told one by one
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,12 +368,6 @@ def _within_memory(plan: Plan, progress: Progress, of_run: int | None) -> Plan:
         return plan
     progress.micro_batch_limit = min(limits)
     return with_micro_batch(plan, min(limits), f"{plan.micro_batch_size} was too much for the memory before")
-
-
-def pad_id(tokenizer: Any) -> int:
-    """What fills up short rows; a tokenizer without such a token gets its end token, as the mask hides it anyway."""
-    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return int(found or 0)
 
 
 def _read_data(job: Job, look: Callable[[], None]) -> Dataset:

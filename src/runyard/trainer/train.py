@@ -22,18 +22,25 @@ import torch
 
 from runyard.flows.blocks import ModelSettings
 from runyard.rundir import NO_ROOM, Ending, EventWriter, free_bytes
-from runyard.trainer.cache import Told
-from runyard.trainer.checkpoint import Saved, contents_of, needed_bytes, prune, remove_checkpoints, save_checkpoint
-from runyard.trainer.encode import epoch_batches
+from runyard.trainer.checkpoints.async_checkpoint import Saver
+from runyard.trainer.checkpoints.checkpoint import (
+    Saved,
+    contents_of,
+    needed_bytes,
+    prune,
+    remove_checkpoints,
+    save_checkpoint,
+)
+from runyard.trainer.data.cache import Told
+from runyard.trainer.data.encode import epoch_batches
 from runyard.trainer.errors import Diverged, OutOfMemory, StopAsked
-from runyard.trainer.evaluation import evaluate
-from runyard.trainer.memory import in_words, is_out_of_memory
-from runyard.trainer.optim import rate_factor, set_rates
+from runyard.trainer.evaluation.evaluation import evaluate
+from runyard.trainer.evaluation.predictions import prune_predictions, write_predictions
 from runyard.trainer.plan import Machine, is_due, plan_in_words, with_micro_batch
-from runyard.trainer.predictions import prune_predictions, write_predictions
 from runyard.trainer.prepare import Job, Prepared, prepare
-from runyard.trainer.saving import Saver
-from runyard.trainer.steadiness import LossWatch, StepWatch, listed
+from runyard.trainer.steps.memory import in_words, is_out_of_memory
+from runyard.trainer.steps.optim import rate_factor, set_rates
+from runyard.trainer.watchdog import LossWatch, StepWatch, listed
 
 SECONDS_BETWEEN_LINES = 2.0  # on stdout; every step is an event
 SAVE_TRIES = 3  # on a disk that fails; one that is full is waited for

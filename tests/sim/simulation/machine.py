@@ -12,6 +12,7 @@ from typing import Any
 
 from runyard.controller import decide as dc
 from runyard.controller.place import is_another
+from runyard.ports import Identity, Liveness
 from runyard.protocol import (
     Assignment,
     CheckpointFile,
@@ -25,11 +26,11 @@ from runyard.protocol import (
     Resumable,
 )
 from runyard.rundir import PERMIT_EVERY_S, PERMIT_S
-from runyard.seams import Identity, Liveness
-from runyard.server.services import leases, lines, models, resuming
+from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
-from runyard.server.services.signing import AttemptToken
+from runyard.server.services.runs import leases, models, telemetry
+from runyard.server.services.runs import resume as resuming
 from runyard.supervisor import step as st
 
 from .server import Server
@@ -548,7 +549,7 @@ class Supervisor(Program):
         self._ask(
             "words",
             action.stream,
-            lambda s: lines.accept(s, self.token, body),
+            lambda s: telemetry.accept(s, self.token, body),
             lambda accepted: st.LinesAccepted(action.stream, accepted.offset),
         )
 

@@ -16,12 +16,13 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
 from runyard.blobs import BlobMissing
-from runyard.server.services import deletion, explaining, leases, models, retention
+from runyard.server.services import retention
+from runyard.server.services.access.keys import Keyring
+from runyard.server.services.access.secrets import Secrets
+from runyard.server.services.access.signing import Signer
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
-from runyard.server.services.keys import Keyring
-from runyard.server.services.secrets import Secrets
-from runyard.server.services.signing import Signer
+from runyard.server.services.runs import deletion, leases, models, waiting_reasons
 from runyard.settings import Settings
 from runyard.store import StoreUnavailable, backup, organizations, pulse
 from runyard.store.migrate import migrate
@@ -312,7 +313,7 @@ class Server:
             elapsed_ms = max(0, self.clock.now_ms() - (self._beat_wall_ms or self.clock.now_ms()))
             self._beat_wall_ms = self.clock.now_ms()
         self._guarded(lambda: leases.tick(self.services, elapsed_ms / 1000))
-        self._guarded(lambda: explaining.update(self.services))
+        self._guarded(lambda: waiting_reasons.update(self.services))
         self.process.after(1000, self._beat)
 
 

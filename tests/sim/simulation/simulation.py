@@ -14,10 +14,10 @@ from unittest import mock
 import msgspec
 
 from runyard.controller.decide import ADOPT_EVERY_S, Key
-from runyard.server.services import leases, runs
 from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
 from runyard.server.services.pages import PageRequest
+from runyard.server.services.runs import leases, runs
 from runyard.store import tombstones
 from runyard.store.runs import RunFilter
 from vi.api.resources.runs.responses import Run
@@ -389,7 +389,7 @@ class Client(Process):
         self._ask(lambda s: runs.update(s, self.actor, f"r{number}", **wish), lambda _: None)
 
     def delete(self, number: int) -> None:
-        from runyard.server.services import deletion
+        from runyard.server.services.runs import deletion
 
         run = (self.org, f"r{number}")
         self.house.ghost.being_deleted.add(run)

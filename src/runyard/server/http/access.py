@@ -16,14 +16,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from runyard.ids import is_id
-from runyard.server.http.asking import ACTOR, ADDRESS, HEADERS, SERVICES, TOKEN, Asked
 from runyard.server.http.capacity import EXCHANGE, Exchange
+from runyard.server.http.request import ACTOR, ADDRESS, HEADERS, SERVICES, TOKEN, Asked
 from runyard.server.http.responses import Response
 from runyard.server.http.route import Route
+from runyard.server.services.access.keys import Rejection, role_allows
+from runyard.server.services.access.signing import ATTEMPT_TOKEN_PREFIX
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal, unauthorized
-from runyard.server.services.keys import Rejection, role_allows
-from runyard.server.services.signing import ATTEMPT_TOKEN_PREFIX
 
 T = TypeVar("T")
 

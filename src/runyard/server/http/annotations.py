@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 
 from runyard.server.http import bodies, compat
-from runyard.server.http.asking import (
+from runyard.server.http.assets import crc32c_of
+from runyard.server.http.request import (
     MOST_ITEMS_OF_LISTS,
     Answer,
     Asked,
@@ -20,9 +21,9 @@ from runyard.server.http.asking import (
     origin_of,
     services_of,
 )
-from runyard.server.http.assets import crc32c_of
-from runyard.server.services import annotation_imports, annotations, import_sessions, imports
-from runyard.server.services.annotation_imports import NewFile
+from runyard.server.services.datasets import annotations
+from runyard.server.services.imports import annotation_imports, imports, sessions
+from runyard.server.services.imports.annotation_imports import NewFile
 from vi.api.resources.annotations.responses import AnnotationImportSpec
 
 
@@ -126,7 +127,7 @@ async def get_logs(request: Asked, org: Id, dataset: Id, session_id: Id) -> Answ
     """What was found, in the order in which it was found."""
     row, query = _row(request, org, dataset, session_id), Query(request)
     wanted = query.page(f"findings {session_id} None None")
-    page = await import_sessions.findings(services_of(request), row, severity=None, code=None, wanted=wanted)
+    page = await sessions.findings(services_of(request), row, severity=None, code=None, wanted=wanted)
     return json_answer(page)
 
 

@@ -14,25 +14,17 @@ from litestar.handlers import HTTPRouteHandler
 from runyard.server.clock import Clock, SystemClock
 from runyard.server.http import access, downloads, problems, uploads
 from runyard.server.http.capacity import Capacity
-from runyard.server.http.door import Door
+from runyard.server.http.gateway import Door
 from runyard.server.http.proxies import Proxies
 from runyard.server.http.routes import ROUTES
-from runyard.server.services import (
-    audit,
-    backups,
-    bootstrap,
-    dataset_jobs,
-    deletion,
-    explaining,
-    housekeeping,
-    key_lifecycle,
-    leases,
-    legacy_ids,
-)
+from runyard.server.services.access import bootstrap, key_lifecycle
+from runyard.server.services.access.keys import Keyring
+from runyard.server.services.access.secrets import open_secrets
+from runyard.server.services.access.signing import Signer
 from runyard.server.services.context import Services
-from runyard.server.services.keys import Keyring
-from runyard.server.services.secrets import open_secrets
-from runyard.server.services.signing import Signer
+from runyard.server.services.imports import sweep
+from runyard.server.services.operations import audit, backups, housekeeping, legacy_ids
+from runyard.server.services.runs import deletion, leases, waiting_reasons
 from runyard.settings import Settings
 from runyard.store import Store, StoreUnavailable
 from runyard.store import keys as key_rows
@@ -112,7 +104,7 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
         await key_lifecycle.refresh(services)
         await legacy_ids.begin(services)
         await deletion.begin(services)
-        await dataset_jobs.begin(services)
+        await sweep.begin(services)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(_write_usage, services)
             stack.push_async_callback(services.jobs.close)
@@ -133,14 +125,14 @@ async def _beat(services: Services) -> None:
         now_s = services.clock.monotonic_s()
         try:
             await leases.tick(services, now_s - last_s)
-            await explaining.update(services)
+            await waiting_reasons.update(services)
             if beat % key_lifecycle.REFRESH_BEATS == 0:
                 await key_lifecycle.refresh(services)
             if beat % SWEEP_EVERY == 0:
                 await key_lifecycle.write_usage(services)
                 await audit.sweep(services)
                 await deletion.sweep(services)
-                await dataset_jobs.sweep(services)
+                await sweep.sweep(services)
                 housekeeping.start(services)
         except StoreUnavailable as error:
             log.error("leases could not be looked after: %s", error)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from runyard.server.http import bodies, compat
-from runyard.server.http.asking import (
+from runyard.server.http.request import (
     MOST_ITEMS_OF_LISTS,
     Answer,
     Asked,
@@ -24,8 +24,9 @@ from runyard.server.http.asking import (
     origin_of,
     services_of,
 )
-from runyard.server.services import assets, imports, ingestion, multipart
+from runyard.server.services.datasets import assets
 from runyard.server.services.errors import Refusal, not_found
+from runyard.server.services.imports import imports, ingestion, multipart
 from runyard.store.assets import SORTINGS
 from vi.api.resources.assets.responses import (
     AnnouncedAsset,

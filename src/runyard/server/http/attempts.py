@@ -9,12 +9,12 @@ from typing import cast
 import msgspec
 
 from runyard import limits, protocol
-from runyard.server.http.asking import TOKEN, Answer, Asked, Id, T, actor_of, answer, empty, services_of
 from runyard.server.http.capacity import waiting
+from runyard.server.http.request import TOKEN, Answer, Asked, Id, T, actor_of, answer, empty, services_of
 from runyard.server.http.responses import Response, StreamedResponse
-from runyard.server.services import attempt_data, attempt_weights, leases, lines, models, resuming
+from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.errors import Refusal
-from runyard.server.services.signing import AttemptToken
+from runyard.server.services.runs import attempt_dataset, attempt_weights, leases, models, resume, telemetry
 from runyard.server.services.validation import LONGEST_HOST, check_id, check_text
 
 CHUNK_BYTES = 1 << 20
@@ -52,7 +52,7 @@ async def post_renewal(request: Asked) -> Answer:
 
 async def post_lines(request: Asked) -> Answer:
     shipped = await _message(request, protocol.Lines)
-    return answer(await lines.accept(services_of(request), _token(request), shipped))
+    return answer(await telemetry.accept(services_of(request), _token(request), shipped))
 
 
 async def head_blob(request: Asked, sha256: Id) -> Answer:
@@ -82,7 +82,7 @@ async def put_blob(request: Asked, sha256: Id) -> Answer:
 
 
 async def get_blob(request: Asked, sha256: Id) -> Answer:
-    blob, size_bytes = await resuming.opened_blob(services_of(request), _token(request), _checked_hash(sha256))
+    blob, size_bytes = await resume.opened_blob(services_of(request), _token(request), _checked_hash(sha256))
     return StreamedResponse(
         iter(partial(blob.read, CHUNK_BYTES), b""),
         size_bytes=size_bytes,
@@ -93,7 +93,7 @@ async def get_blob(request: Asked, sha256: Id) -> Answer:
 
 
 async def get_resume(request: Asked) -> Answer:
-    return answer(resuming.offered(services_of(request), _token(request)))
+    return answer(resume.offered(services_of(request), _token(request)))
 
 
 async def get_weights(request: Asked) -> Answer:
@@ -101,11 +101,11 @@ async def get_weights(request: Asked) -> Answer:
 
 
 async def get_dataset(request: Asked) -> Answer:
-    return answer(await asyncio.to_thread(attempt_data.offered, services_of(request), _token(request)))
+    return answer(await asyncio.to_thread(attempt_dataset.offered, services_of(request), _token(request)))
 
 
 async def get_dataset_contents(request: Asked) -> Answer:
-    lines = await asyncio.to_thread(attempt_data.offered_places, services_of(request), _token(request))
+    lines = await asyncio.to_thread(attempt_dataset.offered_places, services_of(request), _token(request))
     return Response(lines, media_type=b"application/x-ndjson")
 
 

@@ -2,9 +2,9 @@
 
 import re
 
-from runyard.server.http.asking import Answer, Asked, Id, Query, bad_query, json_answer, services_of
-from runyard.server.services import audit
-from runyard.server.services.audit import AuditFilter
+from runyard.server.http.request import Answer, Asked, Id, Query, bad_query, json_answer, services_of
+from runyard.server.services.operations import audit
+from runyard.server.services.operations.audit import AuditFilter
 
 WORD = re.compile(r"[ -~]{1,255}")
 

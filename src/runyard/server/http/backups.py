@@ -2,11 +2,11 @@
 
 import asyncio
 
-from runyard.server.http.asking import Answer, Asked, Id, Query, actor_of, answer, services_of
 from runyard.server.http.capacity import drain
+from runyard.server.http.request import Answer, Asked, Id, Query, actor_of, answer, services_of
 from runyard.server.http.responses import StreamedResponse
-from runyard.server.services import backups
 from runyard.server.services.errors import Refusal
+from runyard.server.services.operations import backups
 
 
 async def get_contents(request: Asked, org: Id) -> Answer:

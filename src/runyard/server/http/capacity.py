@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from runyard.server.http.asking import HEADERS
+from runyard.server.http.request import HEADERS
 from runyard.server.http.route import SMALL_BODY_BYTES
 from runyard.server.services.errors import Refusal
 from runyard.settings import Settings

@@ -19,7 +19,7 @@ from runyard import limits
 from runyard.server.services.dictionaries import dictionary
 from runyard.server.services.errors import Refusal
 from runyard.server.services.pages import PageRequest
-from runyard.server.services.runs import with_origin
+from runyard.server.services.runs.runs import with_origin
 from vi.api.resources.flows.responses import Flow
 from vi.api.resources.models.responses import Model
 

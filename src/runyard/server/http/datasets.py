@@ -3,7 +3,7 @@
 import msgspec
 
 from runyard.server.http import bodies, compat
-from runyard.server.http.asking import (
+from runyard.server.http.request import (
     Answer,
     Asked,
     Id,
@@ -18,7 +18,8 @@ from runyard.server.http.asking import (
     services_of,
 )
 from runyard.server.http.responses import Response
-from runyard.server.services import datasets, exports, versions
+from runyard.server.services.datasets import datasets, versions
+from runyard.server.services.imports import exports
 from runyard.store.tables import AnyRow
 from vi.api.resources.datasets.responses import DatasetExport, ExportOptions, ExportSpec
 

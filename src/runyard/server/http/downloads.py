@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from runyard.server.http.asking import SERVICES
 from runyard.server.http.capacity import decimal
+from runyard.server.http.request import SERVICES
 from runyard.server.http.responses import StreamedResponse
-from runyard.server.services import files, models
+from runyard.server.services import files
+from runyard.server.services.access.signing import FileLink, Link
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
-from runyard.server.services.signing import FileLink, Link
+from runyard.server.services.runs import models
 
 PREFIX = "/downloads/"
 RANGE = re.compile(rb"bytes=([0-9]*)-([0-9]*)")

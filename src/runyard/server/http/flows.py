@@ -2,7 +2,7 @@
 
 from runyard.flows import schema
 from runyard.server.http import bodies, compat
-from runyard.server.http.asking import (
+from runyard.server.http.request import (
     Answer,
     Asked,
     Id,
@@ -16,9 +16,10 @@ from runyard.server.http.asking import (
     json_body,
     services_of,
 )
-from runyard.server.services import accelerators, documents, flows
+from runyard.server.services import documents
 from runyard.server.services.errors import not_found
-from runyard.server.services.flows import FLOW
+from runyard.server.services.runs import accelerators, flows
+from runyard.server.services.runs.flows import FLOW
 
 
 async def list_flows(request: Asked, org: Id) -> Answer:

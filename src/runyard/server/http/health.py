@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from runyard.server.http.asking import Answer, Asked, answer, json_answer
+from runyard.server.http.request import Answer, Asked, answer, json_answer
 from runyard.server.version import VERSION
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 from runyard.datasets.report import page
 from runyard.server.http import bodies, compat
-from runyard.server.http.asking import (
+from runyard.server.http.request import (
     MOST_ITEMS_OF_LISTS,
     Answer,
     Asked,
@@ -19,8 +19,8 @@ from runyard.server.http.asking import (
     services_of,
 )
 from runyard.server.http.responses import Response
-from runyard.server.services import import_sessions, imports
 from runyard.server.services.errors import not_found
+from runyard.server.services.imports import imports, sessions
 from runyard.store.tables import AnyRow
 
 SEVERITIES = ("error", "warning")
@@ -34,12 +34,12 @@ async def post_import(request: Asked, org: Id, dataset: Id) -> Answer:
         services,
         actor_of(request),
         compat.dataset_id(org, dataset),
-        kind=import_sessions.KIND,
+        kind=sessions.KIND,
         spec=given.spec,
         deadline_ms=services.clock.now_ms() + int(imports.IMPORT_HOURS * 3600_000),
         attributes=bodies.attributes_of(given.metadata),
     )
-    return answer(import_sessions.document(services, row, origin=origin_of(request)), status=201)
+    return answer(sessions.document(services, row, origin=origin_of(request)), status=201)
 
 
 async def list_imports(request: Asked, org: Id, dataset: Id) -> Answer:
@@ -48,8 +48,8 @@ async def list_imports(request: Asked, org: Id, dataset: Id) -> Answer:
         services,
         org=org,
         dataset_id=dataset_id,
-        kind=import_sessions.KIND,
-        told=lambda row: import_sessions.document(services, row, origin=None),
+        kind=sessions.KIND,
+        told=lambda row: sessions.document(services, row, origin=None),
         wanted=Query(request).page(f"imports {dataset_id}"),
     )
     return json_answer(page)
@@ -57,7 +57,7 @@ async def list_imports(request: Asked, org: Id, dataset: Id) -> Answer:
 
 async def get_import(request: Asked, org: Id, dataset: Id, import_id: Id) -> Answer:
     row = _row(request, org, dataset, import_id)
-    return answer(import_sessions.document(services_of(request), row, origin=origin_of(request)))
+    return answer(sessions.document(services_of(request), row, origin=origin_of(request)))
 
 
 async def act_on_import(request: Asked, org: Id, dataset: Id, import_id: Id) -> Answer:
@@ -72,21 +72,19 @@ async def act_on_import(request: Asked, org: Id, dataset: Id, import_id: Id) -> 
         row = await imports.cancel(services, actor, row)
     else:
         raise not_found("import", import_id)
-    return answer(import_sessions.document(services, row, origin=None))
+    return answer(sessions.document(services, row, origin=None))
 
 
 async def list_findings(request: Asked, org: Id, dataset: Id, import_id: Id) -> Answer:
     query, row = Query(request), _row(request, org, dataset, import_id)
     severity, code = query.one_of("severity", SEVERITIES), query.text("code")
     wanted = query.page(f"findings {import_id} {severity} {code}")
-    page = await import_sessions.findings(services_of(request), row, severity=severity, code=code, wanted=wanted)
+    page = await sessions.findings(services_of(request), row, severity=severity, code=code, wanted=wanted)
     return json_answer(page)
 
 
 async def get_report(request: Asked, org: Id, dataset: Id, import_id: Id) -> Answer:
-    report = await asyncio.to_thread(
-        import_sessions.report, services_of(request), _row(request, org, dataset, import_id)
-    )
+    report = await asyncio.to_thread(sessions.report, services_of(request), _row(request, org, dataset, import_id))
     if "text/html" in request.headers.get("accept", ""):
         outcome = (
             f"Refused: {report.why}" if report.why else f"Version {report.version}" if report.version else "Under way"
@@ -102,5 +100,5 @@ def _row(request: Asked, org: str, dataset: str, import_id: str) -> AnyRow:
         org=org,
         dataset_id=compat.dataset_id(org, dataset),
         import_id=import_id,
-        kind=import_sessions.KIND,
+        kind=sessions.KIND,
     )

@@ -5,7 +5,7 @@ does not keep it. Whoever loses a response creates another key and revokes the f
 """
 
 from runyard.server.http import bodies
-from runyard.server.http.asking import (
+from runyard.server.http.request import (
     Answer,
     Asked,
     Id,
@@ -17,7 +17,7 @@ from runyard.server.http.asking import (
     json_body,
     services_of,
 )
-from runyard.server.services import key_lifecycle
+from runyard.server.services.access import key_lifecycle
 
 
 async def list_keys(request: Asked, org: Id) -> Answer:

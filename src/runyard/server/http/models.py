@@ -1,8 +1,8 @@
 """Routes of models, which the wire calls run outputs."""
 
 from runyard.server.http import compat
-from runyard.server.http.asking import Answer, Asked, Id, Query, json_answer, origin_of, services_of
-from runyard.server.services import models
+from runyard.server.http.request import Answer, Asked, Id, Query, json_answer, origin_of, services_of
+from runyard.server.services.runs import models
 
 
 async def list_models(request: Asked, org: Id, run_id: Id) -> Answer:

@@ -17,9 +17,10 @@ from runyard.server.http import assets, imports, runs
 from runyard.server.http.problems import ProblemDocument
 from runyard.server.http.route import Route
 from runyard.server.http.routes import IF_MATCH, ROUTES
-from runyard.server.services import exports, lines
-from runyard.server.services.conditions import REASONS
 from runyard.server.services.errors import CODES
+from runyard.server.services.imports import exports
+from runyard.server.services.runs import telemetry
+from runyard.server.services.runs.conditions import REASONS
 from runyard.server.version import VERSION
 from runyard.store.assets import SORTINGS
 
@@ -57,7 +58,7 @@ QUERY: dict[str, dict[str, Any]] = {
     "createdBefore": TIME,
     "since": TIME,
     "until": TIME,
-    "limit": _integer(1, lines.MOST),
+    "limit": _integer(1, telemetry.MOST),
     "actor": _text(limits.ID, pattern="^[ -~]+$"),
     "action": _text(limits.ID, pattern="^[ -~]+$"),
     "block": _one_of(*runs.STREAMS),
@@ -148,7 +149,7 @@ def _parameters(route: Route, path: str) -> list[dict[str, Any]]:
     for name in route.query:
         schema = QUERY[name]
         if name == "limit" and path.endswith("/metrics"):
-            schema = _integer(1, 10 * lines.MOST)
+            schema = _integer(1, 10 * telemetry.MOST)
         found.append({"name": name, "in": "query", "schema": schema})
     if (route.method, route.path) in IF_MATCH:
         found.append({"name": "If-Match", "in": "header", "schema": _text(limits.ID, pattern="^[ -~]*$")})

@@ -28,9 +28,9 @@ from runyard.server.http import (
     training_projects,
 )
 from runyard.server.http.route import BACKUP_BODY_BYTES, LARGE_BODY_BYTES, Route
-from runyard.server.services.backups import Restored, StoreContents
-from runyard.server.services.lines import LogPage, MetricPage
-from runyard.server.services.storage import StorageReport
+from runyard.server.services.operations.backups import Restored, StoreContents
+from runyard.server.services.operations.storage import StorageReport
+from runyard.server.services.runs.telemetry import LogPage, MetricPage
 from vi.api.resources.annotations.responses import Annotation, AnnotationImportSession, FileUploads
 from vi.api.resources.assets.responses import (
     Asset,

@@ -7,7 +7,8 @@ from msgspec import UNSET
 
 from runyard import limits
 from runyard.server.http import bodies, compat
-from runyard.server.http.asking import (
+from runyard.server.http.capacity import waiting
+from runyard.server.http.request import (
     Answer,
     Asked,
     Id,
@@ -22,10 +23,9 @@ from runyard.server.http.asking import (
     json_body,
     services_of,
 )
-from runyard.server.http.capacity import waiting
-from runyard.server.services import bulk_runs, deletion, lines, runs
-from runyard.server.services.conditions import REASONS
 from runyard.server.services.errors import Refusal
+from runyard.server.services.runs import bulk_runs, deletion, runs, telemetry
+from runyard.server.services.runs.conditions import REASONS
 from runyard.server.services.validation import check_id
 from runyard.store.runs import RunFilter
 
@@ -110,14 +110,14 @@ async def get_logs(request: Asked, org: Id, run_id: Id) -> Answer:
     query = Query(request)
     wait_s = query.seconds("wait")
     async with waiting(request.scope, wait_s) as gone:
-        page = await lines.log_page(
+        page = await telemetry.log_page(
             services_of(request),
             org=org,
             run_id=run_id,
             since=query.integer("since", 0) or 0,
             until=query.integer("until"),
             stream=query.one_of("block", STREAMS),
-            limit=query.integer("limit", lines.MOST, least=1, most=lines.MOST) or lines.MOST,
+            limit=query.integer("limit", telemetry.MOST, least=1, most=telemetry.MOST) or telemetry.MOST,
             wait_s=wait_s,
             gone=gone,
         )
@@ -126,12 +126,12 @@ async def get_logs(request: Asked, org: Id, run_id: Id) -> Answer:
 
 async def get_metrics(request: Asked, org: Id, run_id: Id) -> Answer:
     query = Query(request)
-    page = await lines.metric_page(
+    page = await telemetry.metric_page(
         services_of(request),
         org=org,
         run_id=run_id,
         since=query.integer("since", 0) or 0,
-        limit=query.integer("limit", lines.MOST, least=1, most=10 * lines.MOST) or lines.MOST,
+        limit=query.integer("limit", telemetry.MOST, least=1, most=10 * telemetry.MOST) or telemetry.MOST,
     )
     return json_answer(page)
 

@@ -1,7 +1,7 @@
 """Routes of an organisation's storage: whether store and disk agree, and the removal of what nothing needs."""
 
-from runyard.server.http.asking import Answer, Asked, Id, actor_of, answer, services_of
-from runyard.server.services import storage
+from runyard.server.http.request import Answer, Asked, Id, actor_of, answer, services_of
+from runyard.server.services.operations import storage
 
 
 async def get_storage(request: Asked, org: Id) -> Answer:

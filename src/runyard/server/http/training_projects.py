@@ -3,7 +3,7 @@
 import msgspec
 
 from runyard.server.http import bodies, compat
-from runyard.server.http.asking import (
+from runyard.server.http.request import (
     Answer,
     Asked,
     Id,
@@ -17,7 +17,7 @@ from runyard.server.http.asking import (
     services_of,
 )
 from runyard.server.services import documents
-from runyard.server.services.training_projects import TRAINING_PROJECT, checked_spec, merged_spec
+from runyard.server.services.runs.training_projects import TRAINING_PROJECT, checked_spec, merged_spec
 from vi.api.resources.training_projects.responses import TrainingProjectSpec
 
 

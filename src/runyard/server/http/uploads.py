@@ -8,12 +8,12 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any
 
-from runyard.server.http.asking import SERVICES
 from runyard.server.http.capacity import decimal, drain
+from runyard.server.http.request import SERVICES
 from runyard.server.http.responses import Response
-from runyard.server.services import imports, multipart
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
+from runyard.server.services.imports import imports, multipart
 
 PREFIX = "/uploads/"
 

@@ -10,12 +10,12 @@ from runyard import processes
 from runyard.blobs import FolderBlobs, Holds
 from runyard.ids import folder_below
 from runyard.server.clock import Clock
-from runyard.server.services.changes import Changes
+from runyard.server.services.access.keys import Keyring
+from runyard.server.services.access.signing import Signer
+from runyard.server.services.access.wrong_keys import WrongKeys
 from runyard.server.services.jobs import Jobs
-from runyard.server.services.keys import Keyring
 from runyard.server.services.machines import Explained, Machines
-from runyard.server.services.signing import Signer
-from runyard.server.services.wrong_keys import WrongKeys
+from runyard.server.services.notifications import Changes
 from runyard.settings import Settings
 from runyard.store import Store
 from runyard.store import audit as audit_rows

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from runyard.server.services.access.signing import FileLink
 from runyard.server.services.context import Services
-from runyard.server.services.signing import FileLink
 from runyard.store import assets as asset_rows
 from runyard.store import versions as job_rows
 from runyard.store.tables import dataset_exports

@@ -13,9 +13,9 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard import limits
+from runyard.server.services.access.signing import Position
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
-from runyard.server.services.signing import Position
 from runyard.store.tables import AnyRow
 
 DEFAULT_SIZE, MOST = 10, limits.PAGE_ITEMS.value

@@ -1,0 +1,177 @@
+"""The first start: an organisation, its admin key, the controller's key.
+
+The key file is written before the rows, because a key exists in clear only once: a crash in between leaves a file
+whose key the next start adopts, never a database whose key nobody knows. Keys go to files of mode 0600 and nowhere
+else.
+"""
+
+import json
+import secrets
+import string
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from runyard.rundir import read_json
+from runyard.server.services.access import keys as key_format
+from runyard.server.services.access.secrets import UnusableSecret, fingerprint, read_private, write_private
+from runyard.settings import Settings
+from runyard.store import Store, organizations, pulse
+from runyard.store import keys as key_rows
+
+ORG_ALPHABET = string.ascii_lowercase + string.digits
+CONTROLLER_FILE = "controller.json"
+EPOCH = organizations.EPOCH
+
+
+async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: int) -> bool:
+    """Make what a new store lacks; whether it was new.
+
+    Raises:
+        UnusableSecret: a file of keys is damaged, or the secrets do not belong to this store.
+    """
+    credentials = read_private(settings.credentials_file)
+    if not is_new(store):
+        await _check_secrets(settings, store, pepper, credentials or {}, now_ms=now_ms)
+        name_organization(settings, store)
+        return False
+    org, secret_key = _credentials(settings.credentials_file)
+    controller_key = _controller_key(settings.secrets_dir / CONTROLLER_FILE)
+
+    def work(connection: Connection) -> None:
+        organizations.set_fact(connection, EPOCH, secrets.token_hex(4))
+        organizations.set_fact(connection, organizations.PEPPER, fingerprint(pepper))
+        pulse.begin(connection)
+        organizations.add(connection, org=org, name="My organization", time_ms=now_ms)
+        for key, of, role, name in (
+            (secret_key, org, "admin", "first key"),
+            (controller_key, None, "controller", "controller"),
+        ):
+            add_key(connection, key, pepper, org=of, role=role, name=name, now_ms=now_ms, created_by="first start")
+
+    await store.write(work)
+    return True
+
+
+def is_new(store: Store) -> bool:
+    """Whether a store has never been served from."""
+    return store.read(lambda connection: organizations.fact(connection, EPOCH)) is None
+
+
+async def _check_secrets(
+    settings: Settings, store: Store, pepper: bytes, credentials: dict[str, Any], *, now_ms: int
+) -> None:
+    """Refuse secrets under which no key of the store verifies: every request would be rejected.
+
+    A store from before its pepper was noted gets the note now, unless a key in a file says that this is another pepper.
+    A machine's key that is gone is replaced; its file is the server's own.
+    """
+    path = settings.secrets_dir / CONTROLLER_FILE
+    machine_key = (read_private(path) or {}).get("key")
+    known = {row.id: bytes(row.secret_mac) for row in store.read(key_rows.all_rows)}
+    noted = store.read(lambda connection: organizations.fact(connection, organizations.PEPPER))
+    parts = [key_format.parse(str(key)) for key in (machine_key, credentials.get("secret_key"))]
+    foreign = [
+        each
+        for each in parts
+        if each and each.key_id in known and known[each.key_id] != key_format.secret_mac(pepper, each.secret)
+    ]
+    if noted != fingerprint(pepper) and (noted is not None or foreign):
+        raise UnusableSecret(
+            f"the secrets in {settings.secrets_dir} do not belong to this database: every key would be rejected; try: "
+            "put back the folder that was used with it, or name the data folder that belongs to it with --data-dir"
+        )
+    of_machine = parts[0]
+    if path.exists() and (of_machine is None or of_machine.key_id not in known or of_machine in foreign):
+        raise UnusableSecret(
+            f"{path} holds no key of this database, so no machine could claim a run; try: put back a copy of it, or "
+            "remove it, and the server makes another at its next start"
+        )
+    made = None if path.exists() else _controller_key(path)
+
+    def work(connection: Connection) -> None:
+        if noted is None:
+            organizations.set_fact(connection, organizations.PEPPER, fingerprint(pepper))
+        if made is not None:
+            add_key(
+                connection,
+                made,
+                pepper,
+                org=None,
+                role="controller",
+                name="controller",
+                now_ms=now_ms,
+                created_by="start without a controller key",
+            )
+
+    if noted is None or made is not None:
+        await store.write(work)
+
+
+def name_organization(settings: Settings, store: Store) -> None:
+    """Let the credentials file name the organisation that its key belongs to, which a restore may have changed.
+
+    At each start as well, since the restored store is on disk before the file is.
+    """
+    told = read_json(settings.credentials_file) or {}
+    parts = key_format.parse(str(told.get("secret_key")))
+    org = next((row.org for row in store.read(key_rows.all_rows) if parts and row.id == parts.key_id), None)
+    if org is not None and told.get("organization_id") != org:
+        write_private(settings.credentials_file, json.dumps(told | {"organization_id": org}, indent=2) + "\n")
+
+
+def announce(settings: Settings, endpoint: str) -> None:
+    """Write where we listen into the files that hold keys, keeping the keys."""
+    for path in (settings.credentials_file, settings.secrets_dir / CONTROLLER_FILE):
+        told = read_json(path)
+        if told is not None and told.get("endpoint") != endpoint:
+            write_private(path, json.dumps(told | {"endpoint": endpoint}, indent=2) + "\n")
+
+
+def add_key(
+    connection: Connection,
+    key: str,
+    pepper: bytes,
+    *,
+    org: str | None,
+    role: str,
+    name: str,
+    now_ms: int,
+    created_by: str,
+    expires: int | None = None,
+) -> str:
+    """Store a key without its secret; returns its id."""
+    parts = key_format.parse(key)
+    if parts is None:
+        raise ValueError(f"the {name} in the data folder is not a key; remove its file to have a new one made")
+    key_rows.add(
+        connection,
+        key_id=parts.key_id,
+        org=org,
+        role=role,
+        secret_mac=key_format.secret_mac(pepper, parts.secret),
+        name=name,
+        time_ms=now_ms,
+        created_by=created_by,
+        expires=expires,
+    )
+    return parts.key_id
+
+
+def _credentials(path: Path) -> tuple[str, str]:
+    told = read_json(path) or {}
+    if not ("organization_id" in told and key_format.parse(str(told.get("secret_key")))):
+        # No underscore: dataset ids travel as {org}_{dataset} and are cut at the last one.
+        told["organization_id"] = "org-" + "".join(secrets.choice(ORG_ALPHABET) for _ in range(8))
+        told["secret_key"] = key_format.new_key()
+        write_private(path, json.dumps({"endpoint": "", **told}, indent=2) + "\n")
+    return str(told["organization_id"]), str(told["secret_key"])
+
+
+def _controller_key(path: Path) -> str:
+    told = read_json(path) or {}
+    if not key_format.parse(str(told.get("key"))):
+        told["key"] = key_format.new_key()
+        write_private(path, json.dumps({"endpoint": "", **told}, indent=2) + "\n")
+    return str(told["key"])

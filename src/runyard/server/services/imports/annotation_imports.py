@@ -1,0 +1,189 @@
+"""The published client's sessions of annotations: an import of files that are announced after it has begun.
+
+Its client says when all files are there; then they are read against the pictures that the dataset has.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection
+
+from runyard.server.services import etags
+from runyard.server.services.context import Actor, Services
+from runyard.server.services.datasets import assets, datasets
+from runyard.server.services.errors import Refusal
+from runyard.server.services.imports import imports, sessions
+from runyard.server.services.imports.imports import Announced
+from runyard.store import imports as rows
+from runyard.store.tables import AnyRow
+from vi.api.resources.annotations.responses import (
+    AnnotationCounts,
+    AnnotationFiles,
+    AnnotationImportSession,
+    AnnotationImportSpec,
+    AnnotationImportStatus,
+    FileUpload,
+    FileUploads,
+)
+from vi.api.responses import ResourceMetadata
+
+KIND: imports.Kind = "Annotations"
+LONGEST_MS = 24 * 3600 * 1000
+CONDITIONS = ("Complete", "FilesInserted")  # the newest first
+_REACHED = {
+    "Sealed": ("FilesInserted",),
+    "Committing": ("FilesInserted",),
+    "Done": ("FilesInserted", "Complete"),
+}
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A file that is to come; ``crc32c`` unsigned."""
+
+    size_bytes: int
+    crc32c: int | None
+
+
+async def create(
+    services: Services, actor: Actor, dataset_id: str, *, spec: AnnotationImportSpec, attributes: Mapping[str, str]
+) -> AnyRow:
+    """Begin a session, which waits for its files until ``uploadBefore``, at most a day.
+
+    Raises:
+        Refusal: NotFound, InvalidBody (the time has passed).
+    """
+    now_ms = services.clock.now_ms()
+    if spec.upload_before <= now_ms:
+        raise Refusal("InvalidBody", f"uploadBefore is {spec.upload_before}, which has passed; give a time to come")
+    return await imports.create(
+        services,
+        actor,
+        dataset_id,
+        kind=KIND,
+        spec=spec,
+        deadline_ms=min(spec.upload_before, now_ms + LONGEST_MS),
+        attributes=attributes,
+    )
+
+
+async def announce(
+    services: Services, actor: Actor, row: AnyRow, *, files: Mapping[str, NewFile], origin: str
+) -> bytes:
+    """Return ``FileUploads`` as JSON: where each of the files goes. Announcing a name again gives it another place.
+
+    Raises:
+        Refusal: InvalidBody, ImportOver.
+    """
+    if not files:
+        raise Refusal("InvalidBody", "no file is named; name one or more")
+    for name in files:
+        assets.check_name(name)
+
+    def work(connection: Connection) -> None:
+        now = rows.get(connection, org=row.org, import_id=row.id)
+        if now is None or now.state != "Receiving":
+            raise imports.over(now or row)
+        known = {file.name: file.number for file in rows.files(connection, org=row.org, import_id=row.id)}
+        for name, file in files.items():
+            if name in known:
+                values = {"size_bytes": file.size_bytes, "crc32c": file.crc32c, "sha256": None, "fault": None}
+                rows.change_file(connection, org=row.org, import_id=row.id, number=known[name], values=values)
+        new = [
+            Announced(name=name, size_bytes=file.size_bytes, crc32c=file.crc32c)
+            for name, file in files.items()
+            if name not in known
+        ]
+        imports.announce(connection, org=row.org, import_id=row.id, files=new)
+        services.audit(actor, "announce files", f"{row.dataset_id}/{row.id}")(connection)
+
+    def told(connection: Connection) -> bytes:
+        """Sign an address for each file; thousands of them, so on a reader's thread."""
+        places = {
+            file.name: FileUpload(url=imports.upload_url(services, row, origin, number=file.number))
+            for file in rows.files(connection, org=row.org, import_id=row.id)
+            if file.name in files
+        }
+        return msgspec.json.encode(FileUploads(files=places))
+
+    await services.store.write(work)
+    return await services.store.read_aside(told)
+
+
+async def inserted(services: Services, actor: Actor, row: AnyRow) -> AnyRow:
+    """All files are there.
+
+    Raises:
+        Refusal: BlobMissing (one is not), ImportOver.
+    """
+    absent = [
+        file.name
+        for file in services.store.read(partial(rows.files, org=row.org, import_id=row.id))
+        if file.sha256 is None
+    ]
+    if absent and row.state == "Receiving":
+        raise Refusal("BlobMissing", f"files that have not come: {', '.join(absent[:20])}; send them, then repeat")
+    return await imports.finish(services, actor, row, packs=())
+
+
+async def given_up(services: Services, actor: Actor, row: AnyRow, *, reason: str) -> AnyRow:
+    """The client says that it will not send what it announced."""
+    if reason == "CancelledByUser":
+        return await imports.cancel(services, actor, row)
+    return await imports.give_up(services, actor, row, state="Failed", why="the client could not upload its files")
+
+
+def document(services: Services, row: AnyRow) -> AnnotationImportSession:
+    """A session as it is told."""
+    seen = msgspec.json.decode(row.seen)
+    total, received, size_bytes = _counted(services, row, seen)
+    is_done = row.state == "Done"
+    file_status = "Processed" if is_done else "Received"
+    kept = int((seen.get("counts") or {}).get("rowsKept") or 0) if is_done else 0
+    rejected = max(0, int((seen.get("counts") or {}).get("rows") or 0) - kept) if is_done else 0
+    reached = _REACHED.get(row.state, ("FilesInserted",) if row.time_sealed else ())
+    conditions = sessions.conditions(row, CONDITIONS, reached)
+    for condition in conditions:
+        if condition.condition == "FilesInserted" and row.time_sealed:
+            condition.last_transition_time = row.time_sealed
+    told = AnnotationImportSession(
+        user=row.user,
+        organization_id=row.org,
+        dataset_id=row.dataset_id,
+        session_id=row.id,
+        spec=msgspec.json.decode(row.spec, type=AnnotationImportSpec),
+        status=AnnotationImportStatus(
+            conditions=conditions,
+            files=AnnotationFiles(
+                page_count=1 if total else 0,
+                total_size_bytes=size_bytes,
+                status_count=_without_zeros({file_status: received, "Waiting": total - received}),
+            ),
+            annotations=AnnotationCounts(status_count=_without_zeros({"Inserted": kept, "Rejected": rejected})),
+            reason=row.why,
+        ),
+        metadata=ResourceMetadata(
+            time_created=row.time_created,
+            last_updated=row.last_updated,
+            generation=1,
+            attributes=msgspec.json.decode(row.attributes),
+        ),
+        self_link=datasets.link(row.org, row.dataset_id, "annotationImportSessions", row.id),
+    )
+    etags.sealed(told)
+    return told
+
+
+def _counted(services: Services, row: AnyRow, seen: dict[str, Any]) -> tuple[int, int, int]:
+    if row.state not in rows.UNDER_WAY:
+        files = seen.get("files", {})
+        return files.get("total", 0), files.get("received", 0), files.get("sizeBytes", 0)
+    total, received, _, size_bytes = services.store.read(partial(rows.file_counts, org=row.org, import_id=row.id))
+    return total, received, size_bytes
+
+
+def _without_zeros(counts: dict[str, int]) -> dict[str, int]:
+    return {name: number for name, number in counts.items() if number}

@@ -1,0 +1,182 @@
+"""Our own face of an import: ``DatasetImport``, its findings in pages, and its report."""
+
+import asyncio
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, BinaryIO
+
+import msgspec
+
+from runyard.blobs import BlobError
+from runyard.server.services import etags, pages
+from runyard.server.services.access.signing import Position
+from runyard.server.services.context import Services
+from runyard.server.services.datasets import datasets
+from runyard.server.services.errors import Refusal
+from runyard.server.services.imports import import_jobs, imports
+from runyard.server.services.pages import PageRequest
+from runyard.store import imports as rows
+from runyard.store.tables import AnyRow
+from vi.api.resources.datasets.responses import (
+    DatasetImport,
+    Finding,
+    FindingGroup,
+    ImportFindings,
+    ImportProgress,
+    ImportReport,
+    ImportSpec,
+    ImportStatus,
+    ImportUpload,
+    SessionCondition,
+)
+from vi.api.responses import ConditionStatus, ResourceMetadata
+
+KIND: imports.Kind = "Import"
+CONDITIONS = ("Finished", "Checked", "Received")  # the newest first
+SHOWN_OF_EACH = 5
+# Which of them each state has reached.
+_REACHED = {"Receiving": (), "Sealed": ("Received",), "Committing": ("Received", "Checked"), "Done": CONDITIONS}
+
+
+def document(services: Services, row: AnyRow, *, origin: str | None) -> DatasetImport:
+    """An import as it is told; ``origin`` gives the address that packs go to while they may come."""
+    seen = msgspec.json.decode(row.seen)
+    is_over = row.state not in rows.UNDER_WAY
+    progress = seen.get("progress", {}) if is_over else _progress(services, row)
+    told = DatasetImport(
+        organization_id=row.org,
+        dataset_id=row.dataset_id,
+        import_id=row.id,
+        spec=msgspec.json.decode(row.spec, type=ImportSpec),
+        status=ImportStatus(
+            conditions=conditions(row, CONDITIONS, _REACHED.get(row.state, ("Received",) if row.time_sealed else ())),
+            progress=msgspec.convert(_without_nulls(progress), ImportProgress),
+            findings=msgspec.convert(progress, ImportFindings),
+            format=seen.get("format"),
+            version=row.version,
+            why=row.why,
+        ),
+        metadata=ResourceMetadata(
+            time_created=row.time_created,
+            last_updated=row.last_updated,
+            generation=1,
+            attributes=msgspec.json.decode(row.attributes),
+        ),
+        self_link=datasets.link(row.org, row.dataset_id, "imports", row.id),
+    )
+    etags.sealed(told)
+    if origin is not None and row.state == "Receiving":
+        told.status.upload = ImportUpload(
+            url=imports.upload_url(services, row, origin), expiry=row.deadline, max_size_bytes=imports.LARGEST_UPLOAD
+        )
+    return told
+
+
+def conditions(row: AnyRow, names: tuple[str, ...], reached: tuple[str, ...]) -> list[SessionCondition]:
+    """What a session waits for, has reached, or will never reach."""
+    told = []
+    for name in names:
+        condition = SessionCondition(condition=name, last_transition_time=row.time_created)
+        if name in reached:
+            condition.status = ConditionStatus.REACHED
+            condition.last_transition_time = row.time_sealed if name == "Received" else row.last_updated
+        elif row.state in ("Failed", "Cancelled"):
+            condition.status = ConditionStatus.FAILED_REACH
+            condition.last_transition_time = row.last_updated
+            condition.reason = "CancelledByUser" if row.state == "Cancelled" else None
+            condition.message = row.why
+        told.append(condition)
+    return told
+
+
+async def findings(
+    services: Services, row: AnyRow, *, severity: str | None, code: str | None, wanted: PageRequest
+) -> bytes:
+    """Return a page of findings in the order in which they were found, of one severity or code alone if given."""
+    after = pages.position(services, org=row.org, wanted=wanted)
+
+    def read() -> bytes:
+        found: list[bytes] = []
+        size_bytes, further = 0, None
+        with _opened(services, row) as file:
+            file.seek(after[0] if after else 0)
+            while (begin := file.tell()) >= 0 and (line := file.readline()).endswith(b"\n"):
+                item = msgspec.json.decode(line, type=Finding)
+                if severity not in (None, item.severity) or code not in (None, item.code):
+                    continue
+                encoded = msgspec.json.encode(item)
+                size_bytes += len(encoded) + 1
+                if len(found) == wanted.size or (found and size_bytes > wanted.most_bytes):
+                    further = pages.page_token(services, Position(begin, ""), org=row.org, wanted=wanted)
+                    break
+                found.append(encoded)
+        return pages.join(found, further)
+
+    return await asyncio.to_thread(read)
+
+
+def report(services: Services, row: AnyRow) -> ImportReport:
+    """Counts by code and the first findings of each; reads all findings, so not on the event loop."""
+    groups: dict[str, FindingGroup] = {}
+    with _opened(services, row) as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            item = msgspec.json.decode(line, type=Finding)
+            group = groups.setdefault(
+                item.code, FindingGroup(code=item.code, severity=item.severity, count=0, cure=item.cure)
+            )
+            group.count += 1
+            if len(group.first) < SHOWN_OF_EACH:
+                group.first.append(item)
+    told = document(services, row, origin=None).status
+    for code, count in told.findings.by_code.items():
+        if code in groups:
+            groups[code].count = max(count, groups[code].count)  # beyond a limit findings are counted, not written
+    return ImportReport(
+        import_id=row.id,
+        dataset_id=row.dataset_id,
+        format=told.format,
+        why=told.why,
+        version=told.version,
+        images=told.progress.images,
+        rows=told.progress.rows,
+        rows_kept=told.progress.rows_kept,
+        errors=told.findings.errors,
+        warnings=told.findings.warnings,
+        groups=sorted(groups.values(), key=lambda group: (-group.count, group.code)),
+    )
+
+
+@contextmanager
+def _opened(services: Services, row: AnyRow) -> Iterator[BinaryIO]:
+    """The findings: a growing file while the import is under way, a blob afterwards."""
+    path = import_jobs.folder_of(services, row.org, row.id) / import_jobs.FINDINGS
+    try:
+        if row.sha256 is not None:
+            with services.blobs(row.org).open(row.sha256) as blob:
+                yield blob
+        elif row.state in rows.UNDER_WAY and path.exists():
+            with open(path, "rb") as file:
+                yield file
+        else:
+            yield io.BytesIO()
+    except BlobError as error:
+        raise Refusal("BlobMissing", f"the report of import {row.id!r} is lost or damaged on the server") from error
+
+
+def _progress(services: Services, row: AnyRow) -> dict[str, Any]:
+    told = import_jobs.live_progress(services, row)
+    if not told:
+        total, received, _, size_bytes = services.store.read(partial(rows.file_counts, org=row.org, import_id=row.id))
+        told = {"phase": "Receiving", "files": total, "filesDone": 0, "bytesDone": 0, "received": received}
+        told["sizeBytes"] = size_bytes
+    if row.state == "Committing":
+        told["phase"] = "Saving"
+    return told
+
+
+def _without_nulls(progress: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in progress.items() if value is not None}

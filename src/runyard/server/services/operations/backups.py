@@ -1,0 +1,440 @@
+"""Backup and restore of the whole instance, while it serves.
+
+A backup is one moment: rows come from one read transaction, and the blobs they need are held, under the lock of those
+who delete, before anybody can take them away. The rows are written to a file first, so that the transaction is over
+long before a slow client has its last byte, and the length of the whole is known before its first.
+
+A restore changes nothing until everything has arrived and proved itself: blobs go where blobs go, by hash, as bytes
+without a row; rows into files. Then one transaction replaces all rows and begins a new epoch. Whatever kills the server
+leaves the old world or the new one, and bytes without a row are what a garbage collection is for.
+
+Both are the operator's: an admin of the organisation that the instance began with, since they reach across
+organisations.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import itertools
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection
+
+from runyard import backup_rows, ids
+from runyard.backup_file import (
+    CHUNK_BYTES,
+    FORMAT,
+    VERSION,
+    BackupFileError,
+    BlobPart,
+    Intake,
+    Manifest,
+    Member,
+    Sink,
+    TablePart,
+    Write,
+    encode_blobs,
+    pieces,
+    size_bytes,
+)
+from runyard.backup_rows import RowsUnfit
+from runyard.blobs import BlobMissing, Hold
+from runyard.rundir import free_bytes
+from runyard.server.services.access import bootstrap
+from runyard.server.services.context import Actor, Services
+from runyard.server.services.errors import Refusal
+from runyard.server.services.imports import sweep
+from runyard.server.services.operations import legacy_ids
+from runyard.server.services.runs import leases
+from runyard.server.version import VERSION as OWN_VERSION
+from runyard.store import StoreUnavailable, organizations
+from runyard.store import backup as rows
+from runyard.store import keys as key_rows
+
+FOLDER = "backups"
+
+
+class StoreContents(msgspec.Struct, rename="camel", kw_only=True):
+    """What the instance holds now: rows by table, and how many runs are newer than a given time."""
+
+    epoch: str
+    operator: str
+    rows: dict[str, int]
+    runs_since: int
+
+
+class Restored(msgspec.Struct, rename="camel", kw_only=True):
+    """The world after a restore. ``organization_id`` is the one that the asking key belongs to now."""
+
+    organization_id: str
+    epoch: str
+    rows: dict[str, int]
+    blobs: int
+
+
+def begin(services: Services) -> None:
+    """Remove, before anything is served, what interrupted backups, restores and copies left behind.
+
+    Copies that were made of the database before its upgrades are files there, and stay.
+    """
+    folder = _folder(services)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith("."):
+            path.unlink(missing_ok=True)
+
+
+async def contents(services: Services, actor: Actor, *, since_ms: int) -> StoreContents:
+    """What a restore would replace.
+
+    Raises:
+        Refusal: RoleForbidden.
+    """
+    _check_operator(services, actor)
+
+    def work(connection: Connection) -> StoreContents:
+        return StoreContents(
+            epoch=organizations.fact(connection, organizations.EPOCH) or "",
+            operator=organizations.ids(connection)[0],
+            rows=rows.counts(connection),
+            runs_since=rows.runs_since(connection, time_ms=since_ms),
+        )
+
+    return await services.store.read_aside(work)
+
+
+class Outgoing:
+    """A backup that is ready to be sent. ``close`` lets go of its blobs and removes its files."""
+
+    def __init__(self, services: Services) -> None:
+        _folder(services).mkdir(mode=0o700, exist_ok=True)
+        self.manifest: Manifest
+        self.size_bytes = 0
+        self._services = services
+        self._folder = Path(tempfile.mkdtemp(dir=_folder(services)))
+        self._blobs: list[BlobPart] = []
+        self._holds: list[Hold] = []
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes of the file. Raises BlobDamaged when a blob turns out to be."""
+        return pieces(self.manifest, self._blobs, self._open)
+
+    def close(self) -> None:
+        for hold in self._holds:
+            hold.release()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def hold_blobs(self, connection: Connection) -> int:
+        """Hold every blob that a row of this moment needs; how many are lost."""
+        missing = 0
+        for row in rows.blobs(connection):
+            try:
+                length = self._services.blobs(row.org).size_bytes(row.sha256)
+            except BlobMissing:
+                missing += 1
+            else:
+                self._blobs.append(BlobPart(row.org, row.sha256, length))
+        self._holds = _hold(self._services, self._blobs)
+        return missing
+
+    def write_tables(self, connection: Connection) -> list[TablePart]:
+        return [self._write_table(connection, name) for name in rows.TABLES]
+
+    def finish(self, manifest: Manifest) -> None:
+        listed = encode_blobs(self._blobs)
+        manifest.blob_count = len(self._blobs)
+        manifest.blob_bytes = sum(blob.size_bytes for blob in self._blobs)
+        manifest.blob_list_size_bytes = len(listed)
+        manifest.blob_list_sha256 = hashlib.sha256(listed).hexdigest()
+        self.manifest, self.size_bytes = manifest, size_bytes(manifest, self._blobs)
+
+    def _write_table(self, connection: Connection, name: str) -> TablePart:
+        table, digest, count = rows.TABLES[name], hashlib.sha256(), 0
+        with open(self._folder / name, "wb") as file:
+            for line in rows.checked_rows(connection, table):
+                file.write(line)
+                digest.update(line)
+                count += 1
+            length = file.tell()
+        return TablePart(
+            name=name, columns=rows.columns(table), rows=count, size_bytes=length, sha256=digest.hexdigest()
+        )
+
+    def _open(self, member: Member) -> Iterator[bytes]:
+        if member.table is not None:
+            file: Any = open(self._folder / member.table, "rb")  # noqa: SIM115 - closed two lines below
+        else:
+            file = self._services.blobs(member.org or "").open(member.sha256)
+        with file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+
+
+async def prepare(services: Services, actor: Actor) -> Outgoing:
+    """Take the moment of a backup; whoever gets it closes it.
+
+    Raises:
+        Refusal: RoleForbidden, BackupImpossible (a row that no restore would accept).
+        StoreUnavailable: there is no room for the rows, or they cannot be read.
+    """
+    _check_operator(services, actor)
+    await services.store.write(services.audit(actor, "make backup", actor.org))
+    outgoing = await asyncio.to_thread(Outgoing, services)
+    # Before the moment itself: a run that a restore would lose must count as newer, not the other way round.
+    time_ms = services.clock.now_ms()
+    try:
+        with contextlib.ExitStack() as stack:
+            # The lock spans the first read and the hold: what rows of that moment need cannot be deleted in between.
+            async with services.blob_lock:
+                connection = await asyncio.to_thread(stack.enter_context, services.store.snapshot())
+                missing = await asyncio.to_thread(outgoing.hold_blobs, connection)
+            await asyncio.to_thread(_write_rows, services, outgoing, connection, missing, time_ms)
+    except OSError as error:
+        outgoing.close()
+        raise StoreUnavailable(f"the rows of a backup cannot be written: {error}") from error
+    except RowsUnfit as error:
+        outgoing.close()
+        raise Refusal("BackupImpossible", f"the backup was not written: {error}; try: {_remedy(error)}") from error
+    except BaseException:
+        outgoing.close()
+        raise
+    return outgoing
+
+
+def _write_rows(services: Services, outgoing: Outgoing, connection: Connection, missing: int, time_ms: int) -> None:
+    outgoing.finish(
+        Manifest(
+            format=FORMAT,
+            version=VERSION,
+            schema_revision=rows.SCHEMA_REVISION,
+            written_by=OWN_VERSION,
+            time=time_ms,
+            epoch=organizations.fact(connection, organizations.EPOCH) or "",
+            operator=organizations.ids(connection)[0],
+            pepper_id=_pepper_id(services),
+            tables=outgoing.write_tables(connection),
+            blob_count=0,
+            blob_bytes=0,
+            blob_list_size_bytes=0,
+            blob_list_sha256="",
+            missing_blobs=missing,
+        )
+    )
+
+
+def _remedy(error: RowsUnfit) -> str:
+    """Return what an operator can do about a row that no restore would accept."""
+    run_id = error.row.get("run_id") or (error.row.get("id") if error.table == "runs" else None)
+    dataset_id = error.row.get("dataset_id")
+    if (error.table in legacy_ids.RENAMED and error.column == "id") or error.column in ("run_id", "output_id"):
+        return "restart the server: at start it renames invalid ids, that of a run once no machine works on it"
+    if run_id is not None:
+        return f"delete run {ids.shorten(run_id)}, after downloading what you need of it"
+    if dataset_id is not None:
+        return f"delete dataset {ids.shorten(dataset_id)}, after exporting what you need of it"
+    return "delete what the row belongs to"
+
+
+class Incoming(Sink):
+    """A backup on its way in. Nothing counts before ``commit``; ``close`` removes what did not come to count."""
+
+    def __init__(self, services: Services) -> None:
+        _folder(services).mkdir(mode=0o700, exist_ok=True)
+        self._services = services
+        self._folder = Path(tempfile.mkdtemp(dir=_folder(services)))
+        self._holds: list[Hold] = []
+        self._added: list[BlobPart] = []
+        self._intake = Intake(self)
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes; blocks.
+
+        Raises:
+            Refusal: InvalidBackup.
+        """
+        with _refusing():
+            self._intake.feed(chunk)
+
+    def begin(self, manifest: Manifest) -> None:
+        backup_rows.check_revision(manifest.schema_revision, rows.SCHEMA_REVISION)
+        for part in manifest.tables:
+            backup_rows.check_columns(part.name, part.columns, rows.DESCRIBED)
+        self._check_space(sum(part.size_bytes for part in manifest.tables))
+
+    def list_blobs(self, blobs: Sequence[BlobPart]) -> None:
+        self._holds = _hold(self._services, blobs)
+        self._check_space(sum(blob.size_bytes for blob in blobs if not self._has(blob.org, blob.sha256)))
+
+    def receive(self, member: Member) -> AbstractContextManager[Write]:
+        if member.table is not None:
+            return _writing(self._folder / member.table)
+        org = member.org or ""
+        blobs = self._services.blobs(org)
+        if self._has(org, member.sha256) and blobs.verify(member.sha256):
+            return contextlib.nullcontext(lambda chunk: None)
+        self._added.append(BlobPart(org, member.sha256, member.size_bytes))
+        return _receiving(blobs.receive(sha256=member.sha256, size_bytes=member.size_bytes))
+
+    async def commit(self, actor: Actor) -> Restored:
+        """All of it has come: put it in the place of what is here.
+
+        Raises:
+            Refusal: InvalidBackup; nothing has changed.
+        """
+        services = self._services
+        with _refusing():
+            manifest = self._intake.end()
+        epoch = _new_epoch(services, manifest)
+
+        def work(connection: Connection) -> None:
+            tables = [(part.name, part.columns, _lines(self._folder / part.name)) for part in manifest.tables]
+            rows.replace(
+                connection,
+                tables,
+                epoch=epoch,
+                operator=manifest.operator,
+                with_keys=hmac.compare_digest(manifest.pepper_id, _pepper_id(services)),
+                lease_ms=leases.after_restore_ms(services),
+            )
+            services.store.follow_numbers(connection)
+            audited = Actor(org=manifest.operator, name=actor.name, role=actor.role, address=actor.address)
+            services.audit(audited, "restore backup", f"epoch {manifest.epoch} as {epoch}")(connection)
+
+        # Whatever goes on about datasets goes on by the rows of the new world, and from no folder of the old one.
+        await services.jobs.stop_all()
+        # Under the lock, so that no deletion of the old world goes on in the new one.
+        async with services.blob_lock:
+            with _refusing():
+                await services.store.write(work)
+            self._added.clear()
+        await asyncio.to_thread(shutil.rmtree, services.settings.imports_dir, ignore_errors=True)
+        _refresh(services)
+        await sweep.sweep(services)
+        return Restored(
+            organization_id=_organization_now(services, actor, manifest),
+            epoch=epoch,
+            rows={part.name: part.rows for part in manifest.tables},
+            blobs=manifest.blob_count,
+        )
+
+    async def close(self) -> None:
+        self._intake.close()
+        for hold in self._holds:
+            hold.release()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._added:
+            await self._remove_added()
+
+    async def _remove_added(self) -> None:
+        """What a restore that came to nothing has brought is rubbish, unless a row has come to need it."""
+        async with self._services.blob_lock:
+            needed = {(row.org, row.sha256) for row in await self._services.store.read_aside(rows.blobs)}
+            for blob in self._added:
+                blobs = self._services.blobs(blob.org)
+                if (blob.org, blob.sha256) not in needed and not blobs.is_held(blob.sha256):
+                    await asyncio.to_thread(blobs.delete, blob.sha256)
+
+    def _has(self, org: str, sha256: str) -> bool:
+        return self._services.blobs(org).has(sha256)
+
+    def _check_space(self, needed_bytes: int) -> None:
+        free = free_bytes(self._folder)
+        if needed_bytes > free:
+            raise RowsUnfit(f"the backup needs {needed_bytes} bytes, and {free} are free; make room first")
+
+
+@contextlib.asynccontextmanager
+async def receiving(services: Services, actor: Actor) -> AsyncIterator[Incoming]:
+    """Take a backup in; leaving without ``commit`` leaves everything as it was.
+
+    Raises:
+        Refusal: RoleForbidden, RestoreUnderWay.
+    """
+    _check_operator(services, actor)
+    if services.restore_lock.locked():
+        raise Refusal("RestoreUnderWay", "another backup is being restored; wait until that is done")
+    async with services.restore_lock:
+        incoming = await asyncio.to_thread(Incoming, services)
+        try:
+            yield incoming
+        finally:
+            await incoming.close()
+
+
+def _hold(services: Services, blobs: Sequence[BlobPart]) -> list[Hold]:
+    by_org = itertools.groupby(sorted(blobs, key=lambda blob: blob.org), key=lambda blob: blob.org)
+    return [services.blobs(org).hold(blob.sha256 for blob in those) for org, those in by_org]
+
+
+def _refresh(services: Services) -> None:
+    """What is kept in memory, or beside the store, follows it. A crash before this is made good by the next start."""
+    services.keyring.replace_all(services.store.read(key_rows.all_rows))
+    services.wrong_keys.forget_rows()
+    bootstrap.name_organization(services.settings, services.store)
+    services.changes.tell_all()
+
+
+def _check_operator(services: Services, actor: Actor) -> None:
+    operator = services.store.read(organizations.ids)[0]
+    if actor.role != "admin" or actor.org != operator:
+        raise Refusal(
+            "RoleForbidden",
+            "a backup reaches across organizations; use an admin's key of the one that the instance began with, "
+            "as it stands in credentials.json of the data folder",
+        )
+
+
+def _new_epoch(services: Services, manifest: Manifest) -> str:
+    taken = services.store.read(rows.epochs) | {manifest.epoch}
+    return next(epoch for epoch in iter(lambda: secrets.token_hex(8), "") if epoch not in taken)
+
+
+def _organization_now(services: Services, actor: Actor, manifest: Manifest) -> str:
+    known = services.store.read(organizations.ids)
+    return actor.org if actor.org in known else manifest.operator
+
+
+def _pepper_id(services: Services) -> str:
+    """Tells peppers apart and says nothing about them, since they have 256 random bits."""
+    return hmac.digest(services.pepper, b"runyard backup", "sha256").hex()[:32]
+
+
+def _folder(services: Services) -> Path:
+    return services.settings.data_dir / FOLDER
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """What is wrong with a backup, said as a refusal."""
+    try:
+        yield
+    except BackupFileError as error:
+        raise Refusal("InvalidBackup", f"{error}; nothing has been changed") from error
+    except OSError as error:
+        raise StoreUnavailable(f"a backup cannot be written down: {error}") from error
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        yield from file
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Write]:
+    with open(path, "wb") as file:
+        yield file.write
+
+
+@contextlib.contextmanager
+def _receiving(upload: Any) -> Iterator[Write]:
+    with upload as receiver:
+        yield receiver.write

@@ -1,0 +1,88 @@
+"""Ids from before ids were checked at creation: renamed when the server starts.
+
+A run named ``abc:finish`` could be created once. No request names it any more, and no restore accepts it, so a backup
+that holds it would be worthless. Such runs, flows, training projects and checkpoints get an id that is valid and shows
+the old one; nothing of them is lost. A run that a machine may still be working on is left for the next start, and a
+backup is refused meanwhile.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection
+
+from runyard import ids
+from runyard.server.services import etags
+from runyard.server.services.context import Actor, Services
+from runyard.server.services.runs.flows import FLOW
+from runyard.server.services.runs.training_projects import TRAINING_PROJECT
+from runyard.store import legacy_ids as rows
+from vi.api.resources.runs.responses import Run
+
+log = logging.getLogger(__name__)
+
+RENAMED = ("runs", "flows", "training_projects", "outputs")
+_DOCUMENTS: dict[str, tuple[type[Any], str]] = {
+    "run": (Run, "run_id"),
+    FLOW.name: (FLOW.document, "flow_id"),
+    TRAINING_PROJECT.name: (TRAINING_PROJECT.document, "training_project_id"),
+}
+
+
+async def begin(services: Services) -> None:
+    """Before anything is served: rename what has an id that is not valid."""
+    for kind, org, run_id, id in services.store.read(rows.list_invalid):
+        if run_id is not None and services.store.read(lambda c, at=(org, run_id): rows.is_open(c, *at)):  # type: ignore[misc]
+            log.warning(
+                "%s %s has an id that is not valid; it is renamed when its run has ended", kind, ids.shorten(id)
+            )
+            continue
+        await _rename(services, kind, org, run_id, id)
+
+
+def new_id(id: str) -> str:
+    """Return a valid id that shows an invalid one; another one for each."""
+    shown = re.sub(r"[^A-Za-z0-9_-]+", "-", id)[:200].strip("-")
+    return f"{shown}-{hashlib.sha256(id.encode(errors='replace')).hexdigest()[:8]}".lstrip("-")
+
+
+async def _rename(services: Services, kind: str, org: str, run_id: str | None, old: str) -> None:
+    new = new_id(old)
+    actor = Actor(org=org, name="server", role="admin", address="")
+
+    def work(connection: Connection) -> None:
+        if kind == "checkpoint":
+            rows.rename_checkpoint(connection, org=org, run_id=run_id or "", old=old, new=new)
+        else:
+            type, field = _DOCUMENTS[kind]
+
+            def rename(document: bytes) -> tuple[bytes, str]:
+                renamed = msgspec.json.decode(document, type=type)
+                setattr(renamed, field, new)
+                renamed.self_link = f"{renamed.self_link.rpartition('/')[0]}/{new}"
+                if isinstance(renamed, Run):
+                    renamed.status.log = f"{renamed.self_link}/logs"
+                return etags.sealed(renamed)
+
+            rows.rename(connection, kind, org=org, old=old, new=new, rename=rename)
+        services.audit(actor, f"rename {kind}", f"{old} to {new}")(connection)
+
+    if kind == "run":
+        _move_folder(services.settings.runs_dir, org, old, new)
+    await services.store.write(work)
+    log.warning("%s %s has an id that is not valid; its id is %s now", kind, ids.shorten(old), new)
+
+
+def _move_folder(runs_dir: Path, org: str, old: str, new: str) -> None:
+    """Move the run's folder along, if the old id could name one; repeated harmlessly after a crash in between."""
+    try:
+        before, after = ids.folder_below(runs_dir, org, old), ids.folder_below(runs_dir, org, new)
+    except ids.PathEscapes:
+        return
+    if before.is_dir() and not after.exists():
+        os.replace(before, after)

@@ -1,0 +1,127 @@
+"""Kill or delete many runs with one request: one outcome for each run, whatever becomes of the others.
+
+The runs are named by their ids, or by the filters of the list. A filter finds at most ``MOST`` runs, newest first, and
+only those on which there is something to do; ``more`` says that a repeat would find further ones. Runs are written in
+transactions of ``AT_ONCE``, so that other writers get their turn, and every outcome in the answer is on disk.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Connection
+
+from runyard.server.services import notifications
+from runyard.server.services.context import Actor, Services
+from runyard.server.services.errors import Refusal, not_found
+from runyard.server.services.notifications import run_topic
+from runyard.server.services.runs import deletion, runs
+from runyard.store import runs as rows
+from runyard.store import tombstones
+from runyard.store.runs import RunFilter
+from vi.api.resources.runs.responses import RunOutcome, RunOutcomes
+from vi.api.responses import ConditionKind
+
+MOST = 1000
+AT_ONCE = 100
+
+
+async def kill(
+    services: Services,
+    actor: Actor,
+    *,
+    ids: Sequence[str] | None,
+    filter: RunFilter | None,
+    grace_s: float | None,
+    dry_run: bool,
+) -> RunOutcomes:
+    """Kill runs. Those that have ended by themselves stay as they are."""
+    now_ms = services.clock.now_ms()
+
+    def kill_one(connection: Connection, run_id: str) -> RunOutcome:
+        row = rows.get(connection, org=actor.org, run_id=run_id)
+        if row is None or row.deleted:
+            raise not_found("run", run_id)
+        condition = ConditionKind(row.condition)
+        if dry_run:
+            if condition.is_final and not row.killed:
+                raise runs.finished(run_id, condition.value)
+            return RunOutcome(run_id=run_id, outcome="WouldKill", condition=condition)
+        document, _ = runs.apply_update(services, connection, actor, run_id, kill=True, grace_s=grace_s, now_ms=now_ms)
+        return RunOutcome(run_id=run_id, outcome="Killed", condition=runs.decoded(document).condition)
+
+    answer = await _apply(services, actor, kill_one, ids=ids, filter=filter, is_kill=True, dry_run=dry_run)
+    if not dry_run:
+        for outcome in answer.items:
+            services.changes.tell(run_topic(actor.org, outcome.run_id))
+    return answer
+
+
+async def delete(
+    services: Services, actor: Actor, *, ids: Sequence[str] | None, filter: RunFilter | None, dry_run: bool
+) -> RunOutcomes:
+    """Delete runs. They are gone at once; their bytes follow."""
+    now_ms = services.clock.now_ms()
+
+    def delete_one(connection: Connection, run_id: str) -> RunOutcome:
+        row = rows.get(connection, org=actor.org, run_id=run_id)
+        if row is None or row.deleted:
+            # A repeat of a request whose answer was lost finds them gone, which is what it is for.
+            if tombstones.exists(connection, org=actor.org, kind="run", id=run_id):
+                return RunOutcome(run_id=run_id, outcome="AlreadyDeleted")
+            raise not_found("run", run_id)
+        if not dry_run:
+            deletion.mark_deleted(services, connection, actor, run_id, now_ms=now_ms)
+        return RunOutcome(run_id=run_id, outcome="WouldDelete" if dry_run else "Deleted")
+
+    answer = await _apply(services, actor, delete_one, ids=ids, filter=filter, is_kill=False, dry_run=dry_run)
+    gone = [outcome.run_id for outcome in answer.items if outcome.outcome == "Deleted"]
+    for run_id in gone:
+        services.changes.tell(run_topic(actor.org, run_id))
+    if gone:
+        services.changes.tell(notifications.QUEUE)
+        # The sweep would come for them within a minute; nothing is lost if this task ends early.
+        services.jobs.start(("purge", actor.org, uuid.uuid4().hex), lambda: _purge(services, actor.org, gone))
+    return answer
+
+
+async def _apply(
+    services: Services,
+    actor: Actor,
+    act: Callable[[Connection, str], RunOutcome],
+    *,
+    ids: Sequence[str] | None,
+    filter: RunFilter | None,
+    is_kill: bool,
+    dry_run: bool,
+) -> RunOutcomes:
+    """Do the same with each run, some in one transaction; a run that refuses changes nothing for the others."""
+    more = False
+    if filter is not None:
+        found = await services.store.read_aside(
+            lambda connection: rows.matching_ids(
+                connection, org=actor.org, wanted=filter, only_killable=is_kill, limit=MOST + 1
+            )
+        )
+        ids, more = found[:MOST], len(found) > MOST
+    outcomes: list[RunOutcome] = []
+    distinct = list(dict.fromkeys(ids or ()))
+    for start in range(0, len(distinct), AT_ONCE):
+        some = distinct[start : start + AT_ONCE]
+
+        def work(connection: Connection, some: Sequence[str] = some) -> list[RunOutcome]:
+            return [_outcome(connection, run_id, act) for run_id in some]
+
+        outcomes += services.store.read(work) if dry_run else await services.store.write(work)
+    return RunOutcomes(items=outcomes, more=more)
+
+
+def _outcome(connection: Connection, run_id: str, act: Callable[[Connection, str], RunOutcome]) -> RunOutcome:
+    try:
+        return act(connection, run_id)
+    except Refusal as refusal:  # raised before anything of this run is written
+        return RunOutcome(run_id=run_id, outcome="Refused", code=refusal.code, message=refusal.message)
+
+
+async def _purge(services: Services, org: str, run_ids: Sequence[str]) -> None:
+    for run_id in run_ids:
+        await deletion.purge_if_due(services, org=org, run_id=run_id)

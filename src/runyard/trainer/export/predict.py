@@ -1,0 +1,95 @@
+"""Asking a trained model: a picture and a question in, the answer out.
+
+Loads what people download (``model_full`` and, if there, ``model_adapter``) with plain transformers and asks in the
+shape of training: the checkpoint's own system prompt, the picture, the question. Used by ``runyard models predict`` and
+by the demo.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from runyard.rundir import MODEL_ADAPTER, MODEL_FULL, read_json
+from runyard.trainer.answers import VQA, Answer, read_answer
+
+RUN = "run.json"
+BATCH_SIZE = 64
+
+
+class Predictor:
+    """A model ready to answer. ``model_dir`` is a checkpoint's tree, or its ``model_full``.
+
+    Raises:
+        runyard.trainer.errors.InvalidFlow: the folder is no model folder, or may not be opened.
+    """
+
+    def __init__(self, model_dir: Path, *, threads: int | None = None):
+        import torch
+
+        from runyard.trainer.data.encode import Encoder
+        from runyard.trainer.models.model import load_model
+
+        keep_libraries_quiet()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        root = model_dir.parent if model_dir.name == MODEL_FULL else model_dir
+        full = root / MODEL_FULL if (root / MODEL_FULL).is_dir() else model_dir
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        settings = block_settings(read_json(full / RUN) or {})
+        self.task: str = settings.get("dataset", {}).get("projectKind", VQA)
+        loaded = load_model(root if (root / MODEL_ADAPTER).is_dir() else full, dtype=torch.float32)
+        self._module = loaded.module.to(self._device).eval()
+        self._processor = loaded.processor
+        self._encoder = Encoder(
+            loaded.processor,
+            loaded.parts,
+            system_prompt=settings.get("system-prompt", {}).get("systemPrompt", ""),
+            task=self.task,
+            renderer=loaded.renderer,
+        )
+
+    def ask(self, image: Any, question: str, *, max_new_tokens: int | None = None) -> Answer:
+        """The answer to one question about one picture (a PIL image)."""
+        return self.ask_all([(image, question)], max_new_tokens=max_new_tokens)[0]
+
+    def ask_all(self, questions: Sequence[tuple[Any, str]], *, max_new_tokens: int | None = None) -> list[Answer]:
+        """The answers to many questions, in their order; those of equal length are asked together."""
+        import torch
+
+        from runyard.trainer.data.encode import EncodedSamples, Layout
+        from runyard.trainer.evaluation.evaluation import generate_answers
+        from runyard.trainer.models.model import pad_id
+
+        layout = Layout(pad_id=pad_id(self._processor.tokenizer))
+        data = EncodedSamples([self._encoder.encode_question(image, text) for image, text in questions], layout)
+        generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        with torch.inference_mode():
+            said = generate_answers(
+                self._module, self._processor.tokenizer, data, len(data), generation=generation, device=self._device
+            )
+        return [read_answer(text) for text in said]
+
+
+def keep_libraries_quiet() -> None:
+    """No network, no progress bars of their own, and only errors told."""
+    import transformers
+
+    from runyard.trainer.environment import stay_offline
+
+    stay_offline()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def block_settings(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The blocks' settings of a checkpoint's ``run.json``, by the words that block names contain."""
+    try:
+        blocks = run["spec"]["flow"]["blocks"]
+        return {
+            word: block["settings"]
+            for word in ("system-prompt", "dataset", "model")
+            for block in reversed(blocks)
+            if word in block["block"]
+        }
+    except (KeyError, TypeError):
+        return {}
