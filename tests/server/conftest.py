@@ -166,7 +166,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "test_deletion",
         "test_key_lifecycle",
         "test_leases",
-        "test_lines",
+        "test_telemetry",
         "test_resume",
         "test_retention",
     )
