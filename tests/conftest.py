@@ -32,8 +32,10 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 import vi
 from vi.api.resources.runs.responses import Run
 
-# A suite that was begun in the background ignores Ctrl-C, and so would every program that it starts and interrupts.
+# A suite started in the background ignores Ctrl-C, and one started by nohup ignores the end of its terminal. Programs
+# inherit that, and those that the tests start and interrupt must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Whatever stands here may use the instance; see OneInstanceScheduling.
 USE_THE_INSTANCE = (
