@@ -72,16 +72,16 @@ def test_no_hostile_name_becomes_a_folder(name: str, tmp_path: Path) -> None:
     base = tmp_path / "base"
     for names in ((name,), ("org", name), (name, "run"), ("org", name, "attempts")):
         with pytest.raises(ids.PathEscapes):
-            ids.folder_below(base, *names)
+            ids.resolve_folder(base, *names)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_inside_its_base_which_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "base").symlink_to(tmp_path / "disk")
-    assert ids.folder_below(tmp_path / "base", "org", "..run") == tmp_path / "base" / "org" / "..run"
+    assert ids.resolve_folder(tmp_path / "base", "org", "..run") == tmp_path / "base" / "org" / "..run"
     with pytest.raises(ids.PathEscapes):
-        ids.folder_below(tmp_path / "base")
+        ids.resolve_folder(tmp_path / "base")
 
 
 def test_no_link_below_the_base_is_followed(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_no_link_below_the_base_is_followed(tmp_path: Path) -> None:
     (base / "org" / "loop").symlink_to(base / "org" / "loop")
     for names in (("another",), ("another", "run"), ("org", "out"), ("org", "out", "x"), ("org", "loop")):
         with pytest.raises(ids.PathEscapes, match="symbolic link"):
-            ids.folder_below(base, *names)
+            ids.resolve_folder(base, *names)
 
 
 @pytest.mark.parametrize("kind", ids.PATTERNS)
@@ -145,12 +145,12 @@ def test_files_of_a_checkpoint_have_names_of_their_own() -> None:
 
 def test_the_described_tables_are_those_of_the_store() -> None:
     described = {name: backup_rows.parse_columns(notation) for name, notation in backup_schema.TABLES.items()}
-    assert described == backup.DESCRIBED, "run scripts/backup-schema"
+    assert described == backup.COLUMNS, "run scripts/backup-schema"
     assert backup_schema.REVISION == backup.SCHEMA_REVISION, "run scripts/backup-schema"
 
 
 def test_every_column_that_becomes_a_path_is_checked() -> None:
-    for name, columns in backup.DESCRIBED.items():
+    for name, columns in backup.COLUMNS.items():
         for column in columns.values():
             is_named = column.name in ("org", "path", "filename", "sha256", "content") or column.name.endswith("_id")
             if (
@@ -161,7 +161,7 @@ def test_every_column_that_becomes_a_path_is_checked() -> None:
                 continue
             values = {key: _value(other) for key, other in columns.items()} | {column.name: "../../x"}
             line = msgspec.json.encode(list(values.values())) + b"\n"
-            with pytest.raises(backup_rows.RowsUnfit, match=f"column '{column.name}' is '../../x'"):
+            with pytest.raises(backup_rows.InvalidRows, match=f"column '{column.name}' is '../../x'"):
                 backup_rows.TableRows(name, list(columns), columns).decode(line)
 
 
@@ -173,7 +173,7 @@ def _value(column: backup_rows.Column) -> object:
 
 
 def test_a_base_that_is_not_there_yet_is_fine(tmp_path: Path) -> None:
-    folder = ids.folder_below(tmp_path / "none", "org", "run")
+    folder = ids.resolve_folder(tmp_path / "none", "org", "run")
     assert not folder.exists()
     folder.mkdir(parents=True)
-    assert ids.folder_below(tmp_path / "none", "org", "run") == folder
+    assert ids.resolve_folder(tmp_path / "none", "org", "run") == folder

@@ -57,7 +57,7 @@ def test_what_is_no_absolute_path_is_outside(folders: ModelFolders, path: str) -
 def test_names_are_those_of_models_that_may_be_read(folders: ModelFolders, tmp_path: Path) -> None:
     (tmp_path / "elsewhere/.adding-7").mkdir()
     (tmp_path / "elsewhere/.adding-7/config.json").write_text("{}")
-    assert folders.names() == ["inner", "own", "owner/model", "shelf"]
+    assert folders.list_names() == ["inner", "own", "owner/model", "shelf"]
     assert folders.find("own") == tmp_path / "data/models/own"
     assert folders.find("owner/model") == tmp_path / "elsewhere/owner/model"
     for name in ("stolen", "out", "runs/org/run", "not-there", "../runs"):

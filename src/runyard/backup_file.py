@@ -1,18 +1,18 @@
-"""The file that ``runyard backup`` writes: what is in it, in which order, and how it proves itself.
+"""The file format of ``runyard backup``: its members, their order, and their verification.
 
-    manifest.json            format, schema, epoch, time, and rows, length and hash of everything that follows
-    tables/<name>.jsonl      one table a member, one JSON array a row; bytes are base64
-    blobs.jsonl              organisation, hash and length of every blob that a row needs
+    manifest.json            format, schema, store id, time, and rows, length and hash of the rest
+    tables/<name>.jsonl      one member per table, one JSON array per row; bytes are base64
+    blobs.jsonl              organization, hash and length of every blob that a row needs
     blobs/<org>/<sha256>     their bytes
-    manifest.sha256          hash of the manifest: a file that lacks it is torn
+    manifest.sha256          hash of the manifest: a file without it is truncated
 
-It is a plain tar, so ``tar tf`` lists it. Yet nothing is taken from a tar header: once the manifest is known, every
-further byte but the contents is, and the contents have their hashes. So whatever differs (a path with ``..``, a link,
-another length, one member more, a flipped bit) is refused by one comparison. ``Intake`` is that reader. It is fed in
-pieces of any length, so that the server checks while bytes arrive and the command line checks a file on disk with the
-same code, both with bounded memory.
+It is a plain tar, so ``tar tf`` lists it. But nothing is read from a tar header: the manifest
+determines every further byte but the contents, and the contents have hashes. So one comparison
+detects any difference: a path with ``..``, a link, another length, an additional member, a flipped
+bit. ``BackupReader`` is that reader. It is fed chunks of any length. So the server checks bytes
+while they arrive, and the command line checks a file with the same code, both with bounded memory.
 
-The headers are written here rather than by ``tarfile``, since their bytes must stay the same for ever.
+The headers are written here rather than by ``tarfile``, since their bytes must never change.
 """
 
 import hashlib
@@ -26,23 +26,23 @@ import msgspec
 FORMAT, VERSION = "runyard-backup", 1
 MANIFEST, BLOB_LIST, SEAL = "manifest.json", "blobs.jsonl", "manifest.sha256"
 BLOCK_BYTES, CHUNK_BYTES = 512, 1 << 20
-LARGEST_MANIFEST, LARGEST_BLOB_LIST = 16 << 20, 1 << 30
-LARGEST_OCTAL = 8**11
+MAX_MANIFEST_BYTES, MAX_BLOB_LIST_BYTES = 16 << 20, 1 << 30
+MAX_OCTAL_SIZE = 8**11
 END = bytes(2 * BLOCK_BYTES)
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-# The alphabet of table names and organisation ids; no separator and no dot, so no path can be made of them.
+# Table names and organization ids: no separator and no dot, so no path can be made of them.
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
 Write = Callable[[bytes], Any]
 
 
 class BackupFileError(Exception):
-    """The file cannot be used; the sentence says why.
+    """The file cannot be used; the message says why.
 
-    BackupDamaged    it is not what was written: torn, altered, or no backup at all
+    BackupDamaged    it is truncated, altered, or not a backup
     BackupTooNew     a newer Runyard wrote it
-    RowsUnfit        its rows do not fit into the tables of this version (``runyard.backup_rows``)
+    InvalidRows      its rows do not match the tables of this version (``runyard.backup_rows``)
     """
 
 
@@ -73,10 +73,11 @@ class BlobPart(msgspec.Struct, array_like=True, forbid_unknown_fields=True, froz
 
 
 class Manifest(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
-    """What a backup says about itself.
+    """The manifest of a backup.
 
-    ``operator`` is the organisation whose admins look after the instance. ``pepper_id`` tells whether the keys in it
-    can verify in another instance, and nothing else. ``missing_blobs`` were lost before the backup was made.
+    ``store_id`` is the store incarnation that it was made of. ``operator`` is the organization
+    whose admins operate the instance. ``pepper_id`` only shows whether its keys can verify in
+    another instance. ``missing_blobs`` were lost before the backup was made.
     """
 
     format: str
@@ -84,7 +85,7 @@ class Manifest(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fiel
     schema_revision: str
     written_by: str
     time: int
-    epoch: str
+    store_id: str = msgspec.field(name="epoch")
     operator: Name
     pepper_id: str
     tables: list[TablePart]
@@ -94,14 +95,17 @@ class Manifest(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fiel
     blob_list_sha256: Sha256
     missing_blobs: Size = 0
 
-    def rows(self, table: str) -> int:
-        """How many rows of a table are in the file."""
+    def count_rows(self, table: str) -> int:
+        """Return how many rows of a table are in the file."""
         return next((part.rows for part in self.tables if part.name == table), 0)
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file in the tar. A table's names it in ``table``, a blob's its organisation in ``org``."""
+    """One file in the tar.
+
+    A table has its name in ``table``, a blob its organization in ``org``.
+    """
 
     path: str
     size_bytes: int
@@ -111,116 +115,125 @@ class Member:
 
 
 class Sink:
-    """Where a reader puts what it reads; this one looks at everything and keeps nothing.
+    """The receiver of what a reader reads; this base class discards everything.
 
-    Each method may raise to refuse. What ``receive`` gives is left with an error unless the member was whole.
+    Each method may raise to reject the backup. The context of ``receive`` exits with an error
+    unless the member was complete.
     """
 
     def begin(self, manifest: Manifest) -> None:
-        """The manifest is there, and whole; its contents are not."""
+        """Receive the manifest, which is complete and verified."""
 
     def list_blobs(self, blobs: Sequence[BlobPart]) -> None:
-        """The tables are there; these blobs follow."""
+        """Receive the list of the blobs that follow, after the tables."""
 
     def receive(self, member: Member) -> AbstractContextManager[Write]:
-        """Where the bytes of a table or a blob go."""
+        """Return the function that receives the bytes of a table or a blob."""
         return nullcontext(lambda chunk: None)
 
 
-class Intake:
-    """Reads a backup that arrives in pieces."""
+class BackupReader:
+    """A reader of a backup that arrives in chunks."""
 
     def __init__(self, sink: Sink | None = None) -> None:
         self._manifest: Manifest | None = None
-        self._steps = self._read(sink or Sink())
-        self._wanted = next(self._steps)
+        self._parser = self._parse(sink or Sink())
+        self._requested = next(self._parser)
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes.
+        """Read the next bytes.
 
         Raises:
-            BackupFileError: they are not those of a backup; nothing more can be fed.
+            BackupFileError: they are not those of a backup; the reader cannot be used any more.
         """
         view = memoryview(data)
         while view:
             if self._manifest is not None:
-                raise BackupDamaged("the backup has more bytes than it should have")
-            piece, view = view[: self._wanted], view[self._wanted :]
-            self._step(bytes(piece))
+                raise BackupDamaged("the backup has more bytes than its manifest says")
+            chunk, view = view[: self._requested], view[self._requested :]
+            self._advance(bytes(chunk))
 
-    def end(self) -> Manifest:
-        """There are no more bytes.
+    def finish(self) -> Manifest:
+        """Return the manifest after the last byte.
 
         Raises:
             BackupDamaged: some are missing.
         """
         if self._manifest is None:
-            self._step(b"")
+            self._advance(b"")
         assert self._manifest is not None  # noqa: S101 - a reader that wants more raises at the end
         return self._manifest
 
     def close(self) -> None:
-        """Stop, whether or not all of it has come."""
-        self._steps.close()
+        """Stop reading, whether or not the backup is complete."""
+        self._parser.close()
 
-    def _step(self, piece: bytes) -> None:
+    def _advance(self, chunk: bytes) -> None:
         try:
-            self._wanted = self._steps.send(piece)
+            self._requested = self._parser.send(chunk)
         except StopIteration as stop:
             self._manifest = stop.value
 
-    def _read(self, sink: Sink) -> Generator[int, bytes, Manifest]:
-        """Yields how many bytes it wants at most, and is sent that many or fewer; none at the end of the file."""
+    def _parse(self, sink: Sink) -> Generator[int, bytes, Manifest]:
+        """Yield the maximum of bytes to send next.
+
+        Expect that many or fewer, none at the end of the file.
+        """
         encoded = yield from _read_manifest()
         manifest = decode_manifest(encoded)
         sink.begin(manifest)
-        for table in table_members(manifest):
+        for table in list_table_members(manifest):
             yield from _read_member(table, sink)
         listed = bytearray()
-        yield from _read_into(_list_member(manifest), listed.extend)
+        yield from _read_into(_build_list_member(manifest), listed.extend)
         blobs = decode_blobs(bytes(listed), manifest)
         del listed
         sink.list_blobs(blobs)
         for blob in blobs:
-            yield from _read_member(blob_member(blob), sink)
-        yield from _read_into(_seal_member(encoded), lambda chunk: None)
+            yield from _read_member(build_blob_member(blob), sink)
+        yield from _read_into(_build_seal_member(encoded), lambda chunk: None)
         yield from _expect(END, "end")
         return manifest
 
 
-def check(pieces: Iterator[bytes], sink: Sink | None = None) -> Manifest:
-    """Read a whole backup and compare every hash; ``sink`` checks what is in it.
+def verify_backup(chunks: Iterator[bytes], sink: Sink | None = None) -> Manifest:
+    """Read a whole backup and compare every hash; ``sink`` checks its content.
 
     Raises:
         BackupFileError: it cannot be restored.
     """
-    intake = Intake(sink)
-    for piece in pieces:
-        intake.feed(piece)
-    return intake.end()
+    reader = BackupReader(sink)
+    for chunk in chunks:
+        reader.feed(chunk)
+    return reader.finish()
 
 
-def size_bytes(manifest: Manifest, blobs: Sequence[BlobPart]) -> int:
-    """Exact length of the file."""
+def compute_size(manifest: Manifest, blobs: Sequence[BlobPart]) -> int:
+    """Return the exact length of the file."""
     encoded = encode_manifest(manifest)
-    members = [_manifest_member(encoded), *table_members(manifest), _list_member(manifest), *map(blob_member, blobs)]
-    members.append(_seal_member(encoded))
-    return sum(BLOCK_BYTES + member.size_bytes + _padding(member.size_bytes) for member in members) + len(END)
+    members = [
+        _build_manifest_member(encoded),
+        *list_table_members(manifest),
+        _build_list_member(manifest),
+        *map(build_blob_member, blobs),
+    ]
+    members.append(_build_seal_member(encoded))
+    return sum(BLOCK_BYTES + member.size_bytes + _padding_bytes(member.size_bytes) for member in members) + len(END)
 
 
-def pieces(
+def iter_chunks(
     manifest: Manifest, blobs: Sequence[BlobPart], open_member: Callable[[Member], Iterator[bytes]]
 ) -> Iterator[bytes]:
-    """The bytes of a backup, in order; ``open_member`` gives those of a table or a blob."""
+    """Yield the bytes of a backup; ``open_member`` returns those of a table or a blob."""
     encoded = encode_manifest(manifest)
-    yield from _written(_manifest_member(encoded), iter([encoded]))
-    for table in table_members(manifest):
-        yield from _written(table, open_member(table))
-    yield from _written(_list_member(manifest), iter([encode_blobs(blobs)]))
+    yield from _iter_member(_build_manifest_member(encoded), iter([encoded]))
+    for table in list_table_members(manifest):
+        yield from _iter_member(table, open_member(table))
+    yield from _iter_member(_build_list_member(manifest), iter([encode_blobs(blobs)]))
     for blob in blobs:
-        member = blob_member(blob)
-        yield from _written(member, open_member(member))
-    yield from _written(_seal_member(encoded), iter([_seal(encoded)]))
+        member = build_blob_member(blob)
+        yield from _iter_member(member, open_member(member))
+    yield from _iter_member(_build_seal_member(encoded), iter([_build_seal(encoded)]))
     yield END
 
 
@@ -229,15 +242,15 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def decode_manifest(encoded: bytes) -> Manifest:
-    """Raises BackupFileError unless this code can read a backup with this manifest."""
+    """Decode a manifest; raise BackupFileError unless this version can read such a backup."""
     try:
-        told = msgspec.json.decode(encoded, type=dict[str, Any])
-        if told.get("format") != FORMAT:
+        fields = msgspec.json.decode(encoded, type=dict[str, Any])
+        if fields.get("format") != FORMAT:
             raise BackupDamaged("this is not a backup of Runyard")
-        if not isinstance(told.get("version"), int) or told["version"] > VERSION:
+        if not isinstance(fields.get("version"), int) or fields["version"] > VERSION:
             raise BackupTooNew(
-                f"the backup has format version {told.get('version')!r}, and this Runyard reads up to {VERSION}; "
-                "use the Runyard that wrote it, or a later one"
+                f"the backup has format version {fields.get('version')!r}, and this Runyard reads up to {VERSION}; "
+                "try: the Runyard that wrote it, or a later one"
             )
         return msgspec.json.decode(encoded, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -258,112 +271,112 @@ def decode_blobs(listed: bytes, manifest: Manifest) -> list[BlobPart]:
     return blobs
 
 
-def table_members(manifest: Manifest) -> list[Member]:
+def list_table_members(manifest: Manifest) -> list[Member]:
     return [
         Member(f"tables/{part.name}.jsonl", part.size_bytes, part.sha256, table=part.name) for part in manifest.tables
     ]
 
 
-def blob_member(blob: BlobPart) -> Member:
+def build_blob_member(blob: BlobPart) -> Member:
     return Member(f"blobs/{blob.org}/{blob.sha256}", blob.size_bytes, blob.sha256, org=blob.org)
 
 
-def _manifest_member(encoded: bytes) -> Member:
+def _build_manifest_member(encoded: bytes) -> Member:
     return Member(MANIFEST, len(encoded), hashlib.sha256(encoded).hexdigest())
 
 
-def _list_member(manifest: Manifest) -> Member:
-    if manifest.blob_list_size_bytes > LARGEST_BLOB_LIST:
+def _build_list_member(manifest: Manifest) -> Member:
+    if manifest.blob_list_size_bytes > MAX_BLOB_LIST_BYTES:
         raise BackupDamaged(f"the backup's {BLOB_LIST} cannot have {manifest.blob_list_size_bytes} bytes")
     return Member(BLOB_LIST, manifest.blob_list_size_bytes, manifest.blob_list_sha256)
 
 
-def _seal_member(encoded: bytes) -> Member:
-    seal = _seal(encoded)
+def _build_seal_member(encoded: bytes) -> Member:
+    seal = _build_seal(encoded)
     return Member(SEAL, len(seal), hashlib.sha256(seal).hexdigest())
 
 
-def _seal(encoded: bytes) -> bytes:
+def _build_seal(encoded: bytes) -> bytes:
     return hashlib.sha256(encoded).hexdigest().encode() + b"\n"
 
 
-def _written(member: Member, content: Iterator[bytes]) -> Iterator[bytes]:
-    yield _header(member.path, member.size_bytes)
+def _iter_member(member: Member, content: Iterator[bytes]) -> Iterator[bytes]:
+    yield _build_header(member.path, member.size_bytes)
     yield from content
-    if padding := _padding(member.size_bytes):
+    if padding := _padding_bytes(member.size_bytes):
         yield bytes(padding)
 
 
 def _read_manifest() -> Generator[int, bytes, bytes]:
-    header = yield from _exactly(BLOCK_BYTES, MANIFEST)
+    header = yield from _read_exactly(BLOCK_BYTES, MANIFEST)
     digits = header[124:135]
     if not digits.isdigit() or any(digit > ord("7") for digit in digits):
         raise BackupDamaged("this is not a backup of Runyard")
     length = int(digits, 8)
-    if length > LARGEST_MANIFEST or header != _header(MANIFEST, length):
+    if length > MAX_MANIFEST_BYTES or header != _build_header(MANIFEST, length):
         raise BackupDamaged("this is not a backup of Runyard")
-    encoded = yield from _exactly(length, MANIFEST)
-    yield from _expect(bytes(_padding(length)), MANIFEST)
+    encoded = yield from _read_exactly(length, MANIFEST)
+    yield from _expect(bytes(_padding_bytes(length)), MANIFEST)
     return encoded
 
 
 def _read_member(member: Member, sink: Sink) -> Generator[int, bytes, None]:
-    yield from _expect(_header(member.path, member.size_bytes), member.path)
+    yield from _expect(_build_header(member.path, member.size_bytes), member.path)
     with sink.receive(member) as write:
-        yield from _content(member, write)
-    yield from _expect(bytes(_padding(member.size_bytes)), member.path)
+        yield from _read_content(member, write)
+    yield from _expect(bytes(_padding_bytes(member.size_bytes)), member.path)
 
 
 def _read_into(member: Member, write: Write) -> Generator[int, bytes, None]:
-    yield from _expect(_header(member.path, member.size_bytes), member.path)
-    yield from _content(member, write)
-    yield from _expect(bytes(_padding(member.size_bytes)), member.path)
+    yield from _expect(_build_header(member.path, member.size_bytes), member.path)
+    yield from _read_content(member, write)
+    yield from _expect(bytes(_padding_bytes(member.size_bytes)), member.path)
 
 
-def _content(member: Member, write: Write) -> Generator[int, bytes, None]:
+def _read_content(member: Member, write: Write) -> Generator[int, bytes, None]:
     digest, left = hashlib.sha256(), member.size_bytes
     while left:
         chunk = yield min(left, CHUNK_BYTES)
         if not chunk:
-            raise _torn(member.path)
+            raise _truncated(member.path)
         digest.update(chunk)
         write(chunk)
         left -= len(chunk)
     if digest.hexdigest() != member.sha256:
-        raise BackupDamaged(f"{member.path} in the backup is damaged: its hash is not the one it was written with")
+        raise BackupDamaged(f"{member.path} in the backup is damaged: its hash does not match the manifest")
 
 
-def _exactly(length: int, path: str) -> Generator[int, bytes, bytes]:
+def _read_exactly(length: int, path: str) -> Generator[int, bytes, bytes]:
     read = bytearray()
     while len(read) < length:
         chunk = yield min(length - len(read), CHUNK_BYTES)
         if not chunk:
-            raise _torn(path)
+            raise _truncated(path)
         read += chunk
     return bytes(read)
 
 
-def _expect(wanted: bytes, path: str) -> Generator[int, bytes, None]:
-    read = yield from _exactly(len(wanted), path)
-    if read != wanted:
-        raise BackupDamaged(f"the backup is damaged at {path}: what stands there is not what was written")
+def _expect(expected: bytes, path: str) -> Generator[int, bytes, None]:
+    read = yield from _read_exactly(len(expected), path)
+    if read != expected:
+        raise BackupDamaged(f"the backup is damaged at {path}: unexpected bytes")
 
 
-def _torn(path: str) -> BackupDamaged:
-    return BackupDamaged(f"the backup is torn: it ends within {path}")
+def _truncated(path: str) -> BackupDamaged:
+    return BackupDamaged(f"the backup is truncated: it ends within {path}")
 
 
-def _padding(length: int) -> int:
+def _padding_bytes(length: int) -> int:
     return -length % BLOCK_BYTES
 
 
-def _header(path: str, length: int) -> bytes:
-    """A ustar header: a file that only its owner may read, of no user and no time."""
+def _build_header(path: str, length: int) -> bytes:
+    """Return a ustar header: mode 0600, without user and time."""
     name, prefix = path.encode("ascii"), b""
     if len(name) > 100:
         prefix, _, name = name.rpartition(b"/")
-    # Eleven octal digits end at 8 GiB; beyond, the number stands in binary behind a byte that says so.
-    size = b"%011o\0" % length if length < LARGEST_OCTAL else b"\x80" + length.to_bytes(11, "big")
+    # Eleven octal digits end at 8 GiB; a larger number is binary, after a byte that marks it.
+    size = b"%011o\0" % length if length < MAX_OCTAL_SIZE else b"\x80" + length.to_bytes(11, "big")
     header = bytearray(BLOCK_BYTES)
     for start, value in (
         (0, name),

@@ -1,10 +1,11 @@
-"""Which extra of the package brings which library, so that a missing one is reported with the command to install it.
+"""The extras of the package, and the message for one that is not installed.
 
-The wheel without extras holds all of Runyard's code and only the libraries of the SDK. Standard library alone: this
-module reports that everything else is missing.
+The wheel without extras contains all code of Runyard but only the libraries of the SDK. Standard
+library only: this module must work when everything else is missing.
 """
 
-# Import names by extra. A library that two extras bring is listed under the one whose code imports it first.
+# Import names by extra. A library of two extras is listed under the one whose code imports it
+# first.
 IMPORTS = {
     "server": ("alembic", "click", "google_crc32c", "granian", "litestar", "PIL", "pyarrow", "sqlalchemy"),
     "postgres": ("psycopg", "psycopg_binary"),
@@ -27,13 +28,16 @@ IMPORTS = {
 
 
 def find_extra(module: str) -> str | None:
-    """Return the extra that brings a module; None for one that no extra brings."""
+    """Return the extra that installs a module; None if no extra does."""
     root = module.partition(".")[0]
     return next((extra for extra, names in IMPORTS.items() if root in names), None)
 
 
 def explain_missing_extra(error: BaseException) -> str | None:
-    """Return the sentence for an import that failed because an extra is not installed; None for any other error."""
+    """Return the message for an import that failed because of a missing extra.
+
+    None for any other error.
+    """
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return None
     extra = find_extra(error.name)
@@ -43,5 +47,5 @@ def explain_missing_extra(error: BaseException) -> str | None:
 
 
 def install_command(extra: str) -> str:
-    """Return the fix for a missing extra."""
+    """Return the command that installs an extra."""
     return f"try: pip install 'runyard[{extra}]'"

@@ -1,11 +1,11 @@
-"""Ids and paths: which ones are accepted, and the one way a path is made from an id.
+"""Ids and paths: their rules, and the only function that makes a path from ids.
 
-The server checks an id here when it creates what the id names, a backup when it is written, verified and restored, and
-a machine before it makes a folder. So whatever was accepted once is accepted everywhere, and nothing else is.
+The server checks an id here when it creates the resource, a backup when it is written, verified and
+restored, and a machine before it creates a folder. So all parts accept the same ids.
 
-``folder_below`` maps ids to folders. It does not trust the check above: it proves that the result is a real folder
-strictly inside its base, so an id that got past every check still removes or overwrites nothing outside.
-Standard library only, so that every part may import this.
+``resolve_folder`` maps ids to folders. It does not rely on these checks: it proves that the result
+is a real folder strictly inside its base, so even an unchecked id removes or overwrites nothing
+outside. Standard library only, so that every part may import this.
 """
 
 import re
@@ -17,7 +17,7 @@ _PLAIN_KINDS = (
     *("run", "flow", "training project", "dataset", "import", "export", "bulk deletion"),
     *("machine", "claim"),
 )
-RESERVED_CHECKPOINTS = ("latest", "best")  # in requests these name whichever checkpoint it is at that moment
+RESERVED_CHECKPOINTS = ("latest", "best")  # aliases in requests for the checkpoint that it is at that time
 
 # Every pattern matches a whole id (\A ... \Z), also where a library searches with it.
 PATTERNS: Mapping[str, str] = {
@@ -41,23 +41,25 @@ _ALLOWED = {
 }
 _COMPILED = {kind: re.compile(pattern, re.ASCII) for kind, pattern in PATTERNS.items()}
 
-# ``run:RUN_ID/CHECKPOINT``, where a flow names the weights of another run; the checkpoint may be a reserved word.
+# ``run:RUN_ID/CHECKPOINT``, where a flow names the weights of another run; the checkpoint may be a
+# reserved word.
 MODEL_REFERENCE = re.compile(rf"run:({_PLAIN})/({_PLAIN})", re.ASCII)
 
-# Paths of files inside a checkpoint: relative, with '/', portable to every system that may unpack them.
-LONGEST_PATH, DEEPEST_PATH = 1024, 32
+# Paths of files inside a checkpoint: relative, with '/', portable to every system that may unpack
+# them.
+MAX_PATH_LENGTH, MAX_PATH_PARTS = 1024, 32
 _NO_DOTS, _ODD = r"(?!\.{1,2}(?:/|\Z))", r"/\\\x00-\x1f\x7f\ud800-\udfff"
-# U+FFFD stands for what no store keeps (see ``limits.clean``): a path that was mended is another path.
+# U+FFFD replaces what no store keeps (see ``limits.clean_text``): a repaired path is another path.
 _PART = rf"{_NO_DOTS}[^:\ufffd{_ODD}]{{1,255}}"
-PATH_PATTERN = rf"\A(?=[\s\S]{{1,{LONGEST_PATH}}}\Z){_PART}(?:/{_PART}){{0,{DEEPEST_PATH - 1}}}\Z"
+PATH_PATTERN = rf"\A(?=[\s\S]{{1,{MAX_PATH_LENGTH}}}\Z){_PART}(?:/{_PART}){{0,{MAX_PATH_PARTS - 1}}}\Z"
 _PATH = re.compile(PATH_PATTERN)
-# Names of files in datasets may hold colons: they are names that people gave.
+# Names of files in datasets may hold colons: people chose them.
 FILENAME_PATTERN = rf"\A{_NO_DOTS}[^{_ODD}]+(?:/{_NO_DOTS}[^{_ODD}]+)*\Z"
-_LONGEST_NAME_BYTES = 255
+_MAX_NAME_BYTES = 255
 
 
 class InvalidId(ValueError):
-    """An id or a path is not accepted; the message says which one, and what is."""
+    """An id or a path is not valid; the message has the value and what is expected."""
 
 
 class PathEscapes(InvalidId):
@@ -65,7 +67,7 @@ class PathEscapes(InvalidId):
 
 
 def is_id(kind: str, id: object) -> bool:
-    """Return whether ``id`` can be the id of such a thing."""
+    """Return whether ``id`` is a valid id of this kind."""
     return isinstance(id, str) and _COMPILED[kind].match(id) is not None
 
 
@@ -73,7 +75,7 @@ def check_id(kind: str, id: object) -> str:
     """Return the id.
 
     Raises:
-        InvalidId: it cannot be the id of such a thing.
+        InvalidId: it is not a valid id of this kind.
     """
     if isinstance(id, str) and _COMPILED[kind].match(id) is not None:
         return id
@@ -83,7 +85,7 @@ def check_id(kind: str, id: object) -> str:
 
 
 def check_paths(paths: Iterable[str]) -> None:
-    """Check the paths of all files of one checkpoint.
+    """Check the paths of all files of a checkpoint.
 
     Raises:
         InvalidId: one is not a plain relative path, is listed twice, or is a folder of another one.
@@ -92,8 +94,8 @@ def check_paths(paths: Iterable[str]) -> None:
     for path in paths:
         if _PATH.match(path) is None:
             raise InvalidId(
-                f"file path {shorten(path)} is not valid: expected a relative path of at most {LONGEST_PATH} "
-                f"characters and {DEEPEST_PATH} parts, without '.', '..', backslashes, colons or control characters"
+                f"file path {shorten(path)} is not valid: expected a relative path of at most {MAX_PATH_LENGTH} "
+                f"characters and {MAX_PATH_PARTS} parts, without '.', '..', backslashes, colons or control characters"
             )
         if path in seen:
             raise InvalidId(f"file path {shorten(path)} is listed twice; try: list each file once")
@@ -105,24 +107,24 @@ def check_paths(paths: Iterable[str]) -> None:
 
 
 def is_path(path: str) -> bool:
-    """Return whether this is a plain relative path of a file inside a checkpoint."""
+    """Return whether this is a valid path of a file inside a checkpoint."""
     return _PATH.match(path) is not None
 
 
-def folder_below(base: Path, *names: str) -> Path:
-    """Return ``base/name/...``, proven to be strictly inside ``base`` and to be reached through no symbolic link.
+def resolve_folder(base: Path, *names: str) -> Path:
+    """Return ``base/name/...``, proven to be inside ``base`` and without links below it.
 
     ``base`` itself may be a link: an operator may have moved it to another disk.
 
     Raises:
-        PathEscapes: a name is not a plain file name, or a link stands in the way.
+        PathEscapes: a name is not a plain file name, or a part of the path is a link.
     """
     for name in names:
         if not _is_file_name(name):
             raise PathEscapes(f"{shorten(name)} cannot name a folder in {base}: expected a plain file name")
     if not names:
-        raise PathEscapes(f"nothing names a folder in {base}: expected the names that lead to it")
-    # Each name is one part, so only a link could lead elsewhere: out of the base, or to something else inside.
+        raise PathEscapes(f"no name of a folder in {base} is given: expected at least one")
+    # Each name is one part, so only a link could lead out of the base or to another folder inside.
     path = base
     for name in names:
         path = path / name
@@ -132,12 +134,12 @@ def folder_below(base: Path, *names: str) -> Path:
 
 
 def shorten(value: object) -> str:
-    """Return a value as a message may show it."""
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:80] + "..."
+    """Return the repr of a value, cut to fit into a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."
 
 
 def _is_file_name(name: object) -> bool:
     if not isinstance(name, str) or name in ("", ".", "..") or any(character in "/\\\0" for character in name):
         return False
-    return len(name.encode(errors="replace")) <= _LONGEST_NAME_BYTES
+    return len(name.encode(errors="replace")) <= _MAX_NAME_BYTES

@@ -1,9 +1,10 @@
-"""Every limit of what a request may hold and of what a response may hold, in one table.
+"""All limits of requests and responses.
 
-The HTTP layer checks these before any store is asked, so SQLite and PostgreSQL accept and reject the same requests.
-Texts that become part of an index are limited in bytes of UTF-8, not in characters: a PostgreSQL index entry holds at
-most ``INDEX_ENTRY`` bytes, and no combination of accepted values is longer (``tests/store/test_limits.py`` inserts the
-longest ones). ``docs/security.md`` lists the table; a test compares the two.
+The HTTP layer checks them before the store is used, so SQLite and PostgreSQL accept and reject the
+same requests. Texts that become part of an index are limited in bytes of UTF-8, not in characters:
+a PostgreSQL index entry holds at most ``INDEX_ENTRY`` bytes, and no combination of accepted values
+is longer (``tests/store/test_limits.py`` inserts the longest ones). ``docs/security.md`` lists the
+limits; a test compares the two.
 """
 
 import functools
@@ -16,7 +17,7 @@ from msgspec import Meta, UnsetType
 Unit = Literal["bytes", "characters", "items", "levels"]
 KIB, MIB = 1024, 1024 * 1024
 REPLACEMENT = "\ufffd"
-MAX_INTEGER = 2**53  # every JSON reader keeps integers up to here exact
+MAX_INTEGER = 2**53  # every JSON parser keeps integers up to here exact
 MAX_COLUMN = 2**31 - 1  # an Integer column of PostgreSQL
 
 
@@ -34,20 +35,21 @@ class Limit:
             return len(text.encode(errors="surrogatepass"))
         return len(text)
 
-    def defect(self, text: str) -> str | None:
-        """Say what is wrong with a text; None when it can be stored."""
+    def find_problem(self, text: str) -> str | None:
+        """Return what is wrong with a text; None when it can be stored."""
         if "\0" in text:
             return "holds the character NUL (U+0000), which no store keeps; try: remove it"
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            return "holds half of a character (a lone surrogate); try: send valid Unicode"
-        # No character has more than four bytes, so most texts need no encoding to be known to be short enough.
+            return "holds a lone surrogate, half of a character; try: send valid Unicode"
+        # No character has more than four bytes, so most texts are short enough without being
+        # encoded.
         if len(text) * 4 > self.value and (size := self.size(text)) > self.value:
             unit = "bytes in UTF-8" if self.unit == "bytes" else self.unit
             return f"has {size:,} {unit}; at most {self.value:,} are allowed; try: shorten it"
         return None
 
 
-# What requests may hold.
+# Limits of requests.
 URL = Limit(8 * KIB, "bytes", "URL of a request, query included")
 HEADERS = Limit(16 * KIB, "bytes", "headers of a request, together")
 BODY = Limit(MIB, "bytes", "body of a request")
@@ -74,7 +76,8 @@ FLOW = Limit(256 * KIB, "bytes", "a flow as a whole, as JSON")
 QUERY_TEXT = Limit(4 * KIB, "bytes", "a query parameter, page tokens included")
 ATTRIBUTE_FILTERS = Limit(16, "items", "`attribute` filters of one list request")
 
-# What controllers and supervisors may say. Longer free texts are cut, so that no report is ever refused for them.
+# Limits of messages of controllers and supervisors. Longer free texts are cut, so that they never
+# make a report fail.
 HOST = Limit(255, "bytes", "host name of a machine; name and model of an accelerator")
 BOOT_ID = Limit(64, "bytes", "boot id of a machine")
 LABELS = Limit(1_000, "items", "labels and accelerators of a machine")
@@ -85,11 +88,11 @@ METRIC_NAME = Limit(255, "bytes", "name of a metric; longer ones are cut")
 PLAN = Limit(64 * KIB, "bytes", "plan of a run, as JSON; a larger one is left out")
 CHECKPOINT_FILES = Limit(10_000, "items", "files of one checkpoint")
 
-# What imports may hold. Longer record ids are shortened and stay unique; longer categories are cut.
+# Limits of imports. Longer record ids are shortened and stay unique; longer categories are cut.
 RECORD_ID = Limit(512, "bytes", "id of a record of a dataset")
 CATEGORY = Limit(2 * KIB, "bytes", "category of a record of a dataset")
 
-# What responses may hold.
+# Limits of responses.
 PAGE_ITEMS = Limit(1_000, "items", "items of one page of a list; metric points: 10,000")
 PAGE = Limit(4 * MIB, "bytes", "one page of a list; a page that would be longer ends early, `nextPage` says where")
 WHOLE_LIST = Limit(64 * MIB, "bytes", "a list for a client that cannot fetch a second page")
@@ -98,13 +101,16 @@ REPORT_ITEMS = Limit(1_000, "items", "entries of each list in a storage report; 
 INDEX_ENTRY = 2_704  # bytes; a third of a PostgreSQL page, less its headers
 
 
-def table() -> dict[str, Limit]:
+def list_limits() -> dict[str, Limit]:
     """Return every limit by its name."""
     return {name: value for name, value in globals().items() if isinstance(value, Limit)}
 
 
 def within(limit: Limit, *, at_least: int = 0) -> Any:
-    """Annotate a text field with its limit. OpenAPI counts characters; the bytes are checked by ``check_fields``."""
+    """Return the annotation of a field with a limit.
+
+    OpenAPI counts characters; ``check_fields`` checks bytes.
+    """
     if limit.unit == "items":
         return Meta(max_length=limit.value)
     description = f"At most {limit.value:,} {limit.unit}{' in UTF-8' if limit.unit == 'bytes' else ''}; no NUL."
@@ -115,8 +121,8 @@ def check_fields(struct: msgspec.Struct) -> None:
     """Raise ValueError unless every text field of a struct is within the limit of its annotation."""
     for name, wire_name, limit in _limited_fields(type(struct)):
         value = getattr(struct, name)
-        if isinstance(value, str) and (defect := limit.defect(value)):
-            raise ValueError(f"`{wire_name}` {defect}")
+        if isinstance(value, str) and (problem := limit.find_problem(value)):
+            raise ValueError(f"`{wire_name}` {problem}")
 
 
 @functools.cache
@@ -126,24 +132,27 @@ def _limited_fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, str, Limit],
     return tuple(
         (name, names[name], limit)
         for name, hint in get_type_hints(kind, include_extras=True).items()
-        if name in names and (limit := _limit_of(hint)) is not None
+        if name in names and (limit := _find_limit(hint)) is not None
     )
 
 
-def _limit_of(hint: Any) -> Limit | None:
-    """Return the limit in an annotation such as ``Text | None``; those inside containers are not the field's own."""
+def _find_limit(hint: Any) -> Limit | None:
+    """Return the limit in an annotation such as ``Text | None``.
+
+    Limits inside containers do not count.
+    """
     for meta in getattr(hint, "__metadata__", ()):
         if isinstance(meta, Meta) and meta.extra and "limit" in meta.extra:
             limit: Limit = meta.extra["limit"]
             return limit
     parts = get_args(hint)
     if type(None) in parts or UnsetType in parts:
-        return next((found for part in parts if (found := _limit_of(part)) is not None), None)
+        return next((found for part in parts if (found := _find_limit(part)) is not None), None)
     return None
 
 
-def clean(text: str, limit: Limit = MESSAGE) -> str:
-    """Return a text that can be stored: NUL and lone surrogates replaced, and cut where the limit is reached."""
+def clean_text(text: str, limit: Limit = MESSAGE) -> str:
+    """Return a text that can be stored: NUL and lone surrogates replaced, cut at the limit."""
     text = text.replace("\0", REPLACEMENT)
     try:
         encoded = text.encode()
@@ -153,10 +162,10 @@ def clean(text: str, limit: Limit = MESSAGE) -> str:
     return text if len(encoded) <= limit.value else encoded[: limit.value].decode(errors="ignore")
 
 
-def clean_all(value: Any) -> Any:
-    """Return JSON with every text in it, field names included, free of NUL and lone surrogates."""
+def clean_json(value: Any) -> Any:
+    """Return JSON without NUL and lone surrogates in texts and field names."""
     if isinstance(value, str):
-        return clean(value, LIST_BODY)
+        return clean_text(value, LIST_BODY)
     if isinstance(value, dict):
-        return {clean(str(name), LIST_BODY): clean_all(item) for name, item in value.items()}
-    return [clean_all(item) for item in value] if isinstance(value, list) else value
+        return {clean_text(str(name), LIST_BODY): clean_json(item) for name, item in value.items()}
+    return [clean_json(item) for item in value] if isinstance(value, list) else value

@@ -1,8 +1,9 @@
-"""The folders that an operator offers as weights, checked on the server and again on the machine that reads them.
+"""The folders whose models may be used as weights, checked on server and machines.
 
-A path counts by its real path, with every symbolic link resolved. It has to be strictly inside one of the folders, and
-never inside the rest of the data folder, where checkpoints of every organization are. The answer for a path outside is
-the same whether or not anything exists there. Standard library only: server, trainer and command line use this.
+A path is resolved to its real path, without symbolic links. It must be strictly inside one of the
+folders, and not in the rest of the data folder, which holds checkpoints of every organization. The
+result for a path outside is the same whether or not it exists. Standard library only: server,
+trainer and command line use this.
 """
 
 import os
@@ -22,37 +23,43 @@ class ModelFolders:
     folders: tuple[Path, ...]
     data_dir: Path
 
-    def unusable(self) -> Path | None:
-        """Return a folder that contains, or is inside, the rest of the data folder; None when all are usable."""
-        data_dir = _real(self.data_dir)
+    def find_unusable(self) -> Path | None:
+        """Return a folder that contains, or is inside, the rest of the data folder.
+
+        None when all are usable.
+        """
+        data_dir = _resolve_links(self.data_dir)
         for folder in self.folders:
-            real = _real(folder)
+            real = _resolve_links(folder)
             if real is None or data_dir is None or data_dir.is_relative_to(real) or self._is_reserved(real):
                 return folder
         return None
 
     def resolve(self, path: str | os.PathLike[str]) -> Path | None:
-        """Return the real path of something strictly inside a model folder, which need not exist; None for the rest."""
-        real = _real(Path(path))
+        """Return the real path of a path strictly inside a model folder, existing or not.
+
+        None for any other.
+        """
+        real = _resolve_links(Path(path))
         if real is None or self._is_reserved(real):
             return None
-        roots = (_real(folder) for folder in self.folders)
+        roots = (_resolve_links(folder) for folder in self.folders)
         return real if any(root is not None and root in real.parents for root in roots) else None
 
     def find(self, name: str) -> Path | None:
-        """Return the real path of the folder with a name, the first that exists; None when there is none."""
+        """Return the real path of the first folder with a name; None when there is none."""
         for folder in self.folders:
             path = self.resolve(folder / name)
             if path is not None and path.is_dir():
                 return path
         return None
 
-    def names(self) -> list[str]:
-        """Return the name of every model in the folders: ``NAME``, or ``OWNER/NAME`` one level below."""
+    def list_names(self) -> list[str]:
+        """Return the names of all models: ``NAME``, or ``OWNER/NAME`` one level below."""
         found = set[str]()
         for folder in self.folders:
-            for path in _folders_in(folder):
-                inner = [path] if self._is_model(path) else list(_folders_in(path))
+            for path in _list_folders(folder):
+                inner = [path] if self._is_model(path) else list(_list_folders(path))
                 found |= {item.relative_to(folder).as_posix() for item in inner if self._is_model(item)}
         return sorted(found)
 
@@ -61,27 +68,30 @@ class ModelFolders:
         return real is not None and any((real / name).is_file() for name in (CONFIG, f"model_full/{CONFIG}"))
 
     def _is_reserved(self, real: Path) -> bool:
-        """Whether a real path is the data folder or inside it, other than in its folder of models."""
-        data_dir = _real(self.data_dir)
+        """Return whether a real path is in the data folder, but not in its model folder."""
+        data_dir = _resolve_links(self.data_dir)
         return data_dir is None or (real.is_relative_to(data_dir) and not real.is_relative_to(data_dir / DEFAULT_NAME))
 
 
-def split(setting: str, data_dir: Path) -> ModelFolders:
-    """Return the folders that the setting lists, separated as in ``PATH``; that of the data folder when it is empty."""
+def parse_setting(setting: str, data_dir: Path) -> ModelFolders:
+    """Parse the setting, separated as ``PATH`` is.
+
+    When it is empty, the folder in the data folder.
+    """
     listed = [Path(item).expanduser().absolute() for item in setting.split(os.pathsep) if item]
     return ModelFolders(tuple(listed) or (data_dir / DEFAULT_NAME,), data_dir)
 
 
-def _real(path: Path) -> Path | None:
-    """Return an absolute path with all links resolved; None for any other, and for what is no path at all."""
+def _resolve_links(path: Path) -> Path | None:
+    """Return an absolute path with all links resolved; None for a relative or invalid path."""
     try:
         path = path.expanduser()
         return Path(os.path.realpath(path)) if path.is_absolute() else None
-    except (OSError, RuntimeError, ValueError):  # a NUL, half a character, the home of somebody who does not exist
+    except (OSError, RuntimeError, ValueError):  # NUL, a lone surrogate, the home of an unknown user
         return None
 
 
-def _folders_in(folder: Path) -> Iterator[Path]:
+def _list_folders(folder: Path) -> Iterator[Path]:
     try:
         yield from (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))
     except OSError:

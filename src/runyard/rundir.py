@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from runyard.ids import folder_below, is_path
+from runyard.ids import is_path, resolve_folder
 
 PLACED = "placed.json"
 RUN = "run.json"
@@ -105,7 +105,7 @@ def attempt_dir(runs_dir: Path, organization_id: str, run_id: str, attempt: int)
     Raises:
         PathEscapes: it would not be inside ``runs_dir``.
     """
-    return folder_below(runs_dir, organization_id, run_id, "attempts", str(int(attempt)))
+    return resolve_folder(runs_dir, organization_id, run_id, "attempts", str(int(attempt)))
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:

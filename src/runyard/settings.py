@@ -1,7 +1,7 @@
-"""The settings of one deployment: argument over environment over default, read once into a frozen object.
+"""The settings of one deployment: argument over environment over default.
 
-Every setting has a default that works on a laptop, an environment variable ``RUNYARD_<NAME>``, and a line in
-``runyard config show``. Nothing else in ``runyard`` reads the environment.
+Every setting has a default that works on a laptop, an environment variable ``RUNYARD_<NAME>``, and
+a line in ``runyard config show``. Nothing else in ``runyard`` reads the environment.
 """
 
 import ipaddress
@@ -17,108 +17,117 @@ from runyard.model_folders import ModelFolders
 
 PREFIX = "RUNYARD_"
 DEFAULT_PORT = 7878
-MOST = 1_000_000_000  # of any number without a limit of its own; what is larger was not meant
+MAX_NUMBER = 1_000_000_000  # default limit of numbers; a larger value is a typing error
 YES, NO = ("1", "true", "yes"), ("0", "false", "no", "")
 
 
 class SettingError(ValueError):
-    """A setting holds a value it cannot have; the message names setting, value and remedy."""
+    """A setting has an invalid value; the message names setting, value and fix."""
 
 
-def setting(default: Any, help: str, *, least: float = 0, most: float = MOST, words: tuple[str, ...] = ()) -> Any:
-    """A field with its one-line help, and what it may be: a number from ``least`` to ``most``, or one of ``words``."""
-    return field(default=default, metadata={"help": help, "least": least, "most": most, "words": words})
+def setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float = 0,
+    maximum: float = MAX_NUMBER,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Return a field with its help, and its allowed numbers or words."""
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What ``runyard up`` and the processes it starts go by."""
+    """The settings of ``runyard up`` and of the processes that it starts."""
 
-    data_dir: Path = setting(Path("~/.runyard"), "folder that holds everything: database, blobs, runs, keys")
+    data_dir: Path = setting(Path("~/.runyard"), "folder of all data: database, blobs, runs, keys")
     database_url: str = setting("", "postgresql+psycopg://user@host/name, without password; empty: SQLite in data_dir")
     host: str = setting("127.0.0.1", "address to listen on; beyond loopback needs insecure_bind or TLS in front")
-    port: int = setting(DEFAULT_PORT, "port of API and pages; 0 takes a free one", most=65535)
-    allowed_hosts: str = setting("", "further Host header values to accept, separated by commas")
+    port: int = setting(DEFAULT_PORT, "port of API and pages; 0 takes a free one", maximum=65535)
+    allowed_hosts: str = setting("", "additional Host header values to accept, separated by commas")
     insecure_bind: bool = setting(False, "listen beyond loopback without TLS")
     public_url: str = setting("", "how clients reach the server through a proxy, as in https://train.example")
     trusted_proxies: str = setting(
         "", "addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto count, separated by commas"
     )
     max_connections: int = setting(
-        4096, "TCP connections at once; as they run out, the longest silent ones are closed", least=1
+        4096, "TCP connections at once; when they run out, the longest idle ones are closed", minimum=1
     )
     connections_per_address: int = setting(
-        1024, "TCP connections of one address at once; beyond that its longest silent ones are closed", least=1
+        1024, "TCP connections of one address at once; beyond that its longest idle ones are closed", minimum=1
     )
     idle_timeout_s: float = setting(
-        30.0, "seconds a connection has for a request's headers, from its opening or its last response", least=0.1
+        30.0,
+        "seconds until a connection must have sent request headers, from its start or its last response",
+        minimum=0.1,
     )
     transfer_timeout_s: float = setting(
-        30.0, "seconds a client may send nothing of a body, or read nothing of a response", least=0.1
+        30.0, "seconds a client may send nothing of a body, or read nothing of a response", minimum=0.1
     )
     min_kib_per_s: float = setting(
         4.0,
-        "KiB per second that a client must send or read on average once transfer_timeout_s is used up",
-        least=0.01,
+        "KiB per second that a client must send or read on average after transfer_timeout_s",
+        minimum=0.01,
     )
-    requests_per_key: int = setting(128, "requests of one key in progress at once; more are answered 429", least=1)
+    requests_per_key: int = setting(128, "requests of one key in progress at once; more are answered 429", minimum=1)
     requests_per_address: int = setting(
-        512, "requests of one address in progress at once; more are answered 429", least=1
+        512, "requests of one address in progress at once; more are answered 429", minimum=1
     )
     waits_per_key: int = setting(
         128,
         "requests of one key that wait for a change at once (log followers, or machines for the controller key)",
-        least=1,
+        minimum=1,
     )
-    max_waits: int = setting(1024, "requests of all keys that wait for a change at once", least=1)
-    slots: int = setting(1, "how many runs train at once on this machine", least=1, most=1024)
-    threads: int = setting(0, "CPU threads of a trainer; 0 shares the cores among the slots", most=4096)
+    max_waits: int = setting(1024, "requests of all keys that wait for a change at once", minimum=1)
+    slots: int = setting(1, "runs that train at once on this machine", minimum=1, maximum=1024)
+    threads: int = setting(0, "CPU threads of a trainer; 0 shares the cores among the slots", maximum=4096)
     share_accelerators: bool = setting(
-        False, "let several runs use one accelerator at a time; without it, no more runs start than there are"
+        False, "let several runs use one accelerator at a time; otherwise each run needs one of its own"
     )
-    warm: bool = setting(True, "keep a parent process with torch imported, so that runs start at once")
+    warm: bool = setting(True, "keep a parent process with torch imported, so that runs start faster")
     lease_s: float = setting(
-        15.0, "seconds a supervisor may be silent before its attempt counts as lost", least=1, most=3600
+        15.0, "seconds without a renewal after which an attempt counts as lost", minimum=1, maximum=3600
     )
-    grace_s: float = setting(30.0, "seconds a killed run has to save and stop before SIGKILL", most=86_400)
+    grace_s: float = setting(30.0, "seconds a killed run has to save and stop before SIGKILL", maximum=86_400)
     max_unreachable_s: float = setting(
         1800.0,
-        "seconds a run on another machine than the server's trains on without it, then it saves and stops",
-        least=1,
+        "seconds that a run on another machine trains without the server before it saves and stops",
+        minimum=1,
     )
-    hang_minutes: float = setting(10.0, "minutes without a word of a training run until a warning says so; 0 never")
-    spool_mib: int = setting(64, "MiB of a log that wait for a server that is away; what is older is left out")
-    free_disk_mib: int = setting(1024, "MiB of free space a machine must have to begin a run; 0 never waits")
-    datasets_max_gib: int = setting(
-        50, "GiB of uploaded datasets kept on a machine; unused ones go first, those that runs use always stay"
+    hang_minutes: float = setting(10.0, "minutes without output of a training run until a warning; 0 never warns")
+    spool_mib: int = setting(64, "MiB of log kept while the server is unreachable; older lines are dropped")
+    free_disk_mib: int = setting(
+        1024, "MiB of free disk space that a machine needs to start a run; 0 disables the check"
     )
+    datasets_max_gib: int = setting(50, "GiB of uploaded datasets kept on a machine; only unused ones are removed")
     model_folders: str = setting(
         "", "folders that weights may be read from, separated by colons; empty: models in data_dir"
     )
-    weights_max_gib: int = setting(
-        100, "GiB of weights of other runs kept on a machine; unused ones go first, those that runs use always stay"
-    )
+    weights_max_gib: int = setting(100, "GiB of weights of other runs kept on a machine; only unused ones are removed")
     cache_max_gib: int = setting(
-        20, "GiB of encoded pictures kept on a machine; 0, or no room: each run decodes pictures as it draws them"
+        20, "GiB of encoded images cached on a machine; 0, or too little disk space: runs decode images on demand"
     )
-    leave_running: bool = setting(False, "when ending, let runs train on instead of saving and stopping them")
+    leave_running: bool = setting(False, "on shutdown, let runs continue instead of saving and stopping them")
     attempts: int = setting(
-        3, "tries a run has when the platform is at fault; a flow's settings.attempts overrides it", least=1, most=100
+        3,
+        "maximum attempts after infrastructure failures; a flow's settings.attempts overrides it",
+        minimum=1,
+        maximum=100,
     )
-    link_hours: float = setting(24.0, "hours a signed download link is valid", least=0.01, most=24 * 365)
+    link_hours: float = setting(24.0, "hours a signed download link is valid", minimum=0.01, maximum=24 * 365)
     log_max_mib: int = setting(
-        100, "MiB of log kept of one run; what comes after is counted and left out, metrics never; 0 keeps everything"
+        100, "MiB of log kept of one run; later lines are counted and dropped, metrics never; 0 keeps everything"
     )
     keep_logs_days: float = setting(0.0, "days after a run's end until its log is removed, metrics never; 0 keeps it")
-    server_log_mib: int = setting(
-        64, "MiB of each file in logs until it is set aside as .1, in place of the one before; 0 never"
-    )
-    audit_days: int = setting(365, "days that rows of the audit log are kept; 0 keeps them for good")
-    log_level: str = setting("info", "debug, info, warning or error", words=("debug", "info", "warning", "error"))
+    server_log_mib: int = setting(64, "MiB of each file in logs until it is rotated to .1; 0 never rotates")
+    audit_days: int = setting(365, "days that rows of the audit log are kept; 0 keeps them forever")
+    log_level: str = setting("info", "debug, info, warning or error", choices=("debug", "info", "warning", "error"))
 
     @property
     def database(self) -> Path | str:
-        """What ``Store`` opens: the file of the data folder, or the URL of a PostgreSQL database."""
+        """The argument of ``Store``: the file in the data folder, or a PostgreSQL URL."""
         return self.database_url or self.data_dir / "server.db"
 
     @property
@@ -127,37 +136,48 @@ class Settings:
 
     @property
     def runs_dir(self) -> Path:
-        """``<runs_dir>/<organization>/<run>/attempts/<n>/`` is the folder of an attempt (see ``runyard.rundir``)."""
+        """``<runs_dir>/<organization>/<run>/attempts/<n>/`` is the folder of an attempt (see
+        ``runyard.rundir``).
+        """
         return self.data_dir / "runs"
 
     @property
     def imports_dir(self) -> Path:
-        """``<imports_dir>/<organization>/<import>/``: what an import is working at; gone when it is over."""
+        """``<imports_dir>/<organization>/<import>/`` is the work folder of an import, removed at
+        its end.
+        """
         return self.data_dir / "imports"
 
     @property
     def datasets_dir(self) -> Path:
-        """``<datasets_dir>/<organization>/<version>/``: versions of uploaded datasets that runs here need."""
+        """``<datasets_dir>/<organization>/<version>/`` is a version of an uploaded dataset that
+        runs here need.
+        """
         return self.data_dir / "datasets"
 
     @property
     def models(self) -> ModelFolders:
         """The folders of ``model_folders``; ``runyard models add`` writes into the first."""
-        return model_folders.split(self.model_folders, self.data_dir)
+        return model_folders.parse_setting(self.model_folders, self.data_dir)
 
     @property
     def weights_dir(self) -> Path:
-        """``<weights_dir>/<organization>/<hash>/``: checkpoints of other runs that runs here begin from."""
+        """``<weights_dir>/<organization>/<hash>/`` is a checkpoint whose weights runs here start
+        from.
+        """
         return self.data_dir / "weights"
 
     @property
     def cache_dir(self) -> Path:
-        """``<cache_dir>/<organization>/<dataset>/``: their pictures as models take them; may go at any time."""
+        """``<cache_dir>/<organization>/<dataset>/`` holds encoded images.
+
+        May be removed at any time.
+        """
         return self.data_dir / "cache"
 
     @property
     def machine_dir(self) -> Path:
-        """What belongs to this machine: its id, the controller's lock, the warm parent's socket."""
+        """Files of this machine: its id, the controller's lock, the warm parent's socket."""
         return self.data_dir / "machine"
 
     @property
@@ -171,20 +191,23 @@ class Settings:
 
     @property
     def credentials_file(self) -> Path:
-        """What ``vi.Client(config_file=...)`` reads: endpoint, secret_key, organization_id; 0600."""
+        """The file for ``vi.Client(config_file=...)``: endpoint, secret_key, organization_id.
+
+        0600.
+        """
         return self.data_dir / "credentials.json"
 
     @property
     def server_file(self) -> Path:
-        """Where the running server says where it listens: ``{"endpoint": ..., "pid": ...}``."""
+        """The file in which the running server writes ``{"endpoint": ..., "pid": ...}``."""
         return self.data_dir / "server.json"
 
 
 def read_settings(environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
-    """Build the settings; an argument that is None counts as not given.
+    """Read the settings; an argument of None counts as not given.
 
     Raises:
-        SettingError: a value cannot be read as the setting's type, or is outside the setting's range.
+        SettingError: a value has the wrong type or is outside the setting's range.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
@@ -193,7 +216,7 @@ def read_settings(environ: Mapping[str, str] | None = None, **arguments: Any) ->
         if given is None:
             given = environ.get(PREFIX + item.name.upper())
         if given is not None:
-            values[item.name] = _converted(item, given)
+            values[item.name] = _convert(item, given)
     if arguments:
         raise TypeError(f"unknown settings: {', '.join(sorted(arguments))}")
     if values.get("database_url"):
@@ -202,21 +225,21 @@ def read_settings(environ: Mapping[str, str] | None = None, **arguments: Any) ->
     trusted_networks(values.get("trusted_proxies", ""))
     values["data_dir"] = Path(values.get("data_dir", Settings.data_dir)).expanduser().absolute()
     if values.get("model_folders"):
-        folders = model_folders.split(values["model_folders"], values["data_dir"]).folders
+        folders = model_folders.parse_setting(values["model_folders"], values["data_dir"]).folders
         values["model_folders"] = os.pathsep.join(map(str, folders))
     settings = Settings(**values)
     _check_model_folders(settings)
     return settings
 
 
-def source_of(name: str, environ: Mapping[str, str] | None = None) -> str:
-    """Where a setting that was not given as an argument comes from: its variable's name, or ``default``."""
+def get_source(name: str, environ: Mapping[str, str] | None = None) -> str:
+    """Return the source of a setting that is no argument: its variable's name, or ``default``."""
     variable = PREFIX + name.upper()
     return variable if variable in (os.environ if environ is None else environ) else "default"
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """The variables that make a child process read the same settings."""
+def build_environment(settings: Settings) -> dict[str, str]:
+    """Return the variables from which a child process reads the same settings."""
     return {PREFIX + item.name.upper(): str(getattr(settings, item.name)) for item in fields(Settings)}
 
 
@@ -254,17 +277,17 @@ def _check_public_url(url: str) -> None:
 
 
 def _check_model_folders(settings: Settings) -> None:
-    """Refuse a folder through which checkpoints, secrets or data of every organization could be read as weights."""
-    unusable = settings.models.unusable()
+    """Raise for a folder that would expose data of other organizations as weights."""
+    unusable = settings.models.find_unusable()
     if unusable is not None:
         raise SettingError(
             f"{PREFIX}MODEL_FOLDERS names {str(unusable)!r}, which contains or is inside the data folder; "
-            f"list folders apart from it, or {settings.data_dir / model_folders.DEFAULT_NAME}"
+            f"try: folders outside of it, or {settings.data_dir / model_folders.DEFAULT_NAME}"
         )
 
 
 def _check_database_url(url: str) -> None:
-    """Settings are shown and handed to child processes, so a password has no place in them."""
+    """Raise for an invalid URL, or one with a password: settings are displayed and passed on."""
     parts = urlsplit(url)
     try:
         _ = parts.port
@@ -272,21 +295,21 @@ def _check_database_url(url: str) -> None:
         raise SettingError(f"{PREFIX}DATABASE_URL: {error}; try: postgresql+psycopg://user@host:5432/name") from error
     if parts.scheme != "postgresql+psycopg":
         raise SettingError(
-            f"{PREFIX}DATABASE_URL begins with {parts.scheme!r}; give postgresql+psycopg://user@host/name, "
-            "or nothing for SQLite in the data folder"
+            f"{PREFIX}DATABASE_URL begins with {parts.scheme!r}; try: postgresql+psycopg://user@host/name, "
+            "or an empty value for SQLite in the data folder"
         )
     if parts.password or "password" in parse_qs(parts.query):
         raise SettingError(
-            f"{PREFIX}DATABASE_URL holds a password; put it into a file that only you can read and name that file: "
+            f"{PREFIX}DATABASE_URL contains a password; try: name a file with it that only you can read: "
             "postgresql+psycopg://user@host/name?passfile=/path/to/pgpass"
         )
 
 
-def _converted(item: Field[Any], given: Any) -> Any:
-    """A value as the setting's type, within the setting's range.
+def _convert(item: Field[Any], given: Any) -> Any:
+    """Convert a value to the setting's type, and check its range.
 
     Raises:
-        SettingError: it is not.
+        SettingError: it is invalid.
     """
     kind: Any = item.type
     try:
@@ -296,29 +319,31 @@ def _converted(item: Field[Any], given: Any) -> Any:
         else:
             value = kind(given)
     except (KeyError, ValueError, OverflowError) as error:
-        raise _unfit(item, given) from error
-    words = item.metadata["words"]
-    if words and value not in words:
-        raise _unfit(item, given)
-    # Written so that NaN, which compares with nothing, is outside as well.
-    if kind in (int, float) and not item.metadata["least"] <= value <= item.metadata["most"]:
-        raise _unfit(item, given)
+        raise _invalid(item, given) from error
+    choices = item.metadata["choices"]
+    if choices and value not in choices:
+        raise _invalid(item, given)
+    # Written so that NaN, which is unequal to everything, is outside as well.
+    if kind in (int, float) and not item.metadata["minimum"] <= value <= item.metadata["maximum"]:
+        raise _invalid(item, given)
     return value
 
 
-def _unfit(item: Field[Any], given: Any) -> SettingError:
+def _invalid(item: Field[Any], given: Any) -> SettingError:
     name = f"{PREFIX}{item.name.upper()}"
     default = str(item.default).lower() if item.type is bool else item.default
-    return SettingError(f"{name} is {str(given)!r}; it must be {allowed(item)}; try: {name}={default}, the default")
+    return SettingError(
+        f"{name} is {str(given)!r}; it must be {describe_allowed(item)}; try: {name}={default}, the default"
+    )
 
 
-def allowed(item: Field[Any]) -> str:
-    """What a setting may be, in words that follow "it must be"."""
+def describe_allowed(item: Field[Any]) -> str:
+    """Return the allowed values of a setting, in words that follow "it must be"."""
     if item.type is bool:
         return "true or false"
-    if item.metadata["words"]:
-        return f"one of {', '.join(item.metadata['words'])}"
+    if item.metadata["choices"]:
+        return f"one of {', '.join(item.metadata['choices'])}"
     if item.type in (int, float):
         kind = "an integer" if item.type is int else "a number"
-        return f"{kind} from {item.metadata['least']:,} to {item.metadata['most']:,}"
+        return f"{kind} from {item.metadata['minimum']:,} to {item.metadata['maximum']:,}"
     return "a path" if item.type is Path else "a text"

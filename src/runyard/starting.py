@@ -1,19 +1,19 @@
-"""How a process of an instance reports that it cannot start, to whoever started it.
+"""The protocol by which a process of an instance reports to its parent that it cannot start.
 
-A process that cannot start writes one line, as its last, and ends with one of two exit statuses. Whoever watches it
-knows by the status whether starting it again may help, and shows the line instead of a traceback.
+The process writes one line, as its last, and exits with one of two statuses. The status says
+whether a restart may help; the parent shows the line instead of a traceback.
 """
 
 import errno
 
-EXIT_CANNOT_START = 3  # nothing but a change by the operator helps
-EXIT_NOT_NOW = 75  # may pass by itself: a database that is away, a full disk
+EXIT_CANNOT_START = 3  # only a change by the operator helps
+EXIT_NOT_NOW = 75  # may be temporary: an unreachable database, a full disk
 
 
 class CannotStart(Exception):
-    """The process cannot start; the message names the cause, the value and the fix, and holds no secret.
+    """The process cannot start; the message has the cause, the value and the fix, and no secret.
 
-    ``may_pass`` is set for a cause that may go away without a change of what was given to this process.
+    ``may_pass`` marks a temporary cause, which may end without a change of the settings.
     """
 
     def __init__(self, message: str, *, may_pass: bool = False):
@@ -21,10 +21,10 @@ class CannotStart(Exception):
         self.exit_status = EXIT_NOT_NOW if may_pass else EXIT_CANNOT_START
 
 
-# What the system refuses, the fix, and whether the cause may pass by itself.
+# Errors of the system: the fix, and whether the cause may be temporary.
 _FIXES = {
-    errno.ENOSPC: ("make room on that disk", True),
-    errno.EDQUOT: ("make room within the quota", True),
+    errno.ENOSPC: ("free space on that disk", True),
+    errno.EDQUOT: ("free space within the quota", True),
     errno.EIO: ("check that disk", True),
     errno.EMFILE: ("raise the limit of open files (ulimit -n)", True),
     errno.ENFILE: ("wait until fewer files are open on this machine", True),
@@ -37,7 +37,7 @@ _FIXES = {
 _NO_ACCESS = ("let this user read and write it, or choose another --data-dir", False)
 
 
-def from_os_error(error: OSError) -> CannotStart:
-    """Return what to report for a file or folder that the system does not let us use."""
+def explain_os_error(error: OSError) -> CannotStart:
+    """Return the error to report for a file or folder that the system does not let the process use."""
     fix, may_pass = _FIXES.get(error.errno or 0, _NO_ACCESS)
     return CannotStart(f"cannot use {error.filename}: {error.strerror or error}; try: {fix}", may_pass=may_pass)

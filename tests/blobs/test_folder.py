@@ -1,4 +1,4 @@
-"""The folder store: bytes go in proven, come out proven, and a power cut or a flipped bit is never passed on."""
+"""The folder store: blobs are verified on upload and on reads, and a flipped bit is never served."""
 
 import hashlib
 import io
@@ -196,7 +196,7 @@ def test_uploading_a_damaged_blob_again_mends_it(blobs: FolderBlobs) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["missing", "flipped", "short"])
-def test_spoilt_checksums_of_a_sound_blob_are_made_anew(blobs: FolderBlobs, spoil: str) -> None:
+def test_damaged_checksums_of_an_intact_blob_are_rebuilt(blobs: FolderBlobs, spoil: str) -> None:
     content = noise(2 * BLOCK_BYTES + 5)
     sha256 = put(blobs, content)
     checksums = file_of(blobs, sha256).with_name(sha256 + ".crc")

@@ -22,7 +22,7 @@ class Lost(Exception):
 
 
 class BlobStates(RuleBasedStateMachine):
-    """A folder beside a dictionary that never fails; ``damaged`` are the hashes whose file was spoilt."""
+    """A folder and a dictionary as its model; ``damaged`` are the hashes whose file was damaged."""
 
     stored = Bundle("stored")
 

@@ -187,7 +187,7 @@ class OfServer(Operation):
     async def _attempts(self, house: Any) -> int:
         from runyard.store import attempts
 
-        rows = house.services.store.read(lambda connection: attempts.of_run(connection, org=house.org, run_id=RUN))
+        rows = house.services.store.read(lambda connection: attempts.list_by_run(connection, org=house.org, run_id=RUN))
         return len(rows)
 
 

@@ -129,8 +129,8 @@ BAD_ROWS = {
     "column 'time_created' is 'soon'": with_value("runs", "time_created", "soon"),
     "column 'condition' is None": with_value("runs", "condition", None),
     "column 'priority' is 2147483648": with_value("runs", "priority", 2**31),
-    "how long its server has lived": lacking_a_row,
-    "it is not the first in it": of_another,
+    "no row for its lease clock": lacking_a_row,
+    "its rows begin with another one": of_another,
     "is at schema 9999": of_tomorrow,
 }
 

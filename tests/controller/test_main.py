@@ -17,7 +17,7 @@ from runyard import processes, rundir
 from runyard.controller.accelerators import Device
 from runyard.controller.main import key_from_mark
 from runyard.protocol import LOST_OUT_OF_MEMORY
-from runyard.settings import Settings, environment
+from runyard.settings import Settings, build_environment
 from runyard.starting import EXIT_CANNOT_START
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="identities need /proc")
@@ -344,7 +344,7 @@ def test_a_second_controller_of_a_machine_refuses_with_a_sentence(
     control: Control, server: Any, settings: Settings
 ) -> None:
     command = [sys.executable, "-P", "-m", "runyard.controller"]
-    environ = {**os.environ, **environment(settings), "RUNYARD_WARM": "false"}
+    environ = {**os.environ, **build_environment(settings), "RUNYARD_WARM": "false"}
     with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) as first:
         server.wait_for(lambda: "POST /internal/v1/claims" in server.calls)
         second = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=20, check=False)

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from runyard.server.http.app import create_app
-from runyard.server.http.gateway import Door
+from runyard.server.http.gateway import Gateway
 from runyard.server.services.context import Services
 from runyard.settings import Settings
 from runyard.store import Store
@@ -53,7 +53,7 @@ class HandClock:
 class House:
     """A running application and clients of it. ``api`` is the organisation's admin, ``controller`` the controller."""
 
-    def __init__(self, door: Door, settings: Settings, clock: HandClock, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(self, door: Gateway, settings: Settings, clock: HandClock, stack: contextlib.AsyncExitStack) -> None:
         self.door, self.settings, self.clock, self._stack = door, settings, clock, stack
         told = json.loads(settings.credentials_file.read_text())
         self.org: str = told["organization_id"]
@@ -86,12 +86,12 @@ class Plan:
 
     settings: Settings
     clock: HandClock
-    door: Door
+    door: Gateway
 
 
-def plan(data_dir: Path, *, pulse: bool = False, **settings: Any) -> Plan:
+def plan(data_dir: Path, *, run_ticker: bool = False, **settings: Any) -> Plan:
     clock, chosen = HandClock(), Settings(data_dir=data_dir, **settings)
-    return Plan(chosen, clock, create_app(chosen, clock=clock, pulse=pulse))
+    return Plan(chosen, clock, create_app(chosen, clock=clock, run_ticker=run_ticker))
 
 
 @contextlib.asynccontextmanager
@@ -102,13 +102,13 @@ async def enter(planned: Plan) -> AsyncIterator[House]:
 
 
 @contextlib.asynccontextmanager
-async def open_house(data_dir: Path, *, pulse: bool = False, **settings: Any) -> AsyncIterator[House]:
-    async with enter(plan(data_dir, pulse=pulse, **settings)) as house:
+async def open_house(data_dir: Path, *, run_ticker: bool = False, **settings: Any) -> AsyncIterator[House]:
+    async with enter(plan(data_dir, run_ticker=run_ticker, **settings)) as house:
         yield house
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(door: Door) -> AsyncIterator[None]:
+async def _lifespan(door: Gateway) -> AsyncIterator[None]:
     """Start and stop an application as a web server does."""
     incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""No client keeps the server from answering others: silent sockets, long polls, slow bodies, unread responses, garbage.
+"""No client keeps the server from answering others: idle sockets, long polls, slow bodies, unread responses, garbage.
 
 A real server process over real sockets. ``make availability`` (RUNYARD_AVAILABILITY=1) takes the numbers of the
 requirement and asserts its bound of one second; here the same happens with lower caps and fewer clients.
@@ -121,7 +121,7 @@ def assert_unharmed(server: ServerProcess) -> None:
     assert not [trace for trace in TRACES if trace in server.log()], server.log()[-4000:]
 
 
-def test_silent_sockets_long_polls_and_slow_bodies_keep_nobody_out(tmp_path: Path) -> None:
+def test_idle_sockets_long_polls_and_slow_bodies_block_no_other_client(tmp_path: Path) -> None:
     allow_sockets(ATTACK.idle + ATTACK.polls + ATTACK.slow_bodies)
 
     async def story(server: ServerProcess) -> None:

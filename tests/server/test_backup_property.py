@@ -285,7 +285,7 @@ class Instances:
         data = await self._take(live)
         before = self._rows(live)
         tables = {name: parse_columns(notation) for name, notation in backup_schema.TABLES.items()}
-        backup_file.check(iter([data]), Verifier(backup_schema.REVISION, tables))
+        backup_file.verify_backup(iter([data]), Verifier(backup_schema.REVISION, tables))
         await self._restore(other, data)
         assert self._rows(other) == before
         assert self._folders(live) <= {live.org}, "a request made a folder outside of its organization's"
@@ -307,7 +307,9 @@ class Instances:
     def _rows(self, house: Any) -> dict[str, list[bytes]]:
         with house.services.store.snapshot() as connection:
             return {
-                name: sorted(rows.rows(connection, table)) for name, table in rows.TABLES.items() if name not in OWN
+                name: sorted(rows.iter_rows(connection, table))
+                for name, table in rows.TABLES.items()
+                if name not in OWN
             }
 
 

@@ -20,7 +20,7 @@ from runyard.server.services.runs import deletion, leases
 from runyard.store import backup as rows
 from runyard.store import blobs as blob_rows
 from runyard.store import keys as key_rows
-from runyard.store import organizations, pulse
+from runyard.store import lease_clock, organizations
 from runyard.store.tables import metadata
 from tests.server.datasets import Data, shelf
 
@@ -38,7 +38,7 @@ async def take(house: Any) -> bytes:
 def verify(data: bytes) -> None:
     """Verify a file as ``runyard backup --verify`` does."""
     tables = {name: parse_columns(notation) for name, notation in backup_schema.TABLES.items()}
-    backup_file.check(iter([data]), Verifier(backup_schema.REVISION, tables))
+    backup_file.verify_backup(iter([data]), Verifier(backup_schema.REVISION, tables))
 
 
 async def put_back(house: Any, data: bytes) -> Any:
@@ -53,11 +53,13 @@ async def restored(house: Any, data: bytes) -> None:
 def world(house: Any, *, without: set[str] = frozenset()) -> dict[str, list[bytes]]:  # type: ignore[assignment]
     """Every row of the store."""
     with house.services.store.snapshot() as connection:
-        return {name: list(rows.rows(connection, table)) for name, table in rows.TABLES.items() if name not in without}
+        return {
+            name: list(rows.iter_rows(connection, table)) for name, table in rows.TABLES.items() if name not in without
+        }
 
 
 def epoch(house: Any) -> str:
-    return str(house.services.store.read(lambda connection: organizations.fact(connection, organizations.EPOCH)))
+    return str(house.services.store.read(lambda connection: organizations.get_meta(connection, organizations.STORE_ID)))
 
 
 def counted(house: Any) -> tuple[int, int]:
@@ -112,7 +114,7 @@ def test_every_table_is_in_a_backup(in_house: Callable[..., None], acts: Any) ->
         begun = {"blocks": [{"block": "vi-model", "settings": {"architecture": {"weights": "run:done/best"}}}]}
         body = {"spec": {"flow": begun, "resumeFrom": {"runId": "done"}}}
         assert (await (await house.api()).put(house.path("runs/continued"), json=body)).status_code == 201
-        await house.services.store.write(lambda c: blob_rows.put_down(c, org=house.org, hashes={"0" * 64}))
+        await house.services.store.write(lambda c: blob_rows.mark_unneeded(c, org=house.org, hashes={"0" * 64}))
         with tarfile.open(fileobj=io.BytesIO(await take(house))) as tar:
             names = tar.getnames()
             manifest = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
@@ -201,8 +203,8 @@ def test_a_world_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, acts: 
                 assert {run["runId"] for run in listed} == {"done", "open"}
                 assert (await api.get(house.path("runs"))).status_code == 404
                 # The keys of the other instance could not verify here, so they have not come along.
-                assert {key.org for key in house.services.store.read(key_rows.all_rows)} == {org, None}
-                assert len(house.services.store.read(key_rows.all_rows)) == 2
+                assert {key.org for key in house.services.store.read(key_rows.list_all)} == {org, None}
+                assert len(house.services.store.read(key_rows.list_all)) == 2
                 await check_folders_of_nobody(house, org)
                 assert await acts.claim(house, "c-none") is None
                 await api.put(f"/workspaces/{org}/runs/new", json={"spec": {}})
@@ -352,7 +354,7 @@ def test_server_lived_time_never_goes_back_and_an_open_attempt_gets_time_to_spea
     async def story(house: Any) -> None:
         attempt = await acts.running(house)
         data = await take(house)
-        await house.services.store.write(lambda connection: pulse.add(connection, 3_600_000))
+        await house.services.store.write(lambda connection: lease_clock.advance(connection, 3_600_000))
         lived_ms, _ = counted(house)
         await restored(house, data)
         assert counted(house)[0] == lived_ms
@@ -438,7 +440,7 @@ def check_whole(data: bytes) -> int:
 
 
 def opened(data: bytes) -> tuple[backup_file.Manifest, dict[str, list[Any]], list[str]]:
-    backup_file.check(iter([data]))
+    backup_file.verify_backup(iter([data]))
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         manifest = backup_file.decode_manifest(tar.extractfile("manifest.json").read())  # type: ignore[union-attr]
         tables = {
@@ -515,7 +517,7 @@ def bad_files(data: bytes) -> Iterator[tuple[str, bytes]]:
     yield "nothing", b""
     yield "a picture", b"\x89PNG" * 1000
     yield "another tar", another_tar("manifest.json", b"{}")
-    yield "a manifest of 8 GiB", backup_file._header("manifest.json", 8**11 - 1) + b"{" * 4096
+    yield "a manifest of 8 GiB", backup_file._build_header("manifest.json", 8**11 - 1) + b"{" * 4096
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -549,7 +551,7 @@ def rewritten(data: bytes, change: Callable[[backup_file.Manifest, dict[str, byt
     def opened_member(member: backup_file.Member) -> Iterator[bytes]:
         yield tables[member.table] if member.table else blobs[member.path]
 
-    return b"".join(backup_file.pieces(manifest, parts, opened_member))
+    return b"".join(backup_file.iter_chunks(manifest, parts, opened_member))
 
 
 def forged_files(data: bytes) -> Iterator[tuple[str, bytes]]:

@@ -1,4 +1,4 @@
-"""Bad input: what each mistake is answered with, in words a person can act on."""
+"""Invalid request bodies: each problem is reported with its path and a fix."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ def blocks(*given: tuple[str, dict[str, Any]]) -> dict[str, Any]:
     return {"spec": {"flow": {"blocks": [{"block": name, "settings": settings} for name, settings in given]}}}
 
 
-def test_all_problems_of_a_flow_are_told_at_once_each_with_its_place(in_house: Callable[..., None]) -> None:
+def test_all_problems_of_a_flow_are_reported_together_with_their_paths(in_house: Callable[..., None]) -> None:
     async def story(house: Any) -> None:
         api = await house.api()
         body = blocks(

@@ -23,7 +23,7 @@ def start(settings: Settings) -> list[Any]:
     """Start and stop once; returns the rows of keys."""
 
     async def once() -> list[Any]:
-        async with open_services(settings, SystemClock(), pulse=False) as services:
+        async with open_services(settings, SystemClock(), run_ticker=False) as services:
             return list(services.store.read(lambda connection: connection.execute(tables.keys.select()).all()))
 
     return asyncio.run(once())

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from runyard.server.connections import ConnectionGuard, Peer, bound_socket, connections_possible
-from runyard.server.http.capacity import PIECE_BYTES, Capacity, Exchange, Pace, Slots, decimal
+from runyard.server.connections import ConnectionGuard, Peer, bind_socket, raise_file_limit
+from runyard.server.http.capacity import CHUNK_BYTES, Capacity, Exchange, Pace, Slots, parse_decimal
 from runyard.server.http.request import HEADERS, SERVICES
 from runyard.server.services.errors import Refusal
 from runyard.server.services.notifications import Changes
@@ -22,7 +22,7 @@ class Listener:
 
     def __init__(self, stack: ExitStack, host: str = "127.0.0.1") -> None:
         self._stack = stack
-        self.bound = stack.enter_context(bound_socket(host, 0, transfer_timeout_s=30))
+        self.bound = stack.enter_context(bind_socket(host, 0, transfer_timeout_s=30))
         self.bound.listen(64)
         self.bound.setblocking(True)
         self.busy: set[Peer] = set()
@@ -31,7 +31,7 @@ class Listener:
         return ConnectionGuard(self.bound, is_busy=self.busy.__contains__, **caps)
 
     def connect(self, count: int, *, source: str = "127.0.0.1") -> list[socket.socket]:
-        """Clients, the first connected the longest silent."""
+        """Connect clients; the first is the longest idle."""
         clients = []
         for _ in range(count):
             client = socket.socket(self.bound.family)
@@ -43,9 +43,9 @@ class Listener:
             time.sleep(0.005)
         return clients
 
-    def open_of(self, clients: list[socket.socket]) -> list[int]:
-        """Which of them have not been closed from the other side."""
-        return [place for place, client in enumerate(clients) if not _has_ended(client)]
+    def list_open(self, clients: list[socket.socket]) -> list[int]:
+        """Return the indexes of clients whose connection is open."""
+        return [index for index, client in enumerate(clients) if not _has_ended(client)]
 
 
 def _has_ended(client: socket.socket) -> bool:
@@ -64,47 +64,52 @@ def listener() -> Iterator[Listener]:
         yield Listener(stack)
 
 
-def test_the_longest_silent_connections_of_an_address_are_closed(listener: Listener) -> None:
+def test_the_longest_idle_connections_of_an_address_are_closed(listener: Listener) -> None:
     clients = listener.connect(10)
-    assert listener.guard(most=1000, most_per_address=10).sweep() == 0
+    assert listener.guard(max_connections=1000, max_per_address=10).sweep() == 0
     listener.connect(1, source="127.0.0.2")
-    assert listener.guard(most=1000, most_per_address=9).sweep() == 5  # to 60 % of the cap
-    assert listener.open_of(clients) == [5, 6, 7, 8, 9]
+    assert listener.guard(max_connections=1000, max_per_address=9).sweep() == 5  # to 60 % of the cap
+    assert listener.list_open(clients) == [5, 6, 7, 8, 9]
 
 
-def test_what_has_just_sent_something_is_not_the_longest_silent(listener: Listener) -> None:
+def test_a_connection_that_has_just_sent_data_is_not_the_longest_idle(listener: Listener) -> None:
     clients = listener.connect(5)
     clients[0].send(b"GET")
     time.sleep(0.02)
-    listener.guard(most=1000, most_per_address=4).sweep()
-    assert 0 in listener.open_of(clients)
+    listener.guard(max_connections=1000, max_per_address=4).sweep()
+    assert 0 in listener.list_open(clients)
 
 
 def test_connections_being_served_stay(listener: Listener) -> None:
     clients = listener.connect(6)
     listener.busy |= {client.getsockname() for client in clients[:5]}
-    assert listener.guard(most=1000, most_per_address=1).sweep() == 1
-    assert listener.open_of(clients) == [0, 1, 2, 3, 4]
-    listener.guard(most=1000, most_per_address=1).close(busy=True)
-    assert listener.open_of(clients) == []
+    assert listener.guard(max_connections=1000, max_per_address=1).sweep() == 1
+    assert listener.list_open(clients) == [0, 1, 2, 3, 4]
+    listener.guard(max_connections=1000, max_per_address=1).close(busy=True)
+    assert listener.list_open(clients) == []
 
 
 def test_many_addresses_cannot_use_up_all_connections(listener: Listener) -> None:
     clients = [client for number in range(2, 18) for client in listener.connect(1, source=f"127.0.0.{number}")]
-    assert listener.guard(most=20, most_per_address=10).sweep() == 4  # from above 75 % to 60 %
-    assert listener.open_of(clients) == list(range(4, 16))
+    assert listener.guard(max_connections=20, max_per_address=10).sweep() == 4  # from above 75 % to 60 %
+    assert listener.list_open(clients) == list(range(4, 16))
 
 
 def test_a_trusted_proxy_has_no_cap_of_its_own(listener: Listener) -> None:
     clients = listener.connect(6)
-    assert listener.guard(most=1000, most_per_address=2, is_exempt=lambda address: address == "127.0.0.1").sweep() == 0
-    assert len(listener.open_of(clients)) == 6
+    assert (
+        listener.guard(
+            max_connections=1000, max_per_address=2, is_exempt=lambda address: address == "127.0.0.1"
+        ).sweep()
+        == 0
+    )
+    assert len(listener.list_open(clients)) == 6
 
 
 def test_one_client_is_dropped_by_its_address_and_port(listener: Listener) -> None:
     clients = listener.connect(3)
-    listener.guard(most=1000, most_per_address=1000).drop(clients[1].getsockname())
-    assert listener.open_of(clients) == [0, 2]
+    listener.guard(max_connections=1000, max_per_address=1000).drop_connection(clients[1].getsockname())
+    assert listener.list_open(clients) == [0, 2]
 
 
 def test_ipv6_addresses_count_alike() -> None:
@@ -114,39 +119,39 @@ def test_ipv6_addresses_count_alike() -> None:
         except OSError:
             pytest.skip("this machine has no IPv6")
         clients = listener.connect(4, source="::1")
-        assert listener.guard(most=1000, most_per_address=3).sweep() > 0
-        assert 0 not in listener.open_of(clients)
+        assert listener.guard(max_connections=1000, max_per_address=3).sweep() > 0
+        assert 0 not in listener.list_open(clients)
 
 
 def test_no_more_connections_are_accepted_than_files_can_be_opened(caplog: pytest.LogCaptureFixture) -> None:
-    assert connections_possible(100) == 100
-    possible = connections_possible(10**9)
+    assert raise_file_limit(100) == 100
+    possible = raise_file_limit(10**9)
     assert possible == 10**9 or "RUNYARD_MAX_CONNECTIONS" in caplog.text
 
 
-def test_places_are_counted_by_owner_and_in_total() -> None:
+def test_slots_are_counted_by_owner_and_in_total() -> None:
     slots = Slots("requests", 2, 3)
     for owner in ("a", "a", "b"):
-        slots.take(owner)
+        slots.acquire(owner)
     for owner in ("a", "b"):
         with pytest.raises(Refusal) as refused:
-            slots.take(owner)
+            slots.acquire(owner)
         assert (refused.value.code, refused.value.status) == ("TooManyRequests", 429)
-    slots.free("a")
-    slots.take("b")
+    slots.release("a")
+    slots.acquire("b")
 
 
 class Wire:
-    """An exchange with the web server's end in the test's hands."""
+    """An exchange whose web server is simulated by the test."""
 
     def __init__(self, *, headers: list[tuple[bytes, bytes]] | None = None, **settings: Any) -> None:
-        self.capacity = Capacity.of(Settings(**settings))
+        self.capacity = Capacity.from_settings(Settings(**settings))
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.sent: list[dict[str, Any]] = []
         self.dropped = 0
         self.is_stuck = False
         self.exchange = Exchange(
-            self.capacity, {HEADERS: dict(headers or [])}, self.incoming.get, self._send, drop=self._drop
+            self.capacity, {HEADERS: dict(headers or [])}, self.incoming.get, self._send, drop_connection=self._drop
         )
 
     async def _send(self, message: dict[str, Any]) -> None:
@@ -165,7 +170,7 @@ def body(data: bytes, more: bool = True) -> dict[str, Any]:
     return {"type": "http.request", "body": data, "more_body": more}
 
 
-def test_after_the_body_a_handler_may_listen_for_the_client_leaving_as_long_as_it_likes() -> None:
+def test_after_the_body_waiting_for_a_disconnect_has_no_timeout() -> None:
     """A streamed response listens while it sends; the timeout of bodies once ended each after 30 s."""
 
     async def story() -> None:
@@ -227,7 +232,7 @@ def test_a_large_response_is_sent_in_pieces_and_ends_when_it_is_not_read() -> No
         pieces = wire.sent[1:]
         assert b"".join(piece["body"] for piece in pieces) == content
         assert [piece["more_body"] for piece in pieces] == [True] * (len(pieces) - 1) + [False]
-        assert all(len(piece["body"]) <= PIECE_BYTES for piece in pieces)
+        assert all(len(piece["body"]) <= CHUNK_BYTES for piece in pieces)
         wire.exchange.close()
 
         stuck = Wire(transfer_timeout_s=0.05)
@@ -255,7 +260,7 @@ def test_a_waiting_request_gives_its_place_among_the_others_back() -> None:
         wire.exchange.admit(address="10.0.0.1", key="k")
         with pytest.raises(Refusal):
             wire.capacity.per_key.check("k")
-        async with wire.exchange.waiting() as gone:
+        async with wire.exchange.hold_wait_slot() as gone:
             wire.capacity.per_key.check("k")
             wire.capacity.per_address.check("10.0.0.1")
             with pytest.raises(Refusal):
@@ -297,7 +302,7 @@ def test_whoever_waits_for_a_change_stops_when_its_client_leaves() -> None:
 
 
 def test_a_controller_that_has_left_is_given_no_run(in_house: Callable[..., None]) -> None:
-    """It would hold the run until its lease runs out, and nobody would train it."""
+    """Otherwise the claim would hold the run until its lease expires, and no machine would train it."""
 
     async def story(house: Any) -> None:
         api = await house.api()
@@ -334,7 +339,7 @@ def test_a_controller_that_has_left_is_given_no_run(in_house: Callable[..., None
     [(b"", 0), (b"0", 0), (b"007", 7), (b"0" * 5000 + b"5", 5), (b"9" * 5000, 2**63), (b"9" * 19, 2**63)],
 )
 def test_decimal_numbers_of_any_length(digits: bytes, value: int) -> None:
-    assert decimal(digits) == value
+    assert parse_decimal(digits) == value
 
 
 CAPS = ("max_connections", "connections_per_address", "requests_per_key", "requests_per_address", "waits_per_key",
@@ -342,7 +347,7 @@ CAPS = ("max_connections", "connections_per_address", "requests_per_key", "reque
 
 
 @pytest.mark.parametrize("name", CAPS)
-def test_a_cap_that_would_let_nobody_in_is_rejected(name: str) -> None:
+def test_a_cap_that_would_refuse_every_request_is_rejected(name: str) -> None:
     for value in ("0", "-1", "inf", "nan"):
         with pytest.raises(SettingError, match=f"{PREFIX}{name.upper()}"):
             read_settings({f"{PREFIX}{name.upper()}": value})

@@ -19,7 +19,7 @@ from runyard.server.services.operations import housekeeping, storage
 from runyard.server.services.runs import deletion
 from runyard.settings import Settings
 from runyard.store import Store, StoreUnavailable, migrate, sqlite
-from runyard.store.lines import LINE_BYTES, count_log_bytes
+from runyard.store.telemetry import LINE_BYTES, count_log_bytes
 
 MIB = 1 << 20
 LINES = ["x" * 9_900] * 100  # a shipment of almost a megabyte
@@ -227,11 +227,11 @@ def test_a_copy_replaces_no_other_and_the_oldest_go(tmp_path: Path) -> None:
     path = tmp_path / "server.db"
     at_revision(path, "0003")
     before = path.read_bytes()
-    for _ in range(sqlite.COPIES_KEPT + 2):
+    for _ in range(sqlite.MAX_COPIES + 2):
         path.write_bytes(before)
         Store(path).close()
     names = sorted(copy.name for copy in (tmp_path / "backups").iterdir())
-    assert len(names) == sqlite.COPIES_KEPT
+    assert len(names) == sqlite.MAX_COPIES
 
 
 @pytest.mark.parametrize("lacks", ["room", "health"])
@@ -262,7 +262,7 @@ def test_copies_outlive_a_start_and_what_is_left_of_broken_ones_does_not(tmp_pat
     (folder / "server-schema-0003.db").write_text("a copy")
 
     async def start() -> None:
-        async with open_services(settings, SystemClock(), pulse=False):
+        async with open_services(settings, SystemClock(), run_ticker=False):
             pass
 
     asyncio.run(start())
@@ -282,7 +282,7 @@ def test_a_collection_rebuilds_a_database_of_before_once_and_reports_what_it_fre
     connection.close()
 
     async def story() -> None:
-        async with open_services(settings, SystemClock(), pulse=False) as services:
+        async with open_services(settings, SystemClock(), run_ticker=False) as services:
             org = json.loads(settings.credentials_file.read_text())["organization_id"]
             actor = Actor(org=org, name="n", role="admin", address="")
             stray = settings.runs_dir / org / "stray"
@@ -308,7 +308,7 @@ def test_a_collection_rebuilds_a_database_of_before_once_and_reports_what_it_fre
 
     asyncio.run(story())
     with sqlite3.connect(path) as connection:
-        assert connection.execute("PRAGMA auto_vacuum").fetchone() == (sqlite.INCREMENTAL,)
+        assert connection.execute("PRAGMA auto_vacuum").fetchone() == (sqlite.AUTO_VACUUM_INCREMENTAL,)
     connection.close()
 
 
@@ -316,7 +316,7 @@ def test_postgresql_reclaims_by_itself_and_says_so(tmp_path: Path, postgresql: A
     settings = Settings(data_dir=tmp_path / "data", database_url=str(postgresql.new_database()))
 
     async def story() -> None:
-        async with open_services(settings, SystemClock(), pulse=False) as services:
+        async with open_services(settings, SystemClock(), run_ticker=False) as services:
             org = json.loads(settings.credentials_file.read_text())["organization_id"]
             actor = Actor(org=org, name="n", role="admin", address="")
             freed = (await storage.collect(services, actor)).freed_bytes

@@ -1,4 +1,4 @@
-"""The one door: nobody comes in without a key, and no key opens what is another's."""
+"""The gateway: no request without a key, and no key for the resources of another organization."""
 
 import asyncio
 import itertools
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runyard.server.http import gateway
-from runyard.server.http.proxies import allowed_hosts
+from runyard.server.http.proxies import list_allowed_hosts
 from runyard.server.http.route import PUBLIC
 from runyard.server.http.routes import ROUTES
 from runyard.server.services.access import keys
@@ -185,7 +185,7 @@ def test_the_roles_are_these_and_change_nothing_unless_they_may() -> None:
     assert not any(keys.role_allows("controller", minimum) for minimum in ("viewer", "member", "admin"))
     for route in ROUTES:
         assert route.role != "viewer" or route.method == "GET", "what a viewer may use changes nothing"
-        assert not route.is_operators or route.role == "admin"
+        assert not route.is_operator_only or route.role == "admin"
     managed = {route.path.split("/")[3] for route in ROUTES if route.role == "admin"}
     assert managed == {"keys", "audit", "storage"}
 
@@ -238,8 +238,8 @@ def test_headers_that_occur_once_are_rejected_when_they_occur_twice(in_house: Ca
 
 
 def test_an_address_that_means_every_address_is_nobodys_name() -> None:
-    assert "0.0.0.0" not in allowed_hosts("0.0.0.0", "")  # noqa: S104
-    assert allowed_hosts("::1", "A.example, b") == {"localhost", "127.0.0.1", "[::1]", "a.example", "b"}
+    assert "0.0.0.0" not in list_allowed_hosts("0.0.0.0", "")  # noqa: S104
+    assert list_allowed_hosts("::1", "A.example, b") == {"localhost", "127.0.0.1", "[::1]", "a.example", "b"}
 
 
 def test_ids_that_could_be_paths_reach_nothing(in_house: Callable[..., None]) -> None:

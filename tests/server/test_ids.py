@@ -76,7 +76,7 @@ def body(route: Route) -> Any:
 
 def world(house: Any) -> dict[str, list[bytes]]:
     with house.services.store.snapshot() as connection:
-        return {name: list(rows.rows(connection, table)) for name, table in rows.TABLES.items()}
+        return {name: list(rows.iter_rows(connection, table)) for name, table in rows.TABLES.items()}
 
 
 # Every service that creates something under an id of somebody else's choosing: the kind of id, and how it is called.

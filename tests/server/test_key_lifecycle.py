@@ -86,7 +86,7 @@ def test_no_secret_of_a_key_is_kept_or_logged(in_house: Callable[..., None], cap
         caplog.set_level("DEBUG")
         created = await issue(house)
         rotated = (await rotate(house, created["keyId"])).json()
-        written = [str(row) for row in house.services.store.read(key_rows.all_rows)]
+        written = [str(row) for row in house.services.store.read(key_rows.list_all)]
         written += [str(entry) for entry in await actions(house)] + caplog.messages
         written += [(await (await house.api()).get(house.path("keys"))).text]
         for key in (created, rotated):
@@ -132,7 +132,7 @@ def test_a_key_that_cannot_be_is_rejected(in_house: Callable[..., None]) -> None
         ):
             answer = await (await house.api()).post(house.path("keys"), json={"spec": spec})
             assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), spec
-        assert len(house.services.store.read(key_rows.all_rows)) == 2
+        assert len(house.services.store.read(key_rows.list_all)) == 2
 
     in_house(story)
 
@@ -248,15 +248,15 @@ def test_a_refresh_that_read_too_early_does_not_undo_a_revocation(in_house: Call
     async def story(house: Any) -> None:
         key = await issue(house)
         store = house.services.store
-        real = store.read_aside
+        real = store.read_in_thread
 
         async def read_then_be_overtaken(work: Any) -> Any:
             found = await real(work)
-            if work is key_rows.all_rows:
+            if work is key_rows.list_all:
                 assert (await (await house.api()).delete(key["selfLink"])).status_code == 200
             return found
 
-        store.read_aside = read_then_be_overtaken
+        store.read_in_thread = read_then_be_overtaken
         await key_lifecycle.refresh(house.services)
         assert not await opens(house, key["secretKey"])
 
@@ -378,10 +378,10 @@ def test_a_stream_in_is_refused_with_its_key(in_house: Callable[..., None]) -> N
             yield data[1000:2000]
             yield data[2000:]
 
-        before = house.services.store.read(key_rows.all_rows)
+        before = house.services.store.read(key_rows.list_all)
         answer = await (await house.client(key["secretKey"])).post(house.path("storage/restores"), content=body())
         assert (answer.status_code, answer.json()["code"]) == (401, "Unauthorized")
-        assert house.services.store.read(key_rows.all_rows) == before
+        assert house.services.store.read(key_rows.list_all) == before
 
     in_house(story)
 

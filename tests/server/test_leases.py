@@ -424,7 +424,7 @@ def test_a_result_reported_after_long_silence_still_counts_unless_the_run_went_o
 
 def test_the_servers_own_pulse_notices_a_lost_lease(tmp_path: Path, acts: Any) -> None:
     async def story() -> None:
-        async with acts.open_house(tmp_path / "data", pulse=True, lease_s=0.5) as house:
+        async with acts.open_house(tmp_path / "data", run_ticker=True, lease_s=0.5) as house:
             await acts.running(house)
             event = house.services.changes.watch(run_topic(house.org, "r1"))
             house.clock.is_racing = True
@@ -470,7 +470,7 @@ def test_fencing_numbers_grow_and_a_token_of_another_epoch_is_refused(in_house: 
         second = await acts.running(house, "r2")
         rows = house.services.store.read(
             lambda connection: [
-                attempt_rows.by_claim(connection, claim_id=claim_id) for claim_id in ("claim-r1", "claim-r2")
+                attempt_rows.find_by_claim(connection, claim_id=claim_id) for claim_id in ("claim-r1", "claim-r2")
             ]
         )
         assert rows[0].token_number < rows[1].token_number
@@ -528,7 +528,8 @@ def test_a_deletion_that_was_cut_short_is_finished_by_the_sweep(
         await deletion.sweep(house.services)
         assert list(house.services.blobs(house.org).hashes()) == []
         assert (
-            house.services.store.read(lambda connection: outputs.of_run(connection, org=house.org, run_id="r1")) == []
+            house.services.store.read(lambda connection: outputs.list_by_run(connection, org=house.org, run_id="r1"))
+            == []
         )
 
     in_house(story)

@@ -102,8 +102,8 @@ def url_of(route: Route, house: Any, dataset: str, number: int) -> str:
 BODIES = [
     (route, path, limit)
     for route in ROUTES
-    if isinstance(route.takes, type) and issubclass(route.takes, msgspec.Struct) and "/internal/" not in route.path
-    for path, limit in limited_fields(route.takes)
+    if isinstance(route.body, type) and issubclass(route.body, msgspec.Struct) and "/internal/" not in route.path
+    for path, limit in limited_fields(route.body)
 ]
 
 
@@ -116,7 +116,7 @@ async def answers_of(house: Any) -> list[tuple[str, int, str]]:
     for route, path, limit in BODIES:
         for name, text in texts(limit).items():
             number += 1
-            body = json.dumps(with_text(BASES.get(route.takes.__name__, {}), path, text))
+            body = json.dumps(with_text(BASES.get(route.body.__name__, {}), path, text))
             url = url_of(route, house, made.json()["datasetId"], number)
             answer = await api.request(route.method, url, content=body)
             code = answer.json().get("code", "") if answer.content else ""
@@ -253,7 +253,7 @@ def test_sixteen_attribute_filters_are_answered_and_seventeen_rejected(in_house:
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
-def test_what_a_supervisor_says_is_cut_and_mended_not_refused(
+def test_texts_of_a_supervisor_are_cut_and_cleaned_not_refused(
     in_house: Callable[..., None], acts: Any, store_kind: str
 ) -> None:
     async def story(house: Any) -> None:
@@ -340,7 +340,7 @@ def test_ids_of_records_can_be_stored_and_stay_different() -> None:
     read = take_records.read(lines)
     assert len(read) == len(ids)
     assert "plain" in read
-    assert all(limits.RECORD_ID.defect(id) is None for id in read)
+    assert all(limits.RECORD_ID.find_problem(id) is None for id in read)
     assert list(read) == [take_records.id_of(line) for line in lines]
 
 
@@ -348,5 +348,5 @@ def test_the_table_of_limits_in_the_docs_is_the_one_of_the_code() -> None:
     page = (ROOT / "docs/security.md").read_text()
     rows = dict(re.findall(r"^\| `([A-Z_]+)` \| ([\d,]+ \w+ \| .+) \|$", page, flags=re.M))
     assert rows == {
-        name: f"{limit.value:,} {limit.unit} | {limit.applies_to}" for name, limit in limits.table().items()
+        name: f"{limit.value:,} {limit.unit} | {limit.applies_to}" for name, limit in limits.list_limits().items()
     }

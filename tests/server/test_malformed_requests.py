@@ -1,4 +1,4 @@
-"""Nothing that arrives on a socket makes the server fail: no 500, no traceback in its log, and it goes on answering.
+"""Nothing that arrives on a socket makes the server fail: no 500, no traceback in its log, and it keeps serving.
 
 Each case is bytes as no HTTP library would send them. A case that is accepted must be answered as its meaning, if it
 has one, says; ``None`` stands for a connection that is closed without an answer, which is a fair answer to garbage.
@@ -16,7 +16,7 @@ import pytest
 from runyard.server.http.routes import ROUTES
 from tests.server.processes import ServerProcess, exchange, running_server
 
-FAILURES = ("Traceback", "panicked", "Exception", '"status":500', "the server made a mistake")
+FAILURES = ("Traceback", "panicked", "Exception", '"status":500', "internal server error")
 DIGITS = "9" * 5000
 PLACE = re.compile(r"\{(\w+):\w+\}")
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")

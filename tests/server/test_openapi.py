@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 from runyard import limits
-from runyard.server.http.openapi import document, encoded_document
+from runyard.server.http.openapi import build_document, encode_document
 from runyard.server.http.routes import IF_MATCH, ROUTES
 from runyard.server.services.errors import CODES
 
 OPERATIONS = [
     (path, method.upper(), operation)
-    for path, methods in document()["paths"].items()
+    for path, methods in build_document()["paths"].items()
     for method, operation in methods.items()
 ]
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -25,7 +25,7 @@ def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_takes(in_ho
             "/health": await house.api(),
             "/internal/v1/": await house.client(house.controller_key),
         }
-        for path, methods in document()["paths"].items():
+        for path, methods in build_document()["paths"].items():
             if path.startswith("/internal/v1/attempt/"):
                 continue  # opened by an attempt's token alone
             client = next(client for prefix, client in clients.items() if path.startswith(prefix))
@@ -59,14 +59,14 @@ def test_each_operation_lists_its_statuses() -> None:
 
 
 def test_files_have_their_types_and_parameters_their_limits() -> None:
-    paths = document()["paths"]
+    paths = build_document()["paths"]
     base = "/workspaces/{org}/datasets/{dataset}"
     assert set(paths[f"{base}/preview"]["get"]["responses"]["200"]["content"]) == {"image/png"}
     report = paths[f"{base}/imports/{{import_id}}/report"]["get"]["responses"]["200"]["content"]
     assert set(report) == {"application/json", "text/html"}
     parameters = {found["name"]: found["schema"] for found in paths["/workspaces/{org}/runs"]["get"]["parameters"]}
     assert parameters["attribute"]["maxItems"] == limits.ATTRIBUTE_FILTERS.value
-    attributes = document()["components"]["schemas"]["NewMetadata"]["properties"]["attributes"]
+    attributes = build_document()["components"]["schemas"]["NewMetadata"]["properties"]["attributes"]
     assert attributes["maxProperties"] == limits.ATTRIBUTES.value
     assert attributes["propertyNames"]["maxLength"] == limits.ATTRIBUTE_KEY.value
-    assert rb"\\Z" not in encoded_document()
+    assert rb"\\Z" not in encode_document()

@@ -101,7 +101,7 @@ async def walked(api: Any, url: str, **query: Any) -> tuple[list[Any], list[int]
     return items, sizes
 
 
-def test_every_list_is_cut_by_bytes_and_goes_on_where_it_was_cut(
+def test_every_list_is_cut_by_bytes_and_continues_at_the_cut(
     in_house: Callable[..., None], acts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, threads = Query.page, set[str]()
@@ -136,7 +136,7 @@ def test_a_bulk_deletion_takes_more_names_than_one_question_may_have(in_house: C
     async def story(house: Any) -> None:
         api = await house.api()
         dataset = (await api.post(house.path("datasets"), json={"name": "d"})).json()["datasetId"]
-        names = [f"{number:04}.png" for number in range(2 * assets.AT_ONCE + 10)]
+        names = [f"{number:04}.png" for number in range(2 * assets.BATCH_SIZE + 10)]
         rows = [row_of(assets_table, org=house.org, dataset_id=dataset, id=f"a{name}", filename=name) for name in names]
         await house.services.store.write(lambda connection: assets.add(connection, rows))
         url = house.path(f"datasets/{dataset}/deleteManyAssetsSessions")

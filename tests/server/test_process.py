@@ -108,7 +108,7 @@ def test_a_server_starts_answers_refuses_company_and_ends_cleanly(
     assert [line["status"] for line in lines if line.get("path", "").endswith("/r1")] == [401, 201, 413, 400]
 
 
-def test_an_address_beyond_loopback_needs_a_word(tmp_path: Path) -> None:
+def test_an_address_beyond_loopback_needs_insecure_bind(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "runyard.server"],
         env=environment(tmp_path / "data", RUNYARD_HOST="0.0.0.0"),  # noqa: S104 - refused before it is bound

@@ -59,7 +59,7 @@ def test_the_client_is_the_last_address_that_is_not_a_proxy_of_ours(given: str, 
     assert read(proxies(), x_forwarded_for=given, x_forwarded_proto="https")[0] == address
 
 
-def test_a_forwarded_host_makes_no_link_and_opens_no_door() -> None:
+def test_a_forwarded_host_is_neither_used_in_links_nor_allowed() -> None:
     assert read(proxies(), x_forwarded_host="evil.example", x_forwarded_for="203.0.113.9")[1] == PUBLIC_URL
     with pytest.raises(Refusal, match=r"evil\.example") as caught:
         read(proxies(), host="evil.example", x_forwarded_host="train.example", x_forwarded_for="203.0.113.9")

@@ -29,7 +29,9 @@ def world(data_dir: Path) -> dict[str, list[bytes]]:
     store = Store(data_dir / "server.db")
     try:
         with store.snapshot() as connection:
-            return {name: list(rows.rows(connection, rows.TABLES[name])) for name in rows.TABLES if name not in OWN}
+            return {
+                name: list(rows.iter_rows(connection, rows.TABLES[name])) for name in rows.TABLES if name not in OWN
+            }
     finally:
         store.close()
 

@@ -199,7 +199,7 @@ def test_what_fails_between_rows_and_bytes_is_finished_by_the_sweep(
             if broken == "bytes":
                 patch.setattr(FolderBlobs, "delete", fail(OSError("no")))
             else:
-                patch.setattr("runyard.server.services.retention.blobs.forget_unneeded", fail(StoreUnavailable("no")))
+                patch.setattr("runyard.server.services.retention.blobs.clear_unneeded", fail(StoreUnavailable("no")))
             await save(attempt, 2)  # stored all the same
         assert await listed(house) == ["epoch-2"]
         await attempt.finish(75)

@@ -280,7 +280,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("used") / "data"
 
     async def serve() -> None:
-        async with open_services(Settings(data_dir=folder), SystemClock(), pulse=False):
+        async with open_services(Settings(data_dir=folder), SystemClock(), run_ticker=False):
             pass
 
     asyncio.run(serve())
@@ -337,7 +337,7 @@ def test_a_broken_start_changes_nothing_that_would_keep_the_fix_from_working(
     assert (status, "192.0.2.1" in said) == (EXIT_CANNOT_START, True)
 
     async def serve() -> None:
-        async with open_services(Settings(data_dir=folder), SystemClock(), pulse=False):
+        async with open_services(Settings(data_dir=folder), SystemClock(), run_ticker=False):
             pass
 
     asyncio.run(serve())
@@ -347,7 +347,7 @@ def test_a_store_of_before_takes_the_secrets_that_its_keys_were_made_with(folder
     sql("DELETE FROM meta WHERE key = 'pepper'")(folder)
 
     async def noted() -> bool:
-        async with open_services(Settings(data_dir=folder), SystemClock(), pulse=False):
+        async with open_services(Settings(data_dir=folder), SystemClock(), run_ticker=False):
             connection = sqlite3.connect(folder / "server.db")
             found = connection.execute("SELECT value FROM meta WHERE key = 'pepper'").fetchone()
             connection.close()
@@ -362,7 +362,7 @@ def test_a_machine_key_that_is_gone_is_made_again_and_opens_the_server(folder: P
     path.unlink()
 
     async def role() -> str:
-        async with open_services(Settings(data_dir=folder), SystemClock(), pulse=False) as services:
+        async with open_services(Settings(data_dir=folder), SystemClock(), run_ticker=False) as services:
             made = json.loads(path.read_text())["key"]
             assert made != before
             key = services.keyring.find(made, now_ms=services.clock.now_ms())
@@ -406,7 +406,9 @@ def test_the_secrets_of_another_data_folder_do_not_open_a_postgresql_database(
     url = str(postgresql.new_database())
 
     async def serve() -> None:
-        async with open_services(Settings(data_dir=tmp_path / "first", database_url=url), SystemClock(), pulse=False):
+        async with open_services(
+            Settings(data_dir=tmp_path / "first", database_url=url), SystemClock(), run_ticker=False
+        ):
             pass
 
     asyncio.run(serve())
@@ -428,12 +430,12 @@ def test_a_full_disk_is_one_line_and_may_pass(tmp_path: Path, processes: Process
     finally:
         subprocess.run([shutil.which("umount") or "umount", disk], check=True)
     assert (status, said.count("\n")) == (EXIT_NOT_NOW, 1), said
-    assert "try: make room" in said
+    assert "try: free space" in said
 
 
 @pytest.mark.parametrize(("python", "sqlite"), [((3, 10), (3, 46)), ((3, 13), (3, 34))])
 def test_a_python_or_sqlite_that_is_too_old_is_refused(python: tuple[int, int], sqlite: tuple[int, int]) -> None:
-    with pytest.raises(CannotStart, match=r"is too old, at least 3\.\d+ is needed"):
+    with pytest.raises(CannotStart, match=r"is too old: at least 3\.\d+ is required"):
         check_versions(python, sqlite)
     check_versions((3, 11), (3, 35))
 

@@ -1,4 +1,4 @@
-"""The store: what was acknowledged is there, what failed is not, and nobody but the writer writes."""
+"""The store: committed data is kept, failed transactions leave nothing, and only the writer writes."""
 
 import asyncio
 import sqlite3
@@ -46,7 +46,7 @@ def test_what_write_returned_is_in_the_file_after_the_process_is_forgotten(tmp_p
     store.close()
 
 
-def test_work_that_fails_is_undone_and_work_beside_it_is_kept(tmp_path: Path) -> None:
+def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_committed(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
 
     def fail(connection: Connection) -> None:
@@ -61,7 +61,7 @@ def test_work_that_fails_is_undone_and_work_beside_it_is_kept(tmp_path: Path) ->
         assert [type(outcome) for outcome in outcomes if outcome is not None] == [KeyError]
 
     asyncio.run(story())
-    assert list(store.read(organizations.ids)) == [f"o{n}" for n in range(20)]
+    assert list(store.read(organizations.list_ids)) == [f"o{n}" for n in range(20)]
     store.close()
 
 
@@ -83,7 +83,7 @@ def test_the_writing_connection_is_durable(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_full_disk_acknowledges_nothing_and_is_over_when_there_is_room(tmp_path: Path) -> None:
+def test_a_full_disk_commits_nothing_and_writes_succeed_once_space_is_free(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
 
     async def limit(pages: int) -> None:
@@ -96,10 +96,10 @@ def test_a_full_disk_acknowledges_nothing_and_is_over_when_there_is_room(tmp_pat
         await limit(60)
         with pytest.raises(StoreUnavailable, match="full"):
             await store.write(add_much)
-        assert list(store.read(organizations.ids)) == []
+        assert list(store.read(organizations.list_ids)) == []
         await limit(10_000)
         await store.write(add_much)
-        assert list(store.read(organizations.ids)) == ["big"]
+        assert list(store.read(organizations.list_ids)) == ["big"]
 
     asyncio.run(story())
     store.close()
@@ -131,19 +131,19 @@ def test_when_the_disk_fails_one_piece_of_work_all_that_was_to_be_committed_with
         assert [type(outcome) for outcome in outcomes] == [bool, StoreUnavailable, StoreUnavailable]
 
     asyncio.run(story())
-    assert list(store.read(organizations.ids)) == []
+    assert list(store.read(organizations.list_ids)) == []
     store.close()
 
 
 def test_closing_folds_the_log_into_the_database(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
-    store.read(organizations.ids)
+    store.read(organizations.list_ids)
     asyncio.run(store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1)))
     store.close()
     assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
 
 
-def test_a_broken_statement_is_the_callers_error_and_the_writer_goes_on(tmp_path: Path) -> None:
+def test_a_broken_statement_fails_its_caller_and_not_the_writer(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
 
     async def story() -> None:
@@ -153,7 +153,7 @@ def test_a_broken_statement_is_the_callers_error_and_the_writer_goes_on(tmp_path
         await store.write(lambda connection: organizations.add(connection, org="p", name="n", time_ms=2))
 
     asyncio.run(story())
-    assert list(store.read(organizations.ids)) == ["o", "p"]
+    assert list(store.read(organizations.list_ids)) == ["o", "p"]
     store.close()
 
 

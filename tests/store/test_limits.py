@@ -41,8 +41,8 @@ def longest(column: Column[Any]) -> str:
         assert limit.unit == "bytes"
         text = "".join(chr(chance.randrange(0x10000, 0x110000)) for _ in range(limit.value // 4))
         text += "x" * (limit.value % 4)
-        assert limit.defect(text) is None
-        assert limit.defect(text + "x") is not None
+        assert limit.find_problem(text) is None
+        assert limit.find_problem(text + "x") is not None
         return text
     assert isinstance(column.type, String)
     assert column.type.length is not None, f"{column.table.name}.{column.name} is in an index and has no limit"

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DatabaseError
 
 from runyard.settings import SettingError, read_settings
-from runyard.store import Store, StoreUnavailable, organizations, pulse, queue, runs
+from runyard.store import Store, StoreUnavailable, lease_clock, organizations, queue, runs
 from runyard.store.migrate import StoreTooNew
 from runyard.store.requirements import NOTHING
 from runyard.store.tables import metadata
@@ -68,7 +68,7 @@ def test_a_database_newer_than_the_code_is_refused(url: str) -> None:
         Store(url)
 
 
-def test_work_that_fails_is_undone_and_work_beside_it_is_kept(store: Store) -> None:
+def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_committed(store: Store) -> None:
     def fail(connection: Connection) -> None:
         add("bad")(connection)
         raise KeyError("no")
@@ -81,13 +81,13 @@ def test_work_that_fails_is_undone_and_work_beside_it_is_kept(store: Store) -> N
         assert isinstance(outcomes[3], DatabaseError)  # the same primary key again
 
     asyncio.run(story())
-    assert list(store.read(organizations.ids)) == ["a", "bb"]
+    assert list(store.read(organizations.list_ids)) == ["a", "bb"]
 
 
 def test_a_reading_connection_cannot_write(store: Store) -> None:
     with pytest.raises(DatabaseError, match="read-only"):
         store.read(add("a"))
-    assert list(store.read(organizations.ids)) == []
+    assert list(store.read(organizations.list_ids)) == []
 
 
 def test_a_connection_cut_in_a_transaction_refuses_it_and_the_next_one_succeeds(store: Store) -> None:
@@ -102,41 +102,41 @@ def test_a_connection_cut_in_a_transaction_refuses_it_and_the_next_one_succeeds(
         await store.write(add("whole"))
 
     asyncio.run(story())
-    assert list(store.read(organizations.ids)) == ["whole"]
+    assert list(store.read(organizations.list_ids)) == ["whole"]
 
 
 def test_a_database_that_is_away_is_unavailable_and_back_when_it_is_back(store: Store, postgresql: Any) -> None:
     async def story() -> None:
         await store.write(add("before"))
-        assert list(store.read(organizations.ids)) == ["before"]
+        assert list(store.read(organizations.list_ids)) == ["before"]
         postgresql.stop()
         try:
             with pytest.raises(StoreUnavailable):
                 await store.write(add("lost"))
             with pytest.raises(StoreUnavailable):
-                store.read(organizations.ids)
+                store.read(organizations.list_ids)
         finally:
             postgresql.start()
         await store.write(add("after"))
 
     asyncio.run(story())
-    assert sorted(store.read(organizations.ids)) == ["after", "before"]
+    assert sorted(store.read(organizations.list_ids)) == ["after", "before"]
 
 
 def test_a_reader_whose_connection_broke_meanwhile_reads_all_the_same(store: Store, postgresql: Any) -> None:
     asyncio.run(store.write(add("a")))
-    store.read(organizations.ids)
+    store.read(organizations.list_ids)
     postgresql.stop()
     postgresql.start()
-    assert list(store.read(organizations.ids)) == ["a"]
+    assert list(store.read(organizations.list_ids)) == ["a"]
 
 
 def test_two_servers_that_write_at_once_lose_no_number(store: Store, url: str) -> None:
     other = Store(url)
 
     async def story() -> list[int]:
-        await store.write(pulse.begin)
-        takers = [each.write(pulse.next_token_number) for each in (store, other) * 20]
+        await store.write(lease_clock.insert_clock)
+        takers = [each.write(lease_clock.next_token_number) for each in (store, other) * 20]
         return list(await asyncio.gather(*takers))
 
     assert sorted(asyncio.run(story())) == list(range(1, 41))

@@ -1,4 +1,4 @@
-"""The queue on both stores: found by requirement, in order, and as cheaply with many runs that nobody can take."""
+"""The queue on both stores: lookup by requirement, order, and cost with many runs that no machine can take."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, create_engine, insert, text
 
 from runyard.store import Store, migrate, queue, runs
-from runyard.store.requirements import LONGEST_KEY, NOTHING, fill, key_of, labels_of
+from runyard.store.requirements import MAX_KEY_LENGTH, NOTHING, build_key, fill, parse_labels
 from runyard.store.tables import attempts
 from runyard.store.tables import runs as runs_table
 
@@ -50,17 +50,17 @@ def attempt_row(run_id: str, number: int = 1, **values: Any) -> dict[str, Any]:
 
 
 def in_turn(store: Store, keys: list[str], machine_id: str = "m1") -> list[str]:
-    return [row.id for row in store.read(partial(queue.in_turn, keys=keys, machine_id=machine_id))]
+    return [row.id for row in store.read(partial(queue.list_first_runs, keys=keys, machine_id=machine_id))]
 
 
 def test_equal_requirements_have_equal_keys() -> None:
-    assert key_of({}) == key_of({"accelerator": []}) == NOTHING
-    assert key_of({"b": ["2", "1", "1"], "a": ["x"]}) == key_of({"a": ["x"], "b": ["1", "2"]})
-    assert labels_of(key_of({"a": ["x"]})) == {"a": ["x"]}
-    assert key_of({"a": ["x"]}) != key_of({"a": ["y"]}) != key_of({"b": ["y"]})
+    assert build_key({}) == build_key({"accelerator": []}) == NOTHING
+    assert build_key({"b": ["2", "1", "1"], "a": ["x"]}) == build_key({"a": ["x"], "b": ["1", "2"]})
+    assert parse_labels(build_key({"a": ["x"]})) == {"a": ["x"]}
+    assert build_key({"a": ["x"]}) != build_key({"a": ["y"]}) != build_key({"b": ["y"]})
     long = {"a": [f"{number:0100}" for number in range(100)]}
-    assert len(key_of(long)) <= LONGEST_KEY and labels_of(key_of(long)) is None
-    assert key_of({"a\0": ["\ud800"]}).isascii()
+    assert len(build_key(long)) <= MAX_KEY_LENGTH and parse_labels(build_key(long)) is None
+    assert build_key({"a\0": ["\ud800"]}).isascii()
 
 
 def test_distinct_requirements_are_found_in_order_and_piece_by_piece(store: Store) -> None:
@@ -68,9 +68,9 @@ def test_distinct_requirements_are_found_in_order_and_piece_by_piece(store: Stor
     add(store, *(run_row(f"{name}{number}", name) for name in names for number in range(3)))
     add(store, {**run_row("ended", "e"), "condition": "Failed"}, {**run_row("killed", "f"), "killed": True})
     add(store, {**run_row("deleted", "g"), "deleted": True})
-    assert store.read(queue.requirements) == names
-    assert store.read(partial(queue.requirements, after="a", limit=2)) == ["b", "c"]
-    assert store.read(partial(queue.requirements, after="d", limit=2)) == []
+    assert store.read(queue.list_requirements) == names
+    assert store.read(partial(queue.list_requirements, after="a", limit=2)) == ["b", "c"]
+    assert store.read(partial(queue.list_requirements, after="d", limit=2)) == []
 
 
 def test_runs_come_by_priority_then_age_whatever_they_require(store: Store) -> None:
@@ -83,7 +83,7 @@ def test_runs_come_by_priority_then_age_whatever_they_require(store: Store) -> N
     )
     assert in_turn(store, ["a", "b"]) == ["urgent", "old"]
     assert in_turn(store, ["a", "b", "c"]) == ["other", "urgent", "old"]
-    many = [f"none-{number}" for number in range(2 * queue.KEYS_TOGETHER)]
+    many = [f"none-{number}" for number in range(2 * queue.KEYS_PER_QUERY)]
     assert in_turn(store, ["b", *many, "a"])[0] == "urgent"
 
 
@@ -121,13 +121,13 @@ def steps(store: Store, work: Callable[[Connection], Any]) -> int:
     return count
 
 
-def test_a_claim_costs_no_more_because_runs_wait_that_nobody_can_take(tmp_path: Path) -> None:
+def test_runs_that_no_machine_can_take_do_not_slow_a_claim_down(tmp_path: Path) -> None:
     store = Store(tmp_path / "server.db")
 
     def look(connection: Connection) -> None:
-        assert queue.requirements(connection) == ["fit", "unfit"]
-        assert queue.in_turn(connection, keys=["fit"], machine_id="m")[0].id == "fit"
-        queue.explained_otherwise(connection, key="unfit", code="code", with_unexplained=True, limit=200)
+        assert queue.list_requirements(connection) == ["fit", "unfit"]
+        assert queue.list_first_runs(connection, keys=["fit"], machine_id="m")[0].id == "fit"
+        queue.list_outdated_reasons(connection, key="unfit", code="code", with_unexplained=True, limit=200)
 
     add(store, run_row("fit", "fit", time_created=10**9), run_row("u", "unfit", priority=5) | {"waits": "code"})
     few = steps(store, look)
@@ -166,8 +166,8 @@ def test_rows_of_an_older_database_get_their_requirements(database: Path | str) 
         row.id: row.requirements for row in store.read(lambda connection: connection.execute(runs_table.select()).all())
     }
     assert found == {
-        "picky": key_of({"accelerator": ["h100"]}),
-        "running": key_of({"accelerator": ["a10"]}),
+        "picky": build_key({"accelerator": ["h100"]}),
+        "running": build_key({"accelerator": ["a10"]}),
         "any": NOTHING,
         "odd": NOTHING,
         "ended": None,

@@ -1,4 +1,4 @@
-"""Bytes by content hash: checkpoints now, datasets later. ``Archive`` serves a checkpoint as one tar."""
+"""Blobs: bytes by content hash. ``Archive`` serves a checkpoint as one tar."""
 
 from runyard.blobs.archive import Archive, ArchiveFile
 from runyard.blobs.errors import BlobDamaged, BlobError, BlobHeld, BlobMismatch, BlobMissing, InvalidBlobName

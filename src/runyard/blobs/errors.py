@@ -1,11 +1,11 @@
-"""What can go wrong with stored bytes.
+"""Errors of the blob store.
 
 BlobError
   InvalidBlobName    a name that is not a SHA-256 in lower-case hex
   BlobMissing        nothing is stored under that hash
   BlobMismatch       the bytes sent are not the bytes announced; nothing was stored
-  BlobDamaged        what is stored is no longer what was stored; it is not served
-  BlobHeld           it cannot be removed now, since a backup or a restore needs it
+  BlobDamaged        the stored bytes have changed on disk; they are not served
+  BlobHeld           a backup or a restore needs it, so it cannot be removed now
 """
 
 
@@ -18,7 +18,7 @@ class InvalidBlobName(BlobError, ValueError):
 
     def __init__(self, given: object) -> None:
         self.given = given
-        super().__init__(f"{str(given)[:80]!r} is not a blob's name; blobs are named by 64 lower-case hex digits")
+        super().__init__(f"{str(given)[:80]!r} is not the name of a blob; expected 64 lower-case hexadecimal digits")
 
 
 class BlobMissing(BlobError, LookupError):
@@ -26,7 +26,7 @@ class BlobMissing(BlobError, LookupError):
 
     def __init__(self, sha256: str) -> None:
         self.sha256 = sha256
-        super().__init__(f"no blob {sha256} is stored; upload it first")
+        super().__init__(f"no blob {sha256} is stored; try: upload it first")
 
 
 class BlobMismatch(BlobError):
@@ -38,20 +38,20 @@ class BlobMismatch(BlobError):
         self.got_sha256 = got_sha256
         self.got_size_bytes = got_size_bytes
         got = f"{got_size_bytes} bytes with hash {got_sha256}" if got_sha256 else f"at least {got_size_bytes} bytes"
-        super().__init__(f"announced {size_bytes} bytes with hash {sha256}, got {got}; send the file again")
+        super().__init__(f"announced {size_bytes} bytes with hash {sha256}, got {got}; try: send the file again")
 
 
 class BlobDamaged(BlobError):
-    """The stored bytes changed on disk. Uploading the same content again mends the blob."""
+    """The stored bytes changed on disk. Uploading the same content again repairs the blob."""
 
     def __init__(self, sha256: str) -> None:
         self.sha256 = sha256
-        super().__init__(f"blob {sha256} is damaged on disk; upload its content again")
+        super().__init__(f"blob {sha256} is damaged on disk; try: upload its content again")
 
 
 class BlobHeld(BlobError):
-    """A backup or a restore needs the blob; remove it when that is done."""
+    """A backup or a restore needs the blob; remove it after that."""
 
     def __init__(self, sha256: str) -> None:
         self.sha256 = sha256
-        super().__init__(f"blob {sha256} is held by a backup or a restore; remove it when that is done")
+        super().__init__(f"blob {sha256} is held by a backup or a restore; try: remove it after that")

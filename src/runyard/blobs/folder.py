@@ -1,13 +1,15 @@
-"""Blobs in a folder: ``<root>/<first two digits>/<hash>``, and beside each its checksums, ``<hash>.crc``.
+"""Blobs in a folder: ``<root>/<first two digits>/<hash>``, with checksums in ``<hash>.crc``.
 
-A blob appears whole or not at all: it is written under ``incoming``, compared with its announced length and hash,
-fsynced, renamed, and its folder fsynced, because without the last step a power cut takes the renamed file with it.
-Two uploads of the same hash each write a file of their own, and the later rename replaces equal bytes.
+A blob appears atomically: it is written to ``incoming``, compared with its announced length and
+hash, fsynced, renamed, and its folder fsynced; without the last step a power failure could undo the
+rename. Two uploads of the same hash write separate files, and the later rename replaces equal
+bytes.
 
-Disks flip bits. Hashing a whole blob for every range of a download would be slow, so each blob has a CRC-32 for every
-64 KiB. A reader fetches whole blocks and compares before it hands out a byte: a flip is reported, never served, at the
-cost of about a millisecond per MiB. The checksums are only a cache of what the hash proves: when they are missing or
-disagree, the whole blob is hashed; if the hash holds, the checksums were at fault and are written anew.
+Disks flip bits. Hashing a whole blob for every range of a download would be slow, so each blob has
+a CRC-32 for every 64 KiB. A reader checks whole blocks before it returns a byte: a flipped bit is
+reported, never served, at the cost of about a millisecond per MiB. The checksums are a cache of
+what the hash proves. When they are missing or do not match, the whole blob is hashed; if the hash
+matches, the checksums were wrong and are rebuilt.
 """
 
 import hashlib
@@ -35,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class FolderBlobs:
-    """The embedded store; see ``runyard.blobs.protocol.Blobs`` for what each method promises."""
+    """The embedded store; ``runyard.blobs.protocol.Blobs`` documents the methods."""
 
     def __init__(self, root: Path, *, holds: Holds | None = None) -> None:
         self.root = root
@@ -52,7 +54,7 @@ class FolderBlobs:
         path = self._path(sha256)
         _make_folder(self._incoming)
         descriptor, name = tempfile.mkstemp(dir=self._incoming)
-        beside = Path(name)
+        incoming = Path(name)
         try:
             with open(descriptor, "wb") as file:
                 upload = FolderUpload(file, sha256=sha256, size_bytes=size_bytes)
@@ -61,12 +63,12 @@ class FolderBlobs:
                 file.flush()
                 os.fsync(file.fileno())
             _make_folder(path.parent)
-            # Checksums first: a blob without them is only slower to open, but then every blob would be.
-            self._write_checksums(path, upload.checksums.packed())
-            os.replace(beside, path)
+            # Checksums first: a blob without them would be hashed when it is opened.
+            self._write_checksums(path, upload.checksums.pack())
+            os.replace(incoming, path)
             _fsync_folder(path.parent)
         finally:
-            beside.unlink(missing_ok=True)
+            incoming.unlink(missing_ok=True)
 
     def has(self, sha256: str) -> bool:
         return self._path(sha256).is_file()
@@ -103,8 +105,8 @@ class FolderBlobs:
             raise BlobMissing(sha256) from error
 
     def hold(self, hashes: Iterable[str]) -> Hold:
-        """Keep these blobs, those that are yet to come included, until the hold is released."""
-        return self._holds.take(self._path(sha256) for sha256 in hashes)
+        """Hold these blobs, also those not yet stored, until the hold is released."""
+        return self._holds.acquire(self._path(sha256) for sha256 in hashes)
 
     def is_held(self, sha256: str) -> bool:
         return self._holds.has(self._path(sha256))
@@ -113,7 +115,8 @@ class FolderBlobs:
         path = self._path(sha256)
         if self._holds.has(path):
             raise BlobHeld(sha256)
-        # The blob goes first: checksums without a blob are rubbish, a blob without checksums is a blob.
+        # The blob first: checksums without a blob are harmless, a blob without checksums still
+        # counts as stored.
         path.unlink(missing_ok=True)
         _checksums_path(path).unlink(missing_ok=True)
         if path.parent.is_dir():
@@ -126,7 +129,10 @@ class FolderBlobs:
                     yield path.name
 
     def clear_incoming(self) -> None:
-        """Remove what uploads cut off by a crash left behind. Only for the store's one owner, before it serves."""
+        """Remove the remains of uploads that a crash interrupted.
+
+        Only for the owner, before it serves.
+        """
         shutil.rmtree(self._incoming, ignore_errors=True)
 
     def _path(self, sha256: str) -> Path:
@@ -146,7 +152,7 @@ class FolderBlobs:
             Path(name).unlink(missing_ok=True)
 
     def _read_checksums(self, path: Path, file: io.FileIO) -> "array[int]":
-        """The blob's checksums. Made anew, after hashing the blob, when they do not fit its length."""
+        """Read the checksums of a blob; rebuild them when they do not match its length."""
         size_bytes = os.fstat(file.fileno()).st_size
         try:
             packed = _checksums_path(path).read_bytes()
@@ -154,27 +160,29 @@ class FolderBlobs:
             packed = b""
         if len(packed) != 4 * _block_count(size_bytes) + 8 or packed[-8:] != struct.pack("<Q", size_bytes):
             return self._rebuild_checksums(path, file)
-        return _unpacked(packed)
+        return _unpack_checksums(packed)
 
     def _rebuild_checksums(self, path: Path, file: io.FileIO) -> "array[int]":
-        """Hash the blob: if it is sound its checksums were not, else it is damaged."""
+        """Hash the blob and rebuild its checksums; raise BlobDamaged if the hash does not match."""
         digest, checksums = hashlib.sha256(), _Checksums()
         file.seek(0)
         while chunk := file.read(BLOCK_BYTES):
             digest.update(chunk)
             checksums.update(chunk)
         if digest.hexdigest() != path.name:
-            log.error("A blob changed on disk and is not served.", extra={"sha256": path.name})
+            log.error("blob %s has changed on disk and is not served", path.name, extra={"sha256": path.name})
             raise BlobDamaged(path.name)
-        log.warning("Checksums of a blob were missing or wrong and were made anew.", extra={"sha256": path.name})
-        packed = checksums.packed()
+        log.warning(
+            "the checksums of blob %s were missing or wrong, and were rebuilt", path.name, extra={"sha256": path.name}
+        )
+        packed = checksums.pack()
         _make_folder(self._incoming)
         self._write_checksums(path, packed)
-        return _unpacked(packed)
+        return _unpack_checksums(packed)
 
 
 class FolderUpload:
-    """A blob being written: counts, hashes and checksums what passes."""
+    """A blob being written: counts, hashes and checksums its bytes."""
 
     def __init__(self, file: io.BufferedWriter, *, sha256: str, size_bytes: int) -> None:
         self.checksums = _Checksums()
@@ -191,7 +199,7 @@ class FolderUpload:
         self._file.write(chunk)
 
     def check(self) -> None:
-        """Raise BlobMismatch unless exactly the announced bytes have passed."""
+        """Raise BlobMismatch unless exactly the announced bytes were written."""
         got = self._digest.hexdigest()
         if got != self._sha256 or self.checksums.size_bytes != self._size_bytes:
             raise self._mismatch(got)
@@ -206,7 +214,7 @@ class FolderUpload:
 
 
 class _Checksums:
-    """CRC-32 of every block of a stream that arrives in pieces of any length."""
+    """CRC-32 of every block of a stream that arrives in chunks of any length."""
 
     def __init__(self) -> None:
         self.size_bytes = 0
@@ -216,23 +224,23 @@ class _Checksums:
     def update(self, chunk: bytes) -> None:
         view = memoryview(chunk)
         while view:
-            room = BLOCK_BYTES - self.size_bytes % BLOCK_BYTES
-            piece = view[:room]
+            left = BLOCK_BYTES - self.size_bytes % BLOCK_BYTES
+            piece = view[:left]
             self._current = zlib.crc32(piece, self._current)
             self.size_bytes += len(piece)
-            if len(piece) == room:
+            if len(piece) == left:
                 self._finished.append(self._current)
                 self._current = 0
-            view = view[room:]
+            view = view[left:]
 
-    def packed(self) -> bytes:
-        """Four bytes a block, then the blob's length in eight: blobs of other lengths never share checksums."""
+    def pack(self) -> bytes:
+        """Return four bytes per block, then the blob's length in eight bytes."""
         crcs = self._finished + ([self._current] if self.size_bytes % BLOCK_BYTES else [])
         return struct.pack(f"<{len(crcs)}IQ", *crcs, self.size_bytes)
 
 
 class _CheckedFile(io.RawIOBase):
-    """A blob read in whole blocks, each compared with its checksum before any of it is handed out."""
+    """A reader of whole blocks, each compared with its checksum before any of it is returned."""
 
     def __init__(
         self, file: io.FileIO, *, sha256: str, checksums: "array[int]", rebuild: Callable[[], "array[int]"]
@@ -262,7 +270,7 @@ class _CheckedFile(io.RawIOBase):
         if self._position >= self._size_bytes:
             return 0
         number, start = divmod(self._position, BLOCK_BYTES)
-        piece = self._block(number)[start : start + len(buffer)]
+        piece = self._read_block(number)[start : start + len(buffer)]
         buffer[: len(piece)] = piece
         self._position += len(piece)
         return len(piece)
@@ -271,10 +279,10 @@ class _CheckedFile(io.RawIOBase):
         self._file.close()
         super().close()
 
-    def _block(self, number: int) -> bytes:
+    def _read_block(self, number: int) -> bytes:
         block = os.pread(self._file.fileno(), BLOCK_BYTES, number * BLOCK_BYTES)
         if zlib.crc32(block) != self._checksums[number]:
-            self._checksums = self._rebuild()  # raises unless it was the checksum that was wrong
+            self._checksums = self._rebuild()  # raises unless only the checksum was wrong
             if zlib.crc32(block) != self._checksums[number]:
                 raise BlobDamaged(self._sha256)
         return block
@@ -284,8 +292,11 @@ def _checksums_path(path: Path) -> Path:
     return path.with_name(path.name + ".crc")
 
 
-def _unpacked(packed: bytes) -> "array[int]":
-    """The checksums alone; an array, because a blob of 10 GiB has 160,000 of them and every range reads them."""
+def _unpack_checksums(packed: bytes) -> "array[int]":
+    """Return the checksums.
+
+    An array, since a blob of 10 GiB has 160,000 and every range reads them.
+    """
     crcs = array("I", packed[:-8])
     if sys.byteorder == "big":
         crcs.byteswap()
@@ -301,7 +312,7 @@ def _is_hash(name: object) -> bool:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it so that each survives a loss of power."""
+    """Create a folder and its parents durably."""
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)

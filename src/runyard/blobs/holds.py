@@ -1,7 +1,7 @@
-"""Bytes that must stay for a while, whatever rows say: those a backup is reading and those a restore has brought.
+"""Holds on blobs that a backup reads or a restore has written; rows do not matter.
 
-Kept in memory: a server that dies has no reader left. ``delete`` of a held blob raises ``BlobHeld``; whoever wanted it
-gone comes back later, as deletion and garbage collection do anyway.
+Holds are kept in memory: after a crash of the server there is no reader left. ``delete`` of a held
+blob raises ``BlobHeld``; deletion and garbage collection try again later anyway.
 """
 
 import threading
@@ -11,13 +11,13 @@ from pathlib import Path
 
 
 class Holds:
-    """Which blobs are held, by their paths; safe to use from any thread."""
+    """The held blobs, by path; may be used from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[Path] = Counter()
 
-    def take(self, paths: Iterable[Path]) -> "Hold":
+    def acquire(self, paths: Iterable[Path]) -> "Hold":
         hold = Hold(self, list(paths))
         with self._lock:
             self._counts.update(hold.paths)
@@ -35,7 +35,7 @@ class Holds:
 
 
 class Hold:
-    """Blobs that one reader holds until it releases them; releasing again changes nothing."""
+    """Blobs that one reader holds until it releases them; releasing twice is harmless."""
 
     def __init__(self, holds: Holds, paths: list[Path]) -> None:
         self._holds, self.paths = holds, paths

@@ -1,8 +1,8 @@
-"""The seam between the server and wherever bytes are kept.
+"""The port between the server and the storage of blobs.
 
-A blob is named by the SHA-256 of its content and by nothing else, so it can be stored once for many owners, never
-changes, and no caller's name ever becomes a path. The embedded store is a folder; an object store has the same
-methods. Every method may block: asynchronous callers use a thread.
+A blob is named only by the SHA-256 of its content. So it can be stored once for many owners, never
+changes, and no name from a caller becomes a path. The embedded store is a folder; an object store
+has the same methods. Every method may block: asynchronous callers use a thread.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from typing import BinaryIO, Protocol
 
 
 class Upload(Protocol):
-    """One blob on its way in."""
+    """One blob that is being received."""
 
     def write(self, chunk: bytes) -> None:
-        """Take the next bytes; raises BlobMismatch as soon as more come than were announced."""
+        """Write the next bytes; raise BlobMismatch as soon as there are more than announced."""
         ...
 
 
@@ -22,36 +22,36 @@ class Blobs(Protocol):
     """Bytes by content hash."""
 
     def put(self, stream: BinaryIO, *, sha256: str, size_bytes: int) -> None:
-        """Store what the stream holds; when this returns it survives a loss of power. Raises BlobMismatch."""
+        """Store a stream durably. Raises BlobMismatch."""
         ...
 
     def receive(self, *, sha256: str, size_bytes: int) -> AbstractContextManager[Upload]:
-        """As ``put``, fed by ``write``: leaving the block stores the blob, an error inside it leaves nothing."""
+        """Receive a blob by ``write``: leaving the block stores it, an error inside stores nothing."""
         ...
 
     def has(self, sha256: str) -> bool:
-        """Whether something is stored under this hash."""
+        """Return whether a blob with this hash is stored."""
         ...
 
     def size_bytes(self, sha256: str) -> int:
-        """Length of a blob. Raises BlobMissing."""
+        """Return the length of a blob. Raises BlobMissing."""
         ...
 
     def open(self, sha256: str) -> BinaryIO:
-        """A seekable reader; each read raises BlobDamaged rather than return bytes that changed at rest."""
+        """Return a seekable reader; a read of changed bytes raises BlobDamaged."""
         ...
 
     def verify(self, sha256: str) -> bool:
-        """Read the whole blob and say whether it still has its hash. Raises BlobMissing."""
+        """Read the whole blob; return whether it still has its hash. Raises BlobMissing."""
         ...
 
     def delete(self, sha256: str) -> None:
-        """Remove a blob; one that is not there is no error, so a half-done deletion can be repeated.
+        """Remove a blob; a missing one is no error, so that a deletion can be repeated.
 
         Raises BlobHeld.
         """
         ...
 
     def hashes(self) -> Iterator[str]:
-        """Every stored hash, in no particular order."""
+        """Yield every stored hash, in no particular order."""
         ...

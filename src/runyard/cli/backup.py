@@ -62,7 +62,7 @@ def backup(file: Path, overwrite: bool, verify: bool, data_dir: Path | None, as_
     if as_json:
         print_json({"file": file, "sizeBytes": file.stat().st_size, "backup": _summary(manifest)})
     else:
-        rows = [(title, manifest.rows(table)) for title, table in SHOWN]
+        rows = [(title, manifest.count_rows(table)) for title, table in SHOWN]
         print_fields([("backup", file), ("size", size(file.stat().st_size)), *rows])
     if manifest.missing_blobs:
         click.echo(
@@ -94,7 +94,7 @@ def restore(file: Path, yes: bool, data_dir: Path | None, as_json: bool) -> None
     if as_json:
         print_json({"backup": _summary(manifest), "before": now, "restored": restored})
         return
-    print_fields([("restored", file), ("as of", local_time(manifest.time)), ("runs", manifest.rows("runs"))])
+    print_fields([("restored", file), ("as of", local_time(manifest.time)), ("runs", manifest.count_rows("runs"))])
     if restored["organizationId"] != client.organization_id:
         click.echo(
             f"Your key now belongs to the organization {restored['organizationId']}, which the backup is of; "
@@ -113,7 +113,7 @@ def _show_verified(file: Path, *, overwrite: bool, as_json: bool) -> None:
         told = {"file": file, "sizeBytes": file.stat().st_size, "isRestorable": True, "backup": _summary(manifest)}
         print_json(told)
     else:
-        rows = [(title, manifest.rows(table)) for title, table in SHOWN]
+        rows = [(title, manifest.count_rows(table)) for title, table in SHOWN]
         fields = [("backup", file), ("as of", local_time(manifest.time)), ("size", size(file.stat().st_size)), *rows]
         print_fields([*fields, ("can be restored", "yes")])
     if manifest.missing_blobs:
@@ -171,7 +171,7 @@ def _check(file: Path, *, shown_as: Path | None = None) -> "Manifest":
         CommandFailed: it cannot be restored.
     """
     from runyard import backup_schema
-    from runyard.backup_file import CHUNK_BYTES, BackupFileError, check
+    from runyard.backup_file import CHUNK_BYTES, BackupFileError, verify_backup
     from runyard.backup_rows import Verifier, parse_columns
     from vi.api._progress import byte_progress
 
@@ -186,7 +186,7 @@ def _check(file: Path, *, shown_as: Path | None = None) -> "Manifest":
 
     tables = {name: parse_columns(notation) for name, notation in backup_schema.TABLES.items()}
     try:
-        return check(pieces(), Verifier(backup_schema.REVISION, tables))
+        return verify_backup(pieces(), Verifier(backup_schema.REVISION, tables))
     except BackupFileError as error:
         raise CommandFailed(f"{shown_as or file} cannot be restored: {error}") from error
 
@@ -205,7 +205,7 @@ def _send(client: "vi.Client", path: str, file: Path) -> dict[str, Any]:
 
 def _ask(file: Path, manifest: "Manifest", now: dict[str, Any]) -> None:
     """Show what is lost and what comes, and go on only with a yes."""
-    rows = [(title, now["rows"][table], manifest.rows(table)) for title, table in SHOWN]
+    rows = [(title, now["rows"][table], manifest.count_rows(table)) for title, table in SHOWN]
     print_table(("", "NOW", f"IN THE FILE, OF {local_time(manifest.time)}"), rows)
     newer = now["runsSince"]
     click.echo(f"{newer} runs were created after the backup and will be gone." if newer else "No run is newer.")
@@ -219,7 +219,7 @@ def _summary(manifest: "Manifest") -> dict[str, Any]:
     """The manifest without the hashes of its parts."""
     return {
         "time": manifest.time,
-        "epoch": manifest.epoch,
+        "epoch": manifest.store_id,
         "schemaRevision": manifest.schema_revision,
         "writtenBy": manifest.written_by,
         "rows": {part.name: part.rows for part in manifest.tables},

@@ -77,7 +77,7 @@ def add(
 def listed(folders: ModelFolders) -> list[dict[str, Any]]:
     """Return name, family's ``model_type``, size and folder of every model that flows may name."""
     found = []
-    for name in folders.names():
+    for name in folders.list_names():
         path = folders.find(name)
         if path is not None:
             full = path / MODEL_FULL if (path / MODEL_FULL).is_dir() else path
@@ -95,7 +95,7 @@ def remove(folders: ModelFolders, name: str) -> None:
     """
     root = next((folder for folder in folders.folders if BASE_NAME.fullmatch(name) and (folder / name).is_dir()), None)
     if root is None or folders.resolve(root / name) is None:
-        known = ", ".join(folders.names()) or "none"
+        known = ", ".join(folders.list_names()) or "none"
         raise CommandFailed(
             f"there is no model {name!r} in the model folders; there are: {known}", exit_code=EXIT_NOT_FOUND
         )

@@ -43,12 +43,12 @@ def shown_settings(data_dir: Path | None) -> list[Shown]:
     """Every setting, in the order in which they are defined."""
     from dataclasses import fields
 
-    from runyard.settings import Settings, read_settings, source_of
+    from runyard.settings import Settings, get_source, read_settings
 
     settings = read_settings(data_dir=data_dir)
     shown = []
     for item in fields(Settings):
         value = getattr(settings, item.name)
-        source = "--data-dir" if item.name == "data_dir" and data_dir is not None else source_of(item.name)
+        source = "--data-dir" if item.name == "data_dir" and data_dir is not None else get_source(item.name)
         shown.append(Shown(item.name, str(value) if isinstance(value, Path) else value, source, item.metadata["help"]))
     return shown

@@ -24,7 +24,7 @@ from runyard.cli.output import duration, json_option, print_json
 from runyard.cli.picture import Asked, draw_answers, evenly_spaced
 from runyard.cli.recipes import EMPTY_RECIPE
 from runyard.rundir import read_json
-from runyard.settings import Settings, read_settings, source_of
+from runyard.settings import Settings, get_source, read_settings
 
 if TYPE_CHECKING:
     import vi
@@ -66,7 +66,7 @@ def demo(data_dir: Path | None, out: Path, as_json: bool) -> None:
     Trains a vision-language model of about 200,000 parameters on real handwritten digits, downloads it, asks it about
     every held-out image, and draws a picture of some of its answers. Takes a minute or two on two cores.
     """
-    if data_dir is None and source_of("data_dir") == "default":
+    if data_dir is None and get_source("data_dir") == "default":
         data_dir = out / "data"
     settings = read_settings(data_dir=data_dir)
 

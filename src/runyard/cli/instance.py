@@ -32,7 +32,7 @@ from runyard import processes
 from runyard.cli.failures import EXIT_CANNOT_START, EXIT_ERROR, CommandFailed
 from runyard.ports import Identity
 from runyard.rundir import read_json, write_json
-from runyard.settings import Settings, environment
+from runyard.settings import Settings, build_environment
 from runyard.starting import EXIT_CANNOT_START as CANNOT_START
 from runyard.starting import EXIT_NOT_NOW
 
@@ -169,7 +169,7 @@ class Instance:
         with open(log_path(self._settings, child.name), "ab") as log:
             child.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", child.module, "--end-with-stdin"],
-                env={**os.environ, **environment(self._settings)},
+                env={**os.environ, **build_environment(self._settings)},
                 stdin=(self._server_line if child is self._server else self._controller_line)[0],
                 stdout=log,
                 stderr=log,

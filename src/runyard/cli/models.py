@@ -234,7 +234,7 @@ def _nothing(doing: str, done: int, total: int) -> None:
 
 def _pictures(folder: Path, data_dir: Path | None, held: contextlib.ExitStack, *, show_progress: bool) -> Path | None:
     """Where the held-out pictures lie: a version's folder on this machine, else fetched for as long as ``held``."""
-    from runyard.ids import folder_below
+    from runyard.ids import resolve_folder
     from runyard.rundir import is_complete
     from runyard.settings import read_settings
     from runyard.trainer.export.replay import read_asked
@@ -245,7 +245,7 @@ def _pictures(folder: Path, data_dir: Path | None, held: contextlib.ExitStack, *
         return None
     settings = read_settings(data_dir=data_dir)
     names = (asked.run.organization_id or "none", str(asked.plan.get("datasetVersion")))  # read from the model's folder
-    version = folder_below(settings.datasets_dir, *names)
+    version = resolve_folder(settings.datasets_dir, *names)
     if is_complete(version):
         return version
     fetched = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="runyard-pictures-")))

@@ -33,7 +33,7 @@ from runyard.cli.instance import (
     rotate_log,
 )
 from runyard.rundir import read_json
-from runyard.settings import Settings, environment, read_settings
+from runyard.settings import Settings, build_environment, read_settings
 
 LOOK_EVERY_S = 0.5
 
@@ -118,7 +118,7 @@ def _start_detached(settings: Settings) -> str:
         begins_at = output.tell()
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "runyard.cli", "up"],
-            env={**os.environ, **environment(settings)},
+            env={**os.environ, **build_environment(settings)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -54,7 +54,7 @@ from runyard.ports import Clock, Files, Identity, Liveness, Processes, SystemClo
 from runyard.processes import ATTEMPT_MARK, SUPERVISOR_MARK
 from runyard.protocol import Assignment
 from runyard.settings import SettingError, Settings, read_settings
-from runyard.starting import CannotStart, from_os_error
+from runyard.starting import CannotStart, explain_os_error
 from vi.errors import ViAuthenticationError, ViError, ViPermissionError
 
 log = logging.getLogger(__name__)
@@ -472,4 +472,4 @@ def _begin() -> tuple[Settings, str]:
     except ValueError as error:  # of the level of the log
         raise CannotStart(f"RUNYARD_LOG_LEVEL: {error}; try: debug, info, warning or error") from error
     except OSError as error:
-        raise from_os_error(error) from error
+        raise explain_os_error(error) from error

@@ -13,7 +13,7 @@ import msgspec
 from runyard import ids, processes, rundir
 from runyard.controller.decide import Key
 from runyard.controller.machine import threads_per_run
-from runyard.ids import folder_below
+from runyard.ids import resolve_folder
 from runyard.protocol import Assignment
 from runyard.settings import Settings
 
@@ -107,7 +107,7 @@ def _bring_back(folder: Path, epoch: str) -> bool:
 
 
 def _aside(folder: Path, epoch: str) -> Path:
-    return folder_below(folder.parent, f"{folder.name}-{epoch}")
+    return resolve_folder(folder.parent, f"{folder.name}-{epoch}")
 
 
 def _open_again(folder: Path, assignment: Assignment) -> None:

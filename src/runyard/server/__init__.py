@@ -1,1 +1,1 @@
-"""The server: ``http`` speaks to clients, ``services`` holds the rules, ``runyard.store`` the rows."""
+"""The server: ``http`` serves clients, ``services`` holds the rules, ``runyard.store`` the rows."""

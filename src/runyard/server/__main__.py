@@ -1,4 +1,4 @@
-"""``python -m runyard.server``: the server as a process of its own, settings from ``RUNYARD_*``."""
+"""``python -m runyard.server``: the server as a separate process, with settings from ``RUNYARD_*``."""
 
 import sys
 

@@ -1,6 +1,7 @@
-"""The server's time: the one module here that asks the machine for it, so that tests can bring their own.
+"""The server's clock: a port, so that tests can replace it.
 
-Wall-clock milliseconds go on the wire and into rows; durations are measured by the monotonic clock alone.
+Wall-clock milliseconds go on the wire and into rows; durations are measured by the monotonic clock
+alone.
 """
 
 import asyncio
@@ -9,14 +10,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the server needs to know of time."""
+    """The port through which the server reads time and sleeps."""
 
     def now_ms(self) -> int:
-        """Epoch milliseconds."""
+        """Return epoch milliseconds."""
         ...
 
     def monotonic_s(self) -> float:
-        """Seconds that only grow; stands still while the machine is suspended."""
+        """Return seconds that only increase; they stop while the machine is suspended."""
         ...
 
     async def sleep(self, seconds: float) -> None: ...

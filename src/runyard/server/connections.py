@@ -1,9 +1,9 @@
-"""The server's TCP connections: how many there may be, and which are closed when they become too many.
+"""The server's TCP connections: their maximum number, and which are closed when there are too many.
 
-Nothing of a connection is seen by an application until its first request has been parsed, so what keeps silent
-connections from denying service to others acts on sockets: kernel options that every accepted connection inherits, and
-a thread that looks at this process's connections and closes the longest silent ones that serve no request. A new
-connection is never the one that is closed, so a client that asks something is answered however many others stay silent.
+An application sees a connection only after its first request has been parsed. So the protection
+against idle connections acts on sockets: kernel options that every accepted connection inherits,
+and a thread that closes the longest idle connections that serve no request. It never closes a new
+connection, so a client that sends a request gets its response however many others stay idle.
 
 docs/decisions/connections.md has the reasons and the measurements.
 """
@@ -28,35 +28,40 @@ UNSENT_BYTES = 128 * 1024  # of a response that a client does not read, kept by 
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 10, 3
 
 INTERVAL_S = 0.25
-# The total at which the longest silent connections are closed, whatever their address; and how much of a cap is used
-# after that, so that a flood costs few looks.
+# The share of the cap at which the longest idle connections are closed, whatever their address, and
+# the share that remains after that, so that a flood costs few sweeps.
 CROWDED_SHARE, RELIEVED_SHARE = 0.75, 0.6
-# A look at thousands of connections must not keep the event loop's thread from running.
-LOOKS_PER_PAUSE, PAUSE_S, SHARE_OF_TIME = 32, 0.0005, 0.2
+# Checking thousands of connections must not keep the thread of the event loop from running.
+CHECKS_PER_PAUSE, PAUSE_S, SHARE_OF_TIME = 32, 0.0005, 0.2
 LAST_DATA_RECEIVED = 52  # offset of tcpi_last_data_recv, milliseconds, in struct tcp_info of <linux/tcp.h>
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: whatever is still unsent is thrown away
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: discard unsent bytes
 
 Peer = tuple[str, int]
 
 
-def connections_possible(wanted: int) -> int:
-    """Raise the soft limit on open files to the hard one; return how many connections fit, at most ``wanted``."""
+def raise_file_limit(max_connections: int) -> int:
+    """Raise the soft limit on open files to the hard one.
+
+    Return how many connections fit, at most ``max_connections``.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    possible = wanted if files == resource.RLIM_INFINITY else min(wanted, max(files - RESERVED_FILES, files // 2))
-    if possible < wanted:
+    possible = max_connections
+    if files != resource.RLIM_INFINITY:
+        possible = min(max_connections, max(files - RESERVED_FILES, files // 2))
+    if possible < max_connections:
         log.warning(
             "max_connections is %d, but this process may open %d files; up to %d connections are accepted. "
             "try: raise the limit on open files (ulimit -n, LimitNOFILE=), or set RUNYARD_MAX_CONNECTIONS=%d",
-            wanted, files, possible, possible,
+            max_connections, files, possible, possible,
         )  # fmt: skip
     return possible
 
 
-def bound_socket(host: str, port: int, *, transfer_timeout_s: float) -> socket.socket:
+def bind_socket(host: str, port: int, *, transfer_timeout_s: float) -> socket.socket:
     """Return a bound socket, not listening yet, with the options that its connections inherit.
 
     Raises:
@@ -69,7 +74,8 @@ def bound_socket(host: str, port: int, *, transfer_timeout_s: float) -> socket.s
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for option, value in (
-            # A client that acknowledges nothing, or whose receive window stays closed, is disconnected.
+            # A client that acknowledges nothing, or whose receive window stays closed, is
+            # disconnected.
             ("TCP_USER_TIMEOUT", round(transfer_timeout_s * 1000)),
             ("TCP_NOTSENT_LOWAT", UNSENT_BYTES),
             ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
@@ -92,15 +98,16 @@ class Connection:
 
     descriptor: int
     peer: Peer
-    silent_ms: int
+    idle_ms: int
 
 
 class ConnectionGuard:
-    """Closes connections that nobody is served by, the longest silent first, when there are too many.
+    """A thread that closes idle connections, the longest idle first, when there are too many.
 
-    ``is_busy`` returns whether a request of a peer is being answered; those connections are never closed for being
-    silent. Addresses that ``is_exempt`` (trusted proxies, behind which many clients share an address) count in the
-    total only. Looks at the process's own descriptors, so it needs no privilege.
+    ``is_busy`` returns whether a request of a peer is in progress; such a connection is never
+    closed as idle. Addresses that ``is_exempt`` (trusted proxies, behind which many clients share
+    an address) count only in the total. It inspects the process's own descriptors, so it needs no
+    privilege.
     """
 
     def __init__(
@@ -108,14 +115,15 @@ class ConnectionGuard:
         bound: socket.socket,
         *,
         is_busy: Callable[[Peer], bool],
-        most: int,
-        most_per_address: int,
+        max_connections: int,
+        max_per_address: int,
         is_exempt: Callable[[str], bool] = lambda address: False,
     ) -> None:
         self._family, self._port = bound.family, bound.getsockname()[1]
-        self._is_busy, self._most, self._most_per_address = is_busy, most, most_per_address
+        self._is_busy = is_busy
+        self._max_connections, self._max_per_address = max_connections, max_per_address
         self._is_exempt = is_exempt
-        self._files_before = len(_descriptors())
+        self._files_before = len(_list_descriptors())
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
 
@@ -128,76 +136,82 @@ class ConnectionGuard:
         self._thread.join()
 
     def close(self, *, busy: bool) -> None:
-        """Close every connection that no request is served on, and with ``busy`` the others as well."""
+        """Close every connection without a request in progress.
+
+        With ``busy`` the others as well.
+        """
         for connection in self._connections():
             if busy or not self._is_busy(connection.peer):
                 self._close(connection)
 
     def sweep(self) -> int:
-        """Close what is too much; return how many connections were closed."""
+        """Close idle connections beyond the caps; return how many were closed."""
         connections = list(self._connections())
         idle = [connection for connection in connections if not self._is_busy(connection.peer)]
         per_address = Counter(connection.peer[0] for connection in connections)
         crowded = {
             address
             for address, count in per_address.items()
-            if count > self._most_per_address and not self._is_exempt(address)
+            if count > self._max_per_address and not self._is_exempt(address)
         }
         total, closed = len(connections), 0
-        is_crowded = total > self._most * CROWDED_SHARE
-        for connection in sorted(idle, key=lambda connection: -connection.silent_ms):
+        is_crowded = total > self._max_connections * CROWDED_SHARE
+        for connection in sorted(idle, key=lambda connection: -connection.idle_ms):
             address = connection.peer[0]
-            is_too_many = address in crowded and per_address[address] > self._most_per_address * RELIEVED_SHARE
-            if is_too_many or (is_crowded and total > self._most * RELIEVED_SHARE):
+            is_too_many = address in crowded and per_address[address] > self._max_per_address * RELIEVED_SHARE
+            if is_too_many or (is_crowded and total > self._max_connections * RELIEVED_SHARE):
                 self._close(connection)
                 per_address[address] -= 1
                 total, closed = total - 1, closed + 1
                 _pause_after(closed)
         return closed
 
-    def drop(self, peer: Peer, *, keep_unsent: bool = False) -> None:
-        """Close the connection of ``peer``, if it is open; what has been sent still arrives with ``keep_unsent``."""
+    def drop_connection(self, peer: Peer, *, keep_unsent: bool = False) -> None:
+        """Close the connection of ``peer``, if it is open.
+
+        ``keep_unsent`` still delivers unsent bytes.
+        """
         for connection in self._connections():
             if connection.peer == peer:
                 self._close(connection, keep_unsent=keep_unsent)
                 return
 
     def _run(self) -> None:
-        fewest = min(self._most_per_address, int(self._most * CROWDED_SHARE))
+        fewest = min(self._max_per_address, int(self._max_connections * CROWDED_SHARE))
         interval_s = INTERVAL_S
         while not self._stopping.wait(interval_s):
             begun_s, closed = time.monotonic(), 0
             try:
-                if len(_descriptors()) - self._files_before > fewest and (closed := self.sweep()):
-                    log.warning("closed %d silent connections: there were too many", closed)
-            except Exception:  # the server must not lose its guard
-                log.exception("the connections could not be looked at")
-            # While there are too many, look again soon, without taking more than a share of the interpreter's time.
+                if len(_list_descriptors()) - self._files_before > fewest and (closed := self.sweep()):
+                    log.warning("closed %d idle connections: there were too many", closed)
+            except Exception:  # an error must not end the guard
+                log.exception("the connections could not be checked")
+            # While there are too many, sweep again soon, within a share of the interpreter's time.
             interval_s = min(INTERVAL_S, (time.monotonic() - begun_s) / SHARE_OF_TIME) if closed else INTERVAL_S
 
     def _connections(self) -> Iterator[Connection]:
-        for number, descriptor in enumerate(_descriptors(), 1):
+        for number, descriptor in enumerate(_list_descriptors(), 1):
             _pause_after(number)
-            # A descriptor may be closed by the web server's thread at any moment, and even be another file by now:
-            # looking is harmless, and closing goes through a duplicate of what is looked at again.
+            # The web server's thread may close a descriptor at any moment, and it may be another
+            # file by now: inspecting it is harmless, and ``_close`` checks a duplicate again.
             try:
-                viewed = socket.socket(self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor)
+                inspected = socket.socket(self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor)
             except OSError:
-                continue  # no socket
+                continue  # not a socket
             try:
-                if viewed.getsockname()[1] != self._port:
+                if inspected.getsockname()[1] != self._port:
                     continue
-                address, port, *_ = viewed.getpeername()
-                about = viewed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, LAST_DATA_RECEIVED + 4)
+                address, port, *_ = inspected.getpeername()
+                about = inspected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, LAST_DATA_RECEIVED + 4)
             except (OSError, IndexError):
                 continue  # of another family, listening, or gone
             finally:
-                viewed.detach()
-            (silent_ms,) = struct.unpack_from("I", about, LAST_DATA_RECEIVED)
-            yield Connection(descriptor, (address, port), silent_ms)
+                inspected.detach()
+            (idle_ms,) = struct.unpack_from("I", about, LAST_DATA_RECEIVED)
+            yield Connection(descriptor, (address, port), idle_ms)
 
     def _close(self, connection: Connection, *, keep_unsent: bool = False) -> None:
-        """Shut a connection down; the web server's thread then sees its end and closes the descriptor."""
+        """Shut a connection down; the web server then sees its end and closes the descriptor."""
         with contextlib.suppress(OSError):
             kept = socket.socket(
                 self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=os.dup(connection.descriptor)
@@ -210,12 +224,12 @@ class ConnectionGuard:
 
 
 def _pause_after(number: int) -> None:
-    if number % LOOKS_PER_PAUSE == 0:
+    if number % CHECKS_PER_PAUSE == 0:
         time.sleep(PAUSE_S)
 
 
-def _descriptors() -> list[int]:
-    """The open descriptors of this process; none where the system does not list them, and nothing is closed there."""
+def _list_descriptors() -> list[int]:
+    """Return the open descriptors of this process; none where the system does not list them."""
     try:
         return [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - names alone, without a Path for each
     except FileNotFoundError:

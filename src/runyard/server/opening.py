@@ -1,6 +1,6 @@
-"""What can prevent a server from starting, as one line with cause and fix.
+"""Errors that prevent a server from starting, each as one line with cause and fix.
 
-Everything foreseeable is named here; any other error is a defect and keeps its traceback.
+Every foreseeable cause is listed here; any other error is a bug and keeps its traceback.
 """
 
 import contextlib
@@ -13,16 +13,16 @@ from sqlalchemy.exc import ArgumentError
 from runyard.extras import explain_missing_extra
 from runyard.server.services.access.secrets import UnusableSecret
 from runyard.settings import SettingError, Settings
-from runyard.starting import CannotStart, from_os_error
+from runyard.starting import CannotStart, explain_os_error
 from runyard.store import StoreUnavailable
 from runyard.store.migrate import StoreTooNew
 
-OLDEST_PYTHON, OLDEST_SQLITE = (3, 11), (3, 35)
+MIN_PYTHON, MIN_SQLITE = (3, 11), (3, 35)
 
 
 @contextlib.contextmanager
 def explain_failures(settings: Settings | None = None) -> Iterator[None]:
-    """Turn what prevents a start into ``CannotStart``.
+    """Convert errors that prevent a start to ``CannotStart``.
 
     Raises:
         CannotStart: the block failed for a foreseeable reason, or this Python or SQLite is too old.
@@ -48,19 +48,19 @@ def explain_failures(settings: Settings | None = None) -> Iterator[None]:
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        raise from_os_error(error) from error
+        raise explain_os_error(error) from error
 
 
 def check_versions(python: tuple[int, ...], sqlite: tuple[int, ...]) -> None:
     """Raise CannotStart for a Python or an SQLite that is too old to run on."""
-    for name, found, oldest in (("Python", python, OLDEST_PYTHON), ("SQLite", sqlite, OLDEST_SQLITE)):
-        if found < oldest:
-            have, need = (".".join(map(str, each)) for each in (found, oldest))
-            raise CannotStart(f"{name} {have} is too old, at least {need} is needed; try: update Python")
+    for name, found, required in (("Python", python, MIN_PYTHON), ("SQLite", sqlite, MIN_SQLITE)):
+        if found < required:
+            have, need = (".".join(map(str, each)) for each in (found, required))
+            raise CannotStart(f"{name} {have} is too old: at least {need} is required; try: update Python")
 
 
 def _check_not_emptied(settings: Settings) -> None:
-    """Refuse a database file without a byte over a data folder with data: a new one would hide that all is lost."""
+    """Raise for an empty database next to data: a new one would hide the loss."""
     path = settings.database
     if isinstance(path, str) or not path.is_file() or path.stat().st_size:
         return

@@ -1,4 +1,4 @@
-"""The version this installation calls itself."""
+"""The version of this installation."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,4 +1,7 @@
-"""The only SQL of Runyard. ``Store`` opens the database; the modules named after nouns hold the queries."""
+"""The store, the only part with SQL.
+
+``Store`` opens the database; modules named after nouns hold the queries.
+"""
 
 from runyard.store.database import Store, StoreUnavailable
 

@@ -1,36 +1,42 @@
-"""Rows of pictures and of what is said of them. Whole chunks go in at once; whoever calls keeps them short."""
+"""Rows of images, their annotation records, and their bytes.
+
+Callers keep the inserted batches short.
+"""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, join, or_, select, update
 
-from runyard.store.many import insert_many
+from runyard.store.bulk_insert import insert_many
 from runyard.store.tables import AnyRow, assets, contents, records
 
-AT_ONCE = 500  # values in one question: databases bound their number
+BATCH_SIZE = 500  # values in one query: databases limit their number
 
 Sorting = Literal["default", "assetId", "filename", "lastModified.contents", "metadata.fileSize"]
-_SORTED_BY = {
+_SORT_COLUMNS = {
     "default": assets.c.id,
     "assetId": assets.c.id,
     "filename": assets.c.filename,
     "lastModified.contents": assets.c.contents_updated,
     "metadata.fileSize": assets.c.size_bytes,
 }
-SORTINGS = tuple(_SORTED_BY)
+SORTINGS = tuple(_SORT_COLUMNS)
 
 
 def get(connection: Connection, *, org: str, dataset_id: str, asset_id: str) -> AnyRow | None:
-    return connection.execute(select(assets).where(*_is_it(org, dataset_id, asset_id))).one_or_none()
+    return connection.execute(select(assets).where(*_match_asset(org, dataset_id, asset_id))).one_or_none()
 
 
-def by_name(connection: Connection, *, org: str, dataset_id: str, names: Collection[str]) -> dict[str, AnyRow]:
-    """Those of the names that there are; columns filename, id, content, size_bytes, record_count, generation."""
+def find_by_name(connection: Connection, *, org: str, dataset_id: str, names: Collection[str]) -> dict[str, AnyRow]:
+    """Find assets by file name.
+
+    Columns filename, id, content, size_bytes, record_count, generation.
+    """
     found: dict[str, AnyRow] = {}
     table = assets.c
     columns = (table.filename, table.id, table.content, table.size_bytes, table.record_count, table.generation)
-    for some in _chunks(names):
+    for some in _split_batches(names):
         query = select(*columns).where(
             assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.filename.in_(some)
         )
@@ -49,9 +55,12 @@ def page(
     after: tuple[Any, str] | None,
     limit: int,
 ) -> Sequence[AnyRow]:
-    """In the order asked for, from after (value sorted by, id) on. ``like``: texts that the file name must have."""
-    column = _SORTED_BY[sorting]
-    query = select(assets).where(*_matching(org, dataset_id, like))
+    """Return a page in the given order, after (sort value, id).
+
+    ``like``: texts that the file name contains.
+    """
+    column = _SORT_COLUMNS[sorting]
+    query = select(assets).where(*_match_filenames(org, dataset_id, like))
     if after is not None:
         value, last_id = after
         further = (column < value, assets.c.id < last_id) if descending else (column > value, assets.c.id > last_id)
@@ -60,31 +69,34 @@ def page(
     return connection.execute(query.order_by(*order).limit(limit)).all()
 
 
-def sorted_value(row: AnyRow, sorting: str) -> Any:
-    """The value that a page sorted so ends at."""
-    return row._mapping[_SORTED_BY[sorting].name]
+def get_sort_value(row: AnyRow, sorting: str) -> Any:
+    """Return the value of a row by which a page is sorted."""
+    return row._mapping[_SORT_COLUMNS[sorting].name]
 
 
 def count(connection: Connection, *, org: str, dataset_id: str, like: Sequence[str]) -> int:
-    query = select(func.count()).select_from(assets).where(*_matching(org, dataset_id, like))
+    query = select(func.count()).select_from(assets).where(*_match_filenames(org, dataset_id, like))
     return int(connection.execute(query).scalar_one())
 
 
-def ids(
+def list_ids(
     connection: Connection, *, org: str, dataset_id: str, named: Sequence[str] | None, like: Sequence[str], limit: int
 ) -> list[str]:
-    """Ids of pictures to delete: those with one of the names or ids, or all that match."""
-    where = list(_matching(org, dataset_id, like))
+    """Return ids of assets, filtered by names or ids and by texts that the file name contains."""
+    where = list(_match_filenames(org, dataset_id, like))
     if named is not None:
         some = list(named)  # at most AT_ONCE
         where.append(or_(assets.c.id.in_(some), assets.c.filename.in_(some)))
     return list(connection.execute(select(assets.c.id).where(*where).order_by(assets.c.id).limit(limit)).scalars())
 
 
-def known(
+def list_by_filename(
     connection: Connection, *, org: str, dataset_id: str, after: str, limit: int, with_bytes: bool = False
 ) -> Sequence[AnyRow]:
-    """Pictures by file name, from after this name on; with where their bytes lie (blob, offset) if asked for."""
+    """Return assets by file name, after a name.
+
+    ``with_bytes`` adds the location of their bytes (blob, offset).
+    """
     query = select(assets)
     if with_bytes:
         query = select(assets, contents.c.sha256.label("blob"), contents.c.offset).join(
@@ -94,9 +106,11 @@ def known(
     return connection.execute(query.order_by(assets.c.filename).limit(limit)).all()
 
 
-def said(connection: Connection, *, org: str, dataset_id: str) -> Iterator[AnyRow]:
-    """Every record of a dataset beside its picture, by file name and in the order in which records came, read piece by
-    piece; columns filename, content, size_bytes, width, height, mime, contents."""
+def iter_records(connection: Connection, *, org: str, dataset_id: str) -> Iterator[AnyRow]:
+    """Yield every record of a dataset with its image, by file name and then in insertion order.
+
+    Rows are streamed. Columns filename, content, size_bytes, width, height, mime, contents.
+    """
     table = assets.c
     columns = (table.filename, table.content, table.size_bytes, table.width, table.height, table.mime)
     is_of = and_(records.c.org == table.org, records.c.dataset_id == table.dataset_id, records.c.asset_id == table.id)
@@ -106,36 +120,36 @@ def said(connection: Connection, *, org: str, dataset_id: str) -> Iterator[AnyRo
         .where(table.org == org, table.dataset_id == dataset_id)
         .order_by(table.filename, records.c.number)
     )
-    with connection.execute(query, execution_options={"stream_results": True, "yield_per": AT_ONCE}) as result:
+    with connection.execute(query, execution_options={"stream_results": True, "yield_per": BATCH_SIZE}) as result:
         yield from result
 
 
-def place(connection: Connection, *, org: str, content: str) -> AnyRow | None:
-    """Where a picture's bytes lie; columns of ``contents``."""
+def find_blob_span(connection: Connection, *, org: str, content: str) -> AnyRow | None:
+    """Return the location of an image's bytes; columns of ``contents``."""
     return connection.execute(
         select(contents).where(contents.c.org == org, contents.c.content == content)
     ).one_or_none()
 
 
-def places(connection: Connection, *, org: str, hashes: Collection[str]) -> dict[str, AnyRow]:
-    """Where the bytes of those pictures lie that are here."""
+def find_blob_spans(connection: Connection, *, org: str, hashes: Collection[str]) -> dict[str, AnyRow]:
+    """Return the locations of the bytes of those images that are stored, by content hash."""
     found: dict[str, AnyRow] = {}
-    for some in _chunks(hashes):
+    for some in _split_batches(hashes):
         query = select(contents).where(contents.c.org == org, contents.c.content.in_(some))
         found |= {row.content: row for row in connection.execute(query)}
     return found
 
 
-def shown(connection: Connection, *, org: str, hashes: Collection[str]) -> set[str]:
-    """Those of the pictures that an asset of any dataset shows."""
+def find_used_contents(connection: Connection, *, org: str, hashes: Collection[str]) -> set[str]:
+    """Return the content hashes that an asset of any dataset uses."""
     found = set[str]()
-    for some in _chunks(hashes):
+    for some in _split_batches(hashes):
         query = select(assets.c.content).where(assets.c.org == org, assets.c.content.in_(some)).distinct()
         found |= set(connection.execute(query).scalars())
     return found
 
 
-def add_places(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+def add_blob_spans(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     insert_many(connection, contents, rows)
 
 
@@ -144,13 +158,13 @@ def add(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def change(connection: Connection, *, org: str, dataset_id: str, asset_id: str, values: Mapping[str, Any]) -> None:
-    connection.execute(update(assets).where(*_is_it(org, dataset_id, asset_id)).values(**values))
+    connection.execute(update(assets).where(*_match_asset(org, dataset_id, asset_id)).values(**values))
 
 
 def remove(connection: Connection, *, org: str, dataset_id: str, ids: Collection[str]) -> Sequence[AnyRow]:
-    """Remove pictures and their records; returns the rows that there were."""
+    """Remove assets and their records; return the removed rows of assets."""
     removed: list[AnyRow] = []
-    for some in _chunks(ids):
+    for some in _split_batches(ids):
         where = (assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.id.in_(some))
         removed += connection.execute(select(assets).where(*where)).all()
         connection.execute(
@@ -182,13 +196,15 @@ def change_records(
         connection.execute(_CHANGE_RECORD, rows)
 
 
-def count_records(connection: Connection, *, org: str, dataset_id: str, more: Mapping[str, int], time_ms: int) -> None:
-    """So many more records, by the id of the asset."""
+def add_record_counts(
+    connection: Connection, *, org: str, dataset_id: str, more: Mapping[str, int], time_ms: int
+) -> None:
+    """Add to the record counts of assets, by asset id."""
     by_number: dict[int, list[str]] = {}
     for asset_id, number in more.items():
         by_number.setdefault(number, []).append(asset_id)
     for number, ids in by_number.items():  # nearly always one number
-        for some in _chunks(ids):
+        for some in _split_batches(ids):
             connection.execute(
                 update(assets)
                 .where(assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.id.in_(some))
@@ -197,21 +213,21 @@ def count_records(connection: Connection, *, org: str, dataset_id: str, more: Ma
 
 
 def remove_records(connection: Connection, *, org: str, dataset_id: str, numbers: Collection[int]) -> None:
-    for some in _chunks(numbers):
+    for some in _split_batches(numbers):
         connection.execute(
             delete(records).where(records.c.org == org, records.c.dataset_id == dataset_id, records.c.number.in_(some))
         )
 
 
-def record(connection: Connection, *, org: str, dataset_id: str, number: int) -> AnyRow | None:
+def get_record(connection: Connection, *, org: str, dataset_id: str, number: int) -> AnyRow | None:
     query = select(records).where(records.c.org == org, records.c.dataset_id == dataset_id, records.c.number == number)
     return connection.execute(query).one_or_none()
 
 
-def records_by_id(connection: Connection, *, org: str, dataset_id: str, ids: Collection[str]) -> dict[str, AnyRow]:
-    """Those of the records that there are, without their contents; columns id, number, asset_id, generation."""
+def find_records(connection: Connection, *, org: str, dataset_id: str, ids: Collection[str]) -> dict[str, AnyRow]:
+    """Find records by id, without their contents; columns id, number, asset_id, generation."""
     found: dict[str, AnyRow] = {}
-    for some in _chunks(ids):
+    for some in _split_batches(ids):
         query = select(records.c.id, records.c.number, records.c.asset_id, records.c.generation).where(
             records.c.org == org, records.c.dataset_id == dataset_id, records.c.id.in_(some)
         )
@@ -219,10 +235,10 @@ def records_by_id(connection: Connection, *, org: str, dataset_id: str, ids: Col
     return found
 
 
-def records_from(
+def list_records_from(
     connection: Connection, *, org: str, dataset_id: str, asset_id: str, number: int, limit: int
 ) -> Sequence[AnyRow]:
-    """Records of a picture from a number on, in the order in which they came."""
+    """Return records of an asset from a number on, in insertion order."""
     query = select(records).where(
         records.c.org == org,
         records.c.dataset_id == dataset_id,
@@ -232,10 +248,10 @@ def records_from(
     return connection.execute(query.order_by(records.c.number).limit(limit)).all()
 
 
-def records_of(connection: Connection, *, org: str, dataset_id: str, asset_ids: Collection[str]) -> Sequence[AnyRow]:
-    """Every record of some pictures, in the order in which they came."""
+def list_records(connection: Connection, *, org: str, dataset_id: str, asset_ids: Collection[str]) -> Sequence[AnyRow]:
+    """Return every record of some assets, in insertion order."""
     found: list[AnyRow] = []
-    for some in _chunks(asset_ids):
+    for some in _split_batches(asset_ids):
         query = select(records).where(
             records.c.org == org, records.c.dataset_id == dataset_id, records.c.asset_id.in_(some)
         )
@@ -243,11 +259,11 @@ def records_of(connection: Connection, *, org: str, dataset_id: str, asset_ids: 
     return sorted(found, key=lambda row: int(row.number))
 
 
-def _is_it(org: str, dataset_id: str, asset_id: str) -> tuple[ColumnElement[bool], ...]:
+def _match_asset(org: str, dataset_id: str, asset_id: str) -> tuple[ColumnElement[bool], ...]:
     return assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.id == asset_id
 
 
-def _matching(org: str, dataset_id: str, like: Sequence[str]) -> tuple[ColumnElement[bool], ...]:
+def _match_filenames(org: str, dataset_id: str, like: Sequence[str]) -> tuple[ColumnElement[bool], ...]:
     return (
         assets.c.org == org,
         assets.c.dataset_id == dataset_id,
@@ -255,6 +271,6 @@ def _matching(org: str, dataset_id: str, like: Sequence[str]) -> tuple[ColumnEle
     )
 
 
-def _chunks(values: Collection[Any]) -> Iterable[list[Any]]:
-    asked = sorted(values)
-    return (asked[start : start + AT_ONCE] for start in range(0, len(asked), AT_ONCE))
+def _split_batches(values: Collection[Any]) -> Iterable[list[Any]]:
+    ordered = sorted(values)
+    return (ordered[start : start + BATCH_SIZE] for start in range(0, len(ordered), BATCH_SIZE))

@@ -1,6 +1,6 @@
-"""Rows of attempts: who holds which run, until when, and whether it is proven closed.
+"""Rows of attempts: which machine has which run, until when, and whether the attempt is closed.
 
-The statements of the hot path are built once: putting one together costs more than running it.
+The statements of the hot path are built once: building one costs more than running it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ _ADD = insert(attempts)
 _BY_CLAIM = select(attempts).where(attempts.c.claim_id == bindparam("of_claim"))
 _BY_TOKEN = select(attempts).where(
     attempts.c.org == bindparam("of_org"),
-    attempts.c.epoch == bindparam("of_epoch"),
+    attempts.c.epoch == bindparam("of_store"),
     attempts.c.token_number == bindparam("of_number"),
 )
 _ALL_OF_RUN = select(attempts).where(*_OF_RUN).order_by(attempts.c.number)
@@ -42,17 +42,17 @@ def add(connection: Connection, values: Mapping[str, Any]) -> None:
     connection.execute(_ADD, {**_NEW, **values})
 
 
-def by_claim(connection: Connection, *, claim_id: str) -> AnyRow | None:
-    """The attempt a claim made, of whichever organisation: a claim is the controller's and has none."""
+def find_by_claim(connection: Connection, *, claim_id: str) -> AnyRow | None:
+    """Return the attempt that a claim created, of any organization: claims belong to none."""
     return connection.execute(_BY_CLAIM, {"of_claim": claim_id}).one_or_none()
 
 
-def by_token(connection: Connection, *, org: str, epoch: str, token_number: int) -> AnyRow | None:
-    place = {"of_org": org, "of_epoch": epoch, "of_number": token_number}
-    return connection.execute(_BY_TOKEN, place).one_or_none()
+def find_by_token(connection: Connection, *, org: str, store_id: str, token_number: int) -> AnyRow | None:
+    token = {"of_org": org, "of_store": store_id, "of_number": token_number}
+    return connection.execute(_BY_TOKEN, token).one_or_none()
 
 
-def of_run(connection: Connection, *, org: str, run_id: str) -> Sequence[AnyRow]:
+def list_by_run(connection: Connection, *, org: str, run_id: str) -> Sequence[AnyRow]:
     return connection.execute(_ALL_OF_RUN, {"of_org": org, "of_run": run_id}).all()
 
 
@@ -65,18 +65,20 @@ def has_open(connection: Connection, *, org: str, run_id: str) -> bool:
 
 
 def reopen_unproven(connection: Connection, *, org: str, run_id: str) -> None:
-    """Open what was closed for its silence alone again: nobody knows yet that nothing of it lives."""
+    """Reopen attempts that were closed only because they were lost: their processes may still run."""
     connection.execute(_UNPROVEN_OF_RUN, {"closed": False, "of_org": org, "of_run": run_id})
 
 
-def open_on_machine(connection: Connection, *, machine_id: str) -> Sequence[AnyRow]:
-    """Attempts of every organisation that one machine shall settle: open ones, and those closed for their silence
-    alone whose run waits."""
+def list_unsettled(connection: Connection, *, machine_id: str) -> Sequence[AnyRow]:
+    """Return attempts whose outcome a machine must report, of every organization.
+
+    These are the open ones, and those closed only because they were lost, whose run waits.
+    """
     return connection.execute(_TO_SETTLE, {"of_machine": machine_id}).all()
 
 
-def open_anywhere(connection: Connection) -> Sequence[AnyRow]:
-    """Open attempts of every organisation, for the pulse."""
+def list_open(connection: Connection) -> Sequence[AnyRow]:
+    """Return the open attempts of every organization."""
     return connection.execute(_OPEN).all()
 
 

@@ -1,4 +1,4 @@
-"""Who changed what: one row in the transaction of every mutation, and rejected keys, counted."""
+"""Rows of the audit log: one for every change and each series of rejected keys."""
 
 from collections.abc import Collection, Sequence
 
@@ -20,7 +20,7 @@ def add(
     target: str,
     count: int = 1,
 ) -> int:
-    """Insert a row; returns its number."""
+    """Insert a row; return its number."""
     row = {"org": org, "time": time_ms, "actor": actor, "address": address, "action": action, "target": target}
     inserted = connection.execute(_ADD, row | {"count": count})
     return int(inserted.inserted_primary_key[0])  # type: ignore[index]  # an insert of one row always has one
@@ -41,9 +41,11 @@ def page(
     since: int | None = None,
     until: int | None = None,
 ) -> Sequence[AnyRow]:
-    """Newest first, from before the row of a number on; also columns id and time_created, as other lists have them.
+    """Return a page, newest first, before the row of a number.
 
-    ``actor`` may be a key's id alone.
+    With id and time_created, as in other lists.
+
+    ``actor`` may be the id of a key.
     """
     id, time = cast(audit.c.number, String(20)).label("id"), audit.c.time.label("time_created")
     query = select(audit, id, time).where(audit.c.org.in_(orgs))
@@ -61,9 +63,9 @@ def page(
 
 
 def prune(connection: Connection, *, before_ms: int, limit: int) -> bool:
-    """Remove the oldest rows that are older than a time, at most so many; whether more may be left.
+    """Remove rows older than a time, at most ``limit``; return whether more may be left.
 
-    The oldest by number are examined, not the table searched by time: this runs every minute and mostly finds nothing.
+    Only the first rows by number are examined: this runs every minute and mostly finds nothing.
     """
     oldest = connection.execute(select(audit.c.number, audit.c.time).order_by(audit.c.number).limit(limit)).all()
     numbers = [row.number for row in oldest if row.time < before_ms]

@@ -1,8 +1,9 @@
-"""The whole store as rows of plain values, out of one database and into another, of either kind.
+"""Export of the whole store as rows of plain values, and import into another one.
 
-Written over ``metadata``, so that a new table is taken along by being there. Rows are JSON arrays in the order of the
-table's columns, bytes as base64, sorted by primary key. Four tables do not simply replace what was there: ``meta`` gets
-the new epoch, ``pulse`` never goes back, attempts get time to speak, and ``keys`` stay those of the instance.
+It iterates over ``metadata``, so a new table is included by default. Rows are JSON arrays in the
+order of the table's columns, bytes as base64, sorted by primary key. Four tables are not simply
+replaced: ``meta`` gets the new store id, the lease clock never goes back, open attempts get a whole
+lease, and ``keys`` stay those of the instance.
 """
 
 import textwrap
@@ -14,23 +15,24 @@ from sqlalchemy import BigInteger, Column, Connection, String, Table, delete, fu
 from sqlalchemy.exc import OperationalError, StatementError
 
 from runyard import backup_rows
-from runyard.backup_rows import RowsUnfit
+from runyard.backup_rows import InvalidRows
 from runyard.store import organizations, requirements
-from runyard.store.lines import count_log_bytes
 from runyard.store.migrate import HEAD
-from runyard.store.postgresql import is_about_a_value
-from runyard.store.tables import AnyRow, attempts, keys, meta, metadata, pulse, runs, unneeded_blobs
+from runyard.store.postgresql import is_value_too_large
+from runyard.store.tables import AnyRow, attempts, keys, lease_clock, meta, metadata, runs, unneeded_blobs
 from runyard.store.tables import organizations as organization_rows
+from runyard.store.telemetry import count_log_bytes
 
-ROWS_AT_ONCE, BYTES_AT_ONCE = 500, 4 << 20
+BATCH_ROWS, BATCH_BYTES = 500, 4 << 20
 SCHEMA_REVISION = HEAD
 TABLES: Mapping[str, Table] = {str(table.name): table for table in metadata.sorted_tables}
-# Every table that needs a blob names it in a column ``sha256`` beside ``org``; one names those that nothing needs.
-_NAME_BLOBS = [table for table in TABLES.values() if "sha256" in table.c and table is not unneeded_blobs]
+# A table that needs a blob names it in its columns ``org`` and ``sha256``; one table lists blobs
+# that nothing needs.
+_TABLES_WITH_BLOBS = [table for table in TABLES.values() if "sha256" in table.c and table is not unneeded_blobs]
 
 
-def describe(table: Table) -> dict[str, backup_rows.Column]:
-    """Return what each column of a table may hold, as ``runyard.backup_schema`` has it."""
+def describe_table(table: Table) -> dict[str, backup_rows.Column]:
+    """Describe the columns of a table, as ``runyard.backup_schema`` does."""
     return {str(column.name): _describe_column(column) for column in table.columns}
 
 
@@ -42,12 +44,15 @@ def _describe_column(column: Column[Any]) -> backup_rows.Column:
         max_length=column.type.length if isinstance(column.type, String) else None,
         is_key=column.primary_key,
         is_nullable=bool(column.nullable),
-        may_lack=bool(column.nullable) or column.server_default is not None,
+        is_optional=bool(column.nullable) or column.server_default is not None,
     )
 
 
-# After a change of the tables, run scripts/backup-schema: the command line verifies backups without a database.
-DESCRIBED: Mapping[str, Mapping[str, backup_rows.Column]] = {name: describe(table) for name, table in TABLES.items()}
+# After a change of the tables, run scripts/backup-schema: the command line verifies backups without
+# a database.
+COLUMNS: Mapping[str, Mapping[str, backup_rows.Column]] = {
+    name: describe_table(table) for name, table in TABLES.items()
+}
 
 
 def render_schema() -> str:
@@ -62,158 +67,161 @@ def render_schema() -> str:
         f'REVISION = "{SCHEMA_REVISION}"',
         "TABLES = {",
     ]
-    for name, described in DESCRIBED.items():
+    for name, described in COLUMNS.items():
         words = textwrap.wrap(" ".join(map(str, described.values())), 105)
         lines += [f'    "{name}": (', *(f'        "{line} "' for line in words), "    ),"]
     return "\n".join([*lines, "}", ""])
 
 
-def columns(table: Table) -> list[str]:
-    return [str(column.name) for column in table.columns]  # a plain one: SQLAlchemy has a text type of its own
+def list_columns(table: Table) -> list[str]:
+    return [str(column.name) for column in table.columns]  # a plain str: SQLAlchemy uses a subclass
 
 
-def rows(connection: Connection, table: Table) -> Iterator[bytes]:
-    """Yield every row as a line, read piece by piece."""
+def iter_rows(connection: Connection, table: Table) -> Iterator[bytes]:
+    """Yield every row as a line; rows are streamed."""
     query = select(table).order_by(*table.primary_key.columns)
-    options = {"stream_results": True, "yield_per": ROWS_AT_ONCE}
+    options = {"stream_results": True, "yield_per": BATCH_ROWS}
     with connection.execute(query, execution_options=options) as result:
         for row in result:
             yield msgspec.json.encode(tuple(row)) + b"\n"
 
 
-def checked_rows(connection: Connection, table: Table) -> Iterator[bytes]:
-    """Yield every row as a line that a restore accepts.
+def iter_checked_rows(connection: Connection, table: Table) -> Iterator[bytes]:
+    """Yield every row as a line, checked as a restore would.
 
     Raises:
-        RowsUnfit: a row of the store would not be accepted.
+        InvalidRows: a row of the store would not be accepted.
     """
-    checker = _checker(table, columns(table))
-    for line in rows(connection, table):
+    checker = _build_checker(table, list_columns(table))
+    for line in iter_rows(connection, table):
         checker.decode(line)
         yield line
 
 
-def blobs(connection: Connection) -> Sequence[AnyRow]:
-    """Every blob that a row needs, once; columns org, sha256."""
-    named = (select(table.c.org, table.c.sha256).where(table.c.sha256.is_not(None)) for table in _NAME_BLOBS)
+def list_blobs(connection: Connection) -> Sequence[AnyRow]:
+    """Return every blob that a row needs, once; columns org, sha256."""
+    named = (select(table.c.org, table.c.sha256).where(table.c.sha256.is_not(None)) for table in _TABLES_WITH_BLOBS)
     needed = union(*(query.distinct() for query in named)).subquery()
     return connection.execute(select(needed).order_by(needed.c.org, needed.c.sha256)).all()
 
 
-def counts(connection: Connection) -> dict[str, int]:
-    """How many rows each table has."""
+def count_rows(connection: Connection) -> dict[str, int]:
+    """Count the rows of each table."""
     return {
         name: int(connection.execute(select(func.count()).select_from(table)).scalar_one())
         for name, table in TABLES.items()
     }
 
 
-def runs_since(connection: Connection, *, time_ms: int) -> int:
-    """How many runs were created after a time."""
+def count_runs_since(connection: Connection, *, time_ms: int) -> int:
+    """Count the runs that were created after a time."""
     query = select(func.count()).select_from(runs).where(runs.c.time_created > time_ms, runs.c.deleted.is_(False))
     return int(connection.execute(query).scalar_one())
 
 
-def epochs(connection: Connection) -> set[str]:
-    """Every epoch that a token of this store may name."""
+def list_store_ids(connection: Connection) -> set[str]:
+    """Return every store id that a token of this store may contain."""
     known = set(connection.execute(select(attempts.c.epoch).distinct()).scalars())
-    return known | {organizations.fact(connection, organizations.EPOCH) or ""}
+    return known | {organizations.get_meta(connection, organizations.STORE_ID) or ""}
 
 
-def replace(
+def replace_all(
     connection: Connection,
     tables: Iterable[tuple[str, Sequence[str], Iterable[bytes]]],
     *,
-    epoch: str,
+    store_id: str,
     operator: str,
     with_keys: bool,
     lease_ms: int,
 ) -> None:
-    """Put rows (table, columns, lines) in the place of everything there is; undone as a whole if anything is unfit.
+    """Replace everything by rows (table, columns, lines); any error rolls all of it back.
 
-    ``operator`` is the organisation that the keys of this store's first organisation belong to afterwards, if theirs is
-    gone. ``with_keys`` says that keys among the rows can verify here.
+    ``operator`` is the organization that keys of this store's first organization belong to
+    afterwards, if the backup does not contain theirs. ``with_keys`` loads the keys among the rows,
+    which can verify here.
 
     Raises:
-        RowsUnfit: a row is not one of its table.
+        InvalidRows: a row is not one of its table.
     """
     own_keys = [row._asdict() for row in connection.execute(select(keys))]
-    own_operator = next(iter(organizations.ids(connection)), None)
-    own_pulse = connection.execute(select(pulse)).one_or_none()
-    own_pepper = organizations.fact(connection, organizations.PEPPER)
+    own_operator = next(iter(organizations.list_ids(connection)), None)
+    own_clock = connection.execute(select(lease_clock)).one_or_none()
+    own_pepper = organizations.get_meta(connection, organizations.PEPPER)
     for table in reversed(metadata.sorted_tables):
         connection.execute(delete(table))
-    is_of_before = False  # sizes of logs were noted
+    lacks_log_bytes = False
     for name, given, lines in tables:
-        is_of_before |= name == runs.name and "log_bytes" not in given
+        lacks_log_bytes |= name == runs.name and "log_bytes" not in given
         if name != keys.name or with_keys:
             try:
-                _load(connection, TABLES[name], given, lines)
+                _load_rows(connection, TABLES[name], given, lines)
             except StatementError as error:
-                if isinstance(error, OperationalError) and not is_about_a_value(error):
-                    raise  # the disk, not the rows
-                raise RowsUnfit(f"the rows of the backup's table {name!r} do not fit together") from error
-    requirements.fill(connection)  # a backup made before there were keys has none
-    if next(iter(organizations.ids(connection)), None) != operator:
-        raise RowsUnfit(f"the backup is of the organization {operator!r}, and it is not the first in it")
-    connection.execute(delete(meta).where(meta.c.key.in_((organizations.EPOCH, organizations.PEPPER))))
-    organizations.set_fact(connection, organizations.EPOCH, epoch)
-    if is_of_before:
+                if isinstance(error, OperationalError) and not is_value_too_large(error):
+                    raise  # the disk failed; the rows are valid
+                raise InvalidRows(f"the rows of the backup's table {name!r} do not fit together") from error
+    requirements.fill(connection)  # an older backup has no requirement keys
+    if next(iter(organizations.list_ids(connection)), None) != operator:
+        raise InvalidRows(
+            f"the backup names {operator!r} as its first organization, but its rows begin with another one"
+        )
+    connection.execute(delete(meta).where(meta.c.key.in_((organizations.STORE_ID, organizations.PEPPER))))
+    organizations.set_meta(connection, organizations.STORE_ID, store_id)
+    if lacks_log_bytes:
         count_log_bytes(connection)
-    if own_pepper is not None:  # the keys of this store stay, and with them the pepper they were hashed under
-        organizations.set_fact(connection, organizations.PEPPER, own_pepper)
-    _go_on_counting(connection, own_pulse, lease_ms=lease_ms)
-    _keep_keys(connection, own_keys, own_operator=own_operator, operator=operator)
+    if own_pepper is not None:  # the keys of this store stay, and so does the pepper of their hashes
+        organizations.set_meta(connection, organizations.PEPPER, own_pepper)
+    _advance_clock(connection, own_clock, lease_ms=lease_ms)
+    _restore_own_keys(connection, own_keys, own_operator=own_operator, operator=operator)
 
 
-def _checker(table: Table, given: Sequence[str]) -> backup_rows.TableRows:
-    return backup_rows.TableRows(str(table.name), given, DESCRIBED[str(table.name)])
+def _build_checker(table: Table, given: Sequence[str]) -> backup_rows.TableRows:
+    return backup_rows.TableRows(str(table.name), given, COLUMNS[str(table.name)])
 
 
-def _load(connection: Connection, table: Table, given: Sequence[str], lines: Iterable[bytes]) -> None:
-    checker = _checker(table, given)
+def _load_rows(connection: Connection, table: Table, given: Sequence[str], lines: Iterable[bytes]) -> None:
+    checker = _build_checker(table, given)
     batch: list[dict[str, Any]] = []
     batch_bytes = 0
     for line in lines:
         batch.append(checker.decode(line))
         batch_bytes += len(line)
-        if len(batch) >= ROWS_AT_ONCE or batch_bytes >= BYTES_AT_ONCE:
+        if len(batch) >= BATCH_ROWS or batch_bytes >= BATCH_BYTES:
             connection.execute(insert(table), batch)
             batch, batch_bytes = [], 0
     if batch:
         connection.execute(insert(table), batch)
 
 
-def _go_on_counting(connection: Connection, own: AnyRow | None, *, lease_ms: int) -> None:
-    """Neither server-lived time nor fencing numbers ever go back, whichever of the two worlds was further.
+def _advance_clock(connection: Connection, own: AnyRow | None, *, lease_ms: int) -> None:
+    """Advance the lease clock and the fencing counter to the higher of both stores' values.
 
-    What rows say of that time is moved along, so that a silence is as long as it was. An open attempt gets a whole
-    lease: its supervisor may still live, and shall not be too late for having been restored.
+    Uptimes in rows are shifted by the same amount, so that durations stay as they were. An open
+    attempt gets a whole lease: its supervisor may still run, and the restore must not make it late.
     """
-    told = connection.execute(select(pulse)).one_or_none()
-    if told is None:
-        raise RowsUnfit("the backup does not say how long its server has lived")
-    lived_ms = max(told.lived_ms, own.lived_ms if own else 0)
-    number = max(told.token_number, own.token_number if own else 0)
-    connection.execute(update(pulse).values(lived_ms=lived_ms, token_number=number))
-    moved_ms = lived_ms - told.lived_ms
+    restored = connection.execute(select(lease_clock)).one_or_none()
+    if restored is None:
+        raise InvalidRows("the backup has no row for its lease clock")
+    uptime_ms = max(restored.lived_ms, own.lived_ms if own else 0)
+    number = max(restored.token_number, own.token_number if own else 0)
+    connection.execute(update(lease_clock).values(lived_ms=uptime_ms, token_number=number))
+    shift_ms = uptime_ms - restored.lived_ms
     connection.execute(
         update(attempts).values(
-            expires_pulse=attempts.c.expires_pulse + moved_ms, lost_pulse=attempts.c.lost_pulse + moved_ms
+            expires_pulse=attempts.c.expires_pulse + shift_ms, lost_pulse=attempts.c.lost_pulse + shift_ms
         )
     )
-    connection.execute(update(attempts).where(attempts.c.closed.is_(False)).values(expires_pulse=lived_ms + lease_ms))
+    connection.execute(update(attempts).where(attempts.c.closed.is_(False)).values(expires_pulse=uptime_ms + lease_ms))
 
 
-def _keep_keys(
+def _restore_own_keys(
     connection: Connection, own: Sequence[dict[str, Any]], *, own_operator: str | None, operator: str
 ) -> None:
-    """The keys of this store stay: whoever could speak to it still can, and a revoked key stays revoked."""
+    """Insert the keys of this store again: valid keys stay valid, and revoked keys stay revoked."""
     known = set(connection.execute(select(organization_rows.c.id)).scalars())
     for key in own:
         if key["org"] is not None and key["org"] not in known:
             if key["org"] != own_operator:
-                continue  # its organisation is gone with everything it opened
+                continue  # the backup does not contain its organization
             key["org"] = operator
         connection.execute(delete(keys).where(keys.c.id == key["id"]))
         connection.execute(insert(keys).values(**key))

@@ -1,9 +1,10 @@
-"""Opens the database: one writing connection that one thread owns, read-only connections for everybody else.
+"""The database: one writing connection of one thread, and read-only connections.
 
-SQLite allows one writer at a time, so writers queue here instead of meeting ``database is locked``. What has queued up
-while the last transaction was being fsynced is committed together: each piece of work in a savepoint of its own, one
-fsync for all, and only then is anybody told. PostgreSQL is written to in the same way, since one commit for many is
-quicker there as well; ``runyard.store.sqlite`` and ``runyard.store.postgresql`` hold all in which the two differ.
+SQLite allows one writer at a time, so writers queue here instead of failing with ``database is
+locked``. Transactions that queued up during an fsync are committed together (group commit): each in
+its own savepoint, one fsync for all, and only then the callers get their results. PostgreSQL is
+written to in the same way, since one commit for many is faster there as well.
+``runyard.store.sqlite`` and ``runyard.store.postgresql`` hold all differences between the two.
 """
 
 import asyncio
@@ -21,22 +22,24 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
 from runyard.store.migrate import CannotUpgrade, migrate
-from runyard.store.postgresql import PostgreSql, is_about_a_value
+from runyard.store.postgresql import PostgreSql, is_value_too_large
 from runyard.store.sqlite import Sqlite
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Work = Callable[[Connection], T]
+TransactionFunction = Callable[[Connection], T]
 
-MAX_TOGETHER = 64
-READERS = 3
+MAX_GROUP_COMMIT = 64
+READER_THREADS = 3
 
 
 class StoreUnavailable(Exception):
-    """The database cannot be read or written now (disk full, damaged, away); nothing was acknowledged.
+    """The database cannot be read or written now (disk full, damaged, unreachable).
 
-    ``may_pass`` is False where trying again cannot help before somebody has changed something.
+    Nothing was committed.
+
+    ``may_pass`` is False where a retry cannot succeed before somebody has changed something.
     """
 
     def __init__(self, message: str, *, may_pass: bool = True):
@@ -45,94 +48,100 @@ class StoreUnavailable(Exception):
 
 
 class Store:
-    """The open database. ``write`` and ``read`` run a function of a connection; ``close`` ends the writer."""
+    """The open database. ``write`` and ``read`` call a function with a connection.
+
+    ``close`` ends the writer.
+    """
 
     def __init__(self, database: Path | str) -> None:
-        """Open a SQLite file, or the PostgreSQL database of a URL, and bring it to this code's schema.
+        """Open a SQLite file or a PostgreSQL URL, and upgrade it to the current schema.
 
         An older SQLite file is copied before its schema is upgraded.
 
         Raises:
-            StoreUnavailable: it cannot be reached, it is damaged, or there is no room for the copy.
+            StoreUnavailable: it cannot be reached, is damaged, or there is no disk space for the
+                copy.
             StoreTooNew: a newer Runyard wrote it.
         """
         self._kind = PostgreSql(database) if isinstance(database, str) else Sqlite(database)
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_QueuedTransaction | None] = queue.SimpleQueue()
         self._local = threading.local()
-        self._writing_engine = self._kind.writing_engine()
+        self._writing_engine = self._kind.create_writing_engine()
         try:
             migrate(self._writing_engine, self._kind.lock_migrations, self._kind.prepare_upgrade)
             self._writing_connection = self._writing_engine.connect()
         except (DatabaseError, CannotUpgrade) as error:
             message, may_pass = self._kind.describe_open_error(error)
             raise StoreUnavailable(message, may_pass=may_pass) from error
-        self._reading_engine = self._kind.reading_engine()
+        self._reading_engine = self._kind.create_reading_engine()
         self._reading_connections: list[Connection] = []
-        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
-        # A daemon, so that a process which forgot to close can end: what was acknowledged is on disk all the same.
+        self._pool = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="store-reader")
+        # A daemon, so that a process that did not close the store can end: committed data is on
+        # disk anyway.
         self._thread = threading.Thread(target=self._write_all, name="store-writer", daemon=True)
         self._thread.start()
 
-    async def write(self, work: Work[T]) -> T:
-        """Run ``work`` in a transaction on the writing connection; returns once it is on disk.
+    async def write(self, transaction: TransactionFunction[T]) -> T:
+        """Run a function in a transaction on the writing connection; return once it is on disk.
 
-        What ``work`` raises undoes it and is raised here. It must be quick: everybody else's writes wait for it.
+        An error of the function rolls its changes back and is raised here. The function must be
+        quick: all other writes wait for it.
         """
-        return await self._queued(work, is_alone=False)
+        return await self._enqueue(transaction, is_alone=False)
 
-    async def _queued(self, work: Work[T], *, is_alone: bool) -> T:
+    async def _enqueue(self, function: TransactionFunction[T], *, is_alone: bool) -> T:
         if not self._thread.is_alive():
-            raise StoreUnavailable("the writer has ended; its last error is in the log")
+            raise StoreUnavailable("the writer has ended; try: look for its error in the log")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put(_Job(work, loop, future, is_alone=is_alone))
-        # Shielded, since a client that goes away does not undo what the writer is about to commit.
+        self._queue.put(_QueuedTransaction(function, loop, future, is_alone=is_alone))
+        # Shielded: a client that disconnects does not roll back what the writer is about to commit.
         return await asyncio.shield(future)
 
-    def read(self, work: Work[T]) -> T:
-        """Run a quick read on the calling thread's own read-only connection."""
+    def read(self, query: TransactionFunction[T]) -> T:
+        """Run a quick read on the read-only connection of the calling thread."""
         try:
-            return self._read(work)
+            return self._read(query)
         except OperationalError as error:
             if not error.connection_invalidated:
                 raise StoreUnavailable(str(error.orig)) from error
         except DatabaseError as error:
-            raise self._as_damage(error) from error
+            raise self._convert_damage(error) from error
         try:
-            return self._read(work)  # the database has been restarted since: a new connection may find it
+            return self._read(query)  # the database may have been restarted: try a new connection
         except OperationalError as error:
             raise StoreUnavailable(str(error.orig)) from error
 
-    def _as_damage(self, error: DatabaseError) -> Exception:
-        """Return the error to raise to a reader: a damaged database is reported as such."""
+    def _convert_damage(self, error: DatabaseError) -> Exception:
+        """Return the error to raise for a read: StoreUnavailable if the database is damaged."""
         if not self._kind.is_damage(error):
             return error
         return StoreUnavailable(f"the database is damaged ({error.orig})", may_pass=False)
 
-    def _read(self, work: Work[T]) -> T:
+    def _read(self, query: TransactionFunction[T]) -> T:
         connection: Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._reading_engine.connect()
             self._local.connection = connection
             self._reading_connections.append(connection)
         try:
-            return work(connection)
+            return query(connection)
         except DBAPIError:
-            connection.rollback()  # without it a connection that broke could not be made anew
+            connection.rollback()  # without it SQLAlchemy does not reconnect a broken connection
             raise
 
-    async def read_aside(self, work: Work[T]) -> T:
-        """Run a read that may take milliseconds on a thread of its own, so that the event loop goes on."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.read, work)
+    async def read_in_thread(self, query: TransactionFunction[T]) -> T:
+        """Run a slower read on a reader thread, so that it does not block the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.read, query)
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """A connection of its own on which everything is as it was at the first read, however long it takes.
+        """Yield a separate connection that sees the database as of its first read.
 
         Raises:
             StoreUnavailable: the database cannot be read.
         """
-        engine = self._kind.snapshot_engine()
+        engine = self._kind.create_snapshot_engine()
         try:
             with engine.connect() as connection, connection.begin():
                 yield connection
@@ -142,34 +151,43 @@ class Store:
             engine.dispose()
 
     async def reclaim(self) -> int:
-        """Give free space of the database back to its disk, a piece at a time between writes; returns the bytes."""
+        """Return free space of the database to the disk, step by step between writes.
+
+        Return the bytes.
+        """
         freed = 0
-        while piece := await self._alone(self._kind.reclaim):
-            freed += piece
+        while step_bytes := await self._run_alone(self._kind.reclaim):
+            freed += step_bytes
         return freed
 
     async def compact(self) -> None:
-        """Rebuild a database that cannot give space back piece by piece; all writes wait for it.
+        """Rebuild a database that cannot return space step by step; all writes wait for it.
 
         Raises:
-            StoreUnavailable: there is no room for it.
+            StoreUnavailable: there is not enough disk space.
         """
-        await self._alone(self._kind.compact)
+        await self._run_alone(self._kind.compact)
 
     def reclaimable_bytes(self) -> int | None:
-        """Return how much ``reclaim`` or ``compact`` would free; None where the database frees its space itself."""
+        """Return how much ``reclaim`` or ``compact`` would free.
+
+        None where the database frees its space itself.
+        """
         return self.read(self._kind.reclaimable_bytes)
 
-    async def _alone(self, work: Work[T]) -> T:
-        """Run ``work`` on the writing connection outside of any transaction."""
-        return await self._queued(work, is_alone=True)
+    async def _run_alone(self, function: TransactionFunction[T]) -> T:
+        """Run a function on the writing connection outside of any transaction."""
+        return await self._enqueue(function, is_alone=True)
 
-    def follow_numbers(self, connection: Connection) -> None:
-        """After rows came with numbers of their own, in the same transaction: the next ones get numbers after them."""
-        self._kind.follow_numbers(connection)
+    def reset_sequences(self, connection: Connection) -> None:
+        """Let generated numbers continue after those of inserted rows.
+
+        Part of the same transaction.
+        """
+        self._kind.reset_sequences(connection)
 
     def close(self) -> None:
-        """Commit what is queued and close every connection."""
+        """Commit what is queued, and close every connection."""
         self._pool.shutdown()
         for connection in self._reading_connections:
             connection.close()
@@ -181,45 +199,50 @@ class Store:
 
     def _write_all(self) -> None:
         with self._writing_connection as connection:
-            while jobs := self._next_jobs():
-                if together := [job for job in jobs if not job.is_alone]:
+            while queued := self._take_queued():
+                if together := [each for each in queued if not each.is_alone]:
                     _commit_together(connection, together, self._kind)
-                for job in jobs:
-                    if job.is_alone:
-                        _run_alone(connection, job)
+                for each in queued:
+                    if each.is_alone:
+                        _run_outside_transaction(connection, each)
 
-    def _next_jobs(self) -> list["_Job"]:
-        """What waits now, at least one; empty when the store closes."""
+    def _take_queued(self) -> list["_QueuedTransaction"]:
+        """Wait for a queued transaction; return all that are queued, none when the store closes."""
         first = self._queue.get()
         if first is None:
             return []
-        jobs = [first]
-        while len(jobs) < MAX_TOGETHER:
+        taken = [first]
+        while len(taken) < MAX_GROUP_COMMIT:
             try:
-                job = self._queue.get_nowait()
+                queued = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if job is None:
+            if queued is None:
                 self._queue.put(None)  # close after these
                 break
-            jobs.append(job)
-        return jobs
+            taken.append(queued)
+        return taken
 
 
-class _Job:
-    """A piece of work, and whom to tell how it went."""
+class _QueuedTransaction:
+    """A function that waits for the writer, and the future of its caller."""
 
-    __slots__ = ("error", "future", "is_alone", "loop", "result", "work")
+    __slots__ = ("error", "function", "future", "is_alone", "loop", "result")
 
     def __init__(
-        self, work: Work[Any], loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], *, is_alone: bool
+        self,
+        function: TransactionFunction[Any],
+        loop: asyncio.AbstractEventLoop,
+        future: asyncio.Future[Any],
+        *,
+        is_alone: bool,
     ) -> None:
-        self.work, self.loop, self.future, self.is_alone = work, loop, future, is_alone
+        self.function, self.loop, self.future, self.is_alone = function, loop, future, is_alone
         self.result: Any = None
         self.error: BaseException | None = None
 
-    def tell(self) -> None:
-        if self.future.done():  # its waiter was cancelled
+    def set_future(self) -> None:
+        if self.future.done():  # its caller was canceled
             return
         if self.error is not None:
             self.future.set_exception(self.error)
@@ -227,69 +250,72 @@ class _Job:
             self.future.set_result(self.result)
 
 
-def _commit_together(connection: Connection, jobs: list[_Job], kind: Sqlite | PostgreSql) -> None:
+def _commit_together(connection: Connection, queued: list[_QueuedTransaction], kind: Sqlite | PostgreSql) -> None:
     try:
-        _commit(connection, jobs, kind)
+        _commit_with_retries(connection, queued, kind)
     except DatabaseError as error:
-        # The transaction as a whole did not reach the disk, so nobody may believe that theirs did.
-        _fail(jobs, StoreUnavailable(str(error.orig)))
+        # The transaction as a whole did not reach the disk, so none of its parts did.
+        _fail_all(queued, StoreUnavailable(str(error.orig)))
     except BaseException as error:
-        # A mistake of ours that ends the writer; those who wait must hear of it, or they would wait for ever.
-        _fail(jobs, StoreUnavailable(f"the writer failed: {error!r}"))
+        # A bug that ends the writer: without an error the callers would wait forever.
+        _fail_all(queued, StoreUnavailable(f"the writer failed: {error!r}"))
         raise
     finally:
-        for job in jobs:
-            _tell(job)
+        for each in queued:
+            _schedule_result(each)
 
 
-def _run_alone(connection: Connection, job: _Job) -> None:
+def _run_outside_transaction(connection: Connection, queued: _QueuedTransaction) -> None:
     try:
-        job.result = job.work(connection)
+        queued.result = queued.function(connection)
     except (sqlite3.Error, DBAPIError, OSError) as error:
-        job.error = StoreUnavailable(str(error))
+        queued.error = StoreUnavailable(str(error))
     except Exception as error:
-        job.error = error
+        queued.error = error
     finally:
-        _tell(job)
+        _schedule_result(queued)
 
 
-def _commit(connection: Connection, jobs: list[_Job], kind: Sqlite | PostgreSql) -> None:
-    """Run everything in one transaction; again when the database undid it because of somebody else's."""
-    for tries_left in reversed(range(kind.times_to_try)):
+def _commit_with_retries(connection: Connection, queued: list[_QueuedTransaction], kind: Sqlite | PostgreSql) -> None:
+    """Run all in one transaction.
+
+    Repeat it when the database aborted it in favor of another one.
+    """
+    for tries_left in reversed(range(kind.max_tries)):
         try:
             with connection.begin():
-                for job in jobs:
-                    _run(connection, job, kind)
+                for each in queued:
+                    _run_in_savepoint(connection, each, kind)
             return
         except DBAPIError as error:
-            if tries_left == 0 or not kind.is_worth_repeating(error):
+            if tries_left == 0 or not kind.is_retryable(error):
                 raise
 
 
-def _fail(jobs: list[_Job], error: StoreUnavailable) -> None:
-    for job in jobs:
-        job.error = job.error or error
+def _fail_all(queued: list[_QueuedTransaction], error: StoreUnavailable) -> None:
+    for each in queued:
+        each.error = each.error or error
 
 
-def _tell(job: _Job) -> None:
+def _schedule_result(queued: _QueuedTransaction) -> None:
     try:
-        job.loop.call_soon_threadsafe(job.tell)
+        queued.loop.call_soon_threadsafe(queued.set_future)
     except RuntimeError:
-        log.warning("work was done for an event loop that has ended")
+        log.warning("a transaction was run for an event loop that has ended")
 
 
-def _run(connection: Connection, job: _Job, kind: Sqlite | PostgreSql) -> None:
-    job.result = job.error = None
+def _run_in_savepoint(connection: Connection, queued: _QueuedTransaction, kind: Sqlite | PostgreSql) -> None:
+    queued.result = queued.error = None
     savepoint = connection.begin_nested()
     try:
-        job.result = job.work(connection)
+        queued.result = queued.function(connection)
     except Exception as error:
-        # The disk, not the work: all of the transaction is in doubt.
-        if isinstance(error, OperationalError) and not is_about_a_value(error):
+        # The disk failed, not the function: the transaction as a whole is in doubt.
+        if isinstance(error, OperationalError) and not is_value_too_large(error):
             raise
         if isinstance(error, DatabaseError) and kind.is_damage(error):
             raise
         savepoint.rollback()
-        job.error = error
+        queued.error = error
     else:
         savepoint.commit()

@@ -1,4 +1,7 @@
-"""Rows of datasets, and what became of those that were deleted. Counts change with what they count, by ``count``."""
+"""Rows of datasets and of their deletions.
+
+``adjust_counts`` updates counts together with what they count.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,7 +43,7 @@ _NOTHING = {
 
 
 def get(connection: Connection, *, org: str, dataset_id: str) -> AnyRow | None:
-    """Every column, of deleted datasets as well."""
+    """Return every column, also of a deleted dataset."""
     return connection.execute(_GET, {"of_org": org, "of_dataset": dataset_id}).one_or_none()
 
 
@@ -52,7 +55,7 @@ def change(connection: Connection, *, org: str, dataset_id: str, values: Mapping
     connection.execute(_CHANGE, {**values, "of_org": org, "of_dataset": dataset_id})
 
 
-def count(
+def adjust_counts(
     connection: Connection,
     *,
     org: str,
@@ -64,7 +67,10 @@ def count(
     size_bytes: int = 0,
     numbers: int = 0,
 ) -> None:
-    """Its content has changed: so many more or fewer of each, and ``numbers`` given out."""
+    """Add to the counts after a change of content.
+
+    ``numbers`` are record numbers that were assigned.
+    """
     table = datasets.c
     connection.execute(
         update(datasets)
@@ -82,7 +88,7 @@ def count(
 
 
 def page(connection: Connection, *, org: str, after: tuple[int, str] | None, limit: int) -> Sequence[AnyRow]:
-    """Newest first, from after the position (time, id) on."""
+    """Return a page, newest first, after the position (time, id)."""
     query = select(datasets).where(datasets.c.org == org, datasets.c.deleted.is_(False))
     if after is not None:
         time_ms, last_id = after
@@ -92,13 +98,16 @@ def page(connection: Connection, *, org: str, after: tuple[int, str] | None, lim
     return connection.execute(query.order_by(datasets.c.time_created.desc(), datasets.c.id.desc()).limit(limit)).all()
 
 
-def deleted(connection: Connection) -> Sequence[AnyRow]:
-    """Deleted datasets of every organisation that are not all gone yet; columns org, id. For the sweep."""
+def list_deleted(connection: Connection) -> Sequence[AnyRow]:
+    """Return deleted datasets of every organization whose rows still exist; columns org, id.
+
+    For the sweep.
+    """
     return connection.execute(select(datasets.c.org, datasets.c.id).where(datasets.c.deleted.is_(True))).all()
 
 
-def runs_under_way(connection: Connection, *, org: str, dataset_id: str, limit: int) -> list[str]:
-    """Runs that wait or train and are pinned to a version of the dataset, at most so many."""
+def list_active_runs(connection: Connection, *, org: str, dataset_id: str, limit: int) -> list[str]:
+    """Return at most ``limit`` active runs that are pinned to a version of the dataset."""
     query = (
         select(runs.c.id)
         .join(run_datasets, and_(run_datasets.c.org == runs.c.org, run_datasets.c.run_id == runs.c.id))
@@ -115,7 +124,7 @@ def runs_under_way(connection: Connection, *, org: str, dataset_id: str, limit: 
 
 
 def has_open_runs(connection: Connection, *, org: str, dataset_id: str) -> bool:
-    """Whether a run that is under way, deleted ones included, is pinned to a version of the dataset."""
+    """Return whether an active run, also a deleted one, is pinned to the dataset."""
     query = select(run_datasets.c.run_id).where(
         run_datasets.c.org == org,
         run_datasets.c.dataset_id == dataset_id,
@@ -133,22 +142,22 @@ def add_deletion(connection: Connection, *, org: str, dataset_id: str, user: str
     connection.execute(insert(dataset_deletions), row)
 
 
-def end_deletion(connection: Connection, *, org: str, dataset_id: str, time_ms: int) -> None:
-    """Everything of a deleted dataset is gone, and now its own row."""
+def complete_deletion(connection: Connection, *, org: str, dataset_id: str, time_ms: int) -> None:
+    """Remove the row of a deleted dataset, after everything else of it."""
     connection.execute(delete(datasets).where(datasets.c.org == org, datasets.c.id == dataset_id))
     where = (dataset_deletions.c.org == org, dataset_deletions.c.dataset_id == dataset_id)
     connection.execute(update(dataset_deletions).where(*where).values(time_ended=time_ms))
 
 
-def deletion(connection: Connection, *, org: str, dataset_id: str) -> AnyRow | None:
+def get_deletion(connection: Connection, *, org: str, dataset_id: str) -> AnyRow | None:
     query = select(dataset_deletions).where(
         dataset_deletions.c.org == org, dataset_deletions.c.dataset_id == dataset_id
     )
     return connection.execute(query).one_or_none()
 
 
-def jobs_under_way(connection: Connection, *, org: str, dataset_id: str) -> list[tuple[str, str]]:
-    """Exports and bulk deletions of a dataset that are not done: kind and id."""
+def list_active_jobs(connection: Connection, *, org: str, dataset_id: str) -> list[tuple[str, str]]:
+    """Return unfinished exports and bulk deletions of a dataset: kind and id."""
     found: list[tuple[str, str]] = []
     for kind, table in (("export", dataset_exports), ("bulk", bulk_deletions)):
         query = select(table.c.id).where(
@@ -158,8 +167,11 @@ def jobs_under_way(connection: Connection, *, org: str, dataset_id: str) -> list
     return found
 
 
-def remove_some(connection: Connection, *, org: str, dataset_id: str, limit: int) -> bool:
-    """Remove at most so many pictures or records of a deleted dataset; whether there may be more."""
+def remove_batch(connection: Connection, *, org: str, dataset_id: str, limit: int) -> bool:
+    """Remove assets or records of a deleted dataset, at most ``limit``.
+
+    Return whether more may be left.
+    """
     of_it = (records.c.org == org, records.c.dataset_id == dataset_id)
     query = select(records.c.number).where(*of_it).order_by(records.c.number).limit(limit)
     if numbers := list(connection.execute(query).scalars()):
@@ -174,12 +186,15 @@ def remove_some(connection: Connection, *, org: str, dataset_id: str, limit: int
     connection.execute(
         delete(assets).where(assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.id.in_(ids))
     )
-    put_down_contents(connection, org=org, hashes={row.content for row in rows})
+    mark_unneeded_contents(connection, org=org, hashes={row.content for row in rows})
     return True
 
 
 def remove(connection: Connection, *, org: str, dataset_id: str) -> set[str]:
-    """Remove all that belongs to a deleted dataset without pictures, not itself; returns the blobs its rows named."""
+    """Remove everything of a deleted dataset but assets, records and its row.
+
+    Return the blobs it named.
+    """
     blobs = set[str]()
     of_imports = select(imports.c.id).where(imports.c.org == org, imports.c.dataset_id == dataset_id)
     in_imports = (import_files.c.org == org, import_files.c.import_id.in_(of_imports))
@@ -194,24 +209,24 @@ def remove(connection: Connection, *, org: str, dataset_id: str) -> set[str]:
     return {sha256 for sha256 in blobs if sha256 is not None}
 
 
-def own_versions(connection: Connection, *, org: str, dataset_id: str) -> set[str]:
-    """Versions of a dataset that no other dataset has: the same content is the same version."""
+def list_own_versions(connection: Connection, *, org: str, dataset_id: str) -> set[str]:
+    """Return versions that no other dataset has: equal content has the same version id."""
     of_org = select(dataset_versions.c.id).where(dataset_versions.c.org == org)
     mine = connection.execute(of_org.where(dataset_versions.c.dataset_id == dataset_id)).scalars()
     others = connection.execute(of_org.where(dataset_versions.c.dataset_id != dataset_id)).scalars()
     return set(mine) - set(others)
 
 
-def put_down_contents(connection: Connection, *, org: str, hashes: set[str]) -> None:
-    """Pictures that an asset has just given up: the sweep looks whether anything else needs them."""
-    asked = sorted(hashes)
+def mark_unneeded_contents(connection: Connection, *, org: str, hashes: set[str]) -> None:
+    """Mark contents that an asset no longer uses, for a check by the sweep."""
+    candidates = sorted(hashes)
     known = set[str]()
-    for start in range(0, len(asked), 500):
+    for start in range(0, len(candidates), 500):
         query = select(unneeded_contents.c.content).where(
-            unneeded_contents.c.org == org, unneeded_contents.c.content.in_(asked[start : start + 500])
+            unneeded_contents.c.org == org, unneeded_contents.c.content.in_(candidates[start : start + 500])
         )
         known |= set(connection.execute(query).scalars())
-    if new := [content for content in asked if content not in known]:
+    if new := [content for content in candidates if content not in known]:
         connection.execute(
             insert(unneeded_contents), [{"org": org, "content": content, "is_held": False} for content in new]
         )
@@ -220,7 +235,7 @@ def put_down_contents(connection: Connection, *, org: str, hashes: set[str]) -> 
 
 
 def release_contents(connection: Connection, *, org: str) -> None:
-    """Look again at pictures that a version was found to need."""
+    """Let the sweep check contents again that a version needed at its last check."""
     connection.execute(
         update(unneeded_contents)
         .where(unneeded_contents.c.org == org, unneeded_contents.c.is_held.is_(True))
@@ -229,7 +244,7 @@ def release_contents(connection: Connection, *, org: str) -> None:
 
 
 def count_rows(connection: Connection, *, org: str, dataset_id: str) -> dict[str, int]:
-    """How many rows of a dataset each table holds, by the table's name; for the proof that nothing is left."""
+    """Count the rows of a dataset in each table, to prove that a deletion is complete."""
     counts = {}
     tables = (assets, records, imports, dataset_versions, dataset_exports, bulk_deletions, run_datasets)
     for table, column in [(datasets, datasets.c.id), *((table, table.c.dataset_id) for table in tables)]:

@@ -1,5 +1,8 @@
-"""Flows and training projects: rows that are a document under an id. The table is the first argument after the
-connection; ``runyard.store.tables`` has both."""
+"""Rows of flows and training projects: a document under an id.
+
+Both tables have the same columns, so each function takes the table as its first argument after the
+connection.
+"""
 
 from collections.abc import Sequence
 
@@ -9,7 +12,7 @@ from runyard.store.tables import AnyRow
 
 
 def get(connection: Connection, table: Table, *, org: str, id: str) -> AnyRow | None:
-    """Columns document, etag, generation, body_sha256."""
+    """Return the columns document, etag, generation, body_sha256."""
     return connection.execute(
         select(table.c.document, table.c.etag, table.c.generation, table.c.body_sha256).where(
             table.c.org == org, table.c.id == id
@@ -62,7 +65,10 @@ def remove(connection: Connection, table: Table, *, org: str, id: str) -> bool:
 def page(
     connection: Connection, table: Table, *, org: str, after: tuple[int, str] | None, limit: int
 ) -> Sequence[AnyRow]:
-    """Newest first, from after the position (time, id) on; columns document, time_created, id."""
+    """Return a page, newest first, after the position (time, id).
+
+    Columns document, time_created, id.
+    """
     query = select(table.c.document, table.c.time_created, table.c.id).where(table.c.org == org)
     if after is not None:
         time_ms, last_id = after

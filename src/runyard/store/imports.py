@@ -1,4 +1,4 @@
-"""Rows of imports and of the files they wait for. An import that is over keeps its row and loses its files."""
+"""Rows of imports and of their files. An import that has ended keeps its row but not its files."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -7,9 +7,9 @@ from sqlalchemy import Connection, and_, delete, func, insert, or_, select, upda
 
 from runyard.store.tables import AnyRow, import_files, imports
 
-# Receiving: files come. Sealed: all are here and are looked at. Committing: what was accepted goes into the dataset.
-# The others are final.
-UNDER_WAY = ("Receiving", "Sealed", "Committing")
+# Receiving: files arrive. Sealed: all have arrived and are checked. Committing: accepted rows are
+# inserted into the dataset. The other states are final.
+ACTIVE_STATES = ("Receiving", "Sealed", "Committing")
 
 
 def get(connection: Connection, *, org: str, import_id: str) -> AnyRow | None:
@@ -24,10 +24,10 @@ def change(connection: Connection, *, org: str, import_id: str, values: Mapping[
     connection.execute(update(imports).where(imports.c.org == org, imports.c.id == import_id).values(**values))
 
 
-def move(
+def transition(
     connection: Connection, *, org: str, import_id: str, before: Collection[str], values: Mapping[str, Any]
 ) -> bool:
-    """Change an import if it is in one of these states; False when it is not, or not there."""
+    """Change an import if its state is one of ``before``; return whether it was."""
     where = (imports.c.org == org, imports.c.id == import_id, imports.c.state.in_(before))
     return connection.execute(update(imports).where(*where).values(**values)).rowcount == 1
 
@@ -35,7 +35,7 @@ def move(
 def page(
     connection: Connection, *, org: str, dataset_id: str, kind: str, after: tuple[int, str] | None, limit: int
 ) -> Sequence[AnyRow]:
-    """Newest first, from after the position (time, id) on."""
+    """Return a page, newest first, after the position (time, id)."""
     query = select(imports).where(imports.c.org == org, imports.c.dataset_id == dataset_id, imports.c.kind == kind)
     if after is not None:
         time_ms, last_id = after
@@ -45,22 +45,25 @@ def page(
     return connection.execute(query.order_by(imports.c.time_created.desc(), imports.c.id.desc()).limit(limit)).all()
 
 
-def under_way(connection: Connection) -> Sequence[AnyRow]:
-    """Imports of every organisation that are not over; the oldest first."""
-    query = select(imports).where(imports.c.state.in_(UNDER_WAY)).order_by(imports.c.time_created, imports.c.id)
+def list_active(connection: Connection) -> Sequence[AnyRow]:
+    """Return the active imports of every organization, oldest first."""
+    query = select(imports).where(imports.c.state.in_(ACTIVE_STATES)).order_by(imports.c.time_created, imports.c.id)
     return connection.execute(query).all()
 
 
-def under_way_in(connection: Connection, *, org: str, dataset_id: str | None = None) -> list[str]:
-    """Ids of those of an organisation, or of one dataset of it."""
-    query = select(imports.c.id).where(imports.c.org == org, imports.c.state.in_(UNDER_WAY))
+def list_active_ids(connection: Connection, *, org: str, dataset_id: str | None = None) -> list[str]:
+    """Return the ids of active imports of an organization, or of one of its datasets."""
+    query = select(imports.c.id).where(imports.c.org == org, imports.c.state.in_(ACTIVE_STATES))
     if dataset_id is not None:
         query = query.where(imports.c.dataset_id == dataset_id)
     return list(connection.execute(query).scalars())
 
 
-def overdue(connection: Connection, *, now_ms: int) -> Sequence[AnyRow]:
-    """Imports of every organisation that still wait for files after their deadline; columns org, id."""
+def list_overdue(connection: Connection, *, now_ms: int) -> Sequence[AnyRow]:
+    """Return imports of every organization that wait for files after their deadline.
+
+    Columns org, id.
+    """
     query = select(imports.c.org, imports.c.id).where(imports.c.state == "Receiving", imports.c.deadline < now_ms)
     return connection.execute(query).all()
 
@@ -71,20 +74,20 @@ def add_files(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None
         connection.execute(insert(import_files), [{**nothing, **row} for row in rows])
 
 
-def files(connection: Connection, *, org: str, import_id: str, after: int = 0) -> Sequence[AnyRow]:
-    """In order of number, those with a higher one than ``after``."""
+def list_files(connection: Connection, *, org: str, import_id: str, after: int = 0) -> Sequence[AnyRow]:
+    """Return files by number, those with a number above ``after``."""
     query = select(import_files).where(
         import_files.c.org == org, import_files.c.import_id == import_id, import_files.c.number > after
     )
     return connection.execute(query.order_by(import_files.c.number)).all()
 
 
-def file(connection: Connection, *, org: str, import_id: str, number: int) -> AnyRow | None:
+def get_file(connection: Connection, *, org: str, import_id: str, number: int) -> AnyRow | None:
     where = (import_files.c.org == org, import_files.c.import_id == import_id, import_files.c.number == number)
     return connection.execute(select(import_files).where(*where)).one_or_none()
 
 
-def file_named(connection: Connection, *, org: str, import_id: str, name: str) -> AnyRow | None:
+def find_file(connection: Connection, *, org: str, import_id: str, name: str) -> AnyRow | None:
     where = (import_files.c.org == org, import_files.c.import_id == import_id, import_files.c.name == name)
     return connection.execute(select(import_files).where(*where).limit(1)).one_or_none()
 
@@ -94,23 +97,23 @@ def change_file(connection: Connection, *, org: str, import_id: str, number: int
     connection.execute(update(import_files).where(*where).values(**values))
 
 
-def received(connection: Connection, *, org: str, import_id: str) -> set[str]:
-    """Hashes of the blobs that have come."""
+def list_received_hashes(connection: Connection, *, org: str, import_id: str) -> set[str]:
+    """Return the hashes of the blobs that have arrived."""
     query = select(import_files.c.sha256).where(
         import_files.c.org == org, import_files.c.import_id == import_id, import_files.c.sha256.is_not(None)
     )
     return set(connection.execute(query).scalars())
 
 
-def next_number(connection: Connection, *, org: str, import_id: str) -> int:
+def next_file_number(connection: Connection, *, org: str, import_id: str) -> int:
     query = select(func.max(import_files.c.number)).where(
         import_files.c.org == org, import_files.c.import_id == import_id
     )
     return int(connection.execute(query).scalar() or 0) + 1
 
 
-def is_waiting(connection: Connection, *, org: str, import_id: str) -> bool:
-    """Whether an announced file has neither come nor been given up."""
+def is_awaiting_files(connection: Connection, *, org: str, import_id: str) -> bool:
+    """Return whether an announced file has neither arrived nor failed."""
     query = select(import_files.c.number).where(
         import_files.c.org == org,
         import_files.c.import_id == import_id,
@@ -120,8 +123,8 @@ def is_waiting(connection: Connection, *, org: str, import_id: str) -> bool:
     return connection.execute(query.limit(1)).first() is not None
 
 
-def file_counts(connection: Connection, *, org: str, import_id: str) -> tuple[int, int, int, int]:
-    """How many files there are, how many have come, how many have failed, and the bytes of all."""
+def count_files(connection: Connection, *, org: str, import_id: str) -> tuple[int, int, int, int]:
+    """Count files: all, those that have arrived, those that have failed, and the bytes of all."""
     table = import_files.c
     query = select(
         func.count(),
@@ -133,13 +136,13 @@ def file_counts(connection: Connection, *, org: str, import_id: str) -> tuple[in
     return int(row[0]), int(row[1]), int(row[2]), int(row[3])
 
 
-def forget_files(connection: Connection, *, org: str, import_id: str) -> set[str]:
-    """An import that is over needs its files no more; returns their blobs."""
-    found = received(connection, org=org, import_id=import_id)
+def remove_files(connection: Connection, *, org: str, import_id: str) -> set[str]:
+    """Remove the files of an import that has ended; return their blobs."""
+    found = list_received_hashes(connection, org=org, import_id=import_id)
     connection.execute(delete(import_files).where(import_files.c.org == org, import_files.c.import_id == import_id))
     return found
 
 
-def ids(connection: Connection, *, org: str) -> set[str]:
-    """Every import with a row."""
+def list_ids(connection: Connection, *, org: str) -> set[str]:
+    """Return the id of every import with a row."""
     return set(connection.execute(select(imports.c.id).where(imports.c.org == org)).scalars())

@@ -1,4 +1,4 @@
-"""Keys as the store holds them: never the secret, only its keyed hash."""
+"""Rows of keys: never the secret, only its keyed hash."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,8 +36,8 @@ def add(
     )
 
 
-def all_rows(connection: Connection) -> Sequence[AnyRow]:
-    """Every key; the server keeps them in memory, since each request asks."""
+def list_all(connection: Connection) -> Sequence[AnyRow]:
+    """Return every key; the server keeps them in memory, since each request needs them."""
     return connection.execute(select(keys)).all()
 
 
@@ -46,7 +46,7 @@ def get(connection: Connection, *, org: str, key_id: str) -> AnyRow | None:
 
 
 def page(connection: Connection, *, org: str, after: tuple[int, str] | None, limit: int) -> Sequence[AnyRow]:
-    """Newest first, from after the position (time, id) on."""
+    """Return a page, newest first, after the position (time, id)."""
     query = select(keys).where(keys.c.org == org)
     if after is not None:
         time_ms, last_id = after
@@ -67,8 +67,8 @@ def revoke(connection: Connection, *, org: str, key_id: str, time_ms: int) -> bo
     return changed.rowcount == 1
 
 
-def permanent_admins(connection: Connection, *, org: str) -> int:
-    """How many admin keys are neither revoked nor due to expire."""
+def count_permanent_admins(connection: Connection, *, org: str) -> int:
+    """Count admin keys that are neither revoked nor expire."""
     query = select(func.count()).where(
         keys.c.org == org, keys.c.role == "admin", keys.c.revoked.is_(None), keys.c.expires.is_(None)
     )
@@ -76,6 +76,6 @@ def permanent_admins(connection: Connection, *, org: str) -> int:
 
 
 def set_last_used(connection: Connection, times_ms: Mapping[str, int]) -> None:
-    """Note when keys were last used, by id."""
+    """Record when keys were last used, by id."""
     if times_ms:
         connection.execute(_SET_LAST_USED, [{"key_id": id, "time_ms": time_ms} for id, time_ms in times_ms.items()])

@@ -1,4 +1,4 @@
-"""Rows whose id is not valid: found, and given another id together with all rows that name them."""
+"""Rows with invalid ids, and their renaming together with all rows that refer to them."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,16 +6,16 @@ from sqlalchemy import Connection, select, update
 
 from runyard import ids
 from runyard.store import attempts
-from runyard.store.runs import BELONGING
+from runyard.store.runs import CHILD_TABLES
 from runyard.store.tables import flows, output_files, outputs, runs, training_projects
 
 _TABLES = {"run": runs, "flow": flows, "training project": training_projects}
-# Columns beside documents that name one: a list is filtered by them.
+# Columns outside of documents that refer to one: lists are filtered by them.
 _NAMED_BY = {"run": (), "flow": (runs.c.flow_id,), "training project": (runs.c.training_project,)}
 
 
 def list_invalid(connection: Connection) -> Sequence[tuple[str, str, str | None, str]]:
-    """Return kind, organization, run (of a run or checkpoint) and id of everything whose id is not valid."""
+    """Return kind, organization, run (if any) and id of everything with an invalid id."""
     found: list[tuple[str, str, str | None, str]] = []
     for org, run_id, id in connection.execute(select(outputs.c.org, outputs.c.run_id, outputs.c.id)):
         if not ids.is_id("checkpoint", id):
@@ -41,12 +41,15 @@ def rename(
     new: str,
     rename: Callable[[bytes], tuple[bytes, str]],
 ) -> None:
-    """Give a run, flow or training project another id; ``rename`` returns its new document and etag."""
+    """Give a run, flow or training project another id.
+
+    ``rename`` returns its new document and etag.
+    """
     table = _TABLES[kind]
     is_it = (table.c.org == org, table.c.id == old)
     document, etag = rename(connection.execute(select(table.c.document).where(*is_it)).scalar_one())
     connection.execute(update(table).where(*is_it).values(id=new, document=document, etag=etag))
-    for belonging in BELONGING if kind == "run" else ():
+    for belonging in CHILD_TABLES if kind == "run" else ():
         of_it = (belonging.c.org == org, belonging.c.run_id == old)
         connection.execute(update(belonging).where(*of_it).values(run_id=new))
     for column in _NAMED_BY[kind]:

@@ -1,7 +1,8 @@
-"""Brings a database to the schema this code knows: forward only, in one transaction.
+"""Upgrade of a database to the current schema: forward only, in one transaction.
 
-Alembic is loaded only when there is something to do, since it takes longer to import than the rest of the store.
-A database that is newer than the code is refused: writing to it with old rules would damage it.
+Alembic is imported only for an upgrade, since that takes longer than importing the rest of the
+store. A database that is newer than the code is refused: writing to it by old rules would damage
+it.
 """
 
 import logging
@@ -20,29 +21,30 @@ class StoreTooNew(Exception):
 
 
 class CannotUpgrade(Exception):
-    """The database has to be upgraded and may not be: it is damaged, or there is no room for a copy of it."""
+    """The database cannot be upgraded: it is damaged, or there is no disk space for a copy of it."""
 
 
 def migrate(
     engine: Engine, lock: Callable[[Connection], None], prepare_upgrade: Callable[[Connection, str, str], None]
 ) -> None:
-    """Upgrade the database to ``HEAD``; with ``lock``, of two servers that start at once one does it and one waits.
+    """Upgrade the database to ``HEAD``.
 
-    ``prepare_upgrade`` is called before anything of an older database is changed, with its version and ``HEAD``.
+    ``lock`` makes a second server that starts at the same time wait. ``prepare_upgrade`` is called
+    before an older database is changed, with its version and ``HEAD``.
 
     Raises:
-        StoreTooNew: it stands at a version this code does not know.
-        CannotUpgrade: ``prepare_upgrade`` forbids it.
+        StoreTooNew: it has a schema version that this code does not know.
+        CannotUpgrade: raised by ``prepare_upgrade``.
     """
     with engine.begin() as connection:
         lock(connection)
-        version = _version(connection)
+        version = _read_version(connection)
         if version == HEAD:
             return
         if version is not None and not list(_migrations_dir().glob(f"versions/{version}_*.py")):
             raise StoreTooNew(
                 f"the database {engine.url.database} is at schema {version}, newer than {HEAD}; "
-                "start the Runyard version that wrote it, or a later one"
+                "try: start the Runyard version that wrote it, or a later one"
             )
         if version is not None:
             log.info("upgrading the database from schema %s to %s", version, HEAD)
@@ -50,7 +52,7 @@ def migrate(
         _upgrade(connection)
 
 
-def _version(connection: Connection) -> str | None:
+def _read_version(connection: Connection) -> str | None:
     if not inspect(connection).has_table("alembic_version"):
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

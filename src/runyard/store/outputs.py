@@ -26,40 +26,40 @@ _FILES = select(output_files).where(*_FILE_OF_IT).order_by(output_files.c.path)
 
 
 def add(connection: Connection, values: Mapping[str, Any], *, files: Iterable[Mapping[str, Any]]) -> None:
-    """Add an output, or put it in the place of one with the same id (a resumed attempt saves that step again)."""
+    """Add an output; replace one with the same id (a resumed attempt saves a step again)."""
     org, run_id, output_id = values["org"], values["run_id"], values["id"]
     replaced = _remove(connection, org=org, run_id=run_id, output_id=output_id)
     of_run = {"of_org": org, "of_run": run_id}
     number = connection.execute(_NEWEST_NUMBER, of_run).scalar()
-    if values["is_best"]:  # there is one best, and it is the newest that was called so
+    if values["is_best"]:  # only the newest output marked as best is the best
         connection.execute(_CHANGE_ALL_OF_RUN, {"is_best": False, **of_run})
     connection.execute(_ADD, {"number": (number or 0) + 1, **values})
     rows = [{"org": org, "run_id": run_id, "output_id": output_id, **file} for file in files]
     connection.execute(_ADD_FILES, rows)
-    blobs.put_down(connection, org=org, hashes=replaced)
+    blobs.mark_unneeded(connection, org=org, hashes=replaced)
 
 
 def remove(connection: Connection, *, org: str, run_id: str, output_ids: Iterable[str]) -> None:
-    """Remove outputs, and put those of their bytes down for removal that nothing else needs."""
+    """Remove outputs, and mark their blobs for removal that nothing else needs."""
     hashes = set[str]()
     for output_id in output_ids:
         hashes |= _remove(connection, org=org, run_id=run_id, output_id=output_id)
-    blobs.put_down(connection, org=org, hashes=hashes)
+    blobs.mark_unneeded(connection, org=org, hashes=hashes)
 
 
-def of_run(connection: Connection, *, org: str, run_id: str) -> Sequence[AnyRow]:
-    """Oldest first, so that the last one is the latest."""
+def list_by_run(connection: Connection, *, org: str, run_id: str) -> Sequence[AnyRow]:
+    """Return the outputs of a run, oldest first."""
     return connection.execute(_ALL_OF_RUN, {"of_org": org, "of_run": run_id}).all()
 
 
 def page(connection: Connection, *, org: str, run_id: str, after: int, limit: int) -> Sequence[AnyRow]:
-    """Oldest first, those with a higher number than ``after``."""
+    """Return a page, oldest first, with numbers above ``after``."""
     query = select(outputs).where(outputs.c.org == org, outputs.c.run_id == run_id, outputs.c.number > after)
     return connection.execute(query.order_by(outputs.c.number).limit(limit)).all()
 
 
-def page_back(connection: Connection, *, org: str, run_id: str, before: int | None, limit: int) -> Sequence[AnyRow]:
-    """Newest first, those with a lower number than ``before``."""
+def page_backward(connection: Connection, *, org: str, run_id: str, before: int | None, limit: int) -> Sequence[AnyRow]:
+    """Return a page, newest first, with numbers below ``before``."""
     query = select(outputs).where(outputs.c.org == org, outputs.c.run_id == run_id)
     if before is not None:
         query = query.where(outputs.c.number < before)
@@ -67,21 +67,21 @@ def page_back(connection: Connection, *, org: str, run_id: str, before: int | No
 
 
 def get(connection: Connection, *, org: str, run_id: str, output_id: str) -> AnyRow | None:
-    return connection.execute(_GET, _it(org, run_id, output_id)).one_or_none()
+    return connection.execute(_GET, _output_key(org, run_id, output_id)).one_or_none()
 
 
-def files(connection: Connection, *, org: str, run_id: str, output_id: str) -> Sequence[AnyRow]:
-    return connection.execute(_FILES, _it(org, run_id, output_id)).all()
+def list_files(connection: Connection, *, org: str, run_id: str, output_id: str) -> Sequence[AnyRow]:
+    return connection.execute(_FILES, _output_key(org, run_id, output_id)).all()
 
 
 def _remove(connection: Connection, *, org: str, run_id: str, output_id: str) -> set[str]:
-    """Remove an output if there is one; returns the hashes its files had."""
-    it = _it(org, run_id, output_id)
-    hashes = set(connection.execute(_HASHES, it).scalars())
-    connection.execute(_REMOVE_FILES, it)
-    connection.execute(_REMOVE, it)
+    """Remove an output if it exists; return the hashes of its files."""
+    key = _output_key(org, run_id, output_id)
+    hashes = set(connection.execute(_HASHES, key).scalars())
+    connection.execute(_REMOVE_FILES, key)
+    connection.execute(_REMOVE, key)
     return hashes
 
 
-def _it(org: str, run_id: str, output_id: str) -> dict[str, str]:
+def _output_key(org: str, run_id: str, output_id: str) -> dict[str, str]:
     return {"of_org": org, "of_run": run_id, "of_output": output_id}

@@ -1,9 +1,9 @@
-"""Everything that only PostgreSQL knows.
+"""PostgreSQL: everything in which it differs from SQLite.
 
-Other processes may write as well there, so the writing connection works in serializable transactions: what would give
-a result that no order of the transactions explains is undone by the database and repeated here. A transaction whose
-connection breaks is never repeated, since nobody knows whether its commit arrived; whoever asked is told to ask again,
-and every request is made so that this is safe.
+Other processes may write there as well, so the writing connection uses serializable transactions.
+The database aborts a transaction whose result no serial order explains, and it is repeated here. A
+transaction whose connection breaks is never repeated, since it may have been committed. The client
+gets an error and repeats its request, which is safe for every request.
 """
 
 import logging
@@ -18,46 +18,46 @@ from runyard.store.tables import metadata
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5
-MIGRATION_LOCK = 0x52554E59  # "RUNY"; the number is a name, it only has to be the same everywhere
-# What PostgreSQL says when only a change of the address, the password or its own rights can help.
-NEEDS_THE_OPERATOR = (
+MIGRATION_LOCK = 0x52554E59  # "RUNY"; an arbitrary number, the same for every server
+# Errors that only a change of the address, the password or the privileges can fix.
+OPERATOR_ERRORS = (
     "authentication failed",
     "no password supplied",
     "does not exist",
     "no pg_hba.conf entry",
     "denied",
 )
-# serialization failure, deadlock: by its manual both mean "undone, try again"
-REPEATABLE = frozenset({"40001", "40P01"})
-# "program limit exceeded", such as a value too long for an index: it calls that an operational error
+# Serialization failure and deadlock: the manual says to repeat the transaction.
+RETRYABLE = frozenset({"40001", "40P01"})
+# "program limit exceeded", such as a value too long for an index: reported as an operational error
 VALUE_TOO_LARGE = "54000"
 
 
-def is_about_a_value(error: DBAPIError) -> bool:
-    """Whether a value is too large for the database, rather than the database in trouble."""
+def is_value_too_large(error: DBAPIError) -> bool:
+    """Return whether an operational error means a value that is too large, not a failing database."""
     return getattr(error.orig, "sqlstate", None) == VALUE_TOO_LARGE
 
 
 class PostgreSql:
     """A database behind ``postgresql+psycopg://…``."""
 
-    times_to_try = 5
+    max_tries = 5
 
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def writing_engine(self) -> Engine:
-        return self._engine("SERIALIZABLE", "-c synchronous_commit=on")
+    def create_writing_engine(self) -> Engine:
+        return self._create_engine("SERIALIZABLE", "-c synchronous_commit=on")
 
-    def reading_engine(self) -> Engine:
-        return self._engine("AUTOCOMMIT", "-c default_transaction_read_only=on")
+    def create_reading_engine(self) -> Engine:
+        return self._create_engine("AUTOCOMMIT", "-c default_transaction_read_only=on")
 
-    def snapshot_engine(self) -> Engine:
-        """For long reads: everything read in one transaction is as it was at its first read."""
-        return self._engine("REPEATABLE READ", "-c default_transaction_read_only=on")
+    def create_snapshot_engine(self) -> Engine:
+        """Return an engine for long reads: a transaction sees the database as of its first read."""
+        return self._create_engine("REPEATABLE READ", "-c default_transaction_read_only=on")
 
-    def follow_numbers(self, connection: Connection) -> None:
-        """After rows came with numbers of their own, let the database number the next ones after them."""
+    def reset_sequences(self, connection: Connection) -> None:
+        """Set every sequence to continue after the highest number in its table."""
         for table in metadata.sorted_tables:
             column = table.autoincrement_column
             if column is not None and column.autoincrement is True:
@@ -66,42 +66,42 @@ class PostgreSql:
                 connection.execute(select(func.setval(sequence, highest, False))).close()
 
     def lock_migrations(self, connection: Connection) -> None:
-        """Wait for any other server that migrates; released with the transaction.
+        """Wait for any other server that migrates; the lock ends with the transaction.
 
-        Read committed, so that what we look at afterwards is what that server left and not what was there before.
+        Read committed, so that the following reads see what that server has committed.
         """
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").close()
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})").close()
 
     def prepare_upgrade(self, connection: Connection, version: str, head: str) -> None:
-        """Log that nobody but the operator can copy the database before its upgrade."""
+        """Log that no copy is made before the upgrade: only the operator can do that."""
         log.warning(
-            "upgrading the schema of the PostgreSQL database %s from %s to %s; no copy is made of it: the operator's "
-            "pg_dump is the way back",
+            "upgrading the schema of the PostgreSQL database %s from %s to %s; no copy is made; try: pg_dump before "
+            "an upgrade",
             connection.engine.url.database,
             version,
             head,
         )
 
     def describe_open_error(self, error: Exception) -> tuple[str, bool]:
-        """Return why the database cannot be opened, with the fix, and whether that may pass by itself."""
+        """Return why the database cannot be opened, with the fix, and whether that may pass."""
         url = make_url(self._url)
         where = f"{url.host or url.query.get('host') or 'its socket'}:{url.port or 5432}"
-        words = " ".join(str(getattr(error, "orig", None) or error).split())
-        is_final = any(sign in words for sign in NEEDS_THE_OPERATOR)
+        cause = " ".join(str(getattr(error, "orig", None) or error).split())
+        is_final = any(sign in cause for sign in OPERATOR_ERRORS)
         fix = (
             "check user, passfile and database name in RUNYARD_DATABASE_URL"
             if is_final
             else "start PostgreSQL, or check host and port in RUNYARD_DATABASE_URL"
         )
         return (
-            f"the PostgreSQL database {url.database!r} at {where} cannot be opened as {url.username!r}: {words}; "
+            f"the PostgreSQL database {url.database!r} at {where} cannot be opened as {url.username!r}: {cause}; "
             f"try: {fix}",
             not is_final,
         )
 
     def reclaim(self, connection: Connection) -> int:
-        """Free nothing: PostgreSQL's autovacuum uses free space again, and ``VACUUM FULL`` is the operator's."""
+        """Return 0: autovacuum reuses free space, and ``VACUUM FULL`` is left to the operator."""
         return 0
 
     def compact(self, connection: Connection) -> None:
@@ -113,10 +113,10 @@ class PostgreSql:
     def is_damage(self, error: DBAPIError) -> bool:
         return getattr(error.orig, "sqlstate", None) == "XX001"  # data_corrupted
 
-    def is_worth_repeating(self, error: DBAPIError) -> bool:
-        return getattr(error.orig, "sqlstate", None) in REPEATABLE
+    def is_retryable(self, error: DBAPIError) -> bool:
+        return getattr(error.orig, "sqlstate", None) in RETRYABLE
 
-    def _engine(self, isolation: Any, options: str) -> Engine:
+    def _create_engine(self, isolation: Any, options: str) -> Engine:
         return create_engine(
             self._url,
             poolclass=NullPool,

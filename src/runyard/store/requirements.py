@@ -1,7 +1,7 @@
-"""What a run requires of a machine, as a key: claims look runs up by it and read no document of those that do not fit.
+"""A run's requirements of a machine, as a key by which claims look runs up.
 
-Equal requirements have equal keys. A key is the requirement itself, as JSON; one that is too long for an index is a
-hash, and what it stands for is read from the document of any run that has it.
+Equal requirements have equal keys. A key is the requirements as JSON. If that is too long for an
+index, it is a hash, and the requirements are read from the document of any run with the key.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 NOTHING = "{}"
-LONGEST_KEY = 512
+MAX_KEY_LENGTH = 512
 Labels = Mapping[str, Sequence[str]]
 
 _UNFILLED = text(
@@ -22,18 +22,18 @@ _UNFILLED = text(
 _FILL = text("UPDATE runs SET requirements = :key WHERE org = :org AND id = :id")
 
 
-def key_of(tolerations: Labels) -> str:
-    """The key of a flow's tolerations. A label with no values requires nothing."""
+def build_key(tolerations: Labels) -> str:
+    """Return the key of a flow's tolerations. A label without values requires nothing."""
     labels = {name: sorted(set(values)) for name, values in sorted(tolerations.items()) if values}
     if not labels:
         return NOTHING
     key = json.dumps({"labels": labels}, separators=(",", ":"))
-    return key if len(key) <= LONGEST_KEY else "#" + hashlib.sha256(key.encode()).hexdigest()
+    return key if len(key) <= MAX_KEY_LENGTH else "#" + hashlib.sha256(key.encode()).hexdigest()
 
 
 @lru_cache(maxsize=1 << 15)
-def labels_of(key: str) -> Labels | None:
-    """The labels that a key requires; None for a hash."""
+def parse_labels(key: str) -> Labels | None:
+    """Return the labels that a key requires; None for a hash."""
     if key.startswith("#"):
         return None
     labels: Labels = json.loads(key).get("labels", {})
@@ -41,15 +41,15 @@ def labels_of(key: str) -> Labels | None:
 
 
 def fill(connection: Connection) -> None:
-    """Give every run that may still wait its key: rows written before there were keys have none."""
+    """Set the key of every run that may still wait: rows written before there were keys have none."""
     found = [
-        {"org": row.org, "id": row.id, "key": key_of(_tolerations(row.document))}
+        {"org": row.org, "id": row.id, "key": build_key(_read_tolerations(row.document))}
         for row in connection.execute(_UNFILLED)
     ]
     if found:
         connection.execute(_FILL, found)
 
 
-def _tolerations(document: bytes) -> Labels:
+def _read_tolerations(document: bytes) -> Labels:
     found: Any = json.loads(bytes(document))["spec"]["flow"].get("tolerations")
     return found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""Rows of runs. The document is the truth that is served; the columns beside it are for lists and queues."""
+"""Rows of runs. The document is what is served; the other columns are for lists and the queue."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +22,10 @@ from runyard.store.tables import (
 )
 from runyard.store.tables import attempts as attempts_table
 
-RARE = 1000  # an attribute that fewer runs have
+RARE_COUNT = 1000  # an attribute that fewer runs have counts as rare
 
 # Every table whose rows name the run they belong to.
-BELONGING = (
+CHILD_TABLES = (
     *(run_attributes, attempts_table, stream_offsets, log_lines, metrics),
     *(output_files, outputs, resume_files, weight_files, run_datasets),
 )
@@ -33,7 +33,7 @@ BELONGING = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunFilter:
-    """What a list is narrowed to; all given ones must hold."""
+    """The filters of a list of runs; a run must match all that are given."""
 
     condition: str | None = None
     flow_id: str | None = None
@@ -43,7 +43,7 @@ class RunFilter:
     created_before: int | None = None
 
 
-# The statements of the hot path, built once: putting one together costs more than running it.
+# The statements of the hot path, built once: building one costs more than running it.
 _IS_IT = (runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run"))
 _DOCUMENT = select(runs.c.document, runs.c.etag).where(*_IS_IT, runs.c.deleted.is_(False))
 _GET = select(runs).where(*_IS_IT)
@@ -51,13 +51,13 @@ _ADD, _CHANGE = insert(runs), update(runs).where(*_IS_IT)
 _NEW = {"deleted": False, "killed": False, "log_count": 0, "metric_count": 0, "requirements": NOTHING}
 
 
-def document(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
-    """Columns document, etag of a run that is not deleted."""
+def get_document(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
+    """Return document and etag of a run that is not deleted."""
     return connection.execute(_DOCUMENT, {"of_org": org, "of_run": run_id}).one_or_none()
 
 
 def get(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
-    """Every column, of deleted runs as well."""
+    """Return every column, also of a deleted run."""
     return connection.execute(_GET, {"of_org": org, "of_run": run_id}).one_or_none()
 
 
@@ -82,10 +82,13 @@ def _add_attributes(connection: Connection, *, org: str, run_id: str, attributes
 
 
 def page(
-    connection: Connection, *, org: str, wanted: RunFilter, after: tuple[int, str] | None, limit: int
+    connection: Connection, *, org: str, filter: RunFilter, after: tuple[int, str] | None, limit: int
 ) -> Sequence[AnyRow]:
-    """Newest first, from after the position (time, id) on; columns document, time_created, id."""
-    query = _narrowed(connection, select(runs.c.document, runs.c.time_created, runs.c.id), org=org, wanted=wanted)
+    """Return a page, newest first, after the position (time, id).
+
+    Columns document, time_created, id.
+    """
+    query = _apply_filter(connection, select(runs.c.document, runs.c.time_created, runs.c.id), org=org, filter=filter)
     if after is not None:
         time_ms, last_id = after
         query = query.where(
@@ -94,42 +97,46 @@ def page(
     return connection.execute(query.order_by(runs.c.time_created.desc(), runs.c.id.desc()).limit(limit)).all()
 
 
-def matching_ids(
-    connection: Connection, *, org: str, wanted: RunFilter, only_killable: bool, limit: int
+def list_matching_ids(
+    connection: Connection, *, org: str, filter: RunFilter, only_killable: bool, limit: int
 ) -> Sequence[str]:
-    """Return ids of runs that match a filter, newest first; of those alone that a kill would change, if asked."""
-    query = _narrowed(connection, select(runs.c.id), org=org, wanted=wanted)
+    """Return ids of runs that match a filter, newest first.
+
+    Optionally only of those that can be killed.
+    """
+    query = _apply_filter(connection, select(runs.c.id), org=org, filter=filter)
     if only_killable:
         query = query.where(runs.c.condition.in_(("Pending", "Running")), runs.c.killed.is_(False))
     query = query.order_by(runs.c.time_created.desc(), runs.c.id.desc()).limit(limit)
     return list(connection.execute(query).scalars())
 
 
-def _narrowed(connection: Connection, query: Select[Any], *, org: str, wanted: RunFilter) -> Select[Any]:
+def _apply_filter(connection: Connection, query: Select[Any], *, org: str, filter: RunFilter) -> Select[Any]:
     query = query.where(runs.c.org == org, runs.c.deleted.is_(False))
     for column, value in (
-        (runs.c.condition, wanted.condition),
-        (runs.c.flow_id, wanted.flow_id),
-        (runs.c.training_project, wanted.training_project),
+        (runs.c.condition, filter.condition),
+        (runs.c.flow_id, filter.flow_id),
+        (runs.c.training_project, filter.training_project),
     ):
         if value is not None:
             query = query.where(column == value)
-    if wanted.created_after is not None:
-        query = query.where(runs.c.time_created > wanted.created_after)
-    if wanted.created_before is not None:
-        query = query.where(runs.c.time_created < wanted.created_before)
-    if wanted.attributes:
-        query = query.where(*_has_attributes(connection, org, wanted.attributes))
+    if filter.created_after is not None:
+        query = query.where(runs.c.time_created > filter.created_after)
+    if filter.created_before is not None:
+        query = query.where(runs.c.time_created < filter.created_before)
+    if filter.attributes:
+        query = query.where(*_match_attributes(connection, org, filter.attributes))
     return query
 
 
-def _has_attributes(
+def _match_attributes(
     connection: Connection, org: str, attributes: Sequence[tuple[str, str]]
 ) -> list[ColumnElement[bool]]:
     """Return conditions for runs that have all of these attributes, the rarest one first.
 
-    Runs with a rare attribute are found by it; where all are frequent, runs are looked at in the order of the list,
-    which soon fills a page. Either way each other attribute costs one look-up by primary key for each run looked at.
+    A rare attribute is looked up first. If all are frequent, runs are scanned in the order of the
+    list, which soon fills a page. Either way each other attribute costs one look-up by primary key
+    for each scanned run.
     """
 
     def having(key: str, value: str) -> Select[Any]:
@@ -137,24 +144,30 @@ def _has_attributes(
         return select(table.run_id).where(table.org == org, table.key == key, table.value == value)
 
     def count(attribute: tuple[str, str]) -> int:
-        some = having(*attribute).limit(RARE).subquery()
+        some = having(*attribute).limit(RARE_COUNT).subquery()
         return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
     counts = {attribute: count(attribute) for attribute in attributes}
     rarest, *others = sorted(counts, key=lambda attribute: counts[attribute])
     conditions = [having(*attribute).where(run_attributes.c.run_id == runs.c.id).exists() for attribute in others]
-    if counts[rarest] < RARE:
+    if counts[rarest] < RARE_COUNT:
         return [runs.c.id.in_(list(connection.execute(having(*rarest)).scalars())), *conditions]
     return [having(*rarest).where(run_attributes.c.run_id == runs.c.id).exists(), *conditions]
 
 
-def deleted(connection: Connection) -> Sequence[AnyRow]:
-    """Deleted runs of every organisation whose rows are still here; columns org, id. For the sweep at start."""
+def list_deleted(connection: Connection) -> Sequence[AnyRow]:
+    """Return deleted runs of every organization whose rows still exist; columns org, id.
+
+    For the sweep.
+    """
     return connection.execute(select(runs.c.org, runs.c.id).where(runs.c.deleted.is_(True))).all()
 
 
-def with_log(connection: Connection, *, conditions: Sequence[str], created_before: int) -> Sequence[AnyRow]:
-    """Runs in one of these states that were created before a time and have a log; columns org, id, document."""
+def list_with_log(connection: Connection, *, conditions: Sequence[str], created_before: int) -> Sequence[AnyRow]:
+    """Return runs with these conditions and a log, created before a time.
+
+    Columns org, id, document.
+    """
     query = select(runs.c.org, runs.c.id, runs.c.document).where(
         runs.c.condition.in_(conditions),
         runs.c.deleted.is_(False),
@@ -166,15 +179,15 @@ def with_log(connection: Connection, *, conditions: Sequence[str], created_befor
 
 def remove(connection: Connection, *, org: str, run_id: str) -> None:
     """Remove a run and everything that belongs to it."""
-    for table in BELONGING:
+    for table in CHILD_TABLES:
         connection.execute(delete(table).where(table.c.org == org, table.c.run_id == run_id))
     connection.execute(delete(runs).where(runs.c.org == org, runs.c.id == run_id))
 
 
 def count_rows(connection: Connection, *, org: str, run_id: str) -> dict[str, int]:
-    """How many rows of a run each table holds, by the table's name; for the proof that nothing is left."""
+    """Count the rows of a run in each table, to prove that a deletion is complete."""
     counts = {}
-    for table, column in [(runs, runs.c.id), *((table, table.c.run_id) for table in BELONGING)]:
+    for table, column in [(runs, runs.c.id), *((table, table.c.run_id) for table in CHILD_TABLES)]:
         query = select(func.count()).select_from(table).where(table.c.org == org, column == run_id)
         if number := connection.execute(query).scalar_one():
             counts[table.name] = int(number)

@@ -1,10 +1,10 @@
-"""What the database says about bytes and folders, for the proof that it and the disk agree."""
+"""The blobs and folders that the database refers to, for comparison with the disk."""
 
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, literal, select, union_all
 
-from runyard.store.imports import UNDER_WAY
+from runyard.store.imports import ACTIVE_STATES
 from runyard.store.tables import (
     AnyRow,
     attempts,
@@ -19,14 +19,15 @@ from runyard.store.tables import (
     weight_files,
 )
 
-GONE_ON_FROM, BEGUN_FROM = "what it goes on from", "the weights it begins from"
+# Served as ``modelId`` of a storage report, so the texts stay as they are.
+RESUME_FILES_LABEL, WEIGHT_FILES_LABEL = "what it goes on from", "the weights it begins from"
 
 
-def files(connection: Connection, *, org: str) -> Sequence[AnyRow]:
-    """Every file of every output, and those that runs begin from; columns run_id, output_id, path, sha256."""
+def list_files(connection: Connection, *, org: str) -> Sequence[AnyRow]:
+    """Return all files of outputs, resumes and weights; columns run_id, output_id, path, sha256."""
     found = output_files.c
     queries = [select(found.run_id, found.output_id, found.path, found.sha256).where(found.org == org)]
-    for table, what in ((resume_files, GONE_ON_FROM), (weight_files, BEGUN_FROM)):
+    for table, what in ((resume_files, RESUME_FILES_LABEL), (weight_files, WEIGHT_FILES_LABEL)):
         found = table.c
         queries.append(
             select(found.run_id, literal(what).label("output_id"), found.path, found.sha256).where(found.org == org)
@@ -35,10 +36,10 @@ def files(connection: Connection, *, org: str) -> Sequence[AnyRow]:
     return connection.execute(query.order_by("run_id", "output_id", "path")).all()
 
 
-def dataset_blobs(connection: Connection, *, org: str) -> Sequence[AnyRow]:
-    """Every blob that datasets name, once for each that names it; columns dataset_id, what, id, sha256.
+def list_dataset_blobs(connection: Connection, *, org: str) -> Sequence[AnyRow]:
+    """Return every reference of a dataset to a blob; columns dataset_id, what, id, sha256.
 
-    Pictures belong to all datasets of an organisation together, so theirs name none.
+    Images are shared by all datasets of an organization, so their rows name no dataset.
     """
     of_files = import_files.c
     queries = [
@@ -68,13 +69,13 @@ def dataset_blobs(connection: Connection, *, org: str) -> Sequence[AnyRow]:
     return connection.execute(union_all(*queries).order_by("dataset_id", "what", "id", "sha256")).all()
 
 
-def run_ids(connection: Connection, *, org: str) -> set[str]:
-    """Every run with a row, those whose deletion is under way included."""
+def list_run_ids(connection: Connection, *, org: str) -> set[str]:
+    """Return the id of every run with a row, also of runs that are being deleted."""
     return set(connection.execute(select(runs.c.id).where(runs.c.org == org)).scalars())
 
 
 def may_be_uploading(connection: Connection, *, org: str) -> bool:
-    """Whether an attempt or an import is open, whose bytes come before the rows that need them."""
+    """Return whether an attempt or an import is open, whose blobs arrive before their rows."""
     open_attempt = select(attempts.c.number).where(attempts.c.org == org, attempts.c.closed.is_(False)).limit(1)
-    open_import = select(imports.c.id).where(imports.c.org == org, imports.c.state.in_(UNDER_WAY)).limit(1)
+    open_import = select(imports.c.id).where(imports.c.org == org, imports.c.state.in_(ACTIVE_STATES)).limit(1)
     return any(connection.execute(query).first() is not None for query in (open_attempt, open_import))

@@ -1,10 +1,11 @@
-"""Every table, on one page.
+"""All tables.
 
-Primary keys begin with the organisation, so that a query without it cannot use them and an id may exist once in each
-organisation. Documents (runs, flows, training projects) are stored as the JSON that is served; beside it stand only the
-columns that lists filter and sort by. Times are epoch milliseconds by the server's clock, except the ``*_pulse``
-columns: those count milliseconds of a living server (see ``runyard.store.pulse``) and so need no clock to agree.
-Only plain types are used, so that the same tables work on PostgreSQL.
+Primary keys begin with the organization, so that a query without it cannot use them, and each
+organization may use any id. Documents (runs, flows, training projects) are stored as the JSON that
+is served; the other columns are those that lists filter and sort by. Times are epoch milliseconds
+by the server's clock, except the ``*_pulse`` columns: those are uptime of the server in
+milliseconds (see ``runyard.store.lease_clock``). Only plain types are used, so that the same tables
+work on PostgreSQL.
 """
 
 from typing import Any
@@ -28,11 +29,12 @@ from sqlalchemy import (
 AnyRow = Row[*tuple[Any, ...]]
 metadata = MetaData()
 
-# Facts about the store itself: ``epoch`` (a new one after each restore, first half of every fencing token).
+# Facts about the store itself: ``epoch`` is the id of the store incarnation (``STORE_ID``), new
+# after each restore, and the first half of every fencing token.
 meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False))
 
-# One row: milliseconds the server has lived, and the last fencing number given out.
-pulse = Table(
+# One row: the uptime of the server in milliseconds, and the last assigned fencing number.
+lease_clock = Table(
     "pulse",
     metadata,
     Column("id", Integer, primary_key=True),
@@ -48,7 +50,7 @@ organizations = Table(
     Column("time_created", BigInteger, nullable=False),
 )
 
-# Looked up by id alone, since a key is what tells the organisation. The controller's key has none.
+# Looked up by id alone, since the key determines the organization. The controller's key has none.
 keys = Table(
     "keys",
     metadata,
@@ -61,9 +63,9 @@ keys = Table(
     Column("expires", BigInteger),
     Column("revoked", BigInteger),
     Column("created_by", Text),
-    # Written at most once a minute, so a crash may lose the last minute's uses.
+    # Written at most once a minute, so a crash may lose the uses of the last minute.
     Column("last_used", BigInteger),
-    # The key that a rotation created in this one's place.
+    # The key with which a rotation replaced this one.
     Column("replaced_by", String(16)),
 )
 
@@ -107,16 +109,18 @@ runs = Table(
     Column("priority", Integer, nullable=False),
     Column("time_created", BigInteger, nullable=False),
     Column("killed", Boolean, nullable=False),
-    # A deleted run whose processes may still live: gone for the API, kept until its attempts are closed.
+    # A deleted run whose processes may still run: hidden from the API, kept until its attempts are
+    # closed.
     Column("deleted", Boolean, nullable=False),
     Column("log_count", BigInteger, nullable=False),
     Column("metric_count", BigInteger, nullable=False),
-    # What its kept lines take in the database, and how many were left out beyond the limit.
+    # Size of the log lines in the database, and how many were omitted beyond the limit.
     Column("log_bytes", BigInteger, nullable=False, server_default="0"),
     Column("log_left_out", BigInteger, nullable=False, server_default="0"),
-    # What it requires of a machine, see ``runyard.store.requirements``; empty if it ended before there were keys.
+    # Its requirements of a machine, see ``runyard.store.requirements``; null if it ended before
+    # there were keys.
     Column("requirements", String(512)),
-    # A code for reason and message, while these follow from which machines are connected; else empty.
+    # A code for reason and message, while these depend on the connected machines; else empty.
     Column("waits", String(32), nullable=False, server_default=""),
     Index("runs_by_time", "org", "deleted", "time_created", "id"),
     Index("runs_by_condition", "org", "condition", "deleted", "time_created", "id"),
@@ -146,14 +150,14 @@ attempts = Table(
     Column("org", String(64), primary_key=True),
     Column("run_id", String(255), primary_key=True),
     Column("number", Integer, primary_key=True),
-    # The fencing token: (store epoch, number). Numbers are never given out twice.
+    # The fencing token: (store incarnation, number). Numbers are never assigned twice.
     Column("epoch", String(32), nullable=False),
     Column("token_number", BigInteger, nullable=False),
     Column("claim_id", String(255), nullable=False),
     Column("machine_id", String(255), nullable=False),
     Column("host", Text, nullable=False),
     Column("expires_pulse", BigInteger, nullable=False),
-    # When the lease ran out without proof that its process is gone.
+    # The uptime at which the lease expired without proof that the process has ended.
     Column("lost_pulse", BigInteger),
     Column("started", Boolean, nullable=False),
     Column("charged", Boolean, nullable=False),
@@ -167,7 +171,8 @@ attempts = Table(
     Index("attempts_open", "closed", "machine_id"),
 )
 
-# Where the server stands in each stream of an attempt; advanced in the transaction of the lines' effect.
+# The received length of each stream of an attempt; advanced in the transaction that applies its
+# lines.
 stream_offsets = Table(
     "stream_offsets",
     metadata,
@@ -232,8 +237,8 @@ output_files = Table(
     Index("output_files_by_hash", "org", "sha256"),
 )
 
-# Files of the checkpoint a run goes on from. They are the run's own from the moment it was accepted, so whatever
-# becomes of the run they were made by takes no byte away.
+# Files of the checkpoint that a run resumes from. They belong to the run from its creation on, so
+# the deletion of the run that made them removes no blob.
 resume_files = Table(
     "resume_files",
     metadata,
@@ -257,7 +262,8 @@ weight_files = Table(
     Index("weight_files_by_hash", "org", "sha256"),
 )
 
-# Bytes whose last row went in the same transaction: removed at once, or by the sweep after a crash in between.
+# Blobs whose last row was removed in the same transaction: removed at once, or by the sweep after a
+# crash.
 unneeded_blobs = Table(
     "unneeded_blobs",
     metadata,
@@ -265,7 +271,7 @@ unneeded_blobs = Table(
     Column("sha256", String(64), primary_key=True),
 )
 
-# Ids that were deleted: a late repeat of the PUT that made one must not bring it back.
+# Ids that were deleted: a late repeat of the PUT that created one must not bring it back.
 tombstones = Table(
     "tombstones",
     metadata,
@@ -285,15 +291,17 @@ audit = Table(
     Column("address", Text, nullable=False),
     Column("action", String(64), nullable=False),
     Column("target", Text, nullable=False),
-    # How many requests the row stands for: rejected keys of one address are counted, not listed.
+    # The number of requests that the row represents: rejected keys of one address are counted, not
+    # listed.
     Column("count", BigInteger, nullable=False, server_default="1"),
     Index("audit_by_time", "org", "time"),
 )
 
-# Datasets. A column ``sha256`` names a blob, as everywhere; what names a picture by its content is ``content``.
+# Datasets. A column ``sha256`` names a blob, as everywhere; ``content`` is the hash of an image.
 
-# Counts are kept beside what they count, in the same transactions. ``revision`` grows with every change of content;
-# ``version`` is the newest one, made at ``version_revision``. A deleted dataset keeps its row until all else is gone.
+# Counts are updated in the transaction of what they count. ``revision`` grows with every change of
+# content; ``version`` is the newest one, made at ``version_revision``. A deleted dataset keeps its
+# row until the end.
 datasets = Table(
     "datasets",
     metadata,
@@ -319,7 +327,7 @@ datasets = Table(
     Index("datasets_by_time", "org", "deleted", "time_created", "id"),
 )
 
-# One row a picture. Ids grow, so that their order is the one in which pictures came.
+# One row for each image. Ids increase, so that their order is the order of insertion.
 assets = Table(
     "assets",
     metadata,
@@ -347,7 +355,8 @@ assets = Table(
     Index("assets_by_content", "org", "content"),
 )
 
-# What is said of pictures. ``id`` is the record's own, unique in the dataset; ``number`` names it in URLs.
+# Annotation records of images. ``id`` is unique in the dataset; ``number`` names the record in
+# URLs.
 records = Table(
     "records",
     metadata,
@@ -365,7 +374,7 @@ records = Table(
     Index("records_by_asset", "org", "dataset_id", "asset_id", "number"),
 )
 
-# Where a picture's bytes lie: in which blob, and from where on. One picture is stored once in an organisation.
+# The blob and offset of an image's bytes. An organization stores equal images once.
 contents = Table(
     "contents",
     metadata,
@@ -377,7 +386,8 @@ contents = Table(
     Index("contents_by_blob", "org", "sha256"),
 )
 
-# Pictures that an asset needed and perhaps nothing does now. ``is_held``: looked at, and a version of a run needs it.
+# Contents that an asset used and that may be unneeded. ``is_held``: checked, and a version of a run
+# needs it.
 unneeded_contents = Table(
     "unneeded_contents",
     metadata,
@@ -386,7 +396,8 @@ unneeded_contents = Table(
     Column("is_held", Boolean, nullable=False),
 )
 
-# One import, whichever way its files come. ``sha256`` is the blob of all findings, once it is over and had any.
+# One import of any kind. ``sha256`` is the blob of all findings, after its end and if there are
+# any.
 imports = Table(
     "imports",
     metadata,
@@ -412,7 +423,7 @@ imports = Table(
     Index("imports_by_state", "state"),
 )
 
-# Files of an import that is under way: announced ones, and blobs that have come. Packs have no name.
+# Files of an active import: announced ones, and blobs that have arrived. Packs have no name.
 import_files = Table(
     "import_files",
     metadata,
@@ -447,7 +458,7 @@ dataset_versions = Table(
     Index("dataset_versions_by_hash", "org", "sha256"),
 )
 
-# Which version of which dataset a run is pinned to; gone with the run.
+# The dataset version that a run is pinned to; removed with the run.
 run_datasets = Table(
     "run_datasets",
     metadata,
@@ -458,7 +469,7 @@ run_datasets = Table(
     Index("run_datasets_by_version", "org", "dataset_id", "version"),
 )
 
-# ``sha256`` is the blob of the zip, once it is made.
+# ``sha256`` is the blob of the zip file, once it is complete.
 dataset_exports = Table(
     "dataset_exports",
     metadata,
@@ -492,7 +503,7 @@ bulk_deletions = Table(
     Index("bulk_deletions_by_state", "state"),
 )
 
-# What became of a dataset that was deleted; stays when everything else of it is gone.
+# The deletion of a dataset; kept when everything else of it is removed.
 dataset_deletions = Table(
     "dataset_deletions",
     metadata,

@@ -1,10 +1,10 @@
-"""Ids that were deleted, kept for thirty days."""
+"""Tombstones: ids that were deleted, kept for thirty days."""
 
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, select
 
 from runyard.store.tables import tombstones
 
-KEPT_MS = 30 * 24 * 3600 * 1000
+RETENTION_MS = 30 * 24 * 3600 * 1000
 _FIND = select(tombstones.c.id).where(
     tombstones.c.org == bindparam("of_org"),
     tombstones.c.kind == bindparam("of_kind"),
@@ -16,13 +16,13 @@ def add(connection: Connection, *, org: str, kind: str, id: str, time_ms: int) -
     connection.execute(insert(tombstones).values(org=org, kind=kind, id=id, time=time_ms))
 
 
-def expired(connection: Connection, *, now_ms: int) -> bool:
-    """Whether any organisation has one that is due; asked before the writer is."""
+def has_expired(connection: Connection, *, now_ms: int) -> bool:
+    """Return whether any has expired; a read that saves a write."""
     return connection.execute(select(tombstones.c.id).where(_is_due(now_ms)).limit(1)).first() is not None
 
 
-def expire(connection: Connection, *, now_ms: int) -> None:
-    """Forget those of every organisation that have been kept long enough."""
+def remove_expired(connection: Connection, *, now_ms: int) -> None:
+    """Remove the expired tombstones of every organization."""
     connection.execute(delete(tombstones).where(_is_due(now_ms)))
 
 
@@ -31,4 +31,4 @@ def exists(connection: Connection, *, org: str, kind: str, id: str) -> bool:
 
 
 def _is_due(now_ms: int) -> ColumnElement[bool]:
-    return tombstones.c.time < now_ms - KEPT_MS
+    return tombstones.c.time < now_ms - RETENTION_MS

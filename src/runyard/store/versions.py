@@ -1,4 +1,4 @@
-"""Rows of dataset versions, of exports and bulk deletions, and which version a run is pinned to."""
+"""Rows of dataset versions, pins of runs, exports, bulk deletions, and unneeded image contents."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def add(connection: Connection, values: Mapping[str, Any]) -> None:
 def page(
     connection: Connection, *, org: str, dataset_id: str, after: tuple[int, str] | None, limit: int
 ) -> Sequence[AnyRow]:
-    """Newest first; a position is (number, id)."""
+    """Return a page, newest first, after the position (number, id)."""
     table = dataset_versions.c
     query = select(dataset_versions).where(table.org == org, table.dataset_id == dataset_id)
     if after is not None:
@@ -38,13 +38,13 @@ def page(
     return connection.execute(query.order_by(table.number.desc(), table.id.desc()).limit(limit)).all()
 
 
-def all_of(connection: Connection, *, org: str) -> Sequence[AnyRow]:
-    """Every version of an organisation."""
+def list_all(connection: Connection, *, org: str) -> Sequence[AnyRow]:
+    """Return every version of an organization."""
     return connection.execute(select(dataset_versions).where(dataset_versions.c.org == org)).all()
 
 
-def ids(connection: Connection, *, org: str) -> set[tuple[str, str]]:
-    """Every version of an organisation: dataset and id."""
+def list_ids(connection: Connection, *, org: str) -> set[tuple[str, str]]:
+    """Return dataset and id of every version of an organization."""
     query = select(dataset_versions.c.dataset_id, dataset_versions.c.id).where(dataset_versions.c.org == org)
     return {(row.dataset_id, row.id) for row in connection.execute(query)}
 
@@ -56,7 +56,7 @@ def is_pinned(connection: Connection, *, org: str, dataset_id: str, version: str
 
 
 def remove(connection: Connection, *, org: str, dataset_id: str, version: str) -> set[str]:
-    """Remove a version; returns the blob of its manifest, if there was one."""
+    """Remove a version; return the blob of its manifest, if there was one."""
     table = dataset_versions.c
     where = (table.org == org, table.dataset_id == dataset_id, table.id == version)
     blobs = set(connection.execute(select(table.sha256).where(*where)).scalars())
@@ -66,22 +66,22 @@ def remove(connection: Connection, *, org: str, dataset_id: str, version: str) -
     return blobs
 
 
-def pin(connection: Connection, *, org: str, run_id: str, dataset_id: str, version: str) -> None:
+def pin_run(connection: Connection, *, org: str, run_id: str, dataset_id: str, version: str) -> None:
     row = {"org": org, "run_id": run_id, "dataset_id": dataset_id, "version": version}
     connection.execute(insert(run_datasets), row)
 
 
-def pinned(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
-    """Which version of which dataset a run is pinned to; None for built-in data."""
+def get_pinned(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
+    """Return the dataset version that a run is pinned to; None for built-in data."""
     query = select(run_datasets).where(run_datasets.c.org == org, run_datasets.c.run_id == run_id)
     return connection.execute(query).one_or_none()
 
 
-# Exports and bulk deletions are jobs of one form: an id in an organisation, a state, a spec.
-JOBS: tuple[Table, ...] = (dataset_exports, bulk_deletions)
+# Exports and bulk deletions are jobs of the same form: an id in an organization, a state, a spec.
+JOB_TABLES: tuple[Table, ...] = (dataset_exports, bulk_deletions)
 
 
-def job(connection: Connection, table: Table, *, org: str, id: str) -> AnyRow | None:
+def get_job(connection: Connection, table: Table, *, org: str, id: str) -> AnyRow | None:
     return connection.execute(select(table).where(table.c.org == org, table.c.id == id)).one_or_none()
 
 
@@ -93,15 +93,15 @@ def change_job(connection: Connection, table: Table, *, org: str, id: str, value
     connection.execute(update(table).where(table.c.org == org, table.c.id == id).values(**values))
 
 
-def jobs_under_way(connection: Connection, table: Table) -> Sequence[AnyRow]:
-    """Of every organisation."""
+def list_active_jobs(connection: Connection, table: Table) -> Sequence[AnyRow]:
+    """Return the unfinished jobs of every organization, oldest first."""
     return connection.execute(select(table).where(table.c.state == "Waiting").order_by(table.c.time_created)).all()
 
 
 def job_page(
     connection: Connection, table: Table, *, org: str, dataset_id: str, after: tuple[int, str] | None, limit: int
 ) -> Sequence[AnyRow]:
-    """Newest first, from after the position (time, id) on."""
+    """Return a page, newest first, after the position (time, id)."""
     query = select(table).where(table.c.org == org, table.c.dataset_id == dataset_id)
     if after is not None:
         time_ms, last_id = after
@@ -111,8 +111,8 @@ def job_page(
     return connection.execute(query.order_by(table.c.time_created.desc(), table.c.id.desc()).limit(limit)).all()
 
 
-def old_exports(connection: Connection, *, before_ms: int) -> Sequence[AnyRow]:
-    """Exports of every organisation that were made before a time."""
+def list_old_exports(connection: Connection, *, before_ms: int) -> Sequence[AnyRow]:
+    """Return finished exports of every organization that were last updated before a time."""
     query = select(dataset_exports).where(
         dataset_exports.c.last_updated < before_ms, dataset_exports.c.state != "Waiting"
     )
@@ -123,50 +123,55 @@ def remove_export(connection: Connection, *, org: str, id: str) -> None:
     connection.execute(delete(dataset_exports).where(dataset_exports.c.org == org, dataset_exports.c.id == id))
 
 
-# The bytes of pictures: what of them nothing needs, and how much of a blob is still needed.
+# The bytes of images: which contents nothing needs, and where a blob's contents are.
 
 
-def orgs_with_unneeded(connection: Connection) -> list[str]:
-    """Organisations in which pictures wait to be looked at."""
+def list_orgs_with_unneeded(connection: Connection) -> list[str]:
+    """Return organizations with contents that wait for a check."""
     query = select(unneeded.c.org).where(unneeded.c.is_held.is_(False)).distinct()
     return sorted(connection.execute(query).scalars())
 
 
-def unneeded_contents(connection: Connection, *, org: str) -> set[str]:
-    """Pictures that wait to be looked at."""
+def list_unneeded_contents(connection: Connection, *, org: str) -> set[str]:
+    """Return the contents that wait for a check."""
     query = select(unneeded.c.content).where(unneeded.c.org == org, unneeded.c.is_held.is_(False))
     return set(connection.execute(query).scalars())
 
 
-def settle_contents(connection: Connection, *, org: str, held: Collection[str], gone: Collection[str]) -> set[str]:
-    """Those ``held`` stay for a version of a run, those ``gone`` lose their place; returns the blobs they lay in."""
+def record_content_checks(
+    connection: Connection, *, org: str, held: Collection[str], gone: Collection[str]
+) -> set[str]:
+    """Keep the contents ``held`` for a version of a run, remove those ``gone``.
+
+    Return the blobs of the latter.
+    """
     blobs = set[str]()
-    for some in _chunks(gone):
+    for some in _split_batches(gone):
         where = (contents.c.org == org, contents.c.content.in_(some))
         blobs |= set(connection.execute(select(contents.c.sha256).where(*where)).scalars())
         connection.execute(delete(contents).where(*where))
         connection.execute(delete(unneeded).where(unneeded.c.org == org, unneeded.c.content.in_(some)))
-    for some in _chunks(held):
+    for some in _split_batches(held):
         connection.execute(
             update(unneeded).where(unneeded.c.org == org, unneeded.c.content.in_(some)).values(is_held=True)
         )
     return blobs
 
 
-def forget_contents(connection: Connection, *, org: str, needed: Collection[str]) -> None:
-    """These are needed by an asset after all."""
-    for some in _chunks(needed):
+def mark_needed(connection: Connection, *, org: str, needed: Collection[str]) -> None:
+    """Remove the marks of contents that an asset needs again."""
+    for some in _split_batches(needed):
         connection.execute(delete(unneeded).where(unneeded.c.org == org, unneeded.c.content.in_(some)))
 
 
-def in_blob(connection: Connection, *, org: str, sha256: str) -> Sequence[AnyRow]:
-    """Every picture that lies in a blob, in the order in which they lie there."""
+def list_in_blob(connection: Connection, *, org: str, sha256: str) -> Sequence[AnyRow]:
+    """Return the contents in a blob, by offset."""
     query = select(contents).where(contents.c.org == org, contents.c.sha256 == sha256)
     return connection.execute(query.order_by(contents.c.offset, contents.c.content)).all()
 
 
 def move_contents(connection: Connection, *, org: str, old: str, new: str, offsets: Mapping[str, int]) -> None:
-    """Pictures lie in another blob now, those of them that still lie in the old one."""
+    """Record that contents of one blob are in another one now."""
     for content, offset in offsets.items():
         connection.execute(
             update(contents)
@@ -175,6 +180,6 @@ def move_contents(connection: Connection, *, org: str, old: str, new: str, offse
         )
 
 
-def _chunks(values: Collection[str]) -> list[list[str]]:
-    asked = sorted(values)
-    return [asked[start : start + 500] for start in range(0, len(asked), 500)]
+def _split_batches(values: Collection[str]) -> list[list[str]]:
+    ordered = sorted(values)
+    return [ordered[start : start + 500] for start in range(0, len(ordered), 500)]

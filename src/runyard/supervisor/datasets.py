@@ -22,7 +22,7 @@ from runyard.datasets.versions import (
     read_contents,
     read_manifest,
 )
-from runyard.ids import folder_below
+from runyard.ids import resolve_folder
 from runyard.ports import Files
 from runyard.protocol import AttemptDataset
 from runyard.supervisor.resume import Gone
@@ -59,7 +59,7 @@ class Wanted:
 
     @property
     def home(self) -> Path:
-        return folder_below(self.data_dir, FOLDER, self.organization_id, self.version)
+        return resolve_folder(self.data_dir, FOLDER, self.organization_id, self.version)
 
 
 class Unfit(Exception):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runyard import ids, rundir
-from runyard.ids import folder_below
+from runyard.ids import resolve_folder
 from runyard.ports import Files
 from runyard.protocol import CheckpointFile, ResumeCheckpoint
 
@@ -87,7 +87,7 @@ def fetched(folder: Path, told: ResumeCheckpoint, source: Source) -> Here | None
     """
     if not _is_valid(told):
         return None
-    final = folder_below(folder, rundir.FETCHED, rundir.CHECKPOINTS, told.checkpoint_id)
+    final = resolve_folder(folder, rundir.FETCHED, rundir.CHECKPOINTS, told.checkpoint_id)
     staged = final.with_name(f".fetching-{told.checkpoint_id}")
     try:
         for file in told.files:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from runyard import rundir
 from runyard.datasets.versions import is_hash
-from runyard.ids import MODEL_REFERENCE, folder_below
+from runyard.ids import MODEL_REFERENCE, resolve_folder
 from runyard.ports import Files
 from runyard.protocol import AttemptWeights, CheckpointFile
 from runyard.supervisor.resume import Gone, is_inside
@@ -57,7 +57,7 @@ class WeightsFetcher:
         if all(is_inside(file.path) and is_hash(file.sha256) for file in offered.files):
             data_dir, org = Path(str(run["dataDir"])), str(placed["organizationId"])
             name = rundir.weights_name((file.path, file.sha256) for file in offered.files)
-            home = folder_below(data_dir, FOLDER, org, name)
+            home = resolve_folder(data_dir, FOLDER, org, name)
             document["folder"] = str(home)
             try:
                 self._fill(home, offered.files, data_dir, org, int(placed.get("weightsBytes", DEFAULT_LIMIT_BYTES)))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from runyard.flows import Recipe, recipe_document
-from runyard.ids import folder_below
+from runyard.ids import resolve_folder
 from runyard.model_folders import ModelFolders
 from runyard.rundir import DATASET, MODEL_ADAPTER, MODEL_FULL, read_json
 from runyard.trainer.checkpoints.checkpoint import RUN, Progress, load_state
@@ -352,7 +352,7 @@ def _place(job: Job, dataset: str) -> Place:
     return Place(
         own=job.folder,
         root=job.cache,
-        shared=folder_below(job.cache, job.run.organization_id or "none", dataset),
+        shared=resolve_folder(job.cache, job.run.organization_id or "none", dataset),
         limit_bytes=job.cache_bytes,
         spare_bytes=job.spare_bytes,
     )

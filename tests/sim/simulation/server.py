@@ -24,7 +24,7 @@ from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import deletion, leases, models, waiting_reasons
 from runyard.settings import Settings
-from runyard.store import StoreUnavailable, backup, organizations, pulse
+from runyard.store import StoreUnavailable, backup, lease_clock, organizations
 from runyard.store.migrate import migrate
 from runyard.store.postgresql import PostgreSql
 from runyard.store.tables import metadata
@@ -77,7 +77,7 @@ class DirectStore:
         """Every row of every table: what a backup holds."""
         self._raw.execute(self.begin)
         rows: Rows = [
-            (table.name, backup.columns(table), list(backup.rows(self._connection, table)))
+            (table.name, backup.list_columns(table), list(backup.iter_rows(self._connection, table)))
             for table in metadata.sorted_tables
         ]
         self._raw.execute("COMMIT")
@@ -87,7 +87,7 @@ class DirectStore:
         """In one transaction every row is replaced, and the store has a new epoch."""
         self._raw.execute(self.begin)
         kept = {"operator": ORGS[0], "with_keys": True, "lease_ms": lease_ms}
-        backup.replace(self._connection, rows, epoch=epoch, **kept)
+        backup.replace_all(self._connection, rows, epoch=epoch, **kept)
         self._raw.execute("COMMIT")
 
     async def write(self, work: Callable[[Connection], Any]) -> Any:
@@ -111,7 +111,7 @@ class DirectStore:
     def read(self, work: Callable[[Connection], Any]) -> Any:
         return work(self._connection)
 
-    async def read_aside(self, work: Callable[[Connection], Any]) -> Any:
+    async def read_in_thread(self, work: Callable[[Connection], Any]) -> Any:
         return work(self._connection)
 
     def close(self) -> None:
@@ -318,8 +318,8 @@ class Server:
 
 
 def _founded(connection: Connection) -> None:
-    organizations.set_fact(connection, organizations.EPOCH, "e1")
-    pulse.begin(connection)
+    organizations.set_meta(connection, organizations.STORE_ID, "e1")
+    lease_clock.insert_clock(connection)
     for org in ORGS:
         organizations.add(connection, org=org, name=org, time_ms=0)
 

@@ -1,1 +1,1 @@
-"""The server's HTTP face. ``routes`` lists every route, ``door`` lets in, ``compat`` holds other clients' quirks."""
+"""The HTTP layer: ``routes`` lists all routes, and ``gateway`` admits requests."""

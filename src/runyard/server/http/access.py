@@ -1,12 +1,12 @@
-"""Who may call which route: a credential is authenticated before routing, the call is authorized after it.
+"""Access control: a credential is authenticated before routing, a call is authorized after it.
 
-Before routing, nothing but the credential counts: every path except the public ones needs a valid key or attempt token,
-whatever it names. After routing, ``authorize`` runs before the function of every route, with the route that was matched
-and the very path parameters that the function receives. Therefore the organization that is checked is the one that is
-read: there is no second reading of the path that could disagree with the router's.
+Before routing, only the credential counts: every path except the public ones needs a valid key or
+attempt token. After routing, ``authorize`` runs before every endpoint, with the matched route and
+the same path parameters that the endpoint receives. So the organization that is checked is the one
+that is read: no second parser of the path can disagree with the router.
 
-The path itself has one spelling only (``check_path``): empty and dot segments and encoded separators are rejected
-before anything else, so that no proxy, router or log understands a path differently.
+A path has only one spelling (``check_path``). Empty and dot segments and encoded separators are
+rejected first, so that proxy, router and log all understand a path in the same way.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from runyard.ids import is_id
 from runyard.server.http.capacity import EXCHANGE, Exchange
-from runyard.server.http.request import ACTOR, ADDRESS, HEADERS, SERVICES, TOKEN, Asked
+from runyard.server.http.request import ACTOR, ADDRESS, HEADERS, SERVICES, TOKEN, Request
 from runyard.server.http.responses import Response
 from runyard.server.http.route import Route
 from runyard.server.services.access.keys import Rejection, role_allows
@@ -27,7 +27,7 @@ from runyard.server.services.errors import Refusal, unauthorized
 
 T = TypeVar("T")
 
-KEY_CHECK_S = 3.0  # how often a request that waits looks whether its key is still valid
+KEY_CHECK_S = 3.0  # how often a waiting request checks that its key is still valid
 # Parameters that are not ids; their routes check them.
 FREE_PARAMETERS = frozenset({"org", "filename", "sha256"})
 # Segments that are not empty, not ``.`` or ``..``, and without backslashes and control characters.
@@ -57,7 +57,7 @@ def check_path(scope: Any) -> None:
 
 
 def authenticate(services: Services, scope: Any, credential: str) -> None:
-    """Note in the scope who is calling.
+    """Write the caller into the scope.
 
     Raises:
         Refusal: Unauthorized, TooManyRequests.
@@ -66,19 +66,19 @@ def authenticate(services: Services, scope: Any, credential: str) -> None:
     if credential.startswith(ATTEMPT_TOKEN_PREFIX):
         token = services.signer.attempt(credential)
         if token is None:
-            raise _reject(services, address, Rejection(org=None, key_id=None, reason="invalid attempt token"))
+            raise _count_rejection(services, address, Rejection(org=None, key_id=None, reason="invalid attempt token"))
         scope[TOKEN] = token
         scope[ACTOR] = Actor(org=token.org, name=f"attempt {token.number}", role="attempt", address=address)
         return
     key = services.keyring.find(credential, now_ms=services.clock.now_ms())
     if key is None:
-        raise _reject(services, address, services.keyring.explain(credential))
+        raise _count_rejection(services, address, services.keyring.explain(credential))
     scope[KEY_ID] = key.id
     scope[ACTOR] = Actor(org=key.org or "", name=f"key {key.id}", role=key.role, address=address)
 
 
 def has_key_ended(scope: Any) -> bool:
-    """Return whether the key of a request that was let in is no longer valid."""
+    """Return whether the key of an admitted request is no longer valid."""
     key_id, services = scope.get(KEY_ID), scope[SERVICES]
     return key_id is not None and not services.keyring.is_valid(key_id, now_ms=services.clock.now_ms())
 
@@ -87,29 +87,32 @@ def key_ended() -> Refusal:
     return Refusal("Unauthorized", "the key was revoked or has expired while this request was in progress")
 
 
-def authorized(route: Route) -> Callable[..., Awaitable[Any]]:
-    """Return the function of a route behind ``authorize``.
+def require_authorization(route: Route) -> Callable[..., Awaitable[Any]]:
+    """Return a route's endpoint with ``authorize`` in front.
 
-    A wrapper rather than a guard of the framework, which copies the handler of the route for each call of a guard. That
-    takes longer than all checks together.
+    A wrapper rather than a guard of the framework: that copies the route handler for each call of a
+    guard, which takes longer than all checks together.
     """
 
-    async def answer(request: Asked) -> Response:
+    async def call_endpoint(request: Request) -> Response:
         parameters: dict[str, str] = request.path_params
         authorize(route, request.scope, parameters)
-        responding = route.answer(request, **parameters)
-        return await (_while_key_is_valid(request.scope, responding) if route.may_wait else responding)
+        responding: Awaitable[Response] = route.endpoint(request, **parameters)
+        if route.may_wait:
+            return await _run_while_key_is_valid(request.scope, responding)
+        return await responding
 
-    return answer
+    return call_endpoint
 
 
 def authorize(route: Route, scope: Any, parameters: dict[str, str]) -> None:
-    """Raise unless the caller may call the matched route with these path parameters, which its function receives.
+    """Raise unless the caller may call the matched route with these path parameters.
 
-    What belongs to another organization is answered like what does not exist.
+    A resource of another organization gets the same error as one that does not exist.
 
     Raises:
-        Refusal: Unauthorized (a credential of another kind), NotFound, InvalidId, RoleForbidden, BodyTooLarge.
+        Refusal: Unauthorized (a credential of another kind), NotFound, InvalidId, RoleForbidden,
+            BodyTooLarge.
     """
     if route.access != "public":
         actor: Actor = scope[ACTOR]
@@ -119,15 +122,16 @@ def authorize(route: Route, scope: Any, parameters: dict[str, str]) -> None:
             _check_organization(actor, scope, parameters.get("org", actor.org))
         _check_ids(route, parameters)
         if route.role is not None and not role_allows(actor.role, route.role):
-            raise _forbidden(actor.role, route.role)
+            raise _role_forbidden(actor.role, route.role)
     exchange: Exchange = scope[EXCHANGE]
-    exchange.limit_body(route.largest_body)
+    exchange.limit_body(route.max_body_bytes)
 
 
-async def _while_key_is_valid(scope: Any, responding: Awaitable[T]) -> T:
-    """Run the function of a route that waits, and cancel it when the key ends.
+async def _run_while_key_is_valid(scope: Any, responding: Awaitable[T]) -> T:
+    """Run an endpoint that waits, and cancel it when the key ends.
 
-    A claim that is cancelled after its commit is repeated by the controller under the same claim id.
+    A claim that is cancelled after its commit is repeated by the controller under the same claim
+    id.
 
     Raises:
         Refusal: Unauthorized; the key has ended.
@@ -165,12 +169,12 @@ def _check_ids(route: Route, parameters: dict[str, str]) -> None:
             )
 
 
-def _reject(services: Services, address: str, rejection: Rejection) -> Refusal:
+def _count_rejection(services: Services, address: str, rejection: Rejection) -> Refusal:
     clock = services.clock
     return services.wrong_keys.reject(address, rejection, now_ms=clock.now_ms(), now_s=clock.monotonic_s())
 
 
-def _forbidden(role: str, required: str) -> Refusal:
+def _role_forbidden(role: str, required: str) -> Refusal:
     if role == "viewer" and required == "member":
-        return Refusal("RoleForbidden", "a viewer's key only reads; use the key of a member or an admin")
+        return Refusal("RoleForbidden", "a viewer's key may only read; try: the key of a member or an admin")
     return Refusal("RoleForbidden", f"this route needs the role {required!r}, and the key is a {role}'s")

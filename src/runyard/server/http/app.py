@@ -1,4 +1,8 @@
-"""Puts the server together: store, secrets and rules opened by the lifespan, routes behind the one door."""
+"""The assembly of the server: store, secrets, services, and routes behind the gateway.
+
+What endpoints and exception handlers need of the list of routes (the OpenAPI document, the methods
+of a path) is handed to them here, so that neither imports ``routes``, which imports them.
+"""
 
 import asyncio
 import contextlib
@@ -9,14 +13,18 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from litestar import Litestar
+from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 
 from runyard.server.clock import Clock, SystemClock
 from runyard.server.http import access, downloads, problems, uploads
 from runyard.server.http.capacity import Capacity
-from runyard.server.http.gateway import Door
+from runyard.server.http.gateway import Gateway
+from runyard.server.http.openapi import encode_document
 from runyard.server.http.proxies import Proxies
-from runyard.server.http.routes import ROUTES
+from runyard.server.http.request import Request
+from runyard.server.http.responses import Response
+from runyard.server.http.routes import ROUTES, list_methods
 from runyard.server.services.access import bootstrap, key_lifecycle
 from runyard.server.services.access.keys import Keyring
 from runyard.server.services.access.secrets import open_secrets
@@ -31,72 +39,90 @@ from runyard.store import keys as key_rows
 
 log = logging.getLogger(__name__)
 
-SWEEP_EVERY = 60  # beats
+TICKS_PER_SWEEP = 60
 
 
 def create_app(
-    settings: Settings, *, clock: Clock | None = None, pulse: bool = True, opened: Services | None = None
-) -> Door:
-    """The ASGI application. Its lifespan opens the store; without ``pulse`` leases age only by ``leases.tick``.
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    run_ticker: bool = True,
+    opened: Services | None = None,
+) -> Gateway:
+    """Return the ASGI application; its lifespan opens the store.
 
-    ``opened`` are services that the caller has opened already and closes itself.
+    Without ``run_ticker`` leases expire only through explicit calls of ``leases.tick``. ``opened``
+    are services that the caller has opened already and closes itself.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        opening = open_services(settings, clock or SystemClock(), pulse=pulse)
+        opening = open_services(settings, clock or SystemClock(), run_ticker=run_ticker)
         async with opening if opened is None else contextlib.nullcontext(opened) as services:
-            door.services = services
+            gateway.services = services
             try:
                 yield
             finally:
                 services.changes.close()
 
-    # Named first: the framework's own answer to OPTIONS would list the methods of the first route of a path alone.
-    handlers = [
-        HTTPRouteHandler(path, http_method="OPTIONS", status_code=200)(problems.list_methods)
-        for path in dict.fromkeys(route.path for route in ROUTES)
-    ]
-    handlers += [
-        HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(access.authorized(route))
-        for route in ROUTES
-    ]
-    inside = Litestar(
-        route_handlers=handlers,
+    api = Litestar(
+        route_handlers=_build_route_handlers(),
         lifespan=[lifespan],
+        state=State({"encode_openapi": encode_document}),
         openapi_config=None,
         logging_config=None,
-        request_max_body_size=None,  # the door counts
-        exception_handlers=problems.HANDLERS,
+        request_max_body_size=None,  # the gateway counts
+        exception_handlers=problems.build_exception_handlers(list_methods),
     )
 
     async def links_and_routes(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["path"].startswith(downloads.PREFIX):
-            await downloads.download(scope, receive, send)
+            await downloads.serve_download(scope, receive, send)
         elif scope["type"] == "http" and scope["path"].startswith(uploads.PREFIX):
-            await uploads.upload(scope, receive, send)
+            await uploads.receive_upload(scope, receive, send)
         else:
-            await inside(scope, receive, send)
+            await api(scope, receive, send)
 
     proxies = Proxies(settings)
-    door = Door(links_and_routes, proxies=proxies, capacity=Capacity.of(settings, is_exempt=proxies.is_trusted))
-    return door
+    capacity = Capacity.from_settings(settings, is_exempt=proxies.is_trusted)
+    gateway = Gateway(links_and_routes, proxies=proxies, capacity=capacity)
+    return gateway
+
+
+def _build_route_handlers() -> list[HTTPRouteHandler]:
+    # OPTIONS first: the framework's own response would list the methods of a path's first route
+    # alone.
+    options = [
+        HTTPRouteHandler(path, http_method="OPTIONS", status_code=200)(_get_options)
+        for path in dict.fromkeys(route.path for route in ROUTES)
+    ]
+    endpoints = [
+        HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(access.require_authorization(route))
+        for route in ROUTES
+    ]
+    return options + endpoints
+
+
+async def _get_options(request: Request) -> Response:
+    """Return the methods that the path accepts."""
+    allow = ", ".join(list_methods(request.scope["path"]))
+    return Response(status=204, headers=[(b"allow", allow.encode())])
 
 
 @contextlib.asynccontextmanager
-async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> AsyncIterator[Services]:
-    """Everything behind the routes, opened in order and closed in reverse."""
+async def open_services(settings: Settings, clock: Clock, *, run_ticker: bool) -> AsyncIterator[Services]:
+    """Open everything behind the routes in order, and close it in reverse."""
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     store = Store(settings.database)
     try:
         secrets = open_secrets(settings.secrets_dir, is_new=bootstrap.is_new(store))
         if await bootstrap.bootstrap(settings, store, secrets.pepper, now_ms=clock.now_ms()):
-            log.info("made an organization and its key; they are in %s", settings.credentials_file)
+            log.info("created an organization and its key, see %s", settings.credentials_file)
         services = Services(
             settings=settings,
             store=store,
             clock=clock,
-            keyring=Keyring(secrets.pepper, store.read(key_rows.all_rows)),
+            keyring=Keyring(secrets.pepper, store.read(key_rows.list_all)),
             signer=Signer(secrets),
             pepper=secrets.pepper,
         )
@@ -108,34 +134,34 @@ async def open_services(settings: Settings, clock: Clock, *, pulse: bool) -> Asy
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(_write_usage, services)
             stack.push_async_callback(services.jobs.close)
-            if pulse:
-                task = asyncio.create_task(_beat(services), name="pulse")
-                task.add_done_callback(_end_loudly)
-                stack.push_async_callback(_stopped, task)
+            if run_ticker:
+                task = asyncio.create_task(_run_ticker(services), name="ticker")
+                task.add_done_callback(_stop_server_on_failure)
+                stack.push_async_callback(_cancel, task)
             yield services
     finally:
         store.close()
 
 
-async def _beat(services: Services) -> None:
-    """Once a second, tell the leases how long we have lived, and waiting runs why they wait."""
+async def _run_ticker(services: Services) -> None:
+    """Once a second, advance the lease clock and update why runs wait; once a minute, sweep."""
     last_s = services.clock.monotonic_s()
-    for beat in itertools.count(1):
+    for tick in itertools.count(1):
         await services.clock.sleep(leases.TICK_S)
         now_s = services.clock.monotonic_s()
         try:
             await leases.tick(services, now_s - last_s)
             await waiting_reasons.update(services)
-            if beat % key_lifecycle.REFRESH_BEATS == 0:
+            if tick % key_lifecycle.REFRESH_BEATS == 0:
                 await key_lifecycle.refresh(services)
-            if beat % SWEEP_EVERY == 0:
+            if tick % TICKS_PER_SWEEP == 0:
                 await key_lifecycle.write_usage(services)
                 await audit.sweep(services)
                 await deletion.sweep(services)
                 await sweep.sweep(services)
                 housekeeping.start(services)
         except StoreUnavailable as error:
-            log.error("leases could not be looked after: %s", error)
+            log.error("the lease clock was not advanced: %s", error)
         last_s = now_s
 
 
@@ -146,14 +172,14 @@ async def _write_usage(services: Services) -> None:
         log.error("the last uses of keys could not be written: %s", error)
 
 
-def _end_loudly(task: asyncio.Task[None]) -> None:
-    """Without a pulse no lost worker is ever noticed, so a server that has none stops instead of seeming well."""
+def _stop_server_on_failure(task: asyncio.Task[None]) -> None:
+    """Stop the server when its ticker has failed: without it no lost worker would be noticed."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("the pulse has stopped, so the server stops", exc_info=error)
+        log.critical("the ticker has failed, so the server stops", exc_info=error)
         signal.raise_signal(signal.SIGTERM)
 
 
-async def _stopped(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task

@@ -1,21 +1,21 @@
-"""Routes of backup and restore: one tar out, one tar in, both streamed; for the operator alone."""
+"""Routes of backup and restore, for operators: one tar is downloaded or uploaded, both streamed."""
 
 import asyncio
 
-from runyard.server.http.capacity import drain
-from runyard.server.http.request import Answer, Asked, Id, Query, actor_of, answer, services_of
-from runyard.server.http.responses import StreamedResponse
+from runyard.server.http.capacity import drain_body
+from runyard.server.http.request import Id, Query, Request, get_actor, get_services
+from runyard.server.http.responses import Response, StreamedResponse, encode_response
 from runyard.server.services.errors import Refusal
 from runyard.server.services.operations import backups
 
 
-async def get_contents(request: Asked, org: Id) -> Answer:
+async def get_contents(request: Request, org: Id) -> Response:
     since_ms = Query(request).integer("since", 0) or 0
-    return answer(await backups.contents(services_of(request), actor_of(request), since_ms=since_ms))
+    return encode_response(await backups.contents(get_services(request), get_actor(request), since_ms=since_ms))
 
 
-async def post_backup(request: Asked, org: Id) -> Answer:
-    outgoing = await backups.prepare(services_of(request), actor_of(request))
+async def post_backup(request: Request, org: Id) -> Response:
+    outgoing = await backups.prepare(get_services(request), get_actor(request))
     return StreamedResponse(
         outgoing.pieces(),
         size_bytes=outgoing.size_bytes,
@@ -28,16 +28,16 @@ async def post_backup(request: Asked, org: Id) -> Answer:
     )
 
 
-async def post_restore(request: Asked, org: Id) -> Answer:
-    actor, has_all = actor_of(request), False
+async def post_restore(request: Request, org: Id) -> Response:
+    actor, has_all = get_actor(request), False
     try:
-        async with backups.receiving(services_of(request), actor) as incoming:
+        async with backups.receiving(get_services(request), actor) as incoming:
             async for chunk in request.stream():
                 if chunk:  # hashing and writing block
                     await asyncio.to_thread(incoming.feed, chunk)
             has_all = True
-            return answer(await incoming.commit(actor))
+            return encode_response(await incoming.commit(actor))
     except Refusal:
         if not has_all:
-            await drain(request.receive)
+            await drain_body(request.receive)
         raise

@@ -1,7 +1,7 @@
-"""Request bodies: strict, since a field that is silently ignored is a mistake nobody notices.
+"""Request bodies: strict structs of everything that a caller may set.
 
-Everything a caller may set stands here; what is absent cannot be set. A run's PATCH takes its training project, its
-attributes, and ``killedAt`` as a wish whose time the server stamps itself.
+An unknown field is refused, since a silently ignored one is a mistake that nobody notices. In a
+run's PATCH ``killedAt`` only says that the run shall be killed; the server sets the time.
 """
 
 from typing import Annotated, Any, Literal
@@ -25,7 +25,7 @@ Crc32c = Annotated[str, Meta(max_length=8, description="base64 of the four bytes
 
 
 class Body(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
-    """Base of every request body: camelCase, nothing unknown, texts within their limits in bytes."""
+    """Base of every request body: camelCase, no unknown fields, texts within their limits in bytes."""
 
     def __post_init__(self) -> None:
         limits.check_fields(self)
@@ -39,7 +39,7 @@ class NewMetadata(Body):
 
 
 class ChangedMetadata(Body):
-    """Given attributes replace, null removes one."""
+    """A given attribute replaces the old value, null removes it."""
 
     attributes: Annotated[dict[AttributeKey, AttributeValue | None], within(limits.ATTRIBUTES)] = {}
 
@@ -49,14 +49,14 @@ class ChangedMetadata(Body):
 
 def _check_attributes(attributes: dict[str, Any]) -> None:
     for key, value in attributes.items():
-        if defect := limits.ATTRIBUTE_KEY.defect(key):
-            raise ValueError(f"`attributes` has a key {key[:40]!r} that {defect}")
-        if value is not None and (defect := limits.ATTRIBUTE_VALUE.defect(value)):
-            raise ValueError(f"`attributes` has a value of {key[:40]!r} that {defect}")
+        if problem := limits.ATTRIBUTE_KEY.find_problem(key):
+            raise ValueError(f"`attributes` has a key {key[:40]!r} that {problem}")
+        if value is not None and (problem := limits.ATTRIBUTE_VALUE.find_problem(value)):
+            raise ValueError(f"`attributes` has a value of {key[:40]!r} that {problem}")
     total = sum(len(key.encode()) + len((value or "").encode()) for key, value in attributes.items())
     if total > limits.ATTRIBUTES_TOTAL.value:
         allowed = limits.ATTRIBUTES_TOTAL.value
-        raise ValueError(f"`attributes` has {total:,} bytes together; at most {allowed:,} are allowed; try: send less")
+        raise ValueError(f"`attributes` has {total:,} bytes in total; at most {allowed:,} are allowed; try: send less")
 
 
 class NewResumeFrom(Body):
@@ -67,7 +67,10 @@ class NewResumeFrom(Body):
 
 
 class NewRunSpec(Body):
-    """``flow`` is a recipe (see the flow schema), ``flowId`` a saved one; neither is the default recipe."""
+    """``flow`` is a whole flow (see the flow schema), ``flowId`` a saved one.
+
+    Without both, the default flow.
+    """
 
     flow: dict[str, Any] | None = None
     flow_id: Id | None = None
@@ -92,7 +95,10 @@ class ChangedRun(Body):
 
 
 class RunsFilter(Body):
-    """The filters of the list of runs; ``all`` stands for every run, so that an empty filter means none by mistake."""
+    """The filters of the list of runs.
+
+    ``all`` means every run, so that an empty filter is never that.
+    """
 
     condition: Word | None = None
     flow: Id | None = None
@@ -108,7 +114,7 @@ class RunsFilter(Body):
 
 
 class DeletedRuns(Body):
-    """Either ``ids`` or ``filter``. ``dryRun`` says what would be done, and does nothing."""
+    """Either ``ids`` or ``filter``. ``dryRun`` only reports what would be done."""
 
     ids: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=1000)] | None = None
     filter: RunsFilter | None = None
@@ -116,13 +122,13 @@ class DeletedRuns(Body):
 
 
 class KilledRuns(DeletedRuns):
-    """``graceSeconds`` is what each run gets to save and stop."""
+    """``graceSeconds`` is the time that each run has to save and stop."""
 
     grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
 
 
 class NewFlow(Body):
-    """``spec`` is checked by the recipe language, which names every problem in it."""
+    """``spec`` is validated by ``runyard.flows``, which reports every problem in it."""
 
     spec: dict[str, Any]
     metadata: NewMetadata | None = None
@@ -160,7 +166,7 @@ class ChangedProject(Body):
 
 
 class NewDataset(Body):
-    """What other clients send besides (``owner``, ``status``, ``tags`` ...) is taken and means nothing here."""
+    """``owner``, ``status``, ``tags`` and others are accepted from other clients and ignored."""
 
     name: Annotated[str, within(limits.NAME, at_least=1)]
     type: Literal["phrase-grounding", "vqa", "freeform"] = "phrase-grounding"
@@ -175,7 +181,7 @@ class NewDataset(Body):
 
 
 class ChangedDataset(Body):
-    """``type`` cannot change: records are of it."""
+    """``type`` is missing: it cannot change, since the records depend on it."""
 
     name: Annotated[str, within(limits.NAME, at_least=1)] | UnsetType = UNSET
     description: Text | UnsetType | None = UNSET
@@ -183,8 +189,10 @@ class ChangedDataset(Body):
 
 
 class NewImportSpec(Body):
-    """``source``, ``files`` and ``sizeBytes`` are told to people alone. With ``datasetType`` ``auto`` the first import
-    into an empty dataset decides its type."""
+    """``source``, ``files`` and ``sizeBytes`` are only displayed.
+
+    With ``datasetType`` ``auto`` the first import into an empty dataset sets its type.
+    """
 
     format: FormatName = "auto"
     on_error: Literal["Warn", "RejectRow", "RejectFile", "RejectAll"] = "RejectRow"
@@ -200,7 +208,7 @@ class NewImport(Body):
 
 
 class FinishedImport(Body):
-    """``packs``: hashes of all that was sent, so that nothing that got lost goes unnoticed."""
+    """``packs``: hashes of everything that was sent, so that a lost pack is noticed."""
 
     packs: list[Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]]
 
@@ -210,7 +218,10 @@ class NewName(Body):
 
 
 class NewBulkDeletionSpec(Body):
-    """``filter``: a text that file names contain, or a dictionary; the others are not understood here."""
+    """``filter``: a text that file names contain, or a dictionary.
+
+    The other fields are not supported.
+    """
 
     filter: Any = None
     metadata_query: Any = None
@@ -224,7 +235,10 @@ class NewBulkDeletion(Body):
 
 
 class NewAsset(Body):
-    """A file that is to come. ``crc32c`` is a signed 32-bit integer; ``kind`` Video is refused when it comes."""
+    """An announced file. ``crc32c`` is a signed 32-bit integer.
+
+    ``kind`` Video is refused on upload.
+    """
 
     filename: FileName
     size: Annotated[int, msgspec.Meta(ge=0, le=64 << 30)]
@@ -236,7 +250,7 @@ class NewAsset(Body):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.custom_metadata and len(msgspec.json.encode(self.custom_metadata)) > limits.CUSTOM_METADATA.value:
-            raise ValueError(f"`customMetadata` has more than {limits.CUSTOM_METADATA.value:,} bytes; try: say less")
+            raise ValueError(f"`customMetadata` has more than {limits.CUSTOM_METADATA.value:,} bytes; try: send less")
 
 
 class NewIngestionSpec(Body):
@@ -313,12 +327,12 @@ class NewExport(Body):
     metadata: NewMetadata | None = None
 
 
-# Up to the year 9999, after which people's calendars end.
+# Up to the year 9999, the last that most date types hold.
 Moment = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]
 
 
 class NewKeySpec(Body):
-    """``expires`` in epoch milliseconds; None never does."""
+    """``expires`` in epoch milliseconds; None means never."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,255}\Z")]
     role: Literal["viewer", "member", "admin"] = "member"
@@ -330,7 +344,10 @@ class NewKey(Body):
 
 
 class NewRotationSpec(Body):
-    """``overlapSeconds``: how long the old key stays valid. Without ``expires`` the new key lives as long as it."""
+    """``overlapSeconds``: how long the old key stays valid.
+
+    Without ``expires`` the new key expires with it.
+    """
 
     overlap_seconds: Annotated[int, msgspec.Meta(ge=0, le=30 * 86_400)] = 0
     expires: Moment | None = None
@@ -340,6 +357,6 @@ class NewRotation(Body):
     spec: NewRotationSpec = msgspec.field(default_factory=NewRotationSpec)
 
 
-def attributes_of(metadata: Any) -> dict[str, Any]:
-    """The attributes in a body, none if it has no metadata."""
+def get_attributes(metadata: Any) -> dict[str, Any]:
+    """Return the attributes of a body, none if it has no metadata."""
     return {} if metadata is None else dict(metadata.attributes)

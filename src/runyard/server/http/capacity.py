@@ -1,8 +1,9 @@
-"""How much of the server one client may use at once: requests, waiting requests, and time per byte.
+"""Limits on what one client uses at once: requests, waiting requests, and time per byte.
 
-Requests count by key and by address, requests that wait (long polls) by key and in total. Beyond a cap the answer is
-``TooManyRequests`` at once: a queue would hold memory for whoever sends most. ``Exchange`` is one request while it is
-answered. It gives its places back as soon as the request ends, paces both bodies, and notices a client that has left.
+Requests count by key and by address; waiting requests (long polls) count by key and in total.
+Beyond a cap the response is ``TooManyRequests`` at once: a queue would hold memory for the client
+that sends most. ``Exchange`` is one request in progress. It releases its slots when the request
+ends, enforces the pace of both bodies, and notices a client that has disconnected.
 """
 
 import asyncio
@@ -23,43 +24,44 @@ Message = dict[str, Any]
 
 EXCHANGE = "runyard.exchange"
 RETRY_AFTER_S = 2
-# Larger responses are sent in pieces, so that one that is not read is noticed and holds its request's place.
-PIECE_BYTES = 64 * 1024
+# Larger responses are sent in chunks, so that an unread one is noticed and keeps the slot of its
+# request.
+CHUNK_BYTES = 64 * 1024
 MAX_DRAINED_BYTES, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
-END_OF_NO_BODY: Message = {"type": "http.request", "body": b"", "more_body": False}
+EMPTY_BODY: Message = {"type": "http.request", "body": b"", "more_body": False}
 
 
 class Slots:
-    """Counted places: at most ``each`` per owner and, if given, ``most`` in total."""
+    """Counted slots: at most ``per_owner`` for each owner and, if given, ``total`` for all."""
 
-    def __init__(self, what: str, each: int, most: int | None = None) -> None:
-        self._what, self._each, self._most = what, each, most
+    def __init__(self, what: str, per_owner: int, total: int | None = None) -> None:
+        self._what, self._max_per_owner, self._max_total = what, per_owner, total
         self._taken: Counter[Hashable] = Counter()
         self._total = 0
 
-    def take(self, owner: Hashable) -> None:
-        """Take one of the owner's places.
+    def acquire(self, owner: Hashable) -> None:
+        """Take one of the owner's slots.
 
         Raises:
-            Refusal: TooManyRequests, all of them are taken.
+            Refusal: TooManyRequests; all of them are taken.
         """
         self.check(owner)
         self._taken[owner] += 1
         self._total += 1
 
     def check(self, owner: Hashable) -> None:
-        """Check that the owner could take a place.
+        """Check that the owner could take a slot.
 
         Raises:
             Refusal: TooManyRequests.
         """
         taken = self._taken.get(owner, 0)
-        if taken >= self._each:
-            raise _too_many(f"{self._what} in progress: {taken}, the most allowed")
-        if self._most is not None and self._total >= self._most:
-            raise _too_many(f"{self._what} in progress: {self._total} of all clients, the most allowed")
+        if taken >= self._max_per_owner:
+            raise _too_many(f"{self._what} in progress: {taken}, the maximum")
+        if self._max_total is not None and self._total >= self._max_total:
+            raise _too_many(f"{self._what} in progress: {self._total} of all clients, the maximum")
 
-    def free(self, owner: Hashable) -> None:
+    def release(self, owner: Hashable) -> None:
         self._total -= 1
         self._taken[owner] -= 1
         if not self._taken[owner]:
@@ -68,38 +70,43 @@ class Slots:
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """The caps of one server; addresses that ``is_exempt`` (trusted proxies) have no cap of their own."""
+    """The caps of one server.
+
+    Addresses that ``is_exempt`` (trusted proxies) have no cap of their own.
+    """
 
     per_key: Slots
     per_address: Slots
     waits: Slots
     transfer_timeout_s: float
-    least_bytes_per_s: float
+    min_bytes_per_s: float
     is_exempt: Callable[[str], bool] = lambda address: False
 
     @classmethod
-    def of(cls, settings: Settings, *, is_exempt: Callable[[str], bool] = lambda address: False) -> "Capacity":
+    def from_settings(
+        cls, settings: Settings, *, is_exempt: Callable[[str], bool] = lambda address: False
+    ) -> "Capacity":
         return cls(
             per_key=Slots("requests of this key", settings.requests_per_key),
             per_address=Slots("requests of this address", settings.requests_per_address),
             waits=Slots("waiting requests of this key", settings.waits_per_key, settings.max_waits),
             transfer_timeout_s=settings.transfer_timeout_s,
-            least_bytes_per_s=settings.min_kib_per_s * 1024,
+            min_bytes_per_s=settings.min_kib_per_s * 1024,
             is_exempt=is_exempt,
         )
 
 
 class Pace:
-    """Time that a client may keep us waiting for its bytes: ``idle_s`` plus what they take at the lowest rate.
+    """The time that a client may take for its bytes: ``idle_s`` plus their time at the lowest rate.
 
     Only the time spent waiting counts, so work between two waits costs the client nothing.
     """
 
-    def __init__(self, idle_s: float, least_bytes_per_s: float) -> None:
-        self._left_s, self._idle_s, self._rate = idle_s, idle_s, least_bytes_per_s
+    def __init__(self, idle_s: float, min_bytes_per_s: float) -> None:
+        self._left_s, self._idle_s, self._rate = idle_s, idle_s, min_bytes_per_s
 
     async def wait(self, awaitable: Awaitable[T]) -> T:
-        """Wait, as long as the client may still take.
+        """Wait for at most the time that the client has left.
 
         Raises:
             TimeoutError: it is too slow.
@@ -111,37 +118,46 @@ class Pace:
         finally:
             self._left_s -= time.monotonic() - begun_s
 
-    def earn(self, size_bytes: int) -> None:
+    def add_bytes(self, size_bytes: int) -> None:
         """Account for bytes that have been transferred."""
         self._left_s += size_bytes / self._rate
 
 
 class Exchange:
-    """One request and its answer: an ASGI ``receive`` and ``send`` with limits.
+    """One request and its response: an ASGI ``receive`` and ``send`` with limits.
 
-    ``drop`` closes the connection of a client that does not read; without it the connection is left to the web server.
+    ``drop_connection`` closes the connection of a client that does not read. Without it the web
+    server keeps the connection.
     """
 
     def __init__(
-        self, capacity: Capacity, scope: Any, receive: Any, send: Any, *, drop: Callable[[], None] | None = None
+        self,
+        capacity: Capacity,
+        scope: Any,
+        receive: Any,
+        send: Any,
+        *,
+        drop_connection: Callable[[], None] | None = None,
     ) -> None:
-        self._capacity, self._receive, self._send, self._drop = capacity, receive, send, drop
+        self._capacity, self._receive, self._send = capacity, receive, send
+        self._drop_connection = drop_connection
         self._held: list[tuple[Slots, Hashable]] = []
         self._key: Hashable = None
         self._limit: int | None = SMALL_BODY_BYTES
         self._announced: bytes = scope[HEADERS].get(b"content-length", b"0")
         self._taken = 0
         self._has_begun, self._has_ended, self._is_broken = False, not _has_body(scope[HEADERS]), False
-        self._gone: asyncio.Task[None] | None = None
+        self._disconnect: asyncio.Task[None] | None = None
         self._receive_pace: Pace | None = None
         self._send_pace: Pace | None = None
         self.abandoned: str | None = None  # why a response was not sent whole
         scope[EXCHANGE] = self
 
     def admit(self, *, address: str, key: Hashable, may_wait: bool = False) -> None:
-        """Take this request's places; ``key`` is None for requests without one.
+        """Take this request's slots; ``key`` is None for requests without one.
 
-        With ``may_wait``, one that could not wait is refused here already: before routing, that costs a third.
+        With ``may_wait``, a request that could not wait is refused here: before routing, that costs
+        a third.
 
         Raises:
             Refusal: TooManyRequests.
@@ -154,102 +170,110 @@ class Exchange:
         if not self._capacity.is_exempt(address):
             self._hold(self._capacity.per_address, address)
 
-    def limit_body(self, most_bytes: int | None) -> None:
+    def limit_body(self, max_bytes: int | None) -> None:
         """Set how large the body may be, in bytes.
 
         Raises:
             Refusal: BodyTooLarge; it was announced larger.
         """
-        self._limit = most_bytes
-        if most_bytes is not None and (not self._announced.isdigit() or decimal(self._announced) > most_bytes):
-            raise too_large(most_bytes)
+        self._limit = max_bytes
+        if max_bytes is not None and (not self._announced.isdigit() or parse_decimal(self._announced) > max_bytes):
+            raise body_too_large(max_bytes)
 
     @contextlib.asynccontextmanager
-    async def waiting(self) -> AsyncIterator["asyncio.Future[None]"]:
-        """Count as a request that waits; yield a future that is done when the client has left.
+    async def hold_wait_slot(self) -> AsyncIterator["asyncio.Future[None]"]:
+        """Count as a waiting request; yield a future that is done when the client has disconnected.
 
         Raises:
             Refusal: TooManyRequests.
         """
         waits = self._capacity.waits
-        waits.take(self._key)
+        waits.acquire(self._key)
         try:
-            self._free()
-            yield self.gone()
+            self._release_slots()
+            yield self.watch_disconnect()
         finally:
-            waits.free(self._key)
+            waits.release(self._key)
 
-    def gone(self) -> "asyncio.Future[None]":
-        """A future that is done when the client has left. The request body must have been read."""
-        if self._gone is None:
-            self._gone = asyncio.ensure_future(self._watch())
-        return self._gone
+    def watch_disconnect(self) -> "asyncio.Future[None]":
+        """Return a future that is done when the client has disconnected.
+
+        Needs the body to be read.
+        """
+        if self._disconnect is None:
+            self._disconnect = asyncio.ensure_future(self._wait_for_disconnect())
+        return self._disconnect
 
     async def receive(self) -> Message:
-        """The next piece of the request body, then ``http.disconnect`` when the client leaves, however late.
+        """Return the next chunk of the request body.
+
+        After the last one, wait for ``http.disconnect``.
 
         Raises:
-            Refusal: BodyTooLarge; BodyTimeout, it comes too slowly; BodyIncomplete, it broke off.
+            Refusal: BodyTooLarge; BodyTimeout, it comes too slowly; BodyIncomplete, it ended early.
         """
         if self._has_ended:
             if not self._has_begun:
                 self._has_begun = True
-                return dict(END_OF_NO_BODY)
-            await asyncio.shield(self.gone())
+                return dict(EMPTY_BODY)
+            await asyncio.shield(self.watch_disconnect())
             return {"type": "http.disconnect"}
         self._has_begun = True
-        message = await self._next_piece()
+        message = await self._next_chunk()
         size = len(message.get("body", b""))
         self._taken += size
         if self._limit is not None and self._taken > self._limit:
-            raise too_large(self._limit)
-        assert self._receive_pace is not None  # noqa: S101 - made by the first piece
-        self._receive_pace.earn(size)
+            raise body_too_large(self._limit)
+        assert self._receive_pace is not None  # noqa: S101 - set by the first chunk
+        self._receive_pace.add_bytes(size)
         self._has_ended = not message.get("more_body")
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a message; a large body in pieces, each of which the client must read in time.
+        """Send a message; a large body in chunks, each of which the client must read in time.
 
         Raises:
-            ConnectionResetError: the client has left or does not read.
+            ConnectionResetError: the client has disconnected or does not read.
         """
         if message["type"] != "http.response.body":
             await self._send(message)
             return
         body, has_more = message.get("body", b""), message.get("more_body", False)
-        if not has_more and len(body) <= PIECE_BYTES:
+        if not has_more and len(body) <= CHUNK_BYTES:
             await self._send(message)
             return
         view = memoryview(body)
-        for start in range(0, max(len(body), 1), PIECE_BYTES):
-            piece = bytes(view[start : start + PIECE_BYTES])
-            is_last = start + PIECE_BYTES >= len(body) and not has_more
-            await self._send_piece({"type": "http.response.body", "body": piece, "more_body": not is_last}, len(piece))
+        for start in range(0, max(len(body), 1), CHUNK_BYTES):
+            chunk = bytes(view[start : start + CHUNK_BYTES])
+            is_last = start + CHUNK_BYTES >= len(body) and not has_more
+            await self._send_chunk({"type": "http.response.body", "body": chunk, "more_body": not is_last}, len(chunk))
 
     def abandon(self, why: str) -> ConnectionResetError:
-        """Note why the response is not sent whole; return what the caller raises, as if the client had left."""
+        """Record why the response is incomplete.
+
+        Return the error to raise, as if the client had left.
+        """
         self.abandoned = why
         return ConnectionResetError(why)
 
     def close(self) -> None:
-        """Give back what the request held."""
-        self._free()
-        if self._gone is not None:
-            self._gone.cancel()
+        """Release the request's slots."""
+        self._release_slots()
+        if self._disconnect is not None:
+            self._disconnect.cancel()
 
     def _hold(self, slots: Slots, owner: Hashable) -> None:
-        slots.take(owner)
+        slots.acquire(owner)
         self._held.append((slots, owner))
 
-    def _free(self) -> None:
+    def _release_slots(self) -> None:
         while self._held:
             slots, owner = self._held.pop()
-            slots.free(owner)
+            slots.release(owner)
 
-    async def _next_piece(self) -> Message:
+    async def _next_chunk(self) -> Message:
         if self._is_broken:
-            raise _broken_off()
+            raise _body_incomplete()
         if self._receive_pace is None:
             self._receive_pace = self._new_pace()
         try:
@@ -259,38 +283,38 @@ class Exchange:
             raise Refusal(
                 "BodyTimeout",
                 f"the request body came too slowly: {self._taken} bytes, then nothing for "
-                f"{self._capacity.transfer_timeout_s:g} s or less than {self._capacity.least_bytes_per_s / 1024:g} KiB "
+                f"{self._capacity.transfer_timeout_s:g} s or less than {self._capacity.min_bytes_per_s / 1024:g} KiB "
                 "per second on average; try: send it again over a faster connection",
             ) from None
         if message["type"] == "http.disconnect":
             self._is_broken = True
-            raise _broken_off()
+            raise _body_incomplete()
         return cast(Message, message)
 
-    async def _send_piece(self, message: Message, size: int) -> None:
+    async def _send_chunk(self, message: Message, size: int) -> None:
         if self._send_pace is None:
             self._send_pace = self._new_pace()
-        if self._has_ended and self.gone().done():
-            raise self.abandon("the client has left")
+        if self._has_ended and self.watch_disconnect().done():
+            raise self.abandon("the client has disconnected")
         try:
             await self._send_pace.wait(self._send(message))
         except TimeoutError:
-            if self._drop is not None:
-                self._drop()
+            if self._drop_connection is not None:
+                self._drop_connection()
             raise self.abandon("the client does not read the response") from None
-        self._send_pace.earn(size)
+        self._send_pace.add_bytes(size)
 
     def _new_pace(self) -> Pace:
-        return Pace(self._capacity.transfer_timeout_s, self._capacity.least_bytes_per_s)
+        return Pace(self._capacity.transfer_timeout_s, self._capacity.min_bytes_per_s)
 
-    async def _watch(self) -> None:
+    async def _wait_for_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             await asyncio.sleep(0)  # a web server that repeats the end of the body must not keep others waiting
 
 
 @contextlib.asynccontextmanager
-async def waiting(scope: Any, wait_s: float) -> AsyncIterator["asyncio.Future[None] | None"]:
-    """Count a request as waiting while it may wait; yield a future that is done when its client has left.
+async def hold_wait_slot(scope: Any, wait_s: float) -> AsyncIterator["asyncio.Future[None] | None"]:
+    """Count a request as waiting; yield a future that is done when its client has disconnected.
 
     Raises:
         Refusal: TooManyRequests.
@@ -299,12 +323,12 @@ async def waiting(scope: Any, wait_s: float) -> AsyncIterator["asyncio.Future[No
         yield None
         return
     exchange: Exchange = scope[EXCHANGE]
-    async with exchange.waiting() as gone:
-        yield gone
+    async with exchange.hold_wait_slot() as disconnect:
+        yield disconnect
 
 
-async def drain(receive: Any) -> None:
-    """Read on a while: a client that is still sending when its connection closes never sees our answer."""
+async def drain_body(receive: Any) -> None:
+    """Read the rest of a body, since a client that is still sending may miss the response."""
     taken = 0
     with contextlib.suppress(TimeoutError, Refusal):
         async with asyncio.timeout(DRAIN_TIMEOUT_S):
@@ -315,14 +339,14 @@ async def drain(receive: Any) -> None:
                     return
 
 
-def decimal(digits: bytes) -> int:
-    """The value of ASCII digits; 2**63 for one that large or larger, however many digits it has."""
+def parse_decimal(digits: bytes) -> int:
+    """Return the value of ASCII digits, at most 2**63."""
     kept = digits.lstrip(b"0")
     return min(int(kept or b"0"), 2**63) if len(kept) < 20 else 2**63
 
 
-def too_large(limit: int) -> Refusal:
-    return Refusal("BodyTooLarge", f"the request body is larger than {limit // 1024} KiB; send less at once")
+def body_too_large(limit: int) -> Refusal:
+    return Refusal("BodyTooLarge", f"the request body is larger than {limit // 1024} KiB; try: send less at once")
 
 
 def _too_many(what: str) -> Refusal:
@@ -330,8 +354,8 @@ def _too_many(what: str) -> Refusal:
     return Refusal("TooManyRequests", message, retry_after_s=RETRY_AFTER_S)
 
 
-def _broken_off() -> Refusal:
-    return Refusal("BodyIncomplete", "the request body ended early or is not encoded as announced; send it again")
+def _body_incomplete() -> Refusal:
+    return Refusal("BodyIncomplete", "the request body ended early or is not encoded as announced; try: send it again")
 
 
 def _has_body(headers: dict[bytes, bytes]) -> bool:

@@ -1,11 +1,12 @@
-"""What other clients need, in one place. Nothing outside this module knows that they exist.
+"""Adaptations to the published client ``vi-sdk``. No other module depends on its behavior.
 
-The published client ``vi-sdk`` decodes ``GET /flows/{id}`` as a flow when one asks for a flow, and as a flow *spec*
-when one creates a run from a flow id; it wants a checkpoint asked for by name inside a list; it puts a second question
-mark into some queries; and it sends the keys of ``update`` as its caller wrote them, camelCase or snake_case.
+It decodes ``GET /flows/{id}`` as a flow, and when it creates a run from a flow id, as a flow
+*spec*. It expects a checkpoint requested by name inside a list. It puts a second question mark into
+some queries. It sends the keys of ``update`` as its caller wrote them, in camelCase or snake_case.
 
-Of datasets: it cannot fetch the second page of some lists; it decodes two formats of exports and says a third policy in
-the singular; it sends filters as Python writes dictionaries; and it ends a session of annotations by a condition.
+For datasets: it cannot fetch the second page of some lists, decodes only two export formats, and
+spells one policy in the singular. It sends filters as Python dictionaries, and ends an annotation
+session by a condition.
 """
 
 import re
@@ -16,7 +17,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from runyard import limits
-from runyard.server.services.dictionaries import dictionary
+from runyard.server.services.datasets.dict_params import parse_dict_param
 from runyard.server.services.errors import Refusal
 from runyard.server.services.pages import PageRequest
 from runyard.server.services.runs.runs import with_origin
@@ -33,8 +34,8 @@ SNAKE_KEYS = {
 }
 
 
-def dataset_id(org: str, named: str) -> str:
-    """A dataset's own id: in paths it may stand behind the organisation's and an underscore."""
+def parse_dataset_id(org: str, named: str) -> str:
+    """Return a dataset's id; in paths it may follow the organization's id and an underscore."""
     return named.removeprefix(f"{org}_")
 
 
@@ -42,43 +43,46 @@ def dataset_id(org: str, named: str) -> str:
 _PUBLISHED = re.compile(r"vi/\S+ \(Python/[0-9.]+; [^;/)]+/[^)]*\)")
 
 
-def is_published(user_agent: str) -> bool:
+def is_published_client(user_agent: str) -> bool:
     return _PUBLISHED.fullmatch(user_agent) is not None
 
 
 def cannot_page(user_agent: str) -> bool:
-    """Whether this client fails at the second page of lists of assets and of ingestion sessions."""
-    return is_published(user_agent)
+    """Return whether this client cannot fetch the second page of assets or ingestion sessions."""
+    return is_published_client(user_agent)
 
 
-def one_page(wanted: PageRequest, *, most: int) -> PageRequest:
-    """Return a request for everything at once, within the limit for such lists."""
-    return replace(wanted, size=most, token=None, most_bytes=limits.WHOLE_LIST.value)
+def request_whole_list(wanted: PageRequest, *, max_items: int) -> PageRequest:
+    """Return a page request for the whole list, within the limit for such lists."""
+    return replace(wanted, size=max_items, token=None, most_bytes=limits.WHOLE_LIST.value)
 
 
-def export_format(user_agent: str, format: str) -> str:
-    """The format of an export as this client can decode it."""
-    return "ViJsonl" if is_published(user_agent) and format not in ("ViFull", "ViJsonl") else format
+def choose_export_format(user_agent: str, format: str) -> str:
+    """Return the format of an export as this client can decode it."""
+    return "ViJsonl" if is_published_client(user_agent) and format not in ("ViFull", "ViJsonl") else format
 
 
-def overwritten_policy(given: str) -> str:
-    """What becomes of annotations whose picture is overwritten, as it is answered."""
+def normalize_overwrite_policy(given: str) -> str:
+    """Return the policy for annotations of overwritten images as responses spell it."""
     return "KeepLinkedResources" if given.startswith("Keep") else "RemoveLinkedResource"
 
 
-def name_filter(given: str | None) -> list[str]:
-    """Texts that file names must have; a filter is a text, or a dictionary as JSON or as Python writes it."""
+def parse_name_filter(given: str | None) -> list[str]:
+    """Return the texts that file names must contain.
+
+    A filter is a text, or a JSON or Python dictionary.
+    """
     if given is None:
         return []
     if not given.lstrip().startswith("{"):
         return [given]
-    read = dictionary(given)
-    named = read.get("filename") if isinstance(read, dict) else None
+    parsed = parse_dict_param(given)
+    named = parsed.get("filename") if parsed is not None else None
     return [named] if isinstance(named, str) and named else []
 
 
-def session_outcome(body: Any) -> str:
-    """What the client says of its session: ``Inserted``, or why it gives up.
+def parse_session_outcome(body: Any) -> str:
+    """Return the outcome that the client reports for its session: ``Inserted``, or why it gives up.
 
     Raises:
         Refusal: InvalidBody.
@@ -96,46 +100,48 @@ def session_outcome(body: Any) -> str:
                 return str(condition.get("reason") or "UserUploadErrored")
     raise Refusal(
         "InvalidBody",
-        "the body says neither that the files are there nor that they will not come; set the condition "
-        "FilesInserted to Reached or FailedReach",
+        "the body does not say whether the files were sent; try: set the condition FilesInserted to Reached or "
+        "FailedReach",
     )
 
 
-def flat_dataset(body: Any) -> Any:
-    """The change of a dataset with the keys of its spec at the top, wherever its sender put them."""
+def flatten_dataset_spec(body: Any) -> Any:
+    """Return a change of a dataset with the keys of its ``spec`` at the top level."""
     if isinstance(body, dict) and isinstance(body.get("spec"), dict):
         return {key: value for key, value in body.items() if key != "spec"} | body["spec"]
     return body
 
 
-def query_pairs(query: bytes) -> list[tuple[str, str]]:
-    """The parameters of a query, split at ``?`` as well as at ``&``: ``intent=sdkLocalDeploy?s=10&p=...``."""
+def parse_query(query: bytes) -> list[tuple[str, str]]:
+    """Parse a query, split at ``?`` as well as at ``&``: ``intent=sdkLocalDeploy?s=10&p=...``."""
     return parse_qsl(query.decode("latin-1").replace("?", "&"), keep_blank_values=True, errors="replace")
 
 
-def camel_spec(body: Any) -> Any:
-    """A body whose ``spec`` has camelCase keys at its top level, whichever way its caller spelled them."""
+def normalize_spec_keys(body: Any) -> Any:
+    """Convert the top-level keys of a body's ``spec`` to camelCase."""
     if not isinstance(body, dict) or not isinstance(body.get("spec"), dict):
         return body
     spec = {SNAKE_KEYS.get(key, key): value for key, value in body["spec"].items()}
     if len(spec) < len(body["spec"]):
         twice = next(key for key in body["spec"] if SNAKE_KEYS.get(key, key) != key and SNAKE_KEYS[key] in body["spec"])
-        raise Refusal("InvalidBody", f"/spec has {twice!r} and {SNAKE_KEYS[twice]!r}, the same field; send it once")
+        raise Refusal(
+            "InvalidBody", f"/spec has {twice!r} and {SNAKE_KEYS[twice]!r}, the same field; try: send it once"
+        )
     return body | {"spec": spec}
 
 
-def doubled_flow(document: bytes) -> bytes:
-    """A flow that also reads as its own spec.
+def encode_flow_with_spec(document: bytes) -> bytes:
+    """Encode a flow that can also be decoded as its own spec.
 
-    The copy at the top carries the flow's id and generation in its settings: the published client sends exactly that
-    copy back when it creates a run, so the run knows where its recipe came from.
+    The copy at the top level holds the flow's id and generation in its settings. The published
+    client sends that copy back when it creates a run, so the run records which flow it came from.
     """
     flow = msgspec.json.decode(document, type=Flow)
     spec = msgspec.to_builtins(flow.spec)
     return msgspec.json.encode(msgspec.to_builtins(flow) | with_origin(spec, flow))
 
 
-def wrapped_model(model: Model) -> bytes:
-    """A checkpoint that also reads as a page holding it."""
+def encode_model_as_page(model: Model) -> bytes:
+    """Encode a checkpoint that can also be decoded as a page with it."""
     plain = msgspec.to_builtins(model)
     return msgspec.json.encode(plain | {"items": [plain], "nextPage": None, "prevPage": None})

@@ -4,115 +4,116 @@ import msgspec
 
 from runyard.server.http import bodies, compat
 from runyard.server.http.request import (
-    Answer,
-    Asked,
     Id,
     Query,
-    actor_of,
-    answer,
-    fitted,
-    if_match_of,
-    json_answer,
-    json_body,
-    origin_of,
-    services_of,
+    Request,
+    convert_body,
+    get_actor,
+    get_if_match,
+    get_origin,
+    get_services,
+    parse_json_body,
 )
-from runyard.server.http.responses import Response
+from runyard.server.http.responses import Response, encode_response, json_response
 from runyard.server.services.datasets import datasets, versions
 from runyard.server.services.imports import exports
 from runyard.store.tables import AnyRow
 from vi.api.resources.datasets.responses import DatasetExport, ExportOptions, ExportSpec
 
 
-async def list_datasets(request: Asked, org: Id) -> Answer:
+async def list_datasets(request: Request, org: Id) -> Response:
     wanted = Query(request).page("datasets")
-    return json_answer(await datasets.page(services_of(request), org=org, wanted=wanted))
+    return json_response(await datasets.page(get_services(request), org=org, wanted=wanted))
 
 
-async def post_dataset(request: Asked, org: Id) -> Answer:
-    _, value = await json_body(request)
-    given = fitted(value, bodies.NewDataset)
-    made = await datasets.create(
-        services_of(request),
-        actor_of(request),
+async def post_dataset(request: Request, org: Id) -> Response:
+    _, value = await parse_json_body(request)
+    given = convert_body(value, bodies.NewDataset)
+    created = await datasets.create(
+        get_services(request),
+        get_actor(request),
         name=given.name,
         type=given.type,
         description=given.description or "",
-        attributes=bodies.attributes_of(given.metadata),
+        attributes=bodies.get_attributes(given.metadata),
     )
-    return answer(made, status=201)
+    return encode_response(created, status=201)
 
 
-async def get_dataset(request: Asked, org: Id, dataset: Id) -> Answer:
-    return answer(datasets.get(services_of(request), org=org, dataset_id=compat.dataset_id(org, dataset)))
+async def get_dataset(request: Request, org: Id, dataset: Id) -> Response:
+    return encode_response(
+        datasets.get(get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset))
+    )
 
 
-async def patch_dataset(request: Asked, org: Id, dataset: Id) -> Answer:
-    _, value = await json_body(request)
-    given = fitted(compat.flat_dataset(value), bodies.ChangedDataset)
+async def patch_dataset(request: Request, org: Id, dataset: Id) -> Response:
+    _, value = await parse_json_body(request)
+    given = convert_body(compat.flatten_dataset_spec(value), bodies.ChangedDataset)
     changed = await datasets.update(
-        services_of(request),
-        actor_of(request),
-        compat.dataset_id(org, dataset),
+        get_services(request),
+        get_actor(request),
+        compat.parse_dataset_id(org, dataset),
         name=given.name,
         description=given.description,
-        attributes=bodies.attributes_of(given.metadata),
-        if_match=if_match_of(request),
+        attributes=bodies.get_attributes(given.metadata),
+        if_match=get_if_match(request),
     )
-    return answer(changed)
+    return encode_response(changed)
 
 
-async def delete_dataset(request: Asked, org: Id, dataset: Id) -> Answer:
-    """Answered with the state of the deletion, not with nothing: the published client decodes it."""
+async def delete_dataset(request: Request, org: Id, dataset: Id) -> Response:
+    """Return the state of the deletion, since the published client decodes it."""
     deleted = await datasets.delete(
-        services_of(request), actor_of(request), compat.dataset_id(org, dataset), if_match=if_match_of(request)
+        get_services(request), get_actor(request), compat.parse_dataset_id(org, dataset), if_match=get_if_match(request)
     )
-    return answer(deleted)
+    return encode_response(deleted)
 
 
-async def get_deletion(request: Asked, org: Id, dataset: Id) -> Answer:
-    return answer(datasets.deletion(services_of(request), org=org, dataset_id=compat.dataset_id(org, dataset)))
+async def get_deletion(request: Request, org: Id, dataset: Id) -> Response:
+    return encode_response(
+        datasets.deletion(get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset))
+    )
 
 
-async def list_collaborators(request: Asked, org: Id, dataset: Id) -> Answer:
-    """Nobody but the organisation itself works at a dataset."""
+async def list_collaborators(request: Request, org: Id, dataset: Id) -> Response:
+    """Return an empty page: a dataset has no collaborators besides its organization."""
     Query(request).page("collaborators")
-    datasets.get(services_of(request), org=org, dataset_id=compat.dataset_id(org, dataset))
-    return json_answer(b'{"items":[],"nextPage":null,"prevPage":null}')
+    datasets.get(get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset))
+    return json_response(b'{"items":[],"nextPage":null,"prevPage":null}')
 
 
-async def get_statistics(request: Asked, org: Id, dataset: Id) -> Answer:
-    told = datasets.statistics(services_of(request), org=org, dataset_id=compat.dataset_id(org, dataset))
-    return json_answer(msgspec.json.encode(told))
+async def get_statistics(request: Request, org: Id, dataset: Id) -> Response:
+    statistics = datasets.statistics(get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset))
+    return json_response(msgspec.json.encode(statistics))
 
 
-async def list_versions(request: Asked, org: Id, dataset: Id) -> Answer:
-    dataset_id = compat.dataset_id(org, dataset)
+async def list_versions(request: Request, org: Id, dataset: Id) -> Response:
+    dataset_id = compat.parse_dataset_id(org, dataset)
     wanted = Query(request).page(f"versions {dataset_id}")
-    return json_answer(await versions.page(services_of(request), org=org, dataset_id=dataset_id, wanted=wanted))
+    return json_response(await versions.page(get_services(request), org=org, dataset_id=dataset_id, wanted=wanted))
 
 
-async def get_version(request: Asked, org: Id, dataset: Id, version: Id) -> Answer:
-    dataset_id = compat.dataset_id(org, dataset)
-    return answer(versions.get(services_of(request), org=org, dataset_id=dataset_id, version=version))
+async def get_version(request: Request, org: Id, dataset: Id, version: Id) -> Response:
+    dataset_id = compat.parse_dataset_id(org, dataset)
+    return encode_response(versions.get(get_services(request), org=org, dataset_id=dataset_id, version=version))
 
 
-async def get_preview(request: Asked, org: Id, dataset: Id) -> Answer:
+async def get_preview(request: Request, org: Id, dataset: Id) -> Response:
     query = Query(request)
     image = await exports.preview(
-        services_of(request),
+        get_services(request),
         org=org,
-        dataset_id=compat.dataset_id(org, dataset),
-        count=query.integer("count", 12, least=1, most=exports.MOST_SHOWN) or 12,
-        seed=query.integer("seed", 0, most=2**31) or 0,
+        dataset_id=compat.parse_dataset_id(org, dataset),
+        count=query.integer("count", 12, minimum=1, maximum=exports.MOST_SHOWN) or 12,
+        seed=query.integer("seed", 0, maximum=2**31) or 0,
         version=query.text("version"),
     )
     return Response(image, media_type=b"image/png")
 
 
-async def post_export(request: Asked, org: Id, dataset: Id) -> Answer:
-    _, value = await json_body(request)
-    given = fitted(value, bodies.NewExport).spec
+async def post_export(request: Request, org: Id, dataset: Id) -> Response:
+    _, value = await parse_json_body(request)
+    given = convert_body(value, bodies.NewExport).spec
     options = given.options or bodies.NewExportOptions()
     spec = ExportSpec(
         format=given.format,
@@ -120,28 +121,36 @@ async def post_export(request: Asked, org: Id, dataset: Id) -> Answer:
             normalized=options.normalized is not False, split_ratio=options.split_ratio, pictures=options.pictures
         ),
     )
-    row = await exports.create(services_of(request), actor_of(request), compat.dataset_id(org, dataset), spec=spec)
-    return answer(_told(request, row), status=201)
+    row = await exports.create(
+        get_services(request), get_actor(request), compat.parse_dataset_id(org, dataset), spec=spec
+    )
+    return encode_response(_build_export(request, row), status=201)
 
 
-async def list_exports(request: Asked, org: Id, dataset: Id) -> Answer:
-    dataset_id = compat.dataset_id(org, dataset)
+async def list_exports(request: Request, org: Id, dataset: Id) -> Response:
+    dataset_id = compat.parse_dataset_id(org, dataset)
     wanted = Query(request).page(f"exports {dataset_id}")
     page = await exports.page(
-        services_of(request), org=org, dataset_id=dataset_id, told=lambda row: _told(request, row), wanted=wanted
+        get_services(request),
+        org=org,
+        dataset_id=dataset_id,
+        told=lambda row: _build_export(request, row),
+        wanted=wanted,
     )
-    return json_answer(page)
+    return json_response(page)
 
 
-async def get_export(request: Asked, org: Id, dataset: Id, export_id: Id) -> Answer:
-    dataset_id = compat.dataset_id(org, dataset)
-    return answer(_told(request, exports.get(services_of(request), org=org, dataset_id=dataset_id, id=export_id)))
+async def get_export(request: Request, org: Id, dataset: Id, export_id: Id) -> Response:
+    dataset_id = compat.parse_dataset_id(org, dataset)
+    return encode_response(
+        _build_export(request, exports.get(get_services(request), org=org, dataset_id=dataset_id, id=export_id))
+    )
 
 
-def _told(request: Asked, row: AnyRow) -> DatasetExport:
-    return _narrowed(request, exports.document(services_of(request), row, origin_of(request)))
+def _build_export(request: Request, row: AnyRow) -> DatasetExport:
+    return _adapt_export_format(request, exports.document(get_services(request), row, get_origin(request)))
 
 
-def _narrowed(request: Asked, export: DatasetExport) -> DatasetExport:
-    export.spec.format = compat.export_format(request.headers.get("user-agent", ""), export.spec.format)
+def _adapt_export_format(request: Request, export: DatasetExport) -> DatasetExport:
+    export.spec.format = compat.choose_export_format(request.headers.get("user-agent", ""), export.spec.format)
     return export

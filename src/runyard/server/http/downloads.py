@@ -1,9 +1,10 @@
-"""Archives, exports and pictures by signed link: HEAD with the exact length, GET whole or one byte range, no key.
+"""Downloads by signed link, without a key: archives, exports and images.
 
-The published client fetches ranges in parallel and takes an error answer for zero bytes, reporting success over a
-damaged file. So once a link has been good, a range of it is never refused with a status: the answer begins as if it
-were coming and the connection closes, which that client retries and then reports. The same happens when a blob turns
-out damaged half-way: too few bytes on the wire can be noticed, wrong ones cannot.
+HEAD returns the exact length, GET the whole file or one byte range. The published client fetches
+ranges in parallel and takes an error response for zero bytes, so it would report success over a
+damaged file. Therefore a range of an expired link gets no error status: the response starts and the
+connection closes, which that client retries and then reports. The same happens when a blob turns
+out damaged half-way: missing bytes are noticed, wrong ones are not.
 """
 
 import re
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from runyard.server.http.capacity import decimal
+from runyard.server.http.capacity import parse_decimal
 from runyard.server.http.request import SERVICES
 from runyard.server.http.responses import StreamedResponse
 from runyard.server.services import files
@@ -23,13 +24,13 @@ from runyard.server.services.runs import models
 
 PREFIX = "/downloads/"
 RANGE = re.compile(rb"bytes=([0-9]*)-([0-9]*)")
-# So many bytes are promised when there is nothing to say how many there were.
+# The length that a broken response announces when the real one is unknown.
 UNKNOWN_LENGTH = 1
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """What a link opens: how long, how it is told, and how its bytes are had. ``None`` bytes: it is gone."""
+class _Download:
+    """What a link refers to. Without ``size_bytes`` and ``read`` the file is gone."""
 
     expires_at: int
     what: str
@@ -38,25 +39,25 @@ class _Opened:
     read: Callable[[int, int], Iterator[bytes]] | None = None
 
 
-async def download(scope: Any, receive: Any, send: Any) -> None:
-    """Answer one request for an archive, an export or a picture."""
+async def serve_download(scope: Any, receive: Any, send: Any) -> None:
+    """Serve one request for an archive, an export or an image."""
     services: Services = scope[SERVICES]
     method, headers = scope["method"], dict(scope["headers"])
     if method not in ("GET", "HEAD"):
         raise Refusal("MethodNotAllowed", "a download link takes GET and HEAD", allow=("GET", "HEAD"))
-    # Behind the link may stand a name, for clients that call the file so.
-    opened = _open(services, scope["path"].removeprefix(PREFIX).partition("/")[0])
+    # A file name may follow the link, for clients that take it as the name of the download.
+    opened = _open_token(services, scope["path"].removeprefix(PREFIX).partition("/")[0])
     if opened is None:
-        raise _no_link()
+        raise _invalid_link()
     has_expired = services.clock.now_ms() >= opened.expires_at
     if opened.size_bytes is None or opened.read is None or has_expired:
         if method == "GET" and b"range" in headers:
             await _break_off(send, opened.size_bytes or UNKNOWN_LENGTH)
             return
-        raise _no_link()
-    wanted = _range(headers.get(b"range"), opened.size_bytes)
+        raise _invalid_link()
+    wanted = _parse_range(headers.get(b"range"), opened.size_bytes)
     if wanted is None:
-        raise Refusal("RangeNotSatisfiable", f"the range lies outside the {opened.size_bytes} bytes of the file")
+        raise Refusal("RangeNotSatisfiable", f"the range is outside the {opened.size_bytes} bytes of the file")
     start, end, is_part = wanted
     content_range = f"bytes {start}-{end - 1}/{opened.size_bytes}".encode()
     response = StreamedResponse(
@@ -69,44 +70,44 @@ async def download(scope: Any, receive: Any, send: Any) -> None:
     await response(scope, receive, send)
 
 
-def _open(services: Services, token: str) -> _Opened | None:
-    """What a token opens; None when it is not one of ours."""
+def _open_token(services: Services, token: str) -> _Download | None:
+    """Return the download that a token refers to; None for an invalid token."""
     if (link := services.signer.opened(token)) is not None:
-        return _opened_archive(services, link)
+        return _open_archive(services, link)
     if (file_link := services.signer.opened_file(token)) is not None:
-        return _opened_file(services, file_link)
+        return _open_file(services, file_link)
     return None
 
 
-def _opened_archive(services: Services, link: Link) -> _Opened:
+def _open_archive(services: Services, link: Link) -> _Download:
     what, found = f"{link.run_id}/{link.output_id}", models.opened_link(services, link)
     if found is None:
-        return _Opened(link.expires_at, what)
+        return _Download(link.expires_at, what)
     archive, row = found
-    return _Opened(
+    return _Download(
         link.expires_at,
         what,
         archive.size_bytes,
-        _headers("application/x-tar", row.archive_sha256, f"{row.run_id}-{row.id}.tar"),
+        _build_headers("application/x-tar", row.archive_sha256, f"{row.run_id}-{row.id}.tar"),
         lambda start, end: archive.read(services.blobs(link.org), start, end),
     )
 
 
-def _opened_file(services: Services, link: FileLink) -> _Opened:
+def _open_file(services: Services, link: FileLink) -> _Download:
     what, file = f"{link.kind} {link.id}", files.opened(services, link)
     if file is None:
-        return _Opened(link.expires_at, what)
-    return _Opened(
+        return _Download(link.expires_at, what)
+    return _Download(
         link.expires_at,
         what,
         file.size_bytes,
-        _headers(file.mime, file.content, file.name),
+        _build_headers(file.mime, file.content, file.name),
         lambda start, end: file.read(services, start, end),
     )
 
 
-def _headers(mime: str, sha256: str, name: str) -> tuple[tuple[bytes, bytes], ...]:
-    # What a file is called was chosen by whoever sent it: percent-encoded, it cannot end the header early.
+def _build_headers(mime: str, sha256: str, name: str) -> tuple[tuple[bytes, bytes], ...]:
+    # The uploader chose the file's name: percent-encoded, it cannot end the header early.
     disposition = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
     return (
         (b"content-type", mime.encode("ascii", "replace")),
@@ -116,8 +117,11 @@ def _headers(mime: str, sha256: str, name: str) -> tuple[tuple[bytes, bytes], ..
     )
 
 
-def _range(given: bytes | None, size_bytes: int) -> tuple[int, int, bool] | None:
-    """First byte, byte after the last, whether it is a part; None when it lies outside. More than one range: all."""
+def _parse_range(given: bytes | None, size_bytes: int) -> tuple[int, int, bool] | None:
+    """Return first byte, end, and whether it is a part; None for a range outside the file.
+
+    Several ranges count as none: the whole file is returned.
+    """
     if given is None or b"," in given:
         return 0, size_bytes, False
     found = RANGE.fullmatch(given.strip())
@@ -125,20 +129,20 @@ def _range(given: bytes | None, size_bytes: int) -> tuple[int, int, bool] | None
         return 0, size_bytes, False
     first, last = found.groups()
     if not first:
-        suffix = min(decimal(last), size_bytes)
+        suffix = min(parse_decimal(last), size_bytes)
         return (size_bytes - suffix, size_bytes, True) if suffix else None
-    start, end = decimal(first), min(decimal(last) + 1, size_bytes) if last else size_bytes
+    start, end = parse_decimal(first), min(parse_decimal(last) + 1, size_bytes) if last else size_bytes
     return (start, end, True) if start < end else None
 
 
 async def _break_off(send: Any, size_bytes: int) -> None:
-    """Promise bytes, send none: the server closes the connection."""
+    """Announce bytes but send none, so that the server closes the connection."""
     headers = [(b"content-length", str(max(1, size_bytes)).encode()), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 206, "headers": headers})
     await send({"type": "http.response.body", "body": b"", "more_body": True})
 
 
-def _no_link() -> Refusal:
+def _invalid_link() -> Refusal:
     return Refusal(
-        "NotFound", "this link is not valid, or no longer; ask for the model, export or picture again to get a new one"
+        "NotFound", "this link is invalid or has expired; try: get the model, export or image again for a new one"
     )

@@ -1,7 +1,7 @@
-"""JSON bodies in which nothing is lost on the way in: no key twice, no integer that no column holds.
+"""Checks for what the JSON decoder accepts silently: duplicate keys and large integers.
 
-The decoder keeps the last of two equal keys without a word, and takes integers of any length. Both are found by what is
-cheap on a good body (counting), and named by what is slow on a bad one.
+The decoder keeps the last of two equal keys, and accepts integers of any length. A cheap count
+finds both; only a body that fails is parsed again, slowly, to name the key.
 """
 
 import json
@@ -11,11 +11,11 @@ from typing import Any
 from runyard.server.services.errors import Problem, Refusal
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
-_LARGEST = 2**63
+_MAX_INTEGER = 2**63
 
 
 def check_exact(body: bytes, value: Any) -> None:
-    """Refuse JSON that was read as something else than it says.
+    """Raise unless decoding has lost nothing of a body.
 
     Raises:
         Refusal: InvalidBody, with the path.
@@ -28,43 +28,43 @@ def check_exact(body: bytes, value: Any) -> None:
             level += found.values()
         elif isinstance(found, list):
             level += found
-        elif isinstance(found, int) and not -_LARGEST <= found < _LARGEST:
-            path, _ = _find_large(value)
+        elif isinstance(found, int) and not -_MAX_INTEGER <= found < _MAX_INTEGER:
+            path, _ = _find_large_integer(value)
             given = f"an integer of {found.bit_length()} bits"
-            raise _refusal(
-                path, given, "an integer of at most 63 bits", f"{path or '/'} is {given}; send a smaller one"
+            raise _invalid_body(
+                path, given, "an integer of at most 63 bits", f"{path or '/'} is {given}; try: a smaller one"
             )
     # Each member of an object has one colon outside of strings.
     if _STRING.sub(b"", body).count(b":") != members:
-        _name_duplicate(body)
+        _raise_for_duplicate(body)
 
 
-def _find_large(value: Any, path: str = "") -> tuple[str, bool]:
+def _find_large_integer(value: Any, path: str = "") -> tuple[str, bool]:
     if isinstance(value, dict | list):
         for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-            place, is_found = _find_large(item, f"{path}/{_step(name)}")
+            location, is_found = _find_large_integer(item, f"{path}/{_escape_pointer(name)}")
             if is_found:
-                return place, True
-    return path, isinstance(value, int) and not -_LARGEST <= value < _LARGEST
+                return location, True
+    return path, isinstance(value, int) and not -_MAX_INTEGER <= value < _MAX_INTEGER
 
 
-def _name_duplicate(body: bytes) -> None:
+def _raise_for_duplicate(body: bytes) -> None:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         document = dict(pairs)
         if len(document) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)[:80]
-            message = f"the key {twice!r} stands twice in one object; send each key once"
-            raise _refusal(f"/{_step(twice)}", twice, "each key once", message)
+            message = f"the key {twice!r} occurs twice in one object; try: send each key once"
+            raise _invalid_body(f"/{_escape_pointer(twice)}", twice, "each key once", message)
         return document
 
     json.loads(body, object_pairs_hook=unique)
 
 
-def _refusal(path: str, given: str, allowed: str, message: str) -> Refusal:
+def _invalid_body(path: str, given: str, allowed: str, message: str) -> Refusal:
     problem = Problem(path=path, given=given, allowed=allowed, message=message)
-    return Refusal("InvalidBody", f"the body does not fit: {message}", problems=[problem])
+    return Refusal("InvalidBody", f"the body is not valid: {message}", problems=[problem])
 
 
-def _step(name: object) -> str:
+def _escape_pointer(name: object) -> str:
     return str(name)[:200].replace("~", "~0").replace("/", "~1")

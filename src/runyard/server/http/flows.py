@@ -1,76 +1,73 @@
-"""Routes of flows and of the schema they are written in."""
+"""Routes of flows and of their JSON Schema."""
 
 from runyard.flows import schema
 from runyard.server.http import bodies, compat
 from runyard.server.http.request import (
-    Answer,
-    Asked,
     Id,
     Query,
-    actor_of,
-    answer,
-    empty,
-    fitted,
-    if_match_of,
-    json_answer,
-    json_body,
-    services_of,
+    Request,
+    convert_body,
+    get_actor,
+    get_if_match,
+    get_services,
+    parse_json_body,
 )
+from runyard.server.http.responses import Response, empty_response, encode_response, json_response
 from runyard.server.services import documents
 from runyard.server.services.errors import not_found
 from runyard.server.services.runs import accelerators, flows
 from runyard.server.services.runs.flows import FLOW
 
 
-async def list_flows(request: Asked, org: Id) -> Answer:
+async def list_flows(request: Request, org: Id) -> Response:
     wanted = Query(request).page("flows")
-    return json_answer(await documents.page(services_of(request), FLOW, org=org, wanted=wanted))
+    return json_response(await documents.page(get_services(request), FLOW, org=org, wanted=wanted))
 
 
-async def get_flow(request: Asked, org: Id, flow_id: Id) -> Answer:
-    document, etag = flows.get(services_of(request), org=org, flow_id=flow_id)
-    return json_answer(compat.doubled_flow(document), etag=etag)
+async def get_flow(request: Request, org: Id, flow_id: Id) -> Response:
+    document, etag = flows.get(get_services(request), org=org, flow_id=flow_id)
+    return json_response(compat.encode_flow_with_spec(document), etag=etag)
 
 
-async def put_flow(request: Asked, org: Id, flow_id: Id) -> Answer:
-    body, value = await json_body(request)
-    given = fitted(compat.camel_spec(value), bodies.NewFlow)
+async def put_flow(request: Request, org: Id, flow_id: Id) -> Response:
+    body, value = await parse_json_body(request)
+    given = convert_body(compat.normalize_spec_keys(value), bodies.NewFlow)
     document, etag, is_new = await flows.put(
-        services_of(request),
-        actor_of(request),
+        get_services(request),
+        get_actor(request),
         flow_id,
         body=body,
         spec=given.spec,
-        attributes=bodies.attributes_of(given.metadata),
-        if_match=if_match_of(request),
+        attributes=bodies.get_attributes(given.metadata),
+        if_match=get_if_match(request),
     )
-    return json_answer(document, etag=etag, status=201 if is_new else 200)
+    return json_response(document, etag=etag, status=201 if is_new else 200)
 
 
-async def patch_flow(request: Asked, org: Id, flow_id: Id) -> Answer:
-    _, value = await json_body(request)
-    given = fitted(compat.camel_spec(value), bodies.ChangedFlow)
+async def patch_flow(request: Request, org: Id, flow_id: Id) -> Response:
+    _, value = await parse_json_body(request)
+    given = convert_body(compat.normalize_spec_keys(value), bodies.ChangedFlow)
     document, etag = await flows.patch(
-        services_of(request),
-        actor_of(request),
+        get_services(request),
+        get_actor(request),
         flow_id,
         changes=given.spec or {},
-        attributes=bodies.attributes_of(given.metadata),
-        if_match=if_match_of(request),
+        attributes=bodies.get_attributes(given.metadata),
+        if_match=get_if_match(request),
     )
-    return json_answer(document, etag=etag)
+    return json_response(document, etag=etag)
 
 
-async def delete_flow(request: Asked, org: Id, flow_id: Id) -> Answer:
-    await documents.delete(services_of(request), FLOW, actor_of(request), flow_id, if_match=if_match_of(request))
-    return empty()
+async def delete_flow(request: Request, org: Id, flow_id: Id) -> Response:
+    await documents.delete(get_services(request), FLOW, get_actor(request), flow_id, if_match=get_if_match(request))
+    return empty_response()
 
 
-async def get_accelerators(request: Asked, org: Id, flow_id: Id) -> Answer:
-    return answer(await accelerators.of_flow(services_of(request), org=org, flow_id=flow_id))
+async def get_accelerators(request: Request, org: Id, flow_id: Id) -> Response:
+    return encode_response(await accelerators.of_flow(get_services(request), org=org, flow_id=flow_id))
 
 
-async def get_flow_schema(request: Asked, org: Id, version: Id) -> Answer:
+async def get_flow_schema(request: Request, org: Id, version: Id) -> Response:
     if version != "v1":
         raise not_found("flow schema", version)
-    return answer(schema())
+    return encode_response(schema())

@@ -1,15 +1,17 @@
-"""The one door: the outermost layer, through which every request comes, whatever stands behind it.
+"""The gateway: the outermost ASGI layer, through which every request passes.
 
-It denies by default. In this order it checks: how long URL and headers are, that no header which may occur once occurs
-twice, that the path is in canonical form, which host the request names (a rebound domain name must not reach us), which
-site it comes from, and who is calling. Only the paths of ``PUBLIC`` need no key; download links and upload addresses
-carry their own signature. Which organization, ids, role and size of body a call may have is decided after routing, by
-``access.authorize``. What belongs to another organization gets the answer of what does not exist.
+It denies by default. In this order it checks: the length of URL and headers, that single-valued
+headers occur once, that the path is in canonical form, the host that the request names (against DNS
+rebinding), the site it comes from, and the caller. Only the paths of ``PUBLIC`` need no key;
+download links and upload addresses carry their own signature. After routing, ``access.authorize``
+checks organization, ids, role and body size. A resource of another organization gets the same
+response as one that does not exist.
 
-A key that ends while its request is in progress ends that too: a long poll within ``access.KEY_CHECK_S``, a body in
-either direction with its next piece. Requests without a valid key are counted and limited by ``services.wrong_keys``.
+A key that ends during a request ends the request too: a long poll within ``access.KEY_CHECK_S``, a
+body in either direction with its next chunk. ``services.wrong_keys`` counts and limits requests
+without a valid key.
 
-It also writes one line per request to the access log: no query, no header, no link, so no secret.
+Each request is one line of the access log, without query, headers and links, so without secrets.
 """
 
 import asyncio
@@ -24,7 +26,7 @@ import msgspec
 from runyard import limits
 from runyard.server.http import problems
 from runyard.server.http.access import authenticate, check_path, has_key_ended, key_ended
-from runyard.server.http.capacity import Capacity, Exchange, drain
+from runyard.server.http.capacity import Capacity, Exchange, drain_body
 from runyard.server.http.proxies import FORWARDED_FOR, Proxies
 from runyard.server.http.request import ACTOR, ADDRESS, HEADERS, ORIGIN, SERVICES, TOKEN
 from runyard.server.http.route import PUBLIC
@@ -37,10 +39,12 @@ log = logging.getLogger(__name__)
 
 PUBLIC_PREFIXES = ("/downloads/", "/uploads/")
 UPLOADS = "/uploads/"
-# After these the rest of the request's body is not read. The web server may go on waiting for it, so we hang up.
+# After these the rest of the request body is not read. The web server may still wait for it, so we
+# close the connection.
 UNREAD_STATUSES, HANG_UP_AFTER_S = (408, 413, 431), 1.0
 
-LONGEST_URL, LONGEST_HEADERS, LARGEST_UPLOAD = limits.URL.value, limits.HEADERS.value, 64 << 30
+MAX_URL_BYTES, MAX_HEADERS_BYTES = limits.URL.value, limits.HEADERS.value
+MAX_UPLOAD_BYTES = 64 << 30
 # Of two values, one layer might read the first and another the last.
 SINGLE_HEADERS = frozenset({
     *(b"host", b"authorization", b"organization-id", b"content-length", b"transfer-encoding", b"origin"),
@@ -55,45 +59,45 @@ RESPONSE_HEADERS = [
 ]
 
 
-class Door:
-    """An ASGI application around another one. ``services`` is set by the application's lifespan."""
+class Gateway:
+    """An ASGI application around another one. The application's lifespan sets ``services``."""
 
-    def __init__(self, inside: Any, *, proxies: Proxies, capacity: Capacity) -> None:
-        self._inside = inside
+    def __init__(self, app: Any, *, proxies: Proxies, capacity: Capacity) -> None:
+        self._app = app
         self._proxies = proxies
         self._capacity = capacity
         self._busy: Counter[tuple[str, str]] = Counter()
         self.services: Services | None = None
-        # Closes the connection of a client; the process sets it, since it alone knows the sockets.
-        self.drop: Callable[..., None] | None = None
+        # Closes the connection of a client. The process sets it, since it alone knows the sockets.
+        self.drop_connection: Callable[..., None] | None = None
 
     def is_busy(self, peer: tuple[str, int]) -> bool:
-        """Whether a request of this client is being answered. Called by another thread."""
+        """Return whether a request of this client is in progress. Called by another thread."""
         return (peer[0], str(peer[1])) in self._busy
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await self._inside(scope, receive, send)
+            await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, send)
+            await self._serve_request(scope, receive, send)
         else:
-            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it yet
+            await send({"type": "websocket.close", "code": 1008})  # no route speaks it yet
 
-    async def _http(self, scope: Any, receive: Any, send: Any) -> None:
+    async def _serve_request(self, scope: Any, receive: Any, send: Any) -> None:
         services = self.services
         assert services is not None, "requests come after the lifespan has begun"  # noqa: S101
         begun_s = services.clock.monotonic_s()
         status = 0
         client = scope.get("client")
         scope[HEADERS] = dict(scope["headers"])
-        exchange = Exchange(self._capacity, scope, receive, send, drop=self._dropping(client))
+        exchange = Exchange(self._capacity, scope, receive, send, drop_connection=self._bind_drop(client))
 
         async def send_marked(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if status == 413:
-                    await drain(receive)
+                    await drain_body(receive)
                 message = {**message, "headers": [*message.get("headers", ()), *RESPONSE_HEADERS]}
             elif message.get("more_body") and has_key_ended(scope):
                 raise exchange.abandon("the key of this request was revoked or has expired")
@@ -109,7 +113,7 @@ class Door:
             self._busy[client] += 1
         try:
             self._admit(services, scope, exchange)
-            await self._inside(scope, receive_checked, send_marked)
+            await self._app(scope, receive_checked, send_marked)
         except Refusal as refusal:
             if status:
                 raise
@@ -122,10 +126,10 @@ class Door:
         except Exception:
             if exchange.abandoned is None:
                 raise
-            log.info("a response broke off: %s", exchange.abandoned)
+            log.info("a response was abandoned: %s", exchange.abandoned)
         finally:
             exchange.close()
-            if status in UNREAD_STATUSES and (drop := self._dropping(client, keep_unsent=True)) is not None:
+            if status in UNREAD_STATUSES and (drop := self._bind_drop(client, keep_unsent=True)) is not None:
                 asyncio.get_running_loop().call_later(HANG_UP_AFTER_S, drop)
             if client:
                 self._busy[client] -= 1
@@ -134,24 +138,23 @@ class Door:
             if access_log.isEnabledFor(logging.INFO):
                 _log_access(services, scope, status, begun_s)
 
-    def _dropping(self, client: Any, *, keep_unsent: bool = False) -> Callable[[], None] | None:
-        drop = self.drop
-        return (
-            None if drop is None or not client else partial(drop, (client[0], int(client[1])), keep_unsent=keep_unsent)
-        )
+    def _bind_drop(self, client: Any, *, keep_unsent: bool = False) -> Callable[[], None] | None:
+        if self.drop_connection is None or not client:
+            return None
+        return partial(self.drop_connection, (client[0], int(client[1])), keep_unsent=keep_unsent)
 
     def _admit(self, services: Services, scope: Any, exchange: Exchange) -> None:
-        """Let a request in, its caller written into the scope, or raise Refusal."""
+        """Admit a request and write its caller into the scope, or raise Refusal."""
         path, given = scope["path"], scope["headers"]
         headers = scope[HEADERS]
         peer = scope["client"][0] if scope.get("client") else ""
         scope[SERVICES], scope[ADDRESS] = services, peer
-        if len(scope.get("raw_path") or path) + len(scope["query_string"]) > LONGEST_URL:
-            raise Refusal("UrlTooLong", f"the URL is longer than {LONGEST_URL} bytes; send less in it")
-        if sum(len(name) + len(value) for name, value in given) > LONGEST_HEADERS:
-            raise Refusal("HeadersTooLarge", f"the headers are larger than {LONGEST_HEADERS} bytes; send less")
+        if len(scope.get("raw_path") or path) + len(scope["query_string"]) > MAX_URL_BYTES:
+            raise Refusal("UrlTooLong", f"the URL is longer than {MAX_URL_BYTES} bytes; try: a shorter query")
+        if sum(len(name) + len(value) for name, value in given) > MAX_HEADERS_BYTES:
+            raise Refusal("HeadersTooLarge", f"the headers are larger than {MAX_HEADERS_BYTES} bytes; try: send less")
         if len(headers) < len(given):
-            _check_single(given)
+            _check_single_headers(given)
             # A list: each proxy may add a line of its own.
             headers[FORWARDED_FOR] = b",".join(value for name, value in given if name == FORWARDED_FOR)
         check_path(scope)
@@ -160,22 +163,22 @@ class Door:
         if path in PUBLIC:
             return  # health checks are answered whatever else a client does
         if not path.startswith(PUBLIC_PREFIXES):
-            authenticate(services, scope, _bearer(headers.get(b"authorization", b"")))
+            authenticate(services, scope, _parse_bearer(headers.get(b"authorization", b"")))
         actor = scope.get(ACTOR)
         key = scope.get(TOKEN) or (actor and (actor.org, actor.name))
         exchange.admit(address=caller.address, key=key, may_wait=b"wait=" in scope["query_string"])
         if path.startswith(UPLOADS):
-            exchange.limit_body(LARGEST_UPLOAD)
+            exchange.limit_body(MAX_UPLOAD_BYTES)
 
 
-def _check_single(headers: Any) -> None:
+def _check_single_headers(headers: Any) -> None:
     counts = Counter(name for name, _ in headers)
     repeated = next((name.decode("latin-1") for name in SINGLE_HEADERS if counts[name] > 1), None)
     if repeated is not None:
-        raise Refusal("DuplicateHeader", f"the header {repeated!r} occurs more than once; send it once")
+        raise Refusal("DuplicateHeader", f"the header {repeated!r} occurs more than once; try: send it once")
 
 
-def _bearer(value: bytes) -> str:
+def _parse_bearer(value: bytes) -> str:
     kind, _, credential = value.decode("latin-1").partition(" ")
     return credential.strip() if kind.lower() == "bearer" else ""
 
@@ -186,7 +189,8 @@ def _log_access(services: Services, scope: Any, status: int, begun_s: float) -> 
     line = {
         "time": services.clock.now_ms(),
         "method": scope["method"],
-        "path": next((f"{prefix}..." for prefix in PUBLIC_PREFIXES if path.startswith(prefix)), path[:500]),  # secrets
+        # The rest of a signed link is a secret.
+        "path": next((f"{prefix}..." for prefix in PUBLIC_PREFIXES if path.startswith(prefix)), path[:500]),
         "status": status,
         "ms": round((services.clock.monotonic_s() - begun_s) * 1000, 2),
         "actor": actor.name if actor else "",

@@ -4,7 +4,8 @@ from typing import Literal
 
 import msgspec
 
-from runyard.server.http.request import Answer, Asked, answer, json_answer
+from runyard.server.http.request import Request
+from runyard.server.http.responses import Response, encode_response, json_response
 from runyard.server.version import VERSION
 
 
@@ -13,11 +14,10 @@ class Health(msgspec.Struct):
     version: str = VERSION
 
 
-async def get_health(request: Asked) -> Answer:
-    return answer(Health())
+async def get_health(request: Request) -> Response:
+    return encode_response(Health())
 
 
-async def get_openapi(request: Asked) -> Answer:
-    from runyard.server.http.openapi import encoded_document  # it reads the routes, which name this function
-
-    return json_answer(encoded_document())
+async def get_openapi(request: Request) -> Response:
+    """Return the document, which ``app`` hands in since it depends on ``routes``."""
+    return json_response(request.app.state.encode_openapi())

@@ -1,24 +1,21 @@
-"""Routes of our own import sessions. Packs themselves go to a signed address, see ``uploads``."""
+"""Routes of import sessions. Packs are uploaded to a signed address, see ``uploads``."""
 
 import asyncio
 
 from runyard.datasets.report import page
 from runyard.server.http import bodies, compat
 from runyard.server.http.request import (
-    MOST_ITEMS_OF_LISTS,
-    Answer,
-    Asked,
+    MAX_LIST_ITEMS,
     Id,
     Query,
-    actor_of,
-    answer,
-    fitted,
-    json_answer,
-    json_body,
-    origin_of,
-    services_of,
+    Request,
+    convert_body,
+    get_actor,
+    get_origin,
+    get_services,
+    parse_json_body,
 )
-from runyard.server.http.responses import Response
+from runyard.server.http.responses import Response, encode_response, json_response
 from runyard.server.services.errors import not_found
 from runyard.server.services.imports import imports, sessions
 from runyard.store.tables import AnyRow
@@ -26,24 +23,24 @@ from runyard.store.tables import AnyRow
 SEVERITIES = ("error", "warning")
 
 
-async def post_import(request: Asked, org: Id, dataset: Id) -> Answer:
-    services = services_of(request)
-    _, value = await json_body(request)
-    given = fitted(value, bodies.NewImport)
+async def post_import(request: Request, org: Id, dataset: Id) -> Response:
+    services = get_services(request)
+    _, value = await parse_json_body(request)
+    given = convert_body(value, bodies.NewImport)
     row = await imports.create(
         services,
-        actor_of(request),
-        compat.dataset_id(org, dataset),
+        get_actor(request),
+        compat.parse_dataset_id(org, dataset),
         kind=sessions.KIND,
         spec=given.spec,
         deadline_ms=services.clock.now_ms() + int(imports.IMPORT_HOURS * 3600_000),
-        attributes=bodies.attributes_of(given.metadata),
+        attributes=bodies.get_attributes(given.metadata),
     )
-    return answer(sessions.document(services, row, origin=origin_of(request)), status=201)
+    return encode_response(sessions.document(services, row, origin=get_origin(request)), status=201)
 
 
-async def list_imports(request: Asked, org: Id, dataset: Id) -> Answer:
-    services, dataset_id = services_of(request), compat.dataset_id(org, dataset)
+async def list_imports(request: Request, org: Id, dataset: Id) -> Response:
+    services, dataset_id = get_services(request), compat.parse_dataset_id(org, dataset)
     page = await imports.listed(
         services,
         org=org,
@@ -52,53 +49,53 @@ async def list_imports(request: Asked, org: Id, dataset: Id) -> Answer:
         told=lambda row: sessions.document(services, row, origin=None),
         wanted=Query(request).page(f"imports {dataset_id}"),
     )
-    return json_answer(page)
+    return json_response(page)
 
 
-async def get_import(request: Asked, org: Id, dataset: Id, import_id: Id) -> Answer:
-    row = _row(request, org, dataset, import_id)
-    return answer(sessions.document(services_of(request), row, origin=origin_of(request)))
+async def get_import(request: Request, org: Id, dataset: Id, import_id: Id) -> Response:
+    row = _get_row(request, org, dataset, import_id)
+    return encode_response(sessions.document(get_services(request), row, origin=get_origin(request)))
 
 
-async def act_on_import(request: Asked, org: Id, dataset: Id, import_id: Id) -> Answer:
-    """Do what follows the id: ``finish`` or ``cancel``, the actions of its route."""
-    services, actor = services_of(request), actor_of(request)
+async def act_on_import(request: Request, org: Id, dataset: Id, import_id: Id) -> Response:
+    """Apply the action that follows the id: ``finish`` or ``cancel``."""
+    services, actor = get_services(request), get_actor(request)
     id, _, action = import_id.partition(":")
-    row = _row(request, org, dataset, id)
+    row = _get_row(request, org, dataset, id)
     if action == "finish":
-        _, value = await json_body(request, most_items=MOST_ITEMS_OF_LISTS)
-        row = await imports.finish(services, actor, row, packs=fitted(value, bodies.FinishedImport).packs)
+        _, value = await parse_json_body(request, most_items=MAX_LIST_ITEMS)
+        row = await imports.finish(services, actor, row, packs=convert_body(value, bodies.FinishedImport).packs)
     elif action == "cancel":
         row = await imports.cancel(services, actor, row)
     else:
         raise not_found("import", import_id)
-    return answer(sessions.document(services, row, origin=None))
+    return encode_response(sessions.document(services, row, origin=None))
 
 
-async def list_findings(request: Asked, org: Id, dataset: Id, import_id: Id) -> Answer:
-    query, row = Query(request), _row(request, org, dataset, import_id)
+async def list_findings(request: Request, org: Id, dataset: Id, import_id: Id) -> Response:
+    query, row = Query(request), _get_row(request, org, dataset, import_id)
     severity, code = query.one_of("severity", SEVERITIES), query.text("code")
     wanted = query.page(f"findings {import_id} {severity} {code}")
-    page = await sessions.findings(services_of(request), row, severity=severity, code=code, wanted=wanted)
-    return json_answer(page)
+    page = await sessions.findings(get_services(request), row, severity=severity, code=code, wanted=wanted)
+    return json_response(page)
 
 
-async def get_report(request: Asked, org: Id, dataset: Id, import_id: Id) -> Answer:
-    report = await asyncio.to_thread(sessions.report, services_of(request), _row(request, org, dataset, import_id))
+async def get_report(request: Request, org: Id, dataset: Id, import_id: Id) -> Response:
+    report = await asyncio.to_thread(sessions.report, get_services(request), _get_row(request, org, dataset, import_id))
     if "text/html" in request.headers.get("accept", ""):
         outcome = (
             f"Refused: {report.why}" if report.why else f"Version {report.version}" if report.version else "Under way"
         )
         html = page(report, title=f"Import {import_id}", outcome=outcome)
         return Response(html.encode(), media_type=b"text/html; charset=utf-8")
-    return answer(report)
+    return encode_response(report)
 
 
-def _row(request: Asked, org: str, dataset: str, import_id: str) -> AnyRow:
+def _get_row(request: Request, org: str, dataset: str, import_id: str) -> AnyRow:
     return imports.get(
-        services_of(request),
+        get_services(request),
         org=org,
-        dataset_id=compat.dataset_id(org, dataset),
+        dataset_id=compat.parse_dataset_id(org, dataset),
         import_id=import_id,
         kind=sessions.KIND,
     )

@@ -1,7 +1,8 @@
-"""The OpenAPI document, made from the list of routes and the structs of the wire; nothing in it is written twice.
+"""The OpenAPI document, generated from the list of routes and the structs of the wire.
 
-Every status that a route can answer with is in it: those of success from the route, those of refusals from ``CODES``.
-``make fuzz-api`` sends thousands of requests made from the document and compares the responses with it.
+It has every status of each route: those of success from the route, those of problems from
+``CODES``. ``make fuzz-api`` sends thousands of requests generated from the document and checks the
+responses against it.
 """
 
 import functools
@@ -26,79 +27,79 @@ from runyard.store.assets import SORTINGS
 
 REF = "#/components/schemas/{name}"
 ID_PATTERN = "[A-Za-z0-9_-]{1,255}"
-# The actions that stand behind the last id of a path.
+# The actions that may follow the last id of a path.
 ACTIONS = {"import_id": "finish|cancel", "session_id": "cancel"}
 
 
-def _text(limit: Limit, **more: Any) -> dict[str, Any]:
+def _text_schema(limit: Limit, **more: Any) -> dict[str, Any]:
     return {"type": "string", "maxLength": limit.value, **more}
 
 
-def _one_of(*words: str) -> dict[str, Any]:
+def _enum_schema(*words: str) -> dict[str, Any]:
     return {"type": "string", "enum": list(words)}
 
 
-def _integer(least: int, most: int) -> dict[str, Any]:
-    return {"type": "integer", "minimum": least, "maximum": most}
+def _integer_schema(minimum: int, maximum: int) -> dict[str, Any]:
+    return {"type": "integer", "minimum": minimum, "maximum": maximum}
 
 
-TIME = _integer(0, limits.MAX_INTEGER)
+TIME = _integer_schema(0, limits.MAX_INTEGER)
 QUERY: dict[str, dict[str, Any]] = {
-    "s": _integer(1, limits.MAX_INTEGER),
-    "p": _text(limits.QUERY_TEXT),
-    "condition": _one_of(*(kind.value for kind in REASONS)),
-    "flow": _text(limits.ID),
-    "trainingProject": _text(limits.ID),
+    "s": _integer_schema(1, limits.MAX_INTEGER),
+    "p": _text_schema(limits.QUERY_TEXT),
+    "condition": _enum_schema(*(kind.value for kind in REASONS)),
+    "flow": _text_schema(limits.ID),
+    "trainingProject": _text_schema(limits.ID),
     "attribute": {
         "type": "array",
-        "items": _text(limits.ATTRIBUTE_VALUE, pattern="^[^:]+:"),
+        "items": _text_schema(limits.ATTRIBUTE_VALUE, pattern="^[^:]+:"),
         "maxItems": limits.ATTRIBUTE_FILTERS.value,
     },
     "createdAfter": TIME,
     "createdBefore": TIME,
     "since": TIME,
     "until": TIME,
-    "limit": _integer(1, telemetry.MOST),
-    "actor": _text(limits.ID, pattern="^[ -~]+$"),
-    "action": _text(limits.ID, pattern="^[ -~]+$"),
-    "block": _one_of(*runs.STREAMS),
+    "limit": _integer_schema(1, telemetry.MOST),
+    "actor": _text_schema(limits.ID, pattern="^[ -~]+$"),
+    "action": _text_schema(limits.ID, pattern="^[ -~]+$"),
+    "block": _enum_schema(*runs.STREAMS),
     "wait": {"type": "number", "minimum": 0, "maximum": 999_999},
-    "contents": _one_of("y", "n"),
-    "sortBy": _one_of(*SORTINGS),
-    "o": _one_of(*assets.ORDERS),
-    "filter": _text(limits.FILE_NAME),
-    "severity": _one_of(*imports.SEVERITIES),
-    "code": _text(limits.ID),
-    "count": _integer(1, exports.MOST_SHOWN),
-    "seed": _integer(0, 2**31),
-    "version": _text(limits.ID),
+    "contents": _enum_schema("y", "n"),
+    "sortBy": _enum_schema(*SORTINGS),
+    "o": _enum_schema(*assets.ORDERS),
+    "filter": _text_schema(limits.FILE_NAME),
+    "severity": _enum_schema(*imports.SEVERITIES),
+    "code": _text_schema(limits.ID),
+    "count": _integer_schema(1, exports.MOST_SHOWN),
+    "seed": _integer_schema(0, 2**31),
+    "version": _text_schema(limits.ID),
 }
 PATH: dict[str, dict[str, Any]] = {
     "org": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
-    "filename": _text(limits.FILE_NAME, minLength=1, pattern="^[^/\\\\\\x00]+$"),
+    "filename": _text_schema(limits.FILE_NAME, minLength=1, pattern="^[^/\\\\\\x00]+$"),
     "part": {"type": "string", "pattern": "^[0-9]{1,6}$"},
     "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
 }
 
 
 @functools.cache
-def document() -> dict[str, Any]:
-    """Return OpenAPI 3.1 of every route."""
-    kinds = [kind for route in ROUTES for kind in (route.takes, route.gives) if kind not in (None, bytes)]
+def build_document() -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of all routes."""
+    kinds = [kind for route in ROUTES for kind in (route.body, route.returns) if kind not in (None, bytes)]
     schemas, components = msgspec.json.schema_components([*kinds, ProblemDocument], ref_template=REF)
     schema_of = dict(zip(map(id, [*kinds, ProblemDocument]), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         path = re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path)
-        paths.setdefault(path, {})[route.method.lower()] = _operation(route, path, schema_of)
-    described: dict[str, Any] = _portable(
+        paths.setdefault(path, {})[route.method.lower()] = _build_operation(route, path, schema_of)
+    described: dict[str, Any] = _convert_patterns(
         {
             "openapi": "3.1.0",
             "info": {"title": "Runyard", "version": VERSION},
             "paths": paths,
             "components": {
                 "schemas": components,
-                "responses": _refusals(schema_of[id(ProblemDocument)]),
+                "responses": _build_problem_responses(schema_of[id(ProblemDocument)]),
                 "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
             },
             "security": [{"key": []}],
@@ -108,63 +109,67 @@ def document() -> dict[str, Any]:
 
 
 @functools.cache
-def encoded_document() -> bytes:
+def encode_document() -> bytes:
     """Return the document as JSON."""
-    return msgspec.json.encode(document())
+    return msgspec.json.encode(build_document())
 
 
-def _portable(value: Any) -> Any:
-    """Write patterns as ECMA 262 has them, which knows no ``\\A`` and ``\\Z``."""
+def _convert_patterns(value: Any) -> Any:
+    """Convert patterns to ECMA 262, which has no ``\\A`` and ``\\Z``."""
     if isinstance(value, dict):
         return {
             name: item.replace(r"\A", "^").replace(r"\Z", "$")
             if name == "pattern" and isinstance(item, str)
-            else _portable(item)
+            else _convert_patterns(item)
             for name, item in value.items()
         }
-    return [_portable(item) for item in value] if isinstance(value, list) else value
+    return [_convert_patterns(item) for item in value] if isinstance(value, list) else value
 
 
-def _operation(route: Route, path: str, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    answer = _answer(route, schema_of)
+def _build_operation(route: Route, path: str, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    response = _build_response(route, schema_of)
     operation: dict[str, Any] = {
         "summary": route.summary,
         "operationId": f"{route.method.lower()}_{re.sub('[^A-Za-z0-9]+', '_', path).strip('_')}",
-        "parameters": _parameters(route, path),
-        "responses": {str(status): answer for status in route.status} | _problems(route, path),
+        "parameters": _list_parameters(route, path),
+        "responses": {str(status): response for status in route.statuses} | _list_problem_responses(route, path),
     }
-    if route.takes is not None:
-        # What cancels an import needs no body, what finishes it does.
-        operation["requestBody"] = {"required": "import_id" not in path, "content": _taken(route, schema_of)}
+    if route.body is not None:
+        # Canceling an import needs no body, finishing it does.
+        operation["requestBody"] = {
+            "required": "import_id" not in path,
+            "content": _build_request_content(route, schema_of),
+        }
     if route.access == "public":
         operation["security"] = []
     return operation
 
 
-def _parameters(route: Route, path: str) -> list[dict[str, Any]]:
+def _list_parameters(route: Route, path: str) -> list[dict[str, Any]]:
     names = re.findall(r"\{(\w+)\}", path)
     found = [
-        {"name": name, "in": "path", "required": True, "schema": _path_schema(route, path, name)} for name in names
+        {"name": name, "in": "path", "required": True, "schema": _build_path_schema(route, path, name)}
+        for name in names
     ]
     for name in route.query:
         schema = QUERY[name]
         if name == "limit" and path.endswith("/metrics"):
-            schema = _integer(1, 10 * telemetry.MOST)
+            schema = _integer_schema(1, 10 * telemetry.MOST)
         found.append({"name": name, "in": "query", "schema": schema})
     if (route.method, route.path) in IF_MATCH:
-        found.append({"name": "If-Match", "in": "header", "schema": _text(limits.ID, pattern="^[ -~]*$")})
+        found.append({"name": "If-Match", "in": "header", "schema": _text_schema(limits.ID, pattern="^[ -~]*$")})
     return found
 
 
-def _path_schema(route: Route, path: str, name: str) -> dict[str, Any]:
+def _build_path_schema(route: Route, path: str, name: str) -> dict[str, Any]:
     if route.method == "POST" and name in ACTIONS and path.endswith(f"{{{name}}}"):
         return {"type": "string", "pattern": f"^{ID_PATTERN}:({ACTIONS[name]})$"}
     return PATH.get(name, {"type": "string", "pattern": f"^{ID_PATTERN}$"})
 
 
-def _problems(route: Route, path: str) -> dict[str, Any]:
-    """Return every refusal that the route can answer with, by status."""
-    never = {405, 416}  # another method than this one; links to files
+def _list_problem_responses(route: Route, path: str) -> dict[str, Any]:
+    """Return the problem responses of a route, by status."""
+    never = {405, 416}  # another method than this one; download links
     if route.access == "public":
         never |= {401}
     if route.method in ("GET", "HEAD"):
@@ -177,8 +182,8 @@ def _problems(route: Route, path: str) -> dict[str, Any]:
     return {str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses}
 
 
-def _refusals(problem: dict[str, Any]) -> dict[str, Any]:
-    """Return what each status of a refusal means."""
+def _build_problem_responses(problem: dict[str, Any]) -> dict[str, Any]:
+    """Return the shared problem responses, by status."""
     codes: dict[int, list[str]] = {}
     for code, (status, _) in CODES.items():
         codes.setdefault(status, []).append(code)
@@ -191,12 +196,12 @@ def _refusals(problem: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _answer(route: Route, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    if route.gives is None:
-        return {"description": "Done; the answer is empty"}
-    if route.gives is bytes:
-        return {"description": "Done", "content": _binary(route)}
-    schema = schema_of[id(route.gives)]
+def _build_response(route: Route, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    if route.returns is None:
+        return {"description": "Done; the body is empty"}
+    if route.returns is bytes:
+        return {"description": "Done", "content": _build_file_content(route)}
+    schema = schema_of[id(route.returns)]
     if route.is_page:
         text_or_null = {"type": ["string", "null"]}
         schema = {
@@ -208,15 +213,15 @@ def _answer(route: Route, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any
             },
             "required": ["items"],
         }
-    further = {media: {"schema": {"type": "string"}} for media in route.media if route.takes is not bytes}
+    further = {media: {"schema": {"type": "string"}} for media in route.media_types if route.body is not bytes}
     return {"description": "Done", "content": {"application/json": {"schema": schema}} | further}
 
 
-def _taken(route: Route, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    if route.takes is bytes:
-        return _binary(route)
-    return {"application/json": {"schema": schema_of[id(route.takes)]}}
+def _build_request_content(route: Route, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    if route.body is bytes:
+        return _build_file_content(route)
+    return {"application/json": {"schema": schema_of[id(route.body)]}}
 
 
-def _binary(route: Route) -> dict[str, Any]:
-    return {media: {"schema": {"type": "string", "format": "binary"}} for media in route.media}
+def _build_file_content(route: Route) -> dict[str, Any]:
+    return {media: {"schema": {"type": "string", "format": "binary"}} for media in route.media_types}

@@ -1,16 +1,19 @@
-"""Problem documents: every answer that is not a success, whoever raised it.
+"""Problem documents (RFC 9457): every response that is not a success, whoever raised the error.
 
-``message`` is the sentence people read (the published client shows that field and no other); ``code`` is the word
-programs compare. Nothing of our inside goes out: no stack, no SQL, no path of this machine.
+``message`` is the sentence for people: the published client shows that field and no other. ``code``
+is the word that programs compare. Nothing internal is sent: no stack, no SQL, no path of this
+machine.
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
-from litestar import Request
 from litestar.exceptions import HTTPException
 
+from runyard.server.http.request import Request
 from runyard.server.http.responses import Headers, Response
 from runyard.server.services.errors import Problem, Refusal
 from runyard.store import StoreUnavailable
@@ -19,11 +22,11 @@ log = logging.getLogger(__name__)
 
 # After these the rest of the request body is not read, so the connection serves no other request.
 UNREAD_BODIES = ("BodyIncomplete", "BodyTimeout", "BodyTooLarge", "HeadersTooLarge")
-STORE_UNAVAILABLE = Refusal("StorageUnavailable", "the store cannot be used right now; try again soon")
+STORE_UNAVAILABLE = Refusal("StorageUnavailable", "the store is unavailable; try: repeat the request soon")
 
 
 class ProblemDocument(msgspec.Struct, omit_defaults=True):
-    """The body of an error answer (RFC 9457, with ``message``, ``code`` and ``problems``)."""
+    """The body of an error response (RFC 9457, with ``message``, ``code`` and ``problems``)."""
 
     type: str
     title: str
@@ -35,7 +38,7 @@ class ProblemDocument(msgspec.Struct, omit_defaults=True):
 
 
 def problem_response(refusal: Refusal) -> Response:
-    """Return the response that tells why a request was refused."""
+    """Return the response for a refused request."""
     document = ProblemDocument(
         type=f"urn:runyard:error:{refusal.code}",
         title=refusal.title,
@@ -49,12 +52,12 @@ def problem_response(refusal: Refusal) -> Response:
         msgspec.json.encode(document),
         media_type=b"application/problem+json",
         status=refusal.status,
-        headers=_headers(refusal),
+        headers=_build_headers(refusal),
     )
 
 
-def _headers(refusal: Refusal) -> Headers:
-    """The headers that belong to a problem besides those of its body."""
+def _build_headers(refusal: Refusal) -> Headers:
+    """Yield the headers of a problem besides those of its body."""
     if refusal.status == 401:
         yield b"www-authenticate", b"Bearer"
     if refusal.allow:
@@ -65,47 +68,42 @@ def _headers(refusal: Refusal) -> Headers:
         yield b"connection", b"close"
 
 
-def refused(request: Request[Any, Any, Any], error: Refusal) -> Response:
+def handle_refusal(request: Request, error: Refusal) -> Response:
     return problem_response(error)
 
 
-def unavailable(request: Request[Any, Any, Any], error: StoreUnavailable) -> Response:
+def handle_store_unavailable(request: Request, error: StoreUnavailable) -> Response:
     log.error("the store is unavailable: %s", error)
     return problem_response(STORE_UNAVAILABLE)
 
 
-def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response:
-    """What the web framework itself refuses."""
-    path = request.scope["path"][:200]
+def handle_http_error(request: Request, error: HTTPException, *, list_methods: Callable[[str], list[str]]) -> Response:
+    """Convert an error of the web framework; ``list_methods`` returns the methods of a path."""
+    path = request.scope["path"]
     if error.status_code == 404:
-        return problem_response(Refusal("NotFound", f"there is no route {path!r}; the OpenAPI document lists all"))
+        message = f"there is no route {path[:200]!r}; try: a route of the OpenAPI document"
+        return problem_response(Refusal("NotFound", message))
     if error.status_code == 405:
-        from runyard.server.http.routes import allowed_methods  # the routes name functions that import this module
-
-        method, allow = request.scope["method"], allowed_methods(request.scope["path"])
-        message = f"{path!r} does not take {method}; try: {', '.join(allow)}"
+        method, allow = request.scope["method"], list_methods(path)
+        message = f"{path[:200]!r} does not take {method}; try: {', '.join(allow)}"
         return problem_response(Refusal("MethodNotAllowed", message, allow=allow))
     if error.status_code < 500:
-        return problem_response(Refusal("InvalidBody", "the request could not be read; check it against the docs"))
-    return failed(request, error)
+        message = "the request could not be parsed; try: compare it with the docs"
+        return problem_response(Refusal("InvalidBody", message))
+    return handle_unexpected_error(request, error)
 
 
-async def list_methods(request: Request[Any, Any, Any]) -> Response:
-    """Answer OPTIONS with the methods that the path takes."""
-    from runyard.server.http.routes import allowed_methods
-
-    allow = ", ".join(allowed_methods(request.scope["path"]))
-    return Response(status=204, headers=[(b"allow", allow.encode())])
-
-
-def failed(request: Request[Any, Any, Any], error: Exception) -> Response:
+def handle_unexpected_error(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.scope["method"], request.scope["path"], exc_info=error)
-    return problem_response(Refusal("Internal", "the server made a mistake; its log says more, and repeating may help"))
+    message = "internal server error; try: repeat the request, and look into the server's log"
+    return problem_response(Refusal("Internal", message))
 
 
-HANDLERS: dict[Any, Any] = {
-    Refusal: refused,
-    StoreUnavailable: unavailable,
-    HTTPException: http_error,
-    Exception: failed,
-}
+def build_exception_handlers(list_methods: Callable[[str], list[str]]) -> dict[Any, Any]:
+    """Return the exception handlers of the application, by exception class."""
+    return {
+        Refusal: handle_refusal,
+        StoreUnavailable: handle_store_unavailable,
+        HTTPException: partial(handle_http_error, list_methods=list_methods),
+        Exception: handle_unexpected_error,
+    }

@@ -1,8 +1,9 @@
-"""How a caller reaches the server: under which host names and origin, from which address, through which proxy.
+"""The address of a caller and the origin it used, as far as proxies are trusted.
 
-``X-Forwarded-For`` and ``X-Forwarded-Proto`` count only when the connection comes from one of ``trusted_proxies``;
-anybody else could write them. ``X-Forwarded-Host`` never counts: many proxies pass on what their client sent, and links
-made from it would lead elsewhere. Links use ``public_url``, or else the Host header, which must be one of ours.
+``X-Forwarded-For`` and ``X-Forwarded-Proto`` count only in connections from ``trusted_proxies``;
+any other client could forge them. ``X-Forwarded-Host`` never counts: many proxies pass on what
+their client sent, and links made from it would lead to another host. Links use ``public_url``, or
+else the Host header, which must be an allowed one.
 """
 
 import ipaddress
@@ -22,25 +23,28 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@,\s]+)(?::([0-9]{1,5}))?", re.IGN
 
 @dataclass(frozen=True)
 class Caller:
-    """Address of the client, and the origin (``scheme://host[:port]``) under which it reached us."""
+    """Address of the client, and the origin (``scheme://host[:port]``) that it used."""
 
     address: str
     origin: str
 
 
 class Proxies:
-    """Reads the headers that say how a request came, as far as the settings trust them."""
+    """Reader of the headers that describe client and origin, as far as they are trusted."""
 
     def __init__(self, settings: Settings) -> None:
         self._public_url = settings.public_url.rstrip("/")
         public_host = urlsplit(self._public_url).netloc
-        self._allowed_hosts = allowed_hosts(settings.host, f"{settings.allowed_hosts},{_split_host(public_host)[0]}")
+        self._allowed_hosts = list_allowed_hosts(
+            settings.host, f"{settings.allowed_hosts},{_split_host(public_host)[0]}"
+        )
         self._trusted = trusted_networks(settings.trusted_proxies)
-        # The same few callers come again and again, and reading their headers costs more than all other checks.
+        # A few callers send most requests, and parsing their headers costs more than all other
+        # checks.
         self._read = lru_cache(maxsize=1024)(self._read_caller)
 
     def read_caller(self, peer: str, scheme: str, headers: dict[bytes, bytes]) -> Caller:
-        """Return who is calling and how it reached us.
+        """Return the address of the caller and the origin that it used.
 
         Raises:
             Refusal: InvalidHost, OriginRefused.
@@ -58,7 +62,7 @@ class Proxies:
         if host not in self._allowed_hosts:
             raise Refusal(
                 "InvalidHost",
-                f"Host {given[:80]!r} is not one this server answers to; use its address, or name it in "
+                f"Host {given[:80]!r} is not an allowed host; try: use the server's address, or add the host to "
                 "RUNYARD_ALLOWED_HOSTS or RUNYARD_PUBLIC_URL",
             )
         is_proxied = bool(for_header or proto) and self.is_trusted(peer)
@@ -70,20 +74,20 @@ class Proxies:
         origin = f"{scheme}://{given}"
         if origin_header is not None:
             self._check_origin(origin_header.decode("latin-1"), origin)
-        # A program on this machine that came without a proxy keeps the address that it used.
+        # A local program that used no proxy gets links to the address that it used.
         is_direct = host in LOOPBACK_HOSTS and not is_proxied
         return Caller(address, self._public_url if self._public_url and not is_direct else origin)
 
     def _check_origin(self, given: str, own: str) -> None:
-        """Raise unless the page that sent the request is one of ours: same scheme, host and port."""
+        """Raise unless the request comes from a page of this server: same scheme, host and port."""
         ours = {normalize_origin(own)} | ({normalize_origin(self._public_url)} if self._public_url else set())
         if normalize_origin(given) not in ours:
-            raise Refusal("OriginRefused", "this request comes from a page of another site; open Runyard's own pages")
+            raise Refusal("OriginRefused", "this request comes from a page of another site; try: Runyard's own pages")
 
     def _client_address(self, forwarded_for: str) -> str:
-        """The last address in the list that is not a trusted proxy: what stands before it, its sender wrote."""
+        """Return the last untrusted address: its sender may have forged those before it."""
         for given in reversed(forwarded_for.split(",")):
-            address = _bare_address(given)
+            address = _parse_address(given)
             if address is None:
                 return ""
             if not self.is_trusted(address):
@@ -91,26 +95,29 @@ class Proxies:
         return ""
 
     def is_trusted(self, address: str) -> bool:
-        """Return whether this is the address of a proxy of ours."""
+        """Return whether this is the address of a trusted proxy."""
         if not self._trusted:
             return False
         try:
             parsed = ipaddress.ip_address(address)
         except ValueError:
             return False
-        parsed = getattr(parsed, "ipv4_mapped", None) or parsed  # how a socket for both families names IPv4
+        parsed = getattr(parsed, "ipv4_mapped", None) or parsed  # how a dual-stack socket names IPv4
         return any(parsed in network for network in self._trusted)
 
 
-def allowed_hosts(host: str, further: str) -> frozenset[str]:
-    """Return the host names to answer to: loopback, the address we listen on, and what the settings add."""
+def list_allowed_hosts(host: str, further: str) -> frozenset[str]:
+    """Return the allowed host names: loopback, the listening address, and what the settings add."""
     named = {part.strip().lower() for part in further.split(",") if part.strip()}
     own = set() if _is_any_address(host) else {f"[{host}]" if ":" in host else host.lower()}
     return LOOPBACK_HOSTS | own | named
 
 
 def normalize_origin(given: str) -> str:
-    """Return an origin in lower case without its scheme's default port; the empty string if it is not an origin."""
+    """Return an origin in lower case with an explicit port.
+
+    The empty string if it is not an origin.
+    """
     scheme, separator, rest = given.strip().lower().partition("://")
     host, port = _split_host(rest)
     if not separator or scheme not in DEFAULT_PORTS or not host:
@@ -119,13 +126,13 @@ def normalize_origin(given: str) -> str:
 
 
 def _split_host(given: str) -> tuple[str, str]:
-    """Host and port of an authority; two empty strings if it is not one."""
+    """Return host and port of an authority; two empty strings if it is invalid."""
     found = _HOST.fullmatch(given)
     return (found.group(1).lower(), found.group(2) or "") if found else ("", "")
 
 
-def _bare_address(given: str) -> str | None:
-    """The IP address in an entry of ``X-Forwarded-For``, which may have a port."""
+def _parse_address(given: str) -> str | None:
+    """Return the IP address in an entry of ``X-Forwarded-For``, which may have a port."""
     text = given.strip().strip('"')
     for candidate in (text, text.removeprefix("[").partition("]")[0], text.partition(":")[0]):
         try:

@@ -1,13 +1,15 @@
 """Responses, each an ASGI application that sends itself.
 
-The framework's own class supports cookies, background tasks and encoders, which nothing here uses and every request
-would pay for.
+The framework's own class supports cookies, background tasks and encoders. Nothing here uses them,
+and every request would pay for them.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+import msgspec
 
 from runyard.blobs import BlobError
 
@@ -17,7 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class Response:
-    """A response whose body is in memory. ``media_type`` is that of the body; an empty body has none."""
+    """A response whose body is in memory.
+
+    ``media_type`` is that of the body; an empty body has none.
+    """
 
     __slots__ = ("body", "headers", "status")
 
@@ -33,12 +38,30 @@ class Response:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else self.body})
 
     def to_asgi_response(self, **_: Any) -> "Response":
-        """What the framework asks of the response of an exception handler."""
+        """Return this response: the framework calls it on what an exception handler returns."""
         return self
 
 
+def json_response(body: bytes, *, etag: str | None = None, status: int = 200) -> Response:
+    """Return a response with a body that is encoded as JSON already."""
+    headers = ((b"etag", f'"{etag}"'.encode()),) if etag else ()
+    return Response(body, media_type=b"application/json", headers=headers, status=status)
+
+
+def encode_response(document: Any, *, status: int = 200) -> Response:
+    """Encode a document as JSON; a document with an ``etag`` sets the header."""
+    return json_response(msgspec.json.encode(document), etag=getattr(document, "etag", None), status=status)
+
+
+def empty_response(status: int = 204) -> Response:
+    return Response(status=status)
+
+
 class StreamedResponse(Response):
-    """A response read in chunks while it is sent. ``close`` is called however that ends; ``what`` names it in logs."""
+    """A response that is read in chunks while it is sent.
+
+    ``close`` is called in any case; ``what`` names the response in logs.
+    """
 
     __slots__ = ("chunks", "close", "what")
 
@@ -63,8 +86,9 @@ class StreamedResponse(Response):
                 await self._send_chunks(send)
             await send({"type": "http.response.body", "body": b""})
         except (BlobError, EOFError, OSError) as error:
-            # Returning without the promised bytes closes the connection, which every client notices.
-            log.error("%s broke off: %s", self.what, error)
+            # Returning without the promised bytes closes the connection, which every client
+            # notices.
+            log.error("%s was not sent completely: %s", self.what, error)
         finally:
             self.close()
 

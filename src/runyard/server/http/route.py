@@ -1,4 +1,4 @@
-"""What one route is: the row of the table in ``routes``, and what follows from it for access and body."""
+"""One route: a row of the table in ``routes``, and the access and body limit that follow from it."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -8,42 +8,47 @@ from typing import Any, Literal
 from runyard import limits
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
-# Whose credential opens a route. ``organization`` is a key of an organization, whatever its role.
+# The kind of credential that a route requires. ``organization`` is any key of an organization.
 Access = Literal["public", "organization", "controller", "attempt"]
 Role = Literal["viewer", "member", "admin"]
 
-# The only routes without a key. The OpenAPI document is not among them: nothing is public that need not be.
+# The only routes without a key. The OpenAPI document is not one of them: it need not be public.
 PUBLIC = ("/health",)
 ATTEMPT_PREFIX = "/internal/v1/attempt/"
-SMALL_BODY_BYTES, LARGE_BODY_BYTES, BACKUP_BODY_BYTES = limits.BODY.value, limits.LIST_BODY.value, 2**63
+SMALL_BODY_BYTES, LARGE_BODY_BYTES = limits.BODY.value, limits.LIST_BODY.value
+BACKUP_BODY_BYTES = 2**63
 
 
 @dataclass(frozen=True)
 class Route:
-    """One route. ``takes`` is the struct of its body; ``gives`` of its answer, None for an empty one, ``bytes`` for a
-    file.
+    """One route.
 
-    ``status``: those of success. ``media``: the types of a file that it gives or takes, and of what it gives besides
-    JSON. ``role`` is the least role whose keys may use it; by default a viewer's for reading, a member's for the
-    rest, and None for routes that are not users'. ``is_operators`` says that only admins of the organization that the
-    instance began with may use it. ``actions`` are the words that may follow the last id of the path after a colon;
-    no other route takes any. ``largest_body`` is in bytes; None leaves the limit to the route's function.
-    ``may_wait`` marks a long poll, which may be cancelled without harm.
+    ``body``: the struct of the request body; ``bytes`` for a file.
+    ``returns``: the struct of the response; None for an empty one, ``bytes`` for a file.
+    ``statuses``: those of success.
+    ``media_types``: of files that it takes or returns, and of representations besides JSON.
+    ``role``: the least role that may use it. Default: viewer for reading, member for writing, None
+        for
+    routes that are not for users.
+    ``is_operator_only``: only admins of the organization that the instance began with may use it.
+    ``actions``: the words that may follow the last id of the path after a colon.
+    ``max_body_bytes``: None leaves the limit to the endpoint.
+    ``may_wait``: a long poll, which may be canceled without harm.
     """
 
     method: Method
     path: str
-    answer: Callable[..., Awaitable[Any]]
+    endpoint: Callable[..., Awaitable[Any]]
     summary: str
-    takes: Any = None
-    gives: Any = None
+    body: Any = None
+    returns: Any = None
     is_page: bool = False
-    is_operators: bool = False
+    is_operator_only: bool = False
     query: tuple[str, ...] = ()
     actions: tuple[str, ...] = ()
-    largest_body: int | None = SMALL_BODY_BYTES
-    status: tuple[int, ...] = (200,)
-    media: tuple[str, ...] = ()
+    max_body_bytes: int | None = SMALL_BODY_BYTES
+    statuses: tuple[int, ...] = (200,)
+    media_types: tuple[str, ...] = ()
     role: Role | None = None
     may_wait: bool = False
 

@@ -1,12 +1,13 @@
-"""Routes of an organisation's storage: whether store and disk agree, and the removal of what nothing needs."""
+"""Routes of an organization's storage: compare database and disk, and remove what nothing needs."""
 
-from runyard.server.http.request import Answer, Asked, Id, actor_of, answer, services_of
+from runyard.server.http.request import Id, Request, get_actor, get_services
+from runyard.server.http.responses import Response, encode_response
 from runyard.server.services.operations import storage
 
 
-async def get_storage(request: Asked, org: Id) -> Answer:
-    return answer(await storage.check(services_of(request), org=org))
+async def get_storage(request: Request, org: Id) -> Response:
+    return encode_response(await storage.check(get_services(request), org=org))
 
 
-async def post_collection(request: Asked, org: Id) -> Answer:
-    return answer(await storage.collect(services_of(request), actor_of(request)))
+async def post_collection(request: Request, org: Id) -> Response:
+    return encode_response(await storage.collect(get_services(request), get_actor(request)))

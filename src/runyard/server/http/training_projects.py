@@ -4,67 +4,65 @@ import msgspec
 
 from runyard.server.http import bodies, compat
 from runyard.server.http.request import (
-    Answer,
-    Asked,
     Id,
     Query,
-    actor_of,
-    empty,
-    fitted,
-    if_match_of,
-    json_answer,
-    json_body,
-    services_of,
+    Request,
+    convert_body,
+    get_actor,
+    get_if_match,
+    get_services,
+    parse_json_body,
 )
+from runyard.server.http.responses import Response, empty_response, json_response
 from runyard.server.services import documents
 from runyard.server.services.runs.training_projects import TRAINING_PROJECT, checked_spec, merged_spec
 from vi.api.resources.training_projects.responses import TrainingProjectSpec
 
 
-async def list_projects(request: Asked, org: Id) -> Answer:
+async def list_projects(request: Request, org: Id) -> Response:
     wanted = Query(request).page("trainingProjects")
-    return json_answer(await documents.page(services_of(request), TRAINING_PROJECT, org=org, wanted=wanted))
+    return json_response(await documents.page(get_services(request), TRAINING_PROJECT, org=org, wanted=wanted))
 
 
-async def get_project(request: Asked, org: Id, project_id: Id) -> Answer:
-    document, etag = documents.get(services_of(request), TRAINING_PROJECT, org=org, id=project_id)
-    return json_answer(document, etag=etag)
+async def get_project(request: Request, org: Id, project_id: Id) -> Response:
+    document, etag = documents.get(get_services(request), TRAINING_PROJECT, org=org, id=project_id)
+    return json_response(document, etag=etag)
 
 
-async def put_project(request: Asked, org: Id, project_id: Id) -> Answer:
-    body, value = await json_body(request)
-    given = fitted(compat.camel_spec(value), bodies.NewProject)
+async def put_project(request: Request, org: Id, project_id: Id) -> Response:
+    body, value = await parse_json_body(request)
+    given = convert_body(compat.normalize_spec_keys(value), bodies.NewProject)
     document, etag, is_new = await documents.put(
-        services_of(request),
+        get_services(request),
         TRAINING_PROJECT,
-        actor_of(request),
+        get_actor(request),
         project_id,
         body=body,
         spec=checked_spec(msgspec.convert(msgspec.to_builtins(given.spec), TrainingProjectSpec)),
-        attributes=bodies.attributes_of(given.metadata),
-        if_match=if_match_of(request),
+        attributes=bodies.get_attributes(given.metadata),
+        if_match=get_if_match(request),
     )
-    return json_answer(document, etag=etag, status=201 if is_new else 200)
+    return json_response(document, etag=etag, status=201 if is_new else 200)
 
 
-async def patch_project(request: Asked, org: Id, project_id: Id) -> Answer:
-    _, value = await json_body(request)
-    given = fitted(compat.camel_spec(value), bodies.ChangedProject)
+async def patch_project(request: Request, org: Id, project_id: Id) -> Response:
+    _, value = await parse_json_body(request)
+    given = convert_body(compat.normalize_spec_keys(value), bodies.ChangedProject)
     changes = msgspec.to_builtins(given.spec) if given.spec else {}
     document, etag = await documents.patch(
-        services_of(request),
+        get_services(request),
         TRAINING_PROJECT,
-        actor_of(request),
+        get_actor(request),
         project_id,
         new_spec=lambda old: merged_spec(old, changes),
-        attributes=bodies.attributes_of(given.metadata),
-        if_match=if_match_of(request),
+        attributes=bodies.get_attributes(given.metadata),
+        if_match=get_if_match(request),
     )
-    return json_answer(document, etag=etag)
+    return json_response(document, etag=etag)
 
 
-async def delete_project(request: Asked, org: Id, project_id: Id) -> Answer:
+async def delete_project(request: Request, org: Id, project_id: Id) -> Response:
     await documents.delete(
-        services_of(request), TRAINING_PROJECT, actor_of(request), project_id, if_match=if_match_of(request)
+        get_services(request), TRAINING_PROJECT, get_actor(request), project_id, if_match=get_if_match(request)
     )
-    return empty()
+    return empty_response()

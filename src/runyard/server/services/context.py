@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from runyard import processes
 from runyard.blobs import FolderBlobs, Holds
-from runyard.ids import folder_below
+from runyard.ids import resolve_folder
 from runyard.server.clock import Clock
 from runyard.server.services.access.keys import Keyring
 from runyard.server.services.access.signing import Signer
@@ -58,7 +58,7 @@ class Services:
 
     def blobs(self, org: str) -> FolderBlobs:
         """An organisation's bytes. Apart from each other's, so that a known hash opens nobody else's file."""
-        return FolderBlobs(folder_below(self.settings.blobs_dir, org), holds=self.blob_holds)
+        return FolderBlobs(resolve_folder(self.settings.blobs_dir, org), holds=self.blob_holds)
 
     def audit(self, actor: Actor, action: str, target: str) -> Callable[[Connection], None]:
         """The row that belongs into the transaction of a mutation."""

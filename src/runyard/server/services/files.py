@@ -40,7 +40,7 @@ class StoredFile:
 def opened(services: Services, link: FileLink) -> StoredFile | None:
     """What the link opens; None when it is gone, or is another thing now."""
     if link.kind == "export":
-        export = services.store.read(partial(job_rows.job, table=dataset_exports, org=link.org, id=link.id))
+        export = services.store.read(partial(job_rows.get_job, table=dataset_exports, org=link.org, id=link.id))
         if export is None or export.sha256 != link.content:
             return None
         name = f"{export.dataset_id}.zip"
@@ -48,7 +48,7 @@ def opened(services: Services, link: FileLink) -> StoredFile | None:
     asset = services.store.read(partial(asset_rows.get, org=link.org, dataset_id=link.dataset_id, asset_id=link.id))
     if asset is None or asset.content != link.content:
         return None
-    place = services.store.read(partial(asset_rows.place, org=link.org, content=asset.content))
+    place = services.store.read(partial(asset_rows.find_blob_span, org=link.org, content=asset.content))
     if place is None:
         return None
     name = asset.filename.rpartition("/")[2]

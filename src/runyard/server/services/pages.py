@@ -91,7 +91,7 @@ async def read(
         further = page_token(services, place(last), org=org, wanted=wanted) if has_more else None
         return join(items, further)
 
-    return await services.store.read_aside(work)
+    return await services.store.read_in_thread(work)
 
 
 def gather(

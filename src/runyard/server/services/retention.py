@@ -62,7 +62,7 @@ def superseded(listed: list[Any], settings: Checkpoint) -> list[str]:
 
 def prune(connection: Connection, *, org: str, run_id: str, flow: FlowSpec) -> list[Any]:
     """Take what need not be kept from the list; returns the rows that stay, oldest first."""
-    listed, settings = list(outputs.of_run(connection, org=org, run_id=run_id)), checkpoint_settings(flow)
+    listed, settings = list(outputs.list_by_run(connection, org=org, run_id=run_id)), checkpoint_settings(flow)
     gone = superseded(listed, settings) if settings is not None else []
     outputs.remove(connection, org=org, run_id=run_id, output_ids=gone)
     return [row for row in listed if row.id not in gone]
@@ -74,9 +74,9 @@ async def remove_unneeded(services: Services, *, org: str) -> None:
         return
     try:
         async with services.blob_lock:  # no checkpoint is registered meanwhile, so nothing is needed anew
-            hashes = services.store.read(lambda connection: blobs.unneeded(connection, org=org))
+            hashes = services.store.read(lambda connection: blobs.list_unneeded(connection, org=org))
             await in_thread(_remove, services, org, hashes)
-            await services.store.write(lambda connection: blobs.forget_unneeded(connection, org=org))
+            await services.store.write(lambda connection: blobs.clear_unneeded(connection, org=org))
     except BlobHeld:
         log.info("bytes of checkpoints that are not kept go when a backup or a restore needs them no more")
     except (OSError, BlobError, StoreUnavailable) as error:
@@ -90,7 +90,7 @@ def start(services: Services, *, org: str) -> None:
 
 async def remove_unneeded_contents(services: Services, *, org: str) -> None:
     """Let go of pictures that nothing needs, of versions that name them, and of the room they took in packs."""
-    if not services.store.read(partial(version_rows.unneeded_contents, org=org)):
+    if not services.store.read(partial(version_rows.list_unneeded_contents, org=org)):
         return
     try:
         affected = await _settle(services, org)
@@ -103,8 +103,9 @@ async def remove_unneeded_contents(services: Services, *, org: str) -> None:
 
 async def _settle(services: Services, org: str) -> set[str]:
     """Decide about every picture that was put down, some at a time; returns the blobs that hold one that went."""
-    down = sorted(services.store.read(partial(version_rows.unneeded_contents, org=org)))
-    examined = services.store.read(partial(version_rows.ids, org=org))  # before they are: a new one is not among them
+    down = sorted(services.store.read(partial(version_rows.list_unneeded_contents, org=org)))
+    # before they are: a new one is not among them
+    examined = services.store.read(partial(version_rows.list_ids, org=org))
     named = await in_thread(_named_by_versions, services, org, set(down))
     affected = set[str]()
     for start in range(0, len(down), AT_ONCE):
@@ -123,9 +124,9 @@ def _settle_some(
     named: dict[tuple[str, str], set[str]],
     examined: set[tuple[str, str]],
 ) -> set[str]:
-    if version_rows.ids(connection, org=org) - examined:
+    if version_rows.list_ids(connection, org=org) - examined:
         return set()  # a version that was made meanwhile may name one of them: the next sweep knows it
-    shown = asset_rows.shown(connection, org=org, hashes=down)
+    shown = asset_rows.find_used_contents(connection, org=org, hashes=down)
     held = set[str]()
     going = []
     for (dataset_id, version), contents in named.items():
@@ -138,17 +139,17 @@ def _settle_some(
     for dataset_id, version in going:
         if named[dataset_id, version] & gone:
             manifest = version_rows.remove(connection, org=org, dataset_id=dataset_id, version=version)
-            blobs.put_down(connection, org=org, hashes=manifest)
-    version_rows.forget_contents(connection, org=org, needed=shown)
-    affected = version_rows.settle_contents(connection, org=org, held=held, gone=gone)
-    blobs.put_down(connection, org=org, hashes=affected)  # those that hold nothing any more
+            blobs.mark_unneeded(connection, org=org, hashes=manifest)
+    version_rows.mark_needed(connection, org=org, needed=shown)
+    affected = version_rows.record_content_checks(connection, org=org, held=held, gone=gone)
+    blobs.mark_unneeded(connection, org=org, hashes=affected)  # those that hold nothing any more
     return affected
 
 
 def _named_by_versions(services: Services, org: str, hashes: set[str]) -> dict[tuple[str, str], set[str]]:
     """Which of the pictures each version names, by dataset and version; those that name none are left out."""
     found = {}
-    for row in services.store.read(partial(version_rows.all_of, org=org)):
+    for row in services.store.read(partial(version_rows.list_all, org=org)):
         try:
             with services.blobs(org).open(row.sha256) as file:
                 named = {_CONTENT.decode(line).sha256 for line in file} & hashes
@@ -163,7 +164,7 @@ def _named_by_versions(services: Services, org: str, hashes: set[str]) -> dict[t
 
 async def _tidy(services: Services, org: str, sha256: str) -> None:
     """Write a pack anew of which less than half is needed."""
-    kept = services.store.read(partial(version_rows.in_blob, org=org, sha256=sha256))
+    kept = services.store.read(partial(version_rows.list_in_blob, org=org, sha256=sha256))
     store = services.blobs(org)
     if not kept or 2 * sum(place.size_bytes for place in kept) >= store.size_bytes(sha256):
         return
@@ -172,7 +173,7 @@ async def _tidy(services: Services, org: str, sha256: str) -> None:
 
         def work(connection: Connection) -> None:
             version_rows.move_contents(connection, org=org, old=sha256, new=new, offsets=offsets)
-            blobs.put_down(connection, org=org, hashes={sha256, new})
+            blobs.mark_unneeded(connection, org=org, hashes={sha256, new})
 
         await services.store.write(work)
 

@@ -17,12 +17,12 @@ from runyard.rundir import read_json
 from runyard.server.services.access import keys as key_format
 from runyard.server.services.access.secrets import UnusableSecret, fingerprint, read_private, write_private
 from runyard.settings import Settings
-from runyard.store import Store, organizations, pulse
+from runyard.store import Store, lease_clock, organizations
 from runyard.store import keys as key_rows
 
 ORG_ALPHABET = string.ascii_lowercase + string.digits
 CONTROLLER_FILE = "controller.json"
-EPOCH = organizations.EPOCH
+EPOCH = organizations.STORE_ID
 
 
 async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: int) -> bool:
@@ -40,9 +40,9 @@ async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: 
     controller_key = _controller_key(settings.secrets_dir / CONTROLLER_FILE)
 
     def work(connection: Connection) -> None:
-        organizations.set_fact(connection, EPOCH, secrets.token_hex(4))
-        organizations.set_fact(connection, organizations.PEPPER, fingerprint(pepper))
-        pulse.begin(connection)
+        organizations.set_meta(connection, EPOCH, secrets.token_hex(4))
+        organizations.set_meta(connection, organizations.PEPPER, fingerprint(pepper))
+        lease_clock.insert_clock(connection)
         organizations.add(connection, org=org, name="My organization", time_ms=now_ms)
         for key, of, role, name in (
             (secret_key, org, "admin", "first key"),
@@ -56,7 +56,7 @@ async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: 
 
 def is_new(store: Store) -> bool:
     """Whether a store has never been served from."""
-    return store.read(lambda connection: organizations.fact(connection, EPOCH)) is None
+    return store.read(lambda connection: organizations.get_meta(connection, EPOCH)) is None
 
 
 async def _check_secrets(
@@ -69,8 +69,8 @@ async def _check_secrets(
     """
     path = settings.secrets_dir / CONTROLLER_FILE
     machine_key = (read_private(path) or {}).get("key")
-    known = {row.id: bytes(row.secret_mac) for row in store.read(key_rows.all_rows)}
-    noted = store.read(lambda connection: organizations.fact(connection, organizations.PEPPER))
+    known = {row.id: bytes(row.secret_mac) for row in store.read(key_rows.list_all)}
+    noted = store.read(lambda connection: organizations.get_meta(connection, organizations.PEPPER))
     parts = [key_format.parse(str(key)) for key in (machine_key, credentials.get("secret_key"))]
     foreign = [
         each
@@ -92,7 +92,7 @@ async def _check_secrets(
 
     def work(connection: Connection) -> None:
         if noted is None:
-            organizations.set_fact(connection, organizations.PEPPER, fingerprint(pepper))
+            organizations.set_meta(connection, organizations.PEPPER, fingerprint(pepper))
         if made is not None:
             add_key(
                 connection,
@@ -116,7 +116,7 @@ def name_organization(settings: Settings, store: Store) -> None:
     """
     told = read_json(settings.credentials_file) or {}
     parts = key_format.parse(str(told.get("secret_key")))
-    org = next((row.org for row in store.read(key_rows.all_rows) if parts and row.id == parts.key_id), None)
+    org = next((row.org for row in store.read(key_rows.list_all) if parts and row.id == parts.key_id), None)
     if org is not None and told.get("organization_id") != org:
         write_private(settings.credentials_file, json.dumps(told | {"organization_id": org}, indent=2) + "\n")
 

@@ -137,7 +137,7 @@ async def refresh(services: Services) -> None:
     except OSError as error:
         log.error("no admin key could be put into the credentials file: %s", error)
     version = services.keyring.version
-    found = await services.store.read_aside(rows.all_rows)
+    found = await services.store.read_in_thread(rows.list_all)
     if services.keyring.version == version:  # else these rows may be older than what the keyring holds
         services.keyring.replace_all(found)
 
@@ -160,11 +160,11 @@ async def recover(services: Services) -> None:
     marker = services.settings.secrets_dir / RECOVERY_FILE
     if not marker.exists():
         return
-    org = services.store.read(organizations.ids)[0]
+    org = services.store.read(organizations.list_ids)[0]
     file, now_ms = services.settings.credentials_file, services.clock.now_ms()
     document = read_json(file) or {}
     parts = key_format.parse(str(document.get("secret_key")))
-    known = {row.id: row for row in services.store.read(rows.all_rows)}
+    known = {row.id: row for row in services.store.read(rows.list_all)}
     row = known.get(parts.key_id) if parts else None
     if parts is None or (row is not None and not _is_permanent_admin(services, row, parts, org)):
         document |= {"organization_id": org, "secret_key": key_format.new_key()}
@@ -234,7 +234,7 @@ def _check_expiry(services: Services, expires: int | None) -> None:
 
 def _check_admin_left(connection: Connection, changed: AnyRow) -> None:
     """Refuse a change of an admin key that leaves the organization without one for good."""
-    if changed.role == "admin" and rows.permanent_admins(connection, org=changed.org) == 0:
+    if changed.role == "admin" and rows.count_permanent_admins(connection, org=changed.org) == 0:
         raise Refusal(
             "LastAdminKey",
             f"key {changed.id!r} is the last admin key that does not expire, and nobody could manage keys without one; "

@@ -83,7 +83,7 @@ class WrongKeys:
                 return
 
             def work(connection: Connection) -> list[int]:
-                first_org = organizations.ids(connection)[0]
+                first_org = organizations.list_ids(connection)[0]
                 return [_write_row(connection, row, count, first_org) for row, count in counts]
 
             for (row, count), number in zip(counts, await store.write(work), strict=True):

@@ -74,7 +74,7 @@ async def page(services: Services, *, org: str, dataset_id: str, asset_id: str, 
             further = pages.page_token(services, Position(number, str(shown)), org=org, wanted=wanted)
         return pages.join(items, further)
 
-    return await services.store.read_aside(work)
+    return await services.store.read_in_thread(work)
 
 
 def _fetch_parts(
@@ -84,7 +84,7 @@ def _fetch_parts(
     found: list[tuple[tuple[int, int], Annotation]] = []
     number, shown = after
     while len(found) < limit:
-        records = rows.records_from(
+        records = rows.list_records_from(
             connection, org=org, dataset_id=dataset_id, asset_id=asset_id, number=number, limit=RECORDS_AT_ONCE
         )
         for record in records:
@@ -138,9 +138,9 @@ async def delete(services: Services, actor: Actor, dataset_id: str, asset_id: st
         record, asset = _found(connection, actor.org, dataset_id, asset_id, annotation_id)
         now_ms = services.clock.now_ms()
         rows.remove_records(connection, **place, numbers=[record.number])
-        rows.count_records(connection, **place, more={asset_id: -1}, time_ms=now_ms)
+        rows.add_record_counts(connection, **place, more={asset_id: -1}, time_ms=now_ms)
         is_last = asset.record_count == 1
-        dataset_rows.count(connection, **place, time_ms=now_ms, records=-1, annotated=-int(is_last))
+        dataset_rows.adjust_counts(connection, **place, time_ms=now_ms, records=-1, annotated=-int(is_last))
         services.audit(actor, "delete annotation", f"{dataset_id}/{asset_id}/{annotation_id}")(connection)
 
     await services.store.write(work)
@@ -168,7 +168,7 @@ async def _edit(
         values = {"contents": msgspec.json.encode(contents), "generation": record.generation + 1}
         changes = [(record.number, {**values, "last_updated": now_ms})]
         rows.change_records(connection, **place, changes=changes)
-        dataset_rows.count(connection, **place, time_ms=now_ms)
+        dataset_rows.adjust_counts(connection, **place, time_ms=now_ms)
         services.audit(actor, "change annotation", f"{dataset_id}/{asset_id}/{annotation_id}")(connection)
         changed, _ = _found(connection, actor.org, dataset_id, asset_id, annotation_id)
         return _part(changed, str(record.number) if is_removal else annotation_id)
@@ -184,7 +184,7 @@ def _found(
     named = _ID.fullmatch(annotation_id)
     record = None
     if named is not None:
-        record = rows.record(connection, org=org, dataset_id=dataset_id, number=int(named.group(1)))
+        record = rows.get_record(connection, org=org, dataset_id=dataset_id, number=int(named.group(1)))
     if record is None or record.asset_id != asset_id:
         raise not_found(f"annotation of asset {asset_id!r}", annotation_id)
     return record, asset

@@ -20,7 +20,7 @@ from runyard.server.services import etags, pages, retention
 from runyard.server.services.access.signing import FileLink, Position, link_expiry
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.datasets import datasets
-from runyard.server.services.dictionaries import dictionary
+from runyard.server.services.datasets.dict_params import parse_dict_param
 from runyard.server.services.errors import Problem, Refusal, not_found
 from runyard.server.services.pages import PageRequest
 from runyard.store import assets as rows
@@ -66,7 +66,7 @@ async def page(
         )
 
     def place_of(row: AnyRow) -> Position:
-        value = rows.sorted_value(row, sorting)
+        value = rows.get_sort_value(row, sorting)
         return Position(value, row.id) if isinstance(value, int) else Position(0, f"{value}\0{row.id}")
 
     return await pages.read(
@@ -127,17 +127,17 @@ async def rename(
             row = found(connection, **place, asset_id=asset_id)
         else:
             datasets.found(connection, **place)
-            named = rows.by_name(connection, **place, names={filename or ""})
+            named = rows.find_by_name(connection, **place, names={filename or ""})
             if not named:
                 raise not_found(f"file of dataset {dataset_id!r}", filename or "")
             row = named[filename or ""]
         if new != row.filename:
-            if rows.by_name(connection, **place, names={new}):
+            if rows.find_by_name(connection, **place, names={new}):
                 raise Refusal("NameTaken", f"dataset {dataset_id!r} has another picture {new!r}; choose another name")
             now_ms = services.clock.now_ms()
             values = {"filename": new, "generation": row.generation + 1, "last_updated": now_ms}
             rows.change(connection, **place, asset_id=row.id, values=values)
-            dataset_rows.count(connection, **place, time_ms=now_ms)
+            dataset_rows.adjust_counts(connection, **place, time_ms=now_ms)
             services.audit(actor, "rename asset", f"{dataset_id}/{row.id}")(connection)
         return found(connection, **place, asset_id=row.id)
 
@@ -171,8 +171,8 @@ async def delete(services: Services, actor: Actor, dataset_id: str, asset_id: st
 
 def _delete(services: Services, connection: Connection, place: Any, ids: Sequence[str]) -> int:
     removed = rows.remove(connection, **place, ids=ids)
-    dataset_rows.put_down_contents(connection, org=place["org"], hashes={row.content for row in removed})
-    dataset_rows.count(
+    dataset_rows.mark_unneeded_contents(connection, org=place["org"], hashes={row.content for row in removed})
+    dataset_rows.adjust_counts(
         connection,
         **place,
         time_ms=services.clock.now_ms(),
@@ -203,7 +203,7 @@ async def delete_many(services: Services, actor: Actor, dataset_id: str, *, spec
         values |= {"spec": msgspec.json.encode(spec), "deleted_count": 0}
         job_rows.add_job(connection, bulk_deletions, {**values, "time_created": now_ms, "last_updated": now_ms})
         services.audit(actor, "delete many assets", f"{dataset_id}/{id}")(connection)
-        row = job_rows.job(connection, bulk_deletions, org=actor.org, id=id)
+        row = job_rows.get_job(connection, bulk_deletions, org=actor.org, id=id)
         assert row is not None  # noqa: S101 - added above
         return row
 
@@ -217,7 +217,7 @@ def bulk(services: Services, *, org: str, dataset_id: str, id: str) -> BulkDelet
 
     def work(connection: Connection) -> AnyRow | None:
         datasets.found(connection, org=org, dataset_id=dataset_id)
-        return job_rows.job(connection, bulk_deletions, org=org, id=id)
+        return job_rows.get_job(connection, bulk_deletions, org=org, id=id)
 
     row = services.store.read(work)
     if row is None or row.dataset_id != dataset_id:
@@ -247,15 +247,15 @@ async def _delete_all(services: Services, row: AnyRow) -> None:
     named, like = _matching(msgspec.json.decode(row.spec, type=BulkDeletionSpec))
     groups: list[list[str] | None] = [None]
     if named:
-        groups = [named[at : at + rows.AT_ONCE] for at in range(0, len(named), rows.AT_ONCE)]
+        groups = [named[at : at + rows.BATCH_SIZE] for at in range(0, len(named), rows.BATCH_SIZE)]
     elif named is not None:
         groups = [[]]
 
     def work(connection: Connection, group: list[str] | None, *, is_last: bool) -> int:
-        now = job_rows.job(connection, bulk_deletions, org=row.org, id=row.id)
+        now = job_rows.get_job(connection, bulk_deletions, org=row.org, id=row.id)
         if now is None or now.state != "Waiting":
             return 0  # gone with its dataset
-        ids = rows.ids(connection, **place, named=group, like=like, limit=DELETED_AT_ONCE)
+        ids = rows.list_ids(connection, **place, named=group, like=like, limit=DELETED_AT_ONCE)
         deleted = _delete(services, connection, place, ids) if ids else 0
         values = {"deleted_count": now.deleted_count + deleted, "last_updated": services.clock.now_ms()}
         values |= {} if ids or not is_last else {"state": "Done"}
@@ -281,7 +281,7 @@ def _matching(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
     )
     given = spec.filter
     if isinstance(given, str) and given.startswith("{"):
-        given = dictionary(given)
+        given = parse_dict_param(given)
     if spec.metadata_query or spec.rule_query or not given:
         given = None
     match given:
@@ -301,7 +301,7 @@ def _matching(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
 
 
 def _is_name(text: str) -> bool:
-    return limits.FILE_NAME.defect(text) is None
+    return limits.FILE_NAME.find_problem(text) is None
 
 
 def bulk_document(row: AnyRow) -> BulkDeletion:

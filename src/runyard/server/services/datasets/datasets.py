@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from sqlalchemy import Connection
 
-from runyard.ids import folder_below
+from runyard.ids import resolve_folder
 from runyard.server.services import etags, pages, retention
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import merged_attributes
@@ -153,7 +153,7 @@ async def delete(services: Services, actor: Actor, dataset_id: str, *, if_match:
     def work(connection: Connection) -> None:
         row = found(connection, org=org, dataset_id=dataset_id)
         etags.check(if_match, document(row).etag)
-        if users := rows.runs_under_way(connection, org=org, dataset_id=dataset_id, limit=4):
+        if users := rows.list_active_runs(connection, org=org, dataset_id=dataset_id, limit=4):
             named = ", ".join(users[:3]) + (" and others" if len(users) > 3 else "")
             raise Refusal(
                 "DatasetInUse",
@@ -175,7 +175,7 @@ def deletion(services: Services, *, org: str, dataset_id: str) -> DeletedDataset
     Raises:
         Refusal: NotFound.
     """
-    row = services.store.read(lambda connection: rows.deletion(connection, org=org, dataset_id=dataset_id))
+    row = services.store.read(lambda connection: rows.get_deletion(connection, org=org, dataset_id=dataset_id))
     if row is None:
         raise not_found("deletion of dataset", dataset_id)
     ended = row.time_ended is not None
@@ -205,40 +205,40 @@ def start_removal(services: Services, *, org: str, dataset_id: str) -> None:
 
 async def _remove(services: Services, org: str, dataset_id: str) -> None:
     place: Any = {"org": org, "dataset_id": dataset_id}
-    for import_id in services.store.read(lambda connection: import_rows.under_way_in(connection, **place)):
+    for import_id in services.store.read(lambda connection: import_rows.list_active_ids(connection, **place)):
         await services.jobs.stop(("import", org, import_id))
         await _remove_folder(services, org, import_id)
         await services.store.write(
             partial(import_rows.change, org=org, import_id=import_id, values={"state": "Cancelled"})
         )
-    for kind, id in services.store.read(partial(rows.jobs_under_way, **place)):
+    for kind, id in services.store.read(partial(rows.list_active_jobs, **place)):
         await services.jobs.stop((kind, org, id))
         await _remove_folder(services, org, EXPORT_FOLDER + id)
     async with services.jobs.lock(org, dataset_id):
         await in_thread(_remove_copies, services, org, dataset_id)
-        while await services.store.write(partial(rows.remove_some, **place, limit=REMOVED_AT_ONCE)):
+        while await services.store.write(partial(rows.remove_batch, **place, limit=REMOVED_AT_ONCE)):
             pass
 
         def work(connection: Connection) -> None:
-            blob_rows.put_down(connection, org=org, hashes=rows.remove(connection, **place))
+            blob_rows.mark_unneeded(connection, org=org, hashes=rows.remove(connection, **place))
             rows.release_contents(connection, org=org)
 
         await services.store.write(work)
     await retention.remove_unneeded(services, org=org)
     await retention.remove_unneeded_contents(services, org=org)
-    await services.store.write(partial(rows.end_deletion, **place, time_ms=services.clock.now_ms()))
+    await services.store.write(partial(rows.complete_deletion, **place, time_ms=services.clock.now_ms()))
 
 
 def _remove_copies(services: Services, org: str, dataset_id: str) -> None:
     """What trainings on this machine made of it; no run that may still train is pinned to it."""
     settings = services.settings
-    shutil.rmtree(folder_below(settings.cache_dir, org, dataset_id), ignore_errors=True)
-    for version in services.store.read(partial(rows.own_versions, org=org, dataset_id=dataset_id)):
-        shutil.rmtree(folder_below(settings.datasets_dir, org, version), ignore_errors=True)
+    shutil.rmtree(resolve_folder(settings.cache_dir, org, dataset_id), ignore_errors=True)
+    for version in services.store.read(partial(rows.list_own_versions, org=org, dataset_id=dataset_id)):
+        shutil.rmtree(resolve_folder(settings.datasets_dir, org, version), ignore_errors=True)
 
 
 async def _remove_folder(services: Services, org: str, name: str) -> None:
-    await in_thread(shutil.rmtree, folder_below(services.settings.imports_dir, org, name), ignore_errors=True)
+    await in_thread(shutil.rmtree, resolve_folder(services.settings.imports_dir, org, name), ignore_errors=True)
 
 
 def statistics(services: Services, *, org: str, dataset_id: str) -> dict[str, Any]:

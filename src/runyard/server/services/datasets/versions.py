@@ -185,7 +185,7 @@ def _write_manifest(services: Services, dataset: AnyRow, file: IO[bytes]) -> _Wr
 
 def _manifest_lines(connection: Connection, place: dict[str, str]) -> Iterator[tuple[str, bytes, int, int]]:
     """(file name, line, number of records, size of the picture) of each picture with records."""
-    for filename, rows_of in groupby(asset_rows.said(connection, **place), key=lambda row: row.filename):
+    for filename, rows_of in groupby(asset_rows.iter_records(connection, **place), key=lambda row: row.filename):
         said = list(rows_of)
         first = said[0]
         records = [msgspec.Raw(row.contents) for row in said]

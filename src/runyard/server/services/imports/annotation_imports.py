@@ -87,7 +87,7 @@ async def announce(
         now = rows.get(connection, org=row.org, import_id=row.id)
         if now is None or now.state != "Receiving":
             raise imports.over(now or row)
-        known = {file.name: file.number for file in rows.files(connection, org=row.org, import_id=row.id)}
+        known = {file.name: file.number for file in rows.list_files(connection, org=row.org, import_id=row.id)}
         for name, file in files.items():
             if name in known:
                 values = {"size_bytes": file.size_bytes, "crc32c": file.crc32c, "sha256": None, "fault": None}
@@ -104,13 +104,13 @@ async def announce(
         """Sign an address for each file; thousands of them, so on a reader's thread."""
         places = {
             file.name: FileUpload(url=imports.upload_url(services, row, origin, number=file.number))
-            for file in rows.files(connection, org=row.org, import_id=row.id)
+            for file in rows.list_files(connection, org=row.org, import_id=row.id)
             if file.name in files
         }
         return msgspec.json.encode(FileUploads(files=places))
 
     await services.store.write(work)
-    return await services.store.read_aside(told)
+    return await services.store.read_in_thread(told)
 
 
 async def inserted(services: Services, actor: Actor, row: AnyRow) -> AnyRow:
@@ -121,7 +121,7 @@ async def inserted(services: Services, actor: Actor, row: AnyRow) -> AnyRow:
     """
     absent = [
         file.name
-        for file in services.store.read(partial(rows.files, org=row.org, import_id=row.id))
+        for file in services.store.read(partial(rows.list_files, org=row.org, import_id=row.id))
         if file.sha256 is None
     ]
     if absent and row.state == "Receiving":
@@ -178,10 +178,10 @@ def document(services: Services, row: AnyRow) -> AnnotationImportSession:
 
 
 def _counted(services: Services, row: AnyRow, seen: dict[str, Any]) -> tuple[int, int, int]:
-    if row.state not in rows.UNDER_WAY:
+    if row.state not in rows.ACTIVE_STATES:
         files = seen.get("files", {})
         return files.get("total", 0), files.get("received", 0), files.get("sizeBytes", 0)
-    total, received, _, size_bytes = services.store.read(partial(rows.file_counts, org=row.org, import_id=row.id))
+    total, received, _, size_bytes = services.store.read(partial(rows.count_files, org=row.org, import_id=row.id))
     return total, received, size_bytes
 
 

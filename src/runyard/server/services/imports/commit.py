@@ -87,7 +87,7 @@ def _write_images(
     if not _is_committing(connection, row):
         return
     _place_bytes(connection, org, prepared)
-    known = rows.by_name(connection, org=org, dataset_id=dataset_id, names=prepared)
+    known = rows.find_by_name(connection, org=org, dataset_id=dataset_id, names=prepared)
     dataset = dataset_rows.get(connection, org=org, dataset_id=dataset_id)
     assert dataset is not None  # noqa: S101 - the import names it
     new = [line for path, line in prepared.items() if path not in known]
@@ -113,7 +113,7 @@ def _write_images(
     changed = [(known[path], line) for path, line in prepared.items() if path in known]
     changed = [(asset, line) for asset, line in changed if asset.content != line.sha256]
     lost = _overwrite(connection, row, changed, now_ms) if changed else (0, 0)
-    dataset_rows.count(
+    dataset_rows.adjust_counts(
         connection,
         org=org,
         dataset_id=dataset_id,
@@ -129,8 +129,8 @@ def _write_images(
 
 def _place_bytes(connection: Connection, org: str, prepared: dict[str, ImageLine]) -> None:
     by_content = {line.sha256: line for line in prepared.values()}
-    here = rows.places(connection, org=org, hashes=by_content)
-    rows.add_places(
+    here = rows.find_blob_spans(connection, org=org, hashes=by_content)
+    rows.add_blob_spans(
         connection,
         [
             {"org": org, "content": content, "sha256": line.blob, "offset": line.offset, "size_bytes": line.size}
@@ -161,7 +161,7 @@ def _overwrite(
 ) -> tuple[int, int]:
     """Give pictures other bytes; returns how many pictures lost their records, and how many records are gone."""
     place: Any = {"org": row.org, "dataset_id": row.dataset_id}
-    dataset_rows.put_down_contents(connection, org=row.org, hashes={asset.content for asset, _ in changed})
+    dataset_rows.mark_unneeded_contents(connection, org=row.org, hashes={asset.content for asset, _ in changed})
     is_clearing = _spec(row).get("onAssetOverwritten", "").startswith("RemoveLinked")
     for asset, line in changed:
         values = {**_of_bytes(line, now_ms), "generation": asset.generation + 1}
@@ -170,7 +170,7 @@ def _overwrite(
     if not is_clearing:
         return 0, 0
     annotated = [asset for asset, _ in changed if asset.record_count]
-    gone = rows.records_of(connection, **place, asset_ids=[asset.id for asset in annotated])
+    gone = rows.list_records(connection, **place, asset_ids=[asset.id for asset in annotated])
     rows.remove_records(connection, **place, numbers=[record.number for record in gone])
     return len(annotated), len(gone)
 
@@ -179,7 +179,7 @@ def _custom_of(connection: Connection, row: AnyRow) -> dict[str, bytes]:
     """What was announced with single files, by name."""
     if row.kind != "Ingestion":
         return {}
-    files = import_rows.files(connection, org=row.org, import_id=row.id)
+    files = import_rows.list_files(connection, org=row.org, import_id=row.id)
     return {file.name: file.custom for file in files if file.custom is not None}
 
 
@@ -190,10 +190,10 @@ def _read_records(lines: list[bytes]) -> dict[str, RecordLine]:
 
 def _storable_id(id: str) -> str:
     """Return a record's id; one that no store could index is shortened, and a hash of all of it keeps it unique."""
-    if limits.RECORD_ID.defect(id) is None:
+    if limits.RECORD_ID.find_problem(id) is None:
         return id
     digest = hashlib.sha256(id.encode(errors="replace")).hexdigest()[:24]
-    return f"{limits.clean(id, LONG_ID)}~{digest}"
+    return f"{limits.clean_text(id, LONG_ID)}~{digest}"
 
 
 def _write_records(
@@ -203,8 +203,8 @@ def _write_records(
     if not _is_committing(connection, row):
         return
     names = {line.asset.filename for line in prepared.values()}
-    pictures = rows.by_name(connection, **place, names=names)
-    known = rows.records_by_id(connection, **place, ids=prepared)
+    pictures = rows.find_by_name(connection, **place, names=names)
+    known = rows.find_records(connection, **place, ids=prepared)
     dataset = dataset_rows.get(connection, org=row.org, dataset_id=row.dataset_id)
     assert dataset is not None  # noqa: S101 - the import names it
     number = dataset.next_number
@@ -215,14 +215,14 @@ def _write_records(
         picture = pictures.get(line.asset.filename)
         if picture is None:  # it was deleted since the worker looked
             continue
-        category = None if line.category is None else limits.clean(line.category, limits.CATEGORY)
+        category = None if line.category is None else limits.clean_text(line.category, limits.CATEGORY)
         said = {"contents": bytes(line.contents), "category": category, "last_updated": now_ms}
         there = known.get(id)
         if there is not None and there.asset_id == picture.id:
             if _spec(row).get("failurePolicies", {}).get("onOverwritten") != "RejectFile":
                 changes.append((there.number, {**said, "generation": there.generation + 1}))
             continue
-        own_id = id if there is None else f"{limits.clean(id, LONG_ID)}~{number}"
+        own_id = id if there is None else f"{limits.clean_text(id, LONG_ID)}~{number}"
         new.append(
             {**place, "number": number, "id": own_id, "asset_id": picture.id, "generation": 1, "time_created": now_ms}
             | said
@@ -231,9 +231,9 @@ def _write_records(
         number += 1
     rows.add_records(connection, new)
     rows.change_records(connection, **place, changes=changes)
-    rows.count_records(connection, **place, more=more, time_ms=now_ms)
+    rows.add_record_counts(connection, **place, more=more, time_ms=now_ms)
     bare = {picture.id for picture in pictures.values() if not picture.record_count}
-    dataset_rows.count(
+    dataset_rows.adjust_counts(
         connection, **place, time_ms=now_ms, annotated=len(bare & set(more)), records=len(new), numbers=len(new)
     )
     _has_come(connection, row, records_done=done, now_ms=now_ms)

@@ -20,8 +20,8 @@ from sqlalchemy import Connection
 
 from runyard.datasets import exporting
 from runyard.datasets.writers import by_name
-from runyard.ids import folder_below
-from runyard.limits import clean
+from runyard.ids import resolve_folder
+from runyard.limits import clean_text
 from runyard.rundir import read_json, write_json
 from runyard.server.services import etags, pages, retention
 from runyard.server.services.access.signing import FileLink, link_expiry
@@ -69,7 +69,7 @@ async def create(services: Services, actor: Actor, dataset_id: str, *, spec: Exp
         values |= {"spec": msgspec.json.encode(spec), "why": None, "sha256": None, "size_bytes": 0}
         rows.add_job(connection, dataset_exports, {**values, "time_created": now_ms, "last_updated": now_ms})
         services.audit(actor, "export dataset", f"{dataset_id}/{id}")(connection)
-        row = rows.job(connection, dataset_exports, org=org, id=id)
+        row = rows.get_job(connection, dataset_exports, org=org, id=id)
         assert row is not None  # noqa: S101 - added above
         return row
 
@@ -83,7 +83,7 @@ def get(services: Services, *, org: str, dataset_id: str, id: str) -> AnyRow:
 
     def work(connection: Connection) -> AnyRow | None:
         datasets.found(connection, org=org, dataset_id=dataset_id)
-        return rows.job(connection, dataset_exports, org=org, id=id)
+        return rows.get_job(connection, dataset_exports, org=org, id=id)
 
     row = services.store.read(work)
     if row is None or row.dataset_id != dataset_id:
@@ -132,21 +132,21 @@ def start(services: Services, row: AnyRow) -> None:
 
 async def sweep(services: Services) -> None:
     """Start what is not done; forget exports that nobody will fetch any more."""
-    for row in services.store.read(partial(rows.jobs_under_way, table=dataset_exports)):
+    for row in services.store.read(partial(rows.list_active_jobs, table=dataset_exports)):
         start(services, row)
     before_ms = services.clock.now_ms() - KEPT_MS
-    for row in services.store.read(partial(rows.old_exports, before_ms=before_ms)):
+    for row in services.store.read(partial(rows.list_old_exports, before_ms=before_ms)):
 
         def work(connection: Connection, row: AnyRow = row) -> None:
             rows.remove_export(connection, org=row.org, id=row.id)
-            blob_rows.put_down(connection, org=row.org, hashes={row.sha256} - {None})
+            blob_rows.mark_unneeded(connection, org=row.org, hashes={row.sha256} - {None})
 
         await services.store.write(work)
         await retention.remove_unneeded(services, org=row.org)
 
 
 def folder_of(services: Services, org: str, export_id: str) -> Path:
-    return folder_below(services.settings.imports_dir, org, datasets.EXPORT_FOLDER + export_id)
+    return resolve_folder(services.settings.imports_dir, org, datasets.EXPORT_FOLDER + export_id)
 
 
 async def _make(services: Services, row: AnyRow) -> None:
@@ -158,7 +158,7 @@ async def _make(services: Services, row: AnyRow) -> None:
         result = await _worked(services, row.org, row.dataset_id, folder, job)
     if result is None or "file" not in result:
         why = (result or {}).get("why", "the process that makes the file ended without a word; the log says more")
-        await _end(services, row, folder, {"state": "Failed", "why": clean(why)})
+        await _end(services, row, folder, {"state": "Failed", "why": clean_text(why)})
         return
     path = folder / result["file"]
     sha256, size_bytes = await in_thread(_hashed, path)
@@ -175,13 +175,14 @@ async def _make(services: Services, row: AnyRow) -> None:
 
 async def _end(services: Services, row: AnyRow, folder: Path, values: dict[str, Any]) -> None:
     def work(connection: Connection) -> None:
-        if rows.job(connection, dataset_exports, org=row.org, id=row.id) is not None:
+        if rows.get_job(connection, dataset_exports, org=row.org, id=row.id) is not None:
             now_ms = services.clock.now_ms()
             rows.change_job(
                 connection, dataset_exports, org=row.org, id=row.id, values={**values, "last_updated": now_ms}
             )
         elif values.get("sha256"):
-            blob_rows.put_down(connection, org=row.org, hashes={values["sha256"]})  # its dataset was deleted meanwhile
+            # its dataset was deleted meanwhile
+            blob_rows.mark_unneeded(connection, org=row.org, hashes={values["sha256"]})
 
     await services.store.write(work)
     await in_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -200,7 +201,7 @@ async def preview(
         versions.get(services, org=org, dataset_id=dataset_id, version=version)
         row = services.store.read(partial(rows.get, org=org, dataset_id=dataset_id, version=version))
     services.store.read(partial(datasets.found, org=org, dataset_id=dataset_id))
-    root = folder_below(services.settings.imports_dir, org)
+    root = resolve_folder(services.settings.imports_dir, org)
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = Path(await in_thread(tempfile.mkdtemp, dir=root, prefix=PREVIEW_PREFIX))
     try:
@@ -240,11 +241,11 @@ def _lines(services: Services, org: str, dataset_id: str) -> Iterator[dict[str, 
     place: Any = {"org": org, "dataset_id": dataset_id}
     with services.store.snapshot() as connection:
         after = ""
-        while chunk := asset_rows.known(connection, **place, after=after, limit=AT_ONCE, with_bytes=True):
+        while chunk := asset_rows.list_by_filename(connection, **place, after=after, limit=AT_ONCE, with_bytes=True):
             after = chunk[-1].filename
             annotated = [asset.id for asset in chunk if asset.record_count]
             said: dict[str, list[dict[str, Any]]] = {}
-            for record in asset_rows.records_of(connection, **place, asset_ids=annotated):
+            for record in asset_rows.list_records(connection, **place, asset_ids=annotated):
                 told = {"id": record.id, "contents": msgspec.Raw(record.contents), "category": record.category}
                 said.setdefault(record.asset_id, []).append(told)
             for asset in chunk:
@@ -263,7 +264,7 @@ def _lines(services: Services, org: str, dataset_id: str) -> Iterator[dict[str, 
 def _lines_of(services: Services, version: AnyRow) -> Iterator[dict[str, Any]]:
     """Every picture of a version."""
     places = services.store.read(
-        partial(asset_rows.places, org=version.org, hashes=versions.contents(services, version))
+        partial(asset_rows.find_blob_spans, org=version.org, hashes=versions.contents(services, version))
     )
     for line in versions.lines(services, version):
         place = places.get(line.sha256)

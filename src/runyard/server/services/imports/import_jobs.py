@@ -23,8 +23,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
-from runyard.ids import folder_below
-from runyard.limits import clean
+from runyard.ids import resolve_folder
+from runyard.limits import clean_text
 from runyard.rundir import read_json, write_json
 from runyard.server.services import retention
 from runyard.server.services.context import Services
@@ -54,7 +54,7 @@ ON_ERROR = {"Warn": "Warn", "RejectFile": "RejectFile", "RejectSession": "Reject
 
 def folder_of(services: Services, org: str, import_id: str) -> Path:
     """Return the folder of an import."""
-    return folder_below(services.settings.imports_dir, org, import_id)
+    return resolve_folder(services.settings.imports_dir, org, import_id)
 
 
 def start(services: Services, row: AnyRow) -> None:
@@ -66,11 +66,13 @@ def start(services: Services, row: AnyRow) -> None:
 
 async def sweep(services: Services) -> None:
     """Start what is not over and has no task; end what has waited too long for its files."""
-    for row in services.store.read(partial(rows.overdue, now_ms=services.clock.now_ms())):
+    for row in services.store.read(partial(rows.list_overdue, now_ms=services.clock.now_ms())):
         why = "not all files came in time; nothing was taken over"
         await end_early(services, row, state="Failed", why=why)
-    for row in services.store.read(rows.under_way):
-        if row.state != "Receiving" or services.store.read(partial(rows.received, org=row.org, import_id=row.id)):
+    for row in services.store.read(rows.list_active):
+        if row.state != "Receiving" or services.store.read(
+            partial(rows.list_received_hashes, org=row.org, import_id=row.id)
+        ):
             start(services, row)
 
 
@@ -84,7 +86,7 @@ async def end_early(services: Services, row: AnyRow, *, state: str, why: str) ->
 
 async def _run(services: Services, org: str, import_id: str) -> None:
     row = services.store.read(partial(rows.get, org=org, import_id=import_id))
-    if row is None or row.state not in rows.UNDER_WAY:
+    if row is None or row.state not in rows.ACTIVE_STATES:
         return
     folder = folder_of(services, org, import_id)
     result = read_json(folder / RESULT)
@@ -186,7 +188,7 @@ def _write_known(services: Services, row: AnyRow, folder: Path) -> None:
         after = ""
         place: Any = {"org": row.org, "dataset_id": row.dataset_id}
         while found := services.store.read(
-            partial(asset_rows.known, **place, after=after, limit=CHUNK, with_bytes=True)
+            partial(asset_rows.list_by_filename, **place, after=after, limit=CHUNK, with_bytes=True)
         ):
             file.writelines(msgspec.json.encode(_known_image(asset)) + b"\n" for asset in found)
             after = found[-1].filename
@@ -212,7 +214,7 @@ def _known_image(asset: AnyRow) -> dict[str, Any]:
 
 def _write_packs(services: Services, row: AnyRow, folder: Path, *, after: int) -> int:
     """Append every blob that has come and has a higher number; returns the highest."""
-    files = services.store.read(partial(rows.files, org=row.org, import_id=row.id, after=after))
+    files = services.store.read(partial(rows.list_files, org=row.org, import_id=row.id, after=after))
     with open(folder / PACKS, "ab") as file:
         for blob in files:
             if blob.sha256 is not None:
@@ -243,7 +245,7 @@ async def _take_over(services: Services, row: AnyRow, folder: Path, result: dict
 def _commit(services: Services, row: AnyRow, result: dict[str, Any], connection: Connection) -> bool:
     """From now on it goes into the dataset, whose type it may decide; False when it was ended meanwhile."""
     values: dict[str, Any] = {"state": "Committing", "last_updated": services.clock.now_ms()}
-    if not rows.move(connection, org=row.org, import_id=row.id, before=("Sealed",), values=values):
+    if not rows.transition(connection, org=row.org, import_id=row.id, before=("Sealed",), values=values):
         return False
     dataset = datasets.found(connection, org=row.org, dataset_id=row.dataset_id)
     if _decides_type(row, dataset) and result.get("type") not in (None, dataset.type):
@@ -278,7 +280,7 @@ def _overwritten(services: Services, row: AnyRow, folder: Path) -> str | None:
         while lines := list(islice(file, CHUNK)):
             ids = {take_records.id_of(line) for line in lines}
             place: Any = {"org": row.org, "dataset_id": row.dataset_id}
-            if known := services.store.read(partial(asset_rows.records_by_id, **place, ids=ids)):
+            if known := services.store.read(partial(asset_rows.find_records, **place, ids=ids)):
                 return f"annotation {min(known)!r} is there already, and onOverwritten is RejectSession"
     return None
 
@@ -286,7 +288,7 @@ def _overwritten(services: Services, row: AnyRow, folder: Path) -> str | None:
 async def _keep_own_packs(services: Services, row: AnyRow, folder: Path) -> None:
     """Packs that the worker made of what containers carried become blobs of the import, as if they had been sent."""
     paths = sorted((folder / OWN_PACKS).iterdir()) if (folder / OWN_PACKS).is_dir() else []
-    received = services.store.read(partial(rows.received, org=row.org, import_id=row.id))
+    received = services.store.read(partial(rows.list_received_hashes, org=row.org, import_id=row.id))
     for path in paths:
         sha256, size_bytes = await in_thread(_hashed, path)
         if sha256 in received:
@@ -295,7 +297,7 @@ async def _keep_own_packs(services: Services, row: AnyRow, folder: Path) -> None
             await in_thread(_store, services, row.org, path, sha256, size_bytes)
 
             def work(connection: Connection, sha256: str = sha256, size_bytes: int = size_bytes) -> None:
-                number = rows.next_number(connection, org=row.org, import_id=row.id)
+                number = rows.next_file_number(connection, org=row.org, import_id=row.id)
                 file = {"org": row.org, "import_id": row.id, "number": number}
                 rows.add_files(connection, [{**file, "size_bytes": size_bytes, "sha256": sha256}])
 
@@ -341,7 +343,7 @@ async def _end(
         report = await in_thread(_keep_findings, services, row.org, folder)
         values = {
             "state": state,
-            "why": None if why is None else clean(why),
+            "why": None if why is None else clean_text(why),
             "version": version,
             "sha256": report,
             "seen": msgspec.json.encode(seen),
@@ -349,9 +351,9 @@ async def _end(
         }
 
         def work(connection: Connection) -> None:
-            if rows.move(connection, org=row.org, import_id=row.id, before=rows.UNDER_WAY, values=values):
-                blobs = rows.forget_files(connection, org=row.org, import_id=row.id)
-                blob_rows.put_down(connection, org=row.org, hashes=blobs)
+            if rows.transition(connection, org=row.org, import_id=row.id, before=rows.ACTIVE_STATES, values=values):
+                blobs = rows.remove_files(connection, org=row.org, import_id=row.id)
+                blob_rows.mark_unneeded(connection, org=row.org, hashes=blobs)
 
         await services.store.write(work)
     await in_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -362,7 +364,7 @@ def _seen(
     services: Services, row: AnyRow, folder: Path, result: dict[str, Any] | None, *, is_taken: bool
 ) -> dict[str, Any]:
     """What stays of progress, findings and files when the folder is gone."""
-    counts = services.store.read(partial(rows.file_counts, org=row.org, import_id=row.id))
+    counts = services.store.read(partial(rows.count_files, org=row.org, import_id=row.id))
     seen: dict[str, Any] = {
         "progress": read_json(folder / PROGRESS) or {},
         "format": (result or {}).get("format"),
@@ -389,7 +391,7 @@ def _faults(services: Services, row: AnyRow, folder: Path, *, is_taken: bool) ->
     taken = {line["path"] for line in json_lines(folder / IMAGES)} if is_taken else set[str]()
     found = {line["file"]: line["code"] for line in json_lines(folder / FINDINGS) if line.get("severity") == "error"}
     faults = {}
-    for file in services.store.read(partial(rows.files, org=row.org, import_id=row.id)):
+    for file in services.store.read(partial(rows.list_files, org=row.org, import_id=row.id)):
         if file.name is None or file.name in taken:
             continue
         if file.sha256 is None:

@@ -26,7 +26,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.blobs import BlobMismatch
-from runyard.ids import folder_below
+from runyard.ids import resolve_folder
 from runyard.rundir import free_bytes, fsync_dir
 from runyard.server.services import pages
 from runyard.server.services.access.signing import UploadLink
@@ -106,7 +106,7 @@ async def create(
 
 def announce(connection: Connection, *, org: str, import_id: str, files: Sequence[Announced]) -> None:
     """Put down files that are to come."""
-    first = rows.next_number(connection, org=org, import_id=import_id)
+    first = rows.next_file_number(connection, org=org, import_id=import_id)
     rows.add_files(
         connection,
         [
@@ -179,7 +179,7 @@ def check_received(services: Services, row: AnyRow, *, sha256: str) -> None:
     Raises:
         Refusal: NotFound.
     """
-    if sha256 not in services.store.read(partial(rows.received, org=row.org, import_id=row.id)):
+    if sha256 not in services.store.read(partial(rows.list_received_hashes, org=row.org, import_id=row.id)):
         raise not_found("pack", sha256[:64])
 
 
@@ -193,7 +193,7 @@ async def receive_pack(
     """
     if size_bytes is None:
         raise Refusal("InvalidBody", "a pack's length must be announced; send Content-Length")
-    if sha256 in services.store.read(partial(rows.received, org=row.org, import_id=row.id)):
+    if sha256 in services.store.read(partial(rows.list_received_hashes, org=row.org, import_id=row.id)):
         async for _ in chunks:
             pass
         return
@@ -201,9 +201,9 @@ async def receive_pack(
 
     def work(connection: Connection) -> None:
         _check_receiving(connection, row)
-        if sha256 in rows.received(connection, org=row.org, import_id=row.id):
+        if sha256 in rows.list_received_hashes(connection, org=row.org, import_id=row.id):
             return
-        number = rows.next_number(connection, org=row.org, import_id=row.id)
+        number = rows.next_file_number(connection, org=row.org, import_id=row.id)
         file = {"org": row.org, "import_id": row.id, "number": number, "size_bytes": size_bytes, "sha256": sha256}
         rows.add_files(connection, [file])
         _prolong(services, connection, row)
@@ -228,7 +228,7 @@ async def receive_file(
     Raises:
         Refusal: NotFound, InvalidBody, ImportOver.
     """
-    file = services.store.read(partial(rows.file, org=row.org, import_id=row.id, number=number))
+    file = services.store.read(partial(rows.get_file, org=row.org, import_id=row.id, number=number))
     if file is None:
         raise Refusal("NotFound", f"the import has no file {number}")
     if size_bytes is not None and size_bytes != file.size_bytes:
@@ -254,7 +254,7 @@ async def receive_file(
             _prolong(services, connection, row)
             if also is not None:
                 also(connection)
-            is_last = row.kind == "Ingestion" and not rows.is_waiting(connection, org=row.org, import_id=row.id)
+            is_last = row.kind == "Ingestion" and not rows.is_awaiting_files(connection, org=row.org, import_id=row.id)
             return is_last and _seal(services, connection, row)
 
         is_sealed = await _refer(
@@ -276,7 +276,7 @@ async def finish(services: Services, actor: Actor, row: AnyRow, *, packs: Sequen
         if now.state in ("Sealed", "Committing", "Done"):
             return now
         _check_receiving(connection, row)
-        missing = sorted(set(packs) - rows.received(connection, org=row.org, import_id=row.id))
+        missing = sorted(set(packs) - rows.list_received_hashes(connection, org=row.org, import_id=row.id))
         if missing:
             raise _missing(missing)
         _seal(services, connection, row)
@@ -308,7 +308,7 @@ async def give_up(services: Services, actor: Actor, row: AnyRow, *, state: str, 
         now = _row(connection, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
         if now.state == "Committing":
             raise over(now)
-        if now.state not in rows.UNDER_WAY:
+        if now.state not in rows.ACTIVE_STATES:
             return False
         services.audit(actor, "cancel import", f"{row.dataset_id}/{row.id}")(connection)
         return True
@@ -365,7 +365,7 @@ class Spooled:
     """A file on its way in, whose hash is known only at its end."""
 
     def __init__(self, services: Services, org: str) -> None:
-        folder = folder_below(services.settings.imports_dir, org)
+        folder = resolve_folder(services.settings.imports_dir, org)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor, name = tempfile.mkstemp(dir=folder, prefix=INCOMING)
         self._path = Path(name)
@@ -433,7 +433,7 @@ async def _refer(
         try:
             return await services.store.write(work)
         except Refusal:
-            await services.store.write(partial(blob_rows.put_down, org=row.org, hashes={sha256}))
+            await services.store.write(partial(blob_rows.mark_unneeded, org=row.org, hashes={sha256}))
             raise
 
 
@@ -460,7 +460,7 @@ def _check_receiving(connection: Connection, row: AnyRow) -> None:
 def _seal(services: Services, connection: Connection, row: AnyRow) -> bool:
     now_ms = services.clock.now_ms()
     values = {"state": "Sealed", "time_sealed": now_ms, "last_updated": now_ms}
-    return rows.move(connection, org=row.org, import_id=row.id, before=("Receiving",), values=values)
+    return rows.transition(connection, org=row.org, import_id=row.id, before=("Receiving",), values=values)
 
 
 def _prolong(services: Services, connection: Connection, row: AnyRow) -> None:

@@ -99,7 +99,7 @@ def uploads(services: Services, row: AnyRow, origin: str) -> list[AssetUpload]:
                 method="PUT",
             ),
         )
-        for file in services.store.read(partial(rows.files, org=row.org, import_id=row.id))
+        for file in services.store.read(partial(rows.list_files, org=row.org, import_id=row.id))
     ]
 
 
@@ -108,8 +108,8 @@ def document(services: Services, row: AnyRow, *, origin: str | None = None) -> A
     seen = msgspec.json.decode(row.seen)
     spec = msgspec.json.decode(row.spec, type=IngestionSpec)
     faults: dict[str, str] = seen.get("faults", {})
-    if row.state in rows.UNDER_WAY:
-        total, received, failed, _ = services.store.read(partial(rows.file_counts, org=row.org, import_id=row.id))
+    if row.state in rows.ACTIVE_STATES:
+        total, received, failed, _ = services.store.read(partial(rows.count_files, org=row.org, import_id=row.id))
         events: list[Any] = [IngestionTasks(tasks={"upload": {"done": received, "total": total}})]
         counts = IngestionProgress(total=total, succeeded=0, errored=failed)
     else:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from runyard.ids import folder_below
+from runyard.ids import resolve_folder
 from runyard.rundir import read_json, write_json
 from runyard.server.services.access.signing import UploadLink
 from runyard.server.services.context import Actor, Services
@@ -33,7 +33,7 @@ async def begin(services: Services, actor: Actor, row: AnyRow, *, filename: str,
     """
     if row.state != "Receiving":
         raise imports.over(row)
-    file = services.store.read(partial(rows.file_named, org=row.org, import_id=row.id, name=filename))
+    file = services.store.read(partial(rows.find_file, org=row.org, import_id=row.id, name=filename))
     if file is None:
         raise not_found("announced file", filename)
     if file.size_bytes != size_bytes:
@@ -151,4 +151,4 @@ def _import_id(id: str) -> str:
 def _folder(services: Services, org: str, id: str) -> Path:
     if not re.fullmatch(r"[0-9a-f]+-[0-9]+-[0-9a-f]+", id):
         raise not_found("multipart upload", id)
-    return folder_below(import_jobs.folder_of(services, org, _import_id(id)), FOLDER, id)
+    return resolve_folder(import_jobs.folder_of(services, org, _import_id(id)), FOLDER, id)

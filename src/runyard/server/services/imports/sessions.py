@@ -43,7 +43,7 @@ _REACHED = {"Receiving": (), "Sealed": ("Received",), "Committing": ("Received",
 def document(services: Services, row: AnyRow, *, origin: str | None) -> DatasetImport:
     """An import as it is told; ``origin`` gives the address that packs go to while they may come."""
     seen = msgspec.json.decode(row.seen)
-    is_over = row.state not in rows.UNDER_WAY
+    is_over = row.state not in rows.ACTIVE_STATES
     progress = seen.get("progress", {}) if is_over else _progress(services, row)
     told = DatasetImport(
         organization_id=row.org,
@@ -158,7 +158,7 @@ def _opened(services: Services, row: AnyRow) -> Iterator[BinaryIO]:
         if row.sha256 is not None:
             with services.blobs(row.org).open(row.sha256) as blob:
                 yield blob
-        elif row.state in rows.UNDER_WAY and path.exists():
+        elif row.state in rows.ACTIVE_STATES and path.exists():
             with open(path, "rb") as file:
                 yield file
         else:
@@ -170,7 +170,7 @@ def _opened(services: Services, row: AnyRow) -> Iterator[BinaryIO]:
 def _progress(services: Services, row: AnyRow) -> dict[str, Any]:
     told = import_jobs.live_progress(services, row)
     if not told:
-        total, received, _, size_bytes = services.store.read(partial(rows.file_counts, org=row.org, import_id=row.id))
+        total, received, _, size_bytes = services.store.read(partial(rows.count_files, org=row.org, import_id=row.id))
         told = {"phase": "Receiving", "files": total, "filesDone": 0, "bytesDone": 0, "received": received}
         told["sizeBytes"] = size_bytes
     if row.state == "Committing":

@@ -5,7 +5,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from runyard.ids import folder_below
+from runyard.ids import resolve_folder
 from runyard.server.services.context import Services
 from runyard.server.services.datasets import assets, datasets
 from runyard.server.services.imports import exports, import_jobs
@@ -19,14 +19,14 @@ from runyard.store.tables import bulk_deletions, dataset_exports
 
 async def begin(services: Services) -> None:
     """Before anything is served: remove what a crash cut off, then sweep."""
-    for org in services.store.read(organizations.ids):
+    for org in services.store.read(organizations.list_ids):
         await in_thread(_clear, services, org)
     await sweep(services)
 
 
 def _clear(services: Services, org: str) -> None:
     """Folders of what is over, and files that had not come to be anything."""
-    folder = folder_below(services.settings.imports_dir, org)
+    folder = resolve_folder(services.settings.imports_dir, org)
     needed = services.store.read(partial(under_way, org=org))
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if path.name in needed:
@@ -39,16 +39,16 @@ def _clear(services: Services, org: str) -> None:
 
 def under_way(connection: Connection, *, org: str) -> set[str]:
     """Names of the folders that an organisation's imports and exports need."""
-    waiting = job_rows.jobs_under_way(connection, dataset_exports)
+    waiting = job_rows.list_active_jobs(connection, dataset_exports)
     exports = {datasets.EXPORT_FOLDER + row.id for row in waiting if row.org == org}
-    return exports | set(import_rows.under_way_in(connection, org=org))
+    return exports | set(import_rows.list_active_ids(connection, org=org))
 
 
 async def sweep(services: Services) -> None:
     """Start a task for every job that is not done and has none."""
-    for row in services.store.read(rows.deleted):
+    for row in services.store.read(rows.list_deleted):
         datasets.start_removal(services, org=row.org, dataset_id=row.id)
-    for row in services.store.read(partial(job_rows.jobs_under_way, table=bulk_deletions)):
+    for row in services.store.read(partial(job_rows.list_active_jobs, table=bulk_deletions)):
         assets.start_bulk(services, row)
     await exports.sweep(services)
     await import_jobs.sweep(services)

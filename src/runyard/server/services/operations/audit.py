@@ -36,7 +36,7 @@ async def page(services: Services, *, org: str, filter: AuditFilter, wanted: Pag
     The first organization also reads what the controller did, whose key is of no organization.
     """
     await write_usage(services)
-    orgs = [org, ""] if org == services.store.read(organizations.ids)[0] else [org]
+    orgs = [org, ""] if org == services.store.read(organizations.list_ids)[0] else [org]
 
     def fetch(connection: Connection, after: tuple[int, str] | None, limit: int) -> Sequence[AnyRow]:
         return rows.page(

@@ -34,18 +34,18 @@ from runyard.backup_file import (
     FORMAT,
     VERSION,
     BackupFileError,
+    BackupReader,
     BlobPart,
-    Intake,
     Manifest,
     Member,
     Sink,
     TablePart,
     Write,
+    compute_size,
     encode_blobs,
-    pieces,
-    size_bytes,
+    iter_chunks,
 )
-from runyard.backup_rows import RowsUnfit
+from runyard.backup_rows import InvalidRows
 from runyard.blobs import BlobMissing, Hold
 from runyard.rundir import free_bytes
 from runyard.server.services.access import bootstrap
@@ -103,13 +103,13 @@ async def contents(services: Services, actor: Actor, *, since_ms: int) -> StoreC
 
     def work(connection: Connection) -> StoreContents:
         return StoreContents(
-            epoch=organizations.fact(connection, organizations.EPOCH) or "",
-            operator=organizations.ids(connection)[0],
-            rows=rows.counts(connection),
-            runs_since=rows.runs_since(connection, time_ms=since_ms),
+            epoch=organizations.get_meta(connection, organizations.STORE_ID) or "",
+            operator=organizations.list_ids(connection)[0],
+            rows=rows.count_rows(connection),
+            runs_since=rows.count_runs_since(connection, time_ms=since_ms),
         )
 
-    return await services.store.read_aside(work)
+    return await services.store.read_in_thread(work)
 
 
 class Outgoing:
@@ -126,7 +126,7 @@ class Outgoing:
 
     def pieces(self) -> Iterator[bytes]:
         """The bytes of the file. Raises BlobDamaged when a blob turns out to be."""
-        return pieces(self.manifest, self._blobs, self._open)
+        return iter_chunks(self.manifest, self._blobs, self._open)
 
     def close(self) -> None:
         for hold in self._holds:
@@ -136,7 +136,7 @@ class Outgoing:
     def hold_blobs(self, connection: Connection) -> int:
         """Hold every blob that a row of this moment needs; how many are lost."""
         missing = 0
-        for row in rows.blobs(connection):
+        for row in rows.list_blobs(connection):
             try:
                 length = self._services.blobs(row.org).size_bytes(row.sha256)
             except BlobMissing:
@@ -155,18 +155,18 @@ class Outgoing:
         manifest.blob_bytes = sum(blob.size_bytes for blob in self._blobs)
         manifest.blob_list_size_bytes = len(listed)
         manifest.blob_list_sha256 = hashlib.sha256(listed).hexdigest()
-        self.manifest, self.size_bytes = manifest, size_bytes(manifest, self._blobs)
+        self.manifest, self.size_bytes = manifest, compute_size(manifest, self._blobs)
 
     def _write_table(self, connection: Connection, name: str) -> TablePart:
         table, digest, count = rows.TABLES[name], hashlib.sha256(), 0
         with open(self._folder / name, "wb") as file:
-            for line in rows.checked_rows(connection, table):
+            for line in rows.iter_checked_rows(connection, table):
                 file.write(line)
                 digest.update(line)
                 count += 1
             length = file.tell()
         return TablePart(
-            name=name, columns=rows.columns(table), rows=count, size_bytes=length, sha256=digest.hexdigest()
+            name=name, columns=rows.list_columns(table), rows=count, size_bytes=length, sha256=digest.hexdigest()
         )
 
     def _open(self, member: Member) -> Iterator[bytes]:
@@ -201,7 +201,7 @@ async def prepare(services: Services, actor: Actor) -> Outgoing:
     except OSError as error:
         outgoing.close()
         raise StoreUnavailable(f"the rows of a backup cannot be written: {error}") from error
-    except RowsUnfit as error:
+    except InvalidRows as error:
         outgoing.close()
         raise Refusal("BackupImpossible", f"the backup was not written: {error}; try: {_remedy(error)}") from error
     except BaseException:
@@ -218,8 +218,8 @@ def _write_rows(services: Services, outgoing: Outgoing, connection: Connection, 
             schema_revision=rows.SCHEMA_REVISION,
             written_by=OWN_VERSION,
             time=time_ms,
-            epoch=organizations.fact(connection, organizations.EPOCH) or "",
-            operator=organizations.ids(connection)[0],
+            store_id=organizations.get_meta(connection, organizations.STORE_ID) or "",
+            operator=organizations.list_ids(connection)[0],
             pepper_id=_pepper_id(services),
             tables=outgoing.write_tables(connection),
             blob_count=0,
@@ -231,7 +231,7 @@ def _write_rows(services: Services, outgoing: Outgoing, connection: Connection, 
     )
 
 
-def _remedy(error: RowsUnfit) -> str:
+def _remedy(error: InvalidRows) -> str:
     """Return what an operator can do about a row that no restore would accept."""
     run_id = error.row.get("run_id") or (error.row.get("id") if error.table == "runs" else None)
     dataset_id = error.row.get("dataset_id")
@@ -253,7 +253,7 @@ class Incoming(Sink):
         self._folder = Path(tempfile.mkdtemp(dir=_folder(services)))
         self._holds: list[Hold] = []
         self._added: list[BlobPart] = []
-        self._intake = Intake(self)
+        self._intake = BackupReader(self)
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes; blocks.
@@ -267,7 +267,7 @@ class Incoming(Sink):
     def begin(self, manifest: Manifest) -> None:
         backup_rows.check_revision(manifest.schema_revision, rows.SCHEMA_REVISION)
         for part in manifest.tables:
-            backup_rows.check_columns(part.name, part.columns, rows.DESCRIBED)
+            backup_rows.check_columns(part.name, part.columns, rows.COLUMNS)
         self._check_space(sum(part.size_bytes for part in manifest.tables))
 
     def list_blobs(self, blobs: Sequence[BlobPart]) -> None:
@@ -292,22 +292,22 @@ class Incoming(Sink):
         """
         services = self._services
         with _refusing():
-            manifest = self._intake.end()
+            manifest = self._intake.finish()
         epoch = _new_epoch(services, manifest)
 
         def work(connection: Connection) -> None:
             tables = [(part.name, part.columns, _lines(self._folder / part.name)) for part in manifest.tables]
-            rows.replace(
+            rows.replace_all(
                 connection,
                 tables,
-                epoch=epoch,
+                store_id=epoch,
                 operator=manifest.operator,
                 with_keys=hmac.compare_digest(manifest.pepper_id, _pepper_id(services)),
                 lease_ms=leases.after_restore_ms(services),
             )
-            services.store.follow_numbers(connection)
+            services.store.reset_sequences(connection)
             audited = Actor(org=manifest.operator, name=actor.name, role=actor.role, address=actor.address)
-            services.audit(audited, "restore backup", f"epoch {manifest.epoch} as {epoch}")(connection)
+            services.audit(audited, "restore backup", f"epoch {manifest.store_id} as {epoch}")(connection)
 
         # Whatever goes on about datasets goes on by the rows of the new world, and from no folder of the old one.
         await services.jobs.stop_all()
@@ -337,7 +337,7 @@ class Incoming(Sink):
     async def _remove_added(self) -> None:
         """What a restore that came to nothing has brought is rubbish, unless a row has come to need it."""
         async with self._services.blob_lock:
-            needed = {(row.org, row.sha256) for row in await self._services.store.read_aside(rows.blobs)}
+            needed = {(row.org, row.sha256) for row in await self._services.store.read_in_thread(rows.list_blobs)}
             for blob in self._added:
                 blobs = self._services.blobs(blob.org)
                 if (blob.org, blob.sha256) not in needed and not blobs.is_held(blob.sha256):
@@ -349,7 +349,7 @@ class Incoming(Sink):
     def _check_space(self, needed_bytes: int) -> None:
         free = free_bytes(self._folder)
         if needed_bytes > free:
-            raise RowsUnfit(f"the backup needs {needed_bytes} bytes, and {free} are free; make room first")
+            raise InvalidRows(f"the backup needs {needed_bytes} bytes, and {free} are free; make room first")
 
 
 @contextlib.asynccontextmanager
@@ -377,14 +377,14 @@ def _hold(services: Services, blobs: Sequence[BlobPart]) -> list[Hold]:
 
 def _refresh(services: Services) -> None:
     """What is kept in memory, or beside the store, follows it. A crash before this is made good by the next start."""
-    services.keyring.replace_all(services.store.read(key_rows.all_rows))
+    services.keyring.replace_all(services.store.read(key_rows.list_all))
     services.wrong_keys.forget_rows()
     bootstrap.name_organization(services.settings, services.store)
     services.changes.tell_all()
 
 
 def _check_operator(services: Services, actor: Actor) -> None:
-    operator = services.store.read(organizations.ids)[0]
+    operator = services.store.read(organizations.list_ids)[0]
     if actor.role != "admin" or actor.org != operator:
         raise Refusal(
             "RoleForbidden",
@@ -394,12 +394,12 @@ def _check_operator(services: Services, actor: Actor) -> None:
 
 
 def _new_epoch(services: Services, manifest: Manifest) -> str:
-    taken = services.store.read(rows.epochs) | {manifest.epoch}
+    taken = services.store.read(rows.list_store_ids) | {manifest.store_id}
     return next(epoch for epoch in iter(lambda: secrets.token_hex(8), "") if epoch not in taken)
 
 
 def _organization_now(services: Services, actor: Actor, manifest: Manifest) -> str:
-    known = services.store.read(organizations.ids)
+    known = services.store.read(organizations.list_ids)
     return actor.org if actor.org in known else manifest.operator
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.runs.deletion import thin_out_log
 from runyard.server.services.runs.runs import decoded
-from runyard.store import StoreUnavailable, lines
+from runyard.store import StoreUnavailable, telemetry
 from runyard.store import runs as rows
 from vi.api.responses import ConditionKind
 
@@ -44,7 +44,7 @@ async def _remove_old_logs(services: Services) -> None:
         return
     before_ms = services.clock.now_ms() - round(days * DAY_MS)
     # Whatever ended before then was created before then.
-    candidates = services.store.read(partial(rows.with_log, conditions=FINAL, created_before=before_ms))
+    candidates = services.store.read(partial(rows.list_with_log, conditions=FINAL, created_before=before_ms))
     for row in candidates:
         if decoded(row.document).status.conditions[-1].last_transition_time < before_ms:
             await _remove_log(services, row.org, row.id, days)
@@ -59,7 +59,7 @@ async def _remove_log(services: Services, org: str, run_id: str, days: float) ->
         row = rows.get(connection, **place)
         if row is None or not row.log_bytes:
             return
-        lines.remove_log(connection, **place)
+        telemetry.remove_log(connection, **place)
         number = row.log_count + 1
         line = {
             **place,
@@ -69,7 +69,7 @@ async def _remove_log(services: Services, org: str, run_id: str, days: float) ->
             "stream": "events",
             "text": f"The log was removed {days:g} days after the end of the run (RUNYARD_KEEP_LOGS_DAYS).",
         }
-        lines.add_log_lines(connection, [line])
+        telemetry.add_log_lines(connection, [line])
         rows.change(connection, **place, values={"log_bytes": 0, "log_count": number})
         actor = Actor(org=org, name=RETENTION, role="", address="")
         services.audit(actor, "remove log", run_id)(connection)

@@ -81,7 +81,7 @@ async def _rename(services: Services, kind: str, org: str, run_id: str | None, o
 def _move_folder(runs_dir: Path, org: str, old: str, new: str) -> None:
     """Move the run's folder along, if the old id could name one; repeated harmlessly after a crash in between."""
     try:
-        before, after = ids.folder_below(runs_dir, org, old), ids.folder_below(runs_dir, org, new)
+        before, after = ids.resolve_folder(runs_dir, org, old), ids.resolve_folder(runs_dir, org, new)
     except ids.PathEscapes:
         return
     if before.is_dir() and not after.exists():

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 
 from runyard import limits
 from runyard.blobs import BlobHeld, BlobMissing
-from runyard.ids import folder_below
+from runyard.ids import resolve_folder
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.imports import sweep
 from runyard.server.services.imports.imports import INCOMING
@@ -112,13 +112,13 @@ def _compare(services: Services, org: str) -> StorageReport:
     # asked for one by one again before a row is called lost.
     blobs = services.blobs(org)
     stored = set(blobs.hashes())
-    folders = _folders(folder_below(services.settings.runs_dir, org))
-    imports_dir = folder_below(services.settings.imports_dir, org)
+    folders = _folders(resolve_folder(services.settings.runs_dir, org))
+    imports_dir = resolve_folder(services.settings.imports_dir, org)
     import_folders = {name for name in _folders(imports_dir) if not name.startswith(INCOMING)}
 
     def work(connection: Connection) -> tuple[list[LostFile], set[str], set[str], set[str], bool]:
-        files = rows.files(connection, org=org)
-        of_datasets = rows.dataset_blobs(connection, org=org)
+        files = rows.list_files(connection, org=org)
+        of_datasets = rows.list_dataset_blobs(connection, org=org)
         lost = [
             LostFile(run_id=file.run_id, model_id=file.output_id, path=file.path, sha256=file.sha256)
             for file in files
@@ -136,7 +136,7 @@ def _compare(services: Services, org: str) -> StorageReport:
             if blob.sha256 not in stored and not blobs.has(blob.sha256)
         ]
         needed = {file.sha256 for file in files} | {blob.sha256 for blob in of_datasets}
-        run_ids, import_ids = rows.run_ids(connection, org=org), sweep.under_way(connection, org=org)
+        run_ids, import_ids = rows.list_run_ids(connection, org=org), sweep.under_way(connection, org=org)
         return lost, needed, run_ids, import_ids, rows.may_be_uploading(connection, org=org)
 
     lost, needed, run_ids, import_ids, may_arrive = services.store.read(work)
@@ -186,7 +186,7 @@ def _folders(folder: Path) -> set[str]:
 
 def _folders_of_nobody(services: Services, org: str) -> list[str]:
     """Folders of organisations that do not exist: the first one's to find, but not while a restore may bring one."""
-    known = services.store.read(organizations.ids)
+    known = services.store.read(organizations.list_ids)
     if org != known[0] or services.restore_lock.locked():
         return []
     roots = [root for root in _roots(services) if root.is_dir()]
@@ -209,12 +209,12 @@ def _remove(services: Services, org: str, report: StorageReport) -> Space:
     for nobody in report.folders_without_organizations:
         for root in _roots(services):
             if (root / nobody).is_dir() and not (root / nobody).is_symlink():
-                freed.other_folders += _removed(folder_below(root, nobody))
+                freed.other_folders += _removed(resolve_folder(root, nobody))
     # The names were listed on the disk, so each is one part of a path; of a link, the link itself is removed.
     for name in report.folders_without_runs:
-        freed.run_folders += _removed(folder_below(services.settings.runs_dir, org) / name)
+        freed.run_folders += _removed(resolve_folder(services.settings.runs_dir, org) / name)
     for name in report.folders_without_imports:
-        freed.import_folders += _removed(folder_below(services.settings.imports_dir, org) / name)
+        freed.import_folders += _removed(resolve_folder(services.settings.imports_dir, org) / name)
     return freed
 
 

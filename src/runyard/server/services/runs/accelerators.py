@@ -81,7 +81,7 @@ async def of_flow(services: Services, *, org: str, flow_id: str) -> FlowAccelera
         measured = _measured(connection, org, flow, recipe)
         return measured, _parameters(connection, org, recipe)
 
-    measured, parameters = await services.store.read_aside(look)
+    measured, parameters = await services.store.read_in_thread(look)
     kinds = _kinds(services.machines.living(lived_s=services.clock.monotonic_s()))
     items, needed = [], []
     for kind in kinds:
@@ -166,7 +166,7 @@ def _measured(connection: Connection, org: str, flow: Flow, recipe: Recipe) -> M
 def _predicted(connection: Connection, org: str, wanted: RunFilter, *, most: int) -> Iterator[tuple[Run, Measured]]:
     """The newest runs whose plan has a prediction, at most ``most``, however many newer ones have none."""
     after: tuple[int, str] | None = None
-    while page := rows.page(connection, org=org, wanted=wanted, after=after, limit=PAGE):
+    while page := rows.page(connection, org=org, filter=wanted, after=after, limit=PAGE):
         for row in page:
             if b'"memory"' not in row.document:
                 continue  # most have none, and need not be read
@@ -205,7 +205,7 @@ def _parameters(connection: Connection, org: str, recipe: Recipe) -> int | None:
     found = MODEL_REFERENCE.fullmatch(weights or "")
     if found is None:
         return None
-    row = rows.document(connection, org=org, run_id=found[1])
+    row = rows.get_document(connection, org=org, run_id=found[1])
     return None if row is None else _planned(decoded(row.document).status.plan or {}, "parameters")
 
 

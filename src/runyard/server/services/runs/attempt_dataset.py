@@ -83,7 +83,7 @@ def has_blob(services: Services, token: AttemptToken, sha256: str) -> bool:
 def _of_attempt(services: Services, token: AttemptToken) -> tuple[AnyRow, AnyRow]:
     def work(connection: Connection) -> tuple[AnyRow, AnyRow]:
         _, run = leases.open_attempt(connection, token)
-        pinned = rows.pinned(connection, org=token.org, run_id=run.id)
+        pinned = rows.get_pinned(connection, org=token.org, run_id=run.id)
         if pinned is None:
             raise Refusal("NotFound", "this run learns from built-in data; there is nothing to fetch")
         place: Any = {"org": token.org, "dataset_id": pinned.dataset_id}
@@ -103,7 +103,7 @@ def _places(services: Services, row: AnyRow) -> dict[str, AnyRow]:
         raise Refusal(
             "BlobMissing", f"the manifest of version {row.id} of dataset {row.dataset_id!r} is lost or damaged"
         ) from error
-    places = services.store.read(partial(asset_rows.places, org=row.org, hashes=wanted))
+    places = services.store.read(partial(asset_rows.find_blob_spans, org=row.org, hashes=wanted))
     if missing := sorted(wanted - set(places)):
         raise Refusal("BlobMissing", f"picture {missing[0]} of dataset {row.dataset_id!r} is not here any more")
     return places

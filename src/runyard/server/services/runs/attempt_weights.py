@@ -42,8 +42,8 @@ def offered(services: Services, token: AttemptToken) -> AttemptWeights:
 
 def files(connection: Connection, run: AnyRow) -> Sequence[AnyRow]:
     """Return the files kept for a run; of one created before they were kept, those that its flow names today."""
-    kept = blob_rows.of_weights(connection, org=run.org, run_id=run.id)
+    kept = blob_rows.list_weight_files(connection, org=run.org, run_id=run.id)
     named = None if kept else MODEL_REFERENCE.fullmatch(references.weights_of(decoded(run.document).spec.flow) or "")
     if named is None:
         return kept
-    return references.only_weights(outputs.files(connection, org=run.org, run_id=named[1], output_id=named[2]))
+    return references.only_weights(outputs.list_files(connection, org=run.org, run_id=named[1], output_id=named[2]))

@@ -97,9 +97,9 @@ async def _apply(
     """Do the same with each run, some in one transaction; a run that refuses changes nothing for the others."""
     more = False
     if filter is not None:
-        found = await services.store.read_aside(
-            lambda connection: rows.matching_ids(
-                connection, org=actor.org, wanted=filter, only_killable=is_kill, limit=MOST + 1
+        found = await services.store.read_in_thread(
+            lambda connection: rows.list_matching_ids(
+                connection, org=actor.org, filter=filter, only_killable=is_kill, limit=MOST + 1
             )
         )
         ids, more = found[:MOST], len(found) > MOST

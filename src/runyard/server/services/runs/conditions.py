@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from runyard.limits import clean
+from runyard.limits import clean_text
 from runyard.protocol import LOST_OUT_OF_MEMORY, OUT_OF_MEMORY, ExitReport
 from runyard.rundir import EXIT_CANNOT_RUN, EXIT_STOPPED
 from vi.api.responses import ConditionKind, ResourceCondition
@@ -95,7 +95,7 @@ def moved(history: Sequence[ResourceCondition], move: Move, *, now_ms: int) -> l
     latest = history[-1] if history else None
     if latest is not None and latest.condition.is_final:
         return list(history)
-    message = None if move.message is None else clean(move.message)
+    message = None if move.message is None else clean_text(move.message)
     if latest is not None and latest.condition is move.kind:
         return [*history[:-1], msgspec.structs.replace(latest, reason=move.reason, message=message)]
     if move.kind not in (LEGAL[latest.condition] if latest else {PENDING}):

@@ -18,13 +18,13 @@ from functools import partial
 from sqlalchemy import Connection
 
 from runyard.blobs import BlobError, BlobHeld
-from runyard.ids import PathEscapes, folder_below
+from runyard.ids import PathEscapes, resolve_folder
 from runyard.rundir import weights_name
 from runyard.server.services import etags, notifications, retention
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import not_found
 from runyard.server.services.notifications import run_topic
-from runyard.store import StoreUnavailable, attempts, datasets, lines, organizations, tombstones, versions
+from runyard.store import StoreUnavailable, attempts, datasets, organizations, telemetry, tombstones, versions
 from runyard.store import blobs as blob_rows
 from runyard.store import runs as rows
 from runyard.store.tables import AnyRow
@@ -65,7 +65,7 @@ def mark_deleted(services: Services, connection: Connection, actor: Actor, run_i
 
 async def begin(services: Services) -> None:
     """Before anything is served: remove what uploads that a crash cut off left behind, then sweep."""
-    for org in services.store.read(organizations.ids):
+    for org in services.store.read(organizations.list_ids):
         await asyncio.to_thread(services.blobs(org).clear_incoming)
     await sweep(services)
 
@@ -73,11 +73,11 @@ async def begin(services: Services) -> None:
 async def sweep(services: Services) -> None:
     """Finish every removal that a failure, a stop or a crash left half done; forget ids deleted long ago."""
     now_ms = services.clock.now_ms()
-    if services.store.read(lambda connection: tombstones.expired(connection, now_ms=now_ms)):
-        await services.store.write(lambda connection: tombstones.expire(connection, now_ms=now_ms))
-    for row in services.store.read(rows.deleted):
+    if services.store.read(lambda connection: tombstones.has_expired(connection, now_ms=now_ms)):
+        await services.store.write(lambda connection: tombstones.remove_expired(connection, now_ms=now_ms))
+    for row in services.store.read(rows.list_deleted):
         await purge_if_due(services, org=row.org, run_id=row.id)
-    for org in services.store.read(organizations.ids):
+    for org in services.store.read(organizations.list_ids):
         await retention.remove_unneeded(services, org=org)
         await retention.remove_unneeded_contents(services, org=org)
 
@@ -102,21 +102,25 @@ async def purge_if_due(services: Services, *, org: str, run_id: str) -> None:
 
 async def thin_out_log(services: Services, *, org: str, run_id: str) -> None:
     """Remove a log that is to go, but for its last lines, piece by piece: no other write waits until all is gone."""
-    while await services.store.write(partial(lines.thin_out, org=org, run_id=run_id, limit=LINES_AT_ONCE)):
+    while await services.store.write(partial(telemetry.trim_log, org=org, run_id=run_id, limit=LINES_AT_ONCE)):
         pass
 
 
 async def _purge(services: Services, org: str, run_id: str) -> None:
     await thin_out_log(services, org=org, run_id=run_id)
     async with services.blob_lock:
-        unshared = services.store.read(lambda connection: blob_rows.of_run_alone(connection, org=org, run_id=run_id))
-        weights = services.store.read(lambda connection: blob_rows.of_weights(connection, org=org, run_id=run_id))
+        unshared = services.store.read(
+            lambda connection: blob_rows.list_exclusive_hashes(connection, org=org, run_id=run_id)
+        )
+        weights = services.store.read(
+            lambda connection: blob_rows.list_weight_files(connection, org=org, run_id=run_id)
+        )
         await asyncio.to_thread(_remove_bytes, services, org, run_id, unshared)
         if weights:
             await asyncio.to_thread(_remove_weights, services, org, weights)
 
         def work(connection: Connection) -> None:
-            if versions.pinned(connection, org=org, run_id=run_id) is not None:
+            if versions.get_pinned(connection, org=org, run_id=run_id) is not None:
                 datasets.release_contents(connection, org=org)  # its version may have been all that needed a picture
             rows.remove(connection, org=org, run_id=run_id)
 
@@ -128,7 +132,7 @@ def _remove_bytes(services: Services, org: str, run_id: str, hashes: set[str]) -
     for sha256 in hashes:
         blobs.delete(sha256)
     try:
-        folder = folder_below(services.settings.runs_dir, org, run_id)
+        folder = resolve_folder(services.settings.runs_dir, org, run_id)
     except PathEscapes as error:
         # An id from before ids were checked, or a link that an operator made: nothing outside is ours to remove.
         log.error("run %s is deleted, and its folder is left alone: %s", run_id, error)
@@ -143,7 +147,7 @@ def _remove_weights(services: Services, org: str, files: Sequence[AnyRow]) -> No
     Another run that begins from the same weights fetches them again.
     """
     name = weights_name((file.path, file.sha256) for file in files)
-    home = folder_below(services.settings.weights_dir, org, name)
+    home = resolve_folder(services.settings.weights_dir, org, name)
     with contextlib.suppress(FileNotFoundError, BlockingIOError):
         descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

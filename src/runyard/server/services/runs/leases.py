@@ -25,7 +25,7 @@ from sqlalchemy import Connection
 
 from runyard import limits
 from runyard.flows import FlowProblems, resolve
-from runyard.limits import clean
+from runyard.limits import clean_text
 from runyard.protocol import Assignment, Claim, Claimed, ExitReport, Placed, ProcessReport, Renewal, Wanted
 from runyard.server.services import notifications
 from runyard.server.services.access.signing import AttemptToken
@@ -37,7 +37,7 @@ from runyard.server.services.runs.conditions import AttemptEnd, Move
 from runyard.server.services.runs.runs import decoded, move, save
 from runyard.server.services.validation import LONGEST_HOST, check_count, check_id, check_text
 from runyard.store import attempts as rows
-from runyard.store import organizations, outputs, pulse, queue
+from runyard.store import lease_clock, organizations, outputs, queue
 from runyard.store import runs as run_rows
 from vi.api.resources.runs.responses import Run, RunAttempt
 
@@ -89,11 +89,11 @@ async def placed(services: Services, machine_id: str) -> Placed:
     def work(connection: Connection) -> list[Assignment]:
         return [
             _assignment(services, connection, attempt, run)
-            for attempt in rows.open_on_machine(connection, machine_id=machine_id)
+            for attempt in rows.list_unsettled(connection, machine_id=machine_id)
             if (run := run_rows.get(connection, org=attempt.org, run_id=attempt.run_id)) is not None
         ]
 
-    return Placed(attempts=await services.store.read_aside(work))
+    return Placed(attempts=await services.store.read_in_thread(work))
 
 
 async def report_process(services: Services, token: AttemptToken, report: ProcessReport) -> Wanted:
@@ -202,8 +202,8 @@ async def tick(services: Services, elapsed_s: float) -> None:
         return
 
     def work(connection: Connection) -> list[Any]:
-        lived_ms = pulse.add(connection, round(min(elapsed_s, LONGEST_TICK_S) * 1000))
-        expired = [row for row in rows.open_anywhere(connection) if row.expires_pulse < lived_ms]
+        lived_ms = lease_clock.advance(connection, round(min(elapsed_s, LONGEST_TICK_S) * 1000))
+        expired = [row for row in rows.list_open(connection) if row.expires_pulse < lived_ms]
         return [attempt for attempt in expired if _expire(services, connection, attempt, lived_ms)]
 
     for attempt in await services.store.write(work):
@@ -223,7 +223,7 @@ def find(connection: Connection, token: AttemptToken) -> Any:
     Raises:
         Refusal: LeaseLost.
     """
-    attempt = rows.by_token(connection, org=token.org, epoch=token.epoch, token_number=token.number)
+    attempt = rows.find_by_token(connection, org=token.org, store_id=token.epoch, token_number=token.number)
     if attempt is None:
         raise lease_lost()
     return attempt
@@ -264,12 +264,12 @@ async def _try_claim(services: Services, actor: Actor, offer: Claim) -> Assignme
 
     # A look without the writer first: most claims find nothing, and an fsync each would be felt.
     def look(connection: Connection) -> list[Candidate] | None:
-        if rows.by_claim(connection, claim_id=offer.claim_id) is not None:
+        if rows.find_by_claim(connection, claim_id=offer.claim_id) is not None:
             return []
         return (_candidates(services, connection, offer) or None) if has_room else None
 
     for _ in range(TIMES_TO_LOOK):
-        candidates = await services.store.read_aside(look)
+        candidates = await services.store.read_in_thread(look)
         if candidates is None:
             return None
         assignment = await services.store.write(partial(_take_first, services, actor, offer, candidates))
@@ -282,7 +282,7 @@ def _take_first(
     services: Services, actor: Actor, offer: Claim, candidates: Sequence["Candidate"], connection: Connection
 ) -> Assignment | None:
     """What the claim was given before, or the first candidate that is still there."""
-    if (attempt := rows.by_claim(connection, claim_id=offer.claim_id)) is not None:
+    if (attempt := rows.find_by_claim(connection, claim_id=offer.claim_id)) is not None:
         held = run_rows.get(connection, org=attempt.org, run_id=attempt.run_id)
         return None if attempt.closed or held is None else _assignment(services, connection, attempt, held)
     for candidate in candidates:
@@ -307,12 +307,15 @@ def _candidates(services: Services, connection: Connection, offer: Claim) -> lis
         wanted = waiting.wanted_labels(connection, key)
         return wanted is not None and waiting.fits(wanted, offer.labels)
 
-    keys = [key for key in queue.requirements(connection) if is_fit(key)]
-    found = [(queue.order(row), Candidate(row.requirements)) for row in queue.in_turn(connection, keys=keys, **place)]
-    for row in queue.lost_elsewhere(connection, **place):
+    keys = [key for key in queue.list_requirements(connection) if is_fit(key)]
+    found = [
+        (queue.sort_key(row), Candidate(row.requirements))
+        for row in queue.list_first_runs(connection, keys=keys, **place)
+    ]
+    for row in queue.list_lost_elsewhere(connection, **place):
         run = run_rows.get(connection, org=row.org, run_id=row.id)
         if run is not None and _may_retry(services, connection, offer, run):
-            found.append((queue.order(row), Candidate(row.requirements, (row.org, row.id))))
+            found.append((queue.sort_key(row), Candidate(row.requirements, (row.org, row.id))))
     return [candidate for _, candidate in sorted(found, key=itemgetter(0))[:TAKEN_AT_ONCE]]
 
 
@@ -328,7 +331,7 @@ def _may_retry(services: Services, connection: Connection, offer: Claim, row: An
 
 
 def _open_attempts(connection: Connection, row: Any) -> list[Any]:
-    return [attempt for attempt in rows.of_run(connection, org=row.org, run_id=row.id) if not attempt.closed]
+    return [attempt for attempt in rows.list_by_run(connection, org=row.org, run_id=row.id) if not attempt.closed]
 
 
 def _is_at_its_end(services: Services, connection: Connection, row: Any) -> bool:
@@ -347,7 +350,7 @@ def _lock(services: Services, connection: Connection, offer: Claim, candidate: C
         return None  # it was heard from again, or has ended
     run = decoded(row.document)
     for attempt in _open_attempts(connection, row):
-        _give_up(services, connection, attempt, row, run, lived_ms=pulse.lived_ms(connection))
+        _give_up(services, connection, attempt, row, run, lived_ms=lease_clock.read_uptime_ms(connection))
     save(connection, run)
     return run_rows.get(connection, org=org, run_id=run_id)
 
@@ -355,17 +358,17 @@ def _lock(services: Services, connection: Connection, offer: Claim, candidate: C
 def _take(
     services: Services, connection: Connection, actor: Actor, offer: Claim, row: Any, run: Run
 ) -> Assignment | None:
-    past = rows.of_run(connection, org=row.org, run_id=row.id)
+    past = rows.list_by_run(connection, org=row.org, run_id=row.id)
     values = {
         "org": row.org,
         "run_id": row.id,
         "number": past[-1].number + 1 if past else 1,
         "epoch": _epoch(connection),
-        "token_number": pulse.next_token_number(connection),
+        "token_number": lease_clock.next_token_number(connection),
         "claim_id": offer.claim_id,
         "machine_id": offer.machine_id,
-        "host": clean(offer.host, limits.HOST),
-        "expires_pulse": pulse.lived_ms(connection) + _lease_ms(services),
+        "host": clean_text(offer.host, limits.HOST),
+        "expires_pulse": lease_clock.read_uptime_ms(connection) + _lease_ms(services),
         "time_claimed": services.clock.now_ms(),
     }
     rows.add(connection, values)
@@ -373,14 +376,14 @@ def _take(
     run.status.observed_generation = run.metadata.generation
     save(connection, run)
     services.audit(actor, "claim run", f"{row.org}/{row.id}/{values['number']}")(connection)
-    attempt = rows.by_claim(connection, claim_id=offer.claim_id)
+    attempt = rows.find_by_claim(connection, claim_id=offer.claim_id)
     fresh = run_rows.get(connection, org=row.org, run_id=row.id)
     return _assignment(services, connection, attempt, fresh)
 
 
 def _assignment(services: Services, connection: Connection, attempt: Any, row: Any) -> Assignment:
     run = decoded(row.document)
-    proven = outputs.of_run(connection, org=attempt.org, run_id=attempt.run_id)
+    proven = outputs.list_by_run(connection, org=attempt.org, run_id=attempt.run_id)
     return Assignment(
         organization_id=attempt.org,
         run_id=attempt.run_id,
@@ -398,7 +401,7 @@ def _assignment(services: Services, connection: Connection, attempt: Any, row: A
 
 def _epoch(connection: Connection) -> str:
     """Read where it is used: a restore may have changed it in the transaction before."""
-    return organizations.fact(connection, organizations.EPOCH) or ""
+    return organizations.get_meta(connection, organizations.STORE_ID) or ""
 
 
 def _count_as_started(services: Services, connection: Connection, attempt: Any, row: Any, run: Run) -> None:
@@ -488,8 +491,8 @@ def _close(
     for told in run.status.attempts:
         if told.attempt == attempt.number:
             told.time_ended = services.clock.now_ms()
-            told.exit_code, told.cause = report.exit_code, clean(report.cause) or "ended"
-            told.signal = None if report.signal is None else clean(report.signal, limits.WORD)
+            told.exit_code, told.cause = report.exit_code, clean_text(report.cause) or "ended"
+            told.signal = None if report.signal is None else clean_text(report.signal, limits.WORD)
 
 
 def _requeue(run: Run, end: AttemptEnd, *, now_ms: int, cause: str) -> None:
@@ -518,12 +521,12 @@ def _shrinks_from(run: Run) -> int | None:
 def _end(
     services: Services, connection: Connection, row: Any, run: Run, *, micro_batch_size: int | None = None
 ) -> AttemptEnd:
-    attempts = rows.of_run(connection, org=row.org, run_id=row.id)
+    attempts = rows.list_by_run(connection, org=row.org, run_id=row.id)
     return AttemptEnd(
         killed=row.killed or row.deleted,
         tries_used=sum(attempt.charged for attempt in attempts),
         tries_allowed=int(run.spec.flow.settings.get("attempts") or services.settings.attempts),
-        has_checkpoint=bool(outputs.of_run(connection, org=row.org, run_id=row.id)),
+        has_checkpoint=bool(outputs.list_by_run(connection, org=row.org, run_id=row.id)),
         micro_batch_size=micro_batch_size,
     )
 
@@ -536,7 +539,7 @@ def _reopen(connection: Connection, attempt: Any, run: Run, *, now_ms: int) -> N
     Raises:
         Refusal: LeaseLost.
     """
-    latest = rows.of_run(connection, org=attempt.org, run_id=attempt.run_id)[-1]
+    latest = rows.list_by_run(connection, org=attempt.org, run_id=attempt.run_id)[-1]
     if latest.number != attempt.number or run.condition is not conditions.PENDING:
         raise lease_lost()
     message = f"attempt {attempt.number} on {attempt.host} has reported after all"
@@ -547,7 +550,9 @@ def _reopen(connection: Connection, attempt: Any, run: Run, *, now_ms: int) -> N
 
 
 def _extend(services: Services, connection: Connection, attempt: Any) -> None:
-    _change(connection, attempt, expires_pulse=pulse.lived_ms(connection) + _lease_ms(services), lost_pulse=None)
+    _change(
+        connection, attempt, expires_pulse=lease_clock.read_uptime_ms(connection) + _lease_ms(services), lost_pulse=None
+    )
 
 
 def _change(connection: Connection, attempt: Any, **values: Any) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from runyard import limits
 from runyard.blobs import Archive, ArchiveFile, BlobMismatch, BlobMissing, Blobs
-from runyard.limits import clean
+from runyard.limits import clean_text
 from runyard.protocol import CheckpointFile, CheckpointReport, CheckpointsKept, KeptCheckpoint
 from runyard.rundir import TRAINING_STATE
 from runyard.server.services import pages, retention
@@ -44,7 +44,7 @@ def list_models(services: Services, *, org: str, run_id: str, origin: str | None
         Refusal: NotFound.
     """
     get_run(services, org=org, run_id=run_id)
-    found = services.store.read(lambda connection: rows.of_run(connection, org=org, run_id=run_id))
+    found = services.store.read(lambda connection: rows.list_by_run(connection, org=org, run_id=run_id))
     return [_model(services, row, origin) for row in found]
 
 
@@ -78,7 +78,7 @@ async def whole_list(services: Services, *, org: str, run_id: str, origin: str |
     get_run(services, org=org, run_id=run_id)
 
     def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
-        return rows.page_back(connection, org=org, run_id=run_id, before=after, limit=limit)
+        return rows.page_backward(connection, org=org, run_id=run_id, before=after, limit=limit)
 
     def work(connection: Connection) -> bytes:
         items, _, _ = pages.gather(
@@ -90,7 +90,7 @@ async def whole_list(services: Services, *, org: str, run_id: str, origin: str |
         )
         return pages.join(items[::-1], None)
 
-    return await services.store.read_aside(work)
+    return await services.store.read_in_thread(work)
 
 
 def get_model(services: Services, *, org: str, run_id: str, checkpoint: str, origin: str | None) -> Model:
@@ -114,7 +114,7 @@ def opened_link(services: Services, link: Link) -> tuple[Archive, Any] | None:
 
     def work(connection: Connection) -> tuple[Any, Any]:
         place = {"org": link.org, "run_id": link.run_id, "output_id": link.output_id}
-        return rows.get(connection, **place), rows.files(connection, **place)
+        return rows.get(connection, **place), rows.list_files(connection, **place)
 
     row, files = services.store.read(work)
     if row is None or row.archive_sha256 != link.sha256:
@@ -161,7 +161,7 @@ async def register(services: Services, token: AttemptToken, report: CheckpointRe
             leases.open_attempt(connection, token)  # it may have been closed while we hashed
             known = rows.get(connection, org=token.org, run_id=run_row.id, output_id=report.checkpoint_id)
             if known is None and _is_superseded(connection, values):
-                blob_rows.put_down(connection, org=token.org, hashes={file.sha256 for file in report.files})
+                blob_rows.mark_unneeded(connection, org=token.org, hashes={file.sha256 for file in report.files})
             elif known is None or known.archive_sha256 != archive_sha256 or known.attempt != attempt.number:
                 rows.add(connection, values, files=files)
             flow = decoded(run_row.document).spec.flow
@@ -191,12 +191,14 @@ def _check_stored(blobs: Blobs, file: CheckpointFile) -> None:
 
 
 def _within_limits(metrics: dict[str, float]) -> dict[str, float]:
-    return {clean(name, limits.METRIC_NAME): value for name, value in islice(metrics.items(), limits.METRICS.value)}
+    return {
+        clean_text(name, limits.METRIC_NAME): value for name, value in islice(metrics.items(), limits.METRICS.value)
+    }
 
 
 def _is_superseded(connection: Connection, values: dict[str, Any]) -> bool:
     """Whether this attempt has listed a later checkpoint: they come in order, so this one was listed before."""
-    listed = rows.of_run(connection, org=values["org"], run_id=values["run_id"])
+    listed = rows.list_by_run(connection, org=values["org"], run_id=values["run_id"])
     return any(row.attempt == values["attempt"] and row.step > values["step"] for row in listed)
 
 

@@ -148,11 +148,11 @@ def checkpoint_of(
     run = runs.get(connection, org=org, run_id=run_id)
     if run is None or run.deleted:
         raise _nothing_to_resume("runId", run_id, f"run {run_id!r} was not found", "the id of a run that is listed")
-    found = _chosen(outputs.of_run(connection, org=org, run_id=run_id), checkpoint)
+    found = _chosen(outputs.list_by_run(connection, org=org, run_id=run_id), checkpoint)
     if found is None:
         message = f"checkpoint {checkpoint!r} of run {run_id!r} was not found"
         raise _nothing_to_resume("checkpoint", checkpoint, message, "one of the run's models, latest, or best")
-    files = outputs.files(connection, org=org, run_id=run_id, output_id=found.id)
+    files = outputs.list_files(connection, org=org, run_id=run_id, output_id=found.id)
     return ResumeFrom(run_id=run_id, checkpoint=found.id, step=found.step, epoch=found.epoch), files
 
 
@@ -186,7 +186,7 @@ def pin_weights(connection: Connection, *, org: str, run_id: str, flow: FlowSpec
         at = next(index for index, block in enumerate(flow.blocks) if "model" in block.block)
         problem = _unknown_source(at, named[0])
         raise Refusal("InvalidFlow", f"the flow has 1 problem: {problem.message}", problems=[problem])
-    files = outputs.files(connection, org=org, run_id=named[1], output_id=found.id)
+    files = outputs.list_files(connection, org=org, run_id=named[1], output_id=found.id)
     blob_rows.keep_weights(connection, org=org, run_id=run_id, files=only_weights(files))
     architecture["weights"] = f"run:{named[1]}/{found.id}"
 
@@ -209,7 +209,7 @@ def _source(connection: Connection, org: str, run_id: str, checkpoint: str) -> A
     run = runs.get(connection, org=org, run_id=run_id)
     if run is None or run.deleted:
         return None
-    return _chosen(outputs.of_run(connection, org=org, run_id=run_id), checkpoint)
+    return _chosen(outputs.list_by_run(connection, org=org, run_id=run_id), checkpoint)
 
 
 def _nothing_to_resume(field: str, given: str, what: str, allowed: str) -> Refusal:
@@ -281,7 +281,7 @@ def pin(connection: Connection, *, org: str, run_id: str, to: Pin) -> None:
     version = version_rows.get(connection, org=org, dataset_id=to.dataset_id, version=to.version)
     if dataset is None or dataset.deleted or version is None:
         raise Refusal("NotFound", f"version {to.version} of dataset {to.dataset_id!r} was deleted just now; try again")
-    version_rows.pin(connection, org=org, run_id=run_id, dataset_id=to.dataset_id, version=to.version)
+    version_rows.pin_run(connection, org=org, run_id=run_id, dataset_id=to.dataset_id, version=to.version)
 
 
 def _dataset_block(flow: FlowSpec) -> tuple[int, dict[str, Any]] | None:
@@ -336,7 +336,7 @@ def _broken_weights(services: Services, org: str, index: int, weights: str) -> P
         return _unknown_source(index, weights) if found is None else None
     match form_of(weights):
         case "base" if folders.find(weights.removeprefix(BASE_PREFIX)) is None:
-            known = ", ".join(f"{BASE_PREFIX}{name}" for name in folders.names()) or "none yet"
+            known = ", ".join(f"{BASE_PREFIX}{name}" for name in folders.list_names()) or "none yet"
             return Problem(
                 path=path,
                 given=weights,

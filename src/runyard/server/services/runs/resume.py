@@ -32,7 +32,9 @@ def offered(services: Services, token: AttemptToken) -> Resumable:
     def work(connection: Connection) -> Resumable:
         _, row = leases.open_attempt(connection, token)
         place = {"org": token.org, "run_id": row.id}
-        own = sorted(outputs.of_run(connection, **place), key=lambda output: (output.step, output.number), reverse=True)
+        own = sorted(
+            outputs.list_by_run(connection, **place), key=lambda output: (output.step, output.number), reverse=True
+        )
         found = [
             ResumeCheckpoint(
                 run_id=row.id,
@@ -40,7 +42,7 @@ def offered(services: Services, token: AttemptToken) -> Resumable:
                 step=output.step,
                 epoch=output.epoch,
                 time=output.time,
-                files=_told(outputs.files(connection, **place, output_id=output.id)),
+                files=_told(outputs.list_files(connection, **place, output_id=output.id)),
             )
             for output in own
         ]
@@ -53,7 +55,7 @@ def offered(services: Services, token: AttemptToken) -> Resumable:
                     step=origin.step,
                     epoch=origin.epoch,
                     time=row.time_created,
-                    files=_told(blob_rows.of_resume(connection, **place)),
+                    files=_told(blob_rows.list_resume_files(connection, **place)),
                 )
             )
         return Resumable(checkpoints=found)
@@ -71,7 +73,7 @@ async def opened_blob(services: Services, token: AttemptToken, sha256: str) -> t
 
     def is_allowed(connection: Connection) -> bool:
         _, row = leases.open_attempt(connection, token)
-        return blob_rows.needs(connection, org=token.org, run_id=row.id, sha256=sha256) or any(
+        return blob_rows.is_needed_by_run(connection, org=token.org, run_id=row.id, sha256=sha256) or any(
             file.sha256 == sha256 for file in attempt_weights.files(connection, row)
         )
 

@@ -43,7 +43,7 @@ NO_FLOW: dict[str, object] = {}
 
 def get(services: Services, *, org: str, run_id: str) -> tuple[bytes, str]:
     """The stored JSON and its etag."""
-    row = services.store.read(lambda connection: rows.document(connection, org=org, run_id=run_id))
+    row = services.store.read(lambda connection: rows.get_document(connection, org=org, run_id=run_id))
     if row is None:
         raise not_found("run", run_id)
     return row.document, row.etag
@@ -51,7 +51,7 @@ def get(services: Services, *, org: str, run_id: str) -> tuple[bytes, str]:
 
 async def page(services: Services, *, org: str, filter: RunFilter, wanted: PageRequest) -> bytes:
     def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
-        return rows.page(connection, org=org, wanted=filter, after=after, limit=limit)
+        return rows.page(connection, org=org, filter=filter, after=after, limit=limit)
 
     return await pages.read(services, wanted, org=org, fetch=fetch)
 
@@ -94,7 +94,7 @@ async def create(
         "training_project": project,
         "priority": int(frozen.settings.get("priority") or 0),
         "time_created": now_ms,
-        "requirements": requirements.key_of(frozen.tolerations),
+        "requirements": requirements.build_key(frozen.tolerations),
         "waits": waiting.code_of(reason),
     }
 

@@ -22,7 +22,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard import limits
-from runyard.limits import clean
+from runyard.limits import clean_text
 from runyard.protocol import Lines, LinesAccepted
 from runyard.server.services import pages
 from runyard.server.services.access.signing import AttemptToken
@@ -34,8 +34,8 @@ from runyard.server.services.runs.runs import decoded, save
 from runyard.server.services.runs.runs import get as get_run
 from runyard.server.services.runs.runs import move as move_run
 from runyard.server.services.validation import check_count
-from runyard.store import lines as rows
 from runyard.store import runs as run_rows
+from runyard.store import telemetry as rows
 from runyard.store.tables import AnyRow
 from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunProgress
 
@@ -63,7 +63,7 @@ async def accept(services: Services, token: AttemptToken, shipped: Lines) -> Lin
     def work(connection: Connection) -> tuple[LinesAccepted, str]:
         attempt, row = leases.open_attempt(connection, token, now_ms=services.clock.now_ms())
         place = {"org": token.org, "run_id": row.id, "attempt": attempt.number, "stream": shipped.stream}
-        stands = rows.offset(connection, **place)
+        stands = rows.get_offset(connection, **place)
         if shipped.offset != stands or shipped.next_offset <= stands:
             return LinesAccepted(offset=stands), row.id
         effect = _effect(services, shipped, decoded(row.document), row, attempt.number)
@@ -79,7 +79,7 @@ async def accept(services: Services, token: AttemptToken, shipped: Lines) -> Lin
             save(connection, effect.run, counts)
         else:
             run_rows.change(connection, org=token.org, run_id=row.id, values=counts)
-        rows.advance(connection, **place, to=shipped.next_offset)
+        rows.advance_offset(connection, **place, to=shipped.next_offset)
         return LinesAccepted(offset=shipped.next_offset), row.id
 
     answer, run_id = await services.store.write(work)
@@ -144,7 +144,7 @@ async def log_page(
         event = services.changes.watch(run_topic(org, run_id))
         # State before lines: a run that ended in between is asked once more, and no line of it is missed.
         ended = _has_ended(services, org, run_id)
-        has_lines, page = await services.store.read_aside(partial(work, ended=ended))
+        has_lines, page = await services.store.read_in_thread(partial(work, ended=ended))
         remaining_s = deadline - clock.monotonic_s()
         if has_lines or ended or remaining_s <= 0 or services.changes.is_closed or (gone is not None and gone.done()):
             return page
@@ -169,7 +169,7 @@ async def metric_page(services: Services, *, org: str, run_id: str, since: int, 
         page = MetricPage(items=[msgspec.Raw(item) for item in items], next=last.number if last else since)  # type: ignore[misc]
         return msgspec.json.encode(page)
 
-    return await services.store.read_aside(work)
+    return await services.store.read_in_thread(work)
 
 
 def _number_of(row: AnyRow) -> int:
@@ -208,7 +208,7 @@ class _Effect:
 
     def log(self, stream: str, time_ms: int, text: str, *, extra_bytes: int = 0) -> None:
         """Keep a line, or count it once the log has reached its limit and ``extra_bytes``."""
-        text = clean(SECRETS.sub("[secret]", text[: limits.LOG_LINE.value]), limits.LOG_LINE)
+        text = clean_text(SECRETS.sub("[secret]", text[: limits.LOG_LINE.value]), limits.LOG_LINE)
         size_bytes = rows.LINE_BYTES + len(text.encode())
         is_full = self.log_bytes + size_bytes > self._limit_bytes + extra_bytes
         if self._limit_bytes and (is_full or (self.log_left_out and not extra_bytes)):
@@ -299,7 +299,7 @@ def _plan(effect: _Effect, plan: dict[str, Any]) -> str:
     size_bytes = len(msgspec.json.encode(plan))
     if size_bytes > limits.PLAN.value:
         return f"plan resolved; it has {size_bytes:,} bytes, more than {limits.PLAN.value:,}, and is not kept"
-    effect.run.status.plan = limits.clean_all(plan)
+    effect.run.status.plan = limits.clean_json(plan)
     effect.changed_status = True
     told = plan.get("microBatchSize")
     size = _integer(told.get("value")) if isinstance(told, dict) else 0
@@ -333,7 +333,7 @@ def _evaluation(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
     name = event.get("metricName")
     if isinstance(name, str):
         progress = effect.run.status.progress or RunProgress()
-        name = clean(name, limits.METRIC_NAME)
+        name = clean_text(name, limits.METRIC_NAME)
         metric = values.get(f"validation/{name}", values.get(name))
         if metric is not None:
             progress.metric_name, progress.metric = name, metric
@@ -368,7 +368,7 @@ def _values(event: dict[str, Any]) -> dict[str, float]:
     if not isinstance(given, dict):
         return {}
     numbers = ((str(name), number) for name, value in given.items() if (number := _number(value)) is not None)
-    return {clean(name, limits.METRIC_NAME): number for name, number in islice(numbers, limits.METRICS.value)}
+    return {clean_text(name, limits.METRIC_NAME): number for name, number in islice(numbers, limits.METRICS.value)}
 
 
 def _number(value: Any) -> float | None:

@@ -15,7 +15,7 @@ from runyard.server.services.context import Services
 from runyard.server.services.runs import conditions
 from runyard.server.services.runs.conditions import Move
 from runyard.store import queue
-from runyard.store.requirements import Labels, labels_of
+from runyard.store.requirements import Labels, parse_labels
 from vi.api.resources.runs.responses import Run
 
 FREE_SLOT = "waiting for a free slot"
@@ -41,8 +41,8 @@ def fits(wanted: Labels, labels: Labels) -> bool:
 
 def wanted_labels(connection: Connection, key: str) -> Labels | None:
     """The labels behind a key of requirements; None for a hash that no waiting run has any more."""
-    labels = labels_of(key)
-    if labels is None and (document := queue.document_of(connection, key=key)) is not None:
+    labels = parse_labels(key)
+    if labels is None and (document := queue.find_document(connection, key=key)) is not None:
         labels = msgspec.json.decode(document, type=Run).spec.flow.tolerations
     return labels
 
@@ -74,7 +74,7 @@ def first_move(services: Services, tolerations: Labels) -> Move:
     """The reason that a new run begins with, by counts that may be a beat old: the next beat corrects it."""
     known = services.explained
     is_fresh = services.clock.monotonic_s() - known.counted_s < COUNTS_FRESH_S
-    counts = known.busy if is_fresh else services.store.read(queue.busy)
+    counts = known.busy if is_fresh else services.store.read(queue.count_open_by_machine)
     move = explain(tolerations, offers_now(services, counts))
     return Move(conditions.PENDING, "Queued", FREE_SLOT) if is_too_early(services, move, counts) else move
 

@@ -25,7 +25,7 @@ async def update(services: Services) -> None:
     found: list[tuple[str, str, Move]] = []
 
     def look(connection: Connection) -> None:
-        counts = state.busy = queue.busy(connection)
+        counts = state.busy = queue.count_open_by_machine(connection)
         state.counted_s = services.clock.monotonic_s()
         offers = waiting.offers_now(services, counts)
         if state.event is None or state.event.is_set() or offers != state.offers:
@@ -33,13 +33,13 @@ async def update(services: Services) -> None:
             state.rounds_left = 2  # the one under way, and a whole one
         if state.rounds_left == 0:
             return
-        keys = queue.requirements(connection, after=state.after, limit=KEYS_AT_ONCE)
+        keys = queue.list_requirements(connection, after=state.after, limit=KEYS_AT_ONCE)
         for key in keys:
             reason = waiting.explain(waiting.wanted_labels(connection, key) or {}, offers)
             if waiting.is_too_early(services, reason, counts):
                 state.event, state.after = None, key  # looked at again with the next beat
                 continue
-            rows = queue.explained_otherwise(
+            rows = queue.list_outdated_reasons(
                 connection,
                 key=key,
                 code=waiting.code_of(reason),
@@ -55,7 +55,7 @@ async def update(services: Services) -> None:
 
     def work(connection: Connection) -> None:
         for org, run_id, reason in found:
-            row = queue.still_waiting(connection, org=org, run_id=run_id)
+            row = queue.get_waiting(connection, org=org, run_id=run_id)
             if row is not None:
                 _write(services, connection, row, reason)
 

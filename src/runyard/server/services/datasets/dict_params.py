@@ -1,4 +1,7 @@
-"""Dictionaries in query parameters: the published client writes some of them as Python would, others as JSON."""
+"""Dictionaries in query parameters and filters.
+
+The published client sends some of them as Python literals, others as JSON.
+"""
 
 import re
 from typing import Any
@@ -14,32 +17,32 @@ _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))", 
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
 
 
-def dictionary(text: str) -> dict[str, Any] | None:
-    """A dictionary as JSON or as Python writes it; None when it is neither. Nothing in it is evaluated."""
-    for read in (str, _as_json):
+def parse_dict_param(text: str) -> dict[str, Any] | None:
+    """Return a dictionary from JSON or a Python literal; None when it is neither. Nothing is evaluated."""
+    for convert in (str, _convert_python_literal):
         try:
-            return msgspec.json.decode(read(text), type=dict[str, Any])
-        except (ValueError, RecursionError):  # half characters cannot be encoded, which is a ValueError, too
+            return msgspec.json.decode(convert(text), type=dict[str, Any])
+        except (ValueError, RecursionError):  # UnicodeEncodeError, for lone surrogates, is a ValueError
             continue
     return None
 
 
-def _as_json(text: str) -> str:
-    """The same tokens as JSON writes them; empty when one is none of JSON's kinds."""
-    parts, place = [], 0
-    while place < len(text):
-        token = _TOKEN.match(text, place)
+def _convert_python_literal(text: str) -> str:
+    """Return a Python literal as JSON; the empty string when JSON has no such token."""
+    parts, position = [], 0
+    while position < len(text):
+        token = _TOKEN.match(text, position)
         if token is None or (token["word"] and token["word"] not in _WORDS):
             return ""
         if token["text"]:
-            parts.append(msgspec.json.encode(_ESCAPE.sub(_unescaped, token["text"][1:-1])).decode())
+            parts.append(msgspec.json.encode(_ESCAPE.sub(_decode_escape, token["text"][1:-1])).decode())
         else:
             parts.append(_WORDS[token["word"]] if token["word"] else token["other"])
-        place = token.end()
+        position = token.end()
     return "".join(parts)
 
 
-def _unescaped(escape: re.Match[str]) -> str:
+def _decode_escape(escape: re.Match[str]) -> str:
     code = escape[1] or escape[2] or escape[3]
     if code is None:
         return _ESCAPED.get(escape[4], escape[4])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runyard.server.services.dictionaries import dictionary
+from runyard.server.services.datasets.dict_params import parse_dict_param
 
 VALUES = st.recursive(
     st.none()
@@ -21,12 +21,12 @@ VALUES = st.recursive(
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), VALUES))
 def test_what_python_writes_is_read_back(value: dict[str, Any]) -> None:
-    assert dictionary(repr(value)) == value
+    assert parse_dict_param(repr(value)) == value
 
 
 @given(st.text())
 def test_any_text_is_a_dictionary_or_nothing(text: str) -> None:
-    assert dictionary(text) is None or text.strip().startswith("{")
+    assert parse_dict_param(text) is None or text.strip().startswith("{")
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_any_text_is_a_dictionary_or_nothing(text: str) -> None:
     ],
 )
 def test_anything_else_is_none(text: str) -> None:
-    assert dictionary(text) is None
+    assert parse_dict_param(text) is None
 
 
 def test_json_is_read_as_it_is() -> None:
-    assert dictionary('{"filename": "a\\u00e9", "all": true}') == {"filename": "aé", "all": True}
+    assert parse_dict_param('{"filename": "a\\u00e9", "all": true}') == {"filename": "aé", "all": True}

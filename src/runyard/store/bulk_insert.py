@@ -1,8 +1,8 @@
-"""Many rows of one table at once, as quickly as the driver takes them.
+"""Bulk insert: many rows of one table, as fast as the driver accepts them.
 
-Fifty thousand pictures are a hundred thousand rows. Everything that SQLAlchemy does for a single row, such as
-converting each value, would double what they cost; values given here are what the drivers take as they are: text,
-integers, floats, bytes, booleans and None.
+Fifty thousand images are a hundred thousand rows. What SQLAlchemy does for each row, such as
+converting each value, would double their cost. So values must be of types that the drivers accept
+directly: text, integers, floats, bytes, booleans and None.
 """
 
 import functools
@@ -16,7 +16,7 @@ def insert_many(connection: Connection, table: Table, rows: Sequence[Mapping[str
     """Insert rows, each of which names every column of the table."""
     if not rows:
         return
-    statement, names = _statement(table, connection.dialect)
+    statement, names = _compile_insert(table, connection.dialect)
     if names is None:
         connection.exec_driver_sql(statement, [dict(row) for row in rows]).close()
     else:
@@ -24,8 +24,8 @@ def insert_many(connection: Connection, table: Table, rows: Sequence[Mapping[str
 
 
 @functools.lru_cache(maxsize=32)
-def _statement(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...] | None]:
-    """The statement, and the order of its values where the driver counts them."""
+def _compile_insert(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...] | None]:
+    """Return the statement, and the order of its values if they are positional."""
     compiled = insert(table).compile(dialect=dialect)
     names = getattr(compiled, "positiontup", None)
     return str(compiled), tuple(names) if names else None
