@@ -41,7 +41,7 @@ CASES = {
     "trainer out of memory": "out of memory",
     "supervisor SIGKILL": "the supervisor was lost",
     "supervisor and controller SIGKILL": "the supervisor was lost",
-    "machine gone": "nothing was heard from",
+    "machine gone": "no report from",
 }
 
 

@@ -150,7 +150,7 @@ def test_a_prediction_is_found_behind_any_number_of_runs_without_one(
         copy = {key: got[key] for key in ("name", "schema", "tolerations", "settings", "blocks")}
         plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
         await trained(house, acts, "r1", copy, memory=60 * GIB, **plan)
-        for number in range(accelerators.LOOK_AT_OF_FLOW + 5):
+        for number in range(accelerators.MOST_OF_FLOW + 5):
             house.clock.forward(1)
             await api.put(house.path(f"runs/waits-{number}"), json={"spec": {"flowId": "f1"}})
         assert "predicted by run r1" in (await verdict(house, "f1"))[1]
@@ -195,7 +195,7 @@ def test_tolerations_that_no_machine_meets_are_denied(in_house: Callable[..., No
         await report(house, "m1", one("cpu", 64.0))
         assert await verdict(house, "f1") == (
             "Deny",
-            "the flow's tolerations ask for accelerator: h100 or h200, which no machine with cpu offers",
+            "the flow's tolerations request accelerator: h100 or h200, which no machine with cpu offers",
         )
 
     in_house(story)
@@ -214,7 +214,7 @@ def test_another_organisation_sees_neither_the_flow_nor_what_its_runs_predicted(
             lambda connection: organizations.add(connection, org="strangers", name="Strangers", time_ms=1)
         )
         with pytest.raises(Refusal, match="flow 'f1' was not found"):
-            await accelerators.of_flow(house.services, org="strangers", flow_id="f1")
+            await accelerators.list_for_flow(house.services, org="strangers", flow_id="f1")
         stranger = Actor(org="strangers", name="key", role="admin", address="here")
         for flow_id, spec in (("f1", alike), ("f2", {"blocks": [weights("run:r1/epoch-1")]})):
             await documents.put(
@@ -227,10 +227,10 @@ def test_another_organisation_sees_neither_the_flow_nor_what_its_runs_predicted(
                 attributes={},
                 if_match=None,
             )
-        found = await accelerators.of_flow(house.services, org="strangers", flow_id="f1")
+        found = await accelerators.list_for_flow(house.services, org="strangers", flow_id="f1")
         assert "estimated from 7B parameters" in str(found.items[0].configurations[0].reason)
         assert found.organization_id == found.items[0].accelerator.organization_id == "strangers"
-        found = await accelerators.of_flow(house.services, org="strangers", flow_id="f2")
+        found = await accelerators.list_for_flow(house.services, org="strangers", flow_id="f2")
         assert "is not known before a machine has opened it" in str(found.items[0].configurations[0].reason)
         assert (await verdict(house, "f1"))[1].startswith("60.0 GiB needed, predicted by run r1")
 

@@ -154,9 +154,9 @@ async def change_everything(house: Any) -> set[tuple[str, str]]:
     dataset_id = (await watch("POST", "datasets", json={"name": "shelves", "type": "phrase-grounding"}))["datasetId"]
     for change in (change_dataset, send_files, send_annotations):
         await change(watch, data, dataset_id)
-        await house.services.jobs.settled()
+        await house.services.jobs.wait_until_idle()
     await watch("DELETE", DATASET, dataset_id)
-    await house.services.jobs.settled()
+    await house.services.jobs.wait_until_idle()
     await watch("POST", "storage/collections")
     await watch("POST", "storage/restores", content=await watch("POST", "storage/backups"))
     return watch.seen

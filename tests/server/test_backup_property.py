@@ -281,7 +281,7 @@ class Instances:
         for act in story:
             await act(world)
         self.accepted += world.accepted
-        await live.services.jobs.settled()
+        await live.services.jobs.wait_until_idle()
         data = await self._take(live)
         before = self._rows(live)
         tables = {name: parse_columns(notation) for name, notation in backup_schema.TABLES.items()}

@@ -100,7 +100,7 @@ async def lived_in_by_datasets(house: Any) -> tuple[Data, str, dict[str, Any]]:
     spec = {"filter": "nothing of that name"}
     await data.api.post(data.path(dataset_id, "deleteManyAssetsSessions"), json={"spec": spec})
     await data.api.delete(data.path(gone))
-    await house.services.jobs.settled()
+    await house.services.jobs.wait_until_idle()
     begun = await data.begin(dataset_id)
     assert (await data.send(begun["status"]["upload"]["url"], pack(shelf(2, first=7).items()))).status_code == 204
     assert done["status"]["version"]
@@ -165,7 +165,7 @@ def test_a_restore_brings_datasets_back_and_lets_an_import_go_on(in_house: Calla
         await data.api.delete(house.path("runs/pinned"))
         assert (await data.api.delete(data.path(dataset_id))).status_code == 200
         async with asyncio.timeout(30):
-            await house.services.jobs.settled()
+            await house.services.jobs.wait_until_idle()
         assert list(house.services.blobs(house.org).hashes()) == []
 
         await restored(house, whole)
@@ -646,7 +646,7 @@ def test_a_file_that_is_not_as_it_was_written_changes_nothing(in_house: Callable
                 verify(bad)
             answer = await put_back(house, bad)
             assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup"), (what, answer.text)
-            assert "nothing has been changed" in answer.json()["message"]
+            assert "nothing was changed" in answer.json()["message"]
             assert list(house.services.blobs(house.org).hashes()) == [], what
         assert (world(house), epoch(house)) == (before, first_epoch)
         assert len(files) > (20 if house.settings.database_url else 100)
@@ -665,7 +665,7 @@ def test_a_file_that_the_disk_has_no_room_for_is_refused_before_it_comes(
         monkeypatch.setattr(backups, "free_bytes", lambda _: 100)
         answer = await put_back(house, data)
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup")
-        assert "make room" in answer.json()["message"]
+        assert "disk space" in answer.json()["message"]
         assert world(house) == {**before, "audit": world(house)["audit"]}
 
     in_house(story)
@@ -675,7 +675,7 @@ def test_one_restore_at_a_time(in_house: Callable[..., None]) -> None:
     async def story(house: Any) -> None:
         data = await take(house)
         actor = backups.Actor(org=house.org, name="key", role="admin", address="")
-        async with backups.receiving(house.services, actor):
+        async with backups.receive(house.services, actor):
             answer = await put_back(house, data)
             assert (answer.status_code, answer.json()["code"]) == (409, "RestoreUnderWay")
         await restored(house, data)

@@ -12,7 +12,7 @@ import pytest
 from runyard.server.clock import SystemClock
 from runyard.server.http.app import open_services
 from runyard.server.services.access import secrets as secret_files
-from runyard.server.services.access.bootstrap import announce
+from runyard.server.services.access.bootstrap import write_endpoint
 from runyard.server.services.access.keys import LENGTH
 from runyard.server.services.access.secrets import InsecureSecret, open_secrets
 from runyard.settings import Settings
@@ -107,9 +107,9 @@ def test_the_endpoint_is_kept_up_to_date_beside_the_keys(tmp_path: Path) -> None
     settings = Settings(data_dir=tmp_path / "data")
     start(settings)
     before = told(settings)
-    announce(settings, "http://127.0.0.1:1/")
+    write_endpoint(settings, "http://127.0.0.1:1/")
     assert told(settings) == before | {"endpoint": "http://127.0.0.1:1/"}
     assert json.loads((settings.secrets_dir / "controller.json").read_text())["endpoint"] == "http://127.0.0.1:1/"
     settings.credentials_file.unlink()  # its owner took the key elsewhere
-    announce(settings, "http://127.0.0.1:2/")
+    write_endpoint(settings, "http://127.0.0.1:2/")
     assert not settings.credentials_file.exists()

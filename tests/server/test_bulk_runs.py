@@ -85,7 +85,7 @@ def test_deleted_runs_are_gone_at_once_and_a_repeat_says_so(in_house: Callable[.
         assert [run["runId"] for run in listed] == ["kept"]
         again = await act(house, "delete", ids=["a", "unknown"])
         assert outcomes(again) == {"a": "AlreadyDeleted", "unknown": "NotFound"}
-        await house.services.jobs.settled()
+        await house.services.jobs.wait_until_idle()
         for run_id in ("a", "b", "done"):
             place = {"org": house.org, "run_id": run_id}
             assert (

@@ -6,7 +6,15 @@ import pytest
 
 from runyard.protocol import ExitReport
 from runyard.server.services.runs import conditions
-from runyard.server.services.runs.conditions import LEGAL, REASONS, AttemptEnd, IllegalMove, Move, after_exit, moved
+from runyard.server.services.runs.conditions import (
+    LEGAL,
+    REASONS,
+    AttemptEnd,
+    IllegalTransition,
+    Transition,
+    apply_transition,
+    decide_after_exit,
+)
 from vi.api.responses import ConditionKind, ResourceCondition
 
 K = ConditionKind
@@ -25,31 +33,31 @@ def history(*kinds: ConditionKind) -> list[ResourceCondition]:
 @pytest.mark.parametrize(("start", "end"), list(itertools.product(list(REASONS), list(REASONS))))
 def test_every_pair_of_states_moves_as_the_table_says(start: ConditionKind, end: ConditionKind) -> None:
     before = history(*PATHS[start])
-    move = Move(end, REASONS[end][0], "why")
+    move = Transition(end, REASONS[end][0], "why")
     if start in FINAL:
-        assert moved(before, move, now_ms=9) == before  # the first final word stands
+        assert apply_transition(before, move, now_ms=9) == before  # the first final word stands
     elif start is end:
-        after = moved(before, move, now_ms=9)
+        after = apply_transition(before, move, now_ms=9)
         assert len(after) == len(before)
         assert (after[-1].message, after[-1].last_transition_time) == ("why", 1)
     elif end in LEGAL[start]:
-        after = moved(before, move, now_ms=9)
+        after = apply_transition(before, move, now_ms=9)
         assert after[:-1] == before
         assert (after[-1].condition, after[-1].last_transition_time) == (end, 9)
     else:
-        with pytest.raises(IllegalMove):
-            moved(before, move, now_ms=9)
+        with pytest.raises(IllegalTransition):
+            apply_transition(before, move, now_ms=9)
 
 
 def test_a_history_begins_with_pending() -> None:
-    assert moved([], Move(K.PENDING, "Queued"), now_ms=1)[0].condition is K.PENDING
-    with pytest.raises(IllegalMove):
-        moved([], Move(K.RUNNING, "Training"), now_ms=1)
+    assert apply_transition([], Transition(K.PENDING, "Queued"), now_ms=1)[0].condition is K.PENDING
+    with pytest.raises(IllegalTransition):
+        apply_transition([], Transition(K.RUNNING, "Training"), now_ms=1)
 
 
 def test_a_reason_that_no_page_lists_is_a_mistake() -> None:
-    with pytest.raises(IllegalMove, match="Thinking"):
-        moved(history(K.PENDING), Move(K.RUNNING, "Thinking"), now_ms=1)
+    with pytest.raises(IllegalTransition, match="Thinking"):
+        apply_transition(history(K.PENDING), Transition(K.RUNNING, "Thinking"), now_ms=1)
 
 
 def report(code: int | None = 0, signal: str | None = None, outcome: str = "", reason: str = "") -> ExitReport:
@@ -90,7 +98,7 @@ def end(*, killed: bool = False, used: int = 1, checkpoint: bool = True) -> Atte
 def test_what_becomes_of_a_run_after_its_attempt(
     told: ExitReport, at: AttemptEnd, kind: ConditionKind, reason: str
 ) -> None:
-    move = after_exit(told, at)
+    move = decide_after_exit(told, at)
     assert (move.kind, move.reason) == (kind, reason)
     assert move.kind in conditions.LEGAL[K.RUNNING]
     assert move.reason in REASONS[move.kind]
@@ -116,44 +124,44 @@ def with_micro_batch(size: int | None, *, killed: bool = False, used: int = 1) -
 
 
 def test_a_trainer_that_the_kernel_ended_for_want_of_memory_is_not_tried_again_unless_it_may_shrink() -> None:
-    move = after_exit(short_of_memory(), with_micro_batch(None))
+    move = decide_after_exit(short_of_memory(), with_micro_batch(None))
     assert (move.kind, move.reason) == (K.FAILED, "OutOfMemory")
-    assert (move.message or "").startswith(f"{KILLED}. Give the machine more memory")
+    assert (move.message or "").startswith(f"{KILLED}; try: give the machine more memory")
     assert "hyperparameters.microBatchSize" in (move.message or "")
     assert conditions.is_charged(short_of_memory())
 
 
 def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_until_it_is_one() -> None:
     size, sizes = 12, []
-    while (smaller := conditions.shrunk(short_of_memory(), size)) is not None:
-        move = after_exit(short_of_memory(), with_micro_batch(size, used=3))
+    while (smaller := conditions.halve_micro_batch(short_of_memory(), size)) is not None:
+        move = decide_after_exit(short_of_memory(), with_micro_batch(size, used=3))
         assert (move.kind, move.reason) == (K.PENDING, "Retrying")
         assert move.message == (
             f"out of memory with microBatchSize {size} (the kernel ended the trainer while it was Training); "
-            f"going on with {smaller} at the same batch size"
+            f"resuming with {smaller} at the same batch size"
         )
         assert not conditions.is_charged(short_of_memory(), micro_batch_size=size)
         size = smaller
         sizes.append(size)
     assert sizes == [6, 3, 1]
-    move = after_exit(short_of_memory(), with_micro_batch(1))
+    move = decide_after_exit(short_of_memory(), with_micro_batch(1))
     assert (move.kind, move.reason) == (K.FAILED, "OutOfMemory")
-    assert f"{KILLED}, with microBatchSize 1, the smallest. Give" in (move.message or "")
+    assert f"{KILLED}, with microBatchSize 1, the smallest; try: give" in (move.message or "")
     assert conditions.is_charged(short_of_memory(), micro_batch_size=1)
 
 
 def test_a_kill_and_a_result_count_before_a_want_of_memory() -> None:
-    assert after_exit(short_of_memory(), with_micro_batch(8, killed=True)).kind is K.CANCELLED
+    assert decide_after_exit(short_of_memory(), with_micro_batch(8, killed=True)).kind is K.CANCELLED
     done = report(None, "SIGKILL", outcome="Succeeded")
     done.cause = KILLED
-    assert after_exit(done, with_micro_batch(8)).kind is K.SUCCEEDED
+    assert decide_after_exit(done, with_micro_batch(8)).kind is K.SUCCEEDED
 
 
 def test_where_nobody_saw_whom_the_kernel_ended_it_shrinks_and_uses_up_a_try() -> None:
-    move = after_exit(short_of_memory(LOST), with_micro_batch(8))
+    move = decide_after_exit(short_of_memory(LOST), with_micro_batch(8))
     assert (move.kind, move.reason) == (K.PENDING, "Retrying")
-    assert (move.message or "").endswith(f"{LOST}; going on with microBatchSize 4 instead of 8")
+    assert (move.message or "").endswith(f"{LOST}; resuming with microBatchSize 4 instead of 8")
     assert conditions.is_charged(short_of_memory(LOST), micro_batch_size=8)
-    assert after_exit(short_of_memory(LOST), with_micro_batch(8, used=3)).kind is K.ERROR
-    plain = after_exit(short_of_memory(LOST), with_micro_batch(None))
-    assert (plain.kind, "going on" in (plain.message or "")) == (K.PENDING, False)
+    assert decide_after_exit(short_of_memory(LOST), with_micro_batch(8, used=3)).kind is K.ERROR
+    plain = decide_after_exit(short_of_memory(LOST), with_micro_batch(None))
+    assert (plain.kind, "resuming" in (plain.message or "")) == (K.PENDING, False)

@@ -13,7 +13,7 @@ from runyard.server.connections import ConnectionGuard, Peer, bind_socket, raise
 from runyard.server.http.capacity import CHUNK_BYTES, Capacity, Exchange, Pace, Slots, parse_decimal
 from runyard.server.http.request import HEADERS, SERVICES
 from runyard.server.services.errors import Refusal
-from runyard.server.services.notifications import Changes
+from runyard.server.services.notifications import Notifier
 from runyard.settings import PREFIX, SettingError, Settings, read_settings
 
 
@@ -286,7 +286,7 @@ def test_time_between_two_pieces_costs_the_client_nothing() -> None:
 def test_whoever_waits_for_a_change_stops_when_its_client_leaves() -> None:
     async def story() -> None:
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        changes = Changes()
+        changes = Notifier()
         event = changes.watch("topic")
         waiting = asyncio.ensure_future(changes.wait(event, timeout_s=30, gone=gone))
         await asyncio.sleep(0)
@@ -294,7 +294,7 @@ def test_whoever_waits_for_a_change_stops_when_its_client_leaves() -> None:
         assert await waiting is False
         waiting = asyncio.ensure_future(changes.wait(event, timeout_s=30, gone=asyncio.Future()))
         await asyncio.sleep(0)
-        changes.tell("topic")
+        changes.notify("topic")
         assert await waiting is True
         assert await changes.wait(asyncio.Event(), timeout_s=0.01) is False
 

@@ -244,7 +244,7 @@ def test_a_flow_that_does_not_fit_its_dataset_is_refused_with_the_place(
         data = await data_of(house)
         dataset_id = await data.make()
         empty = await create_run(house, "r0", datasetId=dataset_id)
-        assert "nothing to learn from" in empty.json()["message"]
+        assert "has no records" in empty.json()["message"]
         await data.bring(dataset_id, shelf(1))
         refused = await create_run(house, "r1", **({"datasetId": dataset_id} | settings))
         assert (refused.status_code, refused.json()["code"]) == (400, "InvalidFlow"), refused.text
@@ -268,7 +268,7 @@ def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(in_house: Callable[...,
         assert (await data.api.delete(data.path(dataset_id))).status_code == 404
         assert (await data.send(waiting["status"]["upload"]["url"], b"x")).status_code in (404, 409)
         async with asyncio.timeout(30):
-            await house.services.jobs.settled()
+            await house.services.jobs.wait_until_idle()
         await deletion.sweep(house.services)
         told = (await data.api.get(data.path(dataset_id, "deleteOperation"))).json()
         assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
@@ -283,7 +283,7 @@ def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(in_house: Callable[...,
             content = (await anonymous.get(asset["contents"]["asset"]["url"])).content
             assert hashlib.sha256(content).hexdigest() == asset["metadata"]["sha256"]
         await data.api.delete(data.path(kept))
-        await house.services.jobs.settled()
+        await house.services.jobs.wait_until_idle()
         found = await data.storage()
         assert (found["agrees"], found["blobs"]) == (True, 0), found
 
@@ -308,10 +308,10 @@ def test_what_trainings_made_of_a_deleted_dataset_goes_unless_another_is_the_sam
             folder.mkdir(parents=True)
             (folder / "pictures").write_bytes(b"x")
         await data.api.delete(data.path(first))
-        await house.services.jobs.settled()
+        await house.services.jobs.wait_until_idle()
         assert (brought.exists(), caches[first].exists(), caches[second].exists()) == (True, False, True)
         await data.api.delete(data.path(second))
-        await house.services.jobs.settled()
+        await house.services.jobs.wait_until_idle()
         assert (brought.exists(), caches[second].exists()) == (False, False)
 
     if store_kind == "sqlite":
@@ -328,7 +328,7 @@ def test_a_pack_that_is_mostly_rubbish_is_written_anew(in_house: Callable[..., N
         names = [f"shelf/{number}.png" for number in range(1, 8)]
         spec = {"filter": {"filenames": names}, "metadataQuery": None, "ruleQuery": None, "strictQuery": None}
         begun = await data.api.post(data.path(dataset_id, "deleteManyAssetsSessions"), json={"spec": spec})
-        await house.services.jobs.settled()
+        await house.services.jobs.wait_until_idle()
         session = begun.json()["deleteManyAssetsSessionId"]
         told = await data.get(dataset_id, "deleteManyAssetsSessions", session)
         assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
@@ -338,7 +338,7 @@ def test_a_pack_that_is_mostly_rubbish_is_written_anew(in_house: Callable[..., N
         assert sum(blobs.size_bytes(sha256) for sha256 in blobs.hashes()) < before / 2
         found = await data.storage()
         assert found["agrees"], found
-        await retention.remove_unneeded_contents(house.services, org=house.org)
+        await retention.remove_unneeded_images(house.services, org=house.org)
 
     in_house(story)
 
@@ -365,7 +365,7 @@ def test_lost_bytes_of_a_dataset_are_told_and_strays_removed(in_house: Callable[
         await data.api.delete(house.path("runs/r1"))
         await data.api.delete(data.path(dataset_id))
         async with asyncio.timeout(30):
-            await house.services.jobs.settled()
+            await house.services.jobs.wait_until_idle()
         found = await data.storage()
         assert found["agrees"], found
 
@@ -397,7 +397,7 @@ def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(in_house: Callable[
             house.clock.forward(1)
             begun = (await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": spec})).json()
             assert [c["status"] for c in begun["status"]["conditions"]] == ["Waiting"]
-            await house.services.jobs.settled()
+            await house.services.jobs.wait_until_idle()
             told = await data.get(dataset_id, "datasetExports", begun["datasetExportId"])
             assert [c["status"] for c in told["status"]["conditions"]] == ["Reached"], told
             whole = (await (await house.client(None)).get(told["status"]["downloadUrl"]["url"])).content

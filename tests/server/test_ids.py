@@ -115,7 +115,7 @@ CREATING: dict[str, tuple[str, Callable[..., Any]]] = {
 def test_a_service_creates_nothing_under_a_hostile_id(what: str, in_house: Callable[..., None], acts: Any) -> None:
     async def story(house: Any) -> None:
         attempt = await acts.running(house)
-        token = house.services.signer.attempt(attempt.assignment["token"])
+        token = house.services.signer.verify_attempt_token(attempt.assignment["token"])
         actor = Actor(org=house.org, name="key", role="admin", address="")
         await (await house.api()).put(house.path("runs/waiting"), json={"spec": {}})
         before, (kind, create) = world(house), CREATING[what]
@@ -278,9 +278,9 @@ def test_an_id_from_before_ids_were_checked_is_renamed_at_start(in_house: Callab
             connection.execute(output_files.update().values(output_id="latest"))
 
         await house.services.store.write(spoil)
-        await legacy_ids.begin(house.services)
+        await legacy_ids.rename_invalid(house.services)
         old = {"run": "abc:finish", "up": "..", "flow": "f:cancel"}
-        names = {kind: legacy_ids.new_id(id) for kind, id in old.items()}
+        names = {kind: legacy_ids.build_valid_id(id) for kind, id in old.items()}
         listed = {run["runId"] for run in (await api.get(house.path("runs"))).json()["items"]}
         assert names["up"] in listed
         # The attempt of the first is still open: its machine knows it by its old id.
@@ -289,12 +289,12 @@ def test_an_id_from_before_ids_were_checked_is_renamed_at_start(in_house: Callab
         assert (await attempt.finish(0, outcome="Succeeded", reason="Completed")).status_code == 204
         assert not house.services.store.read(lambda c: attempt_rows.has_open(c, org=house.org, run_id="abc:finish"))
 
-        await legacy_ids.begin(house.services)
+        await legacy_ids.rename_invalid(house.services)
         run = (await api.get(house.path(f"runs/{names['run']}"))).json()
         assert (run["runId"], run["status"]["log"]) == (names["run"], house.path(f"runs/{names['run']}/logs"))
         assert (house.settings.runs_dir / house.org / names["run"]).is_dir()
         [model] = (await api.get(house.path(f"runs/{names['run']}/outputs"))).json()["items"]
-        assert model["selfLink"].rpartition("/")[2] == legacy_ids.new_id("latest")
+        assert model["selfLink"].rpartition("/")[2] == legacy_ids.build_valid_id("latest")
         for kind, id in (("flows", names["flow"]), ("trainingProjects", names["up"])):
             assert (await api.get(house.path(f"{kind}/{id}"))).json()["selfLink"] == house.path(f"{kind}/{id}")
         assert all(ids.is_id("run", id) for id in names.values())

@@ -40,7 +40,7 @@ class Session:
         return await anonymous.put(self.uploads[name]["url"], content=content, headers=self.uploads[name]["headers"])
 
     async def settled(self) -> dict[str, Any]:
-        await self.data.house.services.jobs.settled()
+        await self.data.house.services.jobs.wait_until_idle()
         return dict(
             await self.data.get(
                 self.dataset_id, *SOURCE, "assetIngestionSessions", self.told["assetIngestionSessionId"]
@@ -203,7 +203,7 @@ def test_annotations_come_as_files_and_are_read_against_the_pictures_there_are(i
             assert (early.status_code, early.json()["code"]) == (409, "BlobMissing")
             assert (await (await house.client(None)).put(where["url"], content=content)).status_code == 204
             assert (await data.api.patch(f"{place}/status", json=said)).status_code == 200
-            await house.services.jobs.settled()
+            await house.services.jobs.wait_until_idle()
             return dict((await data.api.get(place)).json())
 
         rows = jsonl(vqa_row(1, "shelf/1.png"), vqa_row(2, "2.png"), vqa_row(3, "nowhere.png"))
@@ -216,7 +216,7 @@ def test_annotations_come_as_files_and_are_read_against_the_pictures_there_are(i
         logged = (await data.api.get(f"{root}/{taken['annotationImportSessionId']}/logs")).json()["items"]
         assert [line["code"] for line in logged if line["severity"] == "error"] == ["ImageMissing"]
         again = await bring(jsonl(vqa_row(1, "shelf/1.png")))
-        assert "there is already" in again["status"]["reason"] or "there already" in again["status"]["reason"]
+        assert "already exists" in again["status"]["reason"] or "there already" in again["status"]["reason"]
         over = await bring(jsonl(vqa_row(1, "shelf/1.png", answer="Nine.")), onOverwritten="Warn")
         assert {condition["status"] for condition in over["status"]["conditions"]} == {"Reached"}
         assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 2

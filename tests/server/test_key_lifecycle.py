@@ -338,7 +338,7 @@ def test_a_long_poll_ends_with_its_key(
 def test_a_stream_out_breaks_off_with_its_key(in_house: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(house: Any) -> None:
         key = await issue(house, role="admin")
-        real = backups.Outgoing.pieces
+        real = backups.OutgoingBackup.pieces
 
         def pieces(self: Any) -> Any:
             for number, piece in enumerate(real(self)):
@@ -347,7 +347,7 @@ def test_a_stream_out_breaks_off_with_its_key(in_house: Callable[..., None], mon
                 yield piece
 
         row = house.services.store.read(lambda c: key_rows.get(c, org=house.org, key_id=key["keyId"]))
-        monkeypatch.setattr(backups.Outgoing, "pieces", pieces)
+        monkeypatch.setattr(backups.OutgoingBackup, "pieces", pieces)
         sent: list[Any] = []
 
         async def receive() -> Any:

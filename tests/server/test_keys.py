@@ -48,7 +48,7 @@ def test_a_mistyped_key_is_refused_by_its_checksum_alone() -> None:
 def test_a_right_id_with_a_wrong_secret_is_refused() -> None:
     key, other = new_key(), new_key()
     body = keys.VERSION + key[7:23] + other[23:97]
-    forged = keys.PREFIX + body + keys._checksum(body)
+    forged = keys.PREFIX + body + keys._compute_checksum(body)
     assert parse(forged) is not None
     assert Keyring(PEPPER, [row(key)]).find(forged, now_ms=5) is None
 
@@ -73,7 +73,7 @@ def test_an_unknown_id_costs_as_much_work_as_a_wrong_secret(monkeypatch: pytest.
     ring = Keyring(PEPPER, [row(key)])
     monkeypatch.setattr(keys, "secret_mac", count)
     body = keys.VERSION + key[7:23] + other[23:97]
-    wrong_secret, work = keys.PREFIX + body + keys._checksum(body), []
+    wrong_secret, work = keys.PREFIX + body + keys._compute_checksum(body), []
     for text, reason in ((wrong_secret, "wrong secret"), (other, "unknown")):
         calls = 0
         assert ring.find(text, now_ms=5) is None

@@ -107,8 +107,8 @@ def test_runs_that_no_machine_can_take_block_nobody_and_are_not_read(
         for run_id in ("r1", "r2"):
             await api.put(house.path(f"runs/{run_id}"), json={"spec": {}})
         read: list[bytes] = []
-        decoded = leases.decoded
-        monkeypatch.setattr(leases, "decoded", lambda document: read.append(document) or decoded(document))
+        decode_run = leases.decode_run
+        monkeypatch.setattr(leases, "decode_run", lambda document: read.append(document) or decode_run(document))
         assert (await acts.claim(house, "c1", labels={"accelerator": ["cpu"]})).assignment["run_id"] == "r1"
         assert len(read) < 10
         assert (await acts.claim(house, "c2")).assignment["run_id"] == "r2"
@@ -122,7 +122,7 @@ def test_runs_that_no_machine_can_take_block_nobody_and_are_not_read(
 def test_a_waiting_claim_is_woken_by_a_new_run(in_house: Callable[..., None], acts: Any) -> None:
     async def story(house: Any) -> None:
         waiting = asyncio.create_task(acts.claim(house, "c1", wait_s=30))
-        while not house.services.changes._events:
+        while not house.services.notifier._events:
             await asyncio.sleep(0)
         api = await house.api()
         await api.put(house.path("runs/r1"), json={"spec": {}})
@@ -215,11 +215,11 @@ def test_a_silent_attempt_is_said_to_be_so_and_may_come_back(in_house: Callable[
         await tick(house, 2)
         condition, reason, message = await acts.status(house)
         assert (condition, reason) == ("Running", "Stopping")
-        assert "nothing was heard from here" in (message or "")
+        assert "no report from here" in (message or "")
         assert await acts.claim(house, "c9") is None  # not a second trainer while the first may live
         back = await attempt.post("renew", phase="Training")
         assert back.json()["action"] == "continue"
-        assert await acts.status(house) == ("Running", "Training", "heard from again")
+        assert await acts.status(house) == ("Running", "Training", "reported again")
         await tick(house, 10)
         assert (await acts.status(house))[:2] == ("Running", "Training")
 
@@ -285,7 +285,7 @@ def test_another_machine_takes_a_lost_run_at_once_and_the_same_one_waits(
             assert (refused.status_code, refused.json()["code"]) == (409, "LeaseLost")
         assert (await acts.claim(house, "c5", machine_id="m2")).assignment["run_id"] == "younger"
         first = (await run_of(house))["status"]["attempts"][0]
-        assert "nothing was heard from here" in first["cause"] and first["timeEnded"]
+        assert "no report from here" in first["cause"] and first["timeEnded"]
 
     in_house(story)
 
@@ -320,7 +320,7 @@ def test_a_claim_that_waits_is_woken_when_a_run_is_lost_elsewhere(in_house: Call
     async def story(house: Any) -> None:
         await acts.running(house)
         waiting = asyncio.create_task(acts.claim(house, "c2", machine_id="m2", wait_s=30))
-        while notifications.QUEUE not in house.services.changes._events:
+        while notifications.QUEUE not in house.services.notifier._events:
             await asyncio.sleep(0)
         await tick(house, 16)
         async with asyncio.timeout(20):
@@ -426,9 +426,9 @@ def test_the_servers_own_pulse_notices_a_lost_lease(tmp_path: Path, acts: Any) -
     async def story() -> None:
         async with acts.open_house(tmp_path / "data", run_ticker=True, lease_s=0.5) as house:
             await acts.running(house)
-            event = house.services.changes.watch(run_topic(house.org, "r1"))
+            event = house.services.notifier.watch(run_topic(house.org, "r1"))
             house.clock.is_racing = True
-            assert await house.services.changes.wait(event, timeout_s=20)
+            assert await house.services.notifier.wait(event, timeout_s=20)
             assert (await acts.status(house))[:2] == ("Running", "Stopping")
 
     asyncio.run(story())
@@ -476,7 +476,7 @@ def test_fencing_numbers_grow_and_a_token_of_another_epoch_is_refused(in_house: 
         assert rows[0].token_number < rows[1].token_number
         assert (await first.post("renew")).status_code == (await second.post("renew")).status_code == 200
         forged = AttemptToken(house.org, "another", rows[0].token_number)
-        other = await house.client(house.services.signer.attempt_token(forged))
+        other = await house.client(house.services.signer.sign_attempt_token(forged))
         answer = await other.post("/internal/v1/attempt/renew", json={})
         assert (answer.status_code, answer.json()["code"]) == (409, "LeaseLost")
 
@@ -590,7 +590,7 @@ def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_after_each_kill
             assert (await attempt.event("plan", plan=plan_with(size))).status_code == 200
             assert (await run_of(house))["status"]["attempts"][-1]["microBatchSize"] == size
             assert [(await attempt.out_of_memory()).status_code for _ in range(2)] == [204, 204]
-            told = f"out of memory with microBatchSize {size} (the kernel ended the trainer); going on with {size // 2}"
+            told = f"out of memory with microBatchSize {size} (the kernel ended the trainer); resuming with {size // 2}"
             assert await acts.status(house) == ("Pending", "Retrying", f"{told} at the same batch size")
             size //= 2
             attempt = await acts.claim(house, f"c{number}")
@@ -640,7 +640,7 @@ def test_a_lost_supervisor_on_a_machine_out_of_memory_shrinks_within_the_tries(
         lost = "the supervisor was lost, and the kernel has run out of memory since it began"
         await attempt.out_of_memory(lost)
         assert (await acts.status(house))[2] == (
-            f"try 1 of 2 was lost: {lost}; going on with microBatchSize 4 instead of 8"
+            f"try 1 of 2 was lost: {lost}; resuming with microBatchSize 4 instead of 8"
         )
         attempt = await acts.claim(house, "c1")
         assert attempt.assignment["run"]["status"]["microBatchLimit"] == 4

@@ -17,7 +17,7 @@ import pytest
 from runyard import limits, protocol
 from runyard.limits import Limit
 from runyard.server.http.routes import ROUTES, Route
-from runyard.server.services.imports.commit import take_records
+from runyard.server.services.imports.commit import RECORD_ROWS
 
 ROOT = Path(__file__).parents[2]
 WIDE = "\U0001f98a"
@@ -337,11 +337,11 @@ def test_ids_of_records_can_be_stored_and_stay_different() -> None:
         json.dumps({"id": id, "asset": {"filename": "a.png"}, "contents": {"number": number}}).encode()
         for number, id in enumerate(ids)
     ]
-    read = take_records.read(lines)
+    read = RECORD_ROWS.parse(lines)
     assert len(read) == len(ids)
     assert "plain" in read
     assert all(limits.RECORD_ID.find_problem(id) is None for id in read)
-    assert list(read) == [take_records.id_of(line) for line in lines]
+    assert list(read) == [RECORD_ROWS.parse_id(line) for line in lines]
 
 
 def test_the_table_of_limits_in_the_docs_is_the_one_of_the_code() -> None:

@@ -59,7 +59,7 @@ async def fill(house: Any, acts: Any) -> dict[str, str]:
     ids = {"org": house.org, "dataset": dataset, "run_id": "r0", "asset_id": "a0"}
     for name, path in (("import_id", "imports"), ("session_id", "annotationImportSessions")):
         ids[name] = (await api.get(f"{base}/{path}")).json()["items"][0]["selfLink"].rpartition("/")[2]
-        folder = import_jobs.folder_of(house.services, house.org, ids[name])
+        folder = import_jobs.get_folder(house.services, house.org, ids[name])
         folder.mkdir(parents=True)
         found = {"severity": "error", "code": "RowUnreadable", "action": "Rejected", "cause": "x", "cure": "y"}
         lines = [json.dumps({**found, "file": f"{number}.jsonl"}) + "\n" for number in range(COUNT)]
@@ -228,7 +228,7 @@ def test_gathering_reads_what_a_page_needs_and_not_much_more(size: int, most_byt
             after=after,
             size=size,
             encode=lambda row: b"%09d" % row,
-            place=lambda row: row,
+            get_position=lambda row: row,
             most_bytes=most_bytes,
         )
         assert len(items) <= size

@@ -39,7 +39,7 @@ async def report(house: Any, machine_id: str = "m1", *, accelerator: str = "cpu"
 
 async def wait_until_all_are_heard(house: Any) -> None:
     """Long enough after the start for every connected controller to have been heard."""
-    await waiting_reasons.update(house.services)
+    await waiting_reasons.refresh(house.services)
     house.clock.forward(45)
 
 
@@ -54,7 +54,7 @@ async def _(house: Any, acts: Any) -> None:
 async def _(house: Any, acts: Any) -> None:
     await create(house)
     await wait_until_all_are_heard(house)
-    await waiting_reasons.update(house.services)
+    await waiting_reasons.refresh(house.services)
 
 
 @story_of("Pending", "WaitingForCapacity")
@@ -188,7 +188,7 @@ def test_only_a_running_run_has_time_left(
 
 async def status_after_a_second(house: Any, acts: Any, run_id: str = "r1") -> Any:
     house.clock.forward(1)
-    await waiting_reasons.update(house.services)
+    await waiting_reasons.refresh(house.services)
     return await acts.status(house, run_id)
 
 
@@ -245,7 +245,7 @@ def test_nothing_is_written_while_nothing_changes(in_house: Callable[..., None],
         for number in range(3):
             await create(house, {"tolerations": {"accelerator": ["h100"]}}, run_id=f"r{number}")
         await create(house, run_id="any")
-        await waiting_reasons.update(house.services)
+        await waiting_reasons.refresh(house.services)
         api = await house.api()
         before = [(await api.get(house.path(f"runs/{name}"))).headers["etag"] for name in ("r0", "r1", "r2", "any")]
         written: list[Any] = []
@@ -259,7 +259,7 @@ def test_nothing_is_written_while_nothing_changes(in_house: Callable[..., None],
         for _ in range(20):
             await report(house)
             house.clock.forward(1)
-            await waiting_reasons.update(house.services)
+            await waiting_reasons.refresh(house.services)
         after = [(await api.get(house.path(f"runs/{name}"))).headers["etag"] for name in ("r0", "r1", "r2", "any")]
         assert (written, after) == ([], before)
 
@@ -275,7 +275,7 @@ def test_all_of_many_runs_with_many_requirements_are_explained(in_house: Callabl
         await wait_until_all_are_heard(house)
         await report(house)
         for _ in range(5):
-            await waiting_reasons.update(house.services)
+            await waiting_reasons.refresh(house.services)
         page = (await (await house.api()).get(house.path("runs?s=1000"))).json()
         assert len(page["items"]) == waiting_reasons.KEYS_AT_ONCE + waiting_reasons.RUNS_AT_ONCE + 10
         reasons = {run["status"]["conditions"][-1]["reason"] for run in page["items"]}

@@ -69,7 +69,7 @@ def test_the_checkpoint_is_resolved_when_the_run_is_accepted(
             "epoch": step,
         }
         told = made.json()["status"]["conditions"][-1]["message"]
-        assert told == f"waiting for a free slot, to go on from run source, checkpoint {found}, step {step}"
+        assert told == f"waiting for a free slot, to resume from run source, checkpoint {found}, step {step}"
 
     in_house(story)
 
@@ -102,7 +102,7 @@ def test_what_is_not_there_is_told_with_its_field_and_nothing_is_made(in_house: 
             assert (refused.status_code, problem["code"]) == (404, "NotFound")
             assert problem["problems"][0]["path"] == f"/spec/resumeFrom/{field}"
             assert problem["problems"][0]["given"] == asked.get(field, "latest")
-            assert "leave resumeFrom out" in problem["problems"][0]["message"]
+            assert "omit resumeFrom" in problem["problems"][0]["message"]
         assert (await (await house.api()).get(house.path("runs/new"))).status_code == 404
 
     in_house(story)

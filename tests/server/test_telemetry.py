@@ -148,7 +148,7 @@ def test_a_follower_is_woken_by_the_next_line_and_by_the_end(in_house: Callable[
 
         async def follow(since: int) -> asyncio.Task[Any]:
             task = asyncio.create_task(get(house, "/logs", since=since, wait=30))
-            while not house.services.changes._events:
+            while not house.services.notifier._events:
                 await asyncio.sleep(0)
             return task
 

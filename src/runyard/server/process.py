@@ -31,7 +31,7 @@ from runyard.server.http.app import create_app, open_services
 from runyard.server.http.gateway import Gateway
 from runyard.server.http.proxies import Proxies
 from runyard.server.opening import explain_failures
-from runyard.server.services.access.bootstrap import announce
+from runyard.server.services.access.bootstrap import write_endpoint
 from runyard.server.services.access.secrets import write_private
 from runyard.server.services.context import Services
 from runyard.settings import Settings, read_settings
@@ -125,7 +125,7 @@ async def _serve(settings: Settings, services: Services, bound: socket.socket) -
 
 async def _stop(server: Server, gateway: Gateway, serving: asyncio.Task[None], guard: ConnectionGuard) -> None:
     if gateway.services is not None:
-        gateway.services.changes.close()  # end long polls now, or stopping would wait for them
+        gateway.services.notifier.close()  # end long polls now, or stopping would wait for them
     server.stop()  # type: ignore[no-untyped-call]
     # Idle clients would keep the server from stopping.
     for timeout_s, busy in ((STOP_IDLE_TIMEOUT_S, False), (STOP_BUSY_TIMEOUT_S, True)):
@@ -148,7 +148,7 @@ async def _announce_when_up(settings: Settings, endpoint: str, port: int) -> Non
             "try: check what blocks it, and start again",
             may_pass=True,
         ) from error
-    announce(settings, endpoint)
+    write_endpoint(settings, endpoint)
     write_private(settings.server_file, json.dumps({"endpoint": endpoint, "pid": os.getpid()}) + "\n")
     log.info(json.dumps({"event": "listening", "endpoint": endpoint, "dataDir": str(settings.data_dir)}))
 

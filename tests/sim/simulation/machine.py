@@ -341,7 +341,7 @@ class Supervisor(Program):
         key = dc.Key(assignment.organization_id, assignment.run_id, assignment.attempt)
         super().__init__(machine, "supervisor", key=key)
         self.folder = machine.folder(key)
-        signed = machine.server.services.signer.attempt(assignment.token)
+        signed = machine.server.services.signer.verify_attempt_token(assignment.token)
         assert isinstance(signed, AttemptToken)
         self.token = signed
         self.trainer: Trainer | None = None
@@ -485,7 +485,7 @@ class Supervisor(Program):
         """What lies here or on the server, whichever is newer; the download itself takes no time."""
 
         async def offer(services: Any) -> Any:
-            return resuming.offered(services, self.token)
+            return resuming.list_candidates(services, self.token)
 
         def prepare(offered: Resumable) -> st.Prepared:
             assert self.key is not None
@@ -740,8 +740,8 @@ class Controller(Program):
     async def _report_and_ask(self, services: Any) -> Any:
         report = MachineReport(host=self.machine.id, labels={}, accelerators=[], slots=self.machine.slots)
         clock = services.clock
-        services.machines.hear(self.machine.id, report, now_ms=clock.now_ms(), lived_s=clock.monotonic_s())
-        return await leases.placed(services, self.machine.id)
+        services.machines.record_report(self.machine.id, report, now_ms=clock.now_ms(), uptime_s=clock.monotonic_s())
+        return await leases.list_placed(services, self.machine.id)
 
     def _on_claimed(self, claimed: Any) -> None:
         if claimed is None:

@@ -230,7 +230,7 @@ class Server:
         self.lived_ms = 0  # by our own books, to judge the server's by
         self._last_ms = self._beat_wall_ms = 0
         deletion.asyncio = models.asyncio = Direct  # type: ignore[attr-defined]
-        retention.in_thread = Direct.to_thread  # type: ignore[assignment]
+        retention.run_in_thread = Direct.to_thread  # type: ignore[assignment]
         drive(self.store.write(_founded))
         self.process = Process(self.world, "server", host)
         self.process.die()
@@ -276,7 +276,7 @@ class Server:
         """Go back to a backup: the server is stopped for it, and what bytes the backup has are there again."""
         self.crash()
         self._restores += 1
-        lease_ms = leases.after_restore_ms(self.services)
+        lease_ms = leases.get_restore_lease_ms(self.services)
         self.store.restore(rows, epoch=self.epoch, lease_ms=lease_ms)
         for org, kept in blobs.items():
             self._blobs.setdefault(org, Blobs()).bytes.update(kept.bytes)
@@ -313,7 +313,7 @@ class Server:
             elapsed_ms = max(0, self.clock.now_ms() - (self._beat_wall_ms or self.clock.now_ms()))
             self._beat_wall_ms = self.clock.now_ms()
         self._guarded(lambda: leases.tick(self.services, elapsed_ms / 1000))
-        self._guarded(lambda: waiting_reasons.update(self.services))
+        self._guarded(lambda: waiting_reasons.refresh(self.services))
         self.process.after(1000, self._beat)
 
 

@@ -64,7 +64,7 @@ def authenticate(services: Services, scope: Any, credential: str) -> None:
     """
     address = scope[ADDRESS]
     if credential.startswith(ATTEMPT_TOKEN_PREFIX):
-        token = services.signer.attempt(credential)
+        token = services.signer.verify_attempt_token(credential)
         if token is None:
             raise _count_rejection(services, address, Rejection(org=None, key_id=None, reason="invalid attempt token"))
         scope[TOKEN] = token

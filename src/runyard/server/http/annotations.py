@@ -70,17 +70,17 @@ async def post_session(request: Request, org: Id, dataset: Id) -> Response:
         spec=msgspec.convert(msgspec.to_builtins(given.spec), AnnotationImportSpec),
         attributes=bodies.get_attributes(given.metadata),
     )
-    return encode_response(annotation_imports.document(services, row), status=201)
+    return encode_response(annotation_imports.to_document(services, row), status=201)
 
 
 async def list_sessions(request: Request, org: Id, dataset: Id) -> Response:
     services, dataset_id = get_services(request), compat.parse_dataset_id(org, dataset)
-    page = await imports.listed(
+    page = await imports.page(
         services,
         org=org,
         dataset_id=dataset_id,
         kind=annotation_imports.KIND,
-        told=lambda row: annotation_imports.document(services, row),
+        to_document=lambda row: annotation_imports.to_document(services, row),
         wanted=Query(request).page(f"annotation imports {dataset_id}"),
     )
     return json_response(page)
@@ -88,7 +88,7 @@ async def list_sessions(request: Request, org: Id, dataset: Id) -> Response:
 
 async def get_session(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
     return encode_response(
-        annotation_imports.document(get_services(request), _get_row(request, org, dataset, session_id))
+        annotation_imports.to_document(get_services(request), _get_row(request, org, dataset, session_id))
     )
 
 
@@ -97,7 +97,7 @@ async def post_files(request: Request, org: Id, dataset: Id, session_id: Id) -> 
     given = convert_body(value, bodies.NewFiles).files
     files = {name: NewFile(file.size_bytes, parse_crc32c(file.crc32c)) for name, file in given.items()}
     row = _get_row(request, org, dataset, session_id)
-    uploads = await annotation_imports.announce(
+    uploads = await annotation_imports.announce_files(
         get_services(request), get_actor(request), row, files=files, origin=get_origin(request)
     )
     return json_response(uploads)
@@ -110,15 +110,15 @@ async def patch_status(request: Request, org: Id, dataset: Id, session_id: Id) -
     outcome = compat.parse_session_outcome(value)
     row = _get_row(request, org, dataset, session_id)
     if outcome == "Inserted":
-        row = await annotation_imports.inserted(services, actor, row)
+        row = await annotation_imports.finish(services, actor, row)
     else:
-        row = await annotation_imports.given_up(services, actor, row, reason=outcome)
-    return encode_response(annotation_imports.document(services, row))
+        row = await annotation_imports.give_up(services, actor, row, reason=outcome)
+    return encode_response(annotation_imports.to_document(services, row))
 
 
 async def get_files(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
     """Count the files of each status."""
-    session = annotation_imports.document(get_services(request), _get_row(request, org, dataset, session_id))
+    session = annotation_imports.to_document(get_services(request), _get_row(request, org, dataset, session_id))
     return json_response(msgspec.json.encode({"items": [], "files": session.status.files, "nextPage": None}))
 
 
@@ -126,7 +126,7 @@ async def get_logs(request: Request, org: Id, dataset: Id, session_id: Id) -> Re
     """List the findings, oldest first."""
     row, query = _get_row(request, org, dataset, session_id), Query(request)
     wanted = query.page(f"findings {session_id} None None")
-    page = await sessions.findings(get_services(request), row, severity=None, code=None, wanted=wanted)
+    page = await sessions.read_findings(get_services(request), row, severity=None, code=None, wanted=wanted)
     return json_response(page)
 
 

@@ -63,7 +63,7 @@ def create_app(
             try:
                 yield
             finally:
-                services.changes.close()
+                services.notifier.close()
 
     api = Litestar(
         route_handlers=_build_route_handlers(),
@@ -126,11 +126,11 @@ async def open_services(settings: Settings, clock: Clock, *, run_ticker: bool) -
             signer=Signer(secrets),
             pepper=secrets.pepper,
         )
-        backups.begin(services)
+        backups.remove_leftovers(services)
         await key_lifecycle.refresh(services)
-        await legacy_ids.begin(services)
-        await deletion.begin(services)
-        await sweep.begin(services)
+        await legacy_ids.rename_invalid(services)
+        await deletion.resume_removals(services)
+        await sweep.resume_jobs(services)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(_write_usage, services)
             stack.push_async_callback(services.jobs.close)
@@ -151,7 +151,7 @@ async def _run_ticker(services: Services) -> None:
         now_s = services.clock.monotonic_s()
         try:
             await leases.tick(services, now_s - last_s)
-            await waiting_reasons.update(services)
+            await waiting_reasons.refresh(services)
             if tick % key_lifecycle.REFRESH_BEATS == 0:
                 await key_lifecycle.refresh(services)
             if tick % TICKS_PER_SWEEP == 0:

@@ -108,12 +108,14 @@ async def post_bulk_deletion(request: Request, org: Id, dataset: Id) -> Response
 async def list_bulk_deletions(request: Request, org: Id, dataset: Id) -> Response:
     dataset_id = compat.parse_dataset_id(org, dataset)
     wanted = Query(request).page(f"bulk deletions {dataset_id}")
-    return json_response(await assets.bulks(get_services(request), org=org, dataset_id=dataset_id, wanted=wanted))
+    return json_response(
+        await assets.page_bulk_deletions(get_services(request), org=org, dataset_id=dataset_id, wanted=wanted)
+    )
 
 
 async def get_bulk_deletion(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
     dataset_id = compat.parse_dataset_id(org, dataset)
-    return encode_response(assets.bulk(get_services(request), org=org, dataset_id=dataset_id, id=session_id))
+    return encode_response(assets.get_bulk_deletion(get_services(request), org=org, dataset_id=dataset_id, id=session_id))
 
 
 async def post_ingestion(request: Request, org: Id, dataset: Id) -> Response:
@@ -132,7 +134,7 @@ async def post_ingestion(request: Request, org: Id, dataset: Id) -> Response:
     origin = get_origin(request)
     # Signing thousands of addresses takes long, so it runs on a reader thread.
     body = await services.store.read_in_thread(
-        lambda _: msgspec.json.encode(ingestion.document(services, row, origin=origin))
+        lambda _: msgspec.json.encode(ingestion.to_document(services, row, origin=origin))
     )
     return json_response(body, status=201)
 
@@ -142,19 +144,19 @@ async def list_ingestions(request: Request, org: Id, dataset: Id) -> Response:
     wanted = Query(request).page(f"ingestions {dataset_id}")
     if compat.cannot_page(request.headers.get("user-agent", "")):
         wanted = compat.request_whole_list(wanted, max_items=assets.MOST_IN_ONE_PAGE)
-    page = await imports.listed(
+    page = await imports.page(
         services,
         org=org,
         dataset_id=dataset_id,
         kind=ingestion.KIND,
-        told=lambda row: ingestion.document(services, row),
+        to_document=lambda row: ingestion.to_document(services, row),
         wanted=wanted,
     )
     return json_response(page)
 
 
 async def get_ingestion(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
-    return encode_response(ingestion.document(get_services(request), _get_session(request, org, dataset, session_id)))
+    return encode_response(ingestion.to_document(get_services(request), _get_session(request, org, dataset, session_id)))
 
 
 async def act_on_ingestion(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
@@ -163,7 +165,7 @@ async def act_on_ingestion(request: Request, org: Id, dataset: Id, session_id: I
     if action != "cancel":
         raise not_found("ingestion session", session_id)
     row = await imports.cancel(get_services(request), get_actor(request), _get_session(request, org, dataset, id))
-    return encode_response(ingestion.document(get_services(request), row))
+    return encode_response(ingestion.to_document(get_services(request), row))
 
 
 async def post_multipart(request: Request, org: Id, dataset: Id) -> Response:
@@ -180,15 +182,15 @@ async def post_multipart(request: Request, org: Id, dataset: Id) -> Response:
 
 async def post_part(request: Request, org: Id, dataset: Id, upload_id: Id, part: Id) -> Response:
     services = get_services(request)
-    row, about = multipart.found(services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id)
-    url = multipart.part_url(services, row, upload_id, about, part=_parse_part_number(part), origin=get_origin(request))
-    return encode_response(PartUpload(url=url, expiry=imports.ingestion_end(services, row), response_headers=["ETag"]))
+    row, about = multipart.get(services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id)
+    url = multipart.sign_part_url(services, row, upload_id, about, part=_parse_part_number(part), origin=get_origin(request))
+    return encode_response(PartUpload(url=url, expiry=imports.get_upload_expiry(services, row), response_headers=["ETag"]))
 
 
 async def post_part_completion(request: Request, org: Id, dataset: Id, upload_id: Id, part: Id) -> Response:
     """Check that a part has arrived: the server has recorded it on upload."""
     services = get_services(request)
-    multipart.found(services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id)
+    multipart.get(services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id)
     if not multipart.has_part(services, org, upload_id, _parse_part_number(part)):
         raise Refusal("BlobMissing", f"part {part[:20]} has not arrived; try: send it, then repeat")
     return json_response(b"{}")
@@ -196,7 +198,7 @@ async def post_part_completion(request: Request, org: Id, dataset: Id, upload_id
 
 async def post_multipart_completion(request: Request, org: Id, dataset: Id, upload_id: Id) -> Response:
     services = get_services(request)
-    row, about = multipart.found(services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id)
+    row, about = multipart.get(services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id)
     await multipart.complete(services, get_actor(request), row, upload_id, about)
     spec = MultipartSpec(ingestion_id=row.id, size_bytes=about["sizeBytes"])
     return encode_response(_build_multipart(row.org, row.dataset_id, upload_id, spec, about["parts"]))
@@ -204,7 +206,7 @@ async def post_multipart_completion(request: Request, org: Id, dataset: Id, uplo
 
 async def delete_multipart(request: Request, org: Id, dataset: Id, upload_id: Id) -> Response:
     services = get_services(request)
-    row, _ = multipart.found(services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id)
+    row, _ = multipart.get(services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id)
     await multipart.abort(services, get_actor(request), row, upload_id)
     return empty_response()
 

@@ -28,7 +28,7 @@ async def post_claim(request: Request) -> Response:
 
 
 async def get_machine(request: Request, machine_id: Id) -> Response:
-    return encode_response(await leases.placed(get_services(request), check_id("machine", machine_id)))
+    return encode_response(await leases.list_placed(get_services(request), check_id("machine", machine_id)))
 
 
 async def put_machine(request: Request, machine_id: Id) -> Response:
@@ -36,7 +36,9 @@ async def put_machine(request: Request, machine_id: Id) -> Response:
     services = get_services(request)
     check_id("machine", machine_id)
     check_text("host", report.host, most=LONGEST_HOST)
-    services.machines.hear(machine_id, report, now_ms=services.clock.now_ms(), lived_s=services.clock.monotonic_s())
+    services.machines.record_report(
+        machine_id, report, now_ms=services.clock.now_ms(), uptime_s=services.clock.monotonic_s()
+    )
     return empty_response()
 
 
@@ -64,7 +66,7 @@ async def put_blob(request: Request, sha256: Id) -> Response:
     size_bytes = request.content_length
     if size_bytes is None:
         raise Refusal("InvalidBody", "the length of the blob is missing; try: send Content-Length")
-    receiving = models.receiving_blob(
+    receiving = models.receive_blob(
         get_services(request), _get_token(request), sha256=_check_hash(sha256), size_bytes=size_bytes
     )
     # Hashing and writing block, so they run on a thread; so do entering and leaving, which fsync.
@@ -82,7 +84,7 @@ async def put_blob(request: Request, sha256: Id) -> Response:
 
 
 async def get_blob(request: Request, sha256: Id) -> Response:
-    blob, size_bytes = await resume.opened_blob(get_services(request), _get_token(request), _check_hash(sha256))
+    blob, size_bytes = await resume.open_blob(get_services(request), _get_token(request), _check_hash(sha256))
     return StreamedResponse(
         iter(partial(blob.read, CHUNK_BYTES), b""),
         size_bytes=size_bytes,
@@ -93,19 +95,19 @@ async def get_blob(request: Request, sha256: Id) -> Response:
 
 
 async def get_resume(request: Request) -> Response:
-    return encode_response(resume.offered(get_services(request), _get_token(request)))
+    return encode_response(resume.list_candidates(get_services(request), _get_token(request)))
 
 
 async def get_weights(request: Request) -> Response:
-    return encode_response(attempt_weights.offered(get_services(request), _get_token(request)))
+    return encode_response(attempt_weights.get_weights(get_services(request), _get_token(request)))
 
 
 async def get_dataset(request: Request) -> Response:
-    return encode_response(await asyncio.to_thread(attempt_dataset.offered, get_services(request), _get_token(request)))
+    return encode_response(await asyncio.to_thread(attempt_dataset.get_version, get_services(request), _get_token(request)))
 
 
 async def get_dataset_contents(request: Request) -> Response:
-    lines = await asyncio.to_thread(attempt_dataset.offered_places, get_services(request), _get_token(request))
+    lines = await asyncio.to_thread(attempt_dataset.list_blob_spans, get_services(request), _get_token(request))
     return Response(lines, media_type=b"application/x-ndjson")
 
 

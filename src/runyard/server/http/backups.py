@@ -11,7 +11,7 @@ from runyard.server.services.operations import backups
 
 async def get_contents(request: Request, org: Id) -> Response:
     since_ms = Query(request).integer("since", 0) or 0
-    return encode_response(await backups.contents(get_services(request), get_actor(request), since_ms=since_ms))
+    return encode_response(await backups.get_contents(get_services(request), get_actor(request), since_ms=since_ms))
 
 
 async def post_backup(request: Request, org: Id) -> Response:
@@ -31,7 +31,7 @@ async def post_backup(request: Request, org: Id) -> Response:
 async def post_restore(request: Request, org: Id) -> Response:
     actor, has_all = get_actor(request), False
     try:
-        async with backups.receiving(get_services(request), actor) as incoming:
+        async with backups.receive(get_services(request), actor) as incoming:
             async for chunk in request.stream():
                 if chunk:  # hashing and writing block
                     await asyncio.to_thread(incoming.feed, chunk)

@@ -20,7 +20,7 @@ from runyard import limits
 from runyard.server.services.datasets.dict_params import parse_dict_param
 from runyard.server.services.errors import Refusal
 from runyard.server.services.pages import PageRequest
-from runyard.server.services.runs.runs import with_origin
+from runyard.server.services.runs.runs import add_flow_origin
 from vi.api.resources.flows.responses import Flow
 from vi.api.resources.models.responses import Model
 
@@ -138,7 +138,7 @@ def encode_flow_with_spec(document: bytes) -> bytes:
     """
     flow = msgspec.json.decode(document, type=Flow)
     spec = msgspec.to_builtins(flow.spec)
-    return msgspec.json.encode(msgspec.to_builtins(flow) | with_origin(spec, flow))
+    return msgspec.json.encode(msgspec.to_builtins(flow) | add_flow_origin(spec, flow))
 
 
 def encode_model_as_page(model: Model) -> bytes:

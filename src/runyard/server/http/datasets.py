@@ -71,7 +71,7 @@ async def delete_dataset(request: Request, org: Id, dataset: Id) -> Response:
 
 async def get_deletion(request: Request, org: Id, dataset: Id) -> Response:
     return encode_response(
-        datasets.deletion(get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset))
+        datasets.get_deletion(get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset))
     )
 
 
@@ -83,7 +83,7 @@ async def list_collaborators(request: Request, org: Id, dataset: Id) -> Response
 
 
 async def get_statistics(request: Request, org: Id, dataset: Id) -> Response:
-    statistics = datasets.statistics(get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset))
+    statistics = datasets.get_statistics(get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset))
     return json_response(msgspec.json.encode(statistics))
 
 
@@ -148,7 +148,7 @@ async def get_export(request: Request, org: Id, dataset: Id, export_id: Id) -> R
 
 
 def _build_export(request: Request, row: AnyRow) -> DatasetExport:
-    return _adapt_export_format(request, exports.document(get_services(request), row, get_origin(request)))
+    return _adapt_export_format(request, exports.to_document(get_services(request), row, get_origin(request)))
 
 
 def _adapt_export_format(request: Request, export: DatasetExport) -> DatasetExport:

@@ -72,15 +72,15 @@ async def serve_download(scope: Any, receive: Any, send: Any) -> None:
 
 def _open_token(services: Services, token: str) -> _Download | None:
     """Return the download that a token refers to; None for an invalid token."""
-    if (link := services.signer.opened(token)) is not None:
+    if (link := services.signer.verify_link(token)) is not None:
         return _open_archive(services, link)
-    if (file_link := services.signer.opened_file(token)) is not None:
+    if (file_link := services.signer.verify_file_link(token)) is not None:
         return _open_file(services, file_link)
     return None
 
 
 def _open_archive(services: Services, link: Link) -> _Download:
-    what, found = f"{link.run_id}/{link.output_id}", models.opened_link(services, link)
+    what, found = f"{link.run_id}/{link.output_id}", models.open_link(services, link)
     if found is None:
         return _Download(link.expires_at, what)
     archive, row = found
@@ -94,7 +94,7 @@ def _open_archive(services: Services, link: Link) -> _Download:
 
 
 def _open_file(services: Services, link: FileLink) -> _Download:
-    what, file = f"{link.kind} {link.id}", files.opened(services, link)
+    what, file = f"{link.kind} {link.id}", files.open_link(services, link)
     if file is None:
         return _Download(link.expires_at, what)
     return _Download(

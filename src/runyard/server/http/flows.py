@@ -64,7 +64,7 @@ async def delete_flow(request: Request, org: Id, flow_id: Id) -> Response:
 
 
 async def get_accelerators(request: Request, org: Id, flow_id: Id) -> Response:
-    return encode_response(await accelerators.of_flow(get_services(request), org=org, flow_id=flow_id))
+    return encode_response(await accelerators.list_for_flow(get_services(request), org=org, flow_id=flow_id))
 
 
 async def get_flow_schema(request: Request, org: Id, version: Id) -> Response:

@@ -36,17 +36,17 @@ async def post_import(request: Request, org: Id, dataset: Id) -> Response:
         deadline_ms=services.clock.now_ms() + int(imports.IMPORT_HOURS * 3600_000),
         attributes=bodies.get_attributes(given.metadata),
     )
-    return encode_response(sessions.document(services, row, origin=get_origin(request)), status=201)
+    return encode_response(sessions.to_document(services, row, origin=get_origin(request)), status=201)
 
 
 async def list_imports(request: Request, org: Id, dataset: Id) -> Response:
     services, dataset_id = get_services(request), compat.parse_dataset_id(org, dataset)
-    page = await imports.listed(
+    page = await imports.page(
         services,
         org=org,
         dataset_id=dataset_id,
         kind=sessions.KIND,
-        told=lambda row: sessions.document(services, row, origin=None),
+        to_document=lambda row: sessions.to_document(services, row, origin=None),
         wanted=Query(request).page(f"imports {dataset_id}"),
     )
     return json_response(page)
@@ -54,7 +54,7 @@ async def list_imports(request: Request, org: Id, dataset: Id) -> Response:
 
 async def get_import(request: Request, org: Id, dataset: Id, import_id: Id) -> Response:
     row = _get_row(request, org, dataset, import_id)
-    return encode_response(sessions.document(get_services(request), row, origin=get_origin(request)))
+    return encode_response(sessions.to_document(get_services(request), row, origin=get_origin(request)))
 
 
 async def act_on_import(request: Request, org: Id, dataset: Id, import_id: Id) -> Response:
@@ -69,19 +69,21 @@ async def act_on_import(request: Request, org: Id, dataset: Id, import_id: Id) -
         row = await imports.cancel(services, actor, row)
     else:
         raise not_found("import", import_id)
-    return encode_response(sessions.document(services, row, origin=None))
+    return encode_response(sessions.to_document(services, row, origin=None))
 
 
 async def list_findings(request: Request, org: Id, dataset: Id, import_id: Id) -> Response:
     query, row = Query(request), _get_row(request, org, dataset, import_id)
     severity, code = query.one_of("severity", SEVERITIES), query.text("code")
     wanted = query.page(f"findings {import_id} {severity} {code}")
-    page = await sessions.findings(get_services(request), row, severity=severity, code=code, wanted=wanted)
+    page = await sessions.read_findings(get_services(request), row, severity=severity, code=code, wanted=wanted)
     return json_response(page)
 
 
 async def get_report(request: Request, org: Id, dataset: Id, import_id: Id) -> Response:
-    report = await asyncio.to_thread(sessions.report, get_services(request), _get_row(request, org, dataset, import_id))
+    report = await asyncio.to_thread(
+        sessions.build_report, get_services(request), _get_row(request, org, dataset, import_id)
+    )
     if "text/html" in request.headers.get("accept", ""):
         outcome = (
             f"Refused: {report.why}" if report.why else f"Version {report.version}" if report.version else "Under way"

@@ -16,7 +16,7 @@ async def list_models(request: Request, org: Id, run_id: Id) -> Response:
     is_whole = query.text("s") is None and query.text("p") is None
     wanted = query.page(f"models {run_id}")
     if is_whole:
-        return json_response(await models.whole_list(services, org=org, run_id=run_id, origin=origin))
+        return json_response(await models.list_all(services, org=org, run_id=run_id, origin=origin))
     return json_response(await models.page(services, org=org, run_id=run_id, origin=origin, wanted=wanted))
 
 

@@ -107,7 +107,7 @@ async def get_logs(request: Request, org: Id, run_id: Id) -> Response:
     query = Query(request)
     wait_s = query.seconds("wait")
     async with hold_wait_slot(request.scope, wait_s) as disconnect:
-        page = await telemetry.log_page(
+        page = await telemetry.read_log_page(
             get_services(request),
             org=org,
             run_id=run_id,
@@ -123,7 +123,7 @@ async def get_logs(request: Request, org: Id, run_id: Id) -> Response:
 
 async def get_metrics(request: Request, org: Id, run_id: Id) -> Response:
     query = Query(request)
-    page = await telemetry.metric_page(
+    page = await telemetry.read_metric_page(
         get_services(request),
         org=org,
         run_id=run_id,

@@ -15,7 +15,7 @@ from runyard.server.http.request import (
 )
 from runyard.server.http.responses import Response, empty_response, json_response
 from runyard.server.services import documents
-from runyard.server.services.runs.training_projects import TRAINING_PROJECT, checked_spec, merged_spec
+from runyard.server.services.runs.training_projects import TRAINING_PROJECT, check_spec, merge_spec
 from vi.api.resources.training_projects.responses import TrainingProjectSpec
 
 
@@ -38,7 +38,7 @@ async def put_project(request: Request, org: Id, project_id: Id) -> Response:
         get_actor(request),
         project_id,
         body=body,
-        spec=checked_spec(msgspec.convert(msgspec.to_builtins(given.spec), TrainingProjectSpec)),
+        spec=check_spec(msgspec.convert(msgspec.to_builtins(given.spec), TrainingProjectSpec)),
         attributes=bodies.get_attributes(given.metadata),
         if_match=get_if_match(request),
     )
@@ -54,7 +54,7 @@ async def patch_project(request: Request, org: Id, project_id: Id) -> Response:
         TRAINING_PROJECT,
         get_actor(request),
         project_id,
-        new_spec=lambda old: merged_spec(old, changes),
+        new_spec=lambda old: merge_spec(old, changes),
         attributes=bodies.get_attributes(given.metadata),
         if_match=get_if_match(request),
     )

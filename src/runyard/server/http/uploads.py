@@ -40,7 +40,7 @@ async def _receive(services: Services, scope: Any, body: "_BodyReader") -> str |
         message = "an upload address takes PUT, and HEAD to check whether a pack has arrived"
         raise Refusal("MethodNotAllowed", message, allow=("HEAD", "PUT"))
     token, _, name = scope["path"].removeprefix(PREFIX).partition("/")
-    link, row = imports.opened_upload(services, token)
+    link, row = imports.open_upload(services, token)
     if scope["method"] == "HEAD":
         imports.check_received(services, row, sha256=name)
         return None

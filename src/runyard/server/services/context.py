@@ -1,4 +1,4 @@
-"""What every service function works with: the open store, secrets, clock, and who is asking."""
+"""The context of every service function: the open store, secrets, clock, and the acting key."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from runyard.server.services.access.keys import Keyring
 from runyard.server.services.access.signing import Signer
 from runyard.server.services.access.wrong_keys import WrongKeys
 from runyard.server.services.jobs import Jobs
-from runyard.server.services.machines import Explained, Machines
-from runyard.server.services.notifications import Changes
+from runyard.server.services.machines import Machines, WaitingReasonsState
+from runyard.server.services.notifications import Notifier
 from runyard.settings import Settings
 from runyard.store import Store
 from runyard.store import audit as audit_rows
@@ -23,7 +23,7 @@ from runyard.store import audit as audit_rows
 
 @dataclass(frozen=True, kw_only=True)
 class Actor:
-    """Who is asking: an organisation's key, the controller, or the supervisor of one attempt."""
+    """The sender of a request: an organization's key, the controller, or a supervisor."""
 
     org: str
     name: str
@@ -33,7 +33,7 @@ class Actor:
 
 @dataclass(kw_only=True)
 class Services:
-    """Opened with the application, closed with it."""
+    """Everything that services share, opened with the application and closed with it."""
 
     settings: Settings
     store: Store
@@ -42,30 +42,34 @@ class Services:
     signer: Signer
     pepper: bytes
     wrong_keys: WrongKeys = field(default_factory=WrongKeys)
-    changes: Changes = field(default_factory=Changes)
-    # Held while blobs are checked and referred to, and while unreferred ones are removed: between a supervisor's
-    # "the server has this hash" and the row that needs it, a deletion must not take the bytes away.
+    notifier: Notifier = field(default_factory=Notifier)
+    # Held while blobs are checked and referenced, and while unreferenced ones are removed.
+    # Between a supervisor's "the server has this hash" and the row that needs it, nobody may delete
+    # the bytes.
     blob_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    # What a backup reads, or a restore has brought, for longer than anybody could wait for that lock.
+    # Blobs that a backup reads or a restore brought, for longer than the lock above may be held.
     blob_holds: Holds = field(default_factory=Holds)
     restore_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     jobs: Jobs = field(default_factory=Jobs)
     machines: Machines = field(default_factory=Machines)
     boot_id: str = field(default_factory=processes.boot_id)
-    explained: Explained = field(default_factory=Explained)
-    # Which blobs hold a version's pictures, by organisation and version; asked for anew when one is missing.
+    waiting_reasons: WaitingReasonsState = field(default_factory=WaitingReasonsState)
+    # Blobs that hold a version's images, by organization and version; reloaded when one is missing.
     packs_of_versions: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
     def blobs(self, org: str) -> FolderBlobs:
-        """An organisation's bytes. Apart from each other's, so that a known hash opens nobody else's file."""
+        """Return an organization's blobs.
+
+        They are separate, so that a known hash opens no file of another organization.
+        """
         return FolderBlobs(resolve_folder(self.settings.blobs_dir, org), holds=self.blob_holds)
 
     def audit(self, actor: Actor, action: str, target: str) -> Callable[[Connection], None]:
-        """The row that belongs into the transaction of a mutation."""
+        """Return the function that inserts the audit row, for the transaction of the change."""
 
-        def add(connection: Connection) -> None:
+        def insert_audit_row(tx: Connection) -> None:
             audit_rows.add(
-                connection,
+                tx,
                 org=actor.org,
                 time_ms=self.clock.now_ms(),
                 actor=actor.name,
@@ -74,4 +78,4 @@ class Services:
                 target=target,
             )
 
-        return add
+        return insert_audit_row

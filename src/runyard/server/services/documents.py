@@ -1,7 +1,8 @@
-"""Flows and training projects: documents that people make, change and delete under ids of their own choosing.
+"""Flows and training projects: documents that users create, change and delete under their own ids.
 
-A PUT makes one, and is repeated by clients whose answer got lost, so a body that made the document already changes
-nothing; any other body replaces the spec. A deleted id stays deleted: a late repeat must not bring it back.
+PUT creates a document, and clients repeat it when its response got lost. So a body that created the
+document already changes nothing; any other body replaces the spec. A deleted id stays deleted: a
+late repeat must not restore it.
 """
 
 import hashlib
@@ -26,7 +27,10 @@ from vi.api.responses import ResourceMetadata
 
 @dataclass(frozen=True)
 class Kind:
-    """What sets flows and training projects apart: name, table, wire type, and how an empty one is made."""
+    """The differences between flows and training projects.
+
+    They are the name, table, wire type, and constructor.
+    """
 
     name: str
     path: str
@@ -36,16 +40,22 @@ class Kind:
 
 
 def get(services: Services, kind: Kind, *, org: str, id: str) -> tuple[bytes, str]:
-    """The stored JSON and its etag."""
-    row = services.store.read(lambda connection: rows.get(connection, kind.table, org=org, id=id))
+    """Return the stored JSON and its etag.
+
+    Raises:
+        Refusal: NotFound.
+    """
+    row = services.store.read(lambda tx: rows.get(tx, kind.table, org=org, id=id))
     if row is None:
         raise not_found(kind.name, id)
     return row.document, row.etag
 
 
 async def page(services: Services, kind: Kind, *, org: str, wanted: PageRequest) -> bytes:
-    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
-        return rows.page(connection, kind.table, org=org, after=after, limit=limit)
+    """Return a page of documents as JSON, newest first."""
+
+    def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page(tx, kind.table, org=org, after=after, limit=limit)
 
     return await pages.read(services, wanted, org=org, fetch=fetch)
 
@@ -61,7 +71,7 @@ async def put(
     attributes: Mapping[str, str],
     if_match: str | None,
 ) -> tuple[bytes, str, bool]:
-    """Make or replace a document; returns (JSON, etag, whether it is new).
+    """Create or replace a document; return (JSON, etag, whether it is new).
 
     Raises:
         Refusal: InvalidId, IdDeleted, EtagMismatch.
@@ -70,28 +80,28 @@ async def put(
     body_sha256 = hashlib.sha256(body).digest()
     now_ms = services.clock.now_ms()
 
-    def work(connection: Connection) -> tuple[bytes, str, bool]:
-        row = rows.get(connection, kind.table, org=actor.org, id=id)
+    def insert_or_update_document(tx: Connection) -> tuple[bytes, str, bool]:
+        row = rows.get(tx, kind.table, org=actor.org, id=id)
         if row is not None:
             etags.check(if_match, row.etag)
             if row.body_sha256 == body_sha256 and row.generation == 1:
                 return row.document, row.etag, False
             document = msgspec.json.decode(row.document, type=kind.document)
-            return *_change(services, kind, actor, connection, id, document, spec, dict(attributes), now_ms), False
+            return *_change_document(services, kind, actor, tx, id, document, spec, dict(attributes), now_ms), False
         if if_match is not None:
+            raise Refusal("EtagMismatch", f"{kind.name} {id!r} does not exist, so no etag matches {if_match[:80]}")
+        if tombstones.exists(tx, org=actor.org, kind=kind.name, id=id):
             raise Refusal(
-                "EtagMismatch", f"{kind.name} {id!r} does not exist, so no etag of it can match {if_match[:80]}"
+                "IdDeleted", f"{kind.name} {id!r} was deleted and its id cannot be used again; try: choose another id"
             )
-        if tombstones.exists(connection, org=actor.org, kind=kind.name, id=id):
-            raise Refusal("IdDeleted", f"{kind.name} {id!r} was deleted and its id stays unused; choose another id")
         document = kind.new(actor.org, id)
         document.spec = spec
         document.metadata = ResourceMetadata(
             time_created=now_ms, last_updated=now_ms, generation=1, attributes=dict(attributes)
         )
-        encoded, etag = etags.sealed(document)
+        encoded, etag = etags.seal(document)
         rows.add(
-            connection,
+            tx,
             kind.table,
             org=actor.org,
             id=id,
@@ -100,10 +110,10 @@ async def put(
             body_sha256=body_sha256,
             time_ms=now_ms,
         )
-        services.audit(actor, f"create {kind.name}", id)(connection)
+        services.audit(actor, f"create {kind.name}", id)(tx)
         return encoded, etag, True
 
-    return await services.store.write(work)
+    return await services.store.write(insert_or_update_document)
 
 
 async def patch(
@@ -116,49 +126,57 @@ async def patch(
     attributes: Mapping[str, str | None],
     if_match: str | None,
 ) -> tuple[bytes, str]:
-    """Change a document: ``new_spec`` is given the old spec, attributes merge, null removes one."""
+    """Change a document.
+
+    ``new_spec`` is given the old spec; attributes are merged, and null removes one.
+    """
     now_ms = services.clock.now_ms()
 
-    def work(connection: Connection) -> tuple[bytes, str]:
-        row = rows.get(connection, kind.table, org=actor.org, id=id)
+    def update_document(tx: Connection) -> tuple[bytes, str]:
+        row = rows.get(tx, kind.table, org=actor.org, id=id)
         if row is None:
             raise not_found(kind.name, id)
         etags.check(if_match, row.etag)
         document = msgspec.json.decode(row.document, type=kind.document)
-        merged = merged_attributes(document.metadata.attributes, attributes)
-        return _change(services, kind, actor, connection, id, document, new_spec(document.spec), merged, now_ms)
+        merged = merge_attributes(document.metadata.attributes, attributes)
+        return _change_document(services, kind, actor, tx, id, document, new_spec(document.spec), merged, now_ms)
 
-    return await services.store.write(work)
+    return await services.store.write(update_document)
 
 
 async def delete(services: Services, kind: Kind, actor: Actor, id: str, *, if_match: str | None) -> None:
+    """Delete a document; its id stays unused.
+
+    Raises:
+        Refusal: NotFound, EtagMismatch.
+    """
     now_ms = services.clock.now_ms()
 
-    def work(connection: Connection) -> None:
-        row = rows.get(connection, kind.table, org=actor.org, id=id)
+    def delete_document(tx: Connection) -> None:
+        row = rows.get(tx, kind.table, org=actor.org, id=id)
         if row is None:
             raise not_found(kind.name, id)
         etags.check(if_match, row.etag)
-        rows.remove(connection, kind.table, org=actor.org, id=id)
-        tombstones.add(connection, org=actor.org, kind=kind.name, id=id, time_ms=now_ms)
-        services.audit(actor, f"delete {kind.name}", id)(connection)
+        rows.remove(tx, kind.table, org=actor.org, id=id)
+        tombstones.add(tx, org=actor.org, kind=kind.name, id=id, time_ms=now_ms)
+        services.audit(actor, f"delete {kind.name}", id)(tx)
 
-    await services.store.write(work)
+    await services.store.write(delete_document)
 
 
-def merged_attributes(old: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+def merge_attributes(old: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
     """Return the attributes after a PATCH: given ones replace, null removes.
 
     Raises:
         Refusal: InvalidBody (they are more, or larger, than one resource may have).
     """
     merged = {key: value for key, value in {**old, **changes}.items() if value is not None}
-    # What an older Runyard accepted may be changed and made smaller, not larger.
+    # Attributes that an older version accepted may be changed and made smaller, not larger.
     if len(merged) > max(limits.ATTRIBUTES.value, len(old)):
-        raise _too_many_attributes(f"{len(merged)} attributes, and {limits.ATTRIBUTES.value} are allowed")
+        raise _too_many_attributes(f"{len(merged)} attributes; at most {limits.ATTRIBUTES.value} are allowed")
     if (size_bytes := _size_bytes(merged)) > max(limits.ATTRIBUTES_TOTAL.value, _size_bytes(old)):
         allowed = limits.ATTRIBUTES_TOTAL.value
-        raise _too_many_attributes(f"attributes of {size_bytes:,} bytes together, and {allowed:,} are allowed")
+        raise _too_many_attributes(f"attributes of {size_bytes:,} bytes in total; at most {allowed:,} are allowed")
     return merged
 
 
@@ -167,16 +185,16 @@ def _size_bytes(attributes: Mapping[str, str]) -> int:
 
 
 def _too_many_attributes(what: str) -> Refusal:
-    message = f"the resource would have {what}; try: remove some by setting them to null, or keep the data elsewhere"
+    message = f"the resource would have {what}; try: remove some by setting them to null, or store the data elsewhere"
     problem = Problem(path="/metadata/attributes", given=None, allowed="fewer attributes", message=message)
     return Refusal("InvalidBody", message, problems=[problem])
 
 
-def _change(
+def _change_document(
     services: Services,
     kind: Kind,
     actor: Actor,
-    connection: Connection,
+    tx: Connection,
     id: str,
     document: Any,
     spec: Any,
@@ -190,8 +208,8 @@ def _change(
     document.spec = spec
     document.metadata.attributes = attributes
     document.metadata.last_updated = now_ms
-    encoded, etag = etags.sealed(document)
+    encoded, etag = etags.seal(document)
     generation = document.metadata.generation
-    rows.replace(connection, kind.table, org=actor.org, id=id, document=encoded, etag=etag, generation=generation)
-    services.audit(actor, f"update {kind.name}", id)(connection)
+    rows.replace(tx, kind.table, org=actor.org, id=id, document=encoded, etag=etag, generation=generation)
+    services.audit(actor, f"update {kind.name}", id)(tx)
     return encoded, etag

@@ -1,4 +1,6 @@
-"""What a signed link to a picture or to an export opens, as long as the row that names it stands as it was."""
+"""Files behind a signed link to an image or an export, valid while the row that names them is
+unchanged.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ CHUNK_BYTES = 256 * 1024
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Bytes within a blob, and what they are called and are."""
+    """A range of bytes within a blob, with name and MIME type."""
 
     org: str
     blob: str
@@ -26,19 +28,23 @@ class StoredFile:
     content: str
 
     def read(self, services: Services, start: int, end: int) -> Iterator[bytes]:
-        """Raises BlobMissing, BlobDamaged, EOFError while iterating, so a server must close the connection then."""
+        """Yield the bytes from ``start`` to ``end``.
+
+        A server must close the connection when iterating raises BlobMissing, BlobDamaged or
+        EOFError.
+        """
         with services.blobs(self.org).open(self.blob) as file:
             file.seek(self.offset + start)
             while start < end:
                 chunk = file.read(min(CHUNK_BYTES, end - start))
                 if not chunk:
-                    raise EOFError(f"blob {self.blob} ends before the file in it does")
+                    raise EOFError(f"blob {self.blob} ends before the file that it contains")
                 yield chunk
                 start += len(chunk)
 
 
-def opened(services: Services, link: FileLink) -> StoredFile | None:
-    """What the link opens; None when it is gone, or is another thing now."""
+def open_link(services: Services, link: FileLink) -> StoredFile | None:
+    """Return the file of a link; None when it was deleted or replaced."""
     if link.kind == "export":
         export = services.store.read(partial(job_rows.get_job, table=dataset_exports, org=link.org, id=link.id))
         if export is None or export.sha256 != link.content:
@@ -48,8 +54,8 @@ def opened(services: Services, link: FileLink) -> StoredFile | None:
     asset = services.store.read(partial(asset_rows.get, org=link.org, dataset_id=link.dataset_id, asset_id=link.id))
     if asset is None or asset.content != link.content:
         return None
-    place = services.store.read(partial(asset_rows.find_blob_span, org=link.org, content=asset.content))
-    if place is None:
+    span = services.store.read(partial(asset_rows.find_blob_span, org=link.org, content=asset.content))
+    if span is None:
         return None
     name = asset.filename.rpartition("/")[2]
-    return StoredFile(link.org, place.sha256, place.offset, place.size_bytes, name, asset.mime, asset.content)
+    return StoredFile(link.org, span.sha256, span.offset, span.size_bytes, name, asset.mime, asset.content)

@@ -1,8 +1,9 @@
-"""Work that goes on after its request was answered: imports, exports, deletions of many things.
+"""Background work that continues after its request was answered: imports, exports, bulk deletions.
 
-A job is a row that says what is to be done, and a task that does it. The row is the truth: the sweep, at the start and
-every minute, starts a task for every row that is not done and has none, so a job that failed, was cut off or died with
-its server goes on where its row says. At most one task works at a row.
+A job is a row that says what is to be done, and a task that does it. The row is authoritative. The
+sweep, at the start and every minute, starts a task for every unfinished row that has none. So a job
+that failed, was canceled or ended with its server resumes from its row. At most one task works on a
+row.
 """
 
 import asyncio
@@ -18,21 +19,21 @@ from runyard.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-# Processes that look at files: those whose files are all here, and those that begin while files still come.
+# Worker processes: for imports whose files have all arrived, and for those that still receive some.
 WORKERS, EARLY_WORKERS = 2, 2
 
-Key = tuple[str, str, str]  # kind of job, organisation, id
+Key = tuple[str, str, str]  # kind of job, organization, id
 
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
-async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run what blocks on a thread. Whoever is cancelled meanwhile waits for its end.
+async def run_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking function on a thread. A caller that is canceled waits for its end.
 
-    A thread cannot be broken off: it would still read the database while that is closed, or write into a folder that
-    is being removed.
+    A thread cannot be interrupted: it would still read the database while that is closed, or write
+    into a folder that is being removed.
     """
     running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     try:
@@ -43,7 +44,7 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 
 
 class Jobs:
-    """The tasks; belongs to the event loop's thread and ends with the application."""
+    """The running tasks; belongs to the event loop's thread and ends with the application."""
 
     def __init__(self) -> None:
         self._tasks: dict[Key, asyncio.Task[None]] = {}
@@ -53,7 +54,7 @@ class Jobs:
         self.early_workers = asyncio.Semaphore(EARLY_WORKERS)
 
     def lock(self, org: str, dataset_id: str) -> asyncio.Lock:
-        """Held by whoever changes many rows of a dataset, or needs all of them as they are at one moment."""
+        """Return the lock for changing many rows of a dataset, or reading all of them at once."""
         key = (org, dataset_id)
         found = self._locks.get(key)
         if found is None:
@@ -61,7 +62,7 @@ class Jobs:
         return found
 
     def start(self, key: Key, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Work at a row, unless a task does so already."""
+        """Start a task for a row, unless one is running."""
         if key in self._tasks or self._is_closed:
             return
         task = asyncio.create_task(self._run(key, work), name="/".join(key))
@@ -72,24 +73,25 @@ class Jobs:
         return key in self._tasks
 
     async def stop(self, key: Key) -> None:
-        """Break a task off and wait until it has ended; the row stays."""
+        """Cancel a task and wait until it has ended; the row stays."""
         task = self._tasks.get(key)
         if task is not None:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    async def settled(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait until no task is left; for tests and for a restore."""
         while tasks := list(self._tasks.values()):
             await asyncio.wait(tasks)
 
     async def stop_all(self) -> None:
-        """Break every task off and wait."""
+        """Cancel every task and wait."""
         for key in list(self._tasks):
             await self.stop(key)
 
     async def close(self) -> None:
+        """Cancel every task, and accept no further ones."""
         self._is_closed = True
         await self.stop_all()
 
@@ -97,6 +99,6 @@ class Jobs:
         try:
             await work()
         except (OSError, BlobError, StoreUnavailable, Refusal) as error:
-            log.error("job %s is put off: %s", "/".join(key), error)  # the sweep comes back for it
+            log.error("job %s is postponed: %s", "/".join(key), error)  # the sweep retries it
         except Exception:
-            log.exception("job %s failed; it is tried again", "/".join(key))
+            log.exception("job %s failed; it will be retried", "/".join(key))

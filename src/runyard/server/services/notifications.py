@@ -1,7 +1,7 @@
-"""Wakes those who wait for something to change: controllers for work, readers for log lines.
+"""Wake those who wait for a change: controllers for runs, readers for log lines.
 
-A waiter takes its event *before* it looks at the store, so that a change between the look and the wait is not missed.
-Only waiters keep events alive; a change nobody waits for costs a dictionary look-up.
+A waiter takes its event *before* it reads the store, so that a change between the read and the wait
+is not missed. Only waiters keep events alive; a change nobody waits for costs a dictionary lookup.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ QUEUE = "queue"
 
 
 def run_topic(org: str, run_id: str) -> str:
-    """What changes when a run's state, lines or metrics do."""
+    """Return the topic of a run's state, lines and metrics."""
     return f"run:{org}/{run_id}"
 
 
-class Changes:
+class Notifier:
     """Events by topic; belongs to the event loop's thread."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Changes:
         self.is_closed = False
 
     def watch(self, topic: str) -> asyncio.Event:
-        """The event that the next change of ``topic`` sets."""
+        """Return the event that the next change of ``topic`` sets."""
         event = self._events.get(topic)
         if event is None:
             event = self._events[topic] = asyncio.Event()
@@ -32,26 +32,29 @@ class Changes:
             event.set()
         return event
 
-    def tell(self, topic: str) -> None:
-        """Something about ``topic`` is different now, and on disk."""
+    def notify(self, topic: str) -> None:
+        """Wake those who watch ``topic``. Call it after the change is on disk."""
         event = self._events.pop(topic, None)
         if event is not None:
             event.set()
 
-    def tell_all(self) -> None:
-        """Everything may be different now."""
+    def notify_all(self) -> None:
+        """Wake everyone: everything may have changed."""
         for topic in list(self._events):
-            self.tell(topic)
+            self.notify(topic)
 
     def close(self) -> None:
-        """Let every waiter go, now and from now on: the server stops."""
+        """Wake every waiter, now and from now on: the server stops."""
         self.is_closed = True
         for event in list(self._events.values()):
             event.set()
 
     @staticmethod
     async def wait(event: asyncio.Event, *, timeout_s: float, gone: "asyncio.Future[None] | None" = None) -> bool:
-        """Whether the event came in time, and before the client that waits for it had ``gone``."""
+        """Wait for the event.
+
+        Return False on timeout, or when the client has disconnected (``gone`` is done).
+        """
         coming: asyncio.Future[Any] = asyncio.ensure_future(event.wait())
         either = {coming} if gone is None else {coming, gone}
         try:

@@ -1,7 +1,7 @@
 """Pages of a list: from a page size and a token to encoded items and the next token.
 
-A page ends at its size or at ``limits.PAGE`` bytes, whichever comes first. It is read and encoded on a reader's thread,
-since a page of megabytes on the event loop would keep every other request waiting.
+A page ends at its size or at ``limits.PAGE`` bytes, whichever comes first. It is read and encoded
+on a reader's thread, since a page of megabytes on the event loop would delay every other request.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +21,17 @@ from runyard.store.tables import AnyRow
 DEFAULT_SIZE, MOST = 10, limits.PAGE_ITEMS.value
 FIRST_CHUNK = 32
 
-# Rows of a page: (connection, position after which it begins, how many) -> rows.
+# Rows of a page: (transaction, position after which it begins, how many) -> rows.
 Fetch = Callable[[Connection, Any, int], Sequence[AnyRow]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageRequest:
-    """``question`` names the list and its filters; a token is only good for the question it was made for."""
+    """Size and token of a requested page.
+
+    ``question`` names the list and its filters; a token is only valid for the question it was made
+    for.
+    """
 
     size: int = DEFAULT_SIZE
     token: str | None = None
@@ -35,30 +39,30 @@ class PageRequest:
     most_bytes: int = limits.PAGE.value
 
 
-def stored(row: AnyRow) -> bytes:
+def encode_stored(row: AnyRow) -> bytes:
     """Return a document as it is stored."""
     return bytes(row.document)
 
 
-def by_time(row: AnyRow) -> Position:
+def position_by_time(row: AnyRow) -> Position:
     """Return the position of a row in a list by time."""
     return Position(row.time_created, row.id)
 
 
-def position(services: Services, *, org: str, wanted: PageRequest) -> tuple[int, str] | None:
-    """Where the page begins: after this (time, id); None for the first page.
+def parse_position(services: Services, *, org: str, wanted: PageRequest) -> tuple[int, str] | None:
+    """Return the (time, id) after which the page begins; None for the first page.
 
     Raises:
         Refusal: InvalidPageToken.
     """
     if not wanted.token:
         return None
-    found = services.signer.position(wanted.token, org=org, question=wanted.question)
+    found = services.signer.verify_page_token(wanted.token, org=org, question=wanted.question)
     if found is None:
         raise Refusal(
             "InvalidPageToken",
             f"page token {wanted.token[:40]!r} was not made by this server for this list; "
-            "pass on nextPage of the page before, with the same filters, or begin without a token",
+            "try: pass nextPage of the previous page, with the same filters, or omit the token",
         )
     return found.time_ms, found.id
 
@@ -69,29 +73,29 @@ async def read(
     *,
     org: str,
     fetch: Fetch,
-    encode: Callable[[AnyRow], bytes] = stored,
-    place: Callable[[AnyRow], Position] = by_time,
+    encode: Callable[[AnyRow], bytes] = encode_stored,
+    get_position: Callable[[AnyRow], Position] = position_by_time,
 ) -> bytes:
     """Return a page as JSON, read and encoded on a reader's thread.
 
     Raises:
         Refusal: InvalidPageToken.
     """
-    after = position(services, org=org, wanted=wanted)
+    after = parse_position(services, org=org, wanted=wanted)
 
-    def work(connection: Connection) -> bytes:
+    def read_items(tx: Connection) -> bytes:
         items, last, has_more = gather(
-            partial(fetch, connection),
+            partial(fetch, tx),
             after=after,
             size=wanted.size,
             most_bytes=wanted.most_bytes,
             encode=encode,
-            place=lambda row: msgspec.structs.astuple(place(row)),
+            get_position=lambda row: msgspec.structs.astuple(get_position(row)),
         )
-        further = page_token(services, place(last), org=org, wanted=wanted) if has_more else None
+        further = page_token(services, get_position(last), org=org, wanted=wanted) if has_more else None
         return join(items, further)
 
-    return await services.store.read_in_thread(work)
+    return await services.store.read_in_thread(read_items)
 
 
 def gather(
@@ -100,13 +104,14 @@ def gather(
     after: Any,
     size: int,
     encode: Callable[[Any], bytes],
-    place: Callable[[Any], Any],
+    get_position: Callable[[Any], Any],
     most_bytes: int = limits.PAGE.value,
 ) -> tuple[list[bytes], Any, bool]:
-    """Return encoded items up to ``size`` and ``most_bytes``, the last row shown, and whether there are more after it.
+    """Return encoded items, the last row, and whether there are more rows after it.
 
-    Rows are fetched in chunks whose length follows from the size of the items so far, so that a page of large documents
-    is not read many times over only to be cut. At least one item is returned, however large.
+    A page has up to ``size`` items and ``most_bytes``, and at least one item, however large. Rows
+    are fetched in chunks whose length follows from the size of the items so far. So a page of large
+    documents is not read many times over only to be cut.
     """
     items: list[bytes] = []
     total, chunk = 0, FIRST_CHUNK
@@ -124,7 +129,7 @@ def gather(
             total, last = total + len(item) + 1, row
         if len(rows) < limit or last is None:
             return items, last, False
-        after = place(last)
+        after = get_position(last)
         chunk = max(1, (most_bytes - total) // (total // len(items)) + 1)
 
 
@@ -135,4 +140,4 @@ def join(items: Sequence[bytes], next_page: str | None) -> bytes:
 
 def page_token(services: Services, last: Position, *, org: str, wanted: PageRequest) -> str:
     """Return the token of the page after a position."""
-    return services.signer.page_token(last, org=org, question=wanted.question)
+    return services.signer.sign_page_token(last, org=org, question=wanted.question)

@@ -1,15 +1,17 @@
-"""What clients, controllers and supervisors name or count, checked before anything is created from it."""
+"""Checks of what clients, controllers and supervisors name or count, before anything is created
+from it.
+"""
 
 from runyard import ids, limits
 from runyard.protocol import CheckpointReport
 from runyard.server.services.errors import Refusal
 
-LARGEST_FILE_BYTES = 1 << 44  # of a checkpoint: more than any disk of today holds of weights
+LARGEST_FILE_BYTES = 1 << 44  # of a checkpoint: larger than any model today
 MOST_FILES, LONGEST_HOST = limits.CHECKPOINT_FILES.value, limits.HOST.value
 
 
 def check_id(kind: str, id: object) -> str:
-    """Return the id.
+    """Return the id, if it is valid.
 
     Raises:
         Refusal: InvalidId (see ``runyard.ids``).
@@ -27,7 +29,7 @@ def check_count(name: str, value: int, *, most: int) -> None:
 
 
 def check_text(name: str, value: str, *, most: int) -> None:
-    """Raise Refusal (InvalidBody) for a text that is longer than ``most`` or has control characters."""
+    """Raise Refusal (InvalidBody) for a text longer than ``most`` or with control characters."""
     if len(value) > most or any(ord(character) < 32 for character in value):
         raise Refusal(
             "InvalidBody",
@@ -36,7 +38,7 @@ def check_text(name: str, value: str, *, most: int) -> None:
 
 
 def check_checkpoint(report: CheckpointReport) -> None:
-    """Check everything that a supervisor says of a checkpoint, without looking at its bytes.
+    """Check everything that a supervisor reports about a checkpoint, without reading its bytes.
 
     Raises:
         Refusal: InvalidId (the checkpoint's id), InvalidBody (a path, a hash or a number).

@@ -1,8 +1,8 @@
-"""The first start: an organisation, its admin key, the controller's key.
+"""The first start: an organization, its admin key, the controller's key.
 
-The key file is written before the rows, because a key exists in clear only once: a crash in between leaves a file
-whose key the next start adopts, never a database whose key nobody knows. Keys go to files of mode 0600 and nowhere
-else.
+The key file is written before the rows, because a key exists in clear only once. A crash in between
+leaves a file whose key the next start adopts, never a database whose key nobody knows. Keys go to
+files of mode 0600 and nowhere else.
 """
 
 import json
@@ -22,11 +22,10 @@ from runyard.store import keys as key_rows
 
 ORG_ALPHABET = string.ascii_lowercase + string.digits
 CONTROLLER_FILE = "controller.json"
-EPOCH = organizations.STORE_ID
 
 
 async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: int) -> bool:
-    """Make what a new store lacks; whether it was new.
+    """Create what a new store lacks; return whether it was new.
 
     Raises:
         UnusableSecret: a file of keys is damaged, or the secrets do not belong to this store.
@@ -36,27 +35,27 @@ async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: 
         await _check_secrets(settings, store, pepper, credentials or {}, now_ms=now_ms)
         name_organization(settings, store)
         return False
-    org, secret_key = _credentials(settings.credentials_file)
-    controller_key = _controller_key(settings.secrets_dir / CONTROLLER_FILE)
+    org, secret_key = _read_or_create_credentials(settings.credentials_file)
+    controller_key = _read_or_create_controller_key(settings.secrets_dir / CONTROLLER_FILE)
 
-    def work(connection: Connection) -> None:
-        organizations.set_meta(connection, EPOCH, secrets.token_hex(4))
-        organizations.set_meta(connection, organizations.PEPPER, fingerprint(pepper))
-        lease_clock.insert_clock(connection)
-        organizations.add(connection, org=org, name="My organization", time_ms=now_ms)
+    def insert_organization_and_keys(tx: Connection) -> None:
+        organizations.set_meta(tx, organizations.EPOCH, secrets.token_hex(4))
+        organizations.set_meta(tx, organizations.PEPPER, fingerprint(pepper))
+        lease_clock.insert_clock(tx)
+        organizations.add(tx, org=org, name="My organization", time_ms=now_ms)
         for key, of, role, name in (
             (secret_key, org, "admin", "first key"),
             (controller_key, None, "controller", "controller"),
         ):
-            add_key(connection, key, pepper, org=of, role=role, name=name, now_ms=now_ms, created_by="first start")
+            add_key(tx, key, pepper, org=of, role=role, name=name, now_ms=now_ms, created_by="first start")
 
-    await store.write(work)
+    await store.write(insert_organization_and_keys)
     return True
 
 
 def is_new(store: Store) -> bool:
-    """Whether a store has never been served from."""
-    return store.read(lambda connection: organizations.get_meta(connection, EPOCH)) is None
+    """Return whether a store has never been served from."""
+    return store.read(lambda tx: organizations.get_meta(tx, organizations.EPOCH)) is None
 
 
 async def _check_secrets(
@@ -64,13 +63,13 @@ async def _check_secrets(
 ) -> None:
     """Refuse secrets under which no key of the store verifies: every request would be rejected.
 
-    A store from before its pepper was noted gets the note now, unless a key in a file says that this is another pepper.
-    A machine's key that is gone is replaced; its file is the server's own.
+    A store from before its pepper was recorded gets the record now, unless a key in a file says
+    that this is another pepper. A missing controller key is replaced; its file is the server's own.
     """
     path = settings.secrets_dir / CONTROLLER_FILE
     machine_key = (read_private(path) or {}).get("key")
     known = {row.id: bytes(row.secret_mac) for row in store.read(key_rows.list_all)}
-    noted = store.read(lambda connection: organizations.get_meta(connection, organizations.PEPPER))
+    noted = store.read(lambda tx: organizations.get_meta(tx, organizations.PEPPER))
     parts = [key_format.parse(str(key)) for key in (machine_key, credentials.get("secret_key"))]
     foreign = [
         each
@@ -86,16 +85,16 @@ async def _check_secrets(
     if path.exists() and (of_machine is None or of_machine.key_id not in known or of_machine in foreign):
         raise UnusableSecret(
             f"{path} holds no key of this database, so no machine could claim a run; try: put back a copy of it, or "
-            "remove it, and the server makes another at its next start"
+            "remove it, and the server creates another at its next start"
         )
-    made = None if path.exists() else _controller_key(path)
+    made = None if path.exists() else _read_or_create_controller_key(path)
 
-    def work(connection: Connection) -> None:
+    def insert_missing_pepper_and_key(tx: Connection) -> None:
         if noted is None:
-            organizations.set_meta(connection, organizations.PEPPER, fingerprint(pepper))
+            organizations.set_meta(tx, organizations.PEPPER, fingerprint(pepper))
         if made is not None:
             add_key(
-                connection,
+                tx,
                 made,
                 pepper,
                 org=None,
@@ -106,31 +105,32 @@ async def _check_secrets(
             )
 
     if noted is None or made is not None:
-        await store.write(work)
+        await store.write(insert_missing_pepper_and_key)
 
 
 def name_organization(settings: Settings, store: Store) -> None:
-    """Let the credentials file name the organisation that its key belongs to, which a restore may have changed.
+    """Write the organization that the key belongs to into the credentials file.
 
-    At each start as well, since the restored store is on disk before the file is.
+    A restore may have changed it. This also runs at each start, since the restored store is on disk
+    before the file is.
     """
-    told = read_json(settings.credentials_file) or {}
-    parts = key_format.parse(str(told.get("secret_key")))
+    document = read_json(settings.credentials_file) or {}
+    parts = key_format.parse(str(document.get("secret_key")))
     org = next((row.org for row in store.read(key_rows.list_all) if parts and row.id == parts.key_id), None)
-    if org is not None and told.get("organization_id") != org:
-        write_private(settings.credentials_file, json.dumps(told | {"organization_id": org}, indent=2) + "\n")
+    if org is not None and document.get("organization_id") != org:
+        write_private(settings.credentials_file, json.dumps(document | {"organization_id": org}, indent=2) + "\n")
 
 
-def announce(settings: Settings, endpoint: str) -> None:
-    """Write where we listen into the files that hold keys, keeping the keys."""
+def write_endpoint(settings: Settings, endpoint: str) -> None:
+    """Write the server's address into the files that hold keys, keeping the keys."""
     for path in (settings.credentials_file, settings.secrets_dir / CONTROLLER_FILE):
-        told = read_json(path)
-        if told is not None and told.get("endpoint") != endpoint:
-            write_private(path, json.dumps(told | {"endpoint": endpoint}, indent=2) + "\n")
+        document = read_json(path)
+        if document is not None and document.get("endpoint") != endpoint:
+            write_private(path, json.dumps(document | {"endpoint": endpoint}, indent=2) + "\n")
 
 
 def add_key(
-    connection: Connection,
+    tx: Connection,
     key: str,
     pepper: bytes,
     *,
@@ -141,12 +141,12 @@ def add_key(
     created_by: str,
     expires: int | None = None,
 ) -> str:
-    """Store a key without its secret; returns its id."""
+    """Insert a key without its secret; return its id."""
     parts = key_format.parse(key)
     if parts is None:
-        raise ValueError(f"the {name} in the data folder is not a key; remove its file to have a new one made")
+        raise ValueError(f"the {name} in the data folder is not a key; try: remove its file, and a new one is created")
     key_rows.add(
-        connection,
+        tx,
         key_id=parts.key_id,
         org=org,
         role=role,
@@ -159,19 +159,19 @@ def add_key(
     return parts.key_id
 
 
-def _credentials(path: Path) -> tuple[str, str]:
-    told = read_json(path) or {}
-    if not ("organization_id" in told and key_format.parse(str(told.get("secret_key")))):
-        # No underscore: dataset ids travel as {org}_{dataset} and are cut at the last one.
-        told["organization_id"] = "org-" + "".join(secrets.choice(ORG_ALPHABET) for _ in range(8))
-        told["secret_key"] = key_format.new_key()
-        write_private(path, json.dumps({"endpoint": "", **told}, indent=2) + "\n")
-    return str(told["organization_id"]), str(told["secret_key"])
+def _read_or_create_credentials(path: Path) -> tuple[str, str]:
+    document = read_json(path) or {}
+    if not ("organization_id" in document and key_format.parse(str(document.get("secret_key")))):
+        # No underscore: dataset ids are sent as {org}_{dataset} and are cut at the last one.
+        document["organization_id"] = "org-" + "".join(secrets.choice(ORG_ALPHABET) for _ in range(8))
+        document["secret_key"] = key_format.new_key()
+        write_private(path, json.dumps({"endpoint": "", **document}, indent=2) + "\n")
+    return str(document["organization_id"]), str(document["secret_key"])
 
 
-def _controller_key(path: Path) -> str:
-    told = read_json(path) or {}
-    if not key_format.parse(str(told.get("key"))):
-        told["key"] = key_format.new_key()
-        write_private(path, json.dumps({"endpoint": "", **told}, indent=2) + "\n")
-    return str(told["key"])
+def _read_or_create_controller_key(path: Path) -> str:
+    document = read_json(path) or {}
+    if not key_format.parse(str(document.get("key"))):
+        document["key"] = key_format.new_key()
+        write_private(path, json.dumps({"endpoint": "", **document}, indent=2) + "\n")
+    return str(document["key"])

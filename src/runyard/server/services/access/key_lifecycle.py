@@ -1,13 +1,15 @@
-"""The life of keys: create, list, revoke, rotate, recover; and what keeps the keyring like the store.
+"""Lifecycle of keys: create, list, revoke, rotate, recover; and keeping the keyring like the store.
 
-A change through this server is in the keyring before it is answered. A change by anybody else (another process, a hand
-in the database) is found by ``refresh``, which reads all keys every ``REFRESH_BEATS`` seconds, aside from the event
-loop. Each organization keeps an admin key that does not expire: what would take the last one is refused. If it is lost,
-an operator with access to the data folder has a new one made: the file ``secrets/recover``, whatever is in it, asks the
-server for an admin key in ``credentials.json``.
+A change through this server is in the keyring before it is answered. A change by anybody else
+(another process, a hand in the database) is found by ``refresh``, which reads all keys every
+``REFRESH_BEATS`` seconds, off the event loop. Each organization keeps an admin key that does not
+expire: a change that would remove the last one is refused. If it is lost, an operator with access
+to the data folder can have a new one created: the file ``secrets/recover``, whatever its content,
+requests an admin key in ``credentials.json``.
 
-Rotation creates another key with the same name, role and lifetime, and lets the old one expire after an overlap. The
-secret of a new key is in one response. If that is lost, nobody has it: revoke that key and create another one.
+Rotation creates another key with the same name, role and lifetime, and lets the old one expire
+after an overlap. The secret of a new key is in one response. If that is lost, nobody has it: revoke
+that key and create another one.
 """
 
 import json
@@ -42,17 +44,22 @@ OPERATOR = "operator"
 async def page(services: Services, *, org: str, wanted: PageRequest) -> bytes:
     """Return a page of keys as JSON, newest first."""
 
-    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
-        return rows.page(connection, org=org, after=after, limit=limit)
+    def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page(tx, org=org, after=after, limit=limit)
 
     def encode(row: AnyRow) -> bytes:
-        return msgspec.json.encode(_document(services, row))
+        return msgspec.json.encode(_to_document(services, row))
 
     return await pages.read(services, wanted, org=org, fetch=fetch, encode=encode)
 
 
 def get(services: Services, *, org: str, key_id: str) -> Key:
-    return _document(services, services.store.read(lambda connection: _found(connection, org=org, key_id=key_id)))
+    """Return a key.
+
+    Raises:
+        Refusal: NotFound.
+    """
+    return _to_document(services, services.store.read(lambda tx: _get_row(tx, org=org, key_id=key_id)))
 
 
 async def create(services: Services, actor: Actor, *, name: str, role: str, expires: int | None) -> IssuedKey:
@@ -64,43 +71,43 @@ async def create(services: Services, actor: Actor, *, name: str, role: str, expi
     _check_expiry(services, expires)
     text = key_format.new_key()
 
-    def work(connection: Connection) -> AnyRow:
-        new = _add(services, connection, actor, text, name=name, role=role, expires=expires)
-        services.audit(actor, "create key", f"{new.id} ({role})")(connection)
+    def insert_key(tx: Connection) -> AnyRow:
+        new = _insert_key(services, tx, actor, text, name=name, role=role, expires=expires)
+        services.audit(actor, "create key", f"{new.id} ({role})")(tx)
         return new
 
-    row = await services.store.write(work)
+    row = await services.store.write(insert_key)
     services.keyring.put([row])
-    return _issued(services, row, text)
+    return _to_issued_key(services, row, text)
 
 
 async def revoke(services: Services, actor: Actor, key_id: str) -> Key:
-    """End a key now. One that is revoked already stays as it is.
+    """Revoke a key now. One that is revoked already stays as it is.
 
     Raises:
         Refusal: NotFound, LastAdminKey.
     """
     now_ms = services.clock.now_ms()
 
-    def work(connection: Connection) -> AnyRow:
-        row = _found(connection, org=actor.org, key_id=key_id)
-        if not rows.revoke(connection, org=actor.org, key_id=key_id, time_ms=now_ms):
+    def revoke_key(tx: Connection) -> AnyRow:
+        row = _get_row(tx, org=actor.org, key_id=key_id)
+        if not rows.revoke(tx, org=actor.org, key_id=key_id, time_ms=now_ms):
             return row
-        _check_admin_left(connection, row)
-        services.audit(actor, "revoke key", key_id)(connection)
-        return _found(connection, org=actor.org, key_id=key_id)
+        _check_admin_left(tx, row)
+        services.audit(actor, "revoke key", key_id)(tx)
+        return _get_row(tx, org=actor.org, key_id=key_id)
 
-    row = await services.store.write(work)
+    row = await services.store.write(revoke_key)
     services.keyring.put([row])
-    return _document(services, row)
+    return _to_document(services, row)
 
 
 async def rotate(
     services: Services, actor: Actor, key_id: str, *, overlap_ms: int, expires: int | None = None
 ) -> IssuedKey:
-    """Create a key in the place of another, which stays valid for ``overlap_ms``.
+    """Create a replacement of a key, which stays valid for ``overlap_ms``.
 
-    Without ``expires`` the new key lives as long as the old one was to live from its creation.
+    Without ``expires`` the new key gets the lifetime that the old one had at its creation.
 
     Raises:
         Refusal: NotFound, KeyEnded, InvalidBody.
@@ -109,33 +116,33 @@ async def rotate(
     now_ms = services.clock.now_ms()
     text = key_format.new_key()
 
-    def work(connection: Connection) -> tuple[AnyRow, AnyRow]:
-        old = _found(connection, org=actor.org, key_id=key_id)
-        if _state(old, now_ms) != "Active":
-            raise Refusal("KeyEnded", f"key {key_id!r} is {_state(old, now_ms).lower()}; try: create a new key")
-        # A key that is being replaced expires soon, so how long it was to live is known by its replacement.
-        like = rows.get(connection, org=actor.org, key_id=old.replaced_by or key_id) or old
+    def replace_key(tx: Connection) -> tuple[AnyRow, AnyRow]:
+        old = _get_row(tx, org=actor.org, key_id=key_id)
+        if _get_state(old, now_ms) != "Active":
+            raise Refusal("KeyEnded", f"key {key_id!r} is {_get_state(old, now_ms).lower()}; try: create a new key")
+        # A key that is being replaced expires soon; its replacement has its original lifetime.
+        like = rows.get(tx, org=actor.org, key_id=old.replaced_by or key_id) or old
         lifetime_ms = None if like.expires is None else like.expires - like.time_created
         until = expires if expires is not None or lifetime_ms is None else now_ms + lifetime_ms
-        new = _add(services, connection, actor, text, name=old.name, role=old.role, expires=until)
+        new = _insert_key(services, tx, actor, text, name=old.name, role=old.role, expires=until)
         ends = now_ms + overlap_ms if old.expires is None else min(old.expires, now_ms + overlap_ms)
         values = {"replaced_by": new.id, "expires": ends} | ({} if overlap_ms else {"revoked": now_ms})
-        rows.change(connection, org=actor.org, key_id=key_id, values=values)
-        _check_admin_left(connection, old)
-        services.audit(actor, "rotate key", f"{key_id} to {new.id}")(connection)
-        return _found(connection, org=actor.org, key_id=key_id), new
+        rows.change(tx, org=actor.org, key_id=key_id, values=values)
+        _check_admin_left(tx, old)
+        services.audit(actor, "rotate key", f"{key_id} to {new.id}")(tx)
+        return _get_row(tx, org=actor.org, key_id=key_id), new
 
-    old, new = await services.store.write(work)
+    old, new = await services.store.write(replace_key)
     services.keyring.put([old, new])
-    return _issued(services, new, text)
+    return _to_issued_key(services, new, text)
 
 
 async def refresh(services: Services) -> None:
-    """Take over what others changed in the store, and do what the recovery file asks for."""
+    """Read the keys that others changed in the store, and handle the recovery file."""
     try:
         await recover(services)
     except OSError as error:
-        log.error("no admin key could be put into the credentials file: %s", error)
+        log.error("no admin key could be written to the credentials file: %s", error)
     version = services.keyring.version
     found = await services.store.read_in_thread(rows.list_all)
     if services.keyring.version == version:  # else these rows may be older than what the keyring holds
@@ -143,19 +150,19 @@ async def refresh(services: Services) -> None:
 
 
 async def write_usage(services: Services) -> None:
-    """Write down when keys were last used, and which were rejected."""
+    """Store when keys were last used, and which were rejected."""
     used = services.keyring.used_ms
     if used:
-        await services.store.write(lambda connection: rows.set_last_used(connection, used))
+        await services.store.write(lambda tx: rows.set_last_used(tx, used))
         services.keyring.forget_used(used)
     await services.wrong_keys.write(services.store)
 
 
 async def recover(services: Services) -> None:
-    """If the recovery file is there, make sure that ``credentials.json`` holds a valid admin key; remove the file.
+    """Ensure that ``credentials.json`` holds a valid admin key, if the recovery file exists.
 
-    The credentials are written before the row, as at the first start: a crash in between leaves a key that the next
-    call adopts, never a row whose secret nobody knows.
+    Then remove the file. The credentials are written before the row, as at the first start: a crash
+    in between leaves a key that the next call adopts, never a row whose secret nobody knows.
     """
     marker = services.settings.secrets_dir / RECOVERY_FILE
     if not marker.exists():
@@ -173,9 +180,9 @@ async def recover(services: Services) -> None:
     if row is None:
         actor = Actor(org=org, name=OPERATOR, role="admin", address="")
 
-        def work(connection: Connection) -> str:
+        def insert_recovered_key(tx: Connection) -> str:
             key_id = add_key(
-                connection,
+                tx,
                 document["secret_key"],
                 services.pepper,
                 org=org,
@@ -184,18 +191,18 @@ async def recover(services: Services) -> None:
                 now_ms=now_ms,
                 created_by=OPERATOR,
             )
-            services.audit(actor, "recover key", key_id)(connection)
+            services.audit(actor, "recover key", key_id)(tx)
             return key_id
 
-        key_id = await services.store.write(work)
-        services.keyring.put([services.store.read(lambda connection: _found(connection, org=org, key_id=key_id))])
-        log.warning("created admin key %s, as %s asks; it is in %s", key_id, marker, file)
+        key_id = await services.store.write(insert_recovered_key)
+        services.keyring.put([services.store.read(lambda tx: _get_row(tx, org=org, key_id=key_id))])
+        log.warning("created admin key %s, as %s requests; it is in %s", key_id, marker, file)
     marker.unlink(missing_ok=True)
 
 
-def _add(
+def _insert_key(
     services: Services,
-    connection: Connection,
+    tx: Connection,
     actor: Actor,
     text: str,
     *,
@@ -204,7 +211,7 @@ def _add(
     expires: int | None,
 ) -> AnyRow:
     key_id = add_key(
-        connection,
+        tx,
         text,
         services.pepper,
         org=actor.org,
@@ -214,11 +221,11 @@ def _add(
         created_by=actor.name,
         expires=expires,
     )
-    return _found(connection, org=actor.org, key_id=key_id)
+    return _get_row(tx, org=actor.org, key_id=key_id)
 
 
-def _found(connection: Connection, *, org: str, key_id: str) -> AnyRow:
-    row = rows.get(connection, org=org, key_id=key_id)
+def _get_row(tx: Connection, *, org: str, key_id: str) -> AnyRow:
+    row = rows.get(tx, org=org, key_id=key_id)
     if row is None:
         raise not_found("key", key_id)
     return row
@@ -227,17 +234,19 @@ def _found(connection: Connection, *, org: str, key_id: str) -> AnyRow:
 def _check_expiry(services: Services, expires: int | None) -> None:
     now_ms = services.clock.now_ms()
     if expires is not None and expires <= now_ms:
-        message = f"/spec/expires is {expires}, which is in the past (now: {now_ms}); give later epoch milliseconds"
+        message = (
+            f"/spec/expires is {expires}, which is in the past (now: {now_ms}); give a later time in epoch milliseconds"
+        )
         problem = Problem(path="/spec/expires", given=expires, allowed=f"more than {now_ms}", message=message)
         raise Refusal("InvalidBody", message, problems=[problem])
 
 
-def _check_admin_left(connection: Connection, changed: AnyRow) -> None:
-    """Refuse a change of an admin key that leaves the organization without one for good."""
-    if changed.role == "admin" and rows.count_permanent_admins(connection, org=changed.org) == 0:
+def _check_admin_left(tx: Connection, changed: AnyRow) -> None:
+    """Check that a change of an admin key leaves the organization with one that does not expire."""
+    if changed.role == "admin" and rows.count_permanent_admins(tx, org=changed.org) == 0:
         raise Refusal(
             "LastAdminKey",
-            f"key {changed.id!r} is the last admin key that does not expire, and nobody could manage keys without one; "
+            f"key {changed.id!r} is the last admin key that does not expire, and without one no key could be managed; "
             "try: create another admin key first",
         )
 
@@ -247,28 +256,28 @@ def _is_permanent_admin(services: Services, row: AnyRow, parts: key_format.KeyPa
     return is_right and row.org == org and row.role == "admin" and row.revoked is None and row.expires is None
 
 
-def _state(row: AnyRow, now_ms: int) -> str:
+def _get_state(row: AnyRow, now_ms: int) -> str:
     if row.revoked is not None:
         return "Revoked"
     return "Active" if row.expires is None or now_ms < row.expires else "Expired"
 
 
-def _document(services: Services, row: AnyRow) -> Key:
-    return Key(**_fields(services, row))
+def _to_document(services: Services, row: AnyRow) -> Key:
+    return Key(**_build_fields(services, row))
 
 
-def _issued(services: Services, row: AnyRow, text: str) -> IssuedKey:
-    return IssuedKey(**_fields(services, row), secret_key=text)
+def _to_issued_key(services: Services, row: AnyRow, text: str) -> IssuedKey:
+    return IssuedKey(**_build_fields(services, row), secret_key=text)
 
 
-def _fields(services: Services, row: AnyRow) -> dict[str, Any]:
+def _build_fields(services: Services, row: AnyRow) -> dict[str, Any]:
     used = (row.last_used, services.keyring.last_used(row.id))
     return {
         "organization_id": row.org,
         "key_id": row.id,
         "spec": KeySpec(name=row.name, role=row.role, expires=row.expires),
         "status": KeyStatus(
-            state=_state(row, services.clock.now_ms()),
+            state=_get_state(row, services.clock.now_ms()),
             revoked=row.revoked,
             last_used=max((time_ms for time_ms in used if time_ms is not None), default=None),
             created_by=row.created_by,

@@ -1,9 +1,10 @@
-"""Secret keys: how they are made, checked and kept.
+"""Secret keys: format, verification, and the keyring in memory.
 
-A key is ``dtvi_`` + version (2) + key id (16) + secret (74) + checksum (6), 103 characters of base 62 after the prefix;
-the published client accepts nothing else. The checksum refuses a mistyped key without a look at any store. Kept is the
-HMAC of the secret under a pepper that lies outside the database, so a stolen database holds no usable key. A fast hash
-is right here, since the secret has more than 400 random bits: there is nothing to guess.
+A key is ``dtvi_`` + version (2) + key id (16) + secret (74) + checksum (6), 103 characters of base
+62 after the prefix; the published client accepts nothing else. The checksum rejects a mistyped key
+without reading the store. What is stored is the HMAC of the secret under a pepper outside the
+database, so a stolen database holds no usable key. A fast hash is sufficient, since the secret has
+more than 400 random bits: there is nothing to guess.
 """
 
 import hmac
@@ -20,8 +21,8 @@ VERSION = "01"
 ID_LENGTH, SECRET_LENGTH, CHECKSUM_LENGTH = 16, 74, 6
 LENGTH = len(PREFIX) + len(VERSION) + ID_LENGTH + SECRET_LENGTH + CHECKSUM_LENGTH
 
-# Every role and what it may do. Each of the first three may do what those before it may; the controller's key opens its
-# own routes and nothing else.
+# Every role with its permissions. Each of the first three includes those before it.
+# The controller's key is only valid for its own routes.
 ROLES = {
     "viewer": "read",
     "member": "read and change",
@@ -32,13 +33,13 @@ _RANKS = {"viewer": 0, "member": 1, "admin": 2}
 
 
 def role_allows(role: str, minimum: str) -> bool:
-    """Whether a role may do what needs at least another one."""
+    """Return whether a role includes another one."""
     return _RANKS.get(role, -1) >= _RANKS[minimum]
 
 
 @dataclass(frozen=True)
 class KeyParts:
-    """A well-formed key taken apart."""
+    """The parts of a well-formed key."""
 
     key_id: str
     secret: str
@@ -61,7 +62,10 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """A credential that opens nothing: why, whose key it names if it names one, and no part of the secret."""
+    """The reason why a credential is invalid, and the key it names.
+
+    It contains no part of the secret.
+    """
 
     org: str | None
     key_id: str | None
@@ -73,32 +77,32 @@ class Rejection:
 
 
 def new_key() -> str:
-    """A fresh key. The caller shows it once and stores only ``secret_mac``."""
-    body = VERSION + _random(ID_LENGTH) + _random(SECRET_LENGTH)
-    return PREFIX + body + _checksum(body)
+    """Generate a key. The caller shows it once and stores only ``secret_mac``."""
+    body = VERSION + _generate_characters(ID_LENGTH) + _generate_characters(SECRET_LENGTH)
+    return PREFIX + body + _compute_checksum(body)
 
 
 def parse(key: str) -> KeyParts | None:
-    """The parts of a well-formed key; None for anything else."""
+    """Return the parts of a well-formed key; None for anything else."""
     if len(key) != LENGTH or not key.startswith(PREFIX) or not key.isascii():
         return None
     body, checksum = key[len(PREFIX) : -CHECKSUM_LENGTH], key[-CHECKSUM_LENGTH:]
-    if not hmac.compare_digest(checksum, _checksum(body)):
+    if not hmac.compare_digest(checksum, _compute_checksum(body)):
         return None
     start = len(VERSION)
     return KeyParts(key_id=body[start : start + ID_LENGTH], secret=body[start + ID_LENGTH :])
 
 
 def secret_mac(pepper: bytes, secret: str) -> bytes:
-    """What is stored in place of a secret."""
+    """Return what is stored in place of a secret."""
     return hmac.digest(pepper, secret.encode(), "sha256")
 
 
 class Keyring:
-    """All keys in memory, since every request asks; filled at start, changed with the store.
+    """All keys in memory, since every request needs them; filled at start, changed with the store.
 
-    ``version`` counts the changes, so that rows that were read before one do not undo it. Belongs to the event loop's
-    thread.
+    ``version`` counts the changes, so that rows read before one do not undo it. Belongs to the
+    event loop's thread.
     """
 
     def __init__(self, pepper: bytes, rows: Iterable[Any]) -> None:
@@ -111,21 +115,21 @@ class Keyring:
         self.replace_all(rows)
 
     def replace_all(self, rows: Iterable[Any]) -> None:
-        """Hold exactly the keys of these rows."""
-        self._keys = {row.id: _key(row) for row in rows}
+        """Replace all keys by those of these rows."""
+        self._keys = {row.id: _from_row(row) for row in rows}
         self.version += 1
 
     def put(self, rows: Iterable[Any]) -> None:
         """Add or change the keys of these rows."""
         for row in rows:
-            self.add(_key(row))
+            self.add(_from_row(row))
 
     def add(self, key: Key) -> None:
         self._keys[key.id] = key
         self.version += 1
 
     def find(self, text: str, *, now_ms: int) -> Key | None:
-        """Return the key that ``text`` is, if it is valid now."""
+        """Return the key of the credential ``text``, if it is valid now."""
         parts = parse(text)
         if parts is None:
             return None
@@ -136,12 +140,12 @@ class Keyring:
         return key
 
     def is_valid(self, key_id: str, *, now_ms: int) -> bool:
-        """Whether a key that was found earlier is still valid."""
+        """Return whether a key that was found earlier is still valid."""
         key = self._keys.get(key_id)
         return key is not None and key.is_valid(now_ms)
 
     def explain(self, text: str) -> Rejection:
-        """Return why ``find`` found nothing, for the audit log; never shown to whoever sent the credential."""
+        """Return why ``find`` found nothing, for the audit log; never shown to the sender."""
         if not text:
             return Rejection(org=None, key_id=None, reason="no key")
         parts = parse(text)
@@ -154,28 +158,31 @@ class Keyring:
         return Rejection(org=key.org, key_id=key.id, reason=ended if is_right else "wrong secret")
 
     def _compare(self, parts: KeyParts) -> tuple[Key | None, bool]:
-        """Return the key of an id, and whether the secret is its own; as much work for an id that is in no store."""
+        """Return the key of an id, and whether the secret is its own.
+
+        An unknown id takes as much time as a known one.
+        """
         key = self._keys.get(parts.key_id)
         known = key.secret_mac if key else self._nobody
         return key, hmac.compare_digest(known, secret_mac(self._pepper, parts.secret))
 
     @property
     def used_ms(self) -> dict[str, int]:
-        """When keys were last used, by id, as far as that has not been written down."""
+        """Return when keys were last used, by id, as far as that has not been stored."""
         return dict(self._used_ms)
 
     def last_used(self, key_id: str) -> int | None:
-        """When a key was last used, as far as that has not been written down."""
+        """Return when a key was last used, as far as that has not been stored."""
         return self._used_ms.get(key_id)
 
     def forget_used(self, written_ms: Mapping[str, int]) -> None:
-        """Forget uses that have been written down; those that came meanwhile stay."""
+        """Forget uses that have been stored; later ones stay."""
         for key_id, time_ms in written_ms.items():
             if self._used_ms.get(key_id) == time_ms:
                 del self._used_ms[key_id]
 
 
-def _key(row: Any) -> Key:
+def _from_row(row: Any) -> Key:
     return Key(
         id=row.id,
         org=row.org,
@@ -186,11 +193,11 @@ def _key(row: Any) -> Key:
     )
 
 
-def _random(length: int) -> str:
+def _generate_characters(length: int) -> str:
     return "".join(secrets.choice(BASE62) for _ in range(length))
 
 
-def _checksum(body: str) -> str:
+def _compute_checksum(body: str) -> str:
     value = zlib.crc32(body.encode())
     digits = ""
     for _ in range(CHECKSUM_LENGTH):

@@ -1,7 +1,9 @@
-"""The secrets of a deployment: pepper and signing keys, outside the database, in files of mode 0600.
+"""The secrets of a deployment: pepper and signing keys, outside the database, in files of mode
+0600.
 
-They are made on first start with O_EXCL, so that two servers starting at once cannot each invent their own. A folder
-or file that others may read is an error with a remedy, not a warning: the keys in it may be known already.
+They are created at the first start with O_EXCL, so that two servers that start at once do not
+create different ones. A folder or file that others can read is an error, not a warning: its keys
+may be known already.
 """
 
 import hmac
@@ -17,16 +19,19 @@ SHORTEST_SECRET_BYTES = 16
 
 
 class UnusableSecret(Exception):
-    """A secret is missing, damaged, or not the one that belongs here; the message never holds any of it."""
+    """A secret is missing, damaged, or belongs to another store; the message never contains it."""
 
 
 class InsecureSecret(UnusableSecret):
-    """A secret lies where others can read it."""
+    """A secret is in a file that others can read."""
 
 
 @dataclass(frozen=True)
 class Secrets:
-    """``signing`` maps key ids to keys; new signatures use ``signing_id``, old ones still verify."""
+    """The pepper and signing keys.
+
+    ``signing`` maps key ids to keys; new signatures use ``signing_id``, old ones still verify.
+    """
 
     pepper: bytes
     signing_id: str
@@ -34,9 +39,10 @@ class Secrets:
 
 
 def open_secrets(folder: Path, *, is_new: bool = True) -> Secrets:
-    """Read the secrets, making those that are missing.
+    """Read the secrets, creating those that are missing.
 
-    A store that ``is_new`` is False for has keys that were hashed under its pepper, so that none is made for it.
+    A store with ``is_new`` False has keys that were hashed under its pepper, so none is created for
+    it.
 
     Raises:
         UnusableSecret: one is missing, damaged, or readable by others.
@@ -49,19 +55,19 @@ def open_secrets(folder: Path, *, is_new: bool = True) -> Secrets:
             f"{pepper} is missing, and without it no key of the database can be verified; try: put back the folder "
             f"{folder} that was used with this database"
         )
-    signing_id, signing_keys = _signing_keys(
+    signing_id, signing_keys = _parse_signing_keys(
         signing,
         _read_or_make(signing, lambda: json.dumps({"current": "1", "keys": {"1": secrets.token_hex(32)}})),
     )
     return Secrets(
-        pepper=_secret_bytes(pepper, _read_or_make(pepper, lambda: secrets.token_hex(32))),
+        pepper=_decode_secret(pepper, _read_or_make(pepper, lambda: secrets.token_hex(32))),
         signing_id=signing_id,
         signing=signing_keys,
     )
 
 
 def fingerprint(pepper: bytes) -> str:
-    """Return what identifies a pepper and reveals nothing about it, since it has 256 random bits."""
+    """Return an identifier of a pepper; it reveals nothing, since a pepper has 256 random bits."""
     return hmac.digest(pepper, b"runyard store", "sha256").hex()[:32]
 
 
@@ -78,30 +84,30 @@ def read_private(path: Path) -> dict[str, Any] | None:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise UnusableSecret(f"{path} is damaged: it holds no JSON object; try: put back a copy of it, or remove it")
+        raise UnusableSecret(f"{path} is damaged: it contains no JSON object; try: put back a copy of it, or remove it")
     return value
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file only we can read, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    _create(beside, text)
-    os.replace(beside, path)
+    """Write a file of mode 0600 atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    _create(temporary, text)
+    os.replace(temporary, path)
     _fsync_folder(path.parent)
 
 
 def _read_or_make(path: Path, make: Callable[[], str]) -> str:
     if not path.exists():
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.unlink(missing_ok=True)
-        _create(beside, make())
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        _create(temporary, make())
         try:
-            os.link(beside, path)  # unlike a rename this never replaces what another server has just made
+            os.link(temporary, path)  # unlike a rename, this never replaces what another server has just created
         except FileExistsError:
             pass
         finally:
-            beside.unlink()
+            temporary.unlink()
         _fsync_folder(path.parent)
     text = path.read_text(errors="replace").strip()
     if path.stat().st_mode & 0o077:
@@ -109,29 +115,29 @@ def _read_or_make(path: Path, make: Callable[[], str]) -> str:
     return text
 
 
-def _signing_keys(path: Path, text: str) -> tuple[str, dict[str, bytes]]:
+def _parse_signing_keys(path: Path, text: str) -> tuple[str, dict[str, bytes]]:
     try:
         document = json.loads(text)
         current, keys = document["current"], dict(document["keys"])
-        read = {str(key_id): _secret_bytes(path, key) for key_id, key in keys.items()}
+        read = {str(key_id): _decode_secret(path, key) for key_id, key in keys.items()}
     except (ValueError, KeyError, TypeError):
-        raise _damaged(path) from None  # the cause would quote the file
+        raise _secret_damaged(path) from None  # the cause would quote the file
     if current not in read:
-        raise _damaged(path)
+        raise _secret_damaged(path)
     return current, read
 
 
-def _secret_bytes(path: Path, text: object) -> bytes:
+def _decode_secret(path: Path, text: object) -> bytes:
     try:
         value = bytes.fromhex(str(text))
     except ValueError:
-        raise _damaged(path) from None
+        raise _secret_damaged(path) from None
     if len(value) < SHORTEST_SECRET_BYTES:
-        raise _damaged(path)
+        raise _secret_damaged(path)
     return value
 
 
-def _damaged(path: Path) -> UnusableSecret:
+def _secret_damaged(path: Path) -> UnusableSecret:
     return UnusableSecret(f"{path} is empty or damaged; try: put back a copy of the folder {path.parent}")
 
 

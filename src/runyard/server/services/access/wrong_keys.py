@@ -1,13 +1,15 @@
 """Requests without a valid key: limited by address, and counted in the audit log.
 
-Each address has a token bucket. A request whose key is missing or wrong takes a token; when none is left, such requests
-get ``TooManyRequests`` instead of ``Unauthorized``. The key is checked first, an in-memory look-up, so a valid key is
-never limited by what others send from the same address. IPv6 addresses count by their /64, of which one host has all.
+Each address has a token bucket. A request whose key is missing or wrong takes a token; when none is
+left, such requests get ``TooManyRequests`` instead of ``Unauthorized``. The key is checked first,
+in memory, so a valid key is never limited by what others send from the same address. IPv6 addresses
+count by their /64, of which one host has all.
 
-The audit log gets one row per address, key and minute with a count. At most ``MOST_ROWS`` rows a minute name their
-address; what comes from further ones is counted in one row, so that nobody can fill the disk. Rows are written once a
-minute, when the audit log is read, and at the end, so a crash loses at most a minute of them. Memory is bounded by
-``MOST_ADDRESSES`` buckets, of which the longest unused are dropped.
+The audit log gets one row per address, key and minute with a count. At most ``MOST_ROWS`` rows a
+minute name their address; requests from further ones are counted in one row, so that nobody can
+fill the disk. Rows are written once a minute, when the audit log is read, and at the end, so a
+crash loses at most a minute of them. Memory is bounded by ``MOST_ADDRESSES`` buckets; the least
+recently used are dropped.
 """
 
 import asyncio
@@ -41,7 +43,7 @@ class _Bucket:
 
 @dataclass(eq=False)
 class _Row:
-    """An audit row that is counted up; ``number`` is None until it has been inserted."""
+    """An audit row whose count grows; ``number`` is None until it has been inserted."""
 
     org: str | None
     address: str
@@ -53,7 +55,7 @@ class _Row:
 
 
 class WrongKeys:
-    """What has been rejected lately; belongs to the event loop's thread."""
+    """Recently rejected requests; belongs to the event loop's thread."""
 
     def __init__(self) -> None:
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
@@ -63,9 +65,9 @@ class WrongKeys:
         self._lock = asyncio.Lock()  # two writers would both insert a row that has no number yet
 
     def reject(self, address: str, rejection: Rejection, *, now_ms: int, now_s: float) -> Refusal:
-        """Count a rejected request; returns what to answer it with."""
+        """Count a rejected request; return its refusal."""
         self._count(address, rejection, now_ms)
-        wait_s = self._take_token(_network(address), now_s)
+        wait_s = self._take_token(_get_network(address), now_s)
         if wait_s:
             return Refusal(
                 "TooManyRequests",
@@ -76,17 +78,20 @@ class WrongKeys:
         return unauthorized()
 
     async def write(self, store: Store) -> None:
-        """Bring the audit log up to date. Rows of nobody's key belong to the first organization."""
+        """Write the counts to the audit log.
+
+        Rows of unknown keys belong to the first organization.
+        """
         async with self._lock:
             counts = [(row, row.count) for row in self._unwritten if row.count > row.written]
             if not counts:
                 return
 
-            def work(connection: Connection) -> list[int]:
-                first_org = organizations.list_ids(connection)[0]
-                return [_write_row(connection, row, count, first_org) for row, count in counts]
+            def write_rows(tx: Connection) -> list[int]:
+                first_org = organizations.list_ids(tx)[0]
+                return [_write_row(tx, row, count, first_org) for row, count in counts]
 
-            for (row, count), number in zip(counts, await store.write(work), strict=True):
+            for (row, count), number in zip(counts, await store.write(write_rows), strict=True):
                 row.number, row.written = number, count
             open_rows = set(self._rows.values())
             kept = [row for row in self._unwritten if row in open_rows or row.count > row.written]
@@ -101,8 +106,8 @@ class WrongKeys:
         if now_ms // MINUTE_MS != self._minute:
             self._minute = now_ms // MINUTE_MS
             self._rows.clear()
-        # Ids that are in no store are without end, so they share a row, which names the first of them.
-        key = (_network(address), rejection.key_id if rejection.reason != "unknown" else None)
+        # Unknown ids are unlimited in number, so they share a row, which names the first of them.
+        key = (_get_network(address), rejection.key_id if rejection.reason != "unknown" else None)
         if key not in self._rows and len(self._rows) >= MOST_ROWS:
             key, address = (ELSEWHERE, None), ELSEWHERE
             rejection = Rejection(org=None, key_id=None, reason="more than can be listed")
@@ -113,7 +118,7 @@ class WrongKeys:
         row.count += 1
 
     def _take_token(self, network: str, now_s: float) -> int:
-        """Take a token; returns 0, or the whole seconds until there is one."""
+        """Take a token; return 0, or the whole seconds until there is one."""
         bucket = self._buckets.pop(network, None) or _Bucket(BURST, now_s)
         self._buckets[network] = bucket
         if len(self._buckets) > MOST_ADDRESSES:
@@ -126,13 +131,13 @@ class WrongKeys:
         return 0
 
 
-def _write_row(connection: Connection, row: _Row, count: int, default_org: str) -> int:
-    """Insert a row or update its count; returns its number."""
+def _write_row(tx: Connection, row: _Row, count: int, default_org: str) -> int:
+    """Insert a row or update its count; return its number."""
     if row.number is not None:
-        rows.set_count(connection, number=row.number, count=count)
+        rows.set_count(tx, number=row.number, count=count)
         return row.number
     return rows.add(
-        connection,
+        tx,
         org=row.org or default_org,
         time_ms=row.time_ms,
         actor="nobody",
@@ -143,8 +148,8 @@ def _write_row(connection: Connection, row: _Row, count: int, default_org: str) 
     )
 
 
-def _network(address: str) -> str:
-    """What is limited together: an IPv4 address, or the /64 of an IPv6 one."""
+def _get_network(address: str) -> str:
+    """Return what is limited together: an IPv4 address, or the /64 of an IPv6 one."""
     if ":" not in address:
         return address
     try:

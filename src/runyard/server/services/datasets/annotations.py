@@ -1,9 +1,9 @@
-"""Annotations: the records of a picture, told part by part and edited part by part.
+"""Annotations: the records of an image, listed and edited part by part.
 
-A grounded caption is one annotation, and each of its boxes another; they share the record's id as their whole.
-Questions and answers, and free texts, are one annotation whose text is the record's contents as JSON: the published
-client knows no other shape. ``<number>`` names a record (or its caption), ``<number>-<n>`` its n-th box, counted from
-0.
+A grounded caption is one annotation, and each of its boxes another; they share the record's id as
+their whole. Questions and answers, and free texts, are one annotation whose text is the record's
+contents as JSON: the published client knows no other shape. ``<number>`` names a record (or its
+caption), ``<number>-<n>`` its n-th box, counted from 0.
 """
 
 import re
@@ -50,23 +50,24 @@ _ID = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,6}))?")
 
 
 async def page(services: Services, *, org: str, dataset_id: str, asset_id: str, wanted: PageRequest) -> bytes:
-    """Return annotations of a picture in the order in which they came.
+    """Return annotations of an image in the order in which they were added.
 
-    A position is the number of a record, and how many of its parts came before; a page may end inside a record.
+    A position is the number of a record, and how many of its parts came before; a page may end
+    inside a record.
     """
-    after = pages.position(services, org=org, wanted=wanted)
-    place: Any = {"org": org, "dataset_id": dataset_id}
+    after = pages.parse_position(services, org=org, wanted=wanted)
+    key: Any = {"org": org, "dataset_id": dataset_id}
 
-    def work(connection: Connection) -> bytes:
-        assets.found(connection, **place, asset_id=asset_id)
+    def read_parts(tx: Connection) -> bytes:
+        assets.get_row(tx, **key, asset_id=asset_id)
         start = (after[0], int(after[1])) if after else (0, 0)
         items, last, has_more = pages.gather(
-            partial(_fetch_parts, connection, org=org, dataset_id=dataset_id, asset_id=asset_id),
+            partial(_fetch_parts, tx, org=org, dataset_id=dataset_id, asset_id=asset_id),
             after=start,
             size=wanted.size,
             most_bytes=wanted.most_bytes,
             encode=lambda part: msgspec.json.encode(part[1]),
-            place=lambda part: part[0],
+            get_position=lambda part: part[0],
         )
         further = None
         if has_more:
@@ -74,21 +75,21 @@ async def page(services: Services, *, org: str, dataset_id: str, asset_id: str, 
             further = pages.page_token(services, Position(number, str(shown)), org=org, wanted=wanted)
         return pages.join(items, further)
 
-    return await services.store.read_in_thread(work)
+    return await services.store.read_in_thread(read_parts)
 
 
 def _fetch_parts(
-    connection: Connection, after: tuple[int, int], limit: int, *, org: str, dataset_id: str, asset_id: str
+    tx: Connection, after: tuple[int, int], limit: int, *, org: str, dataset_id: str, asset_id: str
 ) -> list[tuple[tuple[int, int], Annotation]]:
     """Return up to ``limit`` parts after a position, each with the position that it ends at."""
     found: list[tuple[tuple[int, int], Annotation]] = []
     number, shown = after
     while len(found) < limit:
         records = rows.list_records_from(
-            connection, org=org, dataset_id=dataset_id, asset_id=asset_id, number=number, limit=RECORDS_AT_ONCE
+            tx, org=org, dataset_id=dataset_id, asset_id=asset_id, number=number, limit=RECORDS_AT_ONCE
         )
         for record in records:
-            parts = _parts(record)
+            parts = _build_parts(record)
             begin = shown if record.number == number else 0
             found += [((record.number, index), part) for index, part in enumerate(parts[begin:], begin + 1)]
         if len(records) < RECORDS_AT_ONCE:
@@ -98,27 +99,33 @@ def _fetch_parts(
 
 
 def get(services: Services, *, org: str, dataset_id: str, asset_id: str, annotation_id: str) -> Annotation:
-    """Raises Refusal: NotFound."""
+    """Return an annotation.
 
-    def work(connection: Connection) -> Annotation:
-        record, _ = _found(connection, org, dataset_id, asset_id, annotation_id)
-        return _part(record, annotation_id)
+    Raises:
+        Refusal: NotFound.
+    """
 
-    return services.store.read(work)
+    def find_part(tx: Connection) -> Annotation:
+        record, _ = _get_record(tx, org, dataset_id, asset_id, annotation_id)
+        return _get_part(record, annotation_id)
+
+    return services.store.read(find_part)
 
 
 async def change(
     services: Services, actor: Actor, dataset_id: str, asset_id: str, annotation_id: str, *, given: Any
 ) -> Annotation:
-    """Change one part of a record. ``given`` is an annotation, its spec, or that spec's contents alone.
+    """Change one part of a record.
+
+    ``given`` is an annotation, its spec, or that spec's contents alone.
 
     Raises:
         Refusal: NotFound, InvalidBody.
     """
-    said = _given_contents(given)
+    new = _unwrap_contents(given)
 
     def edit(contents: Any, box: int | None) -> Any:
-        return _with_caption(contents, said) if box is None else _with_box(contents, box, said)
+        return _replace_caption(contents, new) if box is None else _replace_box(contents, box, new)
 
     return await _edit(services, actor, dataset_id, asset_id, annotation_id, edit)
 
@@ -130,20 +137,20 @@ async def delete(services: Services, actor: Actor, dataset_id: str, asset_id: st
         Refusal: NotFound.
     """
     if "-" in annotation_id:
-        await _edit(services, actor, dataset_id, asset_id, annotation_id, _without_box)
+        await _edit(services, actor, dataset_id, asset_id, annotation_id, _remove_box)
         return
-    place: Any = {"org": actor.org, "dataset_id": dataset_id}
+    key: Any = {"org": actor.org, "dataset_id": dataset_id}
 
-    def work(connection: Connection) -> None:
-        record, asset = _found(connection, actor.org, dataset_id, asset_id, annotation_id)
+    def delete_record(tx: Connection) -> None:
+        record, asset = _get_record(tx, actor.org, dataset_id, asset_id, annotation_id)
         now_ms = services.clock.now_ms()
-        rows.remove_records(connection, **place, numbers=[record.number])
-        rows.add_record_counts(connection, **place, more={asset_id: -1}, time_ms=now_ms)
+        rows.remove_records(tx, **key, numbers=[record.number])
+        rows.add_record_counts(tx, **key, more={asset_id: -1}, time_ms=now_ms)
         is_last = asset.record_count == 1
-        dataset_rows.adjust_counts(connection, **place, time_ms=now_ms, records=-1, annotated=-int(is_last))
-        services.audit(actor, "delete annotation", f"{dataset_id}/{asset_id}/{annotation_id}")(connection)
+        dataset_rows.adjust_counts(tx, **key, time_ms=now_ms, records=-1, annotated=-int(is_last))
+        services.audit(actor, "delete annotation", f"{dataset_id}/{asset_id}/{annotation_id}")(tx)
 
-    await services.store.write(work)
+    await services.store.write(delete_record)
 
 
 async def _edit(
@@ -154,69 +161,69 @@ async def _edit(
     annotation_id: str,
     edit: Callable[[Any, int | None], Any],
 ) -> Annotation:
-    place: Any = {"org": actor.org, "dataset_id": dataset_id}
-    is_removal = edit is _without_box
+    key: Any = {"org": actor.org, "dataset_id": dataset_id}
+    is_removal = edit is _remove_box
 
-    def work(connection: Connection) -> Annotation:
-        record, _ = _found(connection, actor.org, dataset_id, asset_id, annotation_id)
-        dataset = datasets.found(connection, **place)
-        _part(record, annotation_id)
-        contents = edit(_CONTENTS.decode(record.contents), _box_number(annotation_id))
+    def update_record(tx: Connection) -> Annotation:
+        record, _ = _get_record(tx, actor.org, dataset_id, asset_id, annotation_id)
+        dataset = datasets.get_row(tx, **key)
+        _get_part(record, annotation_id)
+        contents = edit(_CONTENTS.decode(record.contents), _parse_box_number(annotation_id))
         if TYPE_OF.get(type(contents)) != dataset.type:
-            raise _unfit(f"the dataset is of type {dataset.type}, and this is for {TYPE_OF.get(type(contents))}")
+            raise _annotation_invalid(
+                f"the dataset is of type {dataset.type}, and the contents are of type {TYPE_OF.get(type(contents))}"
+            )
         now_ms = services.clock.now_ms()
         values = {"contents": msgspec.json.encode(contents), "generation": record.generation + 1}
         changes = [(record.number, {**values, "last_updated": now_ms})]
-        rows.change_records(connection, **place, changes=changes)
-        dataset_rows.adjust_counts(connection, **place, time_ms=now_ms)
-        services.audit(actor, "change annotation", f"{dataset_id}/{asset_id}/{annotation_id}")(connection)
-        changed, _ = _found(connection, actor.org, dataset_id, asset_id, annotation_id)
-        return _part(changed, str(record.number) if is_removal else annotation_id)
+        rows.change_records(tx, **key, changes=changes)
+        dataset_rows.adjust_counts(tx, **key, time_ms=now_ms)
+        services.audit(actor, "change annotation", f"{dataset_id}/{asset_id}/{annotation_id}")(tx)
+        changed, _ = _get_record(tx, actor.org, dataset_id, asset_id, annotation_id)
+        return _get_part(changed, str(record.number) if is_removal else annotation_id)
 
-    return await services.store.write(work)
+    return await services.store.write(update_record)
 
 
-def _found(
-    connection: Connection, org: str, dataset_id: str, asset_id: str, annotation_id: str
-) -> tuple[AnyRow, AnyRow]:
-    """The record and the picture."""
-    asset = assets.found(connection, org=org, dataset_id=dataset_id, asset_id=asset_id)
+def _get_record(tx: Connection, org: str, dataset_id: str, asset_id: str, annotation_id: str) -> tuple[AnyRow, AnyRow]:
+    """Return the rows of a record and of its image."""
+    asset = assets.get_row(tx, org=org, dataset_id=dataset_id, asset_id=asset_id)
     named = _ID.fullmatch(annotation_id)
     record = None
     if named is not None:
-        record = rows.get_record(connection, org=org, dataset_id=dataset_id, number=int(named.group(1)))
+        record = rows.get_record(tx, org=org, dataset_id=dataset_id, number=int(named.group(1)))
     if record is None or record.asset_id != asset_id:
         raise not_found(f"annotation of asset {asset_id!r}", annotation_id)
     return record, asset
 
 
-def _box_number(annotation_id: str) -> int | None:
+def _parse_box_number(annotation_id: str) -> int | None:
     named = _ID.fullmatch(annotation_id)
     return int(named.group(2)) if named is not None and named.group(2) is not None else None
 
 
-def _parts(record: AnyRow) -> list[Annotation]:
-    """Everything that a record says, the whole first."""
+def _build_parts(record: AnyRow) -> list[Annotation]:
+    """Return all annotations of a record, the whole first."""
     contents = _CONTENTS.decode(record.contents)
     if not isinstance(contents, PhraseGrounding):
-        return [_annotation(record, "", Caption(contents=bytes(record.contents).decode()))]
-    parts = [_annotation(record, "", Caption(contents=contents.caption))]
-    for number, (phrase, box) in enumerate(_boxes(contents)):
+        return [_to_document(record, "", Caption(contents=bytes(record.contents).decode()))]
+    parts = [_to_document(record, "", Caption(contents=contents.caption))]
+    for number, (phrase, box) in enumerate(_list_boxes(contents)):
         span = char_span(contents.caption, phrase.phrase, near=phrase.start_token_index) or (0, 0)
-        parts.append(_annotation(record, f"-{number}", BoundingBox(bound=_corners(box), target=span)))
+        parts.append(_to_document(record, f"-{number}", BoundingBox(bound=_to_corners(box), target=span)))
     return parts
 
 
-def _part(record: AnyRow, annotation_id: str) -> Annotation:
-    for part in _parts(record):
+def _get_part(record: AnyRow, annotation_id: str) -> Annotation:
+    for part in _build_parts(record):
         if part.annotation_id == annotation_id:
             return part
     raise not_found(f"annotation of asset {record.asset_id!r}", annotation_id)
 
 
-def _annotation(record: AnyRow, suffix: str, contents: Caption | BoundingBox) -> Annotation:
+def _to_document(record: AnyRow, suffix: str, contents: Caption | BoundingBox) -> Annotation:
     is_box = isinstance(contents, BoundingBox)
-    told = Annotation(
+    document = Annotation(
         annotation_id=f"{record.number}{suffix}",
         asset_id=record.asset_id,
         organization_id=record.org,
@@ -232,119 +239,128 @@ def _annotation(record: AnyRow, suffix: str, contents: Caption | BoundingBox) ->
         metadata=ResourceMetadata(
             time_created=record.time_created, last_updated=record.last_updated, generation=record.generation
         ),
-        self_link=datasets.link(
+        self_link=datasets.build_path(
             record.org, record.dataset_id, "assets", record.asset_id, "annotations", f"{record.number}{suffix}"
         ),
     )
-    etags.sealed(told)
-    return told
+    etags.seal(document)
+    return document
 
 
-def _boxes(contents: PhraseGrounding) -> list[tuple[GroundedPhrase, Box]]:
+def _list_boxes(contents: PhraseGrounding) -> list[tuple[GroundedPhrase, Box]]:
     return [(phrase, box) for phrase in contents.grounded_phrases for box in phrase.bounds]
 
 
-def _corners(box: Box) -> list[tuple[float, float]]:
+def _to_corners(box: Box) -> list[tuple[float, float]]:
     left, top, right, bottom = box
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-def _given_contents(given: Any) -> dict[str, Any]:
-    """The contents in a body, however much is wrapped round them."""
+def _unwrap_contents(given: Any) -> dict[str, Any]:
+    """Return the contents in a body, from an annotation, a spec, or the contents themselves."""
     found = given.get("spec", given) if isinstance(given, dict) else None
     found = found.get("contents", found) if isinstance(found, dict) else None
     if isinstance(found, str):
         found = {"contents": found}
     if not isinstance(found, dict):
-        raise _unfit("it holds no contents")
+        raise _annotation_invalid("the body has no contents")
     return found
 
 
-def _with_caption(contents: Any, said: dict[str, Any]) -> Any:
-    """The record with another text; every phrase must still be found in a caption."""
-    text = said.get("contents")
+def _replace_caption(contents: Any, given: dict[str, Any]) -> Any:
+    """Return the record with another text; every phrase must still occur in a caption."""
+    text = given.get("contents")
     if not isinstance(text, str) or not text.strip():
-        raise _unfit("contents.contents must be a text that is not empty")
+        raise _annotation_invalid("contents.contents must be a non-empty text")
     if not isinstance(contents, PhraseGrounding):
         try:
             return _CONTENTS.decode(text)
         except (msgspec.MsgspecError, RecursionError) as error:
-            raise _unfit(f"the text must be the record's contents as JSON: {error}") from error
+            raise _annotation_invalid(f"the text must be the record's contents as JSON: {error}") from error
     phrases = []
     for phrase in contents.grounded_phrases:
         span = word_span(text, phrase.phrase, near=phrase.start_token_index)
         if span is None:
-            raise _unfit(f"the caption {text[:80]!r} does not hold the phrase {phrase.phrase!r}, which has a box")
+            raise _annotation_invalid(
+                f"the caption {text[:80]!r} does not contain the phrase {phrase.phrase!r}, which has a box"
+            )
         phrases.append(msgspec.structs.replace(phrase, start_token_index=span[0], end_token_index=span[1]))
     return PhraseGrounding(caption=text, grounded_phrases=phrases)
 
 
-def _with_box(contents: Any, number: int, said: dict[str, Any]) -> Any:
-    """The record with another box, and another phrase if ``target`` is given: characters of the caption."""
+def _replace_box(contents: Any, number: int, given: dict[str, Any]) -> Any:
+    """Return the record with another box, and another phrase if ``target`` is given.
+
+    ``target`` is a range of characters of the caption.
+    """
     phrases: list[GroundedPhrase] = []
-    box = _given_box(said.get("bound"))
-    target = _given_phrase(contents.caption, said.get("target"))
-    place = 0
+    box = _parse_box(given.get("bound"))
+    target = _parse_target(contents.caption, given.get("target"))
+    first = 0
     for phrase in contents.grounded_phrases:
         bounds = list(phrase.bounds)
-        if place <= number < place + len(bounds):
-            bounds[number - place] = box or bounds[number - place]
+        if first <= number < first + len(bounds):
+            bounds[number - first] = box or bounds[number - first]
             if target is not None and target[0] != phrase.phrase:
-                moved = bounds.pop(number - place)
+                moved = bounds.pop(number - first)
                 text, span = target
-                phrases.append(_phrase(text, span, moved))
-        place += len(phrase.bounds)
+                phrases.append(_build_phrase(text, span, moved))
+        first += len(phrase.bounds)
         if bounds:
             phrases.append(msgspec.structs.replace(phrase, bounds=bounds))
     return msgspec.structs.replace(contents, grounded_phrases=phrases)
 
 
-def _phrase(text: str, span: tuple[int, int], box: Box) -> GroundedPhrase:
+def _build_phrase(text: str, span: tuple[int, int], box: Box) -> GroundedPhrase:
     return GroundedPhrase(phrase=text, start_token_index=span[0], end_token_index=span[1], bounds=[box])
 
 
-def _without_box(contents: Any, number: int | None) -> Any:
-    phrases, place = [], 0
+def _remove_box(contents: Any, number: int | None) -> Any:
+    phrases, first = [], 0
     for phrase in contents.grounded_phrases:
-        bounds = [box for index, box in enumerate(phrase.bounds, place) if index != number]
-        place += len(phrase.bounds)
+        bounds = [box for index, box in enumerate(phrase.bounds, first) if index != number]
+        first += len(phrase.bounds)
         if bounds:
             phrases.append(msgspec.structs.replace(phrase, bounds=bounds))
     return msgspec.structs.replace(contents, grounded_phrases=phrases)
 
 
-def _given_box(bound: Any) -> Box | None:
-    """The box that the corners span."""
+def _parse_box(bound: Any) -> Box | None:
+    """Return the box that the corners span."""
     if bound is None:
         return None
     try:
         corners = msgspec.convert(bound, list[tuple[float, float]])
     except msgspec.ValidationError as error:
-        raise _unfit(f"bound must be a list of [x, y]: {error}") from error
+        raise _annotation_invalid(f"bound must be a list of [x, y]: {error}") from error
     if len(corners) < 2:
-        raise _unfit("bound must have four corners")
+        raise _annotation_invalid("bound must have four corners")
     xs, ys = [x for x, _ in corners], [y for _, y in corners]
     box = (min(xs), min(ys), max(xs), max(ys))
     if not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-        raise _unfit(f"the box {list(box)} does not lie in the picture; corners are shares of width and height, 0 to 1")
+        raise _annotation_invalid(
+            f"the box {list(box)} is not inside the image; corners are fractions of width and height, 0 to 1"
+        )
     return box
 
 
-def _given_phrase(caption: str, target: Any) -> tuple[str, tuple[int, int]] | None:
-    """The phrase that a target names, and the words it covers."""
+def _parse_target(caption: str, target: Any) -> tuple[str, tuple[int, int]] | None:
+    """Return the phrase that a target names, and the words it covers."""
     if target is None:
         return None
     try:
         start, end = msgspec.convert(target, tuple[int, int])
     except msgspec.ValidationError as error:
-        raise _unfit(f"target must be [start, end]: {error}") from error
+        raise _annotation_invalid(f"target must be [start, end]: {error}") from error
     text = caption[start:end] if 0 <= start < end <= len(caption) else ""
     near = len(caption[:start].split())
     span = word_span(caption, text, near=near) if text.strip() else None
     if span is None:
-        raise _unfit(f"target {[start, end]} names no words of the caption, which has {len(caption)} characters")
+        raise _annotation_invalid(
+            f"target {[start, end]} covers no words of the caption, which has {len(caption)} characters"
+        )
     return text, span
 
 
-def _unfit(why: str) -> Refusal:
-    return Refusal("InvalidBody", f"the annotation cannot be changed so: {why}")
+def _annotation_invalid(why: str) -> Refusal:
+    return Refusal("InvalidBody", f"the annotation cannot be changed: {why}")

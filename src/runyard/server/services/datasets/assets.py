@@ -1,7 +1,7 @@
-"""Assets: the pictures of a dataset, listed, renamed, deleted one by one or many at a time.
+"""Assets: the images of a dataset, listed, renamed, deleted one by one or many at a time.
 
-What an asset shows goes when the last that needs it has gone: other assets with the same bytes, and versions that runs
-are pinned to, keep it (see ``retention``).
+The bytes of an asset are removed when nothing needs them any more: other assets with the same
+bytes, and versions that runs are pinned to, keep them (see ``retention``).
 """
 
 import base64
@@ -55,17 +55,15 @@ async def page(
     origin: str | None,
     wanted: PageRequest,
 ) -> bytes:
-    """A page of assets as JSON. With ``origin``, each has a link to its bytes that begins with it."""
-    place: Any = {"org": org, "dataset_id": dataset_id}
-    services.store.read(partial(datasets.found, **place))
+    """Return a page of assets as JSON. With ``origin``, each has a link to its bytes."""
+    key: Any = {"org": org, "dataset_id": dataset_id}
+    services.store.read(partial(datasets.get_row, **key))
 
-    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
-        start = None if after is None else _sorted_after(*after)
-        return rows.page(
-            connection, **place, sorting=sorting, descending=descending, like=like, after=start, limit=limit
-        )
+    def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        start = None if after is None else _parse_position(*after)
+        return rows.page(tx, **key, sorting=sorting, descending=descending, like=like, after=start, limit=limit)
 
-    def place_of(row: AnyRow) -> Position:
+    def get_position(row: AnyRow) -> Position:
         value = rows.get_sort_value(row, sorting)
         return Position(value, row.id) if isinstance(value, int) else Position(0, f"{value}\0{row.id}")
 
@@ -74,35 +72,46 @@ async def page(
         wanted,
         org=org,
         fetch=fetch,
-        encode=lambda row: msgspec.json.encode(document(services, row, origin=origin)),
-        place=place_of,
+        encode=lambda row: msgspec.json.encode(to_document(services, row, origin=origin)),
+        get_position=get_position,
     )
 
 
 def get(services: Services, *, org: str, dataset_id: str, asset_id: str, origin: str | None) -> Asset:
-    row = services.store.read(partial(found, org=org, dataset_id=dataset_id, asset_id=asset_id))
-    return document(services, row, origin=origin)
-
-
-def found(connection: Connection, *, org: str, dataset_id: str, asset_id: str) -> AnyRow:
-    """The row of an asset.
+    """Return an asset; with ``origin``, also a link to its bytes.
 
     Raises:
         Refusal: NotFound.
     """
-    datasets.found(connection, org=org, dataset_id=dataset_id)
-    row = rows.get(connection, org=org, dataset_id=dataset_id, asset_id=asset_id)
+    row = services.store.read(partial(get_row, org=org, dataset_id=dataset_id, asset_id=asset_id))
+    return to_document(services, row, origin=origin)
+
+
+def get_row(tx: Connection, *, org: str, dataset_id: str, asset_id: str) -> AnyRow:
+    """Return the row of an asset.
+
+    Raises:
+        Refusal: NotFound.
+    """
+    datasets.get_row(tx, org=org, dataset_id=dataset_id)
+    row = rows.get(tx, org=org, dataset_id=dataset_id, asset_id=asset_id)
     if row is None:
         raise not_found(f"asset of dataset {dataset_id!r}", asset_id)
     return row
 
 
 def count(services: Services, *, org: str, dataset_id: str, like: Sequence[str]) -> int:
-    def work(connection: Connection) -> int:
-        dataset = datasets.found(connection, org=org, dataset_id=dataset_id)
-        return rows.count(connection, org=org, dataset_id=dataset_id, like=like) if like else int(dataset.asset_count)
+    """Return the number of assets, of those whose file names match ``like`` if given.
 
-    return services.store.read(work)
+    Raises:
+        Refusal: NotFound.
+    """
+
+    def count_assets(tx: Connection) -> int:
+        dataset = datasets.get_row(tx, org=org, dataset_id=dataset_id)
+        return rows.count(tx, org=org, dataset_id=dataset_id, like=like) if like else int(dataset.asset_count)
+
+    return services.store.read(count_assets)
 
 
 async def rename(
@@ -114,67 +123,74 @@ async def rename(
     filename: str | None = None,
     new: str,
 ) -> Asset:
-    """Give a picture, named by id or by file name, another name.
+    """Rename an image, named by id or by file name.
 
     Raises:
         Refusal: NotFound, InvalidBody (no plain relative path), NameTaken.
     """
-    place: Any = {"org": actor.org, "dataset_id": dataset_id}
+    key: Any = {"org": actor.org, "dataset_id": dataset_id}
     check_name(new)
 
-    def work(connection: Connection) -> AnyRow:
+    def rename_asset(tx: Connection) -> AnyRow:
         if asset_id is not None:
-            row = found(connection, **place, asset_id=asset_id)
+            row = get_row(tx, **key, asset_id=asset_id)
         else:
-            datasets.found(connection, **place)
-            named = rows.find_by_name(connection, **place, names={filename or ""})
+            datasets.get_row(tx, **key)
+            named = rows.find_by_name(tx, **key, names={filename or ""})
             if not named:
                 raise not_found(f"file of dataset {dataset_id!r}", filename or "")
             row = named[filename or ""]
         if new != row.filename:
-            if rows.find_by_name(connection, **place, names={new}):
-                raise Refusal("NameTaken", f"dataset {dataset_id!r} has another picture {new!r}; choose another name")
+            if rows.find_by_name(tx, **key, names={new}):
+                raise Refusal(
+                    "NameTaken", f"dataset {dataset_id!r} has another image {new!r}; try: choose another name"
+                )
             now_ms = services.clock.now_ms()
             values = {"filename": new, "generation": row.generation + 1, "last_updated": now_ms}
-            rows.change(connection, **place, asset_id=row.id, values=values)
-            dataset_rows.adjust_counts(connection, **place, time_ms=now_ms)
-            services.audit(actor, "rename asset", f"{dataset_id}/{row.id}")(connection)
-        return found(connection, **place, asset_id=row.id)
+            rows.change(tx, **key, asset_id=row.id, values=values)
+            dataset_rows.adjust_counts(tx, **key, time_ms=now_ms)
+            services.audit(actor, "rename asset", f"{dataset_id}/{row.id}")(tx)
+        return get_row(tx, **key, asset_id=row.id)
 
-    return document(services, await services.store.write(work), origin=None)
+    return to_document(services, await services.store.write(rename_asset), origin=None)
 
 
 def check_name(name: str) -> None:
-    """Raise Refusal unless a name is a plain relative path: it becomes one where a dataset is exported."""
+    """Check that a name is a plain relative path: it becomes one where a dataset is exported.
+
+    Raises:
+        Refusal: InvalidBody.
+    """
     if not is_safe(name) or len(name) > 1024:
         raise Refusal(
-            "InvalidBody", f"{name[:80]!r} is no plain relative path; give one without '..', '\\' and leading '/'"
+            "InvalidBody",
+            f"{name[:80]!r} is not a plain relative path; expected one without '..', '\\' and leading '/'",
         )
 
 
 async def delete(services: Services, actor: Actor, dataset_id: str, asset_id: str) -> None:
-    """Delete a picture and what is said of it.
+    """Delete an image and its records.
 
     Raises:
         Refusal: NotFound.
     """
-    place: Any = {"org": actor.org, "dataset_id": dataset_id}
+    key: Any = {"org": actor.org, "dataset_id": dataset_id}
 
-    def work(connection: Connection) -> None:
-        found(connection, **place, asset_id=asset_id)
-        _delete(services, connection, place, [asset_id])
-        services.audit(actor, "delete asset", f"{dataset_id}/{asset_id}")(connection)
+    def delete_asset(tx: Connection) -> None:
+        get_row(tx, **key, asset_id=asset_id)
+        _delete_rows(services, tx, key, [asset_id])
+        services.audit(actor, "delete asset", f"{dataset_id}/{asset_id}")(tx)
 
-    await services.store.write(work)
-    retention.start(services, org=actor.org)
+    await services.store.write(delete_asset)
+    retention.start_image_removal(services, org=actor.org)
 
 
-def _delete(services: Services, connection: Connection, place: Any, ids: Sequence[str]) -> int:
-    removed = rows.remove(connection, **place, ids=ids)
-    dataset_rows.mark_unneeded_contents(connection, org=place["org"], hashes={row.content for row in removed})
+def _delete_rows(services: Services, tx: Connection, key: Any, ids: Sequence[str]) -> int:
+    removed = rows.remove(tx, **key, ids=ids)
+    dataset_rows.mark_unneeded_contents(tx, org=key["org"], hashes={row.content for row in removed})
     dataset_rows.adjust_counts(
-        connection,
-        **place,
+        tx,
+        **key,
         time_ms=services.clock.now_ms(),
         assets=-len(removed),
         annotated=-sum(row.record_count > 0 for row in removed),
@@ -185,93 +201,99 @@ def _delete(services: Services, connection: Connection, place: Any, ids: Sequenc
 
 
 async def delete_many(services: Services, actor: Actor, dataset_id: str, *, spec: BulkDeletionSpec) -> BulkDeletion:
-    """Begin to delete every picture that a filter matches.
+    """Begin to delete every image that a filter matches.
 
     Raises:
         Refusal: NotFound, InvalidBody (a filter that is not understood deletes nothing).
     """
-    named, _ = _matching(spec)  # refuse now what would be refused later
+    named, _ = _parse_filter(spec)  # refuse now what the job would refuse later
     if named is not None and len(named) > limits.FILES.value:
         raise Refusal(
-            "InvalidBody", f"{len(named)} names are given; at most {limits.FILES.value} are allowed; divide them"
+            "InvalidBody",
+            f"{len(named)} names are given; at most {limits.FILES.value} are allowed; try: several requests",
         )
     now_ms, id = services.clock.now_ms(), secrets.token_hex(12)
 
-    def work(connection: Connection) -> AnyRow:
-        datasets.found(connection, org=actor.org, dataset_id=dataset_id)
+    def insert_bulk_deletion(tx: Connection) -> AnyRow:
+        datasets.get_row(tx, org=actor.org, dataset_id=dataset_id)
         values: dict[str, Any] = {"org": actor.org, "id": id, "dataset_id": dataset_id, "state": "Waiting", "why": None}
         values |= {"spec": msgspec.json.encode(spec), "deleted_count": 0}
-        job_rows.add_job(connection, bulk_deletions, {**values, "time_created": now_ms, "last_updated": now_ms})
-        services.audit(actor, "delete many assets", f"{dataset_id}/{id}")(connection)
-        row = job_rows.get_job(connection, bulk_deletions, org=actor.org, id=id)
+        job_rows.add_job(tx, bulk_deletions, {**values, "time_created": now_ms, "last_updated": now_ms})
+        services.audit(actor, "delete many assets", f"{dataset_id}/{id}")(tx)
+        row = job_rows.get_job(tx, bulk_deletions, org=actor.org, id=id)
         assert row is not None  # noqa: S101 - added above
         return row
 
-    row = await services.store.write(work)
-    start_bulk(services, row)
-    return bulk_document(row)
+    row = await services.store.write(insert_bulk_deletion)
+    start_bulk_deletion(services, row)
+    return to_bulk_document(row)
 
 
-def bulk(services: Services, *, org: str, dataset_id: str, id: str) -> BulkDeletion:
-    """Raises Refusal: NotFound."""
+def get_bulk_deletion(services: Services, *, org: str, dataset_id: str, id: str) -> BulkDeletion:
+    """Return a bulk deletion.
 
-    def work(connection: Connection) -> AnyRow | None:
-        datasets.found(connection, org=org, dataset_id=dataset_id)
-        return job_rows.get_job(connection, bulk_deletions, org=org, id=id)
+    Raises:
+        Refusal: NotFound.
+    """
 
-    row = services.store.read(work)
+    def find_bulk_deletion(tx: Connection) -> AnyRow | None:
+        datasets.get_row(tx, org=org, dataset_id=dataset_id)
+        return job_rows.get_job(tx, bulk_deletions, org=org, id=id)
+
+    row = services.store.read(find_bulk_deletion)
     if row is None or row.dataset_id != dataset_id:
         raise not_found("bulk deletion", id)
-    return bulk_document(row)
+    return to_bulk_document(row)
 
 
-async def bulks(services: Services, *, org: str, dataset_id: str, wanted: PageRequest) -> bytes:
+async def page_bulk_deletions(services: Services, *, org: str, dataset_id: str, wanted: PageRequest) -> bytes:
     """Return a page of bulk deletions, newest first."""
-    place: Any = {"org": org, "dataset_id": dataset_id}
-    services.store.read(partial(datasets.found, **place))
+    key: Any = {"org": org, "dataset_id": dataset_id}
+    services.store.read(partial(datasets.get_row, **key))
 
-    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
-        return job_rows.job_page(connection, bulk_deletions, **place, after=after, limit=limit)
+    def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return job_rows.job_page(tx, bulk_deletions, **key, after=after, limit=limit)
 
     return await pages.read(
-        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(bulk_document(row))
+        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(to_bulk_document(row))
     )
 
 
-def start_bulk(services: Services, row: AnyRow) -> None:
-    services.jobs.start(("bulk", row.org, row.id), lambda: _delete_all(services, row))
+def start_bulk_deletion(services: Services, row: AnyRow) -> None:
+    """Start the task of a bulk deletion."""
+    services.jobs.start(("bulk", row.org, row.id), lambda: _run_bulk_deletion(services, row))
 
 
-async def _delete_all(services: Services, row: AnyRow) -> None:
-    place: Any = {"org": row.org, "dataset_id": row.dataset_id}
-    named, like = _matching(msgspec.json.decode(row.spec, type=BulkDeletionSpec))
+async def _run_bulk_deletion(services: Services, row: AnyRow) -> None:
+    key: Any = {"org": row.org, "dataset_id": row.dataset_id}
+    named, like = _parse_filter(msgspec.json.decode(row.spec, type=BulkDeletionSpec))
     groups: list[list[str] | None] = [None]
     if named:
         groups = [named[at : at + rows.BATCH_SIZE] for at in range(0, len(named), rows.BATCH_SIZE)]
     elif named is not None:
         groups = [[]]
 
-    def work(connection: Connection, group: list[str] | None, *, is_last: bool) -> int:
-        now = job_rows.get_job(connection, bulk_deletions, org=row.org, id=row.id)
+    def delete_next_assets(tx: Connection, group: list[str] | None, *, is_last: bool) -> int:
+        now = job_rows.get_job(tx, bulk_deletions, org=row.org, id=row.id)
         if now is None or now.state != "Waiting":
             return 0  # gone with its dataset
-        ids = rows.list_ids(connection, **place, named=group, like=like, limit=DELETED_AT_ONCE)
-        deleted = _delete(services, connection, place, ids) if ids else 0
+        ids = rows.list_ids(tx, **key, named=group, like=like, limit=DELETED_AT_ONCE)
+        deleted = _delete_rows(services, tx, key, ids) if ids else 0
         values = {"deleted_count": now.deleted_count + deleted, "last_updated": services.clock.now_ms()}
         values |= {} if ids or not is_last else {"state": "Done"}
-        job_rows.change_job(connection, bulk_deletions, org=row.org, id=row.id, values=values)
+        job_rows.change_job(tx, bulk_deletions, org=row.org, id=row.id, values=values)
         return len(ids)
 
     async with services.jobs.lock(row.org, row.dataset_id):
         for group in groups:
-            step = partial(work, group=group, is_last=group is groups[-1])
+            step = partial(delete_next_assets, group=group, is_last=group is groups[-1])
             while await services.store.write(step):
                 pass
-    await retention.remove_unneeded_contents(services, org=row.org)
+    await retention.remove_unneeded_images(services, org=row.org)
 
 
-def _matching(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
-    """(names or ids, texts in the file name) of what to delete.
+def _parse_filter(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
+    """Return (names or ids, texts in the file name) of what to delete.
 
     Raises:
         Refusal: InvalidBody.
@@ -295,8 +317,10 @@ def _matching(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
             return names, []
         case {"all": True} if len(given) == 1:
             return None, []
-    problem = Problem(path="/spec/filter", given=repr(spec.filter)[:200], allowed=allowed, message=f"give {allowed}")
-    message = f"what to delete is not said in a way that is understood here, so nothing is deleted; give {allowed}"
+    problem = Problem(
+        path="/spec/filter", given=repr(spec.filter)[:200], allowed=allowed, message=f"expected {allowed}"
+    )
+    message = f"the filter is not understood, so nothing is deleted; expected {allowed}"
     raise Refusal("InvalidBody", message, problems=[problem])
 
 
@@ -304,26 +328,27 @@ def _is_name(text: str) -> bool:
     return limits.FILE_NAME.find_problem(text) is None
 
 
-def bulk_document(row: AnyRow) -> BulkDeletion:
+def to_bulk_document(row: AnyRow) -> BulkDeletion:
+    """Return a bulk deletion's wire document."""
     condition = SessionCondition(condition="Finished", last_transition_time=row.time_created)
     if row.state == "Done":
         condition.status, condition.last_transition_time = ConditionStatus.REACHED, row.last_updated
-        condition.message = f"{row.deleted_count} pictures were deleted"
-    told = BulkDeletion(
+        condition.message = f"{row.deleted_count} images were deleted"
+    document = BulkDeletion(
         organization_id=row.org,
         dataset_id=row.dataset_id,
         session_id=row.id,
         spec=msgspec.json.decode(row.spec, type=BulkDeletionSpec),
         status=SessionStatus(conditions=[condition]),
         metadata=ResourceMetadata(time_created=row.time_created, last_updated=row.last_updated, generation=1),
-        self_link=datasets.link(row.org, row.dataset_id, "deleteManyAssetsSessions", row.id),
+        self_link=datasets.build_path(row.org, row.dataset_id, "deleteManyAssetsSessions", row.id),
     )
-    etags.sealed(told)
-    return told
+    etags.seal(document)
+    return document
 
 
-def document(services: Services, row: AnyRow, *, origin: str | None) -> Asset:
-    """An asset as it is told."""
+def to_document(services: Services, row: AnyRow, *, origin: str | None) -> Asset:
+    """Return an asset's wire document."""
     size = AssetDimensions(height=row.height, width=row.width)
     custom = msgspec.json.decode(row.custom)
     generation = str(row.generation)
@@ -351,21 +376,21 @@ def document(services: Services, row: AnyRow, *, origin: str | None) -> Asset:
             last_updated=row.last_updated,
             contents_last_updated=row.contents_updated,
         ),
-        contents=None if origin is None else AssetContents(asset=_link(services, row, origin)),
-        self_link=datasets.link(row.org, row.dataset_id, "assets", row.id),
+        contents=None if origin is None else AssetContents(asset=_sign_link(services, row, origin)),
+        self_link=datasets.build_path(row.org, row.dataset_id, "assets", row.id),
         etag=f"{row.generation}-{row.content[:16]}",
     )
 
 
-def _link(services: Services, row: AnyRow, origin: str) -> AssetLink:
+def _sign_link(services: Services, row: AnyRow, origin: str) -> AssetLink:
     expires_at = link_expiry(services.clock.now_ms(), link_hours=services.settings.link_hours)
-    token = services.signer.file_link(FileLink(row.org, row.dataset_id, "asset", row.id, row.content, expires_at))
+    token = services.signer.sign_file_link(FileLink(row.org, row.dataset_id, "asset", row.id, row.content, expires_at))
     # The published client names the file it writes after the last part of the address.
     name = quote(row.filename.rpartition("/")[2], safe="")
     return AssetLink(url=f"{origin}/downloads/{token}/{name}", expiry=expires_at)
 
 
-def _sorted_after(number: int, rest: str) -> tuple[Any, str]:
+def _parse_position(number: int, rest: str) -> tuple[Any, str]:
     """Return (value sorted by, id) of a position."""
     value, separator, id = rest.rpartition("\0")
     return (value, id) if separator else (number, rest)

@@ -1,7 +1,9 @@
-"""Datasets: made, described, changed, deleted. What is in them is told by ``assets``, ``annotations`` and ``imports``.
+"""Datasets: created, described, changed, deleted. ``assets``, ``annotations`` and ``imports``
+handle their content.
 
-A dataset is gone for the API the moment it is deleted; its rows and bytes go piece by piece afterwards, so that nobody
-waits for it, and go on going after a crash. One that a waiting or training run needs is not deleted at all.
+A dataset disappears from the API the moment it is deleted. Its rows and bytes are removed piece by
+piece afterwards, so that nobody waits for it, and the removal resumes after a crash. A dataset that
+a waiting or training run needs is not deleted at all.
 """
 
 import secrets
@@ -17,9 +19,9 @@ from sqlalchemy import Connection
 from runyard.ids import resolve_folder
 from runyard.server.services import etags, pages, retention
 from runyard.server.services.context import Actor, Services
-from runyard.server.services.documents import merged_attributes
+from runyard.server.services.documents import merge_attributes
 from runyard.server.services.errors import Refusal, not_found
-from runyard.server.services.jobs import in_thread
+from runyard.server.services.jobs import run_in_thread
 from runyard.server.services.pages import PageRequest
 from runyard.store import blobs as blob_rows
 from runyard.store import datasets as rows
@@ -38,41 +40,51 @@ from vi.api.responses import ConditionStatus, ResourceMetadata
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 ID_LENGTH = 12
 REMOVED_AT_ONCE = 250
-EXPORT_FOLDER = "export-"  # exports are made in folders beside those of imports
+EXPORT_FOLDER = "export-"  # exports are made in sibling folders of those of imports
 
 
 def new_id() -> str:
-    """Letters and digits, a letter first; never an underscore, which the published client cuts ids at."""
+    """Generate an id: letters and digits, a letter first.
+
+    It never contains an underscore, at which the published client cuts ids.
+    """
     return secrets.choice(ALPHABET[:26]) + "".join(secrets.choice(ALPHABET) for _ in range(ID_LENGTH - 1))
 
 
-def link(org: str, dataset_id: str, *further: str) -> str:
-    """The path of a dataset, or of something in it."""
+def build_path(org: str, dataset_id: str, *further: str) -> str:
+    """Return the path of a dataset, or of something in it."""
     return "/".join((f"/workspaces/{org}/datasets/{org}_{dataset_id}", *further))
 
 
-def found(connection: Connection, *, org: str, dataset_id: str) -> AnyRow:
-    """The row of a dataset that is not deleted.
+def get_row(tx: Connection, *, org: str, dataset_id: str) -> AnyRow:
+    """Return the row of a dataset that is not deleted.
 
     Raises:
         Refusal: NotFound.
     """
-    row = rows.get(connection, org=org, dataset_id=dataset_id)
+    row = rows.get(tx, org=org, dataset_id=dataset_id)
     if row is None or row.deleted:
         raise not_found("dataset", dataset_id)
     return row
 
 
 def get(services: Services, *, org: str, dataset_id: str) -> Dataset:
-    return document(services.store.read(partial(found, org=org, dataset_id=dataset_id)))
+    """Return a dataset.
+
+    Raises:
+        Refusal: NotFound.
+    """
+    return to_document(services.store.read(partial(get_row, org=org, dataset_id=dataset_id)))
 
 
 async def page(services: Services, *, org: str, wanted: PageRequest) -> bytes:
-    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
-        return rows.page(connection, org=org, after=after, limit=limit)
+    """Return a page of datasets as JSON, newest first."""
+
+    def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page(tx, org=org, after=after, limit=limit)
 
     return await pages.read(
-        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(document(row))
+        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(to_document(row))
     )
 
 
@@ -85,7 +97,7 @@ async def create(
     description: str,
     attributes: Mapping[str, str],
 ) -> Dataset:
-    """Make an empty dataset under an id of our choosing."""
+    """Create an empty dataset under a generated id."""
     now_ms, dataset_id = services.clock.now_ms(), new_id()
     values = {
         "org": actor.org,
@@ -98,12 +110,12 @@ async def create(
         "last_updated": now_ms,
     }
 
-    def work(connection: Connection) -> AnyRow:
-        rows.add(connection, values)
-        services.audit(actor, "create dataset", dataset_id)(connection)
-        return found(connection, org=actor.org, dataset_id=dataset_id)
+    def insert_dataset(tx: Connection) -> AnyRow:
+        rows.add(tx, values)
+        services.audit(actor, "create dataset", dataset_id)(tx)
+        return get_row(tx, org=actor.org, dataset_id=dataset_id)
 
-    return document(await services.store.write(work))
+    return to_document(await services.store.write(insert_dataset))
 
 
 async def update(
@@ -122,60 +134,60 @@ async def update(
         Refusal: NotFound, EtagMismatch.
     """
 
-    def work(connection: Connection) -> AnyRow:
-        row = found(connection, org=actor.org, dataset_id=dataset_id)
-        etags.check(if_match, document(row).etag)
+    def update_dataset(tx: Connection) -> AnyRow:
+        row = get_row(tx, org=actor.org, dataset_id=dataset_id)
+        etags.check(if_match, to_document(row).etag)
         changes: dict[str, Any] = {}
         if name is not UNSET and name != row.name:
             changes["name"] = name
         if description is not UNSET and (description or "") != row.description:
             changes["description"] = description or ""
-        merged = merged_attributes(_attributes(row), attributes)
-        if merged != _attributes(row):
+        merged = merge_attributes(_decode_attributes(row), attributes)
+        if merged != _decode_attributes(row):
             changes["attributes"] = msgspec.json.encode(merged)
         if changes:
             changes |= {"last_updated": services.clock.now_ms(), "generation": row.generation + 1}
-            rows.change(connection, org=actor.org, dataset_id=dataset_id, values=changes)
-            services.audit(actor, "update dataset", dataset_id)(connection)
-        return found(connection, org=actor.org, dataset_id=dataset_id)
+            rows.change(tx, org=actor.org, dataset_id=dataset_id, values=changes)
+            services.audit(actor, "update dataset", dataset_id)(tx)
+        return get_row(tx, org=actor.org, dataset_id=dataset_id)
 
-    return document(await services.store.write(work))
+    return to_document(await services.store.write(update_dataset))
 
 
 async def delete(services: Services, actor: Actor, dataset_id: str, *, if_match: str | None) -> DeletedDataset:
-    """Delete a dataset and everything in it. It is gone at once; its bytes follow.
+    """Delete a dataset and everything in it. It disappears at once; its bytes follow.
 
     Raises:
         Refusal: NotFound, EtagMismatch, DatasetInUse (a run that waits or trains needs it).
     """
     org, now_ms = actor.org, services.clock.now_ms()
 
-    def work(connection: Connection) -> None:
-        row = found(connection, org=org, dataset_id=dataset_id)
-        etags.check(if_match, document(row).etag)
-        if users := rows.list_active_runs(connection, org=org, dataset_id=dataset_id, limit=4):
+    def mark_dataset_deleted(tx: Connection) -> None:
+        row = get_row(tx, org=org, dataset_id=dataset_id)
+        etags.check(if_match, to_document(row).etag)
+        if users := rows.list_active_runs(tx, org=org, dataset_id=dataset_id, limit=4):
             named = ", ".join(users[:3]) + (" and others" if len(users) > 3 else "")
             raise Refusal(
                 "DatasetInUse",
-                f"dataset {dataset_id!r} is needed by runs that wait or train: {named}; "
-                "kill them or wait until they have ended, then delete it",
+                f"dataset {dataset_id!r} is needed by waiting or training runs: {named}; "
+                "try: kill them or wait until they have ended, then delete it",
             )
-        rows.change(connection, org=org, dataset_id=dataset_id, values={"deleted": True, "last_updated": now_ms})
-        rows.add_deletion(connection, org=org, dataset_id=dataset_id, user=actor.name, time_ms=now_ms)
-        services.audit(actor, "delete dataset", dataset_id)(connection)
+        rows.change(tx, org=org, dataset_id=dataset_id, values={"deleted": True, "last_updated": now_ms})
+        rows.add_deletion(tx, org=org, dataset_id=dataset_id, user=actor.name, time_ms=now_ms)
+        services.audit(actor, "delete dataset", dataset_id)(tx)
 
-    await services.store.write(work)
+    await services.store.write(mark_dataset_deleted)
     start_removal(services, org=org, dataset_id=dataset_id)
-    return deletion(services, org=org, dataset_id=dataset_id)
+    return get_deletion(services, org=org, dataset_id=dataset_id)
 
 
-def deletion(services: Services, *, org: str, dataset_id: str) -> DeletedDataset:
-    """What has become of a deletion.
+def get_deletion(services: Services, *, org: str, dataset_id: str) -> DeletedDataset:
+    """Return the progress of a deletion.
 
     Raises:
         Refusal: NotFound.
     """
-    row = services.store.read(lambda connection: rows.get_deletion(connection, org=org, dataset_id=dataset_id))
+    row = services.store.read(lambda tx: rows.get_deletion(tx, org=org, dataset_id=dataset_id))
     if row is None:
         raise not_found("deletion of dataset", dataset_id)
     ended = row.time_ended is not None
@@ -184,7 +196,7 @@ def deletion(services: Services, *, org: str, dataset_id: str) -> DeletedDataset
         status=ConditionStatus.REACHED if ended else ConditionStatus.WAITING,
         last_transition_time=row.time_ended if ended else row.time_created,
     )
-    told = DeletedDataset(
+    document = DeletedDataset(
         user=row.user,
         organization_id=org,
         dataset_id=dataset_id,
@@ -192,45 +204,48 @@ def deletion(services: Services, *, org: str, dataset_id: str) -> DeletedDataset
         metadata=ResourceMetadata(
             time_created=row.time_created, last_updated=row.time_ended or row.time_created, generation=1
         ),
-        self_link=link(org, dataset_id, "deleteOperation"),
+        self_link=build_path(org, dataset_id, "deleteOperation"),
     )
-    etags.sealed(told)
-    return told
+    etags.seal(document)
+    return document
 
 
 def start_removal(services: Services, *, org: str, dataset_id: str) -> None:
-    """Let a task remove what is left of a deleted dataset."""
-    services.jobs.start(("deletion", org, dataset_id), lambda: _remove(services, org, dataset_id))
+    """Start a task that removes the rows and bytes of a deleted dataset."""
+    services.jobs.start(("deletion", org, dataset_id), lambda: _remove_dataset(services, org, dataset_id))
 
 
-async def _remove(services: Services, org: str, dataset_id: str) -> None:
-    place: Any = {"org": org, "dataset_id": dataset_id}
-    for import_id in services.store.read(lambda connection: import_rows.list_active_ids(connection, **place)):
+async def _remove_dataset(services: Services, org: str, dataset_id: str) -> None:
+    key: Any = {"org": org, "dataset_id": dataset_id}
+    for import_id in services.store.read(lambda tx: import_rows.list_active_ids(tx, **key)):
         await services.jobs.stop(("import", org, import_id))
         await _remove_folder(services, org, import_id)
         await services.store.write(
             partial(import_rows.change, org=org, import_id=import_id, values={"state": "Cancelled"})
         )
-    for kind, id in services.store.read(partial(rows.list_active_jobs, **place)):
+    for kind, id in services.store.read(partial(rows.list_active_jobs, **key)):
         await services.jobs.stop((kind, org, id))
         await _remove_folder(services, org, EXPORT_FOLDER + id)
     async with services.jobs.lock(org, dataset_id):
-        await in_thread(_remove_copies, services, org, dataset_id)
-        while await services.store.write(partial(rows.remove_batch, **place, limit=REMOVED_AT_ONCE)):
+        await run_in_thread(_remove_local_copies, services, org, dataset_id)
+        while await services.store.write(partial(rows.remove_batch, **key, limit=REMOVED_AT_ONCE)):
             pass
 
-        def work(connection: Connection) -> None:
-            blob_rows.mark_unneeded(connection, org=org, hashes=rows.remove(connection, **place))
-            rows.release_contents(connection, org=org)
+        def delete_dataset_rows(tx: Connection) -> None:
+            blob_rows.mark_unneeded(tx, org=org, hashes=rows.remove(tx, **key))
+            rows.release_contents(tx, org=org)
 
-        await services.store.write(work)
-    await retention.remove_unneeded(services, org=org)
-    await retention.remove_unneeded_contents(services, org=org)
-    await services.store.write(partial(rows.complete_deletion, **place, time_ms=services.clock.now_ms()))
+        await services.store.write(delete_dataset_rows)
+    await retention.remove_unneeded_blobs(services, org=org)
+    await retention.remove_unneeded_images(services, org=org)
+    await services.store.write(partial(rows.complete_deletion, **key, time_ms=services.clock.now_ms()))
 
 
-def _remove_copies(services: Services, org: str, dataset_id: str) -> None:
-    """What trainings on this machine made of it; no run that may still train is pinned to it."""
+def _remove_local_copies(services: Services, org: str, dataset_id: str) -> None:
+    """Remove what trainings on this machine made of the dataset.
+
+    No run that may still train is pinned to it.
+    """
     settings = services.settings
     shutil.rmtree(resolve_folder(settings.cache_dir, org, dataset_id), ignore_errors=True)
     for version in services.store.read(partial(rows.list_own_versions, org=org, dataset_id=dataset_id)):
@@ -238,12 +253,12 @@ def _remove_copies(services: Services, org: str, dataset_id: str) -> None:
 
 
 async def _remove_folder(services: Services, org: str, name: str) -> None:
-    await in_thread(shutil.rmtree, resolve_folder(services.settings.imports_dir, org, name), ignore_errors=True)
+    await run_in_thread(shutil.rmtree, resolve_folder(services.settings.imports_dir, org, name), ignore_errors=True)
 
 
-def statistics(services: Services, *, org: str, dataset_id: str) -> dict[str, Any]:
-    """Counts of a dataset, as the aggregation statistics tell them."""
-    row = services.store.read(partial(found, org=org, dataset_id=dataset_id))
+def get_statistics(services: Services, *, org: str, dataset_id: str) -> dict[str, Any]:
+    """Return the counts of a dataset, as the aggregation statistics show them."""
+    row = services.store.read(partial(get_row, org=org, dataset_id=dataset_id))
     return {
         "datasetId": dataset_id,
         "assets": row.asset_count,
@@ -254,9 +269,9 @@ def statistics(services: Services, *, org: str, dataset_id: str) -> dict[str, An
     }
 
 
-def document(row: AnyRow) -> Dataset:
-    """A dataset as it is told."""
-    told = Dataset(
+def to_document(row: AnyRow) -> Dataset:
+    """Return a dataset's wire document."""
+    document = Dataset(
         dataset_id=row.id,
         name=row.name,
         owner=row.org,
@@ -274,13 +289,13 @@ def document(row: AnyRow) -> Dataset:
             time_created=row.time_created,
             last_updated=row.last_updated,
             generation=row.generation,
-            attributes=_attributes(row),
+            attributes=_decode_attributes(row),
         ),
-        self_link=link(row.org, row.id),
+        self_link=build_path(row.org, row.id),
     )
-    etags.sealed(told)
-    return told
+    etags.seal(document)
+    return document
 
 
-def _attributes(row: AnyRow) -> dict[str, str]:
+def _decode_attributes(row: AnyRow) -> dict[str, str]:
     return msgspec.json.decode(row.attributes, type=dict[str, str])

@@ -1,6 +1,7 @@
 """Dictionaries in query parameters and filters.
 
-The published client sends some of them as Python literals, others as JSON.
+The published client sends some as Python literals, others as
+JSON.
 """
 
 import re
@@ -18,31 +19,34 @@ _ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 def parse_dict_param(text: str) -> dict[str, Any] | None:
-    """Return a dictionary from JSON or a Python literal; None when it is neither. Nothing is evaluated."""
-    for convert in (str, _convert_python_literal):
+    """Parse a dictionary written as JSON or a Python; None when it is neither.
+
+    Nothing is evaluated.
+    """
+    for convert in (str, _convert_to_json):
         try:
             return msgspec.json.decode(convert(text), type=dict[str, Any])
-        except (ValueError, RecursionError):  # UnicodeEncodeError, for lone surrogates, is a ValueError
+        except (ValueError, RecursionError):  # lone surrogates for lone surrogates, is a ValueError
             continue
     return None
 
 
-def _convert_python_literal(text: str) -> str:
-    """Return a Python literal as JSON; the empty string when JSON has no such token."""
-    parts, position = [], 0
-    while position < len(text):
-        token = _TOKEN.match(text, position)
+def _convert_to_json(text: str) -> str:
+    """Return the a Python literal as JSON; an empty text when JSON has no JSON equivalent."""
+    parts, offset = [], 0
+    while offset < len(text):
+        token = _TOKEN.match(text, offset)
         if token is None or (token["word"] and token["word"] not in _WORDS):
             return ""
         if token["text"]:
-            parts.append(msgspec.json.encode(_ESCAPE.sub(_decode_escape, token["text"][1:-1])).decode())
+            parts.append(msgspec.json.encode(_ESCAPE.sub(_unescape, token["text"][1:-1])).decode())
         else:
             parts.append(_WORDS[token["word"]] if token["word"] else token["other"])
-        position = token.end()
+        offset = token.end()
     return "".join(parts)
 
 
-def _decode_escape(escape: re.Match[str]) -> str:
+def _unescape(escape: re.Match[str]) -> str:
     code = escape[1] or escape[2] or escape[3]
     if code is None:
         return _ESCAPED.get(escape[4], escape[4])

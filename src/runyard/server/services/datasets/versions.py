@@ -1,11 +1,13 @@
-"""Versions: what a dataset holds at one moment, under a name made from the content itself.
+"""Versions: what a dataset holds at one moment, under a name derived from the content itself.
 
-A version is a manifest: one JSON line for each picture that has records, sorted by file name, with what is said of it.
-It is a blob, and the first digits of its hash are the version's id; so the same content is the same version, whoever
-made it and whenever. One is made after each import, and when a run is created from a dataset that has changed since.
+A version is a manifest: one JSON line for each image that has records, sorted by file name, with
+its records. It is a blob, and the first digits of its hash are the version's id; so the same
+content is the same version, whoever made it and whenever. One is created after each import, and
+when a run is created from a dataset that has changed since.
 
-A version is kept while a run is pinned to it, and for as long as every picture it names is kept anyway; when a picture
-goes that it names, and no run needs it, it goes as well (see ``retention``).
+A version is kept while a run is pinned to it, and as long as every image it names is kept anyway.
+When an image that it names is removed, and no run needs the version, the version is removed as well
+(see ``retention``).
 """
 
 import hashlib
@@ -24,7 +26,7 @@ from runyard.server.services.access.signing import Position
 from runyard.server.services.context import Services
 from runyard.server.services.datasets import datasets
 from runyard.server.services.errors import Refusal, not_found
-from runyard.server.services.jobs import in_thread
+from runyard.server.services.jobs import run_in_thread
 from runyard.server.services.pages import PageRequest
 from runyard.store import assets as asset_rows
 from runyard.store import datasets as dataset_rows
@@ -38,7 +40,7 @@ TRIES = 3
 
 
 class ManifestLine(msgspec.Struct):
-    """One picture of a version. Width and height are as shown, in pixels."""
+    """One image of a version. Width and height are as shown, in pixels."""
 
     filename: str
     sha256: str
@@ -50,7 +52,7 @@ class ManifestLine(msgspec.Struct):
 
 
 class ManifestContent(msgspec.Struct):
-    """The part of a line that says whose bytes it needs."""
+    """The part of a line that names the bytes it needs."""
 
     sha256: str
 
@@ -59,8 +61,8 @@ _LINE, _CONTENT = msgspec.json.Decoder(ManifestLine), msgspec.json.Decoder(Manif
 
 
 @dataclass
-class _Written:
-    """A manifest on disk, and what it counts."""
+class _WrittenManifest:
+    """A manifest on disk, with its counts."""
 
     file: Any
     revision: int
@@ -75,63 +77,76 @@ class _Written:
         return str(self.digest.hexdigest())
 
 
-async def current(services: Services, *, org: str, dataset_id: str) -> AnyRow | None:
-    """The version of what the dataset holds now, made if there is none yet; None for a dataset without records.
+async def ensure_current(services: Services, *, org: str, dataset_id: str) -> AnyRow | None:
+    """Return the version of the dataset's current content, creating it if there is none yet.
 
-    Waits until an import that is being taken over has been.
+    Return None for a dataset without records. Waits for an import that is being committed.
 
     Raises:
         Refusal: NotFound.
     """
-    place: Any = {"org": org, "dataset_id": dataset_id}
+    key: Any = {"org": org, "dataset_id": dataset_id}
     async with services.jobs.lock(org, dataset_id):
         for _ in range(TRIES):
-            dataset = services.store.read(partial(datasets.found, **place))
+            dataset = services.store.read(partial(datasets.get_row, **key))
             if dataset.version_revision == dataset.revision and dataset.version is not None:
                 version = dataset.version
-                return services.store.read(partial(rows.get, **place, version=version))
+                return services.store.read(partial(rows.get, **key, version=version))
             if not dataset.record_count:
                 return None
             with tempfile.TemporaryFile(dir=services.settings.data_dir) as file:
-                written = await in_thread(_write_manifest, services, dataset, file)
+                written = await run_in_thread(_write_manifest, services, dataset, file)
                 if not written.assets:
                     return None
-                if (row := await _keep(services, dataset, written)) is not None:
+                if (row := await _store_version(services, dataset, written)) is not None:
                     return row
-    raise Refusal("StorageUnavailable", f"dataset {dataset_id!r} is changing too quickly; try again when it rests")
+    raise Refusal(
+        "StorageUnavailable",
+        f"dataset {dataset_id!r} is changing too quickly; try: wait until imports have ended, then repeat",
+    )
 
 
 def get(services: Services, *, org: str, dataset_id: str, version: str) -> DatasetVersion:
-    """Raises Refusal: NotFound."""
+    """Return a version.
 
-    def work(connection: Connection) -> tuple[AnyRow, AnyRow | None]:
-        dataset = datasets.found(connection, org=org, dataset_id=dataset_id)
-        return dataset, rows.get(connection, org=org, dataset_id=dataset_id, version=version)
+    Raises:
+        Refusal: NotFound.
+    """
 
-    dataset, row = services.store.read(work)
+    def find_version(tx: Connection) -> tuple[AnyRow, AnyRow | None]:
+        dataset = datasets.get_row(tx, org=org, dataset_id=dataset_id)
+        return dataset, rows.get(tx, org=org, dataset_id=dataset_id, version=version)
+
+    dataset, row = services.store.read(find_version)
     if row is None:
         raise not_found(f"version of dataset {dataset_id!r}", version)
-    return document(row, dataset.type)
+    return to_document(row, dataset.type)
 
 
 async def page(services: Services, *, org: str, dataset_id: str, wanted: PageRequest) -> bytes:
-    dataset = services.store.read(partial(datasets.found, org=org, dataset_id=dataset_id))
+    """Return a page of versions as JSON, newest first.
 
-    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
-        return rows.page(connection, org=org, dataset_id=dataset_id, after=after, limit=limit)
+    Raises:
+        Refusal: NotFound.
+    """
+    dataset = services.store.read(partial(datasets.get_row, org=org, dataset_id=dataset_id))
+
+    def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page(tx, org=org, dataset_id=dataset_id, after=after, limit=limit)
 
     return await pages.read(
         services,
         wanted,
         org=org,
         fetch=fetch,
-        encode=lambda row: msgspec.json.encode(document(row, dataset.type)),
-        place=lambda row: Position(row.number, row.id),
+        encode=lambda row: msgspec.json.encode(to_document(row, dataset.type)),
+        get_position=lambda row: Position(row.number, row.id),
     )
 
 
-def document(row: AnyRow, type: str) -> DatasetVersion:
-    told = DatasetVersion(
+def to_document(row: AnyRow, type: str) -> DatasetVersion:
+    """Return a version's wire document."""
+    document = DatasetVersion(
         organization_id=row.org,
         dataset_id=row.dataset_id,
         version_id=row.id,
@@ -141,39 +156,47 @@ def document(row: AnyRow, type: str) -> DatasetVersion:
         records=row.record_count,
         size_bytes=row.size_bytes,
         metadata=ResourceMetadata(time_created=row.time_created, last_updated=row.time_created, generation=1),
-        self_link=datasets.link(row.org, row.dataset_id, "versions", row.id),
+        self_link=datasets.build_path(row.org, row.dataset_id, "versions", row.id),
     )
-    etags.sealed(told)
-    return told
+    etags.seal(document)
+    return document
 
 
-def lines(services: Services, row: AnyRow) -> Iterator[ManifestLine]:
-    """The manifest of a version, line by line. Raises BlobMissing, BlobDamaged."""
+def iter_lines(services: Services, row: AnyRow) -> Iterator[ManifestLine]:
+    """Yield the lines of a version's manifest.
+
+    Raises:
+        BlobMissing, BlobDamaged.
+    """
     with services.blobs(row.org).open(row.sha256) as file:
         for line in file:
             yield _LINE.decode(line)
 
 
-def contents(services: Services, row: AnyRow) -> set[str]:
-    """Hashes of the pictures that a version names. Raises BlobMissing, BlobDamaged."""
+def list_image_hashes(services: Services, row: AnyRow) -> set[str]:
+    """Return the hashes of the images that a version names.
+
+    Raises:
+        BlobMissing, BlobDamaged.
+    """
     with services.blobs(row.org).open(row.sha256) as file:
         return {_CONTENT.decode(line).sha256 for line in file}
 
 
-def _write_manifest(services: Services, dataset: AnyRow, file: IO[bytes]) -> _Written:
-    """Write the manifest as one moment shows it."""
-    place: Any = {"org": dataset.org, "dataset_id": dataset.id}
-    with services.store.snapshot() as connection, tempfile.TemporaryFile(dir=services.settings.data_dir) as unsorted:
-        now = dataset_rows.get(connection, **place)
-        written = _Written(file, now.revision if now is not None else -1)
+def _write_manifest(services: Services, dataset: AnyRow, file: IO[bytes]) -> _WrittenManifest:
+    """Write the manifest of one consistent snapshot."""
+    key: Any = {"org": dataset.org, "dataset_id": dataset.id}
+    with services.store.snapshot() as tx, tempfile.TemporaryFile(dir=services.settings.data_dir) as unsorted:
+        now = dataset_rows.get(tx, **key)
+        written = _WrittenManifest(file, now.revision if now is not None else -1)
         found: list[tuple[str, int, int]] = []
-        for name, line, records, size_bytes in _manifest_lines(connection, place):
+        for name, line, records, size_bytes in _iter_manifest_lines(tx, key):
             found.append((name, unsorted.tell(), len(line)))
             unsorted.write(line)
             written.assets += 1
             written.records += records
             written.size_bytes += size_bytes
-        # Sorted here: databases disagree on the order of texts, and the same content shall be the same version.
+        # Sorted here: databases order texts differently, and equal content is the same version.
         for _, start, length in sorted(found):
             unsorted.seek(start)
             line = unsorted.read(length)
@@ -183,33 +206,36 @@ def _write_manifest(services: Services, dataset: AnyRow, file: IO[bytes]) -> _Wr
     return written
 
 
-def _manifest_lines(connection: Connection, place: dict[str, str]) -> Iterator[tuple[str, bytes, int, int]]:
-    """(file name, line, number of records, size of the picture) of each picture with records."""
-    for filename, rows_of in groupby(asset_rows.iter_records(connection, **place), key=lambda row: row.filename):
-        said = list(rows_of)
-        first = said[0]
-        records = [msgspec.Raw(row.contents) for row in said]
+def _iter_manifest_lines(tx: Connection, key: dict[str, str]) -> Iterator[tuple[str, bytes, int, int]]:
+    """Yield (file name, line, number of records, size of the image) of each image with records."""
+    for filename, rows_of in groupby(asset_rows.iter_records(tx, **key), key=lambda row: row.filename):
+        records_of_image = list(rows_of)
+        first = records_of_image[0]
+        records = [msgspec.Raw(row.contents) for row in records_of_image]
         line = ManifestLine(filename, first.content, first.size_bytes, first.width, first.height, first.mime, records)
         yield filename, msgspec.json.encode(line) + b"\n", len(records), first.size_bytes
 
 
-async def _keep(services: Services, dataset: AnyRow, written: _Written) -> AnyRow | None:
-    """Make the version of a manifest, or find the one there is; None if the dataset has changed meanwhile."""
-    place: Any = {"org": dataset.org, "dataset_id": dataset.id}
+async def _store_version(services: Services, dataset: AnyRow, written: _WrittenManifest) -> AnyRow | None:
+    """Create the version of a manifest, or find the existing one.
+
+    Return None if the dataset has changed meanwhile.
+    """
+    key: Any = {"org": dataset.org, "dataset_id": dataset.id}
     sha256, now_ms = written.sha256, services.clock.now_ms()
     version = sha256[:ID_LENGTH]
 
-    def work(connection: Connection) -> AnyRow | None:
-        now = datasets.found(connection, **place)
+    def insert_version(tx: Connection) -> AnyRow | None:
+        now = datasets.get_row(tx, **key)
         if now.revision != written.revision:
             return None
         changes: dict[str, Any] = {"version": version, "version_revision": now.revision}
-        if rows.get(connection, **place, version=version) is None:
+        if rows.get(tx, **key, version=version) is None:
             changes["version_count"] = now.version_count + 1
             rows.add(
-                connection,
+                tx,
                 {
-                    **place,
+                    **key,
                     "id": version,
                     "number": now.version_count + 1,
                     "sha256": sha256,
@@ -220,11 +246,11 @@ async def _keep(services: Services, dataset: AnyRow, written: _Written) -> AnyRo
                     "time_created": now_ms,
                 },
             )
-        dataset_rows.change(connection, **place, values=changes)
-        return rows.get(connection, **place, version=version)
+        dataset_rows.change(tx, **key, values=changes)
+        return rows.get(tx, **key, version=version)
 
     written.file.seek(0)
     blobs = services.blobs(dataset.org)
     async with services.blob_lock:
-        await in_thread(blobs.put, written.file, sha256=sha256, size_bytes=written.manifest_bytes)
-        return await services.store.write(work)
+        await run_in_thread(blobs.put, written.file, sha256=sha256, size_bytes=written.manifest_bytes)
+        return await services.store.write(insert_version)

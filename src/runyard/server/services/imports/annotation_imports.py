@@ -1,6 +1,6 @@
-"""The published client's sessions of annotations: an import of files that are announced after it has begun.
+"""Annotation sessions of the published client: an import of files announced after it has begun.
 
-Its client says when all files are there; then they are read against the pictures that the dataset has.
+Its client says when all files have arrived; then they are read against the images of the dataset.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from runyard.server.services.context import Actor, Services
 from runyard.server.services.datasets import assets, datasets
 from runyard.server.services.errors import Refusal
 from runyard.server.services.imports import imports, sessions
-from runyard.server.services.imports.imports import Announced
+from runyard.server.services.imports.imports import AnnouncedFile
 from runyard.store import imports as rows
 from runyard.store.tables import AnyRow
 from vi.api.resources.annotations.responses import (
@@ -42,7 +42,7 @@ _REACHED = {
 
 @dataclass(frozen=True)
 class NewFile:
-    """A file that is to come; ``crc32c`` unsigned."""
+    """A file to be uploaded; ``crc32c`` is unsigned."""
 
     size_bytes: int
     crc32c: int | None
@@ -58,7 +58,9 @@ async def create(
     """
     now_ms = services.clock.now_ms()
     if spec.upload_before <= now_ms:
-        raise Refusal("InvalidBody", f"uploadBefore is {spec.upload_before}, which has passed; give a time to come")
+        raise Refusal(
+            "InvalidBody", f"uploadBefore is {spec.upload_before}, which has passed; expected a time in the future"
+        )
     return await imports.create(
         services,
         actor,
@@ -70,51 +72,53 @@ async def create(
     )
 
 
-async def announce(
+async def announce_files(
     services: Services, actor: Actor, row: AnyRow, *, files: Mapping[str, NewFile], origin: str
 ) -> bytes:
-    """Return ``FileUploads`` as JSON: where each of the files goes. Announcing a name again gives it another place.
+    """Return ``FileUploads`` as JSON: the address for each of the files.
+
+    Announcing a name again gives it another address.
 
     Raises:
         Refusal: InvalidBody, ImportOver.
     """
     if not files:
-        raise Refusal("InvalidBody", "no file is named; name one or more")
+        raise Refusal("InvalidBody", "no file is named; expected at least one")
     for name in files:
         assets.check_name(name)
 
-    def work(connection: Connection) -> None:
-        now = rows.get(connection, org=row.org, import_id=row.id)
+    def insert_announced_files(tx: Connection) -> None:
+        now = rows.get(tx, org=row.org, import_id=row.id)
         if now is None or now.state != "Receiving":
-            raise imports.over(now or row)
-        known = {file.name: file.number for file in rows.list_files(connection, org=row.org, import_id=row.id)}
+            raise imports.import_over(now or row)
+        known = {file.name: file.number for file in rows.list_files(tx, org=row.org, import_id=row.id)}
         for name, file in files.items():
             if name in known:
                 values = {"size_bytes": file.size_bytes, "crc32c": file.crc32c, "sha256": None, "fault": None}
-                rows.change_file(connection, org=row.org, import_id=row.id, number=known[name], values=values)
+                rows.change_file(tx, org=row.org, import_id=row.id, number=known[name], values=values)
         new = [
-            Announced(name=name, size_bytes=file.size_bytes, crc32c=file.crc32c)
+            AnnouncedFile(name=name, size_bytes=file.size_bytes, crc32c=file.crc32c)
             for name, file in files.items()
             if name not in known
         ]
-        imports.announce(connection, org=row.org, import_id=row.id, files=new)
-        services.audit(actor, "announce files", f"{row.dataset_id}/{row.id}")(connection)
+        imports.announce_files(tx, org=row.org, import_id=row.id, files=new)
+        services.audit(actor, "announce files", f"{row.dataset_id}/{row.id}")(tx)
 
-    def told(connection: Connection) -> bytes:
+    def sign_upload_urls(tx: Connection) -> bytes:
         """Sign an address for each file; thousands of them, so on a reader's thread."""
-        places = {
-            file.name: FileUpload(url=imports.upload_url(services, row, origin, number=file.number))
-            for file in rows.list_files(connection, org=row.org, import_id=row.id)
+        uploads = {
+            file.name: FileUpload(url=imports.sign_upload_url(services, row, origin, number=file.number))
+            for file in rows.list_files(tx, org=row.org, import_id=row.id)
             if file.name in files
         }
-        return msgspec.json.encode(FileUploads(files=places))
+        return msgspec.json.encode(FileUploads(files=uploads))
 
-    await services.store.write(work)
-    return await services.store.read_in_thread(told)
+    await services.store.write(insert_announced_files)
+    return await services.store.read_in_thread(sign_upload_urls)
 
 
-async def inserted(services: Services, actor: Actor, row: AnyRow) -> AnyRow:
-    """All files are there.
+async def finish(services: Services, actor: Actor, row: AnyRow) -> AnyRow:
+    """Seal the session: all files have arrived.
 
     Raises:
         Refusal: BlobMissing (one is not), ImportOver.
@@ -125,31 +129,33 @@ async def inserted(services: Services, actor: Actor, row: AnyRow) -> AnyRow:
         if file.sha256 is None
     ]
     if absent and row.state == "Receiving":
-        raise Refusal("BlobMissing", f"files that have not come: {', '.join(absent[:20])}; send them, then repeat")
+        raise Refusal(
+            "BlobMissing", f"files that have not arrived: {', '.join(absent[:20])}; try: send them, then repeat"
+        )
     return await imports.finish(services, actor, row, packs=())
 
 
-async def given_up(services: Services, actor: Actor, row: AnyRow, *, reason: str) -> AnyRow:
-    """The client says that it will not send what it announced."""
+async def give_up(services: Services, actor: Actor, row: AnyRow, *, reason: str) -> AnyRow:
+    """End the session: the client will not send what it announced."""
     if reason == "CancelledByUser":
         return await imports.cancel(services, actor, row)
     return await imports.give_up(services, actor, row, state="Failed", why="the client could not upload its files")
 
 
-def document(services: Services, row: AnyRow) -> AnnotationImportSession:
-    """A session as it is told."""
+def to_document(services: Services, row: AnyRow) -> AnnotationImportSession:
+    """Return a session's wire document."""
     seen = msgspec.json.decode(row.seen)
-    total, received, size_bytes = _counted(services, row, seen)
+    total, received, size_bytes = _count_files(services, row, seen)
     is_done = row.state == "Done"
     file_status = "Processed" if is_done else "Received"
     kept = int((seen.get("counts") or {}).get("rowsKept") or 0) if is_done else 0
     rejected = max(0, int((seen.get("counts") or {}).get("rows") or 0) - kept) if is_done else 0
     reached = _REACHED.get(row.state, ("FilesInserted",) if row.time_sealed else ())
-    conditions = sessions.conditions(row, CONDITIONS, reached)
+    conditions = sessions.build_conditions(row, CONDITIONS, reached)
     for condition in conditions:
         if condition.condition == "FilesInserted" and row.time_sealed:
             condition.last_transition_time = row.time_sealed
-    told = AnnotationImportSession(
+    document = AnnotationImportSession(
         user=row.user,
         organization_id=row.org,
         dataset_id=row.dataset_id,
@@ -160,9 +166,9 @@ def document(services: Services, row: AnyRow) -> AnnotationImportSession:
             files=AnnotationFiles(
                 page_count=1 if total else 0,
                 total_size_bytes=size_bytes,
-                status_count=_without_zeros({file_status: received, "Waiting": total - received}),
+                status_count=_drop_zeros({file_status: received, "Waiting": total - received}),
             ),
-            annotations=AnnotationCounts(status_count=_without_zeros({"Inserted": kept, "Rejected": rejected})),
+            annotations=AnnotationCounts(status_count=_drop_zeros({"Inserted": kept, "Rejected": rejected})),
             reason=row.why,
         ),
         metadata=ResourceMetadata(
@@ -171,13 +177,13 @@ def document(services: Services, row: AnyRow) -> AnnotationImportSession:
             generation=1,
             attributes=msgspec.json.decode(row.attributes),
         ),
-        self_link=datasets.link(row.org, row.dataset_id, "annotationImportSessions", row.id),
+        self_link=datasets.build_path(row.org, row.dataset_id, "annotationImportSessions", row.id),
     )
-    etags.sealed(told)
-    return told
+    etags.seal(document)
+    return document
 
 
-def _counted(services: Services, row: AnyRow, seen: dict[str, Any]) -> tuple[int, int, int]:
+def _count_files(services: Services, row: AnyRow, seen: dict[str, Any]) -> tuple[int, int, int]:
     if row.state not in rows.ACTIVE_STATES:
         files = seen.get("files", {})
         return files.get("total", 0), files.get("received", 0), files.get("sizeBytes", 0)
@@ -185,5 +191,5 @@ def _counted(services: Services, row: AnyRow, seen: dict[str, Any]) -> tuple[int
     return total, received, size_bytes
 
 
-def _without_zeros(counts: dict[str, int]) -> dict[str, int]:
+def _drop_zeros(counts: dict[str, int]) -> dict[str, int]:
     return {name: number for name, number in counts.items() if number}

@@ -1,9 +1,10 @@
-"""From the lines that an import's worker wrote to rows of a dataset: a chunk a transaction, harmless to repeat.
+"""Apply the lines that an import's worker wrote to the rows of a dataset.
 
-A picture under a name that the dataset has takes the place of that picture: same bytes change nothing; other bytes
-change it, and its records go if the session says so (``RemoveLinkedResource``). A record with an id that the dataset
-has takes the place of that record if it is about the same picture; about another one it gets an id of its own, so that
-files that all count from 1 lose nothing.
+One chunk is one transaction, and a repeat is harmless. An image under a name that the dataset has
+replaces that image: the same bytes change nothing; other bytes change it, and its records are
+deleted if the session says so (``RemoveLinkedResource``). A record with an id that the dataset has
+replaces that record if it belongs to the same image. Otherwise it gets another id, so that files
+that all count from 1 lose nothing.
 """
 
 import hashlib
@@ -24,11 +25,11 @@ from runyard.store import imports as import_rows
 from runyard.store.tables import AnyRow
 
 NOTHING = b"{}"
-LONG_ID = Limit(480, "bytes", "what is kept of the id of a record that needs another one")
+SHORTENED_ID = Limit(480, "bytes", "the kept part of a record id that must be shortened or changed")
 
 
 class ImageLine(msgspec.Struct, rename="camel", kw_only=True):
-    """A line of ``images.jsonl``: one accepted picture, and where its bytes lie."""
+    """A line of ``images.jsonl``: one accepted image, and the span of its bytes."""
 
     path: str
     sha256: str
@@ -45,11 +46,13 @@ class ImageLine(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class AssetName(msgspec.Struct):
+    """The part of a record line that names its image."""
+
     filename: str
 
 
 class RecordLine(msgspec.Struct):
-    """A line of ``records.jsonl``; what is said is kept as it was written."""
+    """A line of ``records.jsonl``; the contents are kept as they were written."""
 
     id: str
     asset: AssetName
@@ -58,6 +61,8 @@ class RecordLine(msgspec.Struct):
 
 
 class RecordId(msgspec.Struct):
+    """The part of a record line that holds its id."""
+
     id: str
 
 
@@ -67,54 +72,52 @@ _IDS = msgspec.json.Decoder(RecordId)
 
 
 @dataclass(frozen=True)
-class Taker:
-    """How one kind of line is read, on any thread, and written, on the writer's."""
+class RowApplier:
+    """The functions for one kind of line: parsed on any thread, applied on the writer's."""
 
-    read: Callable[[list[bytes]], Any]
-    write: Callable[..., None]
-    id_of: Callable[[bytes], str]
+    parse: Callable[[list[bytes]], Any]
+    apply: Callable[..., None]
+    parse_id: Callable[[bytes], str]
 
 
-def _read_images(lines: list[bytes]) -> dict[str, ImageLine]:
-    """By path; of two lines of one path the later."""
+def _parse_images(lines: list[bytes]) -> dict[str, ImageLine]:
+    """Return the lines by path; of two lines of one path, the later."""
     return {line.path: line for line in map(_IMAGES.decode, lines)}
 
 
-def _write_images(
-    connection: Connection, *, row: AnyRow, prepared: dict[str, ImageLine], done: int, now_ms: int
-) -> None:
+def _apply_images(tx: Connection, *, row: AnyRow, prepared: dict[str, ImageLine], done: int, now_ms: int) -> None:
     org, dataset_id = row.org, row.dataset_id
-    if not _is_committing(connection, row):
+    if not _is_committing(tx, row):
         return
-    _place_bytes(connection, org, prepared)
-    known = rows.find_by_name(connection, org=org, dataset_id=dataset_id, names=prepared)
-    dataset = dataset_rows.get(connection, org=org, dataset_id=dataset_id)
+    _insert_spans(tx, org, prepared)
+    known = rows.find_by_name(tx, org=org, dataset_id=dataset_id, names=prepared)
+    dataset = dataset_rows.get(tx, org=org, dataset_id=dataset_id)
     assert dataset is not None  # noqa: S101 - the import names it
     new = [line for path, line in prepared.items() if path not in known]
-    custom = _custom_of(connection, row)
+    custom = _load_custom_metadata(tx, row)
     rows.add(
-        connection,
+        tx,
         [
             {
                 "org": org,
                 "dataset_id": dataset_id,
-                "id": f"{number:08x}{secrets.token_hex(4)}",  # growing: indexes are filled at one end
+                "id": f"{number:08x}{secrets.token_hex(4)}",  # ascending, so that indexes grow at one end
                 "filename": line.path,
                 "custom": custom.get(line.path, NOTHING),
                 "inserted_by": row.user,
                 "record_count": 0,
                 "generation": 1,
                 "time_created": now_ms,
-                **_of_bytes(line, now_ms),
+                **_build_content_columns(line, now_ms),
             }
             for number, line in enumerate(new, dataset.next_number)
         ],
     )
     changed = [(known[path], line) for path, line in prepared.items() if path in known]
     changed = [(asset, line) for asset, line in changed if asset.content != line.sha256]
-    lost = _overwrite(connection, row, changed, now_ms) if changed else (0, 0)
+    lost = _overwrite_images(tx, row, changed, now_ms) if changed else (0, 0)
     dataset_rows.adjust_counts(
-        connection,
+        tx,
         org=org,
         dataset_id=dataset_id,
         time_ms=now_ms,
@@ -124,23 +127,23 @@ def _write_images(
         size_bytes=sum(line.size for line in new) + sum(line.size - asset.size_bytes for asset, line in changed),
         numbers=len(new),
     )
-    _has_come(connection, row, images_done=done, now_ms=now_ms)
+    _record_progress(tx, row, images_done=done, now_ms=now_ms)
 
 
-def _place_bytes(connection: Connection, org: str, prepared: dict[str, ImageLine]) -> None:
+def _insert_spans(tx: Connection, org: str, prepared: dict[str, ImageLine]) -> None:
     by_content = {line.sha256: line for line in prepared.values()}
-    here = rows.find_blob_spans(connection, org=org, hashes=by_content)
+    known = rows.find_blob_spans(tx, org=org, hashes=by_content)
     rows.add_blob_spans(
-        connection,
+        tx,
         [
             {"org": org, "content": content, "sha256": line.blob, "offset": line.offset, "size_bytes": line.size}
             for content, line in by_content.items()
-            if content not in here
+            if content not in known
         ],
     )
 
 
-def _of_bytes(line: ImageLine, now_ms: int) -> dict[str, Any]:
+def _build_content_columns(line: ImageLine, now_ms: int) -> dict[str, Any]:
     return {
         "content": line.sha256,
         "size_bytes": line.size,
@@ -156,104 +159,106 @@ def _of_bytes(line: ImageLine, now_ms: int) -> dict[str, Any]:
     }
 
 
-def _overwrite(
-    connection: Connection, row: AnyRow, changed: list[tuple[AnyRow, ImageLine]], now_ms: int
+def _overwrite_images(
+    tx: Connection, row: AnyRow, changed: list[tuple[AnyRow, ImageLine]], now_ms: int
 ) -> tuple[int, int]:
-    """Give pictures other bytes; returns how many pictures lost their records, and how many records are gone."""
-    place: Any = {"org": row.org, "dataset_id": row.dataset_id}
-    dataset_rows.mark_unneeded_contents(connection, org=row.org, hashes={asset.content for asset, _ in changed})
-    is_clearing = _spec(row).get("onAssetOverwritten", "").startswith("RemoveLinked")
+    """Replace the bytes of images.
+
+    Return how many images lost their records, and how many records are gone.
+    """
+    key: Any = {"org": row.org, "dataset_id": row.dataset_id}
+    dataset_rows.mark_unneeded_contents(tx, org=row.org, hashes={asset.content for asset, _ in changed})
+    is_clearing = _decode_spec(row).get("onAssetOverwritten", "").startswith("RemoveLinked")
     for asset, line in changed:
-        values = {**_of_bytes(line, now_ms), "generation": asset.generation + 1}
+        values = {**_build_content_columns(line, now_ms), "generation": asset.generation + 1}
         values |= {"record_count": 0} if is_clearing else {}
-        rows.change(connection, **place, asset_id=asset.id, values=values)
+        rows.change(tx, **key, asset_id=asset.id, values=values)
     if not is_clearing:
         return 0, 0
     annotated = [asset for asset, _ in changed if asset.record_count]
-    gone = rows.list_records(connection, **place, asset_ids=[asset.id for asset in annotated])
-    rows.remove_records(connection, **place, numbers=[record.number for record in gone])
+    gone = rows.list_records(tx, **key, asset_ids=[asset.id for asset in annotated])
+    rows.remove_records(tx, **key, numbers=[record.number for record in gone])
     return len(annotated), len(gone)
 
 
-def _custom_of(connection: Connection, row: AnyRow) -> dict[str, bytes]:
-    """What was announced with single files, by name."""
+def _load_custom_metadata(tx: Connection, row: AnyRow) -> dict[str, bytes]:
+    """Return the custom metadata announced with single files, by name."""
     if row.kind != "Ingestion":
         return {}
-    files = import_rows.list_files(connection, org=row.org, import_id=row.id)
+    files = import_rows.list_files(tx, org=row.org, import_id=row.id)
     return {file.name: file.custom for file in files if file.custom is not None}
 
 
-def _read_records(lines: list[bytes]) -> dict[str, RecordLine]:
-    """By id, as it can be stored; of two lines of one id the later."""
-    return {_storable_id(line.id): line for line in map(_RECORDS.decode, lines)}
+def _parse_records(lines: list[bytes]) -> dict[str, RecordLine]:
+    """Return the lines by id, as it can be stored; of two lines of one id, the later."""
+    return {_shorten_id(line.id): line for line in map(_RECORDS.decode, lines)}
 
 
-def _storable_id(id: str) -> str:
-    """Return a record's id; one that no store could index is shortened, and a hash of all of it keeps it unique."""
+def _shorten_id(id: str) -> str:
+    """Return a record's id, shortened if it is too long to be indexed.
+
+    A hash of the whole id keeps a shortened one unique.
+    """
     if limits.RECORD_ID.find_problem(id) is None:
         return id
     digest = hashlib.sha256(id.encode(errors="replace")).hexdigest()[:24]
-    return f"{limits.clean_text(id, LONG_ID)}~{digest}"
+    return f"{limits.clean_text(id, SHORTENED_ID)}~{digest}"
 
 
-def _write_records(
-    connection: Connection, *, row: AnyRow, prepared: dict[str, RecordLine], done: int, now_ms: int
-) -> None:
-    place: Any = {"org": row.org, "dataset_id": row.dataset_id}
-    if not _is_committing(connection, row):
+def _apply_records(tx: Connection, *, row: AnyRow, prepared: dict[str, RecordLine], done: int, now_ms: int) -> None:
+    key: Any = {"org": row.org, "dataset_id": row.dataset_id}
+    if not _is_committing(tx, row):
         return
     names = {line.asset.filename for line in prepared.values()}
-    pictures = rows.find_by_name(connection, **place, names=names)
-    known = rows.find_records(connection, **place, ids=prepared)
-    dataset = dataset_rows.get(connection, org=row.org, dataset_id=row.dataset_id)
+    images = rows.find_by_name(tx, **key, names=names)
+    known = rows.find_records(tx, **key, ids=prepared)
+    dataset = dataset_rows.get(tx, org=row.org, dataset_id=row.dataset_id)
     assert dataset is not None  # noqa: S101 - the import names it
     number = dataset.next_number
     new: list[dict[str, Any]] = []
     changes: list[tuple[int, dict[str, Any]]] = []
     more: Counter[str] = Counter()
     for id, line in prepared.items():
-        picture = pictures.get(line.asset.filename)
-        if picture is None:  # it was deleted since the worker looked
+        image = images.get(line.asset.filename)
+        if image is None:  # it was deleted since the worker read the dataset
             continue
         category = None if line.category is None else limits.clean_text(line.category, limits.CATEGORY)
-        said = {"contents": bytes(line.contents), "category": category, "last_updated": now_ms}
-        there = known.get(id)
-        if there is not None and there.asset_id == picture.id:
-            if _spec(row).get("failurePolicies", {}).get("onOverwritten") != "RejectFile":
-                changes.append((there.number, {**said, "generation": there.generation + 1}))
+        columns = {"contents": bytes(line.contents), "category": category, "last_updated": now_ms}
+        existing = known.get(id)
+        if existing is not None and existing.asset_id == image.id:
+            if _decode_spec(row).get("failurePolicies", {}).get("onOverwritten") != "RejectFile":
+                changes.append((existing.number, {**columns, "generation": existing.generation + 1}))
             continue
-        own_id = id if there is None else f"{limits.clean_text(id, LONG_ID)}~{number}"
+        own_id = id if existing is None else f"{limits.clean_text(id, SHORTENED_ID)}~{number}"
         new.append(
-            {**place, "number": number, "id": own_id, "asset_id": picture.id, "generation": 1, "time_created": now_ms}
-            | said
+            {**key, "number": number, "id": own_id, "asset_id": image.id, "generation": 1, "time_created": now_ms}
+            | columns
         )
-        more[picture.id] += 1
+        more[image.id] += 1
         number += 1
-    rows.add_records(connection, new)
-    rows.change_records(connection, **place, changes=changes)
-    rows.add_record_counts(connection, **place, more=more, time_ms=now_ms)
-    bare = {picture.id for picture in pictures.values() if not picture.record_count}
-    dataset_rows.adjust_counts(
-        connection, **place, time_ms=now_ms, annotated=len(bare & set(more)), records=len(new), numbers=len(new)
-    )
-    _has_come(connection, row, records_done=done, now_ms=now_ms)
+    rows.add_records(tx, new)
+    rows.change_records(tx, **key, changes=changes)
+    rows.add_record_counts(tx, **key, more=more, time_ms=now_ms)
+    bare = {image.id for image in images.values() if not image.record_count}
+    dataset_rows.adjust_counts(tx, **key, time_ms=now_ms, annotated=len(bare & set(more)), records=len(new), numbers=len(new))
+    _record_progress(tx, row, records_done=done, now_ms=now_ms)
 
 
-def _is_committing(connection: Connection, row: AnyRow) -> bool:
-    """Whether the import still is what its task believes; it may have gone with its dataset."""
-    now = import_rows.get(connection, org=row.org, import_id=row.id)
+def _is_committing(tx: Connection, row: AnyRow) -> bool:
+    """Return whether the import is still being committed; it may be gone with its dataset."""
+    now = import_rows.get(tx, org=row.org, import_id=row.id)
     return now is not None and now.state == "Committing"
 
 
-def _has_come(connection: Connection, row: AnyRow, *, now_ms: int, **done: int) -> None:
+def _record_progress(tx: Connection, row: AnyRow, *, now_ms: int, **done: int) -> None:
     values = {**done, "last_updated": now_ms}
-    import_rows.change(connection, org=row.org, import_id=row.id, values=values)
+    import_rows.change(tx, org=row.org, import_id=row.id, values=values)
 
 
-def _spec(row: AnyRow) -> dict[str, Any]:
+def _decode_spec(row: AnyRow) -> dict[str, Any]:
     spec: dict[str, Any] = msgspec.json.decode(row.spec)
     return spec
 
 
-take_images = Taker(_read_images, _write_images, lambda line: _IMAGES.decode(line).path)
-take_records = Taker(_read_records, _write_records, lambda line: _storable_id(_IDS.decode(line).id))
+IMAGE_ROWS = RowApplier(_parse_images, _apply_images, lambda line: _IMAGES.decode(line).path)
+RECORD_ROWS = RowApplier(_parse_records, _apply_records, lambda line: _shorten_id(_IDS.decode(line).id))

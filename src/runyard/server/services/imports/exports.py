@@ -1,7 +1,9 @@
-"""Exports: a dataset as one zip, made by a process of its own, kept for a while, fetched by signed link. And previews.
+"""Exports: a dataset as one zip, made by a separate process, kept for a while, fetched by signed
+link.
 
-What is exported is what the dataset holds at one moment, read in one transaction. A process that makes one knows the
-pictures by where their bytes lie, so nothing is copied but into the file that it makes.
+An export holds one consistent snapshot of the dataset, read in one transaction. The process reads
+the images from the spans of their bytes in blobs, so nothing is copied except into the file that it
+makes. Previews are made the same way.
 """
 
 import asyncio
@@ -29,8 +31,8 @@ from runyard.server.services.context import Actor, Services
 from runyard.server.services.datasets import datasets, versions
 from runyard.server.services.errors import Problem, Refusal, not_found
 from runyard.server.services.imports import imports
-from runyard.server.services.imports.subprocesses import last_words, worker
-from runyard.server.services.jobs import in_thread
+from runyard.server.services.imports.subprocesses import read_output_tail, run_worker
+from runyard.server.services.jobs import run_in_thread
 from runyard.server.services.pages import PageRequest
 from runyard.store import assets as asset_rows
 from runyard.store import blobs as blob_rows
@@ -55,143 +57,158 @@ PREVIEW_PREFIX = imports.INCOMING + "preview-"
 
 
 async def create(services: Services, actor: Actor, dataset_id: str, *, spec: ExportSpec) -> AnyRow:
-    """Begin an export; returns its row.
+    """Begin an export; return its row.
 
     Raises:
-        Refusal: NotFound, InvalidBody (a format that is not known, or cannot carry data of this type).
+        Refusal: NotFound, InvalidBody (a format that is not known, or cannot carry data of this
+            type).
     """
     org, now_ms, id = actor.org, services.clock.now_ms(), secrets.token_hex(12)
 
-    def work(connection: Connection) -> AnyRow:
-        dataset = datasets.found(connection, org=org, dataset_id=dataset_id)
+    def insert_export(tx: Connection) -> AnyRow:
+        dataset = datasets.get_row(tx, org=org, dataset_id=dataset_id)
         _check_format(spec, dataset.type)
         values: dict[str, Any] = {"org": org, "id": id, "dataset_id": dataset_id, "state": "Waiting", "version": None}
         values |= {"spec": msgspec.json.encode(spec), "why": None, "sha256": None, "size_bytes": 0}
-        rows.add_job(connection, dataset_exports, {**values, "time_created": now_ms, "last_updated": now_ms})
-        services.audit(actor, "export dataset", f"{dataset_id}/{id}")(connection)
-        row = rows.get_job(connection, dataset_exports, org=org, id=id)
+        rows.add_job(tx, dataset_exports, {**values, "time_created": now_ms, "last_updated": now_ms})
+        services.audit(actor, "export dataset", f"{dataset_id}/{id}")(tx)
+        row = rows.get_job(tx, dataset_exports, org=org, id=id)
         assert row is not None  # noqa: S101 - added above
         return row
 
-    row = await services.store.write(work)
+    row = await services.store.write(insert_export)
     start(services, row)
     return row
 
 
 def get(services: Services, *, org: str, dataset_id: str, id: str) -> AnyRow:
-    """Raises Refusal: NotFound."""
+    """Return the row of an export.
 
-    def work(connection: Connection) -> AnyRow | None:
-        datasets.found(connection, org=org, dataset_id=dataset_id)
-        return rows.get_job(connection, dataset_exports, org=org, id=id)
+    Raises:
+        Refusal: NotFound.
+    """
 
-    row = services.store.read(work)
+    def find_export(tx: Connection) -> AnyRow | None:
+        datasets.get_row(tx, org=org, dataset_id=dataset_id)
+        return rows.get_job(tx, dataset_exports, org=org, id=id)
+
+    row = services.store.read(find_export)
     if row is None or row.dataset_id != dataset_id:
         raise not_found(f"export of dataset {dataset_id!r}", id)
     return row
 
 
 async def page(
-    services: Services, *, org: str, dataset_id: str, told: Callable[[AnyRow], DatasetExport], wanted: PageRequest
+    services: Services,
+    *,
+    org: str,
+    dataset_id: str,
+    to_document: Callable[[AnyRow], DatasetExport],
+    wanted: PageRequest,
 ) -> bytes:
-    """Return a page of exports, newest first, each as the document that ``told`` makes of its row."""
-    place: Any = {"org": org, "dataset_id": dataset_id}
-    services.store.read(partial(datasets.found, **place))
+    """Return a page of exports as JSON, newest first.
 
-    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
-        return rows.job_page(connection, dataset_exports, **place, after=after, limit=limit)
+    ``to_document`` builds the document of a row.
+    """
+    key: Any = {"org": org, "dataset_id": dataset_id}
+    services.store.read(partial(datasets.get_row, **key))
 
-    return await pages.read(services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(told(row)))
+    def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.job_page(tx, dataset_exports, **key, after=after, limit=limit)
+
+    return await pages.read(
+        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(to_document(row))
+    )
 
 
-def document(services: Services, row: AnyRow, origin: str) -> DatasetExport:
-    """An export as it is told, with a link once the file is there."""
+def to_document(services: Services, row: AnyRow, origin: str) -> DatasetExport:
+    """Return an export's wire document, with a link once the file exists."""
     condition = SessionCondition(condition="Finished", last_transition_time=row.time_created)
     if row.state != "Waiting":
         condition.status = ConditionStatus.REACHED if row.state == "Done" else ConditionStatus.FAILED_REACH
         condition.last_transition_time, condition.message = row.last_updated, row.why
-    told = DatasetExport(
+    document = DatasetExport(
         organization_id=row.org,
         dataset_id=row.dataset_id,
         export_id=row.id,
         spec=msgspec.json.decode(row.spec, type=ExportSpec),
         status=ExportStatus(conditions=[condition], version=row.version),
         metadata=ResourceMetadata(time_created=row.time_created, last_updated=row.last_updated, generation=1),
-        self_link=datasets.link(row.org, row.dataset_id, "datasetExports", row.id),
+        self_link=datasets.build_path(row.org, row.dataset_id, "datasetExports", row.id),
     )
-    etags.sealed(told)
+    etags.seal(document)
     if row.sha256 is not None:
-        told.status.download_url = _link(services, row, origin, told.spec.format)
-        told.status.size_bytes, told.status.sha256 = row.size_bytes, row.sha256
-    return told
+        document.status.download_url = _sign_link(services, row, origin, document.spec.format)
+        document.status.size_bytes, document.status.sha256 = row.size_bytes, row.sha256
+    return document
 
 
 def start(services: Services, row: AnyRow) -> None:
-    services.jobs.start(("export", row.org, row.id), lambda: _make(services, row))
+    """Start the task of an export."""
+    services.jobs.start(("export", row.org, row.id), lambda: _run_export(services, row))
 
 
 async def sweep(services: Services) -> None:
-    """Start what is not done; forget exports that nobody will fetch any more."""
+    """Start what is not done; remove exports that are older than ``KEPT_MS``."""
     for row in services.store.read(partial(rows.list_active_jobs, table=dataset_exports)):
         start(services, row)
     before_ms = services.clock.now_ms() - KEPT_MS
     for row in services.store.read(partial(rows.list_old_exports, before_ms=before_ms)):
 
-        def work(connection: Connection, row: AnyRow = row) -> None:
-            rows.remove_export(connection, org=row.org, id=row.id)
-            blob_rows.mark_unneeded(connection, org=row.org, hashes={row.sha256} - {None})
+        def delete_export(tx: Connection, row: AnyRow = row) -> None:
+            rows.remove_export(tx, org=row.org, id=row.id)
+            blob_rows.mark_unneeded(tx, org=row.org, hashes={row.sha256} - {None})
 
-        await services.store.write(work)
-        await retention.remove_unneeded(services, org=row.org)
+        await services.store.write(delete_export)
+        await retention.remove_unneeded_blobs(services, org=row.org)
 
 
-def folder_of(services: Services, org: str, export_id: str) -> Path:
+def get_folder(services: Services, org: str, export_id: str) -> Path:
+    """Return the folder in which an export is made."""
     return resolve_folder(services.settings.imports_dir, org, datasets.EXPORT_FOLDER + export_id)
 
 
-async def _make(services: Services, row: AnyRow) -> None:
+async def _run_export(services: Services, row: AnyRow) -> None:
     spec = msgspec.json.decode(row.spec, type=ExportSpec)
-    folder = folder_of(services, row.org, row.id)
+    folder = get_folder(services, row.org, row.id)
     job = {"format": spec.format, "options": msgspec.to_builtins(spec.options), "seed": 0}
-    version = await versions.current(services, org=row.org, dataset_id=row.dataset_id)
+    version = await versions.ensure_current(services, org=row.org, dataset_id=row.dataset_id)
     async with services.jobs.workers:
-        result = await _worked(services, row.org, row.dataset_id, folder, job)
+        result = await _make_file(services, row.org, row.dataset_id, folder, job)
     if result is None or "file" not in result:
-        why = (result or {}).get("why", "the process that makes the file ended without a word; the log says more")
-        await _end(services, row, folder, {"state": "Failed", "why": clean_text(why)})
+        why = (result or {}).get("why", "the export process ended without a result; see the server's log")
+        await _end_export(services, row, folder, {"state": "Failed", "why": clean_text(why)})
         return
     path = folder / result["file"]
-    sha256, size_bytes = await in_thread(_hashed, path)
-    # Held rather than locked, for it may be large; under the lock of those who remove, only the row is written.
+    sha256, size_bytes = await run_in_thread(_hash_file, path)
+    # Held, not locked, since it may be large; only the row is written under the lock.
     hold = services.blobs(row.org).hold([sha256])
     try:
-        await in_thread(_store, services, row.org, path, sha256, size_bytes)
+        await run_in_thread(_store_blob, services, row.org, path, sha256, size_bytes)
         values = {"state": "Done", "sha256": sha256, "size_bytes": size_bytes}
         async with services.blob_lock:
-            await _end(services, row, folder, {**values, "version": version.id if version else None})
+            await _end_export(services, row, folder, {**values, "version": version.id if version else None})
     finally:
         hold.release()
 
 
-async def _end(services: Services, row: AnyRow, folder: Path, values: dict[str, Any]) -> None:
-    def work(connection: Connection) -> None:
-        if rows.get_job(connection, dataset_exports, org=row.org, id=row.id) is not None:
+async def _end_export(services: Services, row: AnyRow, folder: Path, values: dict[str, Any]) -> None:
+    def end_export(tx: Connection) -> None:
+        if rows.get_job(tx, dataset_exports, org=row.org, id=row.id) is not None:
             now_ms = services.clock.now_ms()
-            rows.change_job(
-                connection, dataset_exports, org=row.org, id=row.id, values={**values, "last_updated": now_ms}
-            )
+            rows.change_job(tx, dataset_exports, org=row.org, id=row.id, values={**values, "last_updated": now_ms})
         elif values.get("sha256"):
             # its dataset was deleted meanwhile
-            blob_rows.mark_unneeded(connection, org=row.org, hashes={values["sha256"]})
+            blob_rows.mark_unneeded(tx, org=row.org, hashes={values["sha256"]})
 
-    await services.store.write(work)
-    await in_thread(shutil.rmtree, folder, ignore_errors=True)
+    await services.store.write(end_export)
+    await run_in_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 async def preview(
     services: Services, *, org: str, dataset_id: str, count: int, seed: int, version: str | None
 ) -> bytes:
-    """A PNG of some pictures with what is said of them, those of a version or of what the dataset holds now.
+    """Return a PNG of some images with their records, of a version or of the current content.
 
     Raises:
         Refusal: NotFound.
@@ -200,54 +217,58 @@ async def preview(
     if version is not None:
         versions.get(services, org=org, dataset_id=dataset_id, version=version)
         row = services.store.read(partial(rows.get, org=org, dataset_id=dataset_id, version=version))
-    services.store.read(partial(datasets.found, org=org, dataset_id=dataset_id))
+    services.store.read(partial(datasets.get_row, org=org, dataset_id=dataset_id))
     root = resolve_folder(services.settings.imports_dir, org)
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder = Path(await in_thread(tempfile.mkdtemp, dir=root, prefix=PREVIEW_PREFIX))
+    folder = Path(await run_in_thread(tempfile.mkdtemp, dir=root, prefix=PREVIEW_PREFIX))
     try:
         job = {"format": "Preview", "count": min(count, MOST_SHOWN), "seed": seed}
         async with asyncio.timeout(PREVIEW_TIMEOUT_S):
-            result = await _worked(services, org, dataset_id, folder, job, version=row)
+            result = await _make_file(services, org, dataset_id, folder, job, version=row)
         if result is None:
-            raise Refusal("Internal", "the preview could not be made; the server's log says more")
-        return await in_thread((folder / result["file"]).read_bytes)
+            raise Refusal("Internal", "the preview could not be created; see the server's log")
+        return await run_in_thread((folder / result["file"]).read_bytes)
     finally:
-        await in_thread(shutil.rmtree, folder, ignore_errors=True)
+        await run_in_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def _worked(
+async def _make_file(
     services: Services, org: str, dataset_id: str, folder: Path, job: dict[str, Any], *, version: AnyRow | None = None
 ) -> dict[str, Any] | None:
-    """What the process says last; None when it says nothing."""
+    """Return the result of the process; None when it left none."""
 
-    def prepare() -> None:
+    def write_job() -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(folder / exporting.ITEMS, "wb") as file:
-            lines = _lines(services, org, dataset_id) if version is None else _lines_of(services, version)
+            lines = (
+                _iter_dataset_lines(services, org, dataset_id)
+                if version is None
+                else _iter_version_lines(services, version)
+            )
             file.writelines(msgspec.json.encode(line) + b"\n" for line in lines)
         write_json(folder / exporting.JOB, {**job, "blobsDir": str(services.blobs(org).root)})
 
-    await in_thread(prepare)
-    async with worker(MODULE, folder) as ending:
+    await run_in_thread(write_job)
+    async with run_worker(MODULE, folder) as ending:
         await asyncio.wait({ending})
     result = read_json(folder / exporting.RESULT)
     if result is None:
-        log.error("the worker of %s left no result: %s", folder.name, last_words(folder))
+        log.error("the worker of %s left no result: %s", folder.name, read_output_tail(folder))
     return result
 
 
-def _lines(services: Services, org: str, dataset_id: str) -> Iterator[dict[str, Any]]:
-    """Every picture of a dataset as one moment shows it, by file name."""
-    place: Any = {"org": org, "dataset_id": dataset_id}
-    with services.store.snapshot() as connection:
+def _iter_dataset_lines(services: Services, org: str, dataset_id: str) -> Iterator[dict[str, Any]]:
+    """Yield every image of a dataset in one consistent snapshot, by file name."""
+    key: Any = {"org": org, "dataset_id": dataset_id}
+    with services.store.snapshot() as tx:
         after = ""
-        while chunk := asset_rows.list_by_filename(connection, **place, after=after, limit=AT_ONCE, with_bytes=True):
+        while chunk := asset_rows.list_by_filename(tx, **key, after=after, limit=AT_ONCE, with_bytes=True):
             after = chunk[-1].filename
             annotated = [asset.id for asset in chunk if asset.record_count]
-            said: dict[str, list[dict[str, Any]]] = {}
-            for record in asset_rows.list_records(connection, **place, asset_ids=annotated):
-                told = {"id": record.id, "contents": msgspec.Raw(record.contents), "category": record.category}
-                said.setdefault(record.asset_id, []).append(told)
+            records: dict[str, list[dict[str, Any]]] = {}
+            for record in asset_rows.list_records(tx, **key, asset_ids=annotated):
+                line = {"id": record.id, "contents": msgspec.Raw(record.contents), "category": record.category}
+                records.setdefault(record.asset_id, []).append(line)
             for asset in chunk:
                 yield {
                     "filename": asset.filename,
@@ -257,31 +278,31 @@ def _lines(services: Services, org: str, dataset_id: str) -> Iterator[dict[str, 
                     "height": asset.height,
                     "blob": asset.blob,
                     "offset": asset.offset,
-                    "records": said.get(asset.id, []),
+                    "records": records.get(asset.id, []),
                 }
 
 
-def _lines_of(services: Services, version: AnyRow) -> Iterator[dict[str, Any]]:
-    """Every picture of a version."""
-    places = services.store.read(
-        partial(asset_rows.find_blob_spans, org=version.org, hashes=versions.contents(services, version))
+def _iter_version_lines(services: Services, version: AnyRow) -> Iterator[dict[str, Any]]:
+    """Yield every image of a version."""
+    spans = services.store.read(
+        partial(asset_rows.find_blob_spans, org=version.org, hashes=versions.list_image_hashes(services, version))
     )
-    for line in versions.lines(services, version):
-        place = places.get(line.sha256)
-        if place is not None:
-            yield _line_of(line, place)
+    for line in versions.iter_lines(services, version):
+        span = spans.get(line.sha256)
+        if span is not None:
+            yield _build_line(line, span)
 
 
-def _line_of(line: versions.ManifestLine, place: AnyRow) -> dict[str, Any]:
+def _build_line(line: versions.ManifestLine, span: AnyRow) -> dict[str, Any]:
     return {
         "filename": line.filename,
         "sha256": line.sha256,
         "size": line.size,
         "width": line.width,
         "height": line.height,
-        "blob": place.sha256,
-        "offset": place.offset,
-        "records": [{"id": str(number), "contents": said} for number, said in enumerate(line.records, 1)],
+        "blob": span.sha256,
+        "offset": span.offset,
+        "records": [{"id": str(number), "contents": contents} for number, contents in enumerate(line.records, 1)],
     }
 
 
@@ -290,7 +311,7 @@ def _check_format(spec: ExportSpec, type: str) -> None:
     if writer is not None and type in writer.types:
         return
     fitting = [name for name in FORMATS if (known := by_name(name)) is not None and type in known.types]
-    message = f"a dataset of type {type} cannot be exported as {spec.format!r}; take one of {', '.join(fitting)}"
+    message = f"a dataset of type {type} cannot be exported as {spec.format!r}; expected one of {', '.join(fitting)}"
     raise Refusal(
         "InvalidBody",
         message,
@@ -298,17 +319,17 @@ def _check_format(spec: ExportSpec, type: str) -> None:
     )
 
 
-def _link(services: Services, row: AnyRow, origin: str, format: str) -> DownloadUrl:
+def _sign_link(services: Services, row: AnyRow, origin: str, format: str) -> DownloadUrl:
     expires_at = link_expiry(services.clock.now_ms(), link_hours=services.settings.link_hours)
-    token = services.signer.file_link(FileLink(row.org, row.dataset_id, "export", row.id, row.sha256, expires_at))
+    token = services.signer.sign_file_link(FileLink(row.org, row.dataset_id, "export", row.id, row.sha256, expires_at))
     return DownloadUrl(url=f"{origin}/downloads/{token}/{row.dataset_id}-{format}.zip", expires_at=expires_at)
 
 
-def _hashed(path: Path) -> tuple[str, int]:
+def _hash_file(path: Path) -> tuple[str, int]:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
 
 
-def _store(services: Services, org: str, path: Path, sha256: str, size_bytes: int) -> None:
+def _store_blob(services: Services, org: str, path: Path, sha256: str, size_bytes: int) -> None:
     with open(path, "rb") as file:
         services.blobs(org).put(file, sha256=sha256, size_bytes=size_bytes)

@@ -1,12 +1,14 @@
-"""Imports: files on their way into a dataset. One engine, three faces.
+"""Imports: files on their way into a dataset, for three kinds of sessions.
 
-Our own sessions (``DatasetImport``) take packs; the published client's take single files, pictures by one kind of
-session (``ingestion``) and annotations by another (``annotation_imports``). Whichever way they come, bytes are blobs
-and rows of ``import_files`` the moment they are acknowledged; when all are there the import is *sealed*, a process
-looks at them (``import_jobs``), and what it accepts goes into the dataset.
+Our own sessions (``DatasetImport``) take packs. The published client's take single files: images in
+one kind of session (``ingestion``) and annotations in another (``annotation_imports``). In each of
+them, bytes are blobs and rows of ``import_files`` the moment they are acknowledged. When all have
+arrived the import is *sealed*, a process examines them (``import_jobs``), and what it accepts goes
+into the dataset.
 
-A state only goes forward, by one conditional update, so that of a cancel, a deadline and a finish that come at once one
-wins: Receiving -> Sealed -> Committing -> Done, and from the first three to Failed or Cancelled.
+A state only advances, by one conditional update, so that of a cancel, a deadline and a finish that
+happen at once one wins: Receiving -> Sealed -> Committing -> Done, and from the first three to
+Failed or Cancelled.
 """
 
 import asyncio
@@ -45,19 +47,19 @@ IMPORT_HOURS, INGESTION_HOURS = 24.0, 1.0
 LARGEST_UPLOAD = 64 << 30
 SPARE_BYTES = 64 << 20  # what an upload must leave free on the disk
 PIECE_BYTES = 1 << 20
-INCOMING = ".incoming-"  # files below an organisation's folder that are not yet anything
+INCOMING = ".incoming-"  # prefix of incomplete files in an organization's folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Announced:
-    """A file that is to come: its name in the dataset, and what was said of it."""
+class AnnouncedFile:
+    """A file to be uploaded: its name in the dataset, and the announced properties."""
 
     name: str
     size_bytes: int
     crc32c: int | None = None  # unsigned
     mime: str | None = None
     custom: Mapping[str, Any] | None = None
-    fault: str | None = None
+    error_code: str | None = None  # of the published client: why it is rejected at once
 
 
 async def create(
@@ -69,19 +71,19 @@ async def create(
     spec: Any,
     deadline_ms: int,
     attributes: Mapping[str, str],
-    files: Sequence[Announced] = (),
+    files: Sequence[AnnouncedFile] = (),
 ) -> AnyRow:
-    """Begin an import; returns its row.
+    """Begin an import; return its row.
 
     Raises:
         Refusal: NotFound.
     """
     org, now_ms, import_id = actor.org, services.clock.now_ms(), secrets.token_hex(12)
 
-    def work(connection: Connection) -> AnyRow:
-        datasets.found(connection, org=org, dataset_id=dataset_id)
+    def insert_import(tx: Connection) -> AnyRow:
+        datasets.get_row(tx, org=org, dataset_id=dataset_id)
         rows.add(
-            connection,
+            tx,
             {
                 "org": org,
                 "id": import_id,
@@ -97,18 +99,18 @@ async def create(
                 "last_updated": now_ms,
             },
         )
-        announce(connection, org=org, import_id=import_id, files=files)
-        services.audit(actor, "begin import", f"{dataset_id}/{import_id}")(connection)
-        return _row(connection, org=org, dataset_id=dataset_id, import_id=import_id)
+        announce_files(tx, org=org, import_id=import_id, files=files)
+        services.audit(actor, "begin import", f"{dataset_id}/{import_id}")(tx)
+        return _get_row(tx, org=org, dataset_id=dataset_id, import_id=import_id)
 
-    return await services.store.write(work)
+    return await services.store.write(insert_import)
 
 
-def announce(connection: Connection, *, org: str, import_id: str, files: Sequence[Announced]) -> None:
-    """Put down files that are to come."""
-    first = rows.next_file_number(connection, org=org, import_id=import_id)
+def announce_files(tx: Connection, *, org: str, import_id: str, files: Sequence[AnnouncedFile]) -> None:
+    """Insert rows for files that are to be uploaded."""
+    first = rows.next_file_number(tx, org=org, import_id=import_id)
     rows.add_files(
-        connection,
+        tx,
         [
             {
                 "org": org,
@@ -119,7 +121,7 @@ def announce(connection: Connection, *, org: str, import_id: str, files: Sequenc
                 "crc32c": file.crc32c,
                 "mime": file.mime,
                 "custom": msgspec.json.encode(file.custom) if file.custom else None,
-                "fault": file.fault,
+                "fault": file.error_code,
             }
             for number, file in enumerate(files, first)
         ],
@@ -127,54 +129,64 @@ def announce(connection: Connection, *, org: str, import_id: str, files: Sequenc
 
 
 def get(services: Services, *, org: str, dataset_id: str, import_id: str, kind: Kind | None = None) -> AnyRow:
-    """The row of an import.
+    """Return the row of an import.
 
     Raises:
         Refusal: NotFound.
     """
-    row = services.store.read(partial(_row, org=org, dataset_id=dataset_id, import_id=import_id))
+    row = services.store.read(partial(_get_row, org=org, dataset_id=dataset_id, import_id=import_id))
     if kind is not None and row.kind != kind:
         raise not_found("import", import_id)
     return row
 
 
-async def listed(services: Services, *, org: str, dataset_id: str, kind: Kind, told: Any, wanted: PageRequest) -> bytes:
-    """Return a page of imports, newest first, each as the document that ``told`` makes of its row."""
-    place: Any = {"org": org, "dataset_id": dataset_id}
-    services.store.read(partial(datasets.found, **place))
+async def page(
+    services: Services, *, org: str, dataset_id: str, kind: Kind, to_document: Any, wanted: PageRequest
+) -> bytes:
+    """Return a page of imports as JSON, newest first.
 
-    def fetch(connection: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
-        return rows.page(connection, **place, kind=kind, after=after, limit=limit)
+    ``to_document`` builds the document of a row.
+    """
+    key: Any = {"org": org, "dataset_id": dataset_id}
+    services.store.read(partial(datasets.get_row, **key))
 
-    return await pages.read(services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(told(row)))
+    def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
+        return rows.page(tx, **key, kind=kind, after=after, limit=limit)
+
+    return await pages.read(
+        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(to_document(row))
+    )
 
 
-def upload_url(services: Services, row: AnyRow, origin: str, *, number: int = 0, part: int = 0) -> str:
-    """Where a file of an import goes, without a key. Number 0: packs, each under its hash."""
-    expires_at = row.deadline if row.kind != "Ingestion" else ingestion_end(services, row)
-    token = services.signer.upload(UploadLink(row.org, row.dataset_id, row.id, number, part, expires_at))
+def sign_upload_url(services: Services, row: AnyRow, origin: str, *, number: int = 0, part: int = 0) -> str:
+    """Return the address for a file of an import, valid without a key.
+
+    Number 0 is for packs, each under its hash.
+    """
+    expires_at = row.deadline if row.kind != "Ingestion" else get_upload_expiry(services, row)
+    token = services.signer.sign_upload(UploadLink(row.org, row.dataset_id, row.id, number, part, expires_at))
     return f"{origin}/uploads/{token}"
 
 
-def opened_upload(services: Services, token: str) -> tuple[UploadLink, AnyRow]:
-    """The import that a signed address is for, if it still takes files.
+def open_upload(services: Services, token: str) -> tuple[UploadLink, AnyRow]:
+    """Return the import that a signed address is for, if it still accepts files.
 
     Raises:
         Refusal: NotFound, ImportOver.
     """
-    link = services.signer.opened_upload(token)
+    link = services.signer.verify_upload(token)
     row = None
     if link is not None and services.clock.now_ms() < link.expires_at:
-        row = services.store.read(lambda connection: rows.get(connection, org=link.org, import_id=link.import_id))
+        row = services.store.read(lambda tx: rows.get(tx, org=link.org, import_id=link.import_id))
     if link is None or row is None:
-        raise Refusal("NotFound", "this upload address is not valid, or no longer; begin a new session to get others")
+        raise Refusal("NotFound", "this upload address is invalid or has expired; try: begin a new session")
     if row.state != "Receiving":
-        raise over(row)
+        raise import_over(row)
     return link, row
 
 
 def check_received(services: Services, row: AnyRow, *, sha256: str) -> None:
-    """See that a pack has come.
+    """Check that a pack has arrived.
 
     Raises:
         Refusal: NotFound.
@@ -186,29 +198,29 @@ def check_received(services: Services, row: AnyRow, *, sha256: str) -> None:
 async def receive_pack(
     services: Services, row: AnyRow, chunks: AsyncIterator[bytes], *, sha256: str, size_bytes: int | None
 ) -> None:
-    """Take one pack; on disk when this returns. Taking it again changes nothing.
+    """Receive one pack; it is on disk when this returns. Receiving it again changes nothing.
 
     Raises:
         Refusal: InvalidBody (length or hash are not those announced), ImportOver.
     """
     if size_bytes is None:
-        raise Refusal("InvalidBody", "a pack's length must be announced; send Content-Length")
+        raise Refusal("InvalidBody", "the length of a pack is missing; try: send Content-Length")
     if sha256 in services.store.read(partial(rows.list_received_hashes, org=row.org, import_id=row.id)):
         async for _ in chunks:
             pass
         return
     await _receive_blob(services, row.org, chunks, sha256=sha256, size_bytes=size_bytes)
 
-    def work(connection: Connection) -> None:
-        _check_receiving(connection, row)
-        if sha256 in rows.list_received_hashes(connection, org=row.org, import_id=row.id):
+    def insert_pack(tx: Connection) -> None:
+        _check_receiving(tx, row)
+        if sha256 in rows.list_received_hashes(tx, org=row.org, import_id=row.id):
             return
-        number = rows.next_file_number(connection, org=row.org, import_id=row.id)
+        number = rows.next_file_number(tx, org=row.org, import_id=row.id)
         file = {"org": row.org, "import_id": row.id, "number": number, "size_bytes": size_bytes, "sha256": sha256}
-        rows.add_files(connection, [file])
-        _prolong(services, connection, row)
+        rows.add_files(tx, [file])
+        _extend_deadline(services, tx, row)
 
-    await _refer(services, row, sha256, work)
+    await _record_blob(services, row, sha256, insert_pack)
     import_jobs.start(services, row)
 
 
@@ -221,9 +233,9 @@ async def receive_file(
     size_bytes: int | None,
     also: Callable[[Connection], None] | None = None,
 ) -> None:
-    """Take one announced file, whose hash nobody has told; length and CRC-32C are checked if they were announced.
+    """Receive one announced file. Length and CRC-32C are checked if they were announced.
 
-    ``also`` is done in the transaction that puts the file down.
+    ``also`` is executed in the transaction that records the file.
 
     Raises:
         Refusal: NotFound, InvalidBody, ImportOver.
@@ -234,109 +246,109 @@ async def receive_file(
     if size_bytes is not None and size_bytes != file.size_bytes:
         raise Refusal(
             "InvalidBody",
-            f"file {file.name!r} was announced with {file.size_bytes} bytes, and {size_bytes} are sent; "
-            "announce it anew as it is now",
+            f"file {file.name!r} was announced with {file.size_bytes} bytes, but {size_bytes} are sent; "
+            "try: announce it again with its current size",
         )
-    async with spooled(services, row.org, chunks, limit=file.size_bytes) as came:
-        if came.size_bytes != file.size_bytes or file.crc32c not in (None, came.crc32c):
+    async with spool(services, row.org, chunks, limit=file.size_bytes) as spooled:
+        if spooled.size_bytes != file.size_bytes or file.crc32c not in (None, spooled.crc32c):
             raise Refusal(
                 "InvalidBody",
-                f"file {file.name!r} did not arrive as it was announced ({file.size_bytes} bytes, "
-                f"CRC-32C {file.crc32c}; got {came.size_bytes} bytes, {came.crc32c}); send it again",
+                f"file {file.name!r} did not arrive as announced ({file.size_bytes} bytes, "
+                f"CRC-32C {file.crc32c}; got {spooled.size_bytes} bytes, {spooled.crc32c}); try: send it again",
             )
-        sha256 = came.digest.hexdigest()
-        await asyncio.to_thread(came.store, services.blobs(row.org), sha256)
+        sha256 = spooled.digest.hexdigest()
+        await asyncio.to_thread(spooled.store, services.blobs(row.org), sha256)
 
-        def work(connection: Connection) -> bool:
-            _check_receiving(connection, row)
+        def record_file(tx: Connection) -> bool:
+            _check_receiving(tx, row)
             values = {"sha256": sha256, "fault": None}
-            rows.change_file(connection, org=row.org, import_id=row.id, number=number, values=values)
-            _prolong(services, connection, row)
+            rows.change_file(tx, org=row.org, import_id=row.id, number=number, values=values)
+            _extend_deadline(services, tx, row)
             if also is not None:
-                also(connection)
-            is_last = row.kind == "Ingestion" and not rows.is_awaiting_files(connection, org=row.org, import_id=row.id)
-            return is_last and _seal(services, connection, row)
+                also(tx)
+            is_last = row.kind == "Ingestion" and not rows.is_awaiting_files(tx, org=row.org, import_id=row.id)
+            return is_last and _seal(services, tx, row)
 
-        is_sealed = await _refer(
-            services, row, sha256, work, bring_back=partial(came.store, services.blobs(row.org), sha256)
+        is_sealed = await _record_blob(
+            services, row, sha256, record_file, restore=partial(spooled.store, services.blobs(row.org), sha256)
         )
     if is_sealed:
         import_jobs.start(services, get(services, org=row.org, dataset_id=row.dataset_id, import_id=row.id))
 
 
 async def finish(services: Services, actor: Actor, row: AnyRow, *, packs: Sequence[str]) -> AnyRow:
-    """Everything is sent. Repeating it changes nothing.
+    """Seal the import: everything has been sent. A repeat changes nothing.
 
     Raises:
-        Refusal: BlobMissing, with the hashes that are not here; ImportOver (it was cancelled, or has ended).
+        Refusal: BlobMissing, with the missing hashes; ImportOver (it was canceled, or has ended).
     """
 
-    def work(connection: Connection) -> AnyRow:
-        now = _row(connection, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
+    def seal_import(tx: Connection) -> AnyRow:
+        now = _get_row(tx, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
         if now.state in ("Sealed", "Committing", "Done"):
             return now
-        _check_receiving(connection, row)
-        missing = sorted(set(packs) - rows.list_received_hashes(connection, org=row.org, import_id=row.id))
+        _check_receiving(tx, row)
+        missing = sorted(set(packs) - rows.list_received_hashes(tx, org=row.org, import_id=row.id))
         if missing:
-            raise _missing(missing)
-        _seal(services, connection, row)
-        services.audit(actor, "finish import", f"{row.dataset_id}/{row.id}")(connection)
-        return _row(connection, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
+            raise _packs_missing(missing)
+        _seal(services, tx, row)
+        services.audit(actor, "finish import", f"{row.dataset_id}/{row.id}")(tx)
+        return _get_row(tx, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
 
-    sealed = await services.store.write(work)
+    sealed = await services.store.write(seal_import)
     import_jobs.start(services, sealed)
     return sealed
 
 
-async def cancel(services: Services, actor: Actor, row: AnyRow, *, why: str = "cancelled by the user") -> AnyRow:
+async def cancel(services: Services, actor: Actor, row: AnyRow, *, why: str = "canceled by the user") -> AnyRow:
     """End an import that has not begun to change the dataset; one that is over stays as it is.
 
     Raises:
-        Refusal: ImportOver (what it brings is being taken over just now).
+        Refusal: ImportOver (it is being committed).
     """
     return await give_up(services, actor, row, state="Cancelled", why=why)
 
 
 async def give_up(services: Services, actor: Actor, row: AnyRow, *, state: str, why: str) -> AnyRow:
-    """End an import in a state of its own; otherwise as ``cancel``.
+    """End an import in a given state; otherwise as ``cancel``.
 
     Raises:
-        Refusal: ImportOver (what it brings is being taken over just now).
+        Refusal: ImportOver (it is being committed).
     """
 
-    def work(connection: Connection) -> bool:
-        now = _row(connection, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
+    def audit_cancellation(tx: Connection) -> bool:
+        now = _get_row(tx, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
         if now.state == "Committing":
-            raise over(now)
+            raise import_over(now)
         if now.state not in rows.ACTIVE_STATES:
             return False
-        services.audit(actor, "cancel import", f"{row.dataset_id}/{row.id}")(connection)
+        services.audit(actor, "cancel import", f"{row.dataset_id}/{row.id}")(tx)
         return True
 
-    if await services.store.write(work):
+    if await services.store.write(audit_cancellation):
         await import_jobs.end_early(services, row, state=state, why=why)
     return get(services, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
 
 
-def over(row: AnyRow) -> Refusal:
-    """Why nothing more is taken."""
+def import_over(row: AnyRow) -> Refusal:
+    """Build the refusal of files for an import that accepts none any more."""
     return Refusal(
         "ImportOver",
-        f"import {row.id!r} takes no more files: it is {row.state.lower()}"
-        f"{': ' + row.why if row.why else ''}; begin a new one",
+        f"import {row.id!r} accepts no more files: it is {row.state.lower()}"
+        f"{': ' + row.why if row.why else ''}; try: begin a new one",
     )
 
 
 async def _receive_blob(
     services: Services, org: str, chunks: AsyncIterator[bytes], *, sha256: str, size_bytes: int
 ) -> None:
-    _check_room(services, size_bytes)
+    _check_disk_space(services, size_bytes)
     receiving = services.blobs(org).receive(sha256=sha256, size_bytes=size_bytes)
-    # Hashing and writing block, so they run on a thread; entering and leaving does as well, since it fsyncs.
+    # Hashing and writing block, so they run on a thread; so do entering and leaving, which fsync.
     upload = await asyncio.to_thread(receiving.__enter__)
     try:
         try:
-            async for piece in _pieces(chunks):
+            async for piece in _join_chunks(chunks):
                 await asyncio.to_thread(upload.write, piece)
         except BaseException as error:
             if not await asyncio.to_thread(receiving.__exit__, type(error), error, error.__traceback__):
@@ -344,11 +356,11 @@ async def _receive_blob(
         else:
             await asyncio.to_thread(receiving.__exit__, None, None, None)
     except BlobMismatch as error:
-        raise Refusal("InvalidBody", f"pack {sha256} was not stored: {error}; send it again") from error
+        raise Refusal("InvalidBody", f"pack {sha256} was not stored: {error}; try: send it again") from error
 
 
-async def _pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Chunks put together, so that few of them cross to another thread."""
+async def _join_chunks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield chunks joined together, so that few of them cross to another thread."""
     held: list[bytes] = []
     length = 0
     async for chunk in chunks:
@@ -361,8 +373,8 @@ async def _pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield b"".join(held)
 
 
-class Spooled:
-    """A file on its way in, whose hash is known only at its end."""
+class SpooledFile:
+    """A file being received, whose hash is known only at its end."""
 
     def __init__(self, services: Services, org: str) -> None:
         folder = resolve_folder(services.settings.imports_dir, org)
@@ -376,7 +388,7 @@ class Spooled:
 
     @property
     def crc32c(self) -> int:
-        """Unsigned."""
+        """Return the unsigned checksum."""
         return int.from_bytes(self._crc.digest(), "big")  # type: ignore[no-untyped-call]
 
     def write(self, piece: bytes) -> None:
@@ -386,12 +398,12 @@ class Spooled:
         self._file.write(piece)
 
     def store(self, blobs: Any, sha256: str) -> None:
-        """Make it a blob."""
+        """Store it as a blob."""
         self._file.seek(0)
         blobs.put(self._file, sha256=sha256, size_bytes=self.size_bytes)
 
     def keep(self, path: Path) -> None:
-        """Give it a name, for good."""
+        """Move it to its permanent path."""
         self._file.flush()
         os.fsync(self._file.fileno())
         os.replace(self._path, path)
@@ -403,82 +415,87 @@ class Spooled:
 
 
 @contextlib.asynccontextmanager
-async def spooled(services: Services, org: str, chunks: AsyncIterator[bytes], *, limit: int) -> AsyncIterator[Spooled]:
-    """Everything that is sent, at most ``limit`` bytes, in a file that is gone when the block is left."""
-    _check_room(services, limit)
-    came = await asyncio.to_thread(Spooled, services, org)
+async def spool(
+    services: Services, org: str, chunks: AsyncIterator[bytes], *, limit: int
+) -> AsyncIterator[SpooledFile]:
+    """Receive at most ``limit`` bytes into a file that is removed when the block is left."""
+    _check_disk_space(services, limit)
+    spooled = await asyncio.to_thread(SpooledFile, services, org)
     try:
-        async for piece in _pieces(chunks):
-            if came.size_bytes + len(piece) > limit:
-                raise Refusal("InvalidBody", f"more than the announced {limit} bytes arrive; announce the file anew")
-            await asyncio.to_thread(came.write, piece)
-        yield came
+        async for piece in _join_chunks(chunks):
+            if spooled.size_bytes + len(piece) > limit:
+                raise Refusal(
+                    "InvalidBody", f"more than the announced {limit} bytes arrive; try: announce the file again"
+                )
+            await asyncio.to_thread(spooled.write, piece)
+        yield spooled
     finally:
-        await asyncio.to_thread(came.close)
+        await asyncio.to_thread(spooled.close)
 
 
-async def _refer(
-    services: Services, row: AnyRow, sha256: str, work: Any, *, bring_back: Callable[[], None] | None = None
+async def _record_blob(
+    services: Services, row: AnyRow, sha256: str, record: Any, *, restore: Callable[[], None] | None = None
 ) -> Any:
-    """Put down that the import has a blob, under the lock of those who remove blobs nobody has put down.
+    """Record that the import has a blob, under the lock of those who remove unneeded blobs.
 
-    One that they removed since it was stored, with the last other row that needed it, is brought back or asked for
-    again.
+    If they removed it since it was stored, with the last other row that needed it, it is stored
+    again or requested again.
     """
     async with services.blob_lock:
         if not await asyncio.to_thread(services.blobs(row.org).has, sha256):
-            if bring_back is None:
-                raise _missing([sha256])
-            await asyncio.to_thread(bring_back)
+            if restore is None:
+                raise _packs_missing([sha256])
+            await asyncio.to_thread(restore)
         try:
-            return await services.store.write(work)
+            return await services.store.write(record)
         except Refusal:
             await services.store.write(partial(blob_rows.mark_unneeded, org=row.org, hashes={sha256}))
             raise
 
 
-def _missing(hashes: Sequence[str]) -> Refusal:
+def _packs_missing(hashes: Sequence[str]) -> Refusal:
     shown = ", ".join(hashes[:20]) + (f" and {len(hashes) - 20} more" if len(hashes) > 20 else "")
-    return Refusal("BlobMissing", f"packs that are not here: {shown}; send them, then repeat")
+    return Refusal("BlobMissing", f"packs that have not arrived: {shown}; try: send them, then repeat")
 
 
-def _check_room(services: Services, size_bytes: int) -> None:
+def _check_disk_space(services: Services, size_bytes: int) -> None:
     if size_bytes > LARGEST_UPLOAD:
-        raise Refusal("BodyTooLarge", f"{size_bytes} bytes are more than one upload may have, {LARGEST_UPLOAD}")
+        raise Refusal("BodyTooLarge", f"the upload has {size_bytes} bytes; at most {LARGEST_UPLOAD} are allowed")
     if size_bytes + SPARE_BYTES > free_bytes(services.settings.data_dir):
         raise Refusal(
-            "StorageUnavailable", f"there is no room for {size_bytes} bytes on the server; make room, then repeat"
+            "StorageUnavailable",
+            f"the server has no disk space for {size_bytes} bytes; try: free disk space, then repeat",
         )
 
 
-def _check_receiving(connection: Connection, row: AnyRow) -> None:
-    now = _row(connection, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
+def _check_receiving(tx: Connection, row: AnyRow) -> None:
+    now = _get_row(tx, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
     if now.state != "Receiving":
-        raise over(now)
+        raise import_over(now)
 
 
-def _seal(services: Services, connection: Connection, row: AnyRow) -> bool:
+def _seal(services: Services, tx: Connection, row: AnyRow) -> bool:
     now_ms = services.clock.now_ms()
     values = {"state": "Sealed", "time_sealed": now_ms, "last_updated": now_ms}
-    return rows.transition(connection, org=row.org, import_id=row.id, before=("Receiving",), values=values)
+    return rows.transition(tx, org=row.org, import_id=row.id, before=("Receiving",), values=values)
 
 
-def _prolong(services: Services, connection: Connection, row: AnyRow) -> None:
-    """Each byte gives the session of single files another hour."""
+def _extend_deadline(services: Services, tx: Connection, row: AnyRow) -> None:
+    """Give a session of single files another hour after each file."""
     values: dict[str, Any] = {"last_updated": services.clock.now_ms()}
     if row.kind == "Ingestion":
         values["deadline"] = services.clock.now_ms() + int(INGESTION_HOURS * 3600_000)
-    rows.change(connection, org=row.org, import_id=row.id, values=values)
+    rows.change(tx, org=row.org, import_id=row.id, values=values)
 
 
-def ingestion_end(services: Services, row: AnyRow) -> int:
-    """Addresses outlive the deadline, which moves on with every file."""
+def get_upload_expiry(services: Services, row: AnyRow) -> int:
+    """Return when upload addresses expire. They outlive the deadline, which every file extends."""
     return int(row.time_created + services.settings.link_hours * 3600_000)
 
 
-def _row(connection: Connection, *, org: str, dataset_id: str, import_id: str) -> AnyRow:
-    datasets.found(connection, org=org, dataset_id=dataset_id)
-    row = rows.get(connection, org=org, import_id=import_id)
+def _get_row(tx: Connection, *, org: str, dataset_id: str, import_id: str) -> AnyRow:
+    datasets.get_row(tx, org=org, dataset_id=dataset_id)
+    row = rows.get(tx, org=org, import_id=import_id)
     if row is None or row.dataset_id != dataset_id:
         raise not_found("import", import_id)
     return row

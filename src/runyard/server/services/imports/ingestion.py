@@ -1,7 +1,7 @@
-"""The published client's sessions of pictures: an import whose files are announced one by one and come one by one.
+"""Image sessions of the published client: an import of files announced and uploaded one by one.
 
-Good pictures are kept whatever becomes of the others. ``FailAfterOne`` tells the session as failed when one was
-refused, ``FailAfterAll`` when all were.
+Valid images are kept whatever happens to the others. With ``FailAfterOne`` the session counts as
+failed when one file was refused, with ``FailAfterAll`` when all were.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from runyard.server.services.context import Actor, Services
 from runyard.server.services.datasets import assets, datasets
 from runyard.server.services.errors import Refusal
 from runyard.server.services.imports import import_jobs, imports, sessions
-from runyard.server.services.imports.imports import Announced
+from runyard.server.services.imports.imports import AnnouncedFile
 from runyard.store import imports as rows
 from runyard.store.tables import AnyRow
 from vi.api.resources.assets.responses import (
@@ -43,24 +43,27 @@ async def create(
     """Begin a session.
 
     Raises:
-        Refusal: NotFound, InvalidBody (no files, too many, two of one name, or a name that is no plain path).
+        Refusal: NotFound, InvalidBody (no files, too many, two of one name, or a name that is no
+            plain path).
     """
     names = [file.filename for file in files]
     if not 0 < len(files) <= MOST_FILES:
-        raise Refusal("InvalidBody", f"a session takes 1 to {MOST_FILES} files, not {len(files)}; divide them")
+        raise Refusal(
+            "InvalidBody", f"a session accepts 1 to {MOST_FILES} files, not {len(files)}; try: several sessions"
+        )
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
-        raise Refusal("InvalidBody", f"file {twice[0]!r} is announced twice; give each a name of its own")
+        raise Refusal("InvalidBody", f"file {twice[0]!r} is announced twice; expected a different name for each")
     for name in names:
         assets.check_name(name)
     announced = [
-        Announced(
+        AnnouncedFile(
             name=file.filename,
             size_bytes=file.size,
             crc32c=None if file.crc32c is None else file.crc32c % 2**32,
             mime=file.mime,
             custom=file.custom_metadata,
-            fault="EBADMIME" if file.kind != "Image" else None,
+            error_code="EBADMIME" if file.kind != "Image" else None,
         )
         for file in files
     ]
@@ -74,26 +77,26 @@ async def create(
         attributes={},
         files=announced,
     )
-    if all(file.fault for file in announced):
-        await import_jobs.end_early(services, row, state="Failed", why="no file of the session is a picture")
+    if all(file.error_code for file in announced):
+        await import_jobs.end_early(services, row, state="Failed", why="no file of the session is an image")
     return row
 
 
-def uploads(services: Services, row: AnyRow, origin: str) -> list[AssetUpload]:
-    """Where each announced file goes."""
-    expiry = imports.ingestion_end(services, row)
+def list_uploads(services: Services, row: AnyRow, origin: str) -> list[AssetUpload]:
+    """Return the upload address of each announced file."""
+    expiry = imports.get_upload_expiry(services, row)
     return [
         AssetUpload(
             metadata=AnnouncedAsset(
                 filename=file.name,
                 mime=file.mime or "",
                 size=file.size_bytes,
-                crc32c=None if file.crc32c is None else signed(file.crc32c),
+                crc32c=None if file.crc32c is None else to_signed(file.crc32c),
                 custom_metadata=msgspec.json.decode(file.custom) if file.custom else None,
                 kind="Image" if file.fault is None else "Video",
             ),
             upload=AssetLink(
-                url=imports.upload_url(services, row, origin, number=file.number),
+                url=imports.sign_upload_url(services, row, origin, number=file.number),
                 expiry=expiry,
                 headers={"Content-Type": file.mime or "application/octet-stream"},
                 method="PUT",
@@ -103,27 +106,28 @@ def uploads(services: Services, row: AnyRow, origin: str) -> list[AssetUpload]:
     ]
 
 
-def document(services: Services, row: AnyRow, *, origin: str | None = None) -> AssetIngestionSession:
-    """A session as it is told; with ``origin``, where each file goes."""
+def to_document(services: Services, row: AnyRow, *, origin: str | None = None) -> AssetIngestionSession:
+    """Return a session's wire document; with ``origin``, also the upload addresses."""
     seen = msgspec.json.decode(row.seen)
     spec = msgspec.json.decode(row.spec, type=IngestionSpec)
-    faults: dict[str, str] = seen.get("faults", {})
+    rejected: dict[str, str] = seen.get("faults", {})
     if row.state in rows.ACTIVE_STATES:
         total, received, failed, _ = services.store.read(partial(rows.count_files, org=row.org, import_id=row.id))
         events: list[Any] = [IngestionTasks(tasks={"upload": {"done": received, "total": total}})]
         counts = IngestionProgress(total=total, succeeded=0, errored=failed)
     else:
         total = seen.get("files", {}).get("total", 0)
-        events = [IngestionError(files=faults, time=row.last_updated)] if faults else []
-        counts = IngestionProgress(total=total, succeeded=total - len(faults), errored=len(faults))
-    conditions = sessions.conditions(row, ("Finished",), _REACHED.get(row.state, ()))
-    if row.state == "Done" and faults and (spec.failure_mode == "FailAfterOne" or len(faults) == total):
-        name, code = next(iter(faults.items()))
-        conditions[0].status = ConditionStatus.FAILED_REACH
-        conditions[
-            0
-        ].message = f"{len(faults)} of {total} files were not taken, such as {name!r} ({code}); the others were"
-    told = AssetIngestionSession(
+        events = [IngestionError(files=rejected, time=row.last_updated)] if rejected else []
+        counts = IngestionProgress(total=total, succeeded=total - len(rejected), errored=len(rejected))
+    conditions = sessions.build_conditions(row, ("Finished",), _REACHED.get(row.state, ()))
+    if row.state == "Done" and rejected and (spec.failure_mode == "FailAfterOne" or len(rejected) == total):
+        name, code = next(iter(rejected.items()))
+        finished = conditions[0]
+        finished.status = ConditionStatus.FAILED_REACH
+        finished.message = (
+            f"{len(rejected)} of {total} files were rejected, such as {name!r} ({code}); the others were imported"
+        )
+    document = AssetIngestionSession(
         organization_id=row.org,
         dataset_id=row.dataset_id,
         session_id=row.id,
@@ -131,14 +135,14 @@ def document(services: Services, row: AnyRow, *, origin: str | None = None) -> A
         spec=spec,
         status=IngestionStatus(conditions=conditions, events=events, progress_count=counts),
         metadata=ResourceMetadata(time_created=row.time_created, last_updated=row.last_updated, generation=1),
-        self_link=datasets.link(row.org, row.dataset_id, "assetIngestionSessions", row.id),
+        self_link=datasets.build_path(row.org, row.dataset_id, "assetIngestionSessions", row.id),
     )
-    etags.sealed(told)
+    etags.seal(document)
     if origin is not None and row.state == "Receiving":
-        told.status.assets = uploads(services, row, origin)
-    return told
+        document.status.assets = list_uploads(services, row, origin)
+    return document
 
 
-def signed(crc32c: int) -> int:
-    """As a signed 32-bit integer, which is how the published client writes it."""
+def to_signed(crc32c: int) -> int:
+    """Return the signed 32-bit integer, which is what the published client writes."""
     return crc32c - 2**32 if crc32c >= 2**31 else crc32c

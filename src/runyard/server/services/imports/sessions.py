@@ -1,4 +1,4 @@
-"""Our own face of an import: ``DatasetImport``, its findings in pages, and its report."""
+"""Our own view of an import: ``DatasetImport``, its findings in pages, and its report."""
 
 import asyncio
 import io
@@ -36,23 +36,28 @@ from vi.api.responses import ConditionStatus, ResourceMetadata
 KIND: imports.Kind = "Import"
 CONDITIONS = ("Finished", "Checked", "Received")  # the newest first
 SHOWN_OF_EACH = 5
-# Which of them each state has reached.
+# The conditions that each state has reached.
 _REACHED = {"Receiving": (), "Sealed": ("Received",), "Committing": ("Received", "Checked"), "Done": CONDITIONS}
 
 
-def document(services: Services, row: AnyRow, *, origin: str | None) -> DatasetImport:
-    """An import as it is told; ``origin`` gives the address that packs go to while they may come."""
+def to_document(services: Services, row: AnyRow, *, origin: str | None) -> DatasetImport:
+    """Return an import's wire document.
+
+    With ``origin`` it has the address for packs, while they are accepted.
+    """
     seen = msgspec.json.decode(row.seen)
     is_over = row.state not in rows.ACTIVE_STATES
-    progress = seen.get("progress", {}) if is_over else _progress(services, row)
-    told = DatasetImport(
+    progress = seen.get("progress", {}) if is_over else _read_progress(services, row)
+    document = DatasetImport(
         organization_id=row.org,
         dataset_id=row.dataset_id,
         import_id=row.id,
         spec=msgspec.json.decode(row.spec, type=ImportSpec),
         status=ImportStatus(
-            conditions=conditions(row, CONDITIONS, _REACHED.get(row.state, ("Received",) if row.time_sealed else ())),
-            progress=msgspec.convert(_without_nulls(progress), ImportProgress),
+            conditions=build_conditions(
+                row, CONDITIONS, _REACHED.get(row.state, ("Received",) if row.time_sealed else ())
+            ),
+            progress=msgspec.convert(_drop_nulls(progress), ImportProgress),
             findings=msgspec.convert(progress, ImportFindings),
             format=seen.get("format"),
             version=row.version,
@@ -64,19 +69,21 @@ def document(services: Services, row: AnyRow, *, origin: str | None) -> DatasetI
             generation=1,
             attributes=msgspec.json.decode(row.attributes),
         ),
-        self_link=datasets.link(row.org, row.dataset_id, "imports", row.id),
+        self_link=datasets.build_path(row.org, row.dataset_id, "imports", row.id),
     )
-    etags.sealed(told)
+    etags.seal(document)
     if origin is not None and row.state == "Receiving":
-        told.status.upload = ImportUpload(
-            url=imports.upload_url(services, row, origin), expiry=row.deadline, max_size_bytes=imports.LARGEST_UPLOAD
+        document.status.upload = ImportUpload(
+            url=imports.sign_upload_url(services, row, origin),
+            expiry=row.deadline,
+            max_size_bytes=imports.LARGEST_UPLOAD,
         )
-    return told
+    return document
 
 
-def conditions(row: AnyRow, names: tuple[str, ...], reached: tuple[str, ...]) -> list[SessionCondition]:
-    """What a session waits for, has reached, or will never reach."""
-    told = []
+def build_conditions(row: AnyRow, names: tuple[str, ...], reached: tuple[str, ...]) -> list[SessionCondition]:
+    """Return the conditions that a session waits for, has reached, or will never reach."""
+    conditions = []
     for name in names:
         condition = SessionCondition(condition=name, last_transition_time=row.time_created)
         if name in reached:
@@ -87,20 +94,23 @@ def conditions(row: AnyRow, names: tuple[str, ...], reached: tuple[str, ...]) ->
             condition.last_transition_time = row.last_updated
             condition.reason = "CancelledByUser" if row.state == "Cancelled" else None
             condition.message = row.why
-        told.append(condition)
-    return told
+        conditions.append(condition)
+    return conditions
 
 
-async def findings(
+async def read_findings(
     services: Services, row: AnyRow, *, severity: str | None, code: str | None, wanted: PageRequest
 ) -> bytes:
-    """Return a page of findings in the order in which they were found, of one severity or code alone if given."""
-    after = pages.position(services, org=row.org, wanted=wanted)
+    """Return a page of findings in the order in which they were found.
 
-    def read() -> bytes:
+    ``severity`` and ``code`` filter them.
+    """
+    after = pages.parse_position(services, org=row.org, wanted=wanted)
+
+    def read_page() -> bytes:
         found: list[bytes] = []
         size_bytes, further = 0, None
-        with _opened(services, row) as file:
+        with _open_findings(services, row) as file:
             file.seek(after[0] if after else 0)
             while (begin := file.tell()) >= 0 and (line := file.readline()).endswith(b"\n"):
                 item = msgspec.json.decode(line, type=Finding)
@@ -114,13 +124,16 @@ async def findings(
                 found.append(encoded)
         return pages.join(found, further)
 
-    return await asyncio.to_thread(read)
+    return await asyncio.to_thread(read_page)
 
 
-def report(services: Services, row: AnyRow) -> ImportReport:
-    """Counts by code and the first findings of each; reads all findings, so not on the event loop."""
+def build_report(services: Services, row: AnyRow) -> ImportReport:
+    """Return counts by code and the first findings of each.
+
+    It reads all findings, so call it off the event loop.
+    """
     groups: dict[str, FindingGroup] = {}
-    with _opened(services, row) as file:
+    with _open_findings(services, row) as file:
         for line in file:
             if not line.endswith(b"\n"):
                 break
@@ -131,29 +144,29 @@ def report(services: Services, row: AnyRow) -> ImportReport:
             group.count += 1
             if len(group.first) < SHOWN_OF_EACH:
                 group.first.append(item)
-    told = document(services, row, origin=None).status
-    for code, count in told.findings.by_code.items():
+    status = to_document(services, row, origin=None).status
+    for code, count in status.findings.by_code.items():
         if code in groups:
-            groups[code].count = max(count, groups[code].count)  # beyond a limit findings are counted, not written
+            groups[code].count = max(count, groups[code].count)  # beyond a limit, findings are counted, not written
     return ImportReport(
         import_id=row.id,
         dataset_id=row.dataset_id,
-        format=told.format,
-        why=told.why,
-        version=told.version,
-        images=told.progress.images,
-        rows=told.progress.rows,
-        rows_kept=told.progress.rows_kept,
-        errors=told.findings.errors,
-        warnings=told.findings.warnings,
+        format=status.format,
+        why=status.why,
+        version=status.version,
+        images=status.progress.images,
+        rows=status.progress.rows,
+        rows_kept=status.progress.rows_kept,
+        errors=status.findings.errors,
+        warnings=status.findings.warnings,
         groups=sorted(groups.values(), key=lambda group: (-group.count, group.code)),
     )
 
 
 @contextmanager
-def _opened(services: Services, row: AnyRow) -> Iterator[BinaryIO]:
-    """The findings: a growing file while the import is under way, a blob afterwards."""
-    path = import_jobs.folder_of(services, row.org, row.id) / import_jobs.FINDINGS
+def _open_findings(services: Services, row: AnyRow) -> Iterator[BinaryIO]:
+    """Open the findings: a growing file while the import is under way, a blob afterwards."""
+    path = import_jobs.get_folder(services, row.org, row.id) / import_jobs.FINDINGS
     try:
         if row.sha256 is not None:
             with services.blobs(row.org).open(row.sha256) as blob:
@@ -167,16 +180,16 @@ def _opened(services: Services, row: AnyRow) -> Iterator[BinaryIO]:
         raise Refusal("BlobMissing", f"the report of import {row.id!r} is lost or damaged on the server") from error
 
 
-def _progress(services: Services, row: AnyRow) -> dict[str, Any]:
-    told = import_jobs.live_progress(services, row)
-    if not told:
+def _read_progress(services: Services, row: AnyRow) -> dict[str, Any]:
+    progress = import_jobs.read_progress(services, row)
+    if not progress:
         total, received, _, size_bytes = services.store.read(partial(rows.count_files, org=row.org, import_id=row.id))
-        told = {"phase": "Receiving", "files": total, "filesDone": 0, "bytesDone": 0, "received": received}
-        told["sizeBytes"] = size_bytes
+        progress = {"phase": "Receiving", "files": total, "filesDone": 0, "bytesDone": 0, "received": received}
+        progress["sizeBytes"] = size_bytes
     if row.state == "Committing":
-        told["phase"] = "Saving"
-    return told
+        progress["phase"] = "Saving"
+    return progress
 
 
-def _without_nulls(progress: dict[str, Any]) -> dict[str, Any]:
+def _drop_nulls(progress: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in progress.items() if value is not None}

@@ -1,4 +1,6 @@
-"""Processes that look at what strangers sent, so that the server itself never does; each works in a folder."""
+"""Processes that parse untrusted files, so that the server itself never does; each works in a
+folder.
+"""
 
 import asyncio
 import contextlib
@@ -11,8 +13,11 @@ OUTPUT = "worker.log"
 
 
 @contextlib.asynccontextmanager
-async def worker(module: str, folder: Path) -> AsyncIterator[asyncio.Task[int]]:
-    """Start ``python -m <module> <folder>``; the task ends with it, and it with the block or with this process."""
+async def run_worker(module: str, folder: Path) -> AsyncIterator[asyncio.Task[int]]:
+    """Start ``python -m <module> <folder>``; the yielded task ends with the process.
+
+    The process ends with the block, or with this process.
+    """
     with open(folder / OUTPUT, "ab") as output:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", module, str(folder), "--parent", str(os.getpid())),
@@ -30,9 +35,9 @@ async def worker(module: str, folder: Path) -> AsyncIterator[asyncio.Task[int]]:
         await asyncio.shield(ending)
 
 
-def last_words(folder: Path) -> str:
-    """The end of what a worker wrote to its output; for the log."""
+def read_output_tail(folder: Path) -> str:
+    """Return the end of a worker's output, for the log."""
     try:
-        return (folder / OUTPUT).read_text(errors="replace")[-2000:].strip() or "nothing"
+        return (folder / OUTPUT).read_text(errors="replace")[-2000:].strip() or "(no output)"
     except OSError:
-        return "nothing"
+        return "(no output)"

@@ -1,4 +1,4 @@
-"""Everything about datasets that goes on after its request was answered, found by its rows and begun again."""
+"""Find background work on datasets by its rows, and resume it."""
 
 import shutil
 from functools import partial
@@ -9,7 +9,7 @@ from runyard.ids import resolve_folder
 from runyard.server.services.context import Services
 from runyard.server.services.datasets import assets, datasets
 from runyard.server.services.imports import exports, import_jobs
-from runyard.server.services.jobs import in_thread
+from runyard.server.services.jobs import run_in_thread
 from runyard.store import datasets as rows
 from runyard.store import imports as import_rows
 from runyard.store import organizations
@@ -17,17 +17,17 @@ from runyard.store import versions as job_rows
 from runyard.store.tables import bulk_deletions, dataset_exports
 
 
-async def begin(services: Services) -> None:
-    """Before anything is served: remove what a crash cut off, then sweep."""
+async def resume_jobs(services: Services) -> None:
+    """Remove what a crash left behind, then sweep. Runs before anything is served."""
     for org in services.store.read(organizations.list_ids):
-        await in_thread(_clear, services, org)
+        await run_in_thread(_remove_leftovers, services, org)
     await sweep(services)
 
 
-def _clear(services: Services, org: str) -> None:
-    """Folders of what is over, and files that had not come to be anything."""
+def _remove_leftovers(services: Services, org: str) -> None:
+    """Remove folders of jobs that are over, and incomplete files."""
     folder = resolve_folder(services.settings.imports_dir, org)
-    needed = services.store.read(partial(under_way, org=org))
+    needed = services.store.read(partial(list_job_folders, org=org))
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if path.name in needed:
             continue
@@ -37,11 +37,11 @@ def _clear(services: Services, org: str) -> None:
             path.unlink()
 
 
-def under_way(connection: Connection, *, org: str) -> set[str]:
-    """Names of the folders that an organisation's imports and exports need."""
-    waiting = job_rows.list_active_jobs(connection, dataset_exports)
+def list_job_folders(tx: Connection, *, org: str) -> set[str]:
+    """Return the names of the folders that an organization's imports and exports need."""
+    waiting = job_rows.list_active_jobs(tx, dataset_exports)
     exports = {datasets.EXPORT_FOLDER + row.id for row in waiting if row.org == org}
-    return exports | set(import_rows.list_active_ids(connection, org=org))
+    return exports | set(import_rows.list_active_ids(tx, org=org))
 
 
 async def sweep(services: Services) -> None:
@@ -49,6 +49,6 @@ async def sweep(services: Services) -> None:
     for row in services.store.read(rows.list_deleted):
         datasets.start_removal(services, org=row.org, dataset_id=row.id)
     for row in services.store.read(partial(job_rows.list_active_jobs, table=bulk_deletions)):
-        assets.start_bulk(services, row)
+        assets.start_bulk_deletion(services, row)
     await exports.sweep(services)
     await import_jobs.sweep(services)

@@ -1,4 +1,4 @@
-"""The audit log: reading it, and forgetting what is older than the deployment keeps."""
+"""The audit log: read its rows, and remove those that are older than the deployment keeps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ DAY_MS = 24 * 3600 * 1000
 
 @dataclass(frozen=True, kw_only=True)
 class AuditFilter:
-    """Which rows are wanted; ``since`` is the first millisecond, ``until`` the one after the last."""
+    """The requested rows; ``since`` is the first millisecond, ``until`` the one after the last."""
 
     actor: str | None = None
     action: str | None = None
@@ -33,14 +33,14 @@ class AuditFilter:
 async def page(services: Services, *, org: str, filter: AuditFilter, wanted: PageRequest) -> bytes:
     """Return a page of audit rows as JSON, newest first.
 
-    The first organization also reads what the controller did, whose key is of no organization.
+    The first organization also reads what the controller did, whose key belongs to no organization.
     """
     await write_usage(services)
     orgs = [org, ""] if org == services.store.read(organizations.list_ids)[0] else [org]
 
-    def fetch(connection: Connection, after: tuple[int, str] | None, limit: int) -> Sequence[AnyRow]:
+    def fetch(tx: Connection, after: tuple[int, str] | None, limit: int) -> Sequence[AnyRow]:
         return rows.page(
-            connection,
+            tx,
             orgs=orgs,
             before=None if after is None else int(after[1]),
             limit=limit,
@@ -50,7 +50,9 @@ async def page(services: Services, *, org: str, filter: AuditFilter, wanted: Pag
             until=filter.until,
         )
 
-    return await pages.read(services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(_entry(row)))
+    return await pages.read(
+        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(_to_document(row))
+    )
 
 
 async def sweep(services: Services) -> None:
@@ -58,13 +60,11 @@ async def sweep(services: Services) -> None:
     if services.settings.audit_days <= 0:
         return
     before_ms = services.clock.now_ms() - services.settings.audit_days * DAY_MS
-    while await services.store.write(
-        lambda connection: rows.prune(connection, before_ms=before_ms, limit=PRUNED_AT_ONCE)
-    ):
+    while await services.store.write(lambda tx: rows.prune(tx, before_ms=before_ms, limit=PRUNED_AT_ONCE)):
         pass
 
 
-def _entry(row: Any) -> AuditEntry:
+def _to_document(row: Any) -> AuditEntry:
     return AuditEntry(
         number=row.number,
         time=row.time,

@@ -1,7 +1,8 @@
-"""What keeps a server that runs for years from filling its disk.
+"""Housekeeping that keeps a long-running server from filling its disk.
 
-Logs of runs that ended long ago are removed where a setting says so, and free space of the database goes back. Nothing
-here is in a hurry: each piece is a short transaction, and what one sweep does not do the next one does.
+Logs of runs that ended long ago are removed where a setting says so, and free space of the database
+is returned. Nothing here is urgent: each piece is a short transaction, and the next sweep does what
+is left.
 """
 
 import logging
@@ -12,7 +13,7 @@ from sqlalchemy import Connection
 
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.runs.deletion import thin_out_log
-from runyard.server.services.runs.runs import decoded
+from runyard.server.services.runs.runs import decode_run
 from runyard.store import StoreUnavailable, telemetry
 from runyard.store import runs as rows
 from vi.api.responses import ConditionKind
@@ -25,12 +26,12 @@ RETENTION = "retention"
 
 
 def start(services: Services) -> None:
-    """Sweep in a task of its own, one at a time: leases must not wait until gigabytes are given back."""
+    """Sweep in a separate task, one at a time: leases must not wait until gigabytes are freed."""
     services.jobs.start(("housekeeping", "", ""), lambda: sweep(services))
 
 
 async def sweep(services: Services) -> None:
-    """Remove logs that are older than they are kept, then give free space back to the disk."""
+    """Remove logs that are older than they are kept, then return free space to the disk."""
     try:
         await _remove_old_logs(services)
         await services.store.reclaim()
@@ -43,35 +44,35 @@ async def _remove_old_logs(services: Services) -> None:
     if days <= 0:
         return
     before_ms = services.clock.now_ms() - round(days * DAY_MS)
-    # Whatever ended before then was created before then.
+    # A run that ended before then was created before then.
     candidates = services.store.read(partial(rows.list_with_log, conditions=FINAL, created_before=before_ms))
     for row in candidates:
-        if decoded(row.document).status.conditions[-1].last_transition_time < before_ms:
+        if decode_run(row.document).status.conditions[-1].last_transition_time < before_ms:
             await _remove_log(services, row.org, row.id, days)
 
 
 async def _remove_log(services: Services, org: str, run_id: str, days: float) -> None:
-    place: Any = {"org": org, "run_id": run_id}
-    await thin_out_log(services, **place)
+    key: Any = {"org": org, "run_id": run_id}
+    await thin_out_log(services, **key)
     now_ms = services.clock.now_ms()
 
-    def work(connection: Connection) -> None:
-        row = rows.get(connection, **place)
+    def delete_log(tx: Connection) -> None:
+        row = rows.get(tx, **key)
         if row is None or not row.log_bytes:
             return
-        telemetry.remove_log(connection, **place)
+        telemetry.remove_log(tx, **key)
         number = row.log_count + 1
         line = {
-            **place,
+            **key,
             "number": number,
             "time": now_ms,
             "attempt": 0,
             "stream": "events",
             "text": f"The log was removed {days:g} days after the end of the run (RUNYARD_KEEP_LOGS_DAYS).",
         }
-        telemetry.add_log_lines(connection, [line])
-        rows.change(connection, **place, values={"log_bytes": 0, "log_count": number})
+        telemetry.add_log_lines(tx, [line])
+        rows.change(tx, **key, values={"log_bytes": 0, "log_count": number})
         actor = Actor(org=org, name=RETENTION, role="", address="")
-        services.audit(actor, "remove log", run_id)(connection)
+        services.audit(actor, "remove log", run_id)(tx)
 
-    await services.store.write(work)
+    await services.store.write(delete_log)

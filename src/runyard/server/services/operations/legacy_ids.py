@@ -1,9 +1,9 @@
 """Ids from before ids were checked at creation: renamed when the server starts.
 
-A run named ``abc:finish`` could be created once. No request names it any more, and no restore accepts it, so a backup
-that holds it would be worthless. Such runs, flows, training projects and checkpoints get an id that is valid and shows
-the old one; nothing of them is lost. A run that a machine may still be working on is left for the next start, and a
-backup is refused meanwhile.
+A run named ``abc:finish`` could be created once. No request can name it any more, and no restore
+accepts it, so a backup that holds it would be useless. Such runs, flows, training projects and
+checkpoints get a valid id that shows the old one; nothing of them is lost. A run that a machine may
+still be working on is left for the next start, and a backup is refused meanwhile.
 """
 
 import hashlib
@@ -34,30 +34,28 @@ _DOCUMENTS: dict[str, tuple[type[Any], str]] = {
 }
 
 
-async def begin(services: Services) -> None:
-    """Before anything is served: rename what has an id that is not valid."""
+async def rename_invalid(services: Services) -> None:
+    """Rename everything with an invalid id. Runs before anything is served."""
     for kind, org, run_id, id in services.store.read(rows.list_invalid):
         if run_id is not None and services.store.read(lambda c, at=(org, run_id): rows.is_open(c, *at)):  # type: ignore[misc]
-            log.warning(
-                "%s %s has an id that is not valid; it is renamed when its run has ended", kind, ids.shorten(id)
-            )
+            log.warning("%s %s has an invalid id; it is renamed when its run has ended", kind, ids.shorten(id))
             continue
-        await _rename(services, kind, org, run_id, id)
+        await _rename_document(services, kind, org, run_id, id)
 
 
-def new_id(id: str) -> str:
-    """Return a valid id that shows an invalid one; another one for each."""
+def build_valid_id(id: str) -> str:
+    """Return a valid id that shows an invalid one; each gets a different one."""
     shown = re.sub(r"[^A-Za-z0-9_-]+", "-", id)[:200].strip("-")
     return f"{shown}-{hashlib.sha256(id.encode(errors='replace')).hexdigest()[:8]}".lstrip("-")
 
 
-async def _rename(services: Services, kind: str, org: str, run_id: str | None, old: str) -> None:
-    new = new_id(old)
+async def _rename_document(services: Services, kind: str, org: str, run_id: str | None, old: str) -> None:
+    new = build_valid_id(old)
     actor = Actor(org=org, name="server", role="admin", address="")
 
-    def work(connection: Connection) -> None:
+    def rename_rows(tx: Connection) -> None:
         if kind == "checkpoint":
-            rows.rename_checkpoint(connection, org=org, run_id=run_id or "", old=old, new=new)
+            rows.rename_checkpoint(tx, org=org, run_id=run_id or "", old=old, new=new)
         else:
             type, field = _DOCUMENTS[kind]
 
@@ -67,19 +65,19 @@ async def _rename(services: Services, kind: str, org: str, run_id: str | None, o
                 renamed.self_link = f"{renamed.self_link.rpartition('/')[0]}/{new}"
                 if isinstance(renamed, Run):
                     renamed.status.log = f"{renamed.self_link}/logs"
-                return etags.sealed(renamed)
+                return etags.seal(renamed)
 
-            rows.rename(connection, kind, org=org, old=old, new=new, rename=rename)
-        services.audit(actor, f"rename {kind}", f"{old} to {new}")(connection)
+            rows.rename(tx, kind, org=org, old=old, new=new, rename=rename)
+        services.audit(actor, f"rename {kind}", f"{old} to {new}")(tx)
 
     if kind == "run":
         _move_folder(services.settings.runs_dir, org, old, new)
-    await services.store.write(work)
-    log.warning("%s %s has an id that is not valid; its id is %s now", kind, ids.shorten(old), new)
+    await services.store.write(rename_rows)
+    log.warning("%s %s had an invalid id; its id is %s now", kind, ids.shorten(old), new)
 
 
 def _move_folder(runs_dir: Path, org: str, old: str, new: str) -> None:
-    """Move the run's folder along, if the old id could name one; repeated harmlessly after a crash in between."""
+    """Rename the run's folder too, if the old id could name one; repeating it is harmless."""
     try:
         before, after = ids.resolve_folder(runs_dir, org, old), ids.resolve_folder(runs_dir, org, new)
     except ids.PathEscapes:

@@ -1,7 +1,8 @@
-"""Whether a run of a flow fits into the accelerators there are now.
+"""Decide whether a run of a flow fits on the accelerators that are connected now.
 
-``runyard.flows.memory`` judges; here is found what only the server knows: which accelerators machines have reported,
-what a model of an earlier run is, and what an earlier run of the same recipe has predicted from its own data and model.
+``runyard.flows.memory`` makes the decision. This module supplies what only the server knows: the
+accelerators that machines have reported, the size of a model from an earlier run, and the memory
+that an earlier run of the same flow has predicted from its own data and model.
 """
 
 import re
@@ -18,10 +19,10 @@ from runyard.ids import MODEL_REFERENCE
 from runyard.protocol import Accelerator as Reported
 from runyard.server.services import etags
 from runyard.server.services.context import Services
-from runyard.server.services.errors import Problem, Refusal
+from runyard.server.services.errors import Refusal
 from runyard.server.services.machines import Machine
-from runyard.server.services.runs import flows, references, waiting
-from runyard.server.services.runs.runs import decoded
+from runyard.server.services.runs import flows, placement, references
+from runyard.server.services.runs.runs import decode_run
 from runyard.store import runs as rows
 from runyard.store.runs import RunFilter
 from vi.api.resources.flows.responses import (
@@ -37,13 +38,13 @@ from vi.api.resources.flows.responses import (
 from vi.api.resources.runs.responses import Run
 from vi.api.responses import ResourceMetadata
 
-LOOK_AT_OF_FLOW = 20  # runs with a prediction, not runs
-LOOK_AT_OF_ALL = 200
+MOST_OF_FLOW = 20  # runs with a prediction; others do not count
+MOST_OF_ALL = 200
 PAGE = 200
 
 
 @dataclass(frozen=True)
-class Kind:
+class AcceleratorKind:
     """Equal accelerators of all machines."""
 
     reported: Reported
@@ -51,11 +52,10 @@ class Kind:
 
     @property
     def id(self) -> str:
-        """Made of name and memory, so that it stays the same while machines come and go."""
+        """Return an id made of name and memory, which stays the same while machines come and go."""
         memory_gib = self.reported.memory_gib
-        return (
-            f"{_word(self.reported.name)}-{'unknown' if memory_gib is None else f'{memory_gib:g}gib'.replace('.', '-')}"
-        )
+        memory = "unknown" if memory_gib is None else f"{memory_gib:g}gib".replace(".", "-")
+        return f"{_slugify(self.reported.name)}-{memory}"
 
     @property
     def count(self) -> int:
@@ -67,26 +67,26 @@ class Kind:
         )
 
 
-async def of_flow(services: Services, *, org: str, flow_id: str) -> FlowAcceleratorList:
-    """The verdict on each kind of accelerator, those with most memory first.
+async def list_for_flow(services: Services, *, org: str, flow_id: str) -> FlowAcceleratorList:
+    """Return the verdict on each kind of accelerator, those with most memory first.
 
     Raises:
         Refusal: NotFound; InvalidFlow for a flow that can no longer be read.
     """
     document, _ = flows.get(services, org=org, flow_id=flow_id)
     flow = msgspec.json.decode(document, type=Flow)
-    recipe = _recipe(services, org, flow.spec)
+    recipe = _resolve_flow(services, org, flow.spec)
 
-    def look(connection: Connection) -> tuple[Measured | None, int | None]:
-        measured = _measured(connection, org, flow, recipe)
-        return measured, _parameters(connection, org, recipe)
+    def read_measurements(tx: Connection) -> tuple[Measured | None, int | None]:
+        measured = _find_measured(tx, org, flow, recipe)
+        return measured, _find_parameters(tx, org, recipe)
 
-    measured, parameters = await services.store.read_in_thread(look)
-    kinds = _kinds(services.machines.living(lived_s=services.clock.monotonic_s()))
+    measured, parameters = await services.store.read_in_thread(read_measurements)
+    kinds = _group_accelerators(services.machines.list_connected(uptime_s=services.clock.monotonic_s()))
     items, needed = [], []
     for kind in kinds:
-        configuration, needed_bytes = _verdict(kind, flow.spec, recipe, measured, parameters)
-        items.append(FlowAccelerator(accelerator=_document(kind, org), configurations=[configuration]))
+        configuration, needed_bytes = _judge_accelerator(kind, flow.spec, recipe, measured, parameters)
+        items.append(FlowAccelerator(accelerator=_to_document(kind, org), configurations=[configuration]))
         needed += [] if needed_bytes is None else [needed_bytes]
     requirements = FlowRequirements()
     if needed:
@@ -94,43 +94,40 @@ async def of_flow(services: Services, *, org: str, flow_id: str) -> FlowAccelera
     return FlowAcceleratorList(organization_id=org, flow_id=flow_id, flow_requirements=requirements, items=items)
 
 
-def _recipe(services: Services, org: str, spec: FlowSpec) -> Recipe:
+def _resolve_flow(services: Services, org: str, spec: FlowSpec) -> Recipe:
     try:
-        return resolve(spec, dataset_id=references.dataset_of(services, org, spec.training_project))
+        return resolve(spec, dataset_id=references.find_dataset(services, org, spec.training_project))
     except FlowProblems as error:
-        problems = [
-            Problem(path=found.path, given=found.given, allowed=found.allowed, message=found.message)
-            for found in error.problems
-        ]
-        sentences = "; ".join(problem.message for problem in problems[:5])
-        raise Refusal("InvalidFlow", f"the flow can no longer run: {sentences}", problems=problems) from error
+        sentences = "; ".join(problem.message for problem in error.problems[:5])
+        message = f"the flow is no longer valid: {sentences}"
+        raise Refusal("InvalidFlow", message, problems=error.problems) from error
 
 
-def _kinds(machines: Sequence[Machine]) -> list[Kind]:
-    found: dict[tuple[str, float | None], Kind] = {}
+def _group_accelerators(machines: Sequence[Machine]) -> list[AcceleratorKind]:
+    found: dict[tuple[str, float | None], AcceleratorKind] = {}
     for machine in machines:
         for reported in machine.report.accelerators:
             known = found.get((reported.name, reported.memory_gib))
             having = [*known.machines, machine] if known else [machine]
-            found[reported.name, reported.memory_gib] = Kind(known.reported if known else reported, having)
+            found[reported.name, reported.memory_gib] = AcceleratorKind(known.reported if known else reported, having)
     return sorted(found.values(), key=lambda kind: (-(kind.reported.memory_gib or 0), kind.reported.name))
 
 
-def _verdict(
-    kind: Kind, spec: FlowSpec, recipe: Recipe, measured: Measured | None, parameters: int | None
+def _judge_accelerator(
+    kind: AcceleratorKind, spec: FlowSpec, recipe: Recipe, measured: Measured | None, parameters: int | None
 ) -> tuple[AcceleratorConfiguration, int | None]:
-    """For one accelerator, since a trainer uses one."""
+    """Return the verdict and the bytes needed, for one accelerator, since a trainer uses one."""
     name, memory_gib = kind.reported.name, kind.reported.memory_gib
     memory_bytes = None if memory_gib is None else round(memory_gib * GIB)
-    outlook = judge(recipe, Accelerator(name=name, memory_bytes=memory_bytes), parameters=parameters, measured=measured)
-    if not any(waiting.fits(spec.tolerations, machine.report.labels) for machine in kind.machines):
+    verdict = judge(recipe, Accelerator(name=name, memory_bytes=memory_bytes), parameters=parameters, measured=measured)
+    if not any(placement.fits(spec.tolerations, machine.report.labels) for machine in kind.machines):
         wanted = "; ".join(f"{key}: {' or '.join(values)}" for key, values in spec.tolerations.items())
-        reason = f"the flow's tolerations ask for {wanted}, which no machine with {name} offers"
-        return AcceleratorConfiguration(action="Deny", reason=reason), outlook.needed_bytes
-    return AcceleratorConfiguration(action=outlook.action, reason=outlook.reason), outlook.needed_bytes
+        reason = f"the flow's tolerations request {wanted}, which no machine with {name} offers"
+        return AcceleratorConfiguration(action="Deny", reason=reason), verdict.needed_bytes
+    return AcceleratorConfiguration(action=verdict.action, reason=verdict.reason), verdict.needed_bytes
 
 
-def _document(kind: Kind, org: str) -> TrainingAccelerator:
+def _to_document(kind: AcceleratorKind, org: str) -> TrainingAccelerator:
     reported = kind.reported
     labels = {"accelerator": reported.name} | ({"model": reported.model} if reported.model else {})
     resources: dict[str, float] = {"count": kind.count}
@@ -146,35 +143,43 @@ def _document(kind: Kind, org: str) -> TrainingAccelerator:
         ),
         self_link=f"/workspaces/{org}/trainingAccelerators/{kind.id}",
     )
-    etags.sealed(made)
+    etags.seal(made)
     return made
 
 
-def _measured(connection: Connection, org: str, flow: Flow, recipe: Recipe) -> Measured | None:
-    """What the newest run of this very flow has predicted, else of the same model and data under any name."""
+def _find_measured(tx: Connection, org: str, flow: Flow, recipe: Recipe) -> Measured | None:
+    """Return the prediction of the newest run of this flow.
+
+    If it has none, return that of a run with the same model and data under any name.
+    """
     origin = {"id": flow.flow_id, "generation": flow.metadata.generation}
-    of_flow = _predicted(connection, org, RunFilter(flow_id=flow.flow_id), most=LOOK_AT_OF_FLOW)
+    of_flow = _iter_predicted(tx, org, RunFilter(flow_id=flow.flow_id), most=MOST_OF_FLOW)
     for run, measured in of_flow:
         if run.spec.flow.settings.get("flow") == origin:
             return measured
-    for run, measured in _predicted(connection, org, RunFilter(), most=LOOK_AT_OF_ALL):
+    for run, measured in _iter_predicted(tx, org, RunFilter(), most=MOST_OF_ALL):
         if _is_alike(run, recipe):
             return measured
     return None
 
 
-def _predicted(connection: Connection, org: str, wanted: RunFilter, *, most: int) -> Iterator[tuple[Run, Measured]]:
-    """The newest runs whose plan has a prediction, at most ``most``, however many newer ones have none."""
+def _iter_predicted(tx: Connection, org: str, wanted: RunFilter, *, most: int) -> Iterator[tuple[Run, Measured]]:
+    """Yield at most ``most`` of the newest runs whose plan has a prediction.
+
+    Runs without a prediction do not count, however many there are.
+    """
     after: tuple[int, str] | None = None
-    while page := rows.page(connection, org=org, filter=wanted, after=after, limit=PAGE):
+    while page := rows.page(tx, org=org, filter=wanted, after=after, limit=PAGE):
         for row in page:
             if b'"memory"' not in row.document:
-                continue  # most have none, and need not be read
-            run = decoded(row.document)
+                continue  # most have none, and need not be decoded
+            run = decode_run(row.document)
             plan = run.status.plan or {}
-            peak, size, parameters = (_planned(plan, name) for name in ("memory", "microBatchSize", "parameters"))
+            peak, size, parameters = (
+                _get_planned_number(plan, name) for name in ("memory", "microBatchSize", "parameters")
+            )
             if peak and size and parameters:
-                is_cpu = _value(plan, "device") == CPU
+                is_cpu = _get_planned(plan, "device") == CPU
                 yield (
                     run,
                     Measured(
@@ -188,7 +193,10 @@ def _predicted(connection: Connection, org: str, wanted: RunFilter, *, most: int
 
 
 def _is_alike(run: Run, recipe: Recipe) -> bool:
-    """Whether a run trained this model in this way on this data; runs are pinned to a version, flows need not be."""
+    """Return whether a run trained this model in this way on this data.
+
+    Runs are pinned to a version; flows need not be.
+    """
     try:
         other = resolve(run.spec.flow)
     except FlowProblems:
@@ -199,23 +207,23 @@ def _is_alike(run: Run, recipe: Recipe) -> bool:
     return other.model == recipe.model and dataset == recipe.dataset
 
 
-def _parameters(connection: Connection, org: str, recipe: Recipe) -> int | None:
-    """Of a model that an earlier run has made: what that run has counted."""
+def _find_parameters(tx: Connection, org: str, recipe: Recipe) -> int | None:
+    """Return the parameter count of a model from an earlier run, as that run counted it."""
     weights = recipe.model.architecture.weights
     found = MODEL_REFERENCE.fullmatch(weights or "")
     if found is None:
         return None
-    row = rows.get_document(connection, org=org, run_id=found[1])
-    return None if row is None else _planned(decoded(row.document).status.plan or {}, "parameters")
+    row = rows.get_document(tx, org=org, run_id=found[1])
+    return None if row is None else _get_planned_number(decode_run(row.document).status.plan or {}, "parameters")
 
 
-def _planned(plan: dict[str, Any], name: str) -> int | None:
-    """A whole number of a plan, which a trainer has written: anything may stand there."""
-    value = _value(plan, name)
+def _get_planned_number(plan: dict[str, Any], name: str) -> int | None:
+    """Return a positive whole number of a plan. A trainer wrote the plan, so any type may occur."""
+    value = _get_planned(plan, name)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _value(plan: dict[str, Any], name: str) -> Any:
+def _get_planned(plan: dict[str, Any], name: str) -> Any:
     entry = plan.get(name)
     return entry.get("value") if isinstance(entry, dict) else None
 
@@ -224,5 +232,5 @@ def _is_same(one: Reported, other: Reported) -> bool:
     return (one.name, one.memory_gib) == (other.name, other.memory_gib)
 
 
-def _word(name: str) -> str:
+def _slugify(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"

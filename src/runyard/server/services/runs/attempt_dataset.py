@@ -1,7 +1,8 @@
-"""What an attempt learns from: the version of a dataset that its run is pinned to, and the blobs that hold it.
+"""The data that an attempt trains on: the dataset version its run is pinned to, and its blobs.
 
-Its token opens these and no others. Where pictures lie may change while an attempt fetches them, when a pack is written
-anew; then a blob is not found any more, and the supervisor asks again.
+The attempt's token opens these blobs and no others. The span of an image may change while an
+attempt fetches it, when a pack is rewritten. Then the blob is not found, and the supervisor asks
+again.
 """
 
 from functools import partial
@@ -23,17 +24,17 @@ from runyard.store import versions as rows
 from runyard.store.tables import AnyRow
 
 
-def offered(services: Services, token: AttemptToken) -> AttemptDataset:
-    """The version that an attempt's run is pinned to, and which blobs hold it.
+def get_version(services: Services, token: AttemptToken) -> AttemptDataset:
+    """Return the version that an attempt's run is pinned to, and the blobs that hold it.
 
     Raises:
         Refusal: LeaseLost; NotFound (its data is built in); BlobMissing.
     """
-    dataset, row = _of_attempt(services, token)
-    packs = {place.sha256 for place in _places(services, row).values()}
+    dataset, row = _get_pinned_version(services, token)
+    packs = {span.sha256 for span in _find_spans(services, row).values()}
     blobs = services.blobs(token.org)
     if missing := sorted(sha256 for sha256 in packs if not blobs.has(sha256)):
-        raise Refusal("BlobMissing", f"pictures of dataset {row.dataset_id!r} are lost: blob {missing[0]} is not here")
+        raise Refusal("BlobMissing", f"images of dataset {row.dataset_id!r} are lost: blob {missing[0]} is missing")
     services.packs_of_versions[token.org, row.id] = packs
     return AttemptDataset(
         dataset_id=row.dataset_id,
@@ -47,28 +48,30 @@ def offered(services: Services, token: AttemptToken) -> AttemptDataset:
     )
 
 
-def offered_places(services: Services, token: AttemptToken) -> bytes:
-    """Where each picture of the attempt's version lies, a JSON line each: content, blob, offset, size.
+def list_blob_spans(services: Services, token: AttemptToken) -> bytes:
+    """Return where each image of the attempt's version is stored.
+
+    One JSON line each: content hash, blob, offset, size.
 
     Raises:
         Refusal: LeaseLost, NotFound, BlobMissing.
     """
-    _, row = _of_attempt(services, token)
-    places = _places(services, row)
+    _, row = _get_pinned_version(services, token)
+    spans = _find_spans(services, row)
     return b"".join(
-        msgspec.json.encode([content, place.sha256, place.offset, place.size_bytes]) + b"\n"
-        for content, place in sorted(places.items())
+        msgspec.json.encode([content, span.sha256, span.offset, span.size_bytes]) + b"\n"
+        for content, span in sorted(spans.items())
     )
 
 
 def has_blob(services: Services, token: AttemptToken, sha256: str) -> bool:
-    """Whether a blob holds something of the version that the attempt's run is pinned to.
+    """Return whether a blob holds part of the version that the attempt's run is pinned to.
 
     Raises:
         Refusal: LeaseLost.
     """
     try:
-        _, row = _of_attempt(services, token)
+        _, row = _get_pinned_version(services, token)
     except Refusal as error:
         if error.code == "NotFound":
             return False
@@ -76,34 +79,37 @@ def has_blob(services: Services, token: AttemptToken, sha256: str) -> bool:
     known = services.packs_of_versions.get((token.org, row.id), set())
     if sha256 == row.sha256 or sha256 in known:
         return True
-    services.packs_of_versions[token.org, row.id] = {place.sha256 for place in _places(services, row).values()}
+    services.packs_of_versions[token.org, row.id] = {span.sha256 for span in _find_spans(services, row).values()}
     return sha256 in services.packs_of_versions[token.org, row.id]
 
 
-def _of_attempt(services: Services, token: AttemptToken) -> tuple[AnyRow, AnyRow]:
-    def work(connection: Connection) -> tuple[AnyRow, AnyRow]:
-        _, run = leases.open_attempt(connection, token)
-        pinned = rows.get_pinned(connection, org=token.org, run_id=run.id)
+def _get_pinned_version(services: Services, token: AttemptToken) -> tuple[AnyRow, AnyRow]:
+    """Return the rows of the dataset and of its version."""
+
+    def find_pinned_version(tx: Connection) -> tuple[AnyRow, AnyRow]:
+        _, run = leases.get_open_attempt(tx, token)
+        pinned = rows.get_pinned(tx, org=token.org, run_id=run.id)
         if pinned is None:
-            raise Refusal("NotFound", "this run learns from built-in data; there is nothing to fetch")
-        place: Any = {"org": token.org, "dataset_id": pinned.dataset_id}
-        row = rows.get(connection, **place, version=pinned.version)
-        dataset = dataset_rows.get(connection, **place)
+            raise Refusal("NotFound", "this run trains on built-in data; there is nothing to fetch")
+        key: Any = {"org": token.org, "dataset_id": pinned.dataset_id}
+        row = rows.get(tx, **key, version=pinned.version)
+        dataset = dataset_rows.get(tx, **key)
         if row is None or dataset is None:
             raise Refusal("BlobMissing", f"version {pinned.version} of dataset {pinned.dataset_id!r} is gone")
         return dataset, row
 
-    return services.store.read(work)
+    return services.store.read(find_pinned_version)
 
 
-def _places(services: Services, row: AnyRow) -> dict[str, AnyRow]:
+def _find_spans(services: Services, row: AnyRow) -> dict[str, AnyRow]:
+    """Return the span of each image of a version, by content hash."""
     try:
-        wanted = versions.contents(services, row)
+        wanted = versions.list_image_hashes(services, row)
     except BlobError as error:
         raise Refusal(
             "BlobMissing", f"the manifest of version {row.id} of dataset {row.dataset_id!r} is lost or damaged"
         ) from error
-    places = services.store.read(partial(asset_rows.find_blob_spans, org=row.org, hashes=wanted))
-    if missing := sorted(wanted - set(places)):
-        raise Refusal("BlobMissing", f"picture {missing[0]} of dataset {row.dataset_id!r} is not here any more")
-    return places
+    spans = services.store.read(partial(asset_rows.find_blob_spans, org=row.org, hashes=wanted))
+    if missing := sorted(wanted - set(spans)):
+        raise Refusal("BlobMissing", f"image {missing[0]} of dataset {row.dataset_id!r} is missing")
+    return spans

@@ -1,8 +1,9 @@
-"""Kill or delete many runs with one request: one outcome for each run, whatever becomes of the others.
+"""Kill or delete many runs with one request, with one outcome for each run.
 
-The runs are named by their ids, or by the filters of the list. A filter finds at most ``MOST`` runs, newest first, and
-only those on which there is something to do; ``more`` says that a repeat would find further ones. Runs are written in
-transactions of ``AT_ONCE``, so that other writers get their turn, and every outcome in the answer is on disk.
+The runs are named by their ids, or by the filters of the list. A filter finds at most ``MOST``
+runs, newest first, and only those on which there is something to do. ``more`` says that a repeat
+would find further ones. Runs are written in transactions of ``AT_ONCE``, so that other writers get
+their turn. Every outcome in the response is on disk.
 """
 
 import uuid
@@ -37,54 +38,54 @@ async def kill(
     """Kill runs. Those that have ended by themselves stay as they are."""
     now_ms = services.clock.now_ms()
 
-    def kill_one(connection: Connection, run_id: str) -> RunOutcome:
-        row = rows.get(connection, org=actor.org, run_id=run_id)
+    def kill_one(tx: Connection, run_id: str) -> RunOutcome:
+        row = rows.get(tx, org=actor.org, run_id=run_id)
         if row is None or row.deleted:
             raise not_found("run", run_id)
         condition = ConditionKind(row.condition)
         if dry_run:
             if condition.is_final and not row.killed:
-                raise runs.finished(run_id, condition.value)
+                raise runs.run_finished(run_id, condition.value)
             return RunOutcome(run_id=run_id, outcome="WouldKill", condition=condition)
-        document, _ = runs.apply_update(services, connection, actor, run_id, kill=True, grace_s=grace_s, now_ms=now_ms)
-        return RunOutcome(run_id=run_id, outcome="Killed", condition=runs.decoded(document).condition)
+        document, _ = runs.apply_update(services, tx, actor, run_id, kill=True, grace_s=grace_s, now_ms=now_ms)
+        return RunOutcome(run_id=run_id, outcome="Killed", condition=runs.decode_run(document).condition)
 
-    answer = await _apply(services, actor, kill_one, ids=ids, filter=filter, is_kill=True, dry_run=dry_run)
+    answer = await _apply_to_each(services, actor, kill_one, ids=ids, filter=filter, is_kill=True, dry_run=dry_run)
     if not dry_run:
         for outcome in answer.items:
-            services.changes.tell(run_topic(actor.org, outcome.run_id))
+            services.notifier.notify(run_topic(actor.org, outcome.run_id))
     return answer
 
 
 async def delete(
     services: Services, actor: Actor, *, ids: Sequence[str] | None, filter: RunFilter | None, dry_run: bool
 ) -> RunOutcomes:
-    """Delete runs. They are gone at once; their bytes follow."""
+    """Delete runs. They disappear from the API at once; their bytes follow."""
     now_ms = services.clock.now_ms()
 
-    def delete_one(connection: Connection, run_id: str) -> RunOutcome:
-        row = rows.get(connection, org=actor.org, run_id=run_id)
+    def delete_one(tx: Connection, run_id: str) -> RunOutcome:
+        row = rows.get(tx, org=actor.org, run_id=run_id)
         if row is None or row.deleted:
-            # A repeat of a request whose answer was lost finds them gone, which is what it is for.
-            if tombstones.exists(connection, org=actor.org, kind="run", id=run_id):
+            # A repeat of a request whose response was lost finds the run deleted, as intended.
+            if tombstones.exists(tx, org=actor.org, kind="run", id=run_id):
                 return RunOutcome(run_id=run_id, outcome="AlreadyDeleted")
             raise not_found("run", run_id)
         if not dry_run:
-            deletion.mark_deleted(services, connection, actor, run_id, now_ms=now_ms)
+            deletion.mark_deleted(services, tx, actor, run_id, now_ms=now_ms)
         return RunOutcome(run_id=run_id, outcome="WouldDelete" if dry_run else "Deleted")
 
-    answer = await _apply(services, actor, delete_one, ids=ids, filter=filter, is_kill=False, dry_run=dry_run)
+    answer = await _apply_to_each(services, actor, delete_one, ids=ids, filter=filter, is_kill=False, dry_run=dry_run)
     gone = [outcome.run_id for outcome in answer.items if outcome.outcome == "Deleted"]
     for run_id in gone:
-        services.changes.tell(run_topic(actor.org, run_id))
+        services.notifier.notify(run_topic(actor.org, run_id))
     if gone:
-        services.changes.tell(notifications.QUEUE)
-        # The sweep would come for them within a minute; nothing is lost if this task ends early.
-        services.jobs.start(("purge", actor.org, uuid.uuid4().hex), lambda: _purge(services, actor.org, gone))
+        services.notifier.notify(notifications.QUEUE)
+        # The sweep would purge them within a minute; nothing is lost if this task ends early.
+        services.jobs.start(("purge", actor.org, uuid.uuid4().hex), lambda: _purge_runs(services, actor.org, gone))
     return answer
 
 
-async def _apply(
+async def _apply_to_each(
     services: Services,
     actor: Actor,
     act: Callable[[Connection, str], RunOutcome],
@@ -94,13 +95,14 @@ async def _apply(
     is_kill: bool,
     dry_run: bool,
 ) -> RunOutcomes:
-    """Do the same with each run, some in one transaction; a run that refuses changes nothing for the others."""
+    """Apply an action to each run, several in one transaction.
+
+    A run that is refused changes nothing for the others.
+    """
     more = False
     if filter is not None:
         found = await services.store.read_in_thread(
-            lambda connection: rows.list_matching_ids(
-                connection, org=actor.org, filter=filter, only_killable=is_kill, limit=MOST + 1
-            )
+            lambda tx: rows.list_matching_ids(tx, org=actor.org, filter=filter, only_killable=is_kill, limit=MOST + 1)
         )
         ids, more = found[:MOST], len(found) > MOST
     outcomes: list[RunOutcome] = []
@@ -108,20 +110,20 @@ async def _apply(
     for start in range(0, len(distinct), AT_ONCE):
         some = distinct[start : start + AT_ONCE]
 
-        def work(connection: Connection, some: Sequence[str] = some) -> list[RunOutcome]:
-            return [_outcome(connection, run_id, act) for run_id in some]
+        def apply_to_runs(tx: Connection, some: Sequence[str] = some) -> list[RunOutcome]:
+            return [_apply_to_run(tx, run_id, act) for run_id in some]
 
-        outcomes += services.store.read(work) if dry_run else await services.store.write(work)
+        outcomes += services.store.read(apply_to_runs) if dry_run else await services.store.write(apply_to_runs)
     return RunOutcomes(items=outcomes, more=more)
 
 
-def _outcome(connection: Connection, run_id: str, act: Callable[[Connection, str], RunOutcome]) -> RunOutcome:
+def _apply_to_run(tx: Connection, run_id: str, act: Callable[[Connection, str], RunOutcome]) -> RunOutcome:
     try:
-        return act(connection, run_id)
+        return act(tx, run_id)
     except Refusal as refusal:  # raised before anything of this run is written
         return RunOutcome(run_id=run_id, outcome="Refused", code=refusal.code, message=refusal.message)
 
 
-async def _purge(services: Services, org: str, run_ids: Sequence[str]) -> None:
+async def _purge_runs(services: Services, org: str, run_ids: Sequence[str]) -> None:
     for run_id in run_ids:
         await deletion.purge_if_due(services, org=org, run_id=run_id)

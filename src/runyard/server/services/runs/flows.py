@@ -1,4 +1,4 @@
-"""Flows: saved training recipes. What is stored has been checked whole, references included."""
+"""Flows: saved training configurations. A stored flow has been validated, references included."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import msgspec
 from runyard.server.services import documents
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import Kind
-from runyard.server.services.runs.references import checked_flow
+from runyard.server.services.runs.references import check_flow
 from runyard.server.services.validation import check_id
 from runyard.store.tables import flows
 from vi.api.resources.flows.responses import Flow
@@ -22,6 +22,11 @@ FLOW = Kind(
 
 
 def get(services: Services, *, org: str, flow_id: str) -> tuple[bytes, str]:
+    """Return the stored JSON and its etag.
+
+    Raises:
+        Refusal: NotFound.
+    """
     return documents.get(services, FLOW, org=org, id=flow_id)
 
 
@@ -41,7 +46,7 @@ async def put(
         Refusal: InvalidId; InvalidFlow with all problems; IdDeleted; EtagMismatch.
     """
     check_id(FLOW.name, flow_id)
-    checked = checked_flow(services, actor.org, spec)
+    checked = check_flow(services, actor.org, spec)
     return await documents.put(
         services, FLOW, actor, flow_id, body=body, spec=checked, attributes=attributes, if_match=if_match
     )
@@ -56,10 +61,10 @@ async def patch(
     attributes: dict[str, str | None],
     if_match: str | None,
 ) -> tuple[bytes, str]:
-    """Replace the given fields of a flow's spec; the result is checked as a whole."""
+    """Replace the given fields of a flow's spec; the result is validated as a whole."""
 
     def new_spec(old: Any) -> Any:
-        return checked_flow(services, actor.org, msgspec.to_builtins(old) | changes) if changes else old
+        return check_flow(services, actor.org, msgspec.to_builtins(old) | changes) if changes else old
 
     return await documents.patch(
         services, FLOW, actor, flow_id, new_spec=new_spec, attributes=attributes, if_match=if_match

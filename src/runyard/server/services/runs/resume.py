@@ -1,9 +1,10 @@
-"""What a run goes on from: frozen when it is accepted, handed to the supervisor that prepares an attempt.
+"""Checkpoints that an attempt may resume from, served to the supervisor that prepares it.
 
-A run may go on from a checkpoint of another run of its organisation. The files are put down as the new run's own in the
-transaction that accepts it, so neither deleting nor pruning the other run takes a byte away. A supervisor that finds
-nothing newer on its machine fetches them here, or those of the run's own newest checkpoint, if an earlier attempt ran
-elsewhere; its token opens no other bytes.
+A run may resume from a checkpoint of another run of its organization. The files are recorded as the
+new run's own in the transaction that inserts it, so neither deleting nor pruning the other run
+removes them. A supervisor that finds nothing newer on its machine fetches them here, or those of
+the run's own newest checkpoint, if an earlier attempt ran elsewhere. Its token opens no other
+bytes.
 """
 
 import asyncio
@@ -17,71 +18,74 @@ from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import attempt_dataset, attempt_weights, leases
-from runyard.server.services.runs.runs import decoded
+from runyard.server.services.runs.runs import decode_run
 from runyard.store import blobs as blob_rows
 from runyard.store import outputs
 
 
-def offered(services: Services, token: AttemptToken) -> Resumable:
-    """Every checkpoint the attempt may go on from, the best choice first: the run's own, then what it was made from.
+def list_candidates(services: Services, token: AttemptToken) -> Resumable:
+    """Return every checkpoint the attempt may resume from, the best choice first.
+
+    The run's own checkpoints come before the one that it was created from.
 
     Raises:
         Refusal: LeaseLost.
     """
+    return services.store.read(lambda tx: _find_checkpoints(tx, token))
 
-    def work(connection: Connection) -> Resumable:
-        _, row = leases.open_attempt(connection, token)
-        place = {"org": token.org, "run_id": row.id}
-        own = sorted(
-            outputs.list_by_run(connection, **place), key=lambda output: (output.step, output.number), reverse=True
+
+def _find_checkpoints(tx: Connection, token: AttemptToken) -> Resumable:
+    _, row = leases.get_open_attempt(tx, token)
+    key = {"org": token.org, "run_id": row.id}
+    own = sorted(
+            outputs.list_by_run(tx, **key), key=lambda output: (output.step, output.number), reverse=True
         )
-        found = [
+    found = [
+        ResumeCheckpoint(
+            run_id=row.id,
+            checkpoint_id=output.id,
+            step=output.step,
+            epoch=output.epoch,
+            time=output.time,
+            files=_to_checkpoint_files(outputs.list_files(tx, **key, output_id=output.id)),
+        )
+        for output in own
+    ]
+    origin = decode_run(row.document).spec.resume_from
+    if origin is not None:
+        found.append(
             ResumeCheckpoint(
-                run_id=row.id,
-                checkpoint_id=output.id,
-                step=output.step,
-                epoch=output.epoch,
-                time=output.time,
-                files=_told(outputs.list_files(connection, **place, output_id=output.id)),
+                run_id=origin.run_id,
+                checkpoint_id=origin.checkpoint,
+                step=origin.step,
+                epoch=origin.epoch,
+                time=row.time_created,
+                files=_to_checkpoint_files(blob_rows.list_resume_files(tx, **key)),
             )
-            for output in own
-        ]
-        origin = decoded(row.document).spec.resume_from
-        if origin is not None:
-            found.append(
-                ResumeCheckpoint(
-                    run_id=origin.run_id,
-                    checkpoint_id=origin.checkpoint,
-                    step=origin.step,
-                    epoch=origin.epoch,
-                    time=row.time_created,
-                    files=_told(blob_rows.list_resume_files(connection, **place)),
-                )
-            )
-        return Resumable(checkpoints=found)
-
-    return services.store.read(work)
+        )
+    return Resumable(checkpoints=found)
 
 
-async def opened_blob(services: Services, token: AttemptToken, sha256: str) -> tuple[BinaryIO, int]:
-    """A file that the attempt may read, and its length. Read whole before it is handed out: a flip is told, not sent.
+async def open_blob(services: Services, token: AttemptToken, sha256: str) -> tuple[BinaryIO, int]:
+    """Return a file that the attempt may read, and its length.
+
+    The blob is verified first, so that damaged bytes are reported and not sent.
 
     Raises:
-        Refusal: LeaseLost, NotFound (it belongs to no checkpoint, weights or dataset of this run), BlobMissing (gone or
-            damaged).
+        Refusal: LeaseLost, NotFound (it belongs to no checkpoint, weights or dataset of this run),
+            BlobMissing (gone or damaged).
     """
 
-    def is_allowed(connection: Connection) -> bool:
-        _, row = leases.open_attempt(connection, token)
-        return blob_rows.is_needed_by_run(connection, org=token.org, run_id=row.id, sha256=sha256) or any(
-            file.sha256 == sha256 for file in attempt_weights.files(connection, row)
+    def is_allowed(tx: Connection) -> bool:
+        _, row = leases.get_open_attempt(tx, token)
+        return blob_rows.is_needed_by_run(tx, org=token.org, run_id=row.id, sha256=sha256) or any(
+            file.sha256 == sha256 for file in attempt_weights.list_files(tx, row)
         )
 
     if not services.store.read(is_allowed) and not attempt_dataset.has_blob(services, token, sha256):
         raise Refusal(
             "NotFound",
-            f"file {sha256} belongs to no checkpoint of this run, not to its weights and not to its dataset; "
-            "ask again what there is",
+            f"file {sha256} belongs to no checkpoint, weights or dataset of this run; try: list the candidates again",
         )
     blobs = services.blobs(token.org)
     try:
@@ -89,8 +93,10 @@ async def opened_blob(services: Services, token: AttemptToken, sha256: str) -> t
             raise BlobMissing(sha256)
         return await asyncio.to_thread(blobs.open, sha256), blobs.size_bytes(sha256)
     except BlobMissing as error:
-        raise Refusal("BlobMissing", f"file {sha256} is lost or damaged here; go on from another checkpoint") from error
+        raise Refusal(
+            "BlobMissing", f"file {sha256} is lost or damaged on the server; try: resume from another checkpoint"
+        ) from error
 
 
-def _told(files: Any) -> list[CheckpointFile]:
+def _to_checkpoint_files(files: Any) -> list[CheckpointFile]:
     return [CheckpointFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256) for file in files]

@@ -1,12 +1,14 @@
-"""What a trainer says, taken exactly once: log lines, metrics, progress.
+"""Output of a trainer, recorded exactly once: log lines, metrics, progress.
 
-A supervisor ships whole lines of a stream with the byte offset they begin at. They count only if the server stands at
-that offset, and the offset advances in the transaction of their effect, so a repeated or reordered shipment changes
-nothing. Events drive the run's status; every line, an event as readable text, goes into the log.
+A supervisor ships whole lines of a stream with the byte offset they begin at. They count only if
+the server's offset is the same. The offset advances in the transaction of their effect, so a
+repeated or reordered shipment changes nothing. Events drive the run's status. Every line, an event
+as readable text, goes into the log.
 
-A log is kept up to ``log_max_mib``. A line says that this is reached; what comes later is counted in the run's status.
-What an event does to conditions, progress and metrics is never left out, and a megabyte more is kept of the text of
-events that are no measurements: how a run went on is worth more than what it printed.
+A log is kept up to ``log_max_mib``. A line says that the limit is reached; later lines are counted
+in the run's status. The effect of an event on conditions, progress and metrics is never left out.
+One more megabyte is kept for the text of events that are no measurements: how a run proceeded is
+worth more than what it printed.
 """
 
 import asyncio
@@ -29,10 +31,9 @@ from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Services
 from runyard.server.services.notifications import run_topic
 from runyard.server.services.runs import conditions, leases
-from runyard.server.services.runs.conditions import Move
-from runyard.server.services.runs.runs import decoded, save
+from runyard.server.services.runs.conditions import Transition
+from runyard.server.services.runs.runs import decode_run, save, transition
 from runyard.server.services.runs.runs import get as get_run
-from runyard.server.services.runs.runs import move as move_run
 from runyard.server.services.validation import check_count
 from runyard.store import runs as run_rows
 from runyard.store import telemetry as rows
@@ -47,48 +48,52 @@ _LIMIT_REACHED = (
 LONGEST_WAIT_S = 30.0
 MOST = 1000
 MOST_INTEGER = 2**53
-# Whatever a library prints, these shapes are keys and go no further.
+# Text of these shapes is a key; it is removed, whatever printed it.
 SECRETS = re.compile(r"\b(dtvi_|ryat_|whsec_|hf_|ghp_|AKIA)[A-Za-z0-9._-]{8,}")
 
 
 async def accept(services: Services, token: AttemptToken, shipped: Lines) -> LinesAccepted:
-    """Take lines if they begin where the server stands; the answer says where it stands now.
+    """Record lines if they begin at the server's offset; return the offset after that.
 
     Raises:
         Refusal: LeaseLost, InvalidBody (an offset that no file has).
     """
     check_count("offset", shipped.offset, most=MOST_INTEGER)
     check_count("next_offset", shipped.next_offset, most=MOST_INTEGER)
-
-    def work(connection: Connection) -> tuple[LinesAccepted, str]:
-        attempt, row = leases.open_attempt(connection, token, now_ms=services.clock.now_ms())
-        place = {"org": token.org, "run_id": row.id, "attempt": attempt.number, "stream": shipped.stream}
-        stands = rows.get_offset(connection, **place)
-        if shipped.offset != stands or shipped.next_offset <= stands:
-            return LinesAccepted(offset=stands), row.id
-        effect = _effect(services, shipped, decoded(row.document), row, attempt.number)
-        rows.add_log_lines(connection, effect.log_rows)
-        rows.add_metrics(connection, effect.metric_rows)
-        counts = {
-            "log_count": row.log_count + len(effect.log_rows),
-            "log_bytes": effect.log_bytes,
-            "log_left_out": effect.log_left_out,
-            "metric_count": row.metric_count + len(effect.metric_rows),
-        }
-        if effect.changed_status:
-            save(connection, effect.run, counts)
-        else:
-            run_rows.change(connection, org=token.org, run_id=row.id, values=counts)
-        rows.advance_offset(connection, **place, to=shipped.next_offset)
-        return LinesAccepted(offset=shipped.next_offset), row.id
-
-    answer, run_id = await services.store.write(work)
-    services.changes.tell(run_topic(token.org, run_id))
+    answer, run_id = await services.store.write(lambda tx: _insert_lines(services, tx, token, shipped))
+    services.notifier.notify(run_topic(token.org, run_id))
     return answer
 
 
+def _insert_lines(services: Services, tx: Connection, token: AttemptToken, shipped: Lines) -> tuple[LinesAccepted, str]:
+    """Insert lines and their effects, and advance the offset; return that and the run's id."""
+    attempt, row = leases.get_open_attempt(tx, token, now_ms=services.clock.now_ms())
+    key = {"org": token.org, "run_id": row.id, "attempt": attempt.number, "stream": shipped.stream}
+    offset = rows.get_offset(tx, **key)
+    if shipped.offset != offset or shipped.next_offset <= offset:
+        return LinesAccepted(offset=offset), row.id
+    changes = _apply_lines(services, shipped, decode_run(row.document), row, attempt.number)
+    rows.add_log_lines(tx, changes.log_rows)
+    rows.add_metrics(tx, changes.metric_rows)
+    counts = {
+        "log_count": row.log_count + len(changes.log_rows),
+        "log_bytes": changes.log_bytes,
+        "log_left_out": changes.log_left_out,
+        "metric_count": row.metric_count + len(changes.metric_rows),
+    }
+    if changes.changed_status:
+        save(tx, changes.run, counts)
+    else:
+        run_rows.change(tx, org=token.org, run_id=row.id, values=counts)
+    rows.advance_offset(tx, **key, to=shipped.next_offset)
+    return LinesAccepted(offset=shipped.next_offset), row.id
+
+
 class LogPage(msgspec.Struct):
-    """``next`` is the number to go on from; ``ended`` says that there will be no more."""
+    """A page of log lines.
+
+    ``next`` is the number to continue from; ``ended`` says that it is the last.
+    """
 
     items: list[LogLine]
     next: int
@@ -96,13 +101,13 @@ class LogPage(msgspec.Struct):
 
 
 class MetricPage(msgspec.Struct):
-    """``next`` is the sequence number to go on from."""
+    """A page of metrics. ``next`` is the sequence number to continue from."""
 
     items: list[MetricPoint]
     next: int
 
 
-async def log_page(
+async def read_log_page(
     services: Services,
     *,
     org: str,
@@ -116,20 +121,19 @@ async def log_page(
 ) -> bytes:
     """Return a ``LogPage`` as JSON: lines numbered above ``since``.
 
-    With ``wait_s``, wait for one to come unless the run has ended.
-
-    ``gone`` is done when the client has left; nothing is waited for then.
+    With ``wait_s``, wait for one unless the run has ended. ``gone`` is done when the client has
+    disconnected; then nothing is waited for.
 
     Raises:
         Refusal: NotFound.
     """
 
-    def fetch(connection: Connection, after: int, limit: int) -> Sequence[AnyRow]:
-        return rows.log_page(connection, org=org, run_id=run_id, since=after, until=until, stream=stream, limit=limit)
+    def fetch(tx: Connection, after: int, limit: int) -> Sequence[AnyRow]:
+        return rows.log_page(tx, org=org, run_id=run_id, since=after, until=until, stream=stream, limit=limit)
 
-    def work(connection: Connection, ended: bool) -> tuple[bool, bytes]:
+    def read_lines(tx: Connection, ended: bool) -> tuple[bool, bytes]:
         items, last, has_more = pages.gather(
-            partial(fetch, connection), after=since, size=limit, encode=_encode_line, place=_number_of
+            partial(fetch, tx), after=since, size=limit, encode=_encode_line, get_position=_get_number
         )
         page = LogPage(
             items=[msgspec.Raw(item) for item in items],  # type: ignore[misc]
@@ -141,17 +145,17 @@ async def log_page(
     clock = services.clock
     deadline = clock.monotonic_s() + min(wait_s, LONGEST_WAIT_S)
     while True:
-        event = services.changes.watch(run_topic(org, run_id))
-        # State before lines: a run that ended in between is asked once more, and no line of it is missed.
+        event = services.notifier.watch(run_topic(org, run_id))
+        # State before lines: if the run ends in between, the loop repeats and misses no line.
         ended = _has_ended(services, org, run_id)
-        has_lines, page = await services.store.read_in_thread(partial(work, ended=ended))
+        has_lines, page = await services.store.read_in_thread(partial(read_lines, ended=ended))
         remaining_s = deadline - clock.monotonic_s()
-        if has_lines or ended or remaining_s <= 0 or services.changes.is_closed or (gone is not None and gone.done()):
+        if has_lines or ended or remaining_s <= 0 or services.notifier.is_closed or (gone is not None and gone.done()):
             return page
-        await services.changes.wait(event, timeout_s=remaining_s, gone=gone)
+        await services.notifier.wait(event, timeout_s=remaining_s, gone=gone)
 
 
-async def metric_page(services: Services, *, org: str, run_id: str, since: int, limit: int = MOST) -> bytes:
+async def read_metric_page(services: Services, *, org: str, run_id: str, since: int, limit: int = MOST) -> bytes:
     """Return a ``MetricPage`` as JSON: points numbered above ``since``.
 
     Raises:
@@ -159,20 +163,20 @@ async def metric_page(services: Services, *, org: str, run_id: str, since: int, 
     """
     _has_ended(services, org, run_id)
 
-    def fetch(connection: Connection, after: int, limit: int) -> Sequence[AnyRow]:
-        return rows.metric_page(connection, org=org, run_id=run_id, since=after, limit=limit)
+    def fetch(tx: Connection, after: int, limit: int) -> Sequence[AnyRow]:
+        return rows.metric_page(tx, org=org, run_id=run_id, since=after, limit=limit)
 
-    def work(connection: Connection) -> bytes:
+    def read_points(tx: Connection) -> bytes:
         items, last, _ = pages.gather(
-            partial(fetch, connection), after=since, size=limit, encode=_encode_point, place=_number_of
+            partial(fetch, tx), after=since, size=limit, encode=_encode_point, get_position=_get_number
         )
         page = MetricPage(items=[msgspec.Raw(item) for item in items], next=last.number if last else since)  # type: ignore[misc]
         return msgspec.json.encode(page)
 
-    return await services.store.read_in_thread(work)
+    return await services.store.read_in_thread(read_points)
 
 
-def _number_of(row: AnyRow) -> int:
+def _get_number(row: AnyRow) -> int:
     return int(row.number)
 
 
@@ -189,12 +193,12 @@ def _encode_point(row: AnyRow) -> bytes:
 
 
 def _has_ended(services: Services, org: str, run_id: str) -> bool:
-    run = decoded(get_run(services, org=org, run_id=run_id)[0])
+    run = decode_run(get_run(services, org=org, run_id=run_id)[0])
     return run.condition is not None and run.condition.is_final
 
 
-class _Effect:
-    """What a shipment of lines changes."""
+class _RunChanges:
+    """The changes that a shipment of lines makes to a run."""
 
     def __init__(self, run: Run, row: Any, attempt: int, now_ms: int, *, limit_bytes: int) -> None:
         self.run = run
@@ -242,8 +246,8 @@ class _Effect:
                 "org": self._row.org,
                 "run_id": self._row.id,
                 "number": self._row.metric_count + len(self.metric_rows) + 1,
-                "step": _integer(event.get("step")),
-                "epoch": _number(event.get("epoch")) or 0.0,
+                "step": _parse_integer(event.get("step")),
+                "epoch": _parse_number(event.get("epoch")) or 0.0,
                 "time": time_ms,
                 "attempt": self.attempt,
                 "measured": msgspec.json.encode(values),
@@ -251,34 +255,34 @@ class _Effect:
         )
 
 
-def _effect(services: Services, shipped: Lines, run: Run, row: Any, attempt: int) -> _Effect:
+def _apply_lines(services: Services, shipped: Lines, run: Run, row: Any, attempt: int) -> _RunChanges:
     now_ms = services.clock.now_ms()
-    effect = _Effect(run, row, attempt, now_ms, limit_bytes=services.settings.log_max_mib << 20)
+    changes = _RunChanges(run, row, attempt, now_ms, limit_bytes=services.settings.log_max_mib << 20)
     for line in shipped.lines:
-        event = _event(line) if shipped.stream == "events" else None
+        event = _parse_event(line) if shipped.stream == "events" else None
         if event is None:
-            effect.log(shipped.stream, now_ms, line)
+            changes.log(shipped.stream, now_ms, line)
             continue
-        time_ms = _integer(event.get("t")) or now_ms
-        text = _take_event(effect, event, time_ms)
+        time_ms = _parse_integer(event.get("t")) or now_ms
+        text = _apply_event(changes, event, time_ms)
         is_measurement = event["ev"] in ("step", "evaluation")
-        effect.log("events", time_ms, text, extra_bytes=0 if is_measurement else EVENTS_BEYOND_LIMIT_BYTES)
-    return effect
+        changes.log("events", time_ms, text, extra_bytes=0 if is_measurement else EVENTS_BEYOND_LIMIT_BYTES)
+    return changes
 
 
-def _take_event(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
-    """Let one event work on the run; returns what the log says about it."""
+def _apply_event(changes: _RunChanges, event: dict[str, Any], time_ms: int) -> str:
+    """Apply one event to the run; return the text for the log."""
     name = str(event.get("ev"))
     if name == "phase":
         phase, message = str(event.get("phase")), event.get("message")
-        _phase(effect, phase, str(message) if message else None)
+        _apply_phase(changes, phase, str(message) if message else None)
         return f"{phase}: {message}" if message else phase
     if name == "step":
-        return _step(effect, event, time_ms)
+        return _apply_step(changes, event, time_ms)
     if name == "evaluation":
-        return _evaluation(effect, event, time_ms)
+        return _apply_evaluation(changes, event, time_ms)
     if name == "plan" and isinstance(event.get("plan"), dict):
-        return _plan(effect, event["plan"])
+        return _apply_plan(changes, event["plan"])
     if name == "checkpoint":
         return f"checkpoint {event.get('checkpoint')} saved at step {event.get('step')}"
     if name == "warning":
@@ -286,97 +290,108 @@ def _take_event(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
     return json.dumps(event, ensure_ascii=False)
 
 
-def _phase(effect: _Effect, phase: str, message: str | None) -> None:
-    latest = effect.run.status.conditions[-1]
-    is_told = phase in conditions.REASONS[conditions.RUNNING] and latest.condition is conditions.RUNNING
-    if is_told and latest.reason != "Stopping":
-        move_run(effect.run, Move(conditions.RUNNING, phase, message or _where(effect.run)), now_ms=effect.now_ms)
-        effect.changed_status = True
+def _apply_phase(changes: _RunChanges, phase: str, message: str | None) -> None:
+    latest = changes.run.status.conditions[-1]
+    is_known = phase in conditions.REASONS[conditions.RUNNING] and latest.condition is conditions.RUNNING
+    if is_known and latest.reason != "Stopping":
+        transition(
+            changes.run,
+            Transition(conditions.RUNNING, phase, message or _describe_progress(changes.run)),
+            now_ms=changes.now_ms,
+        )
+        changes.changed_status = True
 
 
-def _plan(effect: _Effect, plan: dict[str, Any]) -> str:
-    """Told once before training, and again whenever want of memory has made the micro-batch smaller."""
+def _apply_plan(changes: _RunChanges, plan: dict[str, Any]) -> str:
+    """Record the plan.
+
+    It arrives before training, and again when the micro-batch was halved for lack of memory.
+    """
     size_bytes = len(msgspec.json.encode(plan))
     if size_bytes > limits.PLAN.value:
-        return f"plan resolved; it has {size_bytes:,} bytes, more than {limits.PLAN.value:,}, and is not kept"
-    effect.run.status.plan = limits.clean_json(plan)
-    effect.changed_status = True
-    told = plan.get("microBatchSize")
-    size = _integer(told.get("value")) if isinstance(told, dict) else 0
-    for attempt in effect.run.status.attempts:
-        if attempt.attempt == effect.attempt and size > 0:
+        return f"plan resolved; it has {size_bytes:,} bytes, more than {limits.PLAN.value:,}, and is not stored"
+    changes.run.status.plan = limits.clean_json(plan)
+    changes.changed_status = True
+    entry = plan.get("microBatchSize")
+    size = _parse_integer(entry.get("value")) if isinstance(entry, dict) else 0
+    for attempt in changes.run.status.attempts:
+        if attempt.attempt == changes.attempt and size > 0:
             attempt.micro_batch_size = size
     return f"plan resolved, microBatchSize {size}" if size else "plan resolved"
 
 
-def _step(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
-    values = _values(event)
-    effect.measure(event, time_ms, values)
-    progress = effect.run.status.progress or RunProgress()
-    progress.step, progress.epoch = _integer(event.get("step")), _number(event.get("epoch")) or 0.0
-    progress.total_steps = _integer(event.get("totalSteps")) or progress.total_steps
-    # Lines may come late: only a running run has time left.
-    is_running = effect.run.condition is conditions.RUNNING
-    progress.seconds_left = _number(event.get("secondsLeft")) if is_running else None
+def _apply_step(changes: _RunChanges, event: dict[str, Any], time_ms: int) -> str:
+    values = _parse_values(event)
+    changes.measure(event, time_ms, values)
+    progress = changes.run.status.progress or RunProgress()
+    progress.step, progress.epoch = _parse_integer(event.get("step")), _parse_number(event.get("epoch")) or 0.0
+    progress.total_steps = _parse_integer(event.get("totalSteps")) or progress.total_steps
+    # Lines may arrive late: only a running run has an estimate of the time left.
+    is_running = changes.run.condition is conditions.RUNNING
+    progress.seconds_left = _parse_number(event.get("secondsLeft")) if is_running else None
     progress.loss = values.get("loss", progress.loss)
-    effect.run.status.progress = progress
-    effect.changed_status = True
-    latest = effect.run.status.conditions[-1]
+    changes.run.status.progress = progress
+    changes.changed_status = True
+    latest = changes.run.status.conditions[-1]
     if latest.condition is conditions.RUNNING and latest.reason != "Stopping":
-        move_run(effect.run, Move(conditions.RUNNING, "Training", _where(effect.run)), now_ms=effect.now_ms)
-    return f"{_where(effect.run)}: {_told(values)}"
+        transition(
+            changes.run,
+            Transition(conditions.RUNNING, "Training", _describe_progress(changes.run)),
+            now_ms=changes.now_ms,
+        )
+    return f"{_describe_progress(changes.run)}: {_format_values(values)}"
 
 
-def _evaluation(effect: _Effect, event: dict[str, Any], time_ms: int) -> str:
-    values = _values(event)
-    effect.measure(event, time_ms, values)
+def _apply_evaluation(changes: _RunChanges, event: dict[str, Any], time_ms: int) -> str:
+    values = _parse_values(event)
+    changes.measure(event, time_ms, values)
     name = event.get("metricName")
     if isinstance(name, str):
-        progress = effect.run.status.progress or RunProgress()
+        progress = changes.run.status.progress or RunProgress()
         name = clean_text(name, limits.METRIC_NAME)
         metric = values.get(f"validation/{name}", values.get(name))
         if metric is not None:
             progress.metric_name, progress.metric = name, metric
-        effect.run.status.progress = progress
-        effect.changed_status = True
-    return f"evaluation at step {event.get('step')}: {_told(values)}"
+        changes.run.status.progress = progress
+        changes.changed_status = True
+    return f"evaluation at step {event.get('step')}: {_format_values(values)}"
 
 
-def _where(run: Run) -> str | None:
+def _describe_progress(run: Run) -> str | None:
     progress = run.status.progress
     if progress is None:
         return None
     return f"step {progress.step} of {progress.total_steps}" if progress.total_steps else f"step {progress.step}"
 
 
-def _told(values: dict[str, float]) -> str:
+def _format_values(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
-def _event(line: str) -> dict[str, Any] | None:
-    """The event in a line; None when it is not one, and then it is only text."""
+def _parse_event(line: str) -> dict[str, Any] | None:
+    """Return the event in a line; None when the line is plain text."""
     try:
-        value = json.loads(line)  # takes NaN, which a diverged loss may be, where the strict decoder does not
-        msgspec.json.encode(value)  # half characters and endless integers fit in no row and no answer
+        value = json.loads(line)  # accepts NaN (a diverged loss), unlike the strict decoder
+        msgspec.json.encode(value)  # lone surrogates and huge integers fit in no row and no response
     except (ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
         return None
     return value if isinstance(value, dict) and isinstance(value.get("ev"), str) else None
 
 
-def _values(event: dict[str, Any]) -> dict[str, float]:
+def _parse_values(event: dict[str, Any]) -> dict[str, float]:
     given = event.get("values")
     if not isinstance(given, dict):
         return {}
-    numbers = ((str(name), number) for name, value in given.items() if (number := _number(value)) is not None)
+    numbers = ((str(name), number) for name, value in given.items() if (number := _parse_number(value)) is not None)
     return {clean_text(name, limits.METRIC_NAME): number for name, number in islice(numbers, limits.METRICS.value)}
 
 
-def _number(value: Any) -> float | None:
-    """A finite number; JSON has no others."""
+def _parse_number(value: Any) -> float | None:
+    """Return a finite number; JSON has no others."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and math.isfinite(value) else None
 
 
-def _integer(value: Any) -> int:
+def _parse_integer(value: Any) -> int:
     is_plain = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST_INTEGER
     return value if is_plain else 0

@@ -1,4 +1,4 @@
-"""Training projects: a named place for flows and runs over the same data."""
+"""Training projects: a named group of flows and runs over the same data."""
 
 import msgspec
 
@@ -21,8 +21,8 @@ TRAINING_PROJECT = Kind(
 )
 
 
-def checked_spec(spec: TrainingProjectSpec) -> TrainingProjectSpec:
-    """The spec, if type and dataset exist.
+def check_spec(spec: TrainingProjectSpec) -> TrainingProjectSpec:
+    """Return the spec, if type and dataset exist.
 
     Raises:
         Refusal: InvalidBody.
@@ -33,13 +33,16 @@ def checked_spec(spec: TrainingProjectSpec) -> TrainingProjectSpec:
     ):
         if given is not None and given not in allowed:
             words = ", ".join(allowed)
-            message = f"{path} is {given!r}; it must be one of {words}, or be left out"
+            message = f"{path} is {given!r}; expected one of {words}, or omit it"
             raise Refusal(
                 "InvalidBody", message, problems=[Problem(path=path, given=given, allowed=words, message=message)]
             )
     return spec
 
 
-def merged_spec(old: TrainingProjectSpec, changes: dict[str, object]) -> TrainingProjectSpec:
-    """The spec after a PATCH; ``changes`` has been checked to hold known fields of the right types."""
-    return checked_spec(msgspec.convert(msgspec.to_builtins(old) | changes, TrainingProjectSpec))
+def merge_spec(old: TrainingProjectSpec, changes: dict[str, object]) -> TrainingProjectSpec:
+    """Return the spec after a PATCH.
+
+    ``changes`` has been checked to hold known fields of the right types.
+    """
+    return check_spec(msgspec.convert(msgspec.to_builtins(old) | changes, TrainingProjectSpec))

@@ -1,0 +1,143 @@
+"""Decide whether connected machines fit a run, and explain why a run waits.
+
+The reason and message go into the run's condition: what it requests, and what the connected
+machines offer. A run is explained when it is created, and again when machines, free slots or disk
+space have changed (``waiting_reasons``).
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy import Connection
+
+from runyard.server.services.context import Services
+from runyard.server.services.runs import conditions
+from runyard.server.services.runs.conditions import Transition
+from runyard.store import queue
+from runyard.store.requirements import Labels, labels_of
+from vi.api.resources.runs.responses import Run
+
+FREE_SLOT = "waiting for a free slot"
+MOST_NAMED = 5
+COUNTS_FRESH_S = 1.5  # maximum age of the last refresh's counts for a new run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What one connected machine offers. ``slots`` is None until it has reported their number."""
+
+    host: str
+    labels: Labels
+    slots: int | None
+    is_full: bool = False
+    lacks_disk: bool = False
+
+
+def fits(wanted: Labels, labels: Labels) -> bool:
+    """Return whether a machine with ``labels`` can take a run.
+
+    Of each wanted label, any one of the listed values is enough.
+    """
+    return all(not values or set(values) & set(labels.get(name, ())) for name, values in wanted.items())
+
+
+def get_requested_labels(tx: Connection, key: str) -> Labels | None:
+    """Return the labels behind a key of requirements.
+
+    Return None for a hash that no waiting run has any more.
+    """
+    labels = labels_of(key)
+    if labels is None and (document := queue.document_of(tx, key=key)) is not None:
+        labels = msgspec.json.decode(document, type=Run).spec.flow.tolerations
+    return labels
+
+
+def explain_waiting(wanted: Labels, offers: Sequence[Offer]) -> Transition:
+    """Return the reason for which a run waits, with a message."""
+    fitting = [offer for offer in offers if fits(wanted, offer.labels)]
+    with_disk = [offer for offer in fitting if not offer.lacks_disk]
+    if not offers:
+        message = (
+            f"{_describe_request(wanted)}; no machine is connected: it starts when a controller connects to this server"
+        )
+        return Transition(conditions.PENDING, "WaitingForMachine", message)
+    if not fitting:
+        message = f"{_describe_request(wanted)}; no connected machine can take it: {_describe_offers(offers)}"
+        return Transition(conditions.PENDING, "WaitingForCapacity", message)
+    if not with_disk:
+        hosts = _join_hosts([offer.host for offer in fitting])
+        has = "has" if len(fitting) == 1 else "have"
+        message = f"{hosts} {has} too little free disk space to start it; it starts when there is enough"
+        return Transition(conditions.PENDING, "WaitingForDisk", message)
+    if all(offer.is_full for offer in with_disk):
+        slots = sum(offer.slots or 0 for offer in with_disk)
+        hosts = _join_hosts([offer.host for offer in with_disk])
+        message = f"{FREE_SLOT}: {slots} of {slots} slots are busy on {hosts}"
+        return Transition(conditions.PENDING, "Queued", message)
+    return Transition(conditions.PENDING, "Queued", FREE_SLOT)
+
+
+def explain_new_run(services: Services, tolerations: Labels) -> Transition:
+    """Return the waiting reason of a new run.
+
+    Its counts may be a second old: the next refresh corrects it.
+    """
+    known = services.waiting_reasons
+    is_fresh = services.clock.monotonic_s() - known.counted_s < COUNTS_FRESH_S
+    counts = known.busy if is_fresh else services.store.read(queue.busy)
+    reason = explain_waiting(tolerations, list_offers(services, counts))
+    return Transition(conditions.PENDING, "Queued", FREE_SLOT) if is_too_early(services, reason, counts) else reason
+
+
+def hash_reason(reason: Transition) -> str:
+    """Return a hash of reason and message.
+
+    It is stored in a column, to find runs with another reason.
+    """
+    return hashlib.sha256(f"{reason.reason}\0{reason.message}".encode()).hexdigest()[:16]
+
+
+def list_offers(services: Services, busy: Mapping[str, int]) -> list[Offer]:
+    """Return what the connected machines offer; ``busy`` counts the attempts of each."""
+    now_s = services.clock.monotonic_s()
+    return [
+        Offer(
+            host=machine.report.host,
+            labels=machine.report.labels,
+            slots=machine.report.slots,
+            is_full=machine.is_full(busy.get(machine_id, 0), now_s=now_s),
+            lacks_disk=machine.lacks_disk,
+        )
+        for machine_id, machine in services.machines.list_connected_by_id(uptime_s=now_s)
+    ]
+
+
+def is_too_early(services: Services, reason: Transition, busy: Mapping[str, int]) -> bool:
+    """Return whether the server started too recently to say that no machine is connected."""
+    names_machines = reason.reason in ("WaitingForMachine", "WaitingForCapacity")
+    return names_machines and not services.machines.has_heard_all(uptime_s=services.clock.monotonic_s(), busy=busy)
+
+
+def _describe_request(wanted: Labels) -> str:
+    words = [f"{name} {' or '.join(values)}" for name, values in wanted.items() if values]
+    return f"requests {' and '.join(words)}" if words else "requests no particular machine"
+
+
+def _describe_offers(offers: Sequence[Offer]) -> str:
+    """Describe the machines, with equal ones in one phrase."""
+    alike: dict[str, list[str]] = {}
+    for offer in offers:
+        words = " and ".join(f"{name} {', '.join(values)}" for name, values in offer.labels.items()) or "no labels"
+        slots = "" if offer.slots is None else f" ({offer.slots} slot{'' if offer.slots == 1 else 's'})"
+        alike.setdefault(f"{words}{slots}", []).append(offer.host)
+    phrases = [f"{_join_hosts(hosts)} offer{'s' if len(hosts) == 1 else ''} {words}" for words, hosts in alike.items()]
+    more = len(phrases) - MOST_NAMED
+    return "; ".join(phrases[:MOST_NAMED]) + (f"; {more} other kinds of machines" if more > 0 else "")
+
+
+def _join_hosts(hosts: Sequence[str]) -> str:
+    hosts = sorted(hosts)
+    more = len(hosts) - MOST_NAMED
+    return ", ".join(hosts[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
