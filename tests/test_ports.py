@@ -1,4 +1,4 @@
-"""The doors to the world are few: what decides and what acts must not go round them."""
+"""Controller and supervisor have effects only through their ports."""
 
 import ast
 from pathlib import Path
@@ -13,7 +13,7 @@ PURE = {ROOT / "controller" / "decide.py", ROOT / "supervisor" / "step.py"}
 EFFECTS = {"os", "signal", "subprocess", "threading", "socket", "select", "pathlib", "random", "uuid", "logging"}
 
 
-def imported(path: Path) -> set[str]:
+def list_imports(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -24,13 +24,13 @@ def imported(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_only_the_clock_looks_at_the_time(path: Path) -> None:
-    assert not imported(path) & {"time", "datetime"}
+def test_only_the_clock_port_reads_the_time(path: Path) -> None:
+    assert not list_imports(path) & {"time", "datetime"}
 
 
 @pytest.mark.parametrize("path", sorted(PURE), ids=lambda path: path.name)
-def test_what_decides_has_no_effects(path: Path) -> None:
-    assert not imported(path) & EFFECTS
+def test_deciding_modules_have_no_effects(path: Path) -> None:
+    assert not list_imports(path) & EFFECTS
 
 
 def test_no_process_is_started_through_a_shell() -> None:

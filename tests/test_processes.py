@@ -21,7 +21,7 @@ MARK = f"org/run-{os.getpid()}/1"
 
 @pytest.fixture
 def spawn() -> Iterator[Spawn]:
-    """Start Python with some text that prints a line when it is ready; everything is ended with the test."""
+    """Start Python with code that prints a line when it is ready; all processes end with the test."""
     started: list[subprocess.Popen[str]] = []
 
     def run(code: str, **environ: str) -> subprocess.Popen[str]:
@@ -38,7 +38,7 @@ def spawn() -> Iterator[Spawn]:
 
     yield run
     for process in started:
-        for identity in processes.descendants(process.pid):
+        for identity in processes.list_descendants(process.pid):
             processes.send_signal(identity, signal.SIGKILL)
         process.kill()
         process.communicate()
@@ -47,7 +47,7 @@ def spawn() -> Iterator[Spawn]:
 SLEEP = "import time; print('ready', flush=True); time.sleep(600)"
 
 
-def identity_of(process: subprocess.Popen[str]) -> Identity:
+def identify(process: subprocess.Popen[str]) -> Identity:
     identity = processes.identify(process.pid)
     assert identity is not None
     return identity
@@ -55,51 +55,51 @@ def identity_of(process: subprocess.Popen[str]) -> Identity:
 
 def test_a_process_is_alive_until_it_has_ended(spawn: Spawn) -> None:
     process = spawn(SLEEP)
-    identity = identity_of(process)
-    assert processes.liveness(identity) == "alive"
+    identity = identify(process)
+    assert processes.check_liveness(identity) == "alive"
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert processes.liveness(identity) == "dead", "a zombie does nothing any more"
+    assert processes.check_liveness(identity) == "dead", "a zombie does nothing any more"
     process.wait()
-    assert processes.liveness(identity) == "dead"
+    assert processes.check_liveness(identity) == "dead"
 
 
 @pytest.mark.parametrize("change", [{"start_ticks": 1}, {"boot_id": "another boot"}])
-def test_another_process_with_the_same_id_is_neither_alive_nor_signalled(
+def test_another_process_with_the_same_id_is_neither_alive_nor_signaled(
     spawn: Spawn, change: dict[str, object]
 ) -> None:
     process = spawn(SLEEP)
-    stranger = replace(identity_of(process), **change)  # type: ignore[arg-type]
-    assert processes.liveness(stranger) == "dead"
+    stranger = replace(identify(process), **change)  # type: ignore[arg-type]
+    assert processes.check_liveness(stranger) == "dead"
     assert processes.send_signal(stranger, signal.SIGKILL) is False
-    assert processes.liveness(identity_of(process)) == "alive"
+    assert processes.check_liveness(identify(process)) == "alive"
 
 
-def test_a_process_that_may_not_be_looked_at_is_unknown_and_not_signalled(
+def test_a_process_that_may_not_be_inspected_is_unknown_and_not_signaled(
     spawn: Spawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = spawn(SLEEP)
-    identity = identity_of(process)
+    identity = identify(process)
 
     def refuse(pid: int) -> None:
         raise PermissionError(pid)
 
     monkeypatch.setattr(processes, "identify", refuse)
-    assert processes.liveness(identity) == "unknown"
+    assert processes.check_liveness(identity) == "unknown"
     assert processes.send_signal(identity, signal.SIGKILL) is False
     assert process.poll() is None
 
 
 def test_a_signal_reaches_the_process_it_is_meant_for(spawn: Spawn) -> None:
     process = spawn(SLEEP)
-    assert processes.send_signal(identity_of(process), signal.SIGKILL) is True
+    assert processes.send_signal(identify(process), signal.SIGKILL) is True
     assert process.wait() == -signal.SIGKILL
 
 
-def test_a_mark_is_found_by_what_a_process_was_started_with(spawn: Spawn) -> None:
+def test_a_mark_is_found_in_the_environment_a_process_was_started_with(spawn: Spawn) -> None:
     process = spawn(SLEEP, RUNYARD_ATTEMPT=MARK)
-    assert processes.marked("RUNYARD_ATTEMPT", MARK.__eq__) == [(identity_of(process), MARK)]
-    assert processes.marked("RUNYARD_ATTEMPT", "another".__eq__) == []
+    assert processes.find_marked("RUNYARD_ATTEMPT", MARK.__eq__) == [(identify(process), MARK)]
+    assert processes.find_marked("RUNYARD_ATTEMPT", "another".__eq__) == []
 
 
 FORK_AND_MARK = """
@@ -112,11 +112,11 @@ time.sleep(600)
 """
 
 
-def test_a_fork_of_a_parent_with_room_carries_a_mark_of_its_own(spawn: Spawn) -> None:
-    parent = spawn(FORK_AND_MARK, RUNYARD_ATTEMPT=processes.MARK_ROOM, WANTED=MARK)
-    (child,) = processes.descendants(parent.pid)
-    assert processes.marked("RUNYARD_ATTEMPT", MARK.__eq__) == [(child, MARK)]
-    assert Path(f"/proc/{parent.pid}/environ").read_bytes().count(processes.MARK_ROOM.encode()) == 1
+def test_a_fork_of_a_parent_with_placeholders_has_its_own_mark(spawn: Spawn) -> None:
+    parent = spawn(FORK_AND_MARK, RUNYARD_ATTEMPT=processes.MARK_PLACEHOLDER, WANTED=MARK)
+    (child,) = processes.list_descendants(parent.pid)
+    assert processes.find_marked("RUNYARD_ATTEMPT", MARK.__eq__) == [(child, MARK)]
+    assert Path(f"/proc/{parent.pid}/environ").read_bytes().count(processes.MARK_PLACEHOLDER.encode()) == 1
 
 
 DOUBLE_FORK = """
@@ -131,7 +131,7 @@ time.sleep(600)
 
 
 def test_descendants_are_found_in_other_sessions_too(spawn: Spawn) -> None:
-    assert len(processes.descendants(spawn(DOUBLE_FORK).pid)) == 2
+    assert len(processes.list_descendants(spawn(DOUBLE_FORK).pid)) == 2
 
 
 def test_a_holder_of_a_file_is_found_by_inode_after_the_name_is_gone(spawn: Spawn, tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_a_holder_of_a_file_is_found_by_inode_after_the_name_is_gone(spawn: Spaw
     other_name = tmp_path / "other"
     other_name.hardlink_to(path)
     path.unlink()
-    assert processes.holders(other_name) == [identity_of(holder)]
-    assert processes.holders(path) == []
+    assert processes.list_holders(other_name) == [identify(holder)]
+    assert processes.list_holders(path) == []
 
 
 def test_the_kernels_count_of_memory_kills_can_be_read() -> None:
-    assert processes.out_of_memory_kills() >= 0
+    assert processes.count_memory_kills() >= 0

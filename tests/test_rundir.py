@@ -1,4 +1,4 @@
-"""The run folder's readers on files as crashes leave them."""
+"""The run folder's readers and writers, also on files that a crash left behind."""
 
 import errno
 import json
@@ -21,14 +21,14 @@ def test_an_absent_json_file_is_absent(tmp_path: Path) -> None:
     assert rundir.read_json(tmp_path / "run.json") is None
 
 
-def test_json_is_written_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
+def test_json_is_written_atomically_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     rundir.write_json(tmp_path / "run.json", {"name": "täst"})
     rundir.write_json(tmp_path / "run.json", {"name": "again"})
     assert rundir.read_json(tmp_path / "run.json") == {"name": "again"}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_a_torn_last_line_stays_until_it_is_whole(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_left_until_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(b"one\ntw")
     assert rundir.read_lines(path, 0) == (["one"], 4)
@@ -37,14 +37,14 @@ def test_a_torn_last_line_stays_until_it_is_whole(tmp_path: Path) -> None:
     assert rundir.read_lines(path, 4) == (["two"], 8)
 
 
-def test_a_torn_last_line_is_read_once_nobody_writes_any_more(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_read_once_the_file_is_final(tmp_path: Path) -> None:
     path = tmp_path / "stdout.log"
     path.write_bytes(b"one\ntw")
     assert rundir.read_lines(path, 4, is_final=True) == (["tw"], 6)
     assert rundir.read_lines(path, 6, is_final=True) == ([], 6)
 
 
-def test_an_endless_line_is_cut_and_reading_goes_on_behind_it(tmp_path: Path) -> None:
+def test_an_overlong_line_is_cut_and_reading_continues_after_it(tmp_path: Path) -> None:
     path = tmp_path / "stdout.log"
     path.write_bytes(b"x" * 25 + b"\nlast\n")
     texts: list[str] = []
@@ -68,7 +68,7 @@ def test_an_absent_file_has_no_lines(tmp_path: Path) -> None:
     assert rundir.read_lines(tmp_path / "stdout.log", 7) == ([], 7)
 
 
-def test_events_are_numbered_on_after_a_restart(tmp_path: Path) -> None:
+def test_event_numbers_continue_after_a_restart(tmp_path: Path) -> None:
     for number in (1, 2):
         events = rundir.EventWriter(tmp_path, lambda: 5)
         events.write("warning", message=str(number))
@@ -77,7 +77,7 @@ def test_events_are_numbered_on_after_a_restart(tmp_path: Path) -> None:
     assert [json.loads(line)["n"] for line in lines] == [1, 2]
 
 
-def test_an_event_after_a_torn_line_is_a_line_of_its_own(tmp_path: Path) -> None:
+def test_an_event_after_a_torn_line_starts_a_new_line(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_bytes(b'{"n": 1}\n{"n": 2, "ev')
     events = rundir.EventWriter(tmp_path, lambda: 5)
     events.write("warning", message="x")
@@ -86,15 +86,15 @@ def test_an_event_after_a_torn_line_is_a_line_of_its_own(tmp_path: Path) -> None
     assert json.loads(lines[-1])["n"] == 3
 
 
-def test_an_event_with_a_field_nobody_reads_is_refused(tmp_path: Path) -> None:
+def test_an_event_with_an_unknown_field_is_rejected(tmp_path: Path) -> None:
     events = rundir.EventWriter(tmp_path, lambda: 5)
     with pytest.raises(ValueError, match="has no field"):
         events.write("warning", text="lost")
     events.close()
 
 
-def save(folder: Path, name: str, *, step: int, content: bytes = b"weights") -> Path:
-    checkpoint = folder / rundir.CHECKPOINTS / name
+def save_checkpoint(folder: Path, name: str, *, step: int, content: bytes = b"weights") -> Path:
+    checkpoint = rundir.AttemptDir(folder).checkpoints / name
     checkpoint.mkdir(parents=True)
     (checkpoint / "model").write_bytes(content)
     files = [{"path": "model", "sizeBytes": len(content), "sha256": rundir.sha256_of(checkpoint / "model")}]
@@ -104,73 +104,73 @@ def save(folder: Path, name: str, *, step: int, content: bytes = b"weights") -> 
 
 
 def test_checkpoints_are_listed_by_step_and_only_complete_ones(tmp_path: Path) -> None:
-    save(tmp_path, "epoch-10", step=10)
-    save(tmp_path, "epoch-9", step=9)
-    save(tmp_path, ".staging-epoch-11", step=11)
-    (save(tmp_path, "epoch-12", step=12) / rundir.MANIFEST).write_bytes(b'{"checkpoint": "epoch-12"')
-    (save(tmp_path, "epoch-13", step=13) / rundir.MANIFEST).write_bytes(b'{"checkpoint": "epoch-13"}')
-    assert [path.name for path, _ in rundir.checkpoints(tmp_path)] == ["epoch-9", "epoch-10"]
+    save_checkpoint(tmp_path, "epoch-10", step=10)
+    save_checkpoint(tmp_path, "epoch-9", step=9)
+    save_checkpoint(tmp_path, ".staging-epoch-11", step=11)
+    (save_checkpoint(tmp_path, "epoch-12", step=12) / rundir.MANIFEST).write_bytes(b'{"checkpoint": "epoch-12"')
+    (save_checkpoint(tmp_path, "epoch-13", step=13) / rundir.MANIFEST).write_bytes(b'{"checkpoint": "epoch-13"}')
+    assert [path.name for path, _ in rundir.list_checkpoints(tmp_path)] == ["epoch-9", "epoch-10"]
 
 
 def test_a_checkpoint_with_a_changed_or_missing_file_is_not_proven(tmp_path: Path) -> None:
-    good, changed, missing = (save(tmp_path, name, step=1) for name in ("a", "b", "c"))
+    good, changed, missing = (save_checkpoint(tmp_path, name, step=1) for name in ("a", "b", "c"))
     (changed / "model").write_bytes(b"WEIGHTS")
     (missing / "model").unlink()
-    proven = {path.name: rundir.is_proven(path, manifest) for path, manifest in rundir.checkpoints(tmp_path)}
+    proven = {path.name: rundir.is_proven(path, manifest) for path, manifest in rundir.list_checkpoints(tmp_path)}
     assert proven == {"a": True, "b": False, "c": False}
     assert good.is_dir()
 
 
-def test_a_manifest_that_lists_nonsense_is_not_proven(tmp_path: Path) -> None:
+def test_an_invalid_manifest_is_not_proven(tmp_path: Path) -> None:
     assert not rundir.is_proven(tmp_path, {"files": [{"path": "x"}]})
     assert not rundir.is_proven(tmp_path, {"files": [3]})
 
 
-def test_events_that_were_synced_are_whole_lines_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synced_events_are_complete_lines_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(rundir.os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     events = rundir.EventWriter(tmp_path, lambda: 5)
     events.write("warning", message="a")
     events.sync()
-    assert synced == [path.stat().st_ino for path in (tmp_path / rundir.EVENTS_FILE, tmp_path)]
+    assert synced == [path.stat().st_ino for path in (rundir.AttemptDir(tmp_path).events, tmp_path)]
     events.close()
 
 
-class Disk:
-    """Stands in for the file of events: takes as many bytes as it has room for, and then none."""
+class LimitedFile:
+    """A stand-in for the events file that accepts a limited number of bytes."""
 
-    def __init__(self, file: Any, room_bytes: int):
-        self._file, self.room_bytes = file, room_bytes
+    def __init__(self, file: Any, space_bytes: int):
+        self._file, self.space_bytes = file, space_bytes
 
     def fileno(self) -> int:
         return int(self._file.fileno())
 
     def write(self, data: bytes) -> int:
-        if self.room_bytes == 0:
+        if self.space_bytes == 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        taken = data[: self.room_bytes]
-        self.room_bytes -= len(taken)
+        taken = data[: self.space_bytes]
+        self.space_bytes -= len(taken)
         return int(self._file.write(taken))
 
     def close(self) -> None:
         self._file.close()
 
 
-@pytest.mark.parametrize("room_bytes", [0, 1, 40, 75])
-def test_events_that_find_no_room_wait_in_order_and_none_is_torn(tmp_path: Path, room_bytes: int) -> None:
+@pytest.mark.parametrize("space_bytes", [0, 1, 40, 75])
+def test_events_wait_in_order_on_a_full_disk_and_none_is_torn(tmp_path: Path, space_bytes: int) -> None:
     events = rundir.EventWriter(tmp_path, lambda: 5)
     events.write("warning", message="fits")
     before = (tmp_path / "events.jsonl").read_bytes()
-    disk = events._file = Disk(events._file, room_bytes)  # type: ignore[assignment]
+    disk = events._file = LimitedFile(events._file, space_bytes)  # type: ignore[assignment]
     for number in range(3):
         events.write("warning", message=f"waits {number}")
         seen = (tmp_path / "events.jsonl").read_bytes()
         assert seen.startswith(before)
         assert seen.endswith(b"\n")
-        disk.room_bytes = 0  # what was taken back may be somebody else's by now
+        disk.space_bytes = 0  # another process may use the space that was freed
     with pytest.raises(OSError, match="No space left"):
         events.sync()
-    disk.room_bytes = 10_000
+    disk.space_bytes = 10_000
     events.write("warning", message="goes on")
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [line["n"] for line in lines] == [1, 2, 3, 4, 5]

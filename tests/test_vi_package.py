@@ -1,4 +1,4 @@
-"""vi-sdk and Runyard in one environment: both are the package ``vi``. Whichever came last, somebody says so."""
+"""vi-sdk and Runyard in one environment both install the package ``vi``; the conflict is reported."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from runyard.starting import EXIT_CANNOT_START
 
 ROOT = Path(__file__).resolve().parents[1]
-THEIRS = {
+VI_SDK_FILES = {
     "vi/__init__.py": "from vi.api.client import ViClient as Client\n__version__ = '0.1.0b7'\n",
     "vi/api/__init__.py": "# theirs\n",
     "vi/api/client.py": "class ViClient: ...\n",
@@ -21,7 +21,7 @@ THEIRS = {
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runyard's own wheel, built here."""
+    """Build Runyard's wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
@@ -29,29 +29,29 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def install_ours(site: Path, wheel: Path) -> None:
+def install_runyard(site: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         opened.extractall(site)
 
 
-def install_theirs(site: Path) -> None:
-    for name, text in THEIRS.items():
+def install_vi_sdk(site: Path) -> None:
+    for name, text in VI_SDK_FILES.items():
         path = site / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
 
-def remove_theirs(site: Path) -> None:
-    """As pip uninstalls: every file that the distribution lists, whoever wrote it last."""
-    for name in THEIRS:
+def uninstall_vi_sdk(site: Path) -> None:
+    """Remove every file that the distribution lists, as pip does, whichever distribution wrote it."""
+    for name in VI_SDK_FILES:
         (site / name).unlink()
 
 
 @pytest.fixture
 def site(tmp_path: Path, wheel: Path) -> Path:
-    """A folder that stands before everything else that can be imported."""
+    """A folder at the front of the import path."""
     folder = tmp_path / "site"
-    install_ours(folder, wheel)
+    install_runyard(folder, wheel)
     return folder
 
 
@@ -68,16 +68,16 @@ def vi_finding(site: Path) -> dict[str, str]:
     return dict(findings["package vi"])
 
 
-def test_alone_nothing_is_said(site: Path) -> None:
+def test_without_vi_sdk_there_is_no_warning(site: Path) -> None:
     done = python(site, "-W", "error", "-c", "import vi; print(vi.Client.__module__)")
     assert (done.stdout, done.stderr) == ("vi._client._sync\n", "")
     assert python(site, "-m", "runyard.cli", "flows", "plan").returncode == 0
     assert vi_finding(site)["state"] == "ok"
 
 
-def test_ours_over_theirs_warns_on_import_and_works(site: Path, wheel: Path) -> None:
-    install_theirs(site)
-    install_ours(site, wheel)
+def test_runyard_installed_over_vi_sdk_warns_on_import_and_works(site: Path, wheel: Path) -> None:
+    install_vi_sdk(site)
+    install_runyard(site, wheel)
     done = python(site, "-c", "import vi; print(vi.Client.__module__)")
     assert done.stdout == "vi._client._sync\n"
     assert "RuntimeWarning: vi-sdk is installed beside runyard" in done.stderr
@@ -99,19 +99,21 @@ def test_ours_over_theirs_warns_on_import_and_works(site: Path, wheel: Path) -> 
     ids=lambda program: " ".join(program[1:]),
 )
 @pytest.mark.parametrize("is_removed", [False, True], ids=["overwritten", "removed again"])
-def test_theirs_over_ours_is_said_by_each_program(site: Path, program: tuple[str, ...], is_removed: bool) -> None:
-    install_theirs(site)
+def test_each_program_reports_vi_sdk_installed_over_runyard(
+    site: Path, program: tuple[str, ...], is_removed: bool
+) -> None:
+    install_vi_sdk(site)
     if is_removed:
-        remove_theirs(site)
+        uninstall_vi_sdk(site)
     done = python(site, *program)
     assert done.returncode == (EXIT_CANNOT_START if program[1] in ("runyard.server", "runyard.controller") else 1)
-    assert ("has lost its files" if is_removed else "is not Runyard's") in done.stderr
+    assert ("is missing or incomplete" if is_removed else "is not Runyard's") in done.stderr
     assert "pip uninstall -y vi-sdk && pip install --force-reinstall --no-deps runyard" in done.stderr
     assert "Traceback" not in done.stderr
     assert vi_finding(site)["state"] == "missing"
 
 
-def test_doctor_notices_a_single_file_of_theirs(site: Path) -> None:
-    (site / "vi/api/__init__.py").write_text(THEIRS["vi/api/__init__.py"])
+def test_doctor_detects_a_single_file_of_vi_sdk(site: Path) -> None:
+    (site / "vi/api/__init__.py").write_text(VI_SDK_FILES["vi/api/__init__.py"])
     finding = vi_finding(site)
     assert (finding["state"], "vi/api/__init__.py" in finding["seen"]) == ("missing", True)

@@ -1,13 +1,14 @@
-"""The doors to the world: time, processes, files. Everything that decides takes what it needs through one of these.
+"""The ports of controller and supervisor: protocols for time, processes, and files.
 
-Controller and supervisor decide in pure functions; what is left around them is a thin rim of effects, and each effect
-goes through one protocol named here. In the product the implementations are ``SystemClock``, ``runyard.processes`` and
-``runyard.rundir`` (both are plain modules: a module with the right functions fits a protocol). A simulation brings its
-own: a virtual clock that steps and skews, a table of processes with parents and locks, files with a layer that a power
-cut can drop. The fourth door, the network, is the ``transport`` of ``vi._http``.
+Controller and supervisor decide in pure functions. The thin layer of effects around them uses one
+protocol of this module for each kind of effect. The product's implementations are ``SystemClock``,
+``runyard.processes``, and ``runyard.rundir``; a module with the right functions fits a protocol. A
+simulation has its own: a virtual clock that steps and skews, a process table with parents and
+locks, files with a layer that a power cut drops. The network's port is the ``transport`` of
+``vi._http``.
 
-This is the only module of controller and supervisor that imports ``time``, so that no code can look at a clock that a
-simulation does not hold.
+This is the only module of controller and supervisor that imports ``time``, so that no code can read
+a clock that a simulation does not control.
 """
 
 import time
@@ -21,7 +22,7 @@ Liveness = Literal["alive", "dead", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One process, for ever: process ids are used again, but not with the same start, and starts not across boots."""
+    """A unique identity of a process: process ids are reused, but not with the same start and boot."""
 
     boot_id: str
     pid: int
@@ -29,7 +30,7 @@ class Identity:
 
 
 class Clock(Protocol):
-    """What time it is. Durations and deadlines go by ``monotonic``; ``now_ms`` is only ever shown or stored."""
+    """Time. Durations and deadlines use ``monotonic``; ``now_ms`` is only displayed or stored."""
 
     def now_ms(self) -> int: ...
 
@@ -39,7 +40,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own clocks."""
+    """The system's clocks."""
 
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
@@ -52,27 +53,27 @@ class SystemClock:
 
 
 class Processes(Protocol):
-    """Look at processes and signal them; ``runyard.processes`` on this machine."""
+    """Process inspection and signals; implemented by ``runyard.processes``."""
 
     def boot_id(self) -> str: ...
 
     def identify(self, pid: int, /) -> Identity | None: ...
 
-    def liveness(self, identity: Identity, /) -> Liveness: ...
+    def check_liveness(self, identity: Identity, /) -> Liveness: ...
 
     def send_signal(self, identity: Identity, signal_number: int, /) -> bool: ...
 
-    def marked(self, variable: str, matches: Callable[[str], bool], /) -> list[tuple[Identity, str]]: ...
+    def find_marked(self, variable: str, matches: Callable[[str], bool], /) -> list[tuple[Identity, str]]: ...
 
-    def descendants(self, pid: int, /) -> list[Identity]: ...
+    def list_descendants(self, pid: int, /) -> list[Identity]: ...
 
-    def holders(self, path: Path, /) -> list[Identity]: ...
+    def list_holders(self, path: Path, /) -> list[Identity]: ...
 
-    def out_of_memory_kills(self) -> int: ...
+    def count_memory_kills(self) -> int: ...
 
 
 class Files(Protocol):
-    """The run folder; ``runyard.rundir`` on this machine. Unreadable is the same as absent."""
+    """The run folder; implemented by ``runyard.rundir``. An unreadable file counts as absent."""
 
     def read_json(self, path: Path, /) -> dict[str, Any] | None: ...
 
@@ -82,6 +83,6 @@ class Files(Protocol):
         self, path: Path, offset: int, limit_bytes: int = ..., *, is_final: bool = ...
     ) -> tuple[list[str], int]: ...
 
-    def checkpoints(self, folder: Path, /) -> Iterable[tuple[Path, dict[str, Any]]]: ...
+    def list_checkpoints(self, folder: Path, /) -> Iterable[tuple[Path, dict[str, Any]]]: ...
 
     def is_proven(self, checkpoint: Path, manifest: dict[str, Any], /) -> bool: ...

@@ -1,18 +1,21 @@
-"""Which processes there are, who they are, and how to signal exactly the one that is meant.
+"""Process identities, marks, and signals to exactly the intended process.
 
-A process id alone names nobody for long: the kernel uses ids again. So a process is boot id, pid and start ticks
-(``Identity``); before any signal it is opened as a pidfd and compared, and a process that cannot be looked at is
-*unknown*: never signalled, never counted as dead. What belongs to an attempt is found three ways, because each alone
-has a hole: as a descendant of its supervisor (complete while the supervisor lives, which is why the supervisor is a
-child subreaper), by the mark in its environment (survives the supervisor; lost by ``env -i``), and by holding the run's
-lock file open (survives both; lost by closing descriptors).
+The kernel reuses process ids. So a process is identified by boot id, process id, and start ticks
+(``Identity``). Before a signal it is opened as a pidfd and compared. A process that may not be
+inspected is *unknown*: it is never signaled and never counts as dead.
 
-The mark is read from ``/proc/<pid>/environ``, which shows the bytes a process was *started* with. A trainer forked from
-the warm parent was never started, so ``set_mark`` also writes the mark into those very bytes, where the warm parent was
-given room for it (``MARK_ROOM``).
+The processes of an attempt are found in three ways, because each alone misses some:
 
-Linux has everything here. Elsewhere identities come from ``ps``, and marks, descendants and lock holders are not to be
-had: the supervisor then ends the process group it knows and nothing beyond.
+- as descendants of the supervisor: complete while it lives, since it is a child subreaper;
+- by the mark in their environment: survives the supervisor; lost by ``env -i``;
+- by holding the run's lock file open: survives both; lost by closing descriptors.
+
+A mark is read from ``/proc/<pid>/environ``, which shows the bytes that a process was executed with.
+A trainer forked from the warm parent was never executed. So ``set_mark`` also overwrites those
+bytes, for which the warm parent reserves space (``MARK_PLACEHOLDER``).
+
+Only Linux supports all of this. Elsewhere identities come from ``ps``, and marks, descendants, and
+lock holders are not available: the supervisor then kills the process group that it knows.
 """
 
 import contextlib
@@ -29,10 +32,11 @@ from pathlib import Path
 
 from runyard.ports import Identity, Liveness
 
-ATTEMPT_MARK = "RUNYARD_ATTEMPT"  # in the environment of a trainer and of all that it starts
+ATTEMPT_MARK = "RUNYARD_ATTEMPT"  # in the environment of a trainer and of every process it starts
 SUPERVISOR_MARK = "RUNYARD_SUPERVISOR"  # in the environment of a supervisor
 UNKNOWN_BOOT = "unknown"
-MARK_ROOM = "-" * 300  # what a warm parent carries in both variables, for its children to write their marks over
+# Both variables of a warm parent; its children overwrite them with their marks
+MARK_PLACEHOLDER = "-" * 300
 
 IS_LINUX = sys.platform == "linux"
 _PROC = Path("/proc")
@@ -41,31 +45,31 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-def attempt_mark(organization_id: str, run_id: str, attempt: int) -> str:
-    """The word that all processes of one attempt carry."""
+def format_mark(organization_id: str, run_id: str, attempt: int) -> str:
+    """Return the mark of an attempt's processes."""
     return f"{organization_id}/{run_id}/{attempt}"
 
 
 @cache
 def boot_id() -> str:
-    """What tells this boot of the machine from every other."""
+    """Return the id of the machine's current boot."""
     if IS_LINUX:
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-    return _output("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid") or UNKNOWN_BOOT
+    return _run_command("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid") or UNKNOWN_BOOT
 
 
 def identify(pid: int) -> Identity | None:
-    """Who has this process id now; None when nobody has, or only a zombie that waits to be reaped.
+    """Return the process with this id; None when there is none, or only a zombie.
 
     Raises:
-        PermissionError: the process may not be looked at.
+        PermissionError: the process may not be inspected.
     """
-    stat = _stat(pid) if IS_LINUX else _stat_by_ps(pid)
+    stat = _read_stat(pid) if IS_LINUX else _read_stat_by_ps(pid)
     return None if stat is None or stat.state in "ZX" else Identity(boot_id(), pid, stat.start_ticks)
 
 
-def liveness(identity: Identity) -> Liveness:
-    """Whether this very process lives."""
+def check_liveness(identity: Identity) -> Liveness:
+    """Return whether this process is alive, dead, or unknown because it may not be inspected."""
     if identity.boot_id != boot_id():
         return "dead"
     try:
@@ -74,8 +78,8 @@ def liveness(identity: Identity) -> Liveness:
         return "unknown"
 
 
-def age_s(identity: Identity) -> float | None:
-    """How long ago a living process was started; None where that cannot be known."""
+def get_age_s(identity: Identity) -> float | None:
+    """Return the age of a living process in seconds; None if it is unknown."""
     try:
         uptime_s = float((_PROC / "uptime").read_text().split()[0])
     except OSError:
@@ -84,9 +88,9 @@ def age_s(identity: Identity) -> float | None:
 
 
 def send_signal(identity: Identity, signal_number: int) -> bool:
-    """Signal this very process; False when it is gone or may not be signalled.
+    """Send a signal to this process; return False if it is gone or may not be signaled.
 
-    The pidfd is opened before the comparison: from then on the id cannot pass to another process unnoticed.
+    The pidfd is opened before the comparison, so the id cannot pass to another process in between.
     """
     if not IS_LINUX:
         return _send_without_pidfd(identity, signal_number)
@@ -95,7 +99,7 @@ def send_signal(identity: Identity, signal_number: int) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     try:
-        if liveness(identity) != "alive":
+        if check_liveness(identity) != "alive":
             return False
         signal.pidfd_send_signal(descriptor, signal_number)
         return True
@@ -106,7 +110,7 @@ def send_signal(identity: Identity, signal_number: int) -> bool:
 
 
 def _send_without_pidfd(identity: Identity, signal_number: int) -> bool:
-    if liveness(identity) != "alive":
+    if check_liveness(identity) != "alive":
         return False
     try:
         os.kill(identity.pid, signal_number)
@@ -115,11 +119,11 @@ def _send_without_pidfd(identity: Identity, signal_number: int) -> bool:
     return True
 
 
-def marked(variable: str, matches: Callable[[str], bool]) -> list[tuple[Identity, str]]:
-    """Every process whose environment has ``variable`` with a value that ``matches``, and that value."""
+def find_marked(variable: str, matches: Callable[[str], bool]) -> list[tuple[Identity, str]]:
+    """Return each process whose ``variable`` has a matching value, with that value."""
     prefix = variable.encode() + b"="
     found = []
-    for pid in _pids():
+    for pid in _list_pids():
         with contextlib.suppress(OSError):
             entries = (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
             value = next((entry[len(prefix) :].decode() for entry in entries if entry.startswith(prefix)), None)
@@ -128,12 +132,12 @@ def marked(variable: str, matches: Callable[[str], bool]) -> list[tuple[Identity
     return found
 
 
-def descendants(pid: int) -> list[Identity]:
-    """Every living process below ``pid``: children, their children, and so on."""
+def list_descendants(pid: int) -> list[Identity]:
+    """Return every living descendant of ``pid``."""
     children: dict[int, list[Identity]] = {}
-    for other in _pids():
+    for other in _list_pids():
         with contextlib.suppress(OSError):
-            stat = _stat(other)
+            stat = _read_stat(other)
             if stat is not None and stat.state not in "ZX":
                 children.setdefault(stat.parent, []).append(Identity(boot_id(), other, stat.start_ticks))
     found, next_up = [], [pid]
@@ -144,14 +148,14 @@ def descendants(pid: int) -> list[Identity]:
     return found
 
 
-def holders(path: Path) -> list[Identity]:
-    """Every process that has this file open, by inode and not by name."""
+def list_holders(path: Path) -> list[Identity]:
+    """Return every process that has this file open, compared by inode, not by name."""
     try:
         wanted = path.stat()
     except OSError:
         return []
     found = []
-    for pid in _pids():
+    for pid in _list_pids():
         with contextlib.suppress(OSError):
             if any(_is_same_file(entry, wanted) for entry in (_PROC / str(pid) / "fd").iterdir()):
                 identity = identify(pid)
@@ -159,32 +163,41 @@ def holders(path: Path) -> list[Identity]:
     return found
 
 
-def out_of_memory_kills() -> int:
-    """How many processes the kernel has killed for want of memory: on the machine, or in this memory cgroup."""
-    return max([_counter(_PROC / "vmstat", "oom_kill"), *(_counter(path, "oom_kill") for path in _memory_events())])
+def count_memory_kills() -> int:
+    """Return the number of out-of-memory kills by the kernel, on the machine or in this memory
+    cgroup.
+    """
+    return max(
+        [
+            _read_counter(_PROC / "vmstat", "oom_kill"),
+            *(_read_counter(path, "oom_kill") for path in _list_memory_event_files()),
+        ]
+    )
 
 
 def set_mark(variable: str, value: str) -> None:
-    """Let this process and all that it starts carry a mark; the empty value takes it off."""
+    """Mark this process and every process it starts; an empty value removes the mark."""
     os.environ[variable] = value
     if IS_LINUX:
         _write_start_environment(variable.encode() + b"=", value.encode())
 
 
 def become_subreaper() -> None:
-    """From now on orphans among our descendants become our children, so that we can wait for every one of them."""
+    """Become the parent of orphaned descendants, so that each of them can be reaped."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel for SIGKILL when the parent's forking thread ends; end now if that was already too late."""
+    """Ask the kernel for SIGKILL when the parent's forking thread ends; exit if it has ended
+    already.
+    """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(128 + signal.SIGKILL)
 
 
 def call_when_stdin_ends(call: Callable[[], object]) -> None:
-    """Call once standard input has ended, from a thread: whoever held its other end is gone, however it ended."""
+    """Call ``call`` from a thread once standard input ends, which means that its writer is gone."""
 
     def wait() -> None:
         with contextlib.suppress(OSError):
@@ -196,12 +209,15 @@ def call_when_stdin_ends(call: Callable[[], object]) -> None:
 
 
 def forgo_new_privileges() -> None:
-    """Whatever this process executes from now on, a set-user-id program included, gains no rights by it."""
+    """Prevent programs executed from now on, even set-user-id ones, from gaining privileges."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 class _Stat:
-    """The three fields of /proc/<pid>/stat that matter here; the name before them may hold spaces and brackets."""
+    """The three fields of /proc/<pid>/stat used here.
+
+    The name before them may have spaces and brackets.
+    """
 
     __slots__ = ("parent", "start_ticks", "state")
 
@@ -210,28 +226,28 @@ class _Stat:
         self.state, self.parent, self.start_ticks = fields[0], int(fields[1]), int(fields[19])
 
 
-def _stat(pid: int) -> _Stat | None:
+def _read_stat(pid: int) -> _Stat | None:
     try:
         return _Stat((_PROC / str(pid) / "stat").read_text())
     except (FileNotFoundError, ProcessLookupError):
         return None
 
 
-def _stat_by_ps(pid: int) -> _Stat | None:
-    """The same from ``ps``, whose start times are whole seconds."""
-    words = _output("/bin/ps", "-o", "state=,ppid=,lstart=", "-p", str(pid)).split(maxsplit=2)
+def _read_stat_by_ps(pid: int) -> _Stat | None:
+    """Return the same fields from ``ps``, whose start times are whole seconds."""
+    words = _run_command("/bin/ps", "-o", "state=,ppid=,lstart=", "-p", str(pid)).split(maxsplit=2)
     if len(words) < 3:
         return None
     started = datetime.strptime(words[2].strip(), "%a %b %d %H:%M:%S %Y").astimezone()
     return _Stat(f"() {words[0][0]} {words[1]} {'0 ' * 17}{int(started.timestamp())}")
 
 
-def _output(*command: str) -> str:
+def _run_command(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=5).stdout.strip()
 
 
-def _pids() -> Iterator[int]:
-    """All process ids but our own."""
+def _list_pids() -> Iterator[int]:
+    """Yield all process ids except our own."""
     if IS_LINUX:
         names = [entry.name for entry in _PROC.iterdir()]
         yield from (int(name) for name in names if name.isdigit() and int(name) != os.getpid())
@@ -245,7 +261,7 @@ def _is_same_file(link: Path, wanted: os.stat_result) -> bool:
     return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
 
 
-def _counter(path: Path, name: str) -> int:
+def _read_counter(path: Path, name: str) -> int:
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -253,8 +269,8 @@ def _counter(path: Path, name: str) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
 
 
-def _memory_events() -> Iterator[Path]:
-    """The files that count memory kills of our own cgroup: version 2, then version 1."""
+def _list_memory_event_files() -> Iterator[Path]:
+    """Yield the files that count out-of-memory kills of our cgroup: version 2, then version 1."""
     try:
         lines = (_PROC / "self/cgroup").read_text().splitlines()
     except OSError:
@@ -268,17 +284,19 @@ def _memory_events() -> Iterator[Path]:
 
 
 def _write_start_environment(prefix: bytes, value: bytes) -> None:
-    """Write over the bytes that /proc/self/environ shows, if this process was started with room there."""
+    """Overwrite the bytes that /proc/self/environ shows, if this process was executed with a
+    placeholder.
+    """
     entries = (_PROC / "self/environ").read_bytes().split(b"\0")
     offset = 0
     for entry in entries:
-        room = len(entry) - len(prefix)
-        if entry.startswith(prefix) and len(value) <= room:
+        capacity = len(entry) - len(prefix)
+        if entry.startswith(prefix) and len(value) <= capacity:
             line = (_PROC / "self/stat").read_text()
             start = int(line[line.rindex(")") + 2 :].split()[47])
             with open("/proc/self/mem", "r+b", buffering=0) as memory:
                 memory.seek(start + offset + len(prefix))
-                memory.write(value.ljust(room, b"\0"))
+                memory.write(value.ljust(capacity, b"\0"))
             return
         offset += len(entry) + 1
 

@@ -1,27 +1,29 @@
-"""What controller and supervisor say to the server, and what it answers.
+"""The internal protocol: requests of controllers and supervisors, and the server's answers.
 
-These documents never leave a deployment, so they are strict on both sides and their names stay snake_case. A controller
-authenticates with the controller key and may only claim and look after attempts; a supervisor authenticates with its
-attempt token and may only speak for that one attempt. ``docs/run-lifecycle.md`` tells the story in order.
+These documents never leave a deployment, so both sides are strict and names are snake_case. A
+controller authenticates with the controller key and may only claim and manage attempts. A
+supervisor authenticates with its attempt token and may only act for that attempt.
+``docs/run-lifecycle.md`` describes the order of the calls.
 
-    POST /internal/v1/claims                        controller: Claim -> Claimed           (long poll)
-    GET  /internal/v1/machines/{machine_id}         controller: -> Placed                  (what it should hold)
-    PUT  /internal/v1/machines/{machine_id}         controller: MachineReport -> 204       (what the machine has)
-    POST /internal/v1/attempt/process               supervisor: ProcessReport -> Wanted
-    POST /internal/v1/attempt/renew                 supervisor: Renewal -> Wanted
+    POST /internal/v1/claims                        controller: Claim -> ClaimResult       (long poll)
+    GET  /internal/v1/machines/{machine_id}         controller: -> Placements              (attempts placed here)
+    PUT  /internal/v1/machines/{machine_id}         controller: MachineReport -> 204       (accelerators and slots)
+    POST /internal/v1/attempt/process               supervisor: ProcessReport -> DesiredState
+    POST /internal/v1/attempt/renew                 supervisor: Renewal -> DesiredState
     POST /internal/v1/attempt/lines                 supervisor: Lines -> LinesAccepted
-    HEAD /internal/v1/attempt/blobs/{sha256}        supervisor: 200 when the server holds it, 404 when not
+    HEAD /internal/v1/attempt/blobs/{sha256}        supervisor: 200 if the server has it, 404 if not
     PUT  /internal/v1/attempt/blobs/{sha256}        supervisor: the bytes -> 201
     POST /internal/v1/attempt/checkpoints           supervisor: CheckpointReport -> CheckpointsKept (after its bytes)
-    GET  /internal/v1/attempt/resume                supervisor: -> Resumable               (what there is to go on from)
+    GET  /internal/v1/attempt/resume                supervisor: -> ResumeCandidates        (checkpoints to resume from)
     GET  /internal/v1/attempt/blobs/{sha256}        supervisor: the bytes of one of its files
     GET  /internal/v1/attempt/dataset               supervisor: -> AttemptDataset          (404: built-in data)
-    GET  /internal/v1/attempt/weights               supervisor: -> AttemptWeights          (404: none of another run)
-    GET  /internal/v1/attempt/dataset/contents      supervisor: [content, blob, offset, size], a JSON line a picture
+    GET  /internal/v1/attempt/weights               supervisor: -> AttemptWeights          (404: not of another run)
+    GET  /internal/v1/attempt/dataset/contents      supervisor: [content, blob, offset, size], one JSON line per image
     POST /internal/v1/attempt/finish                supervisor, or the reaper with its token: ExitReport -> 204
 
-A refusal carries the code ``LeaseLost`` (409): the attempt belongs to nobody or to somebody else now, so its process
-must end at once. No answer at all is something else: the trainer goes on and its words wait in the run folder.
+The code ``LeaseLost`` (409) means that the attempt is closed and another may run, so its processes
+must be killed at once. No answer is different: training continues, and its output stays in the run
+folder.
 """
 
 from typing import Annotated, Any, Literal
@@ -35,11 +37,14 @@ from vi.api.resources.runs.responses import Run
 
 CONTROLLER_HEADER = "Authorization"
 LEASE_LOST = "LeaseLost"
-OUT_OF_MEMORY = "out of memory"  # how the cause of an attempt begins whose trainer the kernel ended for that
-# How it begins when a supervisor was lost on a machine that has run out of memory: nobody saw whom the kernel ended.
+# Prefix of an attempt's cause when the kernel killed its trainer for lack of memory
+OUT_OF_MEMORY = "out of memory"
+# The prefix when a supervisor was lost while the machine was out of memory: the killed process is
+# unknown.
 LOST_OUT_OF_MEMORY = "the supervisor was lost, and the kernel has run out of memory since it began"
 
-# What is stored has limits, see ``runyard.limits``. Free texts have none here: the server cuts them.
+# Stored values have limits, see ``runyard.limits``. Free text has none here: the server truncates
+# it.
 StoredId = Annotated[str, within(limits.ID)]
 Integer = Annotated[int, Meta(ge=0, le=limits.MAX_INTEGER)]
 ColumnInteger = Annotated[int, Meta(ge=0, le=limits.MAX_COLUMN)]
@@ -47,16 +52,17 @@ Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base of every message: keyword-only, strict, texts within their limits in bytes."""
+    """Base class of every message: keyword-only, strict, texts within their limits in bytes."""
 
     def __post_init__(self) -> None:
         limits.check_fields(self)
 
 
 class Claim(Message):
-    """A controller offers room. Repeating a claim with the same ``claim_id`` returns the same assignment.
+    """A request for work. A repeat with the same ``claim_id`` returns the same assignment.
 
-    One that ``lacks_disk`` is given nothing new; the runs that fit it say that they wait for space.
+    With ``lacks_disk`` nothing new is assigned; the matching runs report that they wait for disk
+    space.
     """
 
     claim_id: StoredId
@@ -69,11 +75,13 @@ class Claim(Message):
 
 
 class Assignment(Message):
-    """One attempt to place: the run as it was frozen, the lease's length, and the token that speaks for the attempt.
+    """One attempt to place: the frozen run, the lease's length, and the attempt's token.
 
-    ``epoch`` is that of the store when it was claimed: after a restore an attempt of the same number may be another.
-    ``store_epoch`` is the store's own now: what was told to another one since the backup was made is forgotten.
-    ``server_boot_id`` is that of the machine the server runs on, so that a controller knows whether it is there too.
+    ``store_id`` (on the wire ``epoch``) is the store incarnation in which the attempt was claimed:
+    after a restore, another attempt may have the same number. ``current_store_id``
+    (``store_epoch``) is the present one: reports accepted by an earlier incarnation after the
+    backup are lost. ``server_boot_id`` is the boot id of the server's machine, by which a
+    controller knows whether it runs there too.
     """
 
     organization_id: str
@@ -84,27 +92,27 @@ class Assignment(Message):
     grace_s: float
     run: Run
     resume_checkpoint: str | None = None
-    epoch: str = ""
-    store_epoch: str = ""
+    store_id: str = msgspec.field(default="", name="epoch")
+    current_store_id: str = msgspec.field(default="", name="store_epoch")
     server_boot_id: str = ""
 
 
-class Claimed(Message):
-    """The answer to a claim; no assignment means that nothing came while we waited."""
+class ClaimResult(Message):
+    """The answer to a claim; no assignment means that none became available during the wait."""
 
     assignment: Assignment | None = None
 
 
-class Placed(Message):
-    """Every attempt the server believes open on one machine, with the tokens to report for them."""
+class Placements(Message):
+    """Every open attempt of one machine according to the server, with its token."""
 
     attempts: list[Assignment]
 
 
 class Accelerator(Message):
-    """Accelerators of one kind on a machine: ``cpu``, or a short name such as ``h100``, as tolerations name it.
+    """Accelerators of one kind: ``cpu``, or a short name such as ``h100``, as tolerations use it.
 
-    ``memory_gib`` is that of one of them; for the processor, what there is of main memory. None where it is not known.
+    ``memory_gib`` is the memory of one of them, or main memory for ``cpu``; None if unknown.
     """
 
     name: Annotated[str, within(limits.HOST)]
@@ -114,9 +122,10 @@ class Accelerator(Message):
 
 
 class MachineReport(Message):
-    """What a machine has, told whenever its controller asks what it should hold, so that silence says it is gone.
+    """The capacity of a machine, sent with each request for placements; silence means the machine
+    is gone.
 
-    ``slots`` is how many runs it trains at once; None where that was not said.
+    ``slots`` is how many runs it trains at once; None if not reported.
     """
 
     host: str
@@ -126,7 +135,7 @@ class MachineReport(Message):
 
 
 class ProcessReport(Message):
-    """Who the supervisor is. Only now does the attempt count."""
+    """The identity of the supervisor. With this report the attempt starts to count."""
 
     machine_id: StoredId
     boot_id: Annotated[str, within(limits.BOOT_ID)]
@@ -135,32 +144,33 @@ class ProcessReport(Message):
 
 
 class Renewal(Message):
-    """The supervisor is alive. ``phase`` is what the trainer last said it was doing.
+    """A lease renewal. ``phase`` is the trainer's last reported phase.
 
-    ``note`` is something people should know about the attempt as it is now; it becomes the condition's message.
+    ``note`` is a message for people about the attempt's current state; it becomes the condition's
+    message.
     """
 
     phase: str | None = None
     note: str | None = None
 
 
-class Wanted(Message):
-    """What shall become of the attempt now: go on, or save and stop because of a kill.
+class DesiredState(Message):
+    """The desired state of the attempt: continue, or save and stop because of a kill.
 
-    ``epoch`` is the store's. When it is another than before, a backup has been restored: the supervisor asks where the
-    server stands and sends again what came after.
+    ``store_id`` (on the wire ``epoch``) is the store incarnation. A new value means that a backup
+    was restored: the supervisor requests the server's offsets and ships again what came after them.
     """
 
     action: Literal["continue", "kill"] = "continue"
-    epoch: str = ""
+    store_id: str = msgspec.field(default="", name="epoch")
     lease_s: float = 15.0
     grace_s: float = 30.0
 
 
 class Lines(Message):
-    """Whole lines of one stream, beginning at byte ``offset`` of its file and ending before ``next_offset``.
+    """Complete lines of one stream, from byte ``offset`` of its file up to ``next_offset``.
 
-    The server takes them only if ``offset`` is where it stands, so a repeat changes nothing.
+    The server accepts them only if ``offset`` is its own, so a repeat changes nothing.
     """
 
     stream: Literal["events", "stdout", "stderr"]
@@ -170,7 +180,7 @@ class Lines(Message):
 
 
 class LinesAccepted(Message):
-    """Where the server stands in that stream now; the supervisor goes on from there."""
+    """The server's offset in that stream now; the supervisor continues from there."""
 
     offset: int
 
@@ -184,7 +194,10 @@ class CheckpointFile(Message):
 
 
 class CheckpointReport(Message):
-    """A proven checkpoint. Files below ``training_state/`` are for resuming and stay out of the download."""
+    """A verified checkpoint.
+
+    Files below ``training_state/`` are for resuming and not for download.
+    """
 
     checkpoint_id: StoredId
     step: Integer
@@ -203,13 +216,16 @@ class KeptCheckpoint(Message):
 
 
 class CheckpointsKept(Message):
-    """Every checkpoint of the run that is listed now; the others need not be kept anywhere."""
+    """Every checkpoint of the run that is listed now; others may be removed everywhere."""
 
     kept: list[KeptCheckpoint]
 
 
 class ResumeCheckpoint(Message):
-    """A checkpoint to go on from. ``run_id`` says whose it is: the run's own, or that of the run it continues."""
+    """A checkpoint to resume from.
+
+    ``run_id`` is this run, or the other run that it resumes from.
+    """
 
     run_id: str
     checkpoint_id: str
@@ -219,8 +235,8 @@ class ResumeCheckpoint(Message):
     files: list[CheckpointFile]
 
 
-class Resumable(Message):
-    """What an attempt may go on from, the best choice first; empty on a fresh start."""
+class ResumeCandidates(Message):
+    """The checkpoints an attempt may resume from, best first; empty on a fresh start."""
 
     checkpoints: list[ResumeCheckpoint]
 
@@ -233,9 +249,11 @@ class StoredBytes(Message):
 
 
 class AttemptDataset(Message):
-    """The dataset's version that the run is pinned to: its manifest, and every blob that holds a picture of it.
+    """The dataset version that the run is pinned to: its manifest, and every blob with an image of
+    it.
 
-    ``size_bytes`` is that of the pictures. Blobs may hold other things besides; where a picture lies, the contents say.
+    ``size_bytes`` is the size of the images. Blobs may contain more; the contents give each image's
+    location.
     """
 
     dataset_id: str
@@ -249,17 +267,18 @@ class AttemptDataset(Message):
 
 
 class AttemptWeights(Message):
-    """The checkpoint of another run that the run takes its weights from, as the flow names it, and its files."""
+    """The checkpoint of another run that provides the weights, as the flow names it, and its files."""
 
     weights: str
     files: list[CheckpointFile]
 
 
 class ExitReport(Message):
-    """How the attempt's process ended, proven: ``group_empty`` says that nothing of it lives.
+    """How the attempt ended; ``group_empty`` means that provably none of its processes is alive.
 
-    ``result`` is ``result.json`` as the trainer left it, or None if it left none. ``epoch`` is the one that lines and
-    checkpoints were told to, so that no last word is taken that stands on what a restore has undone.
+    ``result`` is the trainer's ``result.json``; None if there is none. ``store_id`` (on the wire
+    ``epoch``) is the store incarnation that lines and checkpoints were shipped to. So the server
+    rejects a report that relies on what a restore has undone.
     """
 
     exit_code: Annotated[int, Meta(ge=-limits.MAX_COLUMN, le=limits.MAX_COLUMN)] | None
@@ -268,4 +287,4 @@ class ExitReport(Message):
     cause: str
     time: Integer
     result: dict[str, Any] | None = None
-    epoch: str = ""
+    store_id: str = msgspec.field(default="", name="epoch")

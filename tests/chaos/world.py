@@ -1,8 +1,10 @@
-"""A real instance for faults: server and controller as processes of their own, a spoilable link, a disk of its own.
+"""A real instance for fault injection: server and controller processes, a breakable link, a disk of
+its own.
 
-Server and controller have a data folder each, as on two machines: the controller's holds the address of the link where
-the server's would stand, so everything the controller and the supervisors say goes through it, and stays so when the
-server is restarted. Whoever dies is started again by a thread, as ``runyard up`` does, only sooner and without end.
+Server and controller have separate data folders, as on two machines. The controller's folder has
+the address of the link instead of the server's. So all calls of controller and supervisors pass
+through the link, also after the server restarts. A thread restarts dead processes, as ``runyard
+up`` does, but sooner and without limit.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 CLOCK_STEPS_WITHIN_S = 1
 START_TIMEOUT_S = 60.0
 WATCH_EVERY_S = 0.05
-RECIPE_STEPS = 64
-RECIPE: dict[str, Any] = {
+FLOW_STEPS = 64
+FLOW: dict[str, Any] = {
     "name": "Chaos",
     "settings": {"attempts": 100},
     "blocks": [
@@ -43,7 +45,7 @@ RECIPE: dict[str, Any] = {
         {
             "block": "vi-model",
             "settings": {
-                "hyperparameters": {"epochs": 1000, "maxSteps": RECIPE_STEPS, "batchSize": 8, "microBatchSize": 8},
+                "hyperparameters": {"epochs": 1000, "maxSteps": FLOW_STEPS, "batchSize": 8, "microBatchSize": 8},
                 "checkpoint": {"every": {"steps": 8}},
                 "validation": {"every": {"steps": 16}, "maxSamples": 4},
             },
@@ -53,7 +55,9 @@ RECIPE: dict[str, Any] = {
 
 
 class World:
-    """An instance over ``folder``; ``disk`` is where its data lies, ``environ`` are settings other than the usual."""
+    """An instance with its logs in ``folder`` and its data on ``disk``; ``environ`` has extra
+    settings.
+    """
 
     def __init__(
         self,
@@ -73,15 +77,15 @@ class World:
         self.logs = folder / "logs"
         self.logs.mkdir(parents=True)
         self._clock_file = folder / "clock" if fakes_clock and FAKETIME else None
-        self.port = _free_port()
+        self.port = _find_free_port()
         self.link = Link(("127.0.0.1", self.port), seed=seed)
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self._stopped = threading.Event()
-        self._resting = threading.Event()
+        self._restarts_paused = threading.Event()
         self._guard = threading.Lock()
         self.answered_after_s: list[float] = []
         self.server_died_at_s: float | None = None
-        self.twice: list[str] = []
+        self.double_trainings: list[str] = []
         self.organization_id = self.secret_key = ""
 
     @property
@@ -92,9 +96,9 @@ class World:
     def has_postgresql(self) -> bool:
         return self._postgresql is not None
 
-    def start(self, *, controls: bool = True) -> None:
-        """Start it; without ``controls`` the server alone, so that nothing is trained."""
-        self.step_clock(0)
+    def start(self, *, with_controller: bool = True) -> None:
+        """Start the instance; without ``with_controller`` only the server, so that nothing trains."""
+        self.set_clock_offset(0)
         for folder in (self.server_dir, self.machine_dir / "secrets"):
             folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         if self._postgresql is not None:
@@ -104,14 +108,16 @@ class World:
         self.wait_until_up()
         credentials = read_json(self.server_dir / "credentials.json") or {}
         self.organization_id, self.secret_key = credentials["organization_id"], credentials["secret_key"]
-        self.point_at_link()
-        if controls:
+        self.write_link_endpoint()
+        if with_controller:
             self.start_child("controller")
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
-        threading.Thread(target=self._sample, name="sample", daemon=True).start()
+        threading.Thread(target=self._restart_dead, name="watch", daemon=True).start()
+        threading.Thread(target=self._watch_for_double_training, name="sample", daemon=True).start()
 
-    def point_at_link(self) -> None:
-        """Give the controller its key, with the link's address in place of the server's, on disk for good."""
+    def write_link_endpoint(self) -> None:
+        """Write the controller's key file with the link's address instead of the server's, and sync
+        it.
+        """
         known = read_json(self.server_dir / "secrets" / "controller.json") or {}
         key_file, server_file = self.machine_dir / "secrets" / "controller.json", self.machine_dir / "server.json"
         key_file.write_text(json.dumps({"endpoint": self.link.endpoint, "key": known["key"]}))
@@ -131,15 +137,14 @@ class World:
             "OMP_NUM_THREADS": "1",
             **self._environ,
         }
-        # Only the server: under libfaketime, sleeping to a moment of the true monotonic clock fails with EINVAL.
+        # Only the server: under libfaketime, sleeping until a monotonic time fails with EINVAL.
         if self._clock_file is not None and name == "server":
             environ |= {
                 "LD_PRELOAD": str(FAKETIME),
                 "FAKETIME_TIMESTAMP_FILE": str(self._clock_file),
-                "FAKETIME_CACHE_DURATION": str(
-                    CLOCK_STEPS_WITHIN_S
-                ),  # without a cache each look at a clock reads the file
-                "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # its waits on conditions would turn at full speed
+                # Without a cache, each clock call reads the file
+                "FAKETIME_CACHE_DURATION": str(CLOCK_STEPS_WITHIN_S),
+                "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # otherwise its waits on conditions spin
                 "DONT_FAKE_MONOTONIC": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
@@ -159,15 +164,15 @@ class World:
                 **options,
             )
 
-    def step_clock(self, seconds: int) -> None:
-        """Set the server's wall clock that far from the true one; its monotonic one goes on."""
+    def set_clock_offset(self, seconds: int) -> None:
+        """Set the offset of the server's wall clock; its monotonic clock is not changed."""
         if self._clock_file is not None:
             self._clock_file.write_text(f"{seconds:+d}s\n")
 
     def wait_until_up(self) -> float:
-        """Seconds until the server answers."""
+        """Wait until the server answers; return the seconds that took."""
         began_s = time.monotonic()
-        while not self._answers():
+        while not self._is_healthy():
             assert time.monotonic() - began_s < START_TIMEOUT_S, f"the server is not up; see {self.logs}/server.log"
             time.sleep(0.02)
         return time.monotonic() - began_s
@@ -176,14 +181,14 @@ class World:
         endpoint = endpoint or f"http://127.0.0.1:{self.port}/"
         return vi.Client(secret_key=self.secret_key, organization_id=self.organization_id, endpoint=endpoint)
 
-    def supervisors(self) -> list[tuple[Identity, str]]:
-        return processes.marked(processes.SUPERVISOR_MARK, self._is_ours)
+    def list_supervisors(self) -> list[tuple[Identity, str]]:
+        return processes.find_marked(processes.SUPERVISOR_MARK, self._is_own_mark)
 
-    def trainers(self) -> list[tuple[Identity, str]]:
-        return processes.marked(processes.ATTEMPT_MARK, self._is_ours)
+    def list_trainers(self) -> list[tuple[Identity, str]]:
+        return processes.find_marked(processes.ATTEMPT_MARK, self._is_own_mark)
 
-    def find(self, part: str) -> Identity | None:
-        """The living process of a part: server, controller, warm, supervisor or trainer."""
+    def find_process(self, part: str) -> Identity | None:
+        """Return the living process of a part: server, controller, warm, supervisor, or trainer."""
         if part in ("server", "controller", "postgresql"):
             return processes.identify(self.children[part].pid)
         if part == "warm":
@@ -195,41 +200,42 @@ class World:
                     if socket_path in words and not is_fork:
                         return processes.identify(int(entry.name))
             return None
-        found = self.supervisors() if part == "supervisor" else self.trainers()
+        found = self.list_supervisors() if part == "supervisor" else self.list_trainers()
         return found[0][0] if found else None
 
-    def attempts_folder(self, run_id: str) -> Path:
+    def locate_attempts(self, run_id: str) -> Path:
         return self.machine_dir / "runs" / self.organization_id / run_id / "attempts"
 
-    def events(self, run_id: str) -> list[dict[str, Any]]:
-        """What the newest attempt's trainer has written so far."""
+    def list_events(self, run_id: str) -> list[dict[str, Any]]:
+        """Return the events of the newest attempt so far."""
         with contextlib.suppress(OSError, ValueError):
-            newest = max(self.attempts_folder(run_id).iterdir(), key=lambda path: int(path.name))
+            newest = max(self.locate_attempts(run_id).iterdir(), key=lambda path: int(path.name))
             return read_events(newest / "events.jsonl")
         return []
 
-    def rest(self) -> None:
-        """Nobody is started again until ``go_on``."""
+    def pause_restarts(self) -> None:
+        """Restart no process until ``resume_restarts``."""
         with self._guard:
-            self._resting.set()
+            self._restarts_paused.set()
 
-    def go_on(self) -> None:
-        for name, child in list(self.children.items()):  # the database first, as it was started first
+    def resume_restarts(self) -> None:
+        # The database first, as it was started first
+        for name, child in list(self.children.items()):
             if child.poll() is not None:
                 self.start_child(name)
                 if name == "postgresql" and self._postgresql is not None:
                     self._postgresql.wait_until_up()
-        self._resting.clear()
+        self._restarts_paused.clear()
 
     def kill_all(self) -> list[int]:
-        """SIGKILL to every process of this instance; returns who was there."""
+        """Send SIGKILL to every process of this instance; return their ids."""
         for child in self.children.values():
             if child.poll() is None:
                 child.kill()
             child.wait()
         killed = []
         for _ in range(200):
-            living = self._ours()
+            living = self._list_own_pids()
             if not living:
                 break
             killed += living
@@ -239,38 +245,43 @@ class World:
             time.sleep(0.02)
         return sorted(set(killed))
 
-    def _ours(self) -> list[int]:
+    def _list_own_pids(self) -> list[int]:
         mark = str(self.base).encode()
-        # PostgreSQL writes its title over its environment, but stays in its folder.
-        return [pid for pid in _pids() if pid != os.getpid() and (mark in _environ(pid) or _works_in(self.base, pid))]
+        # PostgreSQL overwrites its environment with its title, but stays in its folder.
+        return [
+            pid
+            for pid in _list_pids()
+            if pid != os.getpid() and (mark in _read_environ(pid) or _has_cwd_below(self.base, pid))
+        ]
 
-    def stop_all(self) -> None:
-        """Stop every process of this world, and wait until the kernel says that none of them runs."""
-        ours = self._ours()
+    def freeze_all(self) -> None:
+        """Send SIGSTOP to every process of this world, and wait until none runs."""
+        ours = self._list_own_pids()
         for pid in ours:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGSTOP)
         wait_until_stopped(ours)
 
     def cut_power(self, on_cut: Callable[[], None] = lambda: None) -> None:
-        """The machine loses power: processes and disk stop, every process is gone, and all comes up again.
+        """Simulate a power failure: stop processes and disk, kill every process, and start all
+        again.
 
-        The processes are stopped first. On a disk that was shut down under a journal commit an fsync may still answer
-        with success, and a machine without power answers nobody.
+        The processes are stopped first: on a disk that was shut down during a journal commit an
+        fsync may still succeed, and a machine without power acknowledges nothing.
         """
         assert self.disk is not None
-        self.rest()
-        self.stop_all()
+        self.pause_restarts()
+        self.freeze_all()
         self.disk.cut_power()
         on_cut()
         self.kill_all()
         self.disk.come_back()
-        self.go_on()
+        self.resume_restarts()
         self.wait_until_up()
 
-    def end(self) -> list[str]:
-        """End it in the proper way; returns what was left over, which is killed."""
-        self.rest()
+    def shut_down(self) -> list[str]:
+        """Shut down in an orderly way; return the processes left over."""
+        self.pause_restarts()
         for name, wait_s in (("controller", 25), ("server", 15), ("postgresql", 15)):
             child = self.children.get(name)
             if child is not None and child.poll() is None:
@@ -278,59 +289,63 @@ class World:
                 child.send_signal(signal.SIGINT if name == "postgresql" else signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(wait_s)
-        deadline_s = time.monotonic() + 5  # a closed supervisor may be on its last instructions
-        while time.monotonic() < deadline_s and (self.trainers() or self.supervisors()):
+        # A supervisor that has closed its attempt may still be exiting
+        deadline_s = time.monotonic() + 5
+        while time.monotonic() < deadline_s and (self.list_trainers() or self.list_supervisors()):
             time.sleep(0.1)
-        left = [f"trainer of {mark}" for _, mark in self.trainers()]
-        left += [f"supervisor of {mark}" for _, mark in self.supervisors()]
+        left = [f"trainer of {mark}" for _, mark in self.list_trainers()]
+        left += [f"supervisor of {mark}" for _, mark in self.list_supervisors()]
         left += [name for name, child in self.children.items() if child.poll() is None]
         return left
 
     def close(self) -> None:
         self._stopped.set()
-        self._resting.set()
+        self._restarts_paused.set()
         self.kill_all()
         self.link.close()
 
-    def _is_ours(self, mark: str) -> bool:
+    def _is_own_mark(self, mark: str) -> bool:
         return bool(self.organization_id) and mark.startswith(self.organization_id + "/")
 
-    def _answers(self) -> bool:
+    def _is_healthy(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
             connection.settimeout(1)
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
             return b" 200 " in connection.recv(200)
         return False
 
-    def _watch(self) -> None:
+    def _restart_dead(self) -> None:
         while not self._stopped.wait(WATCH_EVERY_S):
             with self._guard:
-                if self._resting.is_set():
+                if self._restarts_paused.is_set():
                     continue
                 for name, child in list(self.children.items()):
-                    if child.poll() is not None and not self._resting.is_set():
+                    if child.poll() is not None and not self._restarts_paused.is_set():
                         if name == "server":
                             self.server_died_at_s = time.monotonic()
                         self.start_child(name)
-            if self.server_died_at_s is not None and self._answers():
+            if self.server_died_at_s is not None and self._is_healthy():
                 self.answered_after_s.append(time.monotonic() - self.server_died_at_s)
                 self.server_died_at_s = None
 
-    def _sample(self) -> None:
-        """Look for two trainers of one run; one that waits at its gate has the gate's pipe open and trains nothing."""
+    def _watch_for_double_training(self) -> None:
+        """Watch for two trainers of one run.
+
+        A trainer with an open pipe waits at its gate and does not train.
+        """
         before: set[str] = set()
         while not self._stopped.wait(0.1):
             training: dict[str, list[str]] = {}
-            for identity, mark in self.trainers():
-                if not _waits_at_gate(identity.pid):
+            for identity, mark in self.list_trainers():
+                if not _is_at_gate(identity.pid):
                     training.setdefault(mark.rpartition("/")[0], []).append(f"{mark} as {identity.pid}")
             now = {" and ".join(sorted(who)) for who in training.values() if len({w.split()[0] for w in who}) > 1}
-            self.twice += sorted(now & before)
+            self.double_trainings += sorted(now & before)
             before = now
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events a trainer has written; a line that is torn does not count."""
+    """Return the events that a trainer has written, without torn lines."""
     found = []
     with contextlib.suppress(OSError):
         for line in path.read_bytes().split(b"\n"):
@@ -339,8 +354,8 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def patiently(look: Callable[[], Any], *, timeout_s: float = 60) -> Any:
-    """Ask a server that may be away for a while."""
+def retry_until_answered(look: Callable[[], Any], *, timeout_s: float = 60) -> Any:
+    """Call ``look`` until the server answers."""
     deadline_s = time.monotonic() + timeout_s
     while True:
         try:
@@ -351,11 +366,11 @@ def patiently(look: Callable[[], Any], *, timeout_s: float = 60) -> Any:
             time.sleep(0.2)
 
 
-def until_final(client: vi.Client, run_id: str, *, timeout_s: float) -> Run | None:
-    """The run once it has ended; None when it does not."""
+def wait_until_final(client: vi.Client, run_id: str, *, timeout_s: float) -> Run | None:
+    """Wait until the run has ended, and return it; None on a timeout."""
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
-        run: Run = patiently(lambda: client.runs.get(run_id))
+        run: Run = retry_until_answered(lambda: client.runs.get(run_id))
         if run.condition is not None and run.condition.is_final:
             return run
         time.sleep(0.1)
@@ -363,43 +378,46 @@ def until_final(client: vi.Client, run_id: str, *, timeout_s: float) -> Run | No
 
 
 def wait_until_stopped(pids: list[int]) -> None:
-    """After SIGSTOP: wait until the kernel says that none of them runs."""
+    """Wait after SIGSTOP until none of the processes runs."""
     deadline_s = time.monotonic() + 10
-    while any(_state(pid) in "RSD" for pid in pids) and time.monotonic() < deadline_s:
+    while any(_read_process_state(pid) in "RSD" for pid in pids) and time.monotonic() < deadline_s:
         time.sleep(0.001)
 
 
-def _waits_at_gate(pid: int) -> bool:
+def _is_at_gate(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return any(str(entry.readlink()).startswith("pipe:") for entry in Path(f"/proc/{pid}/fd").iterdir())
-    return True  # gone, or going
+    return True  # it has ended or is ending
 
 
-def _pids() -> list[int]:
+def _list_pids() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
 
 
-def _state(pid: int) -> str:
-    """The kernel's letter: R running, S sleeping, D in the kernel, T stopped; X when it is gone."""
+def _read_process_state(pid: int) -> str:
+    """Return the kernel's state:
+
+    R running, S sleeping, D in the kernel, T stopped; X if it is gone.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return "X"
 
 
-def _works_in(folder: Path, pid: int) -> bool:
+def _has_cwd_below(folder: Path, pid: int) -> bool:
     with contextlib.suppress(OSError):
         return folder in Path(f"/proc/{pid}/cwd").readlink().parents
     return False
 
 
-def _environ(pid: int) -> bytes:
+def _read_environ(pid: int) -> bytes:
     with contextlib.suppress(OSError):
         if processes.identify(pid) is not None:
             return Path(f"/proc/{pid}/environ").read_bytes()
     return b""
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

@@ -1,4 +1,6 @@
-"""A controller over a temporary data folder, whose supervisors are real processes with small trainers."""
+"""A controller over a temporary data folder, whose supervisors are real processes with small
+trainers.
+"""
 
 import importlib.util
 import os
@@ -15,9 +17,9 @@ import pytest
 
 from runyard import processes, rundir
 from runyard.controller.accelerators import Device
+from runyard.controller.api_client import ServerClient
 from runyard.controller.main import Controller
-from runyard.controller.server import Server
-from runyard.executors import Order, Warmth
+from runyard.executors import StartRequest, Warmth
 from runyard.ports import Identity
 from runyard.protocol import Assignment
 from runyard.settings import Settings
@@ -48,16 +50,16 @@ class ScriptExecutor:
         self.trainer = trainer
         self.started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, order: Order) -> Identity | None:
-        (order.folder / "logs").mkdir(exist_ok=True)
-        with (order.folder / rundir.SUPERVISOR_LOG).open("ab") as log:
+    def start(self, request: StartRequest) -> Identity | None:
+        (request.folder / "logs").mkdir(exist_ok=True)
+        with rundir.AttemptDir(request.folder).supervisor_log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", SUPERVISE, str(order.folder), self.trainer, order.endpoint],
+                [sys.executable, "-P", "-c", SUPERVISE, str(request.folder), self.trainer, request.endpoint],
                 env={
                     **os.environ,
-                    **order.environment,
-                    "RUNYARD_SUPERVISOR": order.mark,
-                    "RUNYARD_ATTEMPT": processes.MARK_ROOM,
+                    **request.environment,
+                    "RUNYARD_SUPERVISOR": request.mark,
+                    "RUNYARD_ATTEMPT": processes.MARK_PLACEHOLDER,
                 },
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -65,7 +67,7 @@ class ScriptExecutor:
                 start_new_session=True,
             )
         assert process.stdin is not None
-        process.stdin.write(order.token.encode())
+        process.stdin.write(request.token.encode())
         process.stdin.close()
         self.started.append(process)
         return processes.identify(process.pid)
@@ -74,7 +76,7 @@ class ScriptExecutor:
         return "off"
 
     def warm_up(self) -> None:
-        raise AssertionError("a warmth of off asks for nothing")
+        raise AssertionError("an executor without a warm parent must not be asked to warm up")
 
     def reap(self) -> None:
         for process in self.started:
@@ -109,7 +111,7 @@ def executor() -> Iterator[ScriptExecutor]:
         process.wait()
 
 
-class Control:
+class ControllerStarter:
     """Starts controllers, each in a thread of its own."""
 
     def __init__(self, settings: Settings, executor: ScriptExecutor) -> None:
@@ -120,7 +122,7 @@ class Control:
         controller = Controller(
             replace(self._settings, **changes),
             machine_id="machine-1",
-            server=Server(self._settings.secrets_dir / "controller.json"),
+            client=ServerClient(self._settings.secrets_dir / "controller.json"),
             executor=self._executor,
             devices=DEVICES if devices is None else devices,
         )
@@ -130,29 +132,29 @@ class Control:
 
     def end(self, controller: Controller) -> None:
         """End a controller, and wait until it has ended."""
-        controller.ask_to_end()
+        controller.request_shutdown()
         self._running[controller].join()
 
     def end_all(self) -> None:
         for controller, thread in self._running.items():
-            controller.ask_to_end()
-            controller.ask_to_end()
+            controller.request_shutdown()
+            controller.request_shutdown()
             thread.join()
 
 
 @pytest.fixture
-def control(settings: Settings, executor: ScriptExecutor) -> Iterator[Control]:
-    """Starts controllers; ended with the test, at the latest."""
-    control = Control(settings, executor)
+def control(settings: Settings, executor: ScriptExecutor) -> Iterator[ControllerStarter]:
+    """Start controllers, which end with the test at the latest."""
+    control = ControllerStarter(settings, executor)
     yield control
     control.end_all()
 
 
 @pytest.fixture
 def assign() -> Callable[..., dict[str, Any]]:
-    """An assignment as the server words it."""
+    """Build an assignment as the server sends it."""
 
-    def make(attempt: int = 1) -> dict[str, Any]:
+    def build_document(attempt: int = 1) -> dict[str, Any]:
         organization_id = f"org-{os.getpid()}"
         assignment = Assignment(
             organization_id=organization_id,
@@ -166,4 +168,4 @@ def assign() -> Callable[..., dict[str, Any]]:
         document: dict[str, Any] = msgspec.to_builtins(assignment)
         return document
 
-    return make
+    return build_document

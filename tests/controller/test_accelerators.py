@@ -1,4 +1,6 @@
-"""What a machine reports of its accelerators: from the driver's program, from the driver, or of the processor alone."""
+"""The accelerators that a machine reports: from nvidia-smi, from the driver's files, or its
+processor.
+"""
 
 import os
 import stat
@@ -9,12 +11,12 @@ import pytest
 
 from runyard.controller.accelerators import (
     Device,
-    accelerators,
-    devices,
-    labels,
-    least_used,
-    runs_at_once,
-    short_name,
+    find_least_used,
+    limit_slots,
+    list_devices,
+    make_labels,
+    shorten_model,
+    summarize_accelerators,
 )
 from runyard.protocol import Accelerator
 
@@ -26,13 +28,13 @@ def write(root: Path, name: str, text: str) -> None:
     (root / name).write_text(text)
 
 
-def answering(query: str, listing: str = "") -> Callable[[Sequence[str]], str | None]:
-    """A driver's program with these answers."""
+def fake_nvidia_smi(query: str, listing: str = "") -> Callable[[Sequence[str]], str | None]:
+    """Return a runner of nvidia-smi with these outputs."""
     return lambda arguments: listing if arguments == ("-L",) else query
 
 
-def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Put a program of a driver on PATH."""
+def install_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put a script named nvidia-smi on PATH."""
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -45,35 +47,37 @@ def test_equal_accelerators_are_counted(tmp_path: Path) -> None:
         "GPU-1, NVIDIA H100 80GB HBM3, 81559\nGPU-2, NVIDIA H100 80GB HBM3, 81559\n"
         "GPU-3, NVIDIA A10, 23028\nGPU-4, NVIDIA GB10, [N/A]\n"
     )
-    found = devices(ask=answering(said), root=tmp_path, visible="0,1,2,3")
-    assert accelerators(found, root=tmp_path) == [
+    found = list_devices(run_smi=fake_nvidia_smi(said), root=tmp_path, visible="0,1,2,3")
+    assert summarize_accelerators(found, root=tmp_path) == [
         Accelerator(name="h100", model="NVIDIA H100 80GB HBM3", count=2, memory_gib=79.65),
         Accelerator(name="a10", model="NVIDIA A10", count=1, memory_gib=22.49),
         Accelerator(name="gb10", model="NVIDIA GB10", count=1, memory_gib=None),
     ]
-    assert labels(found) == {"accelerator": ["80gb", "a10", "gb10", "h100", "hbm3"]}
+    assert make_labels(found) == {"accelerator": ["80gb", "a10", "gb10", "h100", "hbm3"]}
 
 
-def test_the_driver_s_program_is_really_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    smi(tmp_path, monkeypatch, '[ "$1" = --query-gpu=uuid,name,memory.total ] && echo "GPU-7, Tesla T4, 15360" || true')
-    assert devices(root=tmp_path) == [Device("GPU-7", "Tesla T4", 15.0)]
+def test_nvidia_smi_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_nvidia_smi(
+        tmp_path, monkeypatch, '[ "$1" = --query-gpu=uuid,name,memory.total ] && echo "GPU-7, Tesla T4, 15360" || true'
+    )
+    assert list_devices(root=tmp_path) == [Device("GPU-7", "Tesla T4", 15.0)]
 
 
-def test_a_program_that_fails_leaves_what_the_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    smi(tmp_path, monkeypatch, "exit 9")
+def test_driver_files_are_used_when_nvidia_smi_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_nvidia_smi(tmp_path, monkeypatch, "exit 9")
     for number, uuid in ((1, "GPU UUID: \t GPU-12ab-34\n"), (2, "GPU UUID: \t GPU-????????\n")):
         text = f"Model: \t NVIDIA H200\nIRQ: 5\n{uuid}"
         write(tmp_path, f"proc/driver/nvidia/gpus/0000:0{number}/information", text)
-    found = devices(root=tmp_path)
-    assert accelerators(found) == [Accelerator(name="h200", model="NVIDIA H200", count=2, memory_gib=None)]
+    found = list_devices(root=tmp_path)
+    assert summarize_accelerators(found) == [Accelerator(name="h200", model="NVIDIA H200", count=2, memory_gib=None)]
     assert [device.environment for device in found] == [
         {"CUDA_VISIBLE_DEVICES": "GPU-12ab-34"},
         {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
     ]
 
 
-FOUR = "".join(f"GPU-{letter}{letter}-1, NVIDIA A100, 40960\n" for letter in "abcd")
-LISTING = """GPU 0: NVIDIA A100 (UUID: GPU-aa-1)
+FOUR_DEVICES = "".join(f"GPU-{letter}{letter}-1, NVIDIA A100, 40960\n" for letter in "abcd")
+MIG_LISTING = """GPU 0: NVIDIA A100 (UUID: GPU-aa-1)
   MIG 1g.5gb      Device  0: (UUID: MIG-x1)
   MIG 2g.10gb     Device  1: (UUID: MIG-x2)
 GPU 1: NVIDIA A100 (UUID: GPU-bb-1)
@@ -83,7 +87,8 @@ GPU 3: NVIDIA A100 (UUID: GPU-dd-1)
 """
 
 
-# As CUDA reads its variable: numbers, UUIDs and their beginnings, in its own order, up to the first that is none.
+# As CUDA reads its variable: numbers, UUIDs, and their prefixes, in order, up to the first invalid
+# entry.
 @pytest.mark.parametrize(
     ("visible", "whole", "divided"),
     [
@@ -101,36 +106,36 @@ GPU 3: NVIDIA A100 (UUID: GPU-dd-1)
         ("NoDevFiles", "", ""),
     ],
 )
-def test_only_visible_devices_count_and_of_divided_ones_the_parts(
+def test_only_visible_devices_count_and_partitions_of_divided_ones(
     tmp_path: Path, visible: str, whole: str, divided: str
 ) -> None:
-    found = devices(ask=answering(FOUR), root=tmp_path, visible=visible)
+    found = list_devices(run_smi=fake_nvidia_smi(FOUR_DEVICES), root=tmp_path, visible=visible)
     assert [device.id for device in found] == [f"GPU-{letters}-1" for letters in whole.split()]
-    found = devices(ask=answering(FOUR, LISTING), root=tmp_path, visible=visible)
+    found = list_devices(run_smi=fake_nvidia_smi(FOUR_DEVICES, MIG_LISTING), root=tmp_path, visible=visible)
     ends = divided.split()
     assert len(found) == len(ends)
     assert all(device.id.removesuffix("-1").endswith(end) for device, end in zip(found, ends, strict=True))
 
 
-def test_a_part_of_a_device_has_the_memory_of_its_profile(tmp_path: Path) -> None:
-    found = devices(ask=answering(FOUR, LISTING), root=tmp_path, visible="MIG-x2")
+def test_a_partition_has_the_memory_of_its_profile(tmp_path: Path) -> None:
+    found = list_devices(run_smi=fake_nvidia_smi(FOUR_DEVICES, MIG_LISTING), root=tmp_path, visible="MIG-x2")
     assert found == [Device("MIG-x2", "NVIDIA A100 MIG 2g.10gb", 10.0, whole="GPU-aa-1")]
     assert found[0].environment == {"CUDA_VISIBLE_DEVICES": "MIG-x2"}
-    assert "a100" in labels(found)["accelerator"]
+    assert "a100" in make_labels(found)["accelerator"]
 
 
 def test_the_environment_of_the_controller_hides_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-cc-1")
-    assert [device.id for device in devices(ask=answering(FOUR), root=tmp_path)] == ["GPU-cc-1"]
+    assert [device.id for device in list_devices(run_smi=fake_nvidia_smi(FOUR_DEVICES), root=tmp_path)] == ["GPU-cc-1"]
 
 
 def test_a_machine_takes_no_more_runs_than_it_has_accelerators_unless_they_are_shared() -> None:
     two = [Device("GPU-1", "A"), Device("GPU-2", "A")]
     cases = [(1, two, False), (2, two, False), (5, two, False), (5, two, True), (5, [], False), (5, [], True)]
-    assert [runs_at_once(slots, found, are_shared=shared) for slots, found, shared in cases] == [1, 2, 2, 5, 5, 5]
-    assert least_used(two, ["GPU-1"]) == two[1]
-    assert least_used(two, ["GPU-1", "GPU-2", "GPU-2"]) == two[0]
-    assert least_used([], []) is None
+    assert [limit_slots(slots, found, are_shared=shared) for slots, found, shared in cases] == [1, 2, 2, 5, 5, 5]
+    assert find_least_used(two, ["GPU-1"]) == two[1]
+    assert find_least_used(two, ["GPU-1", "GPU-2", "GPU-2"]) == two[0]
+    assert find_least_used([], []) is None
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,7 @@ def test_a_machine_takes_no_more_runs_than_it_has_accelerators_unless_they_are_s
         ("0::/", {}, 16.0),
         ("0::/a/b", {"sys/fs/cgroup/a/b/memory.max": "max", "sys/fs/cgroup/a/memory.max": str(4 * GIB)}, 4.0),
         ("0::/a", {"sys/fs/cgroup/a/memory.max": str(64 * GIB)}, 16.0),
-        # Inside a container the path may be that of outside, with nothing of it to be seen but the top.
+        # In a container the path may be that of the host, of which only the top is visible.
         ("0::/x/y", {"sys/fs/cgroup/memory.max": str(3 * GIB)}, 3.0),
         ("5:cpu:/a\n4:memory:/a", {"sys/fs/cgroup/memory/a/memory.limit_in_bytes": str(2 * GIB)}, 2.0),
     ],
@@ -152,14 +157,14 @@ def test_a_processor_has_the_machine_s_memory_or_what_its_cgroup_allows(
     write(tmp_path, "proc/self/cgroup", f"{cgroup}\n")
     for name, limit in limits.items():
         write(tmp_path, name, f"{limit}\n")
-    assert devices(ask=lambda _: None, root=tmp_path) == []
-    assert accelerators([], root=tmp_path) == [
+    assert list_devices(run_smi=lambda _: None, root=tmp_path) == []
+    assert summarize_accelerators([], root=tmp_path) == [
         Accelerator(name="cpu", model="Some Processor", count=1, memory_gib=memory_gib)
     ]
 
 
-def test_a_machine_that_says_nothing_has_a_processor_of_unknown_memory(tmp_path: Path) -> None:
-    assert accelerators([], root=tmp_path) == [Accelerator(name="cpu", memory_gib=None)]
+def test_a_machine_without_information_has_a_processor_of_unknown_memory(tmp_path: Path) -> None:
+    assert summarize_accelerators([], root=tmp_path) == [Accelerator(name="cpu", memory_gib=None)]
 
 
 @pytest.mark.parametrize(
@@ -171,5 +176,5 @@ def test_a_machine_that_says_nothing_has_a_processor_of_unknown_memory(tmp_path:
         ("NVIDIA TITAN V", "nvidia-titan-v"),
     ],
 )
-def test_short_names_are_the_words_of_tolerations(model: str, name: str) -> None:
-    assert short_name(model) == name
+def test_models_are_shortened_to_the_names_in_tolerations(model: str, name: str) -> None:
+    assert shorten_model(model) == name

@@ -1,4 +1,4 @@
-"""A real controller and real supervisors against a server that keeps what it is told."""
+"""A real controller and real supervisors with a fake server that records requests."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ import pytest
 
 from runyard import processes, rundir
 from runyard.controller.accelerators import Device
-from runyard.controller.main import key_from_mark
+from runyard.controller.main import parse_mark
 from runyard.protocol import LOST_OUT_OF_MEMORY
 from runyard.settings import Settings, build_environment
 from runyard.starting import EXIT_CANNOT_START
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="identities need 
 Control = Any
 Assign = Callable[..., dict[str, Any]]
 
-SAVES_WHEN_TOLD = """
+SAVES_ON_SIGTERM = """
 def train(folder):
     import signal, sys, time
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
@@ -38,19 +38,19 @@ def train(folder):
 NEVER_ENDS = """
 def train(folder):
     import signal, time
-    signal.signal(signal.SIGTERM, lambda *_: (folder / "told").write_text(""))
+    signal.signal(signal.SIGTERM, lambda *_: (folder / "asked").write_text(""))
     (folder / "ready").write_text("")
     while True:
         time.sleep(600)
 """
 
 
-def folder_of(settings: Settings, attempt: int = 1) -> Path:
-    return rundir.attempt_dir(settings.runs_dir, f"org-{os.getpid()}", "run-1", attempt)
+def locate_folder(settings: Settings, attempt: int = 1) -> Path:
+    return rundir.AttemptDir.locate(settings.runs_dir, f"org-{os.getpid()}", "run-1", attempt).path
 
 
-def supervisor_of(folder: Path) -> Any:
-    document = rundir.read_json(folder / rundir.PROCESS)
+def identify_supervisor(folder: Path) -> Any:
+    document = rundir.read_json(rundir.AttemptDir(folder).process)
     assert document is not None
     identity = processes.identify(document["supervisor"]["pid"])
     assert identity is not None
@@ -65,16 +65,16 @@ def test_a_waiting_run_is_claimed_placed_and_reported(
     server.wait_for(lambda: server.reports)
     assert server.reports[0]["exit_code"] == 0
     assert server.processes[0]["machine_id"] == "machine-1"
-    assert rundir.read_json(folder_of(settings) / rundir.RUN) is not None
+    assert rundir.read_json(rundir.AttemptDir(locate_folder(settings)).run) is not None
 
 
-def test_what_the_machine_should_hold_is_asked_before_anything_is_claimed(control: Control, server: Any) -> None:
+def test_placements_are_fetched_before_anything_is_claimed(control: Control, server: Any) -> None:
     control()
     server.wait_for(lambda: "POST /internal/v1/claims" in server.calls)
     assert server.calls[0] == "GET /internal/v1/machines/machine-1"
 
 
-def test_what_the_machine_has_is_told_when_it_asks_what_to_hold(control: Control, server: Any) -> None:
+def test_the_machine_is_reported_when_placements_are_fetched(control: Control, server: Any) -> None:
     control()
     server.wait_for(lambda: server.machines)
     assert server.machines["machine-1"] == {
@@ -85,9 +85,7 @@ def test_what_the_machine_has_is_told_when_it_asks_what_to_hold(control: Control
     }
 
 
-def test_a_report_of_the_machine_that_fails_keeps_nothing_from_it(
-    control: Control, server: Any, assign: Assign
-) -> None:
+def test_a_failed_machine_report_does_not_stop_adoption(control: Control, server: Any, assign: Assign) -> None:
     server.fail = lambda path, times: "lose" if path.endswith("/machines/machine-1") and times == 2 else None
     server.open.append(assign())
     control()
@@ -96,14 +94,14 @@ def test_a_report_of_the_machine_that_fails_keeps_nothing_from_it(
 
 
 def test_one_slot_runs_one_attempt_at_a_time(control: Control, server: Any, executor: Any, assign: Assign) -> None:
-    executor.trainer = SAVES_WHEN_TOLD
+    executor.trainer = SAVES_ON_SIGTERM
     server.waiting += [assign(1), assign(2)]
     control()
     server.wait_for(lambda: len(server.phases) >= 3)
     assert (len(server.waiting), len(executor.started)) == (1, 1)
 
 
-SAYS_WHAT_IT_SEES = """
+WRITES_ITS_DEVICE = """
 def train(folder):
     import os, signal, sys, time
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
@@ -111,19 +109,19 @@ def train(folder):
     while True:
         time.sleep(600)
 """
-TWO = [Device("GPU-1", "NVIDIA A10"), Device("MIG-2", "NVIDIA A100 MIG 1g.5gb")]
+TWO_DEVICES = [Device("GPU-1", "NVIDIA A10"), Device("MIG-2", "NVIDIA A100 MIG 1g.5gb")]
 
 
-def other_run(document: dict[str, Any], number: int) -> dict[str, Any]:
-    """The same assignment of another run, which therefore waits for no lock; its attempts tell them apart."""
+def assign_other_run(document: dict[str, Any], number: int) -> dict[str, Any]:
+    """Return the same assignment for another run, which needs no lock of the first."""
     return document | {"run_id": f"run-{number}", "run": document["run"] | {"runId": f"run-{number}"}}
 
 
 @pytest.mark.parametrize(
     ("devices", "shared", "expected"),
     [
-        (TWO, False, ["GPU-1", "MIG-2"]),
-        (TWO, True, ["GPU-1", "GPU-1", "MIG-2"]),
+        (TWO_DEVICES, False, ["GPU-1", "MIG-2"]),
+        (TWO_DEVICES, True, ["GPU-1", "GPU-1", "MIG-2"]),
         ([], False, ["everything"] * 3),
     ],
 )
@@ -137,37 +135,37 @@ def test_each_slot_has_an_accelerator_of_its_own(
     shared: bool,
     expected: list[str],
 ) -> None:
-    executor.trainer = SAYS_WHAT_IT_SEES
-    server.waiting += [other_run(assign(1), number) for number in (1, 2, 3)]
+    executor.trainer = WRITES_ITS_DEVICE
+    server.waiting += [assign_other_run(assign(1), number) for number in (1, 2, 3)]
     control(devices, slots=3, share_accelerators=shared)
     runs = settings.runs_dir / f"org-{os.getpid()}"
 
-    def sees() -> list[str]:
+    def read_devices() -> list[str]:
         return sorted(file.read_text() for file in runs.glob("*/attempts/1/sees") if file.read_text())
 
-    server.wait_for(lambda: len(sees()) >= len(expected))
+    server.wait_for(lambda: len(read_devices()) >= len(expected))
     server.wait_for(lambda: len(server.phases) >= 3 * len(expected))
-    assert sees() == expected
+    assert read_devices() == expected
     assert len(server.waiting) == 3 - len(expected)
 
 
-def test_a_controller_that_comes_back_gives_nobody_the_accelerator_of_a_living_run(
+def test_a_restarted_controller_keeps_the_accelerator_of_a_living_run_reserved(
     control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
 ) -> None:
-    executor.trainer = SAYS_WHAT_IT_SEES
-    server.waiting.append(other_run(assign(1), 1))
-    first = control(list(reversed(TWO)), slots=2, leave_running=True)
+    executor.trainer = WRITES_ITS_DEVICE
+    server.waiting.append(assign_other_run(assign(1), 1))
+    first = control(list(reversed(TWO_DEVICES)), slots=2, leave_running=True)
     runs = settings.runs_dir / f"org-{os.getpid()}"
     server.wait_for((runs / "run-1/attempts/1/sees").exists)
     control.end(first)
-    server.waiting.append(other_run(assign(1), 2))
-    control(list(reversed(TWO)), slots=2, leave_running=False)
+    server.waiting.append(assign_other_run(assign(1), 2))
+    control(list(reversed(TWO_DEVICES)), slots=2, leave_running=False)
     server.wait_for((runs / "run-2/attempts/1/sees").exists)
     server.wait_for(lambda: (runs / "run-2/attempts/1/sees").read_text() != "")
     assert [(runs / f"run-{number}/attempts/1/sees").read_text() for number in (1, 2)] == ["MIG-2", "GPU-1"]
 
 
-def test_a_claim_whose_answer_was_lost_brings_the_same_attempt(
+def test_repeating_a_claim_whose_answer_was_lost_returns_the_same_attempt(
     control: Control, server: Any, executor: Any, assign: Assign
 ) -> None:
     server.waiting.append(assign())
@@ -177,18 +175,18 @@ def test_a_claim_whose_answer_was_lost_brings_the_same_attempt(
     assert (len(server.claims), len(executor.started)) == (1, 1)
 
 
-def test_a_lost_supervisor_is_followed_by_one_that_settles(
+def test_a_lost_supervisor_is_replaced_by_one_that_settles(
     control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
 ) -> None:
-    executor.trainer = SAVES_WHEN_TOLD
+    executor.trainer = SAVES_ON_SIGTERM
     server.waiting.append(assign())
     control()
-    folder = folder_of(settings)
+    folder = locate_folder(settings)
     server.wait_for((folder / "ready").exists)
-    trainer = rundir.read_json(folder / rundir.PROCESS) or {}
-    processes.send_signal(supervisor_of(folder), signal.SIGKILL)
+    trainer = rundir.read_json(rundir.AttemptDir(folder).process) or {}
+    processes.send_signal(identify_supervisor(folder), signal.SIGKILL)
     server.wait_for(lambda: server.reports)
-    # The kernel counts for the whole machine, and a test beside this one lets it run out of memory.
+    # The kernel counts for the whole machine, and another test lets it run out of memory.
     assert server.reports[0]["cause"] in ("the supervisor was lost, and its trainer was ended", LOST_OUT_OF_MEMORY)
     assert processes.identify(trainer["trainer"]["pid"]) is None
     assert len(executor.started) == 2
@@ -197,24 +195,24 @@ def test_a_lost_supervisor_is_followed_by_one_that_settles(
 def test_a_kill_is_carried_out_although_the_supervisor_is_stopped(
     control: Control, server: Any, settings: Settings, executor: Any, assign: Assign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runyard.controller.decide.QUIET_AFTER_S", 0.5)
-    monkeypatch.setattr("runyard.controller.decide.ADOPT_EVERY_WHEN_QUIET_S", 0.3)
+    monkeypatch.setattr("runyard.controller.decide.UNRESPONSIVE_AFTER_S", 0.5)
+    monkeypatch.setattr("runyard.controller.decide.ADOPT_EVERY_WHEN_UNRESPONSIVE_S", 0.3)
     executor.trainer = NEVER_ENDS
     server.waiting.append({**assign(), "grace_s": 0.5})
     control()
-    folder = folder_of(settings)
+    folder = locate_folder(settings)
     server.wait_for((folder / "ready").exists)
-    trainer = (rundir.read_json(folder / rundir.PROCESS) or {})["trainer"]["pid"]
-    processes.send_signal(supervisor_of(folder), signal.SIGSTOP)
+    trainer = (rundir.read_json(rundir.AttemptDir(folder).process) or {})["trainer"]["pid"]
+    processes.send_signal(identify_supervisor(folder), signal.SIGSTOP)
     with server.changed:
         server.open[0]["run"]["spec"]["killedAt"] = 1
     server.wait_for(lambda: server.reports)
     assert processes.identify(trainer) is None
     assert server.reports[0]["group_empty"] is True
-    assert (folder / "told").exists(), "it was asked to save first"
+    assert (folder / "asked").exists(), "it was asked to save first"
 
 
-def test_too_little_disk_is_told_with_the_claim_and_nothing_begins(
+def test_too_little_disk_space_is_reported_with_the_claim_and_nothing_starts(
     control: Control, server: Any, executor: Any, assign: Assign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = [0]
@@ -236,17 +234,17 @@ def test_too_little_disk_is_told_with_the_claim_and_nothing_begins(
     server.wait_for(lambda: server.reports)
 
 
-def test_a_machine_that_can_start_nothing_just_now_tries_again(
+def test_a_failed_start_is_retried(
     control: Control, server: Any, executor: Any, assign: Assign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, failures = executor.start, iter([OSError(28, "No space left on device")])
 
-    def start_if_possible(order: Any) -> Any:
+    def start_or_fail(order: Any) -> Any:
         for failure in failures:
             raise failure
         return start(order)
 
-    monkeypatch.setattr(executor, "start", start_if_possible)
+    monkeypatch.setattr(executor, "start", start_or_fail)
     server.waiting.append(assign())
     control()
     server.wait_for(lambda: server.reports)
@@ -264,31 +262,33 @@ def test_an_attempt_that_cannot_be_placed_is_left_to_its_lease(
     assert executor.started == []
 
 
-def test_a_living_supervisor_is_adopted_and_not_doubled(
+def test_a_living_supervisor_is_adopted_and_not_duplicated(
     control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
 ) -> None:
-    executor.trainer = SAVES_WHEN_TOLD
+    executor.trainer = SAVES_ON_SIGTERM
     server.waiting.append(assign())
     first = control(leave_running=True)
-    server.wait_for((folder_of(settings) / "ready").exists)
-    first.ask_to_end()
-    before = supervisor_of(folder_of(settings))
+    server.wait_for((locate_folder(settings) / "ready").exists)
+    first.request_shutdown()
+    before = identify_supervisor(locate_folder(settings))
     adoptions = server.calls.count("GET /internal/v1/machines/machine-1")
     control(leave_running=True)
     server.wait_for(lambda: server.calls.count("GET /internal/v1/machines/machine-1") > adoptions)
     renewals = len(server.phases)
     server.wait_for(lambda: len(server.phases) >= renewals + 3)
-    assert supervisor_of(folder_of(settings)) == before
+    assert identify_supervisor(locate_folder(settings)) == before
     assert len(executor.started) == 1
 
 
-def test_an_attempt_that_ended_while_no_controller_was_there_is_reported(
+def test_an_attempt_that_ended_without_a_controller_is_reported(
     control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
 ) -> None:
-    folder = folder_of(settings)
+    folder = locate_folder(settings)
     folder.mkdir(parents=True)
-    rundir.write_json(folder / rundir.PROCESS, {"bootId": "an earlier boot", "supervisor": {"pid": 1, "startTicks": 1}})
-    rundir.write_json(folder / rundir.RESULT, {"outcome": "Succeeded", "reason": "Completed", "message": ""})
+    rundir.write_json(
+        rundir.AttemptDir(folder).process, {"bootId": "an earlier boot", "supervisor": {"pid": 1, "startTicks": 1}}
+    )
+    rundir.write_json(rundir.AttemptDir(folder).result, {"outcome": "Succeeded", "reason": "Completed", "message": ""})
     server.open.append(assign())
     control()
     server.wait_for(lambda: server.reports)
@@ -296,10 +296,10 @@ def test_an_attempt_that_ended_while_no_controller_was_there_is_reported(
     assert not (folder / "ready").exists()
 
 
-def test_a_run_deleted_with_its_last_word_frees_its_slot(
+def test_a_run_deleted_with_its_final_report_frees_its_slot(
     control: Control, server: Any, settings: Settings, assign: Assign
 ) -> None:
-    folder = folder_of(settings)
+    folder = locate_folder(settings)
     server.fail = lambda path, _: shutil.rmtree(folder) if path.endswith("/finish") and folder.exists() else None
     server.waiting += [assign(1), assign(2)]
     control()
@@ -307,10 +307,10 @@ def test_a_run_deleted_with_its_last_word_frees_its_slot(
     assert not folder.exists()
 
 
-def test_trainers_that_nobody_looks_after_are_ended(
+def test_trainers_without_a_supervisor_are_killed(
     control: Control, server: Any, settings: Settings, tmp_path: Path
 ) -> None:
-    folder_of(settings, 7).mkdir(parents=True)
+    locate_folder(settings, 7).mkdir(parents=True)
     ours, strangers = (
         subprocess.Popen(
             [sys.executable, "-c", "import time; time.sleep(600)"],
@@ -325,22 +325,22 @@ def test_trainers_that_nobody_looks_after_are_ended(
     strangers.wait()
 
 
-def test_ending_lets_runs_save_and_waits_for_them(
+def test_shutdown_lets_runs_save_and_waits_for_them(
     control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
 ) -> None:
-    executor.trainer = SAVES_WHEN_TOLD
+    executor.trainer = SAVES_ON_SIGTERM
     server.waiting.append(assign())
     controller = control()
-    server.wait_for((folder_of(settings) / "ready").exists)
+    server.wait_for((locate_folder(settings) / "ready").exists)
     server.waiting.append(assign(2))
-    controller.ask_to_end()
+    controller.request_shutdown()
     server.wait_for(lambda: server.reports)
     assert (server.reports[0]["exit_code"], server.reports[0]["cause"]) == (75, "stopped on request")
-    assert (rundir.read_json(folder_of(settings) / rundir.STOP) or {})["reason"] == "leave"
+    assert (rundir.read_json(rundir.AttemptDir(locate_folder(settings)).stop) or {})["reason"] == "leave"
     assert len(server.waiting) == 1, "nothing new is begun"
 
 
-def test_a_second_controller_of_a_machine_refuses_with_a_sentence(
+def test_a_second_controller_of_a_machine_exits_with_a_message(
     control: Control, server: Any, settings: Settings
 ) -> None:
     command = [sys.executable, "-P", "-m", "runyard.controller"]
@@ -351,11 +351,11 @@ def test_a_second_controller_of_a_machine_refuses_with_a_sentence(
         first.terminate()
         assert first.wait(10) == 0
     assert second.returncode == EXIT_CANNOT_START
-    assert "another controller works with" in second.stderr
+    assert "another controller uses" in second.stderr
     assert "Traceback" not in second.stderr
 
 
-def test_no_key_yet_is_waited_for(control: Control, server: Any, settings: Settings) -> None:
+def test_a_missing_controller_key_is_waited_for(control: Control, server: Any, settings: Settings) -> None:
     key_file = settings.secrets_dir / "controller.json"
     key = key_file.read_text()
     key_file.unlink()
@@ -365,8 +365,8 @@ def test_no_key_yet_is_waited_for(control: Control, server: Any, settings: Setti
 
 
 @pytest.mark.parametrize("mark", ["", "-" * 300, "org/run", "org/run/x", "org/../1", "//1", "org/run/1/2"])
-def test_a_word_that_is_no_mark_names_no_attempt(mark: str) -> None:
-    assert key_from_mark(mark) is None
+def test_an_invalid_mark_names_no_attempt(mark: str) -> None:
+    assert parse_mark(mark) is None
 
 
 def test_after_a_restore_an_attempt_that_had_ended_is_reported_again(
@@ -376,32 +376,32 @@ def test_after_a_restore_an_attempt_that_had_ended_is_reported_again(
     document = assign() | {"epoch": "e1", "store_epoch": "e1"}
     server.waiting.append(document)
     control()
-    folder = folder_of(settings)
-    server.wait_for(lambda: (folder / rundir.CLOSED).exists())
+    folder = locate_folder(settings)
+    server.wait_for(lambda: rundir.AttemptDir(folder).closed.exists())
     with server.changed:
         server.wanted["epoch"] = "e2"
         server.open.append(document | {"store_epoch": "e2"})
-    control(slots=2)  # asks at its start what it should hold; the other one asks every half minute
+    control(slots=2)  # fetches placements at its start; the other one does so every half minute
     server.wait_for(lambda: len(server.reports) == 2)
     assert [report["exit_code"] for report in server.reports] == [0, 0]
-    server.wait_for(lambda: (rundir.read_json(folder / rundir.CLOSED) or {}).get("epoch") == "e2")
+    server.wait_for(lambda: (rundir.read_json(rundir.AttemptDir(folder).closed) or {}).get("epoch") == "e2")
 
 
-def test_an_attempt_of_the_same_number_begins_when_the_one_before_a_restore_has_ended(
+def test_an_attempt_of_the_same_number_starts_when_the_one_before_a_restore_has_ended(
     control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
 ) -> None:
-    executor.trainer = SAVES_WHEN_TOLD
+    executor.trainer = SAVES_ON_SIGTERM
     server.waiting.append(assign() | {"epoch": "e1", "store_epoch": "e1"})
     control()
-    folder = folder_of(settings)
+    folder = locate_folder(settings)
     server.wait_for(lambda: (folder / "ready").exists())
-    first = supervisor_of(folder)
+    first = identify_supervisor(folder)
     with server.changed:
         server.is_refusing = True
         server.open.clear()
-    server.wait_for(lambda: processes.liveness(first) == "dead")
+    server.wait_for(lambda: processes.check_liveness(first) == "dead")
     with server.changed:
         server.is_refusing = False
         server.waiting.append(assign() | {"epoch": "e2", "store_epoch": "e2"})
     server.wait_for(lambda: (folder.parent / "1-e1" / "ready").exists() and (folder / "ready").exists())
-    assert supervisor_of(folder) != first
+    assert identify_supervisor(folder) != first

@@ -19,7 +19,7 @@ from runyard.blobs import FolderBlobs
 from runyard.datasets import importing
 from runyard.datasets.importing import FINDINGS, IMAGES, JOB, PACKS, PROGRESS, RECORDS, RESULT, SEALED, run
 from runyard.datasets.packs import pack
-from runyard.processes import IS_LINUX, identify, liveness
+from runyard.processes import IS_LINUX, check_liveness, identify
 
 OUTPUTS = (FINDINGS, IMAGES, RECORDS, RESULT)
 WAIT_S = 30.0
@@ -260,7 +260,7 @@ def test_a_worker_ends_with_the_process_that_started_it(an_import: Import, pictu
     finally:
         server.kill()
         server.communicate()
-    eventually(lambda: liveness(worker) == "dead", timeout_s=WAIT_S, what="the worker is gone")
+    eventually(lambda: check_liveness(worker) == "dead", timeout_s=WAIT_S, what="the worker is gone")
 
 
 def test_a_picture_that_takes_more_memory_than_allowed_is_told_and_the_others_are_taken(

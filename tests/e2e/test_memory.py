@@ -56,9 +56,9 @@ def test_a_run_goes_on_with_half_the_micro_batch_after_the_kernel_has_ended_its_
     client: vi.Client, instance: Any, finished_run: Any, too_little_memory: Callable[[int], None], eventually: Any
 ) -> None:
     run = client.runs.create(flow=RECIPE)
-    folder = rundir.attempt_dir(instance.data_dir / "runs", instance.organization_id, run.run_id, 1)
-    eventually(lambda: rundir.checkpoints(folder), timeout_s=60, what="the first checkpoint")
-    process = rundir.read_json(folder / rundir.PROCESS)
+    folder = rundir.AttemptDir.locate(instance.data_dir / "runs", instance.organization_id, run.run_id, 1).path
+    eventually(lambda: rundir.list_checkpoints(folder), timeout_s=60, what="the first checkpoint")
+    process = rundir.read_json(rundir.AttemptDir(folder).process)
     assert process is not None
     too_little_memory(process["trainer"]["pid"])
     ended = client.runs.wait(run.run_id, timeout=120, show_progress=False)

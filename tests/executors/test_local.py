@@ -1,4 +1,4 @@
-"""Supervisors started on this machine: cold as a process, warm through the socket of a parent."""
+"""Supervisors started on this machine: cold as a process, or forked from the warm parent."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from runyard import processes, rundir
-from runyard.executors import Order
+from runyard.executors import StartRequest
 from runyard.executors.local import LocalExecutor
 from runyard.settings import Settings
 
@@ -39,22 +39,22 @@ def server() -> Iterator[Any]:
 
 
 @pytest.fixture
-def order(tmp_path: Path, server: Any) -> Order:
+def start_request(tmp_path: Path, server: Any) -> StartRequest:
     folder = tmp_path / "runs" / f"org-{os.getpid()}" / "run-1" / "attempts" / "1"
     folder.mkdir(parents=True)
     placed = {"organizationId": f"org-{os.getpid()}", "runId": "run-1", "attempt": 1}
-    rundir.write_json(folder / rundir.PLACED, {**placed, "machineId": "m", "leaseS": 15.0, "graceS": 5.0})
-    return Order(folder=folder, mark=MARK, endpoint=server.endpoint, token=TOKEN)
+    rundir.write_json(rundir.AttemptDir(folder).placed, {**placed, "machineId": "m", "leaseS": 15.0, "graceS": 5.0})
+    return StartRequest(folder=folder, mark=MARK, endpoint=server.endpoint, token=TOKEN)
 
 
-def executor_of(tmp_path: Path, *, warm: bool) -> LocalExecutor:
+def make_executor(tmp_path: Path, *, warm: bool) -> LocalExecutor:
     settings = Settings(data_dir=tmp_path, warm=warm)
     settings.machine_dir.mkdir()
     return LocalExecutor(settings)
 
 
-def answer_one(path: Path, answer: dict[str, Any]) -> tuple[threading.Thread, list[dict[str, Any]]]:
-    """A warm parent of one request."""
+def serve_one_answer(path: Path, answer: dict[str, Any]) -> tuple[threading.Thread, list[dict[str, Any]]]:
+    """Act as a warm parent for one request."""
     requests: list[dict[str, Any]] = []
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
@@ -71,89 +71,93 @@ def answer_one(path: Path, answer: dict[str, Any]) -> tuple[threading.Thread, li
     return thread, requests
 
 
-def has_none_left(executor: LocalExecutor) -> bool:
+def is_reaped(executor: LocalExecutor) -> bool:
     executor.reap()
     return not executor._cold
 
 
 class LivingParent:
-    """What a warm parent's process looks like to its executor while it lives."""
+    """A stand-in for the process of a living warm parent."""
 
     def poll(self) -> None:
         return None
 
 
-def test_a_cold_supervisor_speaks_with_its_token_and_shows_it_nowhere(
-    tmp_path: Path, server: Any, order: Order
+def test_a_cold_supervisor_uses_its_token_and_exposes_it_nowhere(
+    tmp_path: Path, server: Any, start_request: StartRequest
 ) -> None:
     shown: list[bytes] = []
 
     def look(path: str, times: int) -> None:
-        for identity, _ in processes.marked(processes.SUPERVISOR_MARK, MARK.__eq__):
+        for identity, _ in processes.find_marked(processes.SUPERVISOR_MARK, MARK.__eq__):
             shown.extend(Path(f"/proc/{identity.pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
 
     server.fail = look
-    executor = executor_of(tmp_path, warm=False)
+    executor = make_executor(tmp_path, warm=False)
     assert executor.warmth() == "off"
-    identity = executor.start(order)
+    identity = executor.start(start_request)
     assert identity is not None
     assert os.getsid(identity.pid) == identity.pid, "it outlives our session"
-    server.wait_for(lambda: has_none_left(executor))
-    assert (order.folder / rundir.CLOSED).exists()
+    server.wait_for(lambda: is_reaped(executor))
+    assert rundir.AttemptDir(start_request.folder).closed.exists()
     assert server.credentials == {f"Bearer {TOKEN}"}
     assert shown and not any(TOKEN.encode() in text for text in shown)
-    assert TOKEN not in repr(order)
+    assert TOKEN not in repr(start_request)
 
 
-def test_a_warm_parent_is_asked_and_its_child_is_the_supervisor(tmp_path: Path, order: Order) -> None:
-    executor = executor_of(tmp_path, warm=True)
+def test_a_warm_parent_forks_the_supervisor(tmp_path: Path, start_request: StartRequest) -> None:
+    executor = make_executor(tmp_path, warm=True)
     assert executor.warmth() == "down"
     executor._warm = LivingParent()  # type: ignore[assignment]
     assert executor.warmth() == "starting"
-    thread, requests = answer_one(tmp_path / "machine" / "warm.sock", {"pid": os.getpid()})
+    thread, requests = serve_one_answer(tmp_path / "machine" / "warm.sock", {"pid": os.getpid()})
     assert executor.warmth() == "ready"
-    assert executor.start(order) == processes.identify(os.getpid())
+    assert executor.start(start_request) == processes.identify(os.getpid())
     thread.join()
     assert requests == [
         {
-            "folder": str(order.folder),
-            "endpoint": order.endpoint,
+            "folder": str(start_request.folder),
+            "endpoint": start_request.endpoint,
             "token": TOKEN,
-            "log": str(order.folder / rundir.SUPERVISOR_LOG),
+            "log": str(rundir.AttemptDir(start_request.folder).supervisor_log),
         }
     ]
 
 
-def test_a_supervisor_is_started_with_the_accelerator_of_its_order(tmp_path: Path, server: Any, order: Order) -> None:
-    order = replace(order, environment={"CUDA_VISIBLE_DEVICES": "GPU-7"})
+def test_a_supervisor_is_started_with_the_accelerator_of_its_request(
+    tmp_path: Path, server: Any, start_request: StartRequest
+) -> None:
+    start_request = replace(start_request, environment={"CUDA_VISIBLE_DEVICES": "GPU-7"})
     seen: list[bytes] = []
 
     def look(path: str, times: int) -> None:
-        for identity, _ in processes.marked(processes.SUPERVISOR_MARK, MARK.__eq__):
+        for identity, _ in processes.find_marked(processes.SUPERVISOR_MARK, MARK.__eq__):
             seen.append(Path(f"/proc/{identity.pid}/environ").read_bytes())
 
     server.fail = look
-    executor = executor_of(tmp_path, warm=False)
-    executor.start(order)
-    server.wait_for(lambda: has_none_left(executor))
+    executor = make_executor(tmp_path, warm=False)
+    executor.start(start_request)
+    server.wait_for(lambda: is_reaped(executor))
     assert seen and all(b"CUDA_VISIBLE_DEVICES=GPU-7\0" in environment for environment in seen)
     (tmp_path / "warm").mkdir()
-    executor = executor_of(tmp_path / "warm", warm=True)
+    executor = make_executor(tmp_path / "warm", warm=True)
     executor._warm = LivingParent()  # type: ignore[assignment]
-    thread, requests = answer_one(tmp_path / "warm" / "machine" / "warm.sock", {"pid": os.getpid()})
-    executor.start(order)
+    thread, requests = serve_one_answer(tmp_path / "warm" / "machine" / "warm.sock", {"pid": os.getpid()})
+    executor.start(start_request)
     thread.join()
     assert requests[0]["environment"] == {"CUDA_VISIBLE_DEVICES": "GPU-7"}
 
 
-def test_a_warm_parent_that_cannot_is_replaced_by_a_cold_start(tmp_path: Path, server: Any, order: Order) -> None:
-    executor = executor_of(tmp_path, warm=True)
+def test_a_failing_warm_parent_is_replaced_by_a_cold_start(
+    tmp_path: Path, server: Any, start_request: StartRequest
+) -> None:
+    executor = make_executor(tmp_path, warm=True)
     executor._warm = LivingParent()  # type: ignore[assignment]
-    thread, _ = answer_one(tmp_path / "machine" / "warm.sock", {"error": "out of processes"})
-    identity = executor.start(order)
+    thread, _ = serve_one_answer(tmp_path / "machine" / "warm.sock", {"error": "out of processes"})
+    identity = executor.start(start_request)
     thread.join()
     assert identity is not None and identity.pid != os.getpid()
-    server.wait_for(lambda: has_none_left(executor))
+    server.wait_for(lambda: is_reaped(executor))
 
 
 def test_a_socket_path_that_is_too_long_means_cold_starts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import ``simulation``, which ``simulate.py`` imports as its neighbour."""
+"""Lets the tests of this folder import ``simulation``, as ``simulate.py`` does."""
 
 import sys
 from pathlib import Path

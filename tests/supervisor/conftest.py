@@ -1,4 +1,4 @@
-"""A run folder with an attempt to supervise, and a server to talk to."""
+"""A run folder with an attempt to supervise, and a fake server."""
 
 import importlib.util
 import json
@@ -36,10 +36,10 @@ def server() -> Iterator[Any]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An attempt that the controller has placed."""
-    return place(tmp_path, attempt=1)
+    return place_attempt(tmp_path, attempt=1)
 
 
-def place(data_dir: Path, *, attempt: int, run: str = "run-1") -> Path:
+def place_attempt(data_dir: Path, *, attempt: int, run: str = "run-1") -> Path:
     folder = data_dir / "runs" / f"org-{os.getpid()}" / run / "attempts" / str(attempt)
     folder.mkdir(parents=True)
     placed = {
@@ -62,7 +62,8 @@ def start(tmp_path: Path, server: Any) -> Iterator[Callable[..., subprocess.Pope
     def run(folder: Path, trainer: str) -> subprocess.Popen[bytes]:
         script = tmp_path / f"trainer-{len(started)}.py"
         script.write_text(trainer)
-        # Room for the marks, as the warm parent has it: the trainer is a fork and never executed.
+        # Placeholders for the marks, as in the warm parent: the trainer is forked and never
+        # executed.
         room = {"RUNYARD_ATTEMPT": "-" * 200, "RUNYARD_SUPERVISOR": "-" * 200}
         with (tmp_path / f"supervisor-{len(started)}.log").open("wb") as log:
             process = subprocess.Popen(
@@ -83,5 +84,5 @@ def start(tmp_path: Path, server: Any) -> Iterator[Callable[..., subprocess.Pope
 
 @pytest.fixture
 def harness() -> SimpleNamespace:
-    """For tests that need several of everything."""
-    return SimpleNamespace(new_server=fake_server.FakeServer, place=place, script=RUN_TRAINER)
+    """Helpers for tests that need several servers and attempts."""
+    return SimpleNamespace(new_server=fake_server.FakeServer, place_attempt=place_attempt, script=RUN_TRAINER)

@@ -1,6 +1,7 @@
-"""A server that keeps what it is told, and can be told to refuse, to fail, or to lose its answers.
+"""A fake server that records requests, and can refuse them, fail, or lose its answers.
 
-It serves one attempt at a time, which is all a supervisor sees of a server, and hands out assignments to a controller.
+It serves one attempt at a time, which is all a supervisor sees of a server, and hands out
+assignments to a controller.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any
 
 
 class _Quiet(ThreadingHTTPServer):
-    """A client that was killed leaves a broken connection; that is no news here."""
+    """An HTTP server that ignores the broken connections of killed clients."""
 
     daemon_threads = True
 
@@ -22,7 +23,7 @@ class _Quiet(ThreadingHTTPServer):
 
 
 class FakeServer:
-    """Speaks the attempt's part of ``runyard.protocol`` over a real socket."""
+    """A server of the internal protocol over a real socket."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -31,7 +32,7 @@ class FakeServer:
         self.dataset: dict[str, Any] | None = None
         self.weights: dict[str, Any] | None = None
         self.contents = b""
-        self.kept: list[dict[str, Any]] | None = None  # without one, everything it was told of
+        self.kept: list[dict[str, Any]] | None = None  # None: every reported checkpoint
         self.offsets: dict[str, int] = defaultdict(int)
         self.blobs: dict[str, bytes] = {}
         self.checkpoints: list[dict[str, Any]] = []
@@ -45,8 +46,8 @@ class FakeServer:
         self.claims: dict[str, dict[str, Any]] = {}
         self.machines: dict[str, dict[str, Any]] = {}  # what their controllers have reported
         self.open: list[dict[str, Any]] = []  # assignments claimed and not finished
-        # From a path and how often it has been called: "503", "lose" (done, but the answer is lost),
-        # "cut" (half of the answer comes), or None.
+        # Maps a path and its number of calls to "503", "lose" (done, but the answer is lost), "cut"
+        # (half of the answer is sent), or None.
         self.fail: Callable[[str, int], str | None] = lambda path, times: None
         self.changed = threading.Condition()
         self._http = _Quiet(("127.0.0.1", 0), self._handler())
@@ -60,7 +61,7 @@ class FakeServer:
         self._thread.join()
 
     def wait_for(self, condition: Callable[[], Any], timeout_s: float = 15.0) -> None:
-        """Wait for something that a call changes, or that other processes do, so look now and then as well."""
+        """Wait for a condition that a call or another process changes; check it periodically."""
         deadline_s = time.monotonic() + timeout_s
         with self.changed:
             while not condition():

@@ -1,4 +1,6 @@
-"""Real supervisors whose training state lies on the server: of an attempt that ran elsewhere, or of another run."""
+"""Real supervisors that fetch a checkpoint from the server: of an attempt elsewhere, or of another
+run.
+"""
 
 import hashlib
 import json
@@ -15,7 +17,7 @@ pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need 
 
 Start = Callable[[Path, str], subprocess.Popen[bytes]]
 
-# Says what it was given to resume from, saves the next step, and ends.
+# Writes down what it resumes from, saves the next step, and ends.
 NEXT_STEP = """
 import hashlib, json
 from pathlib import Path
@@ -37,8 +39,8 @@ def train(folder):
 """
 
 
-def holds(server: Any, name: str, *, step: int, run_id: str) -> None:
-    """Let the server hold a checkpoint."""
+def add_checkpoint(server: Any, name: str, *, step: int, run_id: str) -> None:
+    """Add a checkpoint to the server."""
     files = []
     for path in ("model_full/model.safetensors", "training_state/state.json"):
         content = f"{name} {path}".encode() * 1000
@@ -50,35 +52,35 @@ def holds(server: Any, name: str, *, step: int, run_id: str) -> None:
     )
 
 
-def seen(folder: Path) -> dict[str, Any]:
+def read_seen(folder: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((folder / "seen").read_text())
     return document
 
 
 @pytest.mark.parametrize("failure", [None, "503", "lose", "cut"])
-def test_the_state_of_an_attempt_that_ran_elsewhere_comes_from_the_server(
+def test_the_checkpoint_of_an_attempt_on_another_machine_comes_from_the_server(
     folder: Path, server: Any, start: Start, failure: str | None
 ) -> None:
-    """Also over a line on which every second call fails."""
-    holds(server, "step-6", step=6, run_id="run-1")
+    """Also when every second call fails."""
+    add_checkpoint(server, "step-6", step=6, run_id="run-1")
     server.fail = lambda path, times: failure if times % 2 and ("resume" in path or "blobs" in path) else None
     assert start(folder, NEXT_STEP).wait(60) == 0
-    fetched = folder / rundir.FETCHED / rundir.CHECKPOINTS / "step-6"
-    assert seen(folder) == {"resume": {"folder": str(fetched)}, "proven": True}
+    fetched = rundir.AttemptDir(folder).fetched.checkpoints / "step-6"
+    assert read_seen(folder) == {"resume": {"folder": str(fetched)}, "proven": True}
     assert [report["step"] for report in server.checkpoints] == [7]
     assert server.reports[0]["exit_code"] == 0
     assert not fetched.exists()  # a newer one is stored
 
 
-def test_another_runs_state_is_fetched_under_its_name(folder: Path, server: Any, start: Start) -> None:
-    holds(server, "epoch-2", step=12, run_id="source")
+def test_another_runs_checkpoint_is_fetched_under_its_name(folder: Path, server: Any, start: Start) -> None:
+    add_checkpoint(server, "epoch-2", step=12, run_id="source")
     assert start(folder, NEXT_STEP).wait(20) == 0
-    assert seen(folder)["resume"]["runId"] == "source"
+    assert read_seen(folder)["resume"]["runId"] == "source"
     assert [report["step"] for report in server.checkpoints] == [13]
 
 
-def test_a_kill_while_the_server_does_not_hand_out_the_state_works(folder: Path, server: Any, start: Start) -> None:
-    holds(server, "epoch-2", step=12, run_id="source")
+def test_a_kill_while_the_server_returns_no_checkpoint_works(folder: Path, server: Any, start: Start) -> None:
+    add_checkpoint(server, "epoch-2", step=12, run_id="source")
     server.fail = lambda path, times: "503" if "blobs" in path else None
     supervisor = start(folder, NEXT_STEP)
     server.wait_for(lambda: any("blobs" in call for call in server.calls))
@@ -92,7 +94,7 @@ def test_a_kill_while_the_server_does_not_hand_out_the_state_works(folder: Path,
 def test_a_supervisor_killed_while_it_fetches_leaves_an_attempt_that_can_be_settled(
     folder: Path, server: Any, start: Start
 ) -> None:
-    holds(server, "epoch-2", step=12, run_id="source")
+    add_checkpoint(server, "epoch-2", step=12, run_id="source")
     server.fail = lambda path, times: "503" if "blobs" in path else None
     first = start(folder, NEXT_STEP)
     server.wait_for(lambda: any("blobs" in call for call in server.calls))

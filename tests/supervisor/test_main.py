@@ -1,4 +1,4 @@
-"""Real supervisors with real trainers (small Python functions) against a server that keeps what it is told."""
+"""Real supervisors with small real trainers and a fake server that records requests."""
 
 import json
 import os
@@ -13,14 +13,14 @@ import pytest
 
 from runyard import processes
 from runyard.protocol import LOST_OUT_OF_MEMORY
-from runyard.supervisor import messages as mv
-from runyard.supervisor.server import Server
+from runyard.supervisor import messages as msg
+from runyard.supervisor.api_client import ServerClient
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
 
 Start = Callable[[Path, str], subprocess.Popen[bytes]]
 
-GOOD = """
+SUCCEEDS = """
 import json, os, hashlib, time
 def train(folder):
     from runyard import rundir
@@ -45,29 +45,29 @@ def train(folder):
 """
 
 
-def wait(process: subprocess.Popen[bytes], timeout_s: float = 20.0) -> int:
+def wait_for_exit(process: subprocess.Popen[bytes], timeout_s: float = 20.0) -> int:
     return process.wait(timeout=timeout_s)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(path.read_text())
     return document
 
 
-def steps(server: Any) -> list[int]:
+def list_steps(server: Any) -> list[int]:
     events = [json.loads(line) for line in server.lines["events"]]
     return [event["step"] for event in events if event["ev"] == "step"]
 
 
-def survivors(folder: Path) -> list[Any]:
+def list_survivors(folder: Path) -> list[Any]:
     mark = "/".join((folder.parts[-4], folder.parts[-3], folder.parts[-1]))
-    return processes.marked(processes.ATTEMPT_MARK, mark.__eq__)
+    return processes.find_marked(processes.ATTEMPT_MARK, mark.__eq__)
 
 
 def test_a_good_attempt_is_announced_shipped_stored_and_reported(folder: Path, server: Any, start: Start) -> None:
-    assert wait(start(folder, GOOD)) == 0
+    assert wait_for_exit(start(folder, SUCCEEDS)) == 0
     assert server.processes[0]["machine_id"] == "machine-1"
-    assert steps(server) == list(range(30))
+    assert list_steps(server) == list(range(30))
     assert server.checkpoints[0]["checkpoint_id"] == "epoch-1"
     assert {file["path"] for file in server.checkpoints[0]["files"]} == {
         "model_full/model.safetensors",
@@ -77,23 +77,23 @@ def test_a_good_attempt_is_announced_shipped_stored_and_reported(folder: Path, s
     report = server.reports[0]
     assert (report["exit_code"], report["signal"], report["group_empty"]) == (0, None, True)
     assert report["result"]["outcome"] == "Succeeded"
-    assert read(folder / "exit.json")["cause"] == "exit code 0"
-    assert read(folder / "closed.json")["how"] == "reported"
-    assert read(folder / "process.json")["trainer"]["pid"] > 0
+    assert read_json(folder / "exit.json")["cause"] == "exit code 0"
+    assert read_json(folder / "closed.json")["how"] == "reported"
+    assert read_json(folder / "process.json")["trainer"]["pid"] > 0
     assert [call for call in server.calls if not call.endswith("/renew")][-1].endswith("/finish")
 
 
 def test_a_trainer_sees_no_secret_and_ships_none(folder: Path, server: Any, start: Start) -> None:
-    wait(start(folder, GOOD))
+    wait_for_exit(start(folder, SUCCEEDS))
     names = json.loads(server.lines["stdout"][0].removeprefix("environment "))
     assert "RUNYARD_ATTEMPT" in names and "PATH" in names
     assert not {"SECRET_TOKEN", "RUNYARD_SUPERVISOR"} & set(names)
     assert server.lines["stdout"][1:] == ["key dtvi_… end", "a torn last line"]
 
 
-def test_a_supervisor_whose_run_is_deleted_with_its_last_word_ends(folder: Path, server: Any, start: Start) -> None:
+def test_a_supervisor_whose_run_is_deleted_with_its_report_ends(folder: Path, server: Any, start: Start) -> None:
     server.fail = lambda path, _: shutil.rmtree(folder) if path.endswith("/finish") and folder.exists() else None
-    assert wait(start(folder, GOOD)) == 0
+    assert wait_for_exit(start(folder, SUCCEEDS)) == 0
     assert not folder.exists()
 
 
@@ -102,8 +102,8 @@ def test_each_line_arrives_once_although_the_server_fails(
     folder: Path, server: Any, start: Start, failure: str
 ) -> None:
     server.fail = lambda path, times: failure if times % 2 else None
-    assert wait(start(folder, GOOD)) == 0
-    assert steps(server) == list(range(30))
+    assert wait_for_exit(start(folder, SUCCEEDS)) == 0
+    assert list_steps(server) == list(range(30))
     assert server.lines["stdout"][-1] == "a torn last line"
     assert {report["checkpoint_id"] for report in server.checkpoints} == {"epoch-1"}
     assert len({json.dumps(report["result"]) for report in server.reports}) == 1
@@ -130,38 +130,38 @@ def train(folder):
 """
 
 
-def descendants_once_ready(folder: Path, supervisor: subprocess.Popen[bytes], server: Any) -> list[Any]:
+def wait_for_descendants(folder: Path, supervisor: subprocess.Popen[bytes], server: Any) -> list[Any]:
     server.wait_for((folder / "ready").exists)
-    below = processes.descendants(supervisor.pid)
+    below = processes.list_descendants(supervisor.pid)
     assert len(below) >= 5
     return below
 
 
-def test_a_kill_leaves_nothing_of_a_stubborn_tree(folder: Path, server: Any, start: Start) -> None:
+def test_a_kill_leaves_no_process_of_a_stubborn_tree(folder: Path, server: Any, start: Start) -> None:
     supervisor = start(folder, STUBBORN)
-    below = descendants_once_ready(folder, supervisor, server)
+    below = wait_for_descendants(folder, supervisor, server)
     with server.changed:
         server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": 0.3, "epoch": "e1"}
-    assert wait(supervisor) == 0
-    assert [processes.liveness(identity) for identity in below] == ["dead"] * len(below)
-    assert survivors(folder) == []
+    assert wait_for_exit(supervisor) == 0
+    assert [processes.check_liveness(identity) for identity in below] == ["dead"] * len(below)
+    assert list_survivors(folder) == []
     report = server.reports[0]
     assert (report["signal"], report["group_empty"]) == ("SIGKILL", True)
     assert report["cause"] == "killed with SIGKILL after the grace period"
-    assert read(folder / "stop.json")["reason"] == "kill"
+    assert read_json(folder / "stop.json")["reason"] == "kill"
 
 
 def test_a_refused_renewal_kills_the_trainer_and_reports_nothing(folder: Path, server: Any, start: Start) -> None:
     supervisor = start(folder, STUBBORN)
-    below = descendants_once_ready(folder, supervisor, server)
+    below = wait_for_descendants(folder, supervisor, server)
     server.is_refusing = True
-    assert wait(supervisor) == 0
-    assert [processes.liveness(identity) for identity in below] == ["dead"] * len(below)
+    assert wait_for_exit(supervisor) == 0
+    assert [processes.check_liveness(identity) for identity in below] == ["dead"] * len(below)
     assert server.reports == []
-    assert read(folder / "closed.json")["how"] == "refused"
+    assert read_json(folder / "closed.json")["how"] == "refused"
 
 
-POLITE = """
+SAVES_ON_SIGTERM = """
 import signal, sys, time
 from pathlib import Path
 def train(folder):
@@ -175,102 +175,104 @@ def train(folder):
 """
 
 
-def test_a_supervisor_told_to_end_lets_its_trainer_save(folder: Path, server: Any, start: Start) -> None:
-    supervisor = start(folder, POLITE)
+def test_a_supervisor_asked_to_stop_lets_its_trainer_save(folder: Path, server: Any, start: Start) -> None:
+    supervisor = start(folder, SAVES_ON_SIGTERM)
     server.wait_for((folder / "ready").exists)
     supervisor.terminate()
-    assert wait(supervisor) == 0
+    assert wait_for_exit(supervisor) == 0
     assert '"leave"' in server.lines["stdout"][0]
     assert (server.reports[0]["exit_code"], server.reports[0]["cause"]) == (75, "stopped on request")
 
 
 def test_a_trainer_dies_with_its_supervisor_and_the_next_one_settles(folder: Path, server: Any, start: Start) -> None:
-    first = start(folder, POLITE + "    # never reached\n")
+    first = start(folder, SAVES_ON_SIGTERM + "    # never reached\n")
     server.wait_for((folder / "ready").exists)
-    trainer = read(folder / "process.json")["trainer"]["pid"]
+    trainer = read_json(folder / "process.json")["trainer"]["pid"]
     first.kill()
     first.wait()
     (folder / "ready").unlink()
-    assert wait(start(folder, POLITE)) == 0
+    assert wait_for_exit(start(folder, SAVES_ON_SIGTERM)) == 0
     assert processes.identify(trainer) is None
     assert not (folder / "ready").exists()
-    # The kernel counts for the whole machine, and a test beside this one lets it run out of memory.
+    # The kernel counts for the whole machine, and another test lets it run out of memory.
     assert server.reports[0]["cause"] in ("the supervisor was lost, and its trainer was ended", LOST_OUT_OF_MEMORY)
     assert server.reports[0]["exit_code"] is None
 
 
 def test_a_result_left_by_a_lost_attempt_is_reported(folder: Path, server: Any, start: Start) -> None:
     server.fail = lambda path, times: "503" if path.endswith(("/finish", "/lines")) else None
-    first = start(folder, GOOD)
+    first = start(folder, SUCCEEDS)
     server.wait_for(lambda: (folder / "exit.json").exists())
     first.kill()
     first.wait()
     server.fail = lambda path, times: None
-    assert wait(start(folder, GOOD)) == 0
+    assert wait_for_exit(start(folder, SUCCEEDS)) == 0
     assert server.reports[0]["result"]["outcome"] == "Succeeded"
     assert server.reports[0]["exit_code"] == 0
-    assert steps(server) == list(range(30))
+    assert list_steps(server) == list(range(30))
 
 
 def test_a_second_supervisor_leaves_the_folder_alone(folder: Path, server: Any, start: Start) -> None:
-    first = start(folder, POLITE)
+    first = start(folder, SAVES_ON_SIGTERM)
     server.wait_for((folder / "ready").exists)
-    assert wait(start(folder, POLITE)) == 3
+    assert wait_for_exit(start(folder, SAVES_ON_SIGTERM)) == 3
     assert first.poll() is None
     os.kill(first.pid, signal.SIGTERM)
-    assert wait(first) == 0
+    assert wait_for_exit(first) == 0
 
 
-def test_a_trainer_killed_from_outside_is_named(folder: Path, server: Any, start: Start) -> None:
-    supervisor = start(folder, POLITE)
+def test_a_trainer_killed_from_outside_is_reported(folder: Path, server: Any, start: Start) -> None:
+    supervisor = start(folder, SAVES_ON_SIGTERM)
     server.wait_for((folder / "ready").exists)
-    os.kill(read(folder / "process.json")["trainer"]["pid"], signal.SIGSEGV)
-    assert wait(supervisor) == 0
+    os.kill(read_json(folder / "process.json")["trainer"]["pid"], signal.SIGSEGV)
+    assert wait_for_exit(supervisor) == 0
     assert (server.reports[0]["signal"], server.reports[0]["cause"]) == ("SIGSEGV", "killed by SIGSEGV")
 
 
-WAITS_FOR_WORD = GOOD.replace(
+WAITS_FOR_FILE = SUCCEEDS.replace(
     '    rundir.write_json(folder / "result.json"',
     "    print('said', flush=True)\n    while not (folder / 'go').exists():\n        time.sleep(0.01)\n"
     '    rundir.write_json(folder / "result.json"',
 )
 
 
-def test_what_a_restore_has_undone_is_said_again_once_and_before_the_last_word(
+def test_what_a_restore_has_undone_is_shipped_again_once_and_before_the_report(
     folder: Path, server: Any, start: Start
 ) -> None:
-    """The server forgets lines and a checkpoint and names another epoch, while the trainer says nothing new."""
+    """The server loses lines and a checkpoint and gets another store id, while the trainer writes
+    nothing.
+    """
     server.wanted["epoch"] = "e1"
-    process = start(folder, WAITS_FOR_WORD)
-    server.wait_for(lambda: server.checkpoints and len(steps(server)) == 30 and server.lines["stdout"])
+    process = start(folder, WAITS_FOR_FILE)
+    server.wait_for(lambda: server.checkpoints and len(list_steps(server)) == 30 and server.lines["stdout"])
     with server.changed:
         server.wanted["epoch"] = "e2"
-        for told in (server.lines, server.offsets, server.checkpoints):
-            told.clear()
-    server.wait_for(lambda: server.checkpoints and len(steps(server)) == 30 and server.lines["stdout"])
+        for record in (server.lines, server.offsets, server.checkpoints):
+            record.clear()
+    server.wait_for(lambda: server.checkpoints and len(list_steps(server)) == 30 and server.lines["stdout"])
     assert server.reports == []
     (folder / "go").touch()
-    assert wait(process) == 0
-    assert steps(server) == list(range(30))
+    assert wait_for_exit(process) == 0
+    assert list_steps(server) == list(range(30))
     assert server.lines["stdout"].count("said") == 1
     assert [report["epoch"] for report in server.reports] == ["e2"]
-    assert read(folder / "closed.json")["epoch"] == "e2"
+    assert read_json(folder / "closed.json")["epoch"] == "e2"
 
 
-def test_the_answer_to_a_report_says_which_word_it_is_to(folder: Path, server: Any) -> None:
-    alive, gone = (mv.Exit(exit_code=0, group_empty=is_empty, cause="exit code 0") for is_empty in (False, True))
-    spoken = Server(server.endpoint, token="t", folder=folder)
-    answers = [spoken.report(word, time_ms=1, result=None) for word in (alive, gone)]
-    assert answers == [mv.ReportAccepted(is_last=False), mv.ReportAccepted(is_last=True)]
+def test_the_answer_to_a_report_says_whether_it_was_final(folder: Path, server: Any) -> None:
+    alive, gone = (msg.ExitStatus(exit_code=0, group_empty=is_empty, cause="exit code 0") for is_empty in (False, True))
+    client = ServerClient(server.endpoint, token="t", folder=folder)
+    answers = [client.report(word, time_ms=1, result=None) for word in (alive, gone)]
+    assert answers == [msg.ReportAccepted(is_last=False), msg.ReportAccepted(is_last=True)]
     server.answer = lambda *_: (422, {"code": "Invalid", "message": "no"})
-    answers = [spoken.report(word, time_ms=1, result=None) for word in (alive, gone)]
-    assert answers == [mv.Unreachable("words"), mv.Rejected("words", mv.REPORT, "no")]
+    answers = [client.report(word, time_ms=1, result=None) for word in (alive, gone)]
+    assert answers == [msg.ServerUnreachable("reports"), msg.UploadRejected("reports", msg.REPORT, "no")]
 
 
-def test_a_report_that_json_cannot_carry_is_not_sent_for_ever(folder: Path, server: Any) -> None:
-    spoken = Server(server.endpoint, token="t", folder=folder)
-    ended = mv.Exit(exit_code=0, group_empty=True, cause="exit code 0")
-    answer = spoken.report(ended, time_ms=1, result={"loss": float("nan")})
-    assert isinstance(answer, mv.Rejected)
+def test_a_report_that_json_cannot_represent_is_not_retried_forever(folder: Path, server: Any) -> None:
+    client = ServerClient(server.endpoint, token="t", folder=folder)
+    ended = msg.ExitStatus(exit_code=0, group_empty=True, cause="exit code 0")
+    answer = client.report(ended, time_ms=1, result={"loss": float("nan")})
+    assert isinstance(answer, msg.UploadRejected)
     assert "/result/loss is nan" in answer.why
     assert server.reports == []

@@ -1,4 +1,4 @@
-"""Which checkpoint an attempt goes on from, where it comes from, and which are removed once there is a newer one."""
+"""Selecting, fetching, and pruning the checkpoints that an attempt resumes from."""
 
 import hashlib
 import os
@@ -11,14 +11,14 @@ import pytest
 
 from runyard import rundir
 from runyard.protocol import CheckpointFile, ResumeCheckpoint
-from runyard.supervisor.resume import Gone, prepare, prune
+from runyard.supervisor.resume import BlobGone, prepare_resume, prune_checkpoints
 
 
-class Shelf:
-    """A server's checkpoints, each with one file of weights and one of state."""
+class CheckpointServer:
+    """A fake server with checkpoints, each with one file of weights and one of state."""
 
     def __init__(self) -> None:
-        self.told: list[ResumeCheckpoint] = []
+        self.checkpoints: list[ResumeCheckpoint] = []
         self.bytes: dict[str, bytes] = {}
         self.fetched: list[str] = []
 
@@ -29,22 +29,22 @@ class Shelf:
             digest = hashlib.sha256(content).hexdigest()
             self.bytes[digest] = content
             files.append(CheckpointFile(path=path, size_bytes=len(content), sha256=digest))
-        self.told.append(
+        self.checkpoints.append(
             ResumeCheckpoint(run_id=run_id, checkpoint_id=name, step=step, epoch=1, time=step, files=files)
         )
 
-    def resumable(self) -> list[ResumeCheckpoint]:
-        return self.told
+    def list_resume_candidates(self) -> list[ResumeCheckpoint]:
+        return self.checkpoints
 
-    def fetch(self, sha256: str, target: Path) -> None:
+    def fetch_blob(self, sha256: str, target: Path) -> None:
         if sha256 not in self.bytes:
-            raise Gone(sha256)
+            raise BlobGone(sha256)
         self.fetched.append(sha256)
         target.write_bytes(self.bytes[sha256])
 
 
-def save(attempt: Path, name: str, *, step: int) -> Path:
-    checkpoint = attempt / rundir.CHECKPOINTS / name
+def save_checkpoint(attempt: Path, name: str, *, step: int) -> Path:
+    checkpoint = rundir.AttemptDir(attempt).checkpoints / name
     checkpoint.mkdir(parents=True)
     (checkpoint / "model").write_bytes(name.encode())
     files = [{"path": "model", "sizeBytes": len(name), "sha256": rundir.sha256_of(checkpoint / "model")}]
@@ -54,101 +54,103 @@ def save(attempt: Path, name: str, *, step: int) -> Path:
     return checkpoint
 
 
-def attempts(tmp_path: Path, count: int) -> list[Path]:
+def make_attempts(tmp_path: Path, count: int) -> list[Path]:
     folders = [tmp_path / "run-1" / "attempts" / str(number) for number in range(1, count + 1)]
     for folder in folders:
         folder.mkdir(parents=True)
     return folders
 
 
-def chosen(attempt: Path) -> dict[str, Any] | None:
-    return rundir.read_json(attempt / rundir.RESUME)
+def read_resume(attempt: Path) -> dict[str, Any] | None:
+    return rundir.read_json(rundir.AttemptDir(attempt).resume)
 
 
-def left(*folders: Path) -> set[str]:
-    return {f"{folder.name}/{path.name}" for folder in folders for path, _ in rundir.checkpoints(folder)}
+def list_remaining(*folders: Path) -> set[str]:
+    return {f"{folder.name}/{path.name}" for folder in folders for path, _ in rundir.list_checkpoints(folder)}
 
 
 def test_a_first_attempt_starts_fresh(tmp_path: Path) -> None:
-    (first,) = attempts(tmp_path, 1)
-    prepare(first, Shelf())
-    assert chosen(first) is None
+    (first,) = make_attempts(tmp_path, 1)
+    prepare_resume(first, CheckpointServer())
+    assert read_resume(first) is None
 
 
 def test_the_newest_step_of_all_earlier_attempts_is_taken(tmp_path: Path) -> None:
-    first, second, third = attempts(tmp_path, 3)
-    save(first, "epoch-1", step=10)
-    newest = save(first, "epoch-2", step=20)
-    save(second, "step-15", step=15)
-    save(third, "epoch-9", step=90)
-    prepare(third, Shelf())
-    assert chosen(third) == {"folder": str(newest)}
+    first, second, third = make_attempts(tmp_path, 3)
+    save_checkpoint(first, "epoch-1", step=10)
+    newest = save_checkpoint(first, "epoch-2", step=20)
+    save_checkpoint(second, "step-15", step=15)
+    save_checkpoint(third, "epoch-9", step=90)
+    prepare_resume(third, CheckpointServer())
+    assert read_resume(third) == {"folder": str(newest)}
 
 
-def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    first, second = attempts(tmp_path, 2)
-    good = save(first, "epoch-1", step=10)
-    (save(first, "epoch-2", step=20) / "model").write_bytes(b"torn")
-    prepare(second, Shelf())
-    assert chosen(second) == {"folder": str(good)}
+def test_a_torn_checkpoint_is_skipped(tmp_path: Path) -> None:
+    first, second = make_attempts(tmp_path, 2)
+    good = save_checkpoint(first, "epoch-1", step=10)
+    (save_checkpoint(first, "epoch-2", step=20) / "model").write_bytes(b"torn")
+    prepare_resume(second, CheckpointServer())
+    assert read_resume(second) == {"folder": str(good)}
 
 
-def test_what_the_server_has_is_fetched_only_when_it_is_newer_than_what_lies_here(tmp_path: Path) -> None:
-    first, second, third = attempts(tmp_path, 3)
-    shelf = Shelf()
-    shelf.add("epoch-2", step=20)
-    same = save(first, "epoch-2", step=20)
-    prepare(second, shelf)
-    assert (chosen(second), shelf.fetched) == ({"folder": str(same)}, [])
-    shelf.add("epoch-3", step=30)
-    prepare(third, shelf)
-    folder = third / rundir.FETCHED / rundir.CHECKPOINTS / "epoch-3"
-    assert chosen(third) == {"folder": str(folder)}
+def test_a_checkpoint_is_fetched_only_when_it_is_newer_than_the_local_ones(tmp_path: Path) -> None:
+    first, second, third = make_attempts(tmp_path, 3)
+    checkpoint_server = CheckpointServer()
+    checkpoint_server.add("epoch-2", step=20)
+    same = save_checkpoint(first, "epoch-2", step=20)
+    prepare_resume(second, checkpoint_server)
+    assert (read_resume(second), checkpoint_server.fetched) == ({"folder": str(same)}, [])
+    checkpoint_server.add("epoch-3", step=30)
+    prepare_resume(third, checkpoint_server)
+    folder = rundir.AttemptDir(third).fetched.checkpoints / "epoch-3"
+    assert read_resume(third) == {"folder": str(folder)}
     manifest = rundir.read_json(folder / rundir.MANIFEST)
     assert manifest is not None and rundir.is_proven(folder, manifest)
 
 
-def test_another_runs_checkpoint_is_named_as_such_and_gives_way_to_the_runs_own(tmp_path: Path) -> None:
-    first, second, third = attempts(tmp_path, 3)
-    shelf = Shelf()
-    shelf.add("epoch-2", step=20, run_id="run-0")
-    prepare(first, shelf)
-    fetched = first / rundir.FETCHED / rundir.CHECKPOINTS / "epoch-2"
-    assert chosen(first) == {"folder": str(fetched), "runId": "run-0"}
-    prepare(second, shelf)  # the first attempt ended before it had saved: what it fetched serves again
-    assert chosen(second) == {"folder": str(fetched), "runId": "run-0"}
-    assert len(shelf.fetched) == 2
-    own = save(second, "epoch-3", step=30)
-    prepare(third, shelf)
-    assert chosen(third) == {"folder": str(own)}
+def test_another_runs_checkpoint_names_its_run_and_the_runs_own_has_priority(tmp_path: Path) -> None:
+    first, second, third = make_attempts(tmp_path, 3)
+    checkpoint_server = CheckpointServer()
+    checkpoint_server.add("epoch-2", step=20, run_id="run-0")
+    prepare_resume(first, checkpoint_server)
+    fetched = rundir.AttemptDir(first).fetched.checkpoints / "epoch-2"
+    assert read_resume(first) == {"folder": str(fetched), "runId": "run-0"}
+    prepare_resume(
+        second, checkpoint_server
+    )  # the first attempt ended before a save: its fetched checkpoint is used again
+    assert read_resume(second) == {"folder": str(fetched), "runId": "run-0"}
+    assert len(checkpoint_server.fetched) == 2
+    own = save_checkpoint(second, "epoch-3", step=30)
+    prepare_resume(third, checkpoint_server)
+    assert read_resume(third) == {"folder": str(own)}
 
 
-def test_bytes_the_server_has_lost_are_passed_over(tmp_path: Path) -> None:
-    (first,) = attempts(tmp_path, 1)
-    shelf = Shelf()
-    shelf.add("epoch-1", step=10)
-    shelf.add("epoch-2", step=20)
-    del shelf.bytes[shelf.told[1].files[1].sha256]
-    prepare(first, shelf)
-    assert chosen(first) == {"folder": str(first / rundir.FETCHED / rundir.CHECKPOINTS / "epoch-1")}
+def test_a_checkpoint_the_server_has_lost_is_skipped(tmp_path: Path) -> None:
+    (first,) = make_attempts(tmp_path, 1)
+    checkpoint_server = CheckpointServer()
+    checkpoint_server.add("epoch-1", step=10)
+    checkpoint_server.add("epoch-2", step=20)
+    del checkpoint_server.bytes[checkpoint_server.checkpoints[1].files[1].sha256]
+    prepare_resume(first, checkpoint_server)
+    assert read_resume(first) == {"folder": str(rundir.AttemptDir(first).fetched.checkpoints / "epoch-1")}
 
 
 @pytest.mark.parametrize("path", ["../../../outside", "/outside", "manifest.json", "model_full/../../x", ""])
 def test_a_path_that_leaves_the_folder_is_not_followed(tmp_path: Path, path: str) -> None:
-    (first,) = attempts(tmp_path, 1)
-    shelf = Shelf()
-    shelf.add("epoch-1", step=10)
-    shelf.told[0].files[0].path = path
-    prepare(first, shelf)
-    assert (chosen(first), shelf.fetched) == (None, [])
+    (first,) = make_attempts(tmp_path, 1)
+    checkpoint_server = CheckpointServer()
+    checkpoint_server.add("epoch-1", step=10)
+    checkpoint_server.checkpoints[0].files[0].path = path
+    prepare_resume(first, checkpoint_server)
+    assert (read_resume(first), checkpoint_server.fetched) == (None, [])
 
 
 class Killed(Exception):
-    """Stands for SIGKILL: nothing after it happens."""
+    """Simulates SIGKILL: nothing happens afterwards."""
 
 
-def die_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], int]:
-    """Let the ``number``-th effect on the disk be the one before which the process dies; tells how many there were."""
+def die_before_effect(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], int]:
+    """Die before the ``number``-th effect on the disk; return a function that counts the effects."""
     count = 0
 
     def before(call: Any) -> Any:
@@ -176,88 +178,89 @@ def die_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], int]:
     return lambda: count
 
 
-def test_a_fetch_that_dies_at_any_step_leaves_nothing_half_and_is_done_by_the_next(
+def test_a_fetch_that_dies_at_any_step_leaves_nothing_torn_and_is_completed_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number, died = 0, True
     while died:
         number += 1
-        first, second = attempts(tmp_path / str(number), 2)
-        shelf = Shelf()
-        shelf.add("epoch-2", step=20)
+        first, second = make_attempts(tmp_path / str(number), 2)
+        checkpoint_server = CheckpointServer()
+        checkpoint_server.add("epoch-2", step=20)
         with monkeypatch.context() as patch:
-            die_at(patch, number)
+            die_before_effect(patch, number)
             try:
-                prepare(first, shelf)
+                prepare_resume(first, checkpoint_server)
                 died = False
             except Killed:
                 pass
-        for path, manifest in rundir.checkpoints(first / rundir.FETCHED):
+        for path, manifest in rundir.list_checkpoints(rundir.AttemptDir(first).fetched.path):
             assert rundir.is_proven(path, manifest)
-        prepare(second, shelf)
-        resume = chosen(second)
+        prepare_resume(second, checkpoint_server)
+        resume = read_resume(second)
         assert resume is not None
         manifest_there = rundir.read_json(Path(resume["folder"]) / rundir.MANIFEST)
         assert manifest_there is not None and rundir.is_proven(Path(resume["folder"]), manifest_there)
     assert number > 10
 
 
-def test_checkpoints_of_earlier_attempts_go_once_a_newer_one_is_stored_unless_they_are_listed(tmp_path: Path) -> None:
-    first, second = attempts(tmp_path, 2)
-    save(first, "epoch-1", step=10)
-    save(first, "epoch-2", step=20)
-    begun_from = save(first, "epoch-3", step=30)
-    prepare(second, Shelf())
-    assert chosen(second) == {"folder": str(begun_from)}
-    assert left(first) == {"1/epoch-1", "1/epoch-2", "1/epoch-3"}
-    save(second, "epoch-4", step=40)
-    prune(second, stored="epoch-4", kept=[(1, "epoch-2"), (2, "epoch-4")])
-    assert left(first, second) == {"1/epoch-2", "2/epoch-4"}
+def test_unlisted_checkpoints_of_earlier_attempts_are_removed_once_a_newer_one_is_stored(tmp_path: Path) -> None:
+    first, second = make_attempts(tmp_path, 2)
+    save_checkpoint(first, "epoch-1", step=10)
+    save_checkpoint(first, "epoch-2", step=20)
+    begun_from = save_checkpoint(first, "epoch-3", step=30)
+    prepare_resume(second, CheckpointServer())
+    assert read_resume(second) == {"folder": str(begun_from)}
+    assert list_remaining(first) == {"1/epoch-1", "1/epoch-2", "1/epoch-3"}
+    save_checkpoint(second, "epoch-4", step=40)
+    prune_checkpoints(second, stored="epoch-4", kept=[(1, "epoch-2"), (2, "epoch-4")])
+    assert list_remaining(first, second) == {"1/epoch-2", "2/epoch-4"}
 
 
-def test_nothing_goes_that_is_newer_than_what_is_stored(tmp_path: Path) -> None:
-    """A checkpoint that never reached the server, and the only proof there is."""
-    first, second = attempts(tmp_path, 2)
-    save(first, "epoch-3", step=30)
-    save(second, "step-25", step=25)
-    prune(second, stored="step-25", kept=[(2, "step-25")])
-    assert left(first, second) == {"1/epoch-3", "2/step-25"}
-    prune(second, stored="epoch-9", kept=[])  # what the trainer has removed meanwhile proves nothing
-    assert left(first, second) == {"1/epoch-3", "2/step-25"}
+def test_checkpoints_newer_than_the_stored_one_are_kept(tmp_path: Path) -> None:
+    """One that never reached the server may be the only intact checkpoint."""
+    first, second = make_attempts(tmp_path, 2)
+    save_checkpoint(first, "epoch-3", step=30)
+    save_checkpoint(second, "step-25", step=25)
+    prune_checkpoints(second, stored="step-25", kept=[(2, "step-25")])
+    assert list_remaining(first, second) == {"1/epoch-3", "2/step-25"}
+    # The trainer has removed it, so it proves nothing
+    prune_checkpoints(second, stored="epoch-9", kept=[])
+    assert list_remaining(first, second) == {"1/epoch-3", "2/step-25"}
 
 
-def test_what_was_fetched_goes_once_a_newer_checkpoint_is_stored(tmp_path: Path) -> None:
-    (first,) = attempts(tmp_path, 1)
-    shelf = Shelf()
-    shelf.add("epoch-2", step=20, run_id="run-0")
-    prepare(first, shelf)
-    torn = first / rundir.FETCHED / rundir.CHECKPOINTS / ".fetching-epoch-9"
+def test_fetched_checkpoints_are_removed_once_a_newer_one_is_stored(tmp_path: Path) -> None:
+    (first,) = make_attempts(tmp_path, 1)
+    checkpoint_server = CheckpointServer()
+    checkpoint_server.add("epoch-2", step=20, run_id="run-0")
+    prepare_resume(first, checkpoint_server)
+    torn = rundir.AttemptDir(first).fetched.checkpoints / ".fetching-epoch-9"
     torn.mkdir()
-    save(first, "epoch-3", step=30)
-    prune(first, stored="epoch-3", kept=[(1, "epoch-3")])
-    assert list((first / rundir.FETCHED / rundir.CHECKPOINTS).iterdir()) == []
-    assert left(first) == {"1/epoch-3"}
+    save_checkpoint(first, "epoch-3", step=30)
+    prune_checkpoints(first, stored="epoch-3", kept=[(1, "epoch-3")])
+    assert list(rundir.AttemptDir(first).fetched.checkpoints.iterdir()) == []
+    assert list_remaining(first) == {"1/epoch-3"}
 
 
-def test_a_removal_that_dies_at_any_step_leaves_a_newest_proof_and_is_finished_by_the_next(
+def test_a_removal_that_dies_at_any_step_keeps_the_newest_checkpoint_and_is_completed_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number, died = 0, True
     while died:
         number += 1
-        first, second, third = attempts(tmp_path / str(number), 3)
-        save(first, "epoch-1", step=10)
-        save(first, "epoch-2", step=20)
-        newest = save(second, "epoch-3", step=30)
+        first, second, third = make_attempts(tmp_path / str(number), 3)
+        save_checkpoint(first, "epoch-1", step=10)
+        save_checkpoint(first, "epoch-2", step=20)
+        newest = save_checkpoint(second, "epoch-3", step=30)
         with monkeypatch.context() as patch:
-            die_at(patch, number)
+            die_before_effect(patch, number)
             try:
-                prune(second, stored="epoch-3", kept=[(2, "epoch-3")])
+                prune_checkpoints(second, stored="epoch-3", kept=[(2, "epoch-3")])
                 died = False
             except Killed:
                 pass
-        prepare(third, Shelf())
-        assert chosen(third) == {"folder": str(newest)}
-        prune(second, stored="epoch-3", kept=[(2, "epoch-3")])
-        assert list((first / rundir.CHECKPOINTS).iterdir()) == []
+        prepare_resume(third, CheckpointServer())
+        assert read_resume(third) == {"folder": str(newest)}
+        prune_checkpoints(second, stored="epoch-3", kept=[(2, "epoch-3")])
+        assert list(rundir.AttemptDir(first).checkpoints.iterdir()) == []
     assert number > 3

@@ -1,4 +1,6 @@
-"""Kills in every phase, a server that is long away, a full disk, a lack of memory: real supervisors and trainers."""
+"""Real supervisors and trainers: kills in every phase, an unreachable server, full disks, lack of
+memory.
+"""
 
 import json
 import os
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from runyard import processes, rundir
-from runyard.supervisor.main import excess
+from runyard.supervisor.main import count_excess_bytes
 from runyard.trainer.main import _is_told_by_files
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
@@ -44,8 +46,8 @@ def train(folder):
 """
 
 
-def below(supervisor: subprocess.Popen[bytes]) -> list[Any]:
-    found = processes.descendants(supervisor.pid)
+def list_descendants(supervisor: subprocess.Popen[bytes]) -> list[Any]:
+    found = processes.list_descendants(supervisor.pid)
     assert found
     return found
 
@@ -56,10 +58,10 @@ def kill(server: Any, *, grace_s: float) -> None:
 
 
 def test_a_kill_ends_everything_in_each_phase(tmp_path: Path, harness: Any) -> None:
-    """All at once, each with a server of its own, since most of it is waiting."""
+    """All phases run in parallel, each with its own server, because most of the time is waiting."""
 
-    def one(phase: str) -> tuple[set[str], str, bool]:
-        server, folder = harness.new_server(), harness.place(tmp_path, attempt=1, run=f"run-{phase}")
+    def run_one(phase: str) -> tuple[set[str], str, bool]:
+        server, folder = harness.new_server(), harness.place_attempt(tmp_path, attempt=1, run=f"run-{phase}")
         script = tmp_path / f"{phase}.py"
         script.write_text(BUSY.replace("PHASE", phase))
         room = {"RUNYARD_ATTEMPT": "-" * 200, "RUNYARD_SUPERVISOR": "-" * 200}
@@ -69,11 +71,11 @@ def test_a_kill_ends_everything_in_each_phase(tmp_path: Path, harness: Any) -> N
         )
         try:
             server.wait_for(lambda: (folder / "ready").exists() and phase in server.phases)
-            living = below(supervisor)
+            living = list_descendants(supervisor)
             kill(server, grace_s=0.2)
             assert supervisor.wait(20) == 0
             report = server.reports[0]
-            return {processes.liveness(identity) for identity in living}, report["signal"], report["group_empty"]
+            return {processes.check_liveness(identity) for identity in living}, report["signal"], report["group_empty"]
         finally:
             supervisor.kill()
             supervisor.wait()
@@ -81,37 +83,40 @@ def test_a_kill_ends_everything_in_each_phase(tmp_path: Path, harness: Any) -> N
 
     phases = ["Preparing", "Training", "Evaluating", "Saving"]
     with ThreadPoolExecutor(len(phases)) as pool:
-        outcomes = dict(zip(phases, pool.map(one, phases), strict=True))
+        outcomes = dict(zip(phases, pool.map(run_one, phases), strict=True))
     assert outcomes == {phase: ({"dead"}, "SIGKILL", True) for phase in phases}
 
 
 def test_a_kill_ends_an_attempt_that_waits_for_the_lock(folder: Path, server: Any, start: Start) -> None:
-    lock = folder.parent.parent / rundir.LOCK
+    lock = rundir.AttemptDir(folder).run_lock
     lock.touch()
-    other = {**os.environ, processes.ATTEMPT_MARK: "org/another-run/1"}  # without a mark it would be ended as ours
+    other = {
+        **os.environ,
+        processes.ATTEMPT_MARK: "org/another-run/1",
+    }  # without a mark it would be killed as one of ours
     with subprocess.Popen(["/usr/bin/flock", str(lock), "/bin/sleep", "600"], env=other) as holder:
         try:
-            server.wait_for(lambda: processes.descendants(holder.pid))
+            server.wait_for(lambda: processes.list_descendants(holder.pid))
             supervisor = start(folder, BUSY)
             server.wait_for(lambda: server.phases)
             kill(server, grace_s=0.2)
             assert supervisor.wait(20) == 0
             assert holder.poll() is None
         finally:
-            for identity in [*processes.descendants(holder.pid), processes.identify(holder.pid)]:
+            for identity in [*processes.list_descendants(holder.pid), processes.identify(holder.pid)]:
                 if identity is not None:
                     processes.send_signal(identity, signal.SIGKILL)
     assert not (folder / "ready").exists()
     assert server.reports[0]["exit_code"] == rundir.EXIT_STOPPED
 
 
-def test_a_kill_ends_an_attempt_whose_checkpoint_is_being_proven(folder: Path, server: Any, start: Start) -> None:
+def test_a_kill_ends_an_attempt_whose_checkpoint_is_being_verified(folder: Path, server: Any, start: Start) -> None:
     slow = """
-import runyard.supervisor.server as supervisor
-def prepare(folder, source, *, files):
+import runyard.supervisor.api_client as supervisor
+def prepare_resume(folder, source, *, files):
     (folder / "proving").write_text("")
     __import__("time").sleep(600)
-supervisor.prepare = prepare
+supervisor.prepare_resume = prepare_resume
 """
     supervisor = start(folder, slow + BUSY)
     server.wait_for((folder / "proving").exists)
@@ -121,12 +126,12 @@ supervisor.prepare = prepare
     assert server.reports[0]["exit_code"] == rundir.EXIT_STOPPED
 
 
-def test_a_kill_while_the_last_lines_are_shipped_changes_nothing_that_was_done(
+def test_a_kill_while_the_last_lines_are_shipped_does_not_change_the_result(
     folder: Path, server: Any, start: Start
 ) -> None:
     server.fail = lambda path, times: "503" if path.endswith("/lines") else None
     supervisor = start(folder, 'def train(folder):\n    print("done", flush=True)\n    return 0\n')
-    server.wait_for((folder / rundir.EXIT).exists)
+    server.wait_for(rundir.AttemptDir(folder).exit.exists)
     kill(server, grace_s=0.2)
     phases = len(server.phases)
     server.wait_for(lambda: len(server.phases) > phases + 1)
@@ -142,24 +147,24 @@ def test_the_supervisor_keeps_its_trainers_permit_fresh_and_a_stopped_one_does_n
     start(folder, IDLE)
     server.wait_for((folder / "ready").exists)
     assert not _is_told_by_files(folder)
-    written = rundir.permit_age_s(folder, 0.0)
+    written = rundir.read_permit_age_s(folder, 0.0)
     assert written is not None
-    assert rundir.permit_is_fresh(folder, rundir.PERMIT_S - written)
-    assert not rundir.permit_is_fresh(folder, rundir.PERMIT_S - written + 0.01)
+    assert rundir.is_permit_fresh(folder, rundir.PERMIT_S - written)
+    assert not rundir.is_permit_fresh(folder, rundir.PERMIT_S - written + 0.01)
     monkeypatch.setattr(time, "monotonic", lambda: rundir.PERMIT_S - written + 1000.0)
     assert _is_told_by_files(folder), "the trainer saves and stops by itself"
 
 
-def test_a_permit_is_made_new_again_and_again(folder: Path, server: Any, start: Start) -> None:
+def test_a_permit_is_renewed_repeatedly(folder: Path, server: Any, start: Start) -> None:
     start(folder, "from runyard import rundir\nrundir.PERMIT_EVERY_S = 0.1\n" + IDLE)
     server.wait_for((folder / "ready").exists)
-    first = rundir.permit_age_s(folder, 0.0)
-    server.wait_for(lambda: rundir.permit_age_s(folder, 0.0) != first)
+    first = rundir.read_permit_age_s(folder, 0.0)
+    server.wait_for(lambda: rundir.read_permit_age_s(folder, 0.0) != first)
 
 
 def test_a_log_too_long_for_the_spool_loses_its_middle_and_no_event(folder: Path, server: Any, start: Start) -> None:
-    placed = json.loads((folder / rundir.PLACED).read_text())
-    (folder / rundir.PLACED).write_text(json.dumps({**placed, "spoolBytes": 2000}))
+    placed = json.loads(rundir.AttemptDir(folder).placed.read_text())
+    rundir.AttemptDir(folder).placed.write_text(json.dumps({**placed, "spoolBytes": 2000}))
     talkative = """
 def train(folder):
     from runyard import rundir
@@ -171,22 +176,25 @@ def train(folder):
 """
     server.fail = lambda path, times: "503" if path.endswith("/lines") else None
     supervisor = start(folder, talkative)
-    server.wait_for((folder / rundir.EXIT).exists)
+    server.wait_for(rundir.AttemptDir(folder).exit.exists)
     server.fail = lambda path, times: None
     assert supervisor.wait(20) == 0
     assert [json.loads(line)["step"] for line in server.lines["events"]] == list(range(2000))
     note, *rest = server.lines["stdout"]
-    assert note.endswith("more than spool_mib of it waited for the server]")
+    assert note.endswith("more than spool_mib of it was waiting for the server]")
     assert rest[-1] == "line 1999"
-    assert int(note.split()[0][1:]) + sum(len(line) + 1 for line in rest) == (folder / rundir.STDOUT).stat().st_size
+    assert (
+        int(note.split()[0][1:]) + sum(len(line) + 1 for line in rest)
+        == rundir.AttemptDir(folder).stdout.stat().st_size
+    )
 
 
-def test_a_log_within_its_bound_is_read_whole(tmp_path: Path) -> None:
+def test_a_log_within_its_limit_is_read_completely(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"one\ntwo\nthree\n")
-    assert excess(tmp_path / "log", 0, 14) == 0
-    assert excess(tmp_path / "log", 4, 10) == 0
-    assert excess(tmp_path / "log", 0, 8) == len(b"one\ntwo\n")
-    assert excess(tmp_path / "absent", 0, 8) == 0
+    assert count_excess_bytes(tmp_path / "log", 0, 14) == 0
+    assert count_excess_bytes(tmp_path / "log", 4, 10) == 0
+    assert count_excess_bytes(tmp_path / "log", 0, 8) == len(b"one\ntwo\n")
+    assert count_excess_bytes(tmp_path / "absent", 0, 8) == 0
 
 
 FULL = """
@@ -200,7 +208,7 @@ def write_if_there_is_room(path, value):
     write(path, value)
 rundir.write_json = write_if_there_is_room
 import runyard.supervisor.main
-runyard.supervisor.main.WRITE_AGAIN_AFTER_S = 0.05
+runyard.supervisor.main.WRITE_RETRY_S = 0.05
 """
 
 
@@ -237,7 +245,7 @@ def train(folder):
 """
 
 
-def test_a_log_that_finds_no_room_at_the_very_end_is_not_how_the_trainer_ends(
+def test_a_full_disk_at_the_last_log_line_does_not_change_the_exit_code(
     folder: Path, server: Any, start: Start
 ) -> None:
     assert start(folder, LOG_ON_A_FULL_DISK).wait(20) == 0
@@ -249,7 +257,7 @@ CGROUPS = Path("/sys/fs/cgroup/memory")
 
 @pytest.fixture
 def small_memory() -> Iterator[Path]:
-    """A memory cgroup whose processes have 64 MiB in all."""
+    """Create a memory cgroup with a limit of 64 MiB."""
     group = CGROUPS / f"runyard-test-{os.getpid()}"
     try:
         group.mkdir()
@@ -279,32 +287,33 @@ def train(folder):
 """
 
 
-def test_the_kernels_kill_for_want_of_memory_is_named(
-    folder: Path, server: Any, start: Start, small_memory: Path
-) -> None:
+def test_an_out_of_memory_kill_is_reported(folder: Path, server: Any, start: Start, small_memory: Path) -> None:
     assert start(folder, HUNGRY.replace("GROUP", str(small_memory))).wait(30) == 0
     assert server.reports[0]["signal"] == "SIGKILL"
     assert server.reports[0]["cause"] == "out of memory: the kernel ended the trainer while it was Evaluating"
 
 
-def test_a_supervisor_lost_while_the_kernel_was_out_of_memory_is_told_with_what_the_trainer_did(
+def test_a_supervisor_lost_out_of_memory_is_reported_with_the_trainers_phase(
     folder: Path, server: Any, start: Start
 ) -> None:
-    """As its forerunner left it: another boot is not the cause, and the kernel's counter has grown since."""
+    """The folder is as the dead supervisor left it: same boot, and the kernel's counter has grown
+    since.
+    """
     events = rundir.EventWriter(folder, lambda: 1)
     events.write("phase", phase="Saving", message="")
     events.close()
     left = {"bootId": processes.boot_id(), "supervisor": None, "trainer": None, "memoryKills": -1}
-    rundir.write_json(folder / rundir.PROCESS, left)
+    rundir.write_json(rundir.AttemptDir(folder).process, left)
     assert start(folder, HUNGRY).wait(30) == 0
-    told = "the supervisor was lost, and the kernel has run out of memory since it began and the trainer was Saving"
-    assert server.reports[0]["cause"] == told
+    expected = "the supervisor was lost, and the kernel has run out of memory since it began and the trainer was Saving"
+    assert server.reports[0]["cause"] == expected
 
 
-SOMEBODY_ELSE = """
+ANOTHER_PROCESS = """
 import os, signal, time
 from pathlib import Path
 from runyard import processes, rundir
+from runyard.supervisor.main import count_excess_bytes
 rundir.PERMIT_EVERY_S = 0.05
 others = Path("FOLDER", "others")
 processes.out_of_memory_kills = lambda: int(others.exists())
@@ -312,15 +321,15 @@ def train(folder):
     others.touch()
     before = permits = 0
     while permits < 4:
-        now = (folder / rundir.PERMIT).read_bytes()
+        now = rundir.AttemptDir(folder).permit.read_bytes()
         permits, before = permits + (now != before), now
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_kill_for_want_of_memory_long_before_the_end_was_another_process_s(
+def test_an_earlier_out_of_memory_kill_is_attributed_to_another_process(
     folder: Path, server: Any, start: Start
 ) -> None:
-    assert start(folder, SOMEBODY_ELSE.replace("FOLDER", str(folder))).wait(30) == 0
+    assert start(folder, ANOTHER_PROCESS.replace("FOLDER", str(folder))).wait(30) == 0
     assert server.reports[0]["cause"] == "killed by SIGKILL"

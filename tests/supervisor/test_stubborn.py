@@ -1,6 +1,7 @@
-"""Process trees that do not want to end: real ones, killed, and counted afterwards.
+"""Real process trees that resist their end: they are killed, and the survivors are counted.
 
-The default suite ends three; ``make stubborn`` ends two hundred and tells how long the slowest took.
+The default suite ends three; ``make stubborn`` ends two hundred and tells how long the slowest
+took.
 """
 
 import json
@@ -39,7 +40,7 @@ def train(folder):
             while True:
                 time.sleep(600)
         os._exit(0)
-    if os.fork() == 0:  # one that keeps making others
+    if os.fork() == 0:  # one that keeps forking
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while True:
@@ -52,12 +53,17 @@ def train(folder):
 """
 
 
-def end_one(number: int, tmp_path: Path, new_server: Callable[[], Any], place: Any, script: str) -> tuple[float, int]:
-    """Seconds from the kill to the proof that nothing is left, and how many are left all the same."""
+def kill_one(
+    number: int, tmp_path: Path, new_server: Callable[[], Any], place_attempt: Any, script: str
+) -> tuple[float, int]:
+    """Return the seconds from the kill to the report that no process is left, and the number of
+    survivors.
+    """
     server = new_server()
-    folder = place(tmp_path, attempt=1, run=f"tree-{number}")
+    folder = place_attempt(tmp_path, attempt=1, run=f"tree-{number}")
     room = {"RUNYARD_ATTEMPT": "-" * 200, "RUNYARD_SUPERVISOR": "-" * 200}
-    program = tmp_path / f"tree-{number}.py"  # its own: another thread may be reading meanwhile
+    # A separate file, because another thread may be reading its own
+    program = tmp_path / f"tree-{number}.py"
     program.write_text(TREE)
     with (tmp_path / f"supervisor-{number}.log").open("wb") as log:
         supervisor = subprocess.Popen(
@@ -69,7 +75,7 @@ def end_one(number: int, tmp_path: Path, new_server: Callable[[], Any], place: A
         )
     try:
         server.wait_for((folder / "ready").exists, 60)
-        before = processes.descendants(supervisor.pid)
+        before = processes.list_descendants(supervisor.pid)
         assert len(before) >= 5
         with server.changed:
             server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": GRACE_S, "epoch": "e1"}
@@ -78,8 +84,8 @@ def end_one(number: int, tmp_path: Path, new_server: Callable[[], Any], place: A
         took_s = time.monotonic() - killed_at_s
         assert server.reports[0]["group_empty"] is True
         mark = json.loads((folder / "process.json").read_text())["mark"]
-        left = [identity for identity in before if processes.liveness(identity) != "dead"]
-        left += [identity for identity, _ in processes.marked(processes.ATTEMPT_MARK, mark.__eq__)]
+        left = [identity for identity in before if processes.check_liveness(identity) != "dead"]
+        left += [identity for identity, _ in processes.find_marked(processes.ATTEMPT_MARK, mark.__eq__)]
         assert supervisor.wait(20) == 0
         return took_s, len(left)
     finally:
@@ -89,11 +95,11 @@ def end_one(number: int, tmp_path: Path, new_server: Callable[[], Any], place: A
 
 
 def test_no_tree_survives_its_kill(tmp_path: Path, harness: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    def one(number: int) -> tuple[float, int]:
-        return end_one(number, tmp_path, harness.new_server, harness.place, harness.script)
+    def run_one(number: int) -> tuple[float, int]:
+        return kill_one(number, tmp_path, harness.new_server, harness.place_attempt, harness.script)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        outcomes = list(pool.map(one, range(TREES)))
+        outcomes = list(pool.map(run_one, range(TREES)))
     took_s = sorted(took for took, _ in outcomes)
     survivors = sum(left for _, left in outcomes)
     if TREES > 3:

@@ -1,4 +1,6 @@
-"""Weights of another run: brought to this machine once, proven, and shared by the runs that begin from them."""
+"""Weights of another run: fetched to this machine once, verified, and shared by the runs that start
+from them.
+"""
 
 import hashlib
 import json
@@ -14,14 +16,14 @@ import msgspec
 import pytest
 
 from runyard import processes, rundir
-from runyard.controller.place import place
-from runyard.controller.server import Server as ControllerServer
+from runyard.controller.api_client import ServerClient as ControllerClient
+from runyard.controller.placement import place_attempt
 from runyard.protocol import AttemptWeights, CheckpointFile, Claim
 from runyard.rundir import is_complete
 from runyard.settings import Settings
-from runyard.supervisor.resume import Gone
-from runyard.supervisor.server import Server
-from runyard.supervisor.shared import make_room
+from runyard.supervisor.api_client import ServerClient
+from runyard.supervisor.resume import BlobGone
+from runyard.supervisor.shared import free_space
 from runyard.supervisor.weights import WeightsFetcher
 from vi._http import Http
 
@@ -29,8 +31,8 @@ ORG = f"org-{os.getpid()}"
 Start = Callable[[Path, str], subprocess.Popen[bytes]]
 
 
-class Shelf:
-    """A server that holds one checkpoint, of a base model and an adapter."""
+class WeightsServer:
+    """A fake server with one checkpoint of a base model and an adapter."""
 
     def __init__(self, name: str = "epoch-1") -> None:
         self.bytes: dict[str, bytes] = {}
@@ -43,126 +45,133 @@ class Shelf:
             files.append(CheckpointFile(path=path, size_bytes=len(content), sha256=digest))
         self.offered: AttemptWeights | None = AttemptWeights(weights=f"run:source/{name}", files=files)
 
-    def weights(self) -> AttemptWeights | None:
+    def get_weights(self) -> AttemptWeights | None:
         return self.offered
 
-    def fetch(self, sha256: str, target: Path) -> None:
+    def fetch_blob(self, sha256: str, target: Path) -> None:
         if sha256 not in self.bytes:
-            raise Gone(sha256)
+            raise BlobGone(sha256)
         self.fetched.append(sha256)
         target.write_bytes(self.bytes[sha256])
 
 
-def attempt(data_dir: Path, run: str = "run-1", weights: str = "run:source/epoch-1", **placed: Any) -> Path:
+def write_attempt(data_dir: Path, run: str = "run-1", weights: str = "run:source/epoch-1", **placed: Any) -> Path:
     folder = data_dir / "runs" / ORG / run / "attempts" / "1"
     folder.mkdir(parents=True, exist_ok=True)
     flow = {"blocks": [{"block": "vi-model", "settings": {"architecture": {"weights": weights}}}]}
-    rundir.write_json(folder / rundir.RUN, {"run": {"spec": {"flow": flow}}, "dataDir": str(data_dir)})
+    rundir.write_json(rundir.AttemptDir(folder).run, {"run": {"spec": {"flow": flow}}, "dataDir": str(data_dir)})
     rundir.write_json(
-        folder / rundir.PLACED,
+        rundir.AttemptDir(folder).placed,
         {"organizationId": ORG, "runId": run, "attempt": 1, "machineId": "m", "leaseS": 1.2, "graceS": 5.0} | placed,
     )
     return folder
 
 
-def document(folder: Path) -> dict[str, Any]:
-    found = rundir.read_json(folder / rundir.WEIGHTS)
+def read_weights_document(folder: Path) -> dict[str, Any]:
+    found = rundir.read_json(rundir.AttemptDir(folder).weights)
     assert found is not None
     return found
 
 
-def is_whole(home: Path, shelf: Shelf) -> bool:
-    assert shelf.offered is not None
-    return all((home / file.path).read_bytes() == shelf.bytes[file.sha256] for file in shelf.offered.files)
+def is_complete_copy(home: Path, weights_server: WeightsServer) -> bool:
+    assert weights_server.offered is not None
+    return all(
+        (home / file.path).read_bytes() == weights_server.bytes[file.sha256] for file in weights_server.offered.files
+    )
 
 
-def test_weights_come_once_and_serve_every_run_on_the_machine(tmp_path: Path) -> None:
-    shelf = Shelf()
-    folders = [attempt(tmp_path, run) for run in ("run-1", "run-2")]
+def test_weights_are_fetched_once_and_shared_by_every_run_on_the_machine(tmp_path: Path) -> None:
+    weights_server = WeightsServer()
+    folders = [write_attempt(tmp_path, run) for run in ("run-1", "run-2")]
     for folder in folders:
-        WeightsFetcher(folder, shelf).fetch()
-    homes = {document(folder)["folder"] for folder in folders}
-    assert document(folders[0])["weights"] == "run:source/epoch-1"
-    assert len(homes) == 1 and len(shelf.fetched) == 3
+        WeightsFetcher(folder, weights_server).fetch()
+    homes = {read_weights_document(folder)["folder"] for folder in folders}
+    assert read_weights_document(folders[0])["weights"] == "run:source/epoch-1"
+    assert len(homes) == 1 and len(weights_server.fetched) == 3
     home = Path(homes.pop())
     assert home.parent == tmp_path / "weights" / ORG
-    assert is_complete(home) and is_whole(home, shelf)
+    assert is_complete(home) and is_complete_copy(home, weights_server)
 
 
-def test_where_the_server_is_on_this_machine_its_bytes_are_linked(tmp_path: Path) -> None:
-    shelf = Shelf()
-    for digest, content in shelf.bytes.items():
+def test_blobs_of_a_server_on_this_machine_are_linked(tmp_path: Path) -> None:
+    weights_server = WeightsServer()
+    for digest, content in weights_server.bytes.items():
         blob = tmp_path / "blobs" / ORG / digest[:2] / digest
         blob.parent.mkdir(parents=True, exist_ok=True)
         blob.write_bytes(content)
-    damaged, *_ = shelf.bytes
+    damaged, *_ = weights_server.bytes
     (tmp_path / "blobs" / ORG / damaged[:2] / damaged).write_bytes(b"flipped")
-    folder = attempt(tmp_path)
-    WeightsFetcher(folder, shelf).fetch()
-    assert shelf.fetched == [damaged]
-    assert is_whole(Path(document(folder)["folder"]), shelf)
+    folder = write_attempt(tmp_path)
+    WeightsFetcher(folder, weights_server).fetch()
+    assert weights_server.fetched == [damaged]
+    assert is_complete_copy(Path(read_weights_document(folder)["folder"]), weights_server)
 
 
-def test_what_arrived_before_the_connection_was_cut_is_not_fetched_again(tmp_path: Path) -> None:
-    shelf, folder = Shelf(), attempt(tmp_path)
-    fetch = shelf.fetch
+def test_files_that_arrived_before_a_lost_connection_are_not_fetched_again(tmp_path: Path) -> None:
+    weights_server, folder = WeightsServer(), write_attempt(tmp_path)
+    fetch = weights_server.fetch_blob
 
-    def cut(sha256: str, target: Path) -> None:
-        if len(shelf.fetched) == 2:
+    def fetch_until_cut(sha256: str, target: Path) -> None:
+        if len(weights_server.fetched) == 2:
             target.write_bytes(b"half")
             raise ConnectionError
         fetch(sha256, target)
 
-    shelf.fetch = cut  # type: ignore[method-assign]
+    weights_server.fetch_blob = fetch_until_cut  # type: ignore[method-assign]
     with pytest.raises(ConnectionError):
-        WeightsFetcher(folder, shelf).fetch()
-    assert rundir.read_json(folder / rundir.WEIGHTS) is None
-    shelf.fetch = fetch  # type: ignore[method-assign]
-    WeightsFetcher(folder, shelf).fetch()
-    assert len(shelf.fetched) == 3 and is_whole(Path(document(folder)["folder"]), shelf)
+        WeightsFetcher(folder, weights_server).fetch()
+    assert rundir.read_json(rundir.AttemptDir(folder).weights) is None
+    weights_server.fetch_blob = fetch  # type: ignore[method-assign]
+    WeightsFetcher(folder, weights_server).fetch()
+    assert len(weights_server.fetched) == 3 and is_complete_copy(
+        Path(read_weights_document(folder)["folder"]), weights_server
+    )
 
 
-def test_bytes_that_the_server_has_lost_are_told_to_the_trainer(tmp_path: Path) -> None:
-    shelf, folder = Shelf(), attempt(tmp_path)
-    shelf.bytes.popitem()
-    WeightsFetcher(folder, shelf).fetch()
-    assert "has lost bytes of run:source/epoch-1" in document(folder)["problem"]
+def test_lost_bytes_are_reported_to_the_trainer(tmp_path: Path) -> None:
+    weights_server, folder = WeightsServer(), write_attempt(tmp_path)
+    weights_server.bytes.popitem()
+    WeightsFetcher(folder, weights_server).fetch()
+    assert "has lost bytes of run:source/epoch-1" in read_weights_document(folder)["problem"]
 
 
 @pytest.mark.parametrize("path", ["../../outside", "/outside", "model_full/../../x", ""])
 def test_a_path_that_leaves_the_folder_is_not_followed(tmp_path: Path, path: str) -> None:
-    shelf, folder = Shelf(), attempt(tmp_path)
-    assert shelf.offered is not None
-    shelf.offered.files[0].path = path
-    WeightsFetcher(folder, shelf).fetch()
-    assert "does not fit together" in document(folder)["problem"]
-    assert shelf.fetched == []
+    weights_server, folder = WeightsServer(), write_attempt(tmp_path)
+    assert weights_server.offered is not None
+    weights_server.offered.files[0].path = path
+    WeightsFetcher(folder, weights_server).fetch()
+    assert "is invalid" in read_weights_document(folder)["problem"]
+    assert weights_server.fetched == []
 
 
 @pytest.mark.parametrize("weights", ["base:qwen-2b", "owner/model", "/models/x", "run:../../x/y"])
-def test_other_weights_are_not_asked_for(tmp_path: Path, weights: str) -> None:
-    folder = attempt(tmp_path, weights=weights)
-    WeightsFetcher(folder, Shelf()).fetch()
-    assert rundir.read_json(folder / rundir.WEIGHTS) is None
+def test_other_weights_are_not_requested(tmp_path: Path, weights: str) -> None:
+    folder = write_attempt(tmp_path, weights=weights)
+    WeightsFetcher(folder, WeightsServer()).fetch()
+    assert rundir.read_json(rundir.AttemptDir(folder).weights) is None
 
 
-def test_the_least_recently_used_go_first_and_those_in_use_never(tmp_path: Path) -> None:
+def test_the_least_recently_used_weights_are_removed_first_and_those_in_use_never(tmp_path: Path) -> None:
     homes = []
     for number in range(3):
-        shelf, folder = Shelf(f"epoch-{number}"), attempt(tmp_path, f"run-{number}", weightsBytes=1)
-        fetcher = WeightsFetcher(folder, shelf)
+        weights_server, folder = (
+            WeightsServer(f"epoch-{number}"),
+            write_attempt(tmp_path, f"run-{number}", weightsBytes=1),
+        )
+        fetcher = WeightsFetcher(folder, weights_server)
         fetcher.fetch()
-        homes.append((fetcher, Path(document(folder)["folder"])))
+        homes.append((fetcher, Path(read_weights_document(folder)["folder"])))
         if number != 1:
             fetcher.release()
     assert [home.exists() for _, home in homes] == [False, True, True]
-    make_room(tmp_path / "weights", 0, 0)
+    free_space(tmp_path / "weights", 0, 0)
     assert [home.exists() for _, home in homes] == [False, True, False]
     homes[1][0].release()
 
 
-# Says what it was given.
-READS = """
+# Writes down the weights it got.
+READS_WEIGHTS = """
 def train(folder):
     from runyard import rundir
     rundir.write_json(folder / "seen", rundir.read_json(folder / "weights.json"))
@@ -173,16 +182,16 @@ def train(folder):
 
 @pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
 @pytest.mark.parametrize("failure", [None, "503"])
-def test_a_real_supervisor_brings_the_weights_before_its_trainer_begins(
+def test_a_real_supervisor_fetches_the_weights_before_training_starts(
     tmp_path: Path, server: Any, start: Start, failure: str | None
 ) -> None:
-    shelf = Shelf()
-    folder = attempt(tmp_path)
-    server.weights, server.blobs = msgspec.to_builtins(shelf.offered), dict(shelf.bytes)
+    weights_server = WeightsServer()
+    folder = write_attempt(tmp_path)
+    server.weights, server.blobs = msgspec.to_builtins(weights_server.offered), dict(weights_server.bytes)
     server.fail = lambda path, times: failure if times == 1 and ("weights" in path or "blobs" in path) else None
-    assert start(folder, READS).wait(60) == 0
+    assert start(folder, READS_WEIGHTS).wait(60) == 0
     seen = json.loads((folder / "seen").read_text())
-    assert seen == document(folder) and is_whole(Path(seen["folder"]), shelf)
+    assert seen == read_weights_document(folder) and is_complete_copy(Path(seen["folder"]), weights_server)
 
 
 @pytest.fixture
@@ -202,22 +211,22 @@ def real_server(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_machine_that_joined_gets_weights_of_a_run_that_was_deleted(real_server: Path, tmp_path: Path) -> None:
-    """The run that made them trained on one machine; the run that begins from them is placed on another."""
+    """The weights were trained on one machine; the run that starts from them is placed on another."""
     credentials = json.loads((real_server / "credentials.json").read_text())
     org, endpoint = credentials["organization_id"], credentials["endpoint"]
     user = Http(endpoint, headers={"Authorization": f"Bearer {credentials['secret_key']}"})
-    controller = ControllerServer(real_server / "secrets" / "controller.json")
+    controller = ControllerClient(real_server / "secrets" / "controller.json")
 
-    def placed(run_id: str, machine: str, flow: dict[str, Any]) -> tuple[Path, str]:
+    def place_run(run_id: str, machine: str, flow: dict[str, Any]) -> tuple[Path, str]:
         user.call("PUT", f"/workspaces/{org}/runs/{run_id}", body={"spec": {"flow": flow}})
-        assignment = controller.claim(
+        assignment = controller.claim_run(
             Claim(claim_id=run_id, machine_id=machine, host=machine, slots=1, labels={}, wait_s=0)
         )
         assert assignment is not None and assignment.run_id == run_id
         settings = Settings(data_dir=tmp_path / machine)
-        return place(assignment, settings=settings, machine_id=machine), assignment.token
+        return place_attempt(assignment, settings=settings, machine_id=machine), assignment.token
 
-    first, token = placed("source", "first", {})
+    first, token = place_run("source", "first", {})
     checkpoint = first / "checkpoints" / "epoch-1"
     contents = {"model_full/config.json": b"{}", "model_full/model.safetensors": b"7" * 100_000}
     for path, content in (contents | {"training_state/state.json": b"{}"}).items():
@@ -229,13 +238,13 @@ def test_a_machine_that_joined_gets_weights_of_a_run_that_was_deleted(real_serve
     ]
     manifest = {"checkpoint": "epoch-1", "step": 1, "epoch": 1, "time": 1, "metrics": {}, "isBest": True}
     rundir.write_json(checkpoint / "manifest.json", manifest | {"files": files})
-    Server(endpoint, token=token, folder=first).store("epoch-1")
+    ServerClient(endpoint, token=token, folder=first).store_checkpoint("epoch-1")
 
     begun = {"blocks": [{"block": "vi-model", "settings": {"architecture": {"weights": "run:source/best"}}}]}
-    folder, token = placed("new", "second", begun)
+    folder, token = place_run("new", "second", begun)
     user.call("DELETE", f"/workspaces/{org}/runs/source")
-    Server(endpoint, token=token, folder=folder).prepare(rundir)
-    brought = document(folder)
+    ServerClient(endpoint, token=token, folder=folder).prepare_attempt(rundir)
+    brought = read_weights_document(folder)
     assert brought["weights"] == "run:source/epoch-1"
     home = Path(brought["folder"])
     assert home.is_relative_to(tmp_path / "second" / "weights" / org)

@@ -157,7 +157,7 @@ def test_a_stop_during_a_write_waits_for_it_and_saves_the_newest_step(
     assert (result["outcome"], result["checkpoint"]) == ("Stopped", "step-6")
     assert [event["step"] for event in events_of(folder, "step")] == [1, 2, 3, 4, 5, 6]
     assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == ["step-4", "step-6"]
-    assert [content_of(path)["step"] for path, _ in rundir.checkpoints(folder)] == [4, 6]
+    assert [content_of(path)["step"] for path, _ in rundir.list_checkpoints(folder)] == [4, 6]
 
 
 def test_a_stop_at_the_step_that_is_being_written_saves_it_once(
@@ -231,7 +231,7 @@ def test_a_kill_during_a_write_leaves_only_proven_checkpoints(
     time.sleep(0.1)
     trainer.end()
     assert [path.name for path in (folder / "checkpoints").glob(".*")] == [".staging-epoch-1"]
-    assert [content_of(path)["step"] for path, _ in rundir.checkpoints(folder)] == [4]
+    assert [content_of(path)["step"] for path, _ in rundir.list_checkpoints(folder)] == [4]
     assert [event["step"] for event in events_of(folder, "step")] == list(range(1, 13))  # the next save would wait
     assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == ["step-4"]
 

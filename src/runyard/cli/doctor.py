@@ -18,7 +18,7 @@ import click
 
 from runyard.cli.connection import data_dir_option
 from runyard.cli.output import json_option, print_json, size
-from runyard.vi_package import REMEDY, describe_conflict, list_changed_files
+from runyard.vi_package import FIX, describe_conflict, list_changed_files
 
 State = Literal["ok", "note", "missing"]
 Version = tuple[int, ...]
@@ -128,10 +128,10 @@ def vi_finding(conflict: str | None, changed: list[str], *, vi_sdk: str | None) 
         seen, _, remedy = conflict.partition("; try: ")
         return Finding("package vi", "missing", seen, f"try: {remedy}")
     if changed:
-        return Finding("package vi", "missing", f"{len(changed)} files are not Runyard's, such as {changed[0]}", REMEDY)
+        return Finding("package vi", "missing", f"{len(changed)} files are not Runyard's, such as {changed[0]}", FIX)
     if vi_sdk is not None:
         seen = f"Runyard's, but vi-sdk {vi_sdk} is installed beside it and installs the same package"
-        return Finding("package vi", "note", seen, REMEDY)
+        return Finding("package vi", "note", seen, FIX)
     return Finding("package vi", "ok", "Runyard's")
 
 

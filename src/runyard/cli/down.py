@@ -33,7 +33,7 @@ def down(timeout_s: float | None, data_dir: Path | None, as_json: bool) -> None:
 
     settings = read_settings(data_dir=data_dir)
     noted = read_processes(settings)
-    alive = {name: who for name, who in noted.items() if processes.liveness(who) == "alive"}
+    alive = {name: who for name, who in noted.items() if processes.check_liveness(who) == "alive"}
     if not alive:
         if as_json:
             print_json({"wasUp": False})
@@ -46,7 +46,7 @@ def down(timeout_s: float | None, data_dir: Path | None, as_json: bool) -> None:
         if name in alive and (name == "up" or "up" not in alive):
             processes.send_signal(alive[name], signal.SIGTERM)
             wait_for_end(alive[name], deadline_s - time.monotonic())
-    left = [f"{name} (process {who.pid})" for name, who in alive.items() if processes.liveness(who) == "alive"]
+    left = [f"{name} (process {who.pid})" for name, who in alive.items() if processes.check_liveness(who) == "alive"]
     if left:
         raise CommandFailed(
             f"still ending after {limit_s:g} s: {', '.join(left)}; its runs may still be saving; try: wait, then "

@@ -154,7 +154,7 @@ class Instance:
         noted = read_processes(self._settings)
         for name in ("controller", "server"):
             identity = noted.get(name)
-            if identity is None or processes.liveness(identity) != "alive":
+            if identity is None or processes.check_liveness(identity) != "alive":
                 continue
             self._say(f"Waiting for the {name} of an earlier start to end (process {identity.pid}).")
             _end_stranger(identity, longest_end_s(self._settings))
@@ -393,7 +393,7 @@ def tail(path: Path, lines: int = 8) -> str:
 def wait_for_end(identity: Identity, timeout_s: float) -> bool:
     """Wait for a process that is not our child; whether it has ended."""
     deadline_s = time.monotonic() + timeout_s
-    while processes.liveness(identity) == "alive":
+    while processes.check_liveness(identity) == "alive":
         if time.monotonic() > deadline_s:
             return False
         time.sleep(0.05)

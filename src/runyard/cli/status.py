@@ -45,7 +45,7 @@ def status(data_dir: Path | None, as_json: bool) -> None:
 def inspect_instance(settings: "Settings") -> dict[str, Any]:
     """Return what is known about the instance over a data folder; ``state`` is up, partly up or down."""
     noted = read_processes(settings)
-    alive = {name: noted[name] for name in NAMES if name in noted and processes.liveness(noted[name]) == "alive"}
+    alive = {name: noted[name] for name in NAMES if name in noted and processes.check_liveness(noted[name]) == "alive"}
     endpoint = live_endpoint(settings)
     is_up = [endpoint is not None, "controller" in alive, "up" in alive]
     there = next(folder for folder in (settings.data_dir, *settings.data_dir.parents) if folder.exists())
@@ -55,7 +55,7 @@ def inspect_instance(settings: "Settings") -> dict[str, Any]:
         "dataDir": str(settings.data_dir),
         "endpoint": endpoint,
         "processes": {name: who.pid for name, who in alive.items()},
-        "uptimeSeconds": processes.age_s(alive["server"]) if "server" in alive else None,
+        "uptimeSeconds": processes.get_age_s(alive["server"]) if "server" in alive else None,
         "runsRunning": runs.get("Running"),
         "runsWaiting": runs.get("Pending"),
         "diskFreeBytes": shutil.disk_usage(there).free,

@@ -1,1 +1,1 @@
-"""Claims runs for the free capacity of one machine, places them, and looks after what it has placed."""
+"""Claims runs for the free capacity of one machine, places them, and supervises their attempts."""

@@ -1,9 +1,10 @@
-"""Which accelerators this machine may use, and how much memory each of them has: what the driver's own program says.
+"""Detects the accelerators that this machine may use, and the memory of each.
 
-The controller loads no torch, so it asks ``nvidia-smi`` where there is one. A driver without that program still names
-its devices; their memory is then not known. Of a device that is divided (MIG) the parts count, since CUDA opens nothing
-else of it. What ``CUDA_VISIBLE_DEVICES`` hides from the controller does not count: it belongs to somebody else. A
-machine without accelerators offers its processor, with the memory of the machine or what its cgroup leaves of it.
+The controller does not load torch, so it runs ``nvidia-smi`` if that is installed. Without it the
+driver's files still name the devices; their memory is then unknown. Of a partitioned device (MIG)
+the partitions count, because CUDA opens only those. Devices that ``CUDA_VISIBLE_DEVICES`` hides
+from the controller do not count: they belong to other programs. A machine without accelerators
+offers its processor, with the memory of the machine or the limit of its cgroup.
 """
 
 import logging
@@ -22,18 +23,19 @@ log = logging.getLogger(__name__)
 
 CPU = "cpu"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-ASK_TIMEOUT_S = 20.0
+SMI_TIMEOUT_S = 20.0
 QUERY = ("--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
 LIST = ("-L",)
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-Ask = Callable[[Sequence[str]], str | None]
+RunNvidiaSmi = Callable[[Sequence[str]], str | None]
 
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator, or a part of one. ``id`` is what CUDA knows it by: a UUID, or a number where no UUID is known.
+    """One accelerator, or a partition of one.
 
-    ``whole`` is the UUID of the device it is a part of.
+    ``id`` is its name for CUDA: a UUID, or a number if no UUID is known. ``whole`` is the UUID of
+    the device that a partition belongs to.
     """
 
     id: str
@@ -43,94 +45,105 @@ class Device:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables with which a process sees this device and no other."""
+        """The environment variables with which a process sees only this device."""
         if self.id.isdigit():
-            return {VISIBLE: self.id, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as the driver counts them
+            # Numbered as by the driver
+            return {VISIBLE: self.id, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         return {VISIBLE: self.id}
 
 
-def devices(*, ask: Ask | None = None, root: Path = Path("/"), visible: str | None = None) -> list[Device]:
-    """The accelerators that this process may use. ``root`` is where ``proc`` is.
+def list_devices(
+    *, run_smi: RunNvidiaSmi | None = None, root: Path = Path("/"), visible: str | None = None
+) -> list[Device]:
+    """Return the accelerators that this process may use. ``root`` is the folder with ``proc``.
 
-    ``visible`` is what ``CUDA_VISIBLE_DEVICES`` says; by default that of this process.
+    ``visible`` is the value of ``CUDA_VISIBLE_DEVICES``; by default that of this process.
     """
-    ask = ask or _ask_nvidia
-    found = _read(ask(QUERY) or "")
+    run_smi = run_smi or _run_nvidia_smi
+    found = _parse_devices(run_smi(QUERY) or "")
     if found:
-        parts = _read_parts(ask(LIST) or "", {device.id: device for device in found})
+        parts = _parse_mig_parts(run_smi(LIST) or "", {device.id: device for device in found})
         divided = {part.whole for part in parts}
         groups = [
             [part for part in parts if part.whole == device.id] if device.id in divided else [device]
             for device in found
         ]
     else:
-        groups = [[device] for device in _of_driver(root)]
-    return _visible(groups, os.environ.get(VISIBLE) if visible is None else visible)
+        groups = [[device] for device in _read_driver_files(root)]
+    return _select_visible(groups, os.environ.get(VISIBLE) if visible is None else visible)
 
 
-def accelerators(found: Sequence[Device], *, root: Path = Path("/")) -> list[Accelerator]:
-    """Everything this machine offers, equal ones counted. ``root`` is where ``proc`` and ``sys`` are."""
+def summarize_accelerators(found: Sequence[Device], *, root: Path = Path("/")) -> list[Accelerator]:
+    """Return what this machine offers, equal devices counted. ``root`` has ``proc`` and ``sys``."""
     if not found:
-        return [Accelerator(name=CPU, model=_processor(root), count=1, memory_gib=_gib(_main_memory(root)))]
+        return [
+            Accelerator(
+                name=CPU, model=_read_processor_model(root), count=1, memory_gib=_to_gib(_read_memory_limit(root))
+            )
+        ]
     return [
-        Accelerator(name=short_name(model), model=model, count=count, memory_gib=memory_gib)
+        Accelerator(name=shorten_model(model), model=model, count=count, memory_gib=memory_gib)
         for (model, memory_gib), count in Counter((device.model, device.memory_gib) for device in found).items()
     ]
 
 
-def labels(found: Sequence[Device]) -> dict[str, list[str]]:
-    """What a flow's tolerations may name: the accelerators here, by short lower-case names such as ``h100``."""
+def make_labels(found: Sequence[Device]) -> dict[str, list[str]]:
+    """Return the labels that a flow's tolerations may name, as short lower-case words such as
+    ``h100``.
+    """
     words = {word for device in found for word in re.findall(r"[a-z]*\d+[a-z]*", device.model.lower())}
     return {"accelerator": sorted(words) or [CPU]}
 
 
-def runs_at_once(slots: int, found: Sequence[Device], *, are_shared: bool) -> int:
-    """How many runs this machine takes: no more than it has accelerators, unless they are shared."""
+def limit_slots(slots: int, found: Sequence[Device], *, are_shared: bool) -> int:
+    """Return how many runs may train at once: at most one per accelerator, unless they are shared."""
     return min(slots, len(found)) if found and not are_shared else slots
 
 
-def least_used(found: Sequence[Device], used: Sequence[str]) -> Device | None:
-    """The device that the fewest runs have; ``used`` names that of each run."""
+def find_least_used(found: Sequence[Device], used: Sequence[str]) -> Device | None:
+    """Return the device with the fewest runs; ``used`` has the device of each run."""
     counts = Counter(used)
     return min(found, key=lambda device: counts[device.id], default=None)
 
 
-def short_name(model: str) -> str:
-    """The word by which a flow's tolerations name a model: the first with a digit, such as ``h100``, else all of it."""
+def shorten_model(model: str) -> str:
+    """Return the name of a model in tolerations: its first word with a digit, such as ``h100``,
+    else all words.
+    """
     found = re.search(r"[a-z]*\d+[a-z]*", model.lower())
     return found[0] if found else "-".join(re.findall(r"[a-z]+", model.lower())) or "unknown"
 
 
-def _ask_nvidia(arguments: Sequence[str]) -> str | None:
-    """What the driver's program says; None where there is none, or it fails."""
+def _run_nvidia_smi(arguments: Sequence[str]) -> str | None:
+    """Return the output of ``nvidia-smi``; None if it is not installed or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
     try:
         return subprocess.run(
-            [program, *arguments], capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=True
+            [program, *arguments], capture_output=True, text=True, timeout=SMI_TIMEOUT_S, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("nvidia-smi does not answer: %s", error)
+        log.warning("nvidia-smi failed: %s", error)
         return None
 
 
-def _read(said: str) -> list[Device]:
-    """Devices from lines such as ``GPU-3f..., NVIDIA H100 80GB HBM3, 81559``; some say ``[N/A]`` for memory."""
+def _parse_devices(output: str) -> list[Device]:
+    """Parse lines such as ``GPU-3f..., NVIDIA H100 80GB HBM3, 81559``; memory may be ``[N/A]``."""
     found = []
-    for line in said.splitlines():
+    for line in output.splitlines():
         id, comma, rest = line.partition(",")
         model, second, mebibytes = rest.rpartition(",")
         if comma and second and model.strip():
             memory = mebibytes.strip()
-            found.append(Device(id.strip(), model.strip(), _gib(int(memory) * MIB) if memory.isdigit() else None))
+            found.append(Device(id.strip(), model.strip(), _to_gib(int(memory) * MIB) if memory.isdigit() else None))
     return found
 
 
-def _read_parts(said: str, wholes: dict[str, Device]) -> list[Device]:
-    """The parts of divided devices from a list that names each below its device; the profile tells their memory."""
+def _parse_mig_parts(output: str, wholes: dict[str, Device]) -> list[Device]:
+    """Parse a list that names partitions below their device; the profile has their memory."""
     parts, whole = [], None
-    for line in said.splitlines():
+    for line in output.splitlines():
         uuid = re.search(r"\(UUID: ([^)]+)\)", line)
         if uuid is None:
             continue
@@ -143,11 +156,11 @@ def _read_parts(said: str, wholes: dict[str, Device]) -> list[Device]:
     return parts
 
 
-def _of_driver(root: Path) -> list[Device]:
-    """What the driver's own files name, in the order of their places on the bus."""
+def _read_driver_files(root: Path) -> list[Device]:
+    """Return the devices in the driver's files, in bus order."""
     found = []
     for number, path in enumerate(sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))):
-        text = _text(path)
+        text = _read_text(path)
         model = re.search(r"^Model:\s*(.+)$", text, re.MULTILINE)
         uuid = re.search(r"^GPU UUID:\s*(GPU-[0-9a-fA-F-]+)\s*$", text, re.MULTILINE)
         if model:
@@ -155,10 +168,11 @@ def _of_driver(root: Path) -> list[Device]:
     return found
 
 
-def _visible(groups: Sequence[Sequence[Device]], visible: str | None) -> list[Device]:
-    """The devices that ``CUDA_VISIBLE_DEVICES`` leaves, in its order: as CUDA does, up to the first that is none.
+def _select_visible(groups: Sequence[Sequence[Device]], visible: str | None) -> list[Device]:
+    """Return the devices that ``CUDA_VISIBLE_DEVICES`` selects, in its order.
 
-    A group is a device, or the parts of one; a number or the UUID of the whole names all of them.
+    As in CUDA, the list ends at the first invalid entry. A group is a device, or its partitions; a
+    number or the UUID of the whole device selects all of them.
     """
     if visible is None:
         return [device for group in groups for device in group]
@@ -175,22 +189,22 @@ def _visible(groups: Sequence[Sequence[Device]], visible: str | None) -> list[De
     return chosen
 
 
-def _processor(root: Path) -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", _text(root / "proc/cpuinfo"), re.MULTILINE)
+def _read_processor_model(root: Path) -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", _read_text(root / "proc/cpuinfo"), re.MULTILINE)
     return found[1].strip() if found else ""
 
 
-def _main_memory(root: Path) -> int | None:
-    """Bytes of the machine's memory, or of the tightest limit of the cgroups this process is in."""
-    total = re.search(r"^MemTotal:\s*(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+def _read_memory_limit(root: Path) -> int | None:
+    """Return the machine's memory or the tightest limit of this process's cgroups, in bytes."""
+    total = re.search(r"^MemTotal:\s*(\d+) kB$", _read_text(root / "proc/meminfo"), re.MULTILINE)
     known = [int(total[1]) * KIB] if total else []
-    return min([*known, *_cgroup_limits(root)], default=None)
+    return min([*known, *_read_cgroup_limits(root)], default=None)
 
 
-def _cgroup_limits(root: Path) -> list[int]:
-    """Of our own cgroup and all above it: version 2, and version 1 where the memory controller is."""
+def _read_cgroup_limits(root: Path) -> list[int]:
+    """Return the memory limits of our cgroup and its ancestors, for versions 1 and 2."""
     limits = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in _read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
             top, name = root / "sys/fs/cgroup", "memory.max"
@@ -199,18 +213,18 @@ def _cgroup_limits(root: Path) -> list[int]:
         else:
             continue
         folder = top / path.strip("/")
-        above = [place for place in (folder, *folder.parents) if place == top or top in place.parents]
-        said = [_text(place / name).strip() for place in above]
-        limits += [int(limit) for limit in said if limit.isdigit()]
+        ancestors = [ancestor for ancestor in (folder, *folder.parents) if ancestor == top or top in ancestor.parents]
+        texts = [_read_text(ancestor / name).strip() for ancestor in ancestors]
+        limits += [int(limit) for limit in texts if limit.isdigit()]
     return limits
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(errors="replace")
     except OSError:
         return ""
 
 
-def _gib(size_bytes: int | None) -> float | None:
+def _to_gib(size_bytes: int | None) -> float | None:
     return None if size_bytes is None else round(size_bytes / GIB, 2)

@@ -1,13 +1,15 @@
-"""What a controller does next: a pure function from what it sees to what to do.
+"""The controller's reconciliation step: a pure function from the observed state to actions.
 
-The controller compares and does not remember: each time it looks at every attempt it holds, at the warm parent and at
-its free slots, and ``decide`` says what is missing. A lost event costs nothing, since the next look finds the same
-again; and a controller that was just started does the same as one that never stopped.
+The controller compares and keeps no history. In each pass it observes every attempt it holds, the
+warm parent, and its free slots, and ``decide`` returns what to do about the difference. A lost
+event costs nothing, because the next pass observes the same state. A controller that has just
+started decides the same as one that never stopped.
 
-An attempt is held from the claim, or from the server's list at the start, until its folder is *closed*: its last word
-has been taken, or nobody wants one. While it is open it needs a living supervisor. A supervisor that is started in a
-folder that had one before does not train; it ends what is left and reports what lies there. So "dead and not closed"
-has one answer, whatever killed it and whenever: start a supervisor.
+An attempt is held from its claim, or from the server's list at startup, until its folder is
+*closed*: the server has accepted the final report, or needs none. An open attempt needs a living
+supervisor. A supervisor started in a folder that already had one never trains: it stops the
+remaining processes and reports the result found in the folder. So an attempt that is dead and not
+closed always needs the same action, whatever killed it: start a supervisor.
 """
 
 from collections.abc import Sequence
@@ -17,21 +19,22 @@ from runyard.executors import Warmth
 from runyard.ports import Liveness
 from runyard.rundir import PERMIT_S
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-# A cold start beside the warm parent's own imports would be later than waiting for these; a claim that nothing was
-# started for runs out with its lease.
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 1.0, 30.0
+# A cold start that competes with the warm parent's imports finishes later than one that waits for
+# them. Waiting longer than this share of the lease risks losing the claim.
 WAIT_FOR_WARM_LEASES = 0.5
-WARM_AGAIN_AFTER_S = 5.0
+WARM_UP_RETRY_S = 5.0
 ADOPT_EVERY_S = 30.0
-ADOPT_EVERY_WHEN_QUIET_S = 2.0
-# A supervisor says every PERMIT_EVERY_S that it is well. One that has not for so long is stopped or stuck: a kill is
-# then carried out here, and when its trainer's permit has run out as well, it is replaced by one that settles.
-QUIET_AFTER_S = 6.0
+ADOPT_EVERY_WHEN_UNRESPONSIVE_S = 2.0
+# A supervisor renews its permit every PERMIT_EVERY_S. One that has not done so for this long is
+# stopped or stuck: the controller then carries out a kill itself. Once the trainer's permit has
+# expired too, the supervisor is replaced by one that settles the attempt.
+UNRESPONSIVE_AFTER_S = 6.0
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Key:
-    """Which attempt."""
+class AttemptKey:
+    """Identifies one attempt."""
 
     organization_id: str
     run_id: str
@@ -42,36 +45,36 @@ class Key:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seen:
-    """One attempt as it looks now. ``supervisor`` is None when we know of none."""
+class AttemptView:
+    """The observed state of one attempt. ``supervisor`` is None when none is known."""
 
-    key: Key
+    key: AttemptKey
     supervisor: Liveness | None
     is_closed: bool
-    is_told: bool = False  # to save and stop
+    is_stop_requested: bool = False  # its supervisor was asked to save and stop
     starts: int = 0
     since_start_s: float = 0.0
     held_for_s: float = 0.0
     lease_s: float = 15.0
     grace_s: float = 30.0
-    quiet_for_s: float = 0.0  # since its supervisor last said that it is well
-    killed_for_s: float | None = None  # since we learnt that somebody killed the run
-    is_trainer_told: bool = False
-    is_replacement_starting: bool = False  # it follows a supervisor that died, and has not said yet that it is well
+    silent_for_s: float = 0.0  # since its supervisor last renewed its permit
+    since_kill_s: float | None = None  # since the controller learned that the run was killed
+    is_trainer_stop_requested: bool = False
+    is_replacement_starting: bool = False  # replaces a dead supervisor; no permit written yet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class View:
-    """Everything a decision goes by."""
+class MachineView:
+    """The observed state of the machine: everything that a decision depends on."""
 
     slots: int
-    attempts: Sequence[Seen]
-    since_adopted_s: float | None  # since the server told what this machine should hold; None before
-    is_adopting: bool = False  # it is being asked
-    is_claiming: bool = False  # a claim is under way
-    ending_for_s: float | None = None  # since we were asked to end
-    end_within_s: float = 60.0
-    leaves_running: bool = False  # on ending, supervisors go on by themselves
+    attempts: Sequence[AttemptView]
+    since_adopted_s: float | None  # since the server last listed this machine's attempts
+    is_adopting: bool = False  # that request is in flight
+    is_claiming: bool = False  # a claim is in flight
+    since_shutdown_s: float | None = None  # since shutdown was requested
+    shutdown_timeout_s: float = 60.0
+    leave_running: bool = False  # supervisors keep running after the controller exits
     warmth: Warmth = "off"
     lacks_disk: bool = False
     since_warm_up_s: float | None = None  # None when the warm parent was never started
@@ -79,103 +82,117 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """Ask the server what this machine should hold."""
+    """Ask the server which attempts are placed on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """Ask for work; without disk for it, only let the server say why the runs wait."""
+class ClaimRun:
+    """Ask for work. With ``lacks_disk`` the server only records why the runs wait."""
 
     slots: int
     lacks_disk: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    key: Key
+class StartSupervisor:
+    """Start a supervisor for an attempt."""
+
+    key: AttemptKey
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
-    """Tell a supervisor to save, stop and end."""
+class StopSupervisor:
+    """Ask a supervisor to save, stop, and exit."""
 
-    key: Key
-
-
-@dataclass(frozen=True, slots=True)
-class TellTrainer:
-    """Tell a trainer whose supervisor does not answer to save and stop."""
-
-    key: Key
+    key: AttemptKey
 
 
 @dataclass(frozen=True, slots=True)
-class Break:
-    """SIGKILL to a supervisor that does not answer; its trainer ends with it, and another supervisor settles."""
+class StopTrainer:
+    """Ask a trainer whose supervisor is unresponsive to save and stop."""
 
-    key: Key
+    key: AttemptKey
 
 
 @dataclass(frozen=True, slots=True)
-class Forget:
-    key: Key
+class KillSupervisor:
+    """Send SIGKILL to an unresponsive supervisor.
+
+    Its trainer dies with it, and the next supervisor settles the attempt.
+    """
+
+    key: AttemptKey
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Stop tracking a closed attempt and free its slot."""
+
+    key: AttemptKey
 
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    pass
+    """Start the warm parent."""
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    pass
+class Shutdown:
+    """Exit the controller."""
 
 
-Action = Adopt | Claim | Start | Tell | TellTrainer | Break | Forget | WarmUp | End
+Action = (
+    Adopt | ClaimRun | StartSupervisor | StopSupervisor | StopTrainer | KillSupervisor | Release | WarmUp | Shutdown
+)
 
 
-def decide(view: View) -> list[Action]:
-    """Everything to do now."""
-    if view.ending_for_s is not None:
-        return _end(view, view.ending_for_s)
-    return [*_warm_up(view), *_look_after(view), *_take_more(view)]
+def decide(view: MachineView) -> list[Action]:
+    """Return the actions to take now, in order."""
+    if view.since_shutdown_s is not None:
+        return _shut_down(view, view.since_shutdown_s)
+    return [*_warm_up(view), *_supervise_attempts(view), *_claim_more(view)]
 
 
-def _look_after(view: View) -> list[Action]:
+def _supervise_attempts(view: MachineView) -> list[Action]:
     actions: list[Action] = []
-    for seen in view.attempts:
-        if seen.supervisor == "alive":
-            actions += _look_after_quiet(seen)
-        if seen.supervisor in ("alive", "unknown"):
+    for attempt in view.attempts:
+        if attempt.supervisor == "alive":
+            actions += _handle_unresponsive(attempt)
+        if attempt.supervisor in ("alive", "unknown"):
             continue
-        if seen.is_closed:
-            actions.append(Forget(seen.key))
-        elif _may_start(view, seen):
-            actions.append(Start(seen.key))
+        if attempt.is_closed:
+            actions.append(Release(attempt.key))
+        elif _may_start(view, attempt):
+            actions.append(StartSupervisor(attempt.key))
     return actions
 
 
-def _look_after_quiet(seen: Seen) -> list[Action]:
-    if seen.quiet_for_s >= PERMIT_S + seen.grace_s:
-        return [Break(seen.key)]
-    if seen.killed_for_s is None or seen.quiet_for_s < QUIET_AFTER_S:
+def _handle_unresponsive(attempt: AttemptView) -> list[Action]:
+    if attempt.silent_for_s >= PERMIT_S + attempt.grace_s:
+        return [KillSupervisor(attempt.key)]
+    if attempt.since_kill_s is None or attempt.silent_for_s < UNRESPONSIVE_AFTER_S:
         return []
-    if seen.is_replacement_starting:
-        return []  # it has no trainer, and starting takes long on a busy machine; replaced anew, none would ever start
-    if not seen.is_trainer_told:
-        return [TellTrainer(seen.key)]
-    return [Break(seen.key)] if seen.killed_for_s >= seen.grace_s else []
+    if attempt.is_replacement_starting:
+        # It has no trainer. Starting is slow on a busy machine: replaced again, none would ever
+        # start.
+        return []
+    if not attempt.is_trainer_stop_requested:
+        return [StopTrainer(attempt.key)]
+    return [KillSupervisor(attempt.key)] if attempt.since_kill_s >= attempt.grace_s else []
 
 
-def _may_start(view: View, seen: Seen) -> bool:
-    if seen.starts > 0:
-        return seen.since_start_s >= pause_s(seen.starts)
-    waits_for_warm = view.warmth == "starting" and seen.held_for_s < seen.lease_s * WAIT_FOR_WARM_LEASES
-    return not waits_for_warm and not _has_older_attempt(view, seen.key)
+def _may_start(view: MachineView, attempt: AttemptView) -> bool:
+    if attempt.starts > 0:
+        return attempt.since_start_s >= get_restart_backoff_s(attempt.starts)
+    waits_for_warm = view.warmth == "starting" and attempt.held_for_s < attempt.lease_s * WAIT_FOR_WARM_LEASES
+    return not waits_for_warm and not _has_older_attempt(view, attempt.key)
 
 
-def _has_older_attempt(view: View, key: Key) -> bool:
-    """An earlier attempt of the same run is settled first: its folder is what the next one resumes from."""
+def _has_older_attempt(view: MachineView, key: AttemptKey) -> bool:
+    """Return whether an earlier attempt of the same run is still open.
+
+    That one is settled first, because the next attempt resumes from its folder.
+    """
     return any(
         (other.key.organization_id, other.key.run_id) == (key.organization_id, key.run_id)
         and other.key.attempt < key.attempt
@@ -184,33 +201,35 @@ def _has_older_attempt(view: View, key: Key) -> bool:
     )
 
 
-def pause_s(starts: int) -> float:
-    """How long after its last start a supervisor that died is started again."""
-    return min(FIRST_PAUSE_S * 2.0 ** min(starts - 1, 10), LONGEST_PAUSE_S)
+def get_restart_backoff_s(starts: int) -> float:
+    """Return the delay between the last start of a dead supervisor and its restart."""
+    return min(FIRST_BACKOFF_S * 2.0 ** min(starts - 1, 10), MAX_BACKOFF_S)
 
 
-def _take_more(view: View) -> list[Action]:
-    is_quiet = any(seen.supervisor == "alive" and seen.quiet_for_s >= QUIET_AFTER_S for seen in view.attempts)
-    every_s = ADOPT_EVERY_WHEN_QUIET_S if is_quiet else ADOPT_EVERY_S
+def _claim_more(view: MachineView) -> list[Action]:
+    is_unresponsive = any(
+        attempt.supervisor == "alive" and attempt.silent_for_s >= UNRESPONSIVE_AFTER_S for attempt in view.attempts
+    )
+    every_s = ADOPT_EVERY_WHEN_UNRESPONSIVE_S if is_unresponsive else ADOPT_EVERY_S
     is_due = view.since_adopted_s is None or view.since_adopted_s >= every_s
     actions: list[Action] = [Adopt()] if is_due and not view.is_adopting else []
     if view.since_adopted_s is None:
-        return actions  # what is here already may fill every slot
-    held = sum(not (seen.is_closed and seen.supervisor in (None, "dead")) for seen in view.attempts)
+        return actions  # attempts already on this machine may fill every slot
+    held = sum(not (attempt.is_closed and attempt.supervisor in (None, "dead")) for attempt in view.attempts)
     free = view.slots - held
-    return [*actions, Claim(free, view.lacks_disk)] if free > 0 and not view.is_claiming else actions
+    return [*actions, ClaimRun(free, view.lacks_disk)] if free > 0 and not view.is_claiming else actions
 
 
-def _warm_up(view: View) -> list[Action]:
+def _warm_up(view: MachineView) -> list[Action]:
     if view.warmth != "down":
         return []
-    is_due = view.since_warm_up_s is None or view.since_warm_up_s >= WARM_AGAIN_AFTER_S
+    is_due = view.since_warm_up_s is None or view.since_warm_up_s >= WARM_UP_RETRY_S
     return [WarmUp()] if is_due else []
 
 
-def _end(view: View, ending_for_s: float) -> list[Action]:
-    """Nothing new begins. Supervisors are told once and waited for, unless they shall go on without us."""
-    living = [seen for seen in view.attempts if seen.supervisor in ("alive", "unknown")]
-    if view.leaves_running or not living or ending_for_s >= view.end_within_s:
-        return [End()]
-    return [Tell(seen.key) for seen in living if not seen.is_told]
+def _shut_down(view: MachineView, since_shutdown_s: float) -> list[Action]:
+    """Start nothing new; ask each supervisor once to stop, and wait for them unless told otherwise."""
+    living = [attempt for attempt in view.attempts if attempt.supervisor in ("alive", "unknown")]
+    if view.leave_running or not living or since_shutdown_s >= view.shutdown_timeout_s:
+        return [Shutdown()]
+    return [StopSupervisor(attempt.key) for attempt in living if not attempt.is_stop_requested]

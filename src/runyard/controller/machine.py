@@ -1,7 +1,8 @@
-"""What this machine is: its name to the server, what it can offer, and who controls it.
+"""The identity of this machine, and the lock that allows one controller on it.
 
-The machine's id is made once and kept in the data folder, so that a controller that comes back asks for what the last
-one placed. One controller per machine folder: it holds a lock as long as it lives.
+The machine's id is created once and kept in the data folder, so that a restarted controller gets
+the attempts that the last one placed. One controller per machine folder holds a lock as long as it
+lives.
 """
 
 import fcntl
@@ -13,17 +14,17 @@ from runyard import rundir
 
 
 class MachineTaken(Exception):
-    """Another controller works with this machine folder."""
+    """Another controller uses this machine folder."""
 
     def __init__(self, folder: Path):
         super().__init__(
-            f"another controller works with {folder}; end that one first, or choose another data folder "
+            f"another controller uses {folder}; try: stop that one first, or choose another data folder "
             "(RUNYARD_DATA_DIR) for this one"
         )
 
 
-def hold_machine(folder: Path) -> int:
-    """Take the machine's lock for the life of this process; returns the descriptor, to be kept open.
+def lock_machine(folder: Path) -> int:
+    """Lock the machine for the life of this process; return the descriptor, which must stay open.
 
     Raises:
         MachineTaken: another controller holds it.
@@ -38,17 +39,20 @@ def hold_machine(folder: Path) -> int:
     return descriptor
 
 
-def machine_id(folder: Path) -> str:
-    """The id of this machine, made on first use. Call while holding the machine."""
+def load_machine_id(folder: Path) -> str:
+    """Return the id of this machine, created on first use.
+
+    Call while holding the machine's lock.
+    """
     path = folder / "machine.json"
     known = (rundir.read_json(path) or {}).get("id")
     if isinstance(known, str) and known:
         return known
-    made = f"machine-{secrets.token_hex(8)}"
-    rundir.write_json(path, {"id": made})
-    return made
+    new_id = f"machine-{secrets.token_hex(8)}"
+    rundir.write_json(path, {"id": new_id})
+    return new_id
 
 
-def threads_per_run(threads: int, *, slots: int, cores: int) -> int:
-    """CPU threads of one trainer: as set, or the cores shared among the slots."""
+def count_threads_per_run(threads: int, *, slots: int, cores: int) -> int:
+    """Return the CPU threads of one trainer: as set, or an equal share of the cores per slot."""
     return threads or max(1, cores // max(1, slots))

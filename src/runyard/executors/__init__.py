@@ -1,8 +1,9 @@
-"""Where attempts run: an executor starts the supervisor of one attempt and never waits for it.
+"""Executors: each starts the supervisor of an attempt in one kind of environment and never waits
+for it.
 
-The controller decides what to place; an executor knows how a supervisor comes to life in one kind of place. ``local``
-starts a detached process on this machine. Another one may start an actor on a node of a cluster: it gets the same order
-and answers with the same identity.
+The controller decides what to start, and an executor how. ``local`` starts a detached process on
+this machine. Another executor may start an actor on a cluster node: it gets the same request and
+returns the same kind of identity.
 """
 
 from collections.abc import Mapping
@@ -16,10 +17,10 @@ Warmth = Literal["off", "starting", "ready", "down"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Order:
-    """One attempt to start: its folder, which holds ``placed.json`` and ``run.json``, and what speaks for it.
+class StartRequest:
+    """An attempt to start: its folder with ``placed.json`` and ``run.json``, and its credentials.
 
-    ``environment`` is set in the supervisor and so in its trainer: which accelerator they see.
+    ``environment`` is set in the supervisor and so in its trainer; it selects their accelerator.
     """
 
     folder: Path
@@ -29,22 +30,24 @@ class Order:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"Order({self.mark})"  # the token stays out of logs and traces
+        return f"Order({self.mark})"  # keeps the token out of logs and tracebacks
 
 
 class Executor(Protocol):
-    """Starts supervisors. ``warmth`` says whether a start is quick now, or soon."""
+    """Starts supervisors. ``warmth`` returns whether a start is fast now, or soon."""
 
-    def start(self, order: Order) -> Identity | None:
-        """Start a supervisor and say who it is; None when it was gone before it could be looked at."""
+    def start(self, request: StartRequest) -> Identity | None:
+        """Start a supervisor and return its identity; None if it ended before it could be
+        identified.
+        """
 
     def warmth(self) -> Warmth: ...
 
     def warm_up(self) -> None:
-        """Begin to make starts quick; returns at once."""
+        """Start to prepare fast starts; return at once."""
 
     def reap(self) -> None:
-        """Take the exit codes of supervisors that have ended, so that no zombies stay."""
+        """Reap supervisors that have ended, so that no zombies remain."""
 
     def close(self) -> None:
-        """Give back what makes starts quick. Supervisors go on."""
+        """Release what makes starts fast. Supervisors keep running."""

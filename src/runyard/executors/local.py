@@ -1,11 +1,12 @@
-"""Supervisors as detached processes on this machine: forked from the warm parent, or started cold without one.
+"""Starts supervisors as detached processes: forked from the warm parent, or cold without one.
 
-The warm parent has torch imported, so a supervisor forked from it, and the trainer that one forks, begin in a moment;
-a cold start pays seconds for the same imports. Which way is taken changes nothing else. Either way a supervisor leads a
-session of its own, writes its log to the run folder, and is handed its token through a socket or an inherited
-descriptor: arguments and environment can be read by others.
+The warm parent has torch imported, so a supervisor forked from it, and the trainer that this one
+forks, start in a moment; a cold start spends seconds on the same imports. Nothing else differs. The
+supervisor leads a session of its own and writes its log to the run folder. It gets its token
+through a socket or an inherited descriptor, because other users can read arguments and environment.
 
-The warm parent is started with room for both marks in its environment (``runyard.processes`` says why).
+The warm parent is started with placeholders for both marks in its environment (see
+``runyard.processes``).
 """
 
 import json
@@ -16,12 +17,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runyard import rundir
-from runyard.executors import Order, Warmth
+from runyard.executors import StartRequest, Warmth
 from runyard.ports import Identity
-from runyard.processes import ATTEMPT_MARK, MARK_ROOM, SUPERVISOR_MARK, identify
+from runyard.processes import ATTEMPT_MARK, MARK_PLACEHOLDER, SUPERVISOR_MARK, identify
+from runyard.rundir import AttemptDir
 from runyard.settings import Settings
-from runyard.supervisor.launch import trainer_environment
+from runyard.supervisor.launch import filter_environment
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ END_TIMEOUT_S = 5.0
 
 
 class LocalExecutor:
-    """Starts supervisors on this machine, and keeps the warm parent of one controller."""
+    """Starts supervisors on this machine, and owns the warm parent of one controller."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
@@ -40,20 +41,20 @@ class LocalExecutor:
         self._warm: subprocess.Popen[bytes] | None = None
         self._cold: list[subprocess.Popen[bytes]] = []
 
-    def start(self, order: Order) -> Identity | None:
-        (order.folder / rundir.SUPERVISOR_LOG).parent.mkdir(mode=0o700, exist_ok=True)
+    def start(self, request: StartRequest) -> Identity | None:
+        AttemptDir(request.folder).supervisor_log.parent.mkdir(mode=0o700, exist_ok=True)
         if self.warmth() == "ready":
-            identity = self._start_warm(order)
+            identity = self._start_warm(request)
             if identity is not None:
                 return identity
-        return self._start_cold(order)
+        return self._start_cold(request)
 
     def warmth(self) -> Warmth:
         if not self._settings.warm or len(os.fsencode(self._socket)) > LONGEST_SOCKET_PATH:
             return "off"
         if self._warm is None or self._warm.poll() is not None:
             return "down"
-        return "ready" if _accepts(self._socket) else "starting"
+        return "ready" if _is_listening(self._socket) else "starting"
 
     def warm_up(self) -> None:
         self._socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,7 +63,11 @@ class LocalExecutor:
         with open(self._log, "ab") as output:
             self._warm = subprocess.Popen(
                 [sys.executable, "-P", "-m", "runyard.trainer.warm", str(self._socket), "--child", SUPERVISE],
-                env={**trainer_environment(os.environ), ATTEMPT_MARK: MARK_ROOM, SUPERVISOR_MARK: MARK_ROOM},
+                env={
+                    **filter_environment(os.environ),
+                    ATTEMPT_MARK: MARK_PLACEHOLDER,
+                    SUPERVISOR_MARK: MARK_PLACEHOLDER,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -82,39 +87,41 @@ class LocalExecutor:
             self._warm.kill()
             self._warm.wait()
 
-    def _start_warm(self, order: Order) -> Identity | None:
-        """None when the warm parent could not do it; then a cold start is as good, only slower."""
+    def _start_warm(self, request: StartRequest) -> Identity | None:
+        """Start a supervisor from the warm parent; return None if that fails, and a cold start is
+        needed.
+        """
         from runyard.trainer.warm import ask  # imports no torch
 
-        request: dict[str, Any] = {
-            "folder": str(order.folder),
-            "endpoint": order.endpoint,
-            "token": order.token,
-            "log": str(order.folder / rundir.SUPERVISOR_LOG),
+        message: dict[str, Any] = {
+            "folder": str(request.folder),
+            "endpoint": request.endpoint,
+            "token": request.token,
+            "log": str(AttemptDir(request.folder).supervisor_log),
         }
-        if order.environment:
-            request["environment"] = dict(order.environment)
+        if request.environment:
+            message["environment"] = dict(request.environment)
         try:
-            answer = ask(self._socket, request)
+            answer = ask(self._socket, message)
         except (OSError, ValueError) as error:
-            log.warning("The warm parent does not answer (%s); starting %s cold", error, order.mark)
+            log.warning("the warm parent does not answer (%s); starting %s cold", error, request.mark)
             return None
         if "pid" not in answer:
-            log.warning("The warm parent cannot start %s: %s", order.mark, answer.get("error"))
+            log.warning("the warm parent cannot start %s: %s", request.mark, answer.get("error"))
             return None
         return identify(answer["pid"])
 
-    def _start_cold(self, order: Order) -> Identity | None:
+    def _start_cold(self, request: StartRequest) -> Identity | None:
         reader, writer = os.pipe()
         try:
-            # Less than a pipe holds, so nobody has to read while we write.
-            os.write(writer, json.dumps({"endpoint": order.endpoint, "token": order.token}).encode())
+            # This fits into the pipe's buffer, so the write does not block without a reader.
+            os.write(writer, json.dumps({"endpoint": request.endpoint, "token": request.token}).encode())
             os.close(writer)
-            with open(order.folder / rundir.SUPERVISOR_LOG, "ab") as output:
-                command = [sys.executable, "-P", "-m", "runyard.supervisor", str(order.folder)]
+            with open(AttemptDir(request.folder).supervisor_log, "ab") as output:
+                command = [sys.executable, "-P", "-m", "runyard.supervisor", str(request.folder)]
                 process = subprocess.Popen(
                     [*command, "--credentials-fd", str(reader)],
-                    env={**trainer_environment(os.environ), **order.environment, SUPERVISOR_MARK: order.mark},
+                    env={**filter_environment(os.environ), **request.environment, SUPERVISOR_MARK: request.mark},
                     pass_fds=(reader,),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -127,6 +134,6 @@ class LocalExecutor:
         return identify(process.pid)
 
 
-def _accepts(socket_path: Path) -> bool:
-    """Whether the warm parent listens: it binds its socket only when everything is imported."""
+def _is_listening(socket_path: Path) -> bool:
+    """Return whether the warm parent accepts requests: it binds its socket after all imports."""
     return socket_path.is_socket()

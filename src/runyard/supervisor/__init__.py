@@ -1,1 +1,3 @@
-"""One small process per attempt: it owns the trainer's processes, keeps the lease, and ships what the trainer says."""
+"""One small process per attempt: it owns the trainer's processes, renews the lease, and ships the
+trainer's output.
+"""

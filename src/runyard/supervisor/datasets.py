@@ -1,7 +1,8 @@
-"""The run's dataset, brought to this machine before the trainer begins.
+"""Fetches the run's dataset to this machine before training starts.
 
-A version lies at ``<data_dir>/datasets/<organization>/<version>/`` and serves every attempt on this machine that needs
-it (``runyard.datasets.versions`` says what is in it, ``runyard.supervisor.shared`` how it is filled, held and removed).
+A version is stored in ``<data_dir>/datasets/<organization>/<version>/`` and shared by every attempt
+on this machine that needs it. ``runyard.datasets.versions`` documents its content, and
+``runyard.supervisor.shared`` how it is filled, held, and removed.
 """
 
 import logging
@@ -25,31 +26,35 @@ from runyard.datasets.versions import (
 from runyard.ids import resolve_folder
 from runyard.ports import Files
 from runyard.protocol import AttemptDataset
-from runyard.supervisor.resume import Gone
-from runyard.supervisor.shared import BRING_LOCK, SharedFolder, blob_path, fsync, locked, make_room
+from runyard.rundir import AttemptDir
+from runyard.supervisor.resume import BlobGone
+from runyard.supervisor.shared import FILL_LOCK, SharedFolder, free_space, fsync_file, hold_lock, locate_blob
 
 log = logging.getLogger(__name__)
 
 FOLDER = "datasets"
 NEW_CONTENTS = f".{CONTENTS}"
-ASKS = 3  # the server may move pictures to other packs between our asking and our fetching
+MAX_TRIES = 3  # the server may move images to other packs between the description and the fetch
 DEFAULT_LIMIT_BYTES = 50 << 30
 _VERSION = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
 class Source(Protocol):
-    """The server, as far as this module needs it. What is raised other than ``Gone`` passes: try again later."""
+    """The calls of the server that this module needs.
 
-    def dataset(self) -> AttemptDataset | None: ...
+    Errors other than ``BlobGone`` may pass: retry later.
+    """
+
+    def get_dataset(self) -> AttemptDataset | None: ...
 
     def fetch_contents(self, target: Path, /) -> None: ...
 
-    def fetch(self, sha256: str, target: Path, /) -> None: ...
+    def fetch_blob(self, sha256: str, target: Path, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which version an attempt needs, and where this machine keeps such things."""
+class PinnedVersion:
+    """The dataset version that an attempt needs, and where this machine stores it."""
 
     organization_id: str
     dataset_id: str
@@ -62,109 +67,112 @@ class Wanted:
         return resolve_folder(self.data_dir, FOLDER, self.organization_id, self.version)
 
 
-class Unfit(Exception):
-    """What the server says of the version does not fit together."""
+class InvalidDataset(Exception):
+    """The server's description of a version is inconsistent."""
 
 
-class Bringer:
-    """Brings the dataset of one attempt, in as many tries as it takes."""
+class DatasetFetcher:
+    """Fetches the dataset of one attempt, over as many calls as it takes."""
 
     def __init__(self, folder: Path, source: Source):
-        self._folder, self._source = folder, source
+        self._folder, self._dir, self._source = folder, AttemptDir(folder), source
         self._shared = SharedFolder(source)
-        self._told: AttemptDataset | None = None  # what was asked in an earlier try and holds until bytes are gone
+        self._described: AttemptDataset | None = None  # kept between calls until bytes are lost
 
-    def bring(self, files: Files = rundir) -> None:
-        """Bring the run's dataset and write ``dataset.json``; nothing for built-in data.
+    def fetch(self, files: Files = rundir) -> None:
+        """Fetch the run's dataset and write ``dataset.json``; do nothing for built-in data.
 
-        Data that the server has lost is told there as ``problem``, for the trainer to end with.
+        If the server has lost the data, ``problem`` says so there, and the trainer ends with it.
 
         Raises:
-            OSError: the disk does not take it, or bytes arrived damaged.
+            OSError: the disk is full or failing, or bytes arrived damaged.
         """
-        wanted = wanted_of(self._folder, files)
-        if wanted is None or files.read_json(self._folder / rundir.DATASET) is not None:
-            if wanted is not None:
-                self._shared.hold(wanted.home)
+        pinned = read_pinned_version(self._folder, files)
+        if pinned is None or files.read_json(self._dir.dataset) is not None:
+            if pinned is not None:
+                self._shared.hold(pinned.home)
             return
-        told: dict[str, Any] = {"folder": str(wanted.home), "dataset": wanted.dataset_id, "version": wanted.version}
-        self._shared.hold(wanted.home)
-        with locked(wanted.home / BRING_LOCK):
-            if not rundir.is_complete(wanted.home):
-                problem = self._bring(wanted)
+        document: dict[str, Any] = {"folder": str(pinned.home), "dataset": pinned.dataset_id, "version": pinned.version}
+        self._shared.hold(pinned.home)
+        with hold_lock(pinned.home / FILL_LOCK):
+            if not rundir.is_complete(pinned.home):
+                problem = self._fetch_version(pinned)
                 if problem == "":
                     return
                 if problem is not None:
-                    told["problem"] = problem
-        files.write_json(self._folder / rundir.DATASET, told)
+                    document["problem"] = problem
+        files.write_json(self._dir.dataset, document)
 
-    def _bring(self, wanted: Wanted) -> str | None:
-        """None once it is here; empty when there is nothing to bring; else why it cannot be had."""
-        why = ""
-        for _ in range(ASKS):
+    def _fetch_version(self, pinned: PinnedVersion) -> str | None:
+        """Fetch a version; return None on success, "" when the server has none, else the problem."""
+        problem = ""
+        for _ in range(MAX_TRIES):
             try:
-                self._told = self._told or self._source.dataset()
-                if self._told is None:
+                self._described = self._described or self._source.get_dataset()
+                if self._described is None:
                     return ""
-                self._take(wanted, self._told)
+                self._fill_folder(pinned, self._described)
                 return None
-            except Gone as error:
-                why = f"the server has lost bytes of it ({error})"
-            except (Unfit, VersionError) as error:
-                why = f"what the server says of it does not fit together: {error}"
-            self._told = None
-            self._shared.doubt(wanted.home / NEW_CONTENTS)
-            log.warning("Dataset %s, version %s: %s", wanted.dataset_id, wanted.version, why)
-        return f"version {wanted.version} of dataset {wanted.dataset_id!r} cannot be had: {why}; import it again"
+            except BlobGone as error:
+                problem = f"the server has lost bytes of it ({error})"
+            except (InvalidDataset, VersionError) as error:
+                problem = f"the server's description of it is inconsistent: {error}"
+            self._described = None
+            self._shared.discard(pinned.home / NEW_CONTENTS)
+            log.warning("Dataset %s, version %s: %s", pinned.dataset_id, pinned.version, problem)
+        return (
+            f"cannot fetch version {pinned.version} of dataset {pinned.dataset_id!r}: {problem}; "
+            "try: import the dataset again"
+        )
 
-    def _take(self, wanted: Wanted, told: AttemptDataset) -> None:
-        home = wanted.home
-        packs = {pack.sha256: pack.size_bytes for pack in told.packs}
-        if not all(map(is_hash, (*packs, told.manifest.sha256))):
-            raise Unfit("a blob's name is no hash")
-        if told.manifest.sha256[:ID_LENGTH] != wanted.version:
-            raise Unfit(f"its manifest is that of version {told.manifest.sha256[:ID_LENGTH]}")
-        make_room(wanted.data_dir / FOLDER, sum(packs.values()) + told.manifest.size_bytes, wanted.limit_bytes)
+    def _fill_folder(self, pinned: PinnedVersion, described: AttemptDataset) -> None:
+        home = pinned.home
+        packs = {pack.sha256: pack.size_bytes for pack in described.packs}
+        if not all(map(is_hash, (*packs, described.manifest.sha256))):
+            raise InvalidDataset("the name of a blob is not a SHA-256 hash")
+        if described.manifest.sha256[:ID_LENGTH] != pinned.version:
+            raise InvalidDataset(f"its manifest belongs to version {described.manifest.sha256[:ID_LENGTH]}")
+        free_space(pinned.data_dir / FOLDER, sum(packs.values()) + described.manifest.size_bytes, pinned.limit_bytes)
         (home / PACKS).mkdir(mode=0o700, exist_ok=True)
-        self._place(wanted, home / MANIFEST, told.manifest.sha256, told.manifest.size_bytes)
+        self._place_blob(pinned, home / MANIFEST, described.manifest.sha256, described.manifest.size_bytes)
         contents = home / NEW_CONTENTS
         if not self._shared.is_proven(contents):
             self._source.fetch_contents(contents)
             check_contents(home / MANIFEST, contents, packs)
-            self._shared.prove(contents)
+            self._shared.mark_proven(contents)
         for sha256, size_bytes in packs.items():
-            self._place(wanted, home / PACKS / sha256, sha256, size_bytes)
+            self._place_blob(pinned, home / PACKS / sha256, sha256, size_bytes)
         for path in (home / PACKS).iterdir():
-            if path.name not in packs:  # of an earlier ask, or half a file
+            if path.name not in packs:  # of an earlier description, or a partial file
                 path.unlink()
-        fsync(contents)
+        fsync_file(contents)
         os.replace(contents, home / CONTENTS)
         for folder in (home / PACKS, home, home.parent, home.parent.parent):
             rundir.fsync_dir(folder)
-        sizes = {MANIFEST: told.manifest.size_bytes, CONTENTS: (home / CONTENTS).stat().st_size}
+        sizes = {MANIFEST: described.manifest.size_bytes, CONTENTS: (home / CONTENTS).stat().st_size}
         sizes |= {f"{PACKS}/{sha256}": size_bytes for sha256, size_bytes in packs.items()}
-        rundir.write_json(home / rundir.COMPLETE, {"version": wanted.version, "sizes": sizes})
+        rundir.write_json(home / rundir.COMPLETE, {"version": pinned.version, "sizes": sizes})
 
-    def _place(self, wanted: Wanted, target: Path, sha256: str, size_bytes: int) -> None:
-        siblings = (home / PACKS / sha256 for home in wanted.home.parent.iterdir() if home != wanted.home)
-        copies = (blob_path(wanted.data_dir, wanted.organization_id, sha256), *siblings)
-        self._shared.place(target, sha256, size_bytes, copies=copies)
+    def _place_blob(self, pinned: PinnedVersion, target: Path, sha256: str, size_bytes: int) -> None:
+        siblings = (home / PACKS / sha256 for home in pinned.home.parent.iterdir() if home != pinned.home)
+        copies = (locate_blob(pinned.data_dir, pinned.organization_id, sha256), *siblings)
+        self._shared.place_file(target, sha256, size_bytes, copies=copies)
 
     def release(self) -> None:
-        """Let the folder be removed; ending the process does the same."""
+        """Allow the folder to be removed, as ending the process does."""
         self._shared.release()
 
 
-def wanted_of(folder: Path, files: Files = rundir) -> Wanted | None:
-    """Which version the attempt in ``folder`` needs; None for built-in data, which has none."""
-    run, placed = files.read_json(folder / rundir.RUN), files.read_json(folder / rundir.PLACED)
+def read_pinned_version(folder: Path, files: Files = rundir) -> PinnedVersion | None:
+    """Return the version that the attempt in ``folder`` needs; None for built-in data."""
+    run, placed = files.read_json(AttemptDir(folder).run), files.read_json(AttemptDir(folder).placed)
     if run is None or placed is None or not run.get("dataDir"):
         return None
-    settings = _dataset_settings(run)
+    settings = _find_dataset_settings(run)
     version = settings.get("datasetVersion")
     if not isinstance(version, str) or not _VERSION.fullmatch(version):
         return None
-    return Wanted(
+    return PinnedVersion(
         organization_id=str(placed["organizationId"]),
         dataset_id=str(settings.get("datasetId")),
         version=version,
@@ -174,22 +182,22 @@ def wanted_of(folder: Path, files: Files = rundir) -> Wanted | None:
 
 
 def check_contents(manifest: Path, contents: Path, packs: dict[str, int]) -> None:
-    """Compare the places of the pictures with the pictures there are and the packs they lie in.
+    """Check that every image of the manifest has a location inside one of the packs.
 
     Raises:
-        Unfit: a picture has no place, or one outside of the packs.
+        InvalidDataset: an image has no location, or one outside its pack.
     """
-    pictures = {item.sha256 for item in read_manifest(manifest)}
-    placed = set()
-    for place in read_contents(contents):
-        if place.offset + place.size > packs.get(place.pack, -1):
-            raise Unfit(f"picture {place.sha256} lies outside of pack {place.pack}")
-        placed.add(place.sha256)
-    if missing := pictures - placed:
-        raise Unfit(f"{len(missing)} of {len(pictures)} pictures have no place, {min(missing)} among them")
+    images = {item.sha256 for item in read_manifest(manifest)}
+    located = set()
+    for span in read_contents(contents):
+        if span.offset + span.size > packs.get(span.pack, -1):
+            raise InvalidDataset(f"image {span.sha256} is outside pack {span.pack}")
+        located.add(span.sha256)
+    if missing := images - located:
+        raise InvalidDataset(f"{len(missing)} of {len(images)} images have no location, for example {min(missing)}")
 
 
-def _dataset_settings(run: dict[str, Any]) -> dict[str, Any]:
+def _find_dataset_settings(run: dict[str, Any]) -> dict[str, Any]:
     try:
         blocks = run["run"]["spec"]["flow"]["blocks"]
         return next((block["settings"] for block in blocks if block["block"] == "vi-dataset"), {})

@@ -1,13 +1,15 @@
-"""Fork the trainer and hold it behind a gate until it may begin.
+"""Forks the trainer and holds it at a gate until training may start.
 
-The trainer is forked first of all, from the main thread, while the supervisor has no other thread and no connection:
-the parent-death signal follows the parent's *thread*, and a fork beside running threads may inherit their locks. The
-child waits at a pipe for one byte. When the supervisor dies or decides otherwise the pipe closes, and the trainer ends
-without having begun. That also gives the folder's ``process.json`` the trainer's identity before anything is trained.
+The trainer is forked first, from the main thread, before the supervisor has other threads or
+connections. The reasons: the parent-death signal follows the parent's *thread*, and a fork among
+running threads may inherit their locks. The child waits at a pipe for one byte. When the supervisor
+dies or decides against it, the pipe closes, and the trainer exits without having started. The gate
+also allows ``process.json`` to name the trainer before it trains.
 
-The run's lock travels as an inherited descriptor: supervisor and trainer share one open file, the supervisor takes the
-lock on it and closes its own copy when the gate opens. From then on the lock is held exactly as long as the trainer, or
-a child it forked, has it open: by inode, whatever becomes of the name.
+The run's lock is passed as an inherited descriptor. Supervisor and trainer share one open file: the
+supervisor acquires the lock and closes its copy when the gate opens. From then on the lock is held
+as long as the trainer, or a child it forked, has the file open. It belongs to the inode, not the
+name.
 """
 
 import fcntl
@@ -23,10 +25,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from runyard import processes, rundir
+from runyard.rundir import AttemptDir
 
 Train = Callable[[Path], int]
 
-_GO = b"g"
+_GATE_BYTE = b"g"
 _KEPT = {
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
     "LD_PRELOAD", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS", "SSL_CERT_FILE", "SSL_CERT_DIR",
@@ -37,8 +40,10 @@ _KEPT_PREFIXES = ("LC_", "HF_", "CUDA_", "TORCH_", "PYTORCH_", "OMP_", "MKL_", "
 _NEVER = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "_KEY")
 
 
-def trainer_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables a trainer may see: what the machine and the libraries need, nothing of the server, no secret."""
+def filter_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables a trainer may see: those of machine and libraries, none of the server,
+    no secret.
+    """
     return {
         name: value
         for name, value in environ.items()
@@ -48,17 +53,17 @@ def trainer_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(slots=True)
 class RunLock:
-    """``run.lock``, opened but not yet taken."""
+    """The open file of ``run.lock``; ``acquire`` locks it."""
 
     descriptor: int
 
     @classmethod
     def open(cls, folder: Path) -> "RunLock":
-        path = folder.parent.parent / rundir.LOCK
+        path = AttemptDir(folder).run_lock
         return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
-    def take(self) -> bool:
-        """Take the lock if nobody holds it."""
+    def acquire(self) -> bool:
+        """Acquire the lock if it is free; return whether it was."""
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -66,7 +71,7 @@ class RunLock:
         return True
 
     def close(self) -> None:
-        """Let go of our copy; whoever inherited it keeps the lock."""
+        """Close our copy; a process that inherited the descriptor keeps the lock."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -80,19 +85,21 @@ class Trainer:
     gate: int
 
     def open_gate(self) -> None:
-        os.write(self.gate, _GO)
+        os.write(self.gate, _GATE_BYTE)
         self.close_gate()
 
     def close_gate(self) -> None:
-        """A trainer that has not begun ends with the code of one that was stopped."""
+        """Close the gate; a trainer that has not started exits with the code for stopped."""
         if self.gate >= 0:
             os.close(self.gate)
             self.gate = -1
 
 
 def fork_trainer(folder: Path, *, mark: str, lock: RunLock, train: Train | None) -> Trainer:
-    """Fork the trainer; ``train`` is called in it, or without one ``python -m runyard.trainer`` is executed."""
-    (folder / rundir.STDOUT).parent.mkdir(exist_ok=True)
+    """Fork the trainer; ``train`` is called in it, or without one ``python -m runyard.trainer`` is
+    executed.
+    """
+    AttemptDir(folder).stdout.parent.mkdir(exist_ok=True)
     gate_of_child, gate = os.pipe()
     supervisor_pid = os.getpid()
     sys.stdout.flush()
@@ -111,15 +118,15 @@ def _become_trainer(
     try:
         os.setsid()
         processes.die_with_parent(supervisor_pid)
-        _close_all_but(0, 1, 2, gate, lock.descriptor)
+        _close_descriptors_except(0, 1, 2, gate, lock.descriptor)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         processes.forgo_new_privileges()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
-        _redirect(folder)
-        _scrub(mark)
-        if os.read(gate, 1) != _GO:
+        _redirect_output(folder)
+        _scrub_environment(mark)
+        if os.read(gate, 1) != _GATE_BYTE:
             os._exit(rundir.EXIT_STOPPED)
         os.close(gate)
         os.set_inheritable(lock.descriptor, True)
@@ -129,40 +136,44 @@ def _become_trainer(
         code = train(folder)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except BaseException:  # the last frame of a process: the trace goes to its log, the code to its parent
+    # The outermost frame of the process: log the traceback, return the exit code
+    except BaseException:
         traceback.print_exc()
     finally:
         try:
             sys.stdout.flush()
             sys.stderr.flush()
-        finally:  # whatever a full disk says: a fork that went on from here would be a second supervisor
+        # Even if flushing fails on a full disk: a fork that returned would be a second supervisor
+        finally:
             os._exit(code)
 
 
-def _close_all_but(*kept: int) -> None:
-    """The supervisor's lock and pipes must end with the supervisor, not with its trainer."""
+def _close_descriptors_except(*kept: int) -> None:
+    """Close all other descriptors: the supervisor's lock and pipes must not outlive it in the
+    trainer.
+    """
     limit = os.sysconf("SC_OPEN_MAX")
     edges = [-1, *sorted(kept), limit]
     for below, above in itertools.pairwise(edges):
-        if below + 1 < above:  # an empty range that begins at 0 closes everything
+        if below + 1 < above:  # an empty range that starts at 0 closes everything
             os.closerange(below + 1, above)
 
 
-def _redirect(folder: Path) -> None:
-    """Output goes to files and never to a pipe that somebody must read."""
+def _redirect_output(folder: Path) -> None:
+    """Redirect output to files, never to a pipe that another process must read."""
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for descriptor, path, flags in (
         (0, Path(os.devnull), os.O_RDONLY),
-        (1, folder / rundir.STDOUT, append),
-        (2, folder / rundir.STDERR, append),
+        (1, AttemptDir(folder).stdout, append),
+        (2, AttemptDir(folder).stderr, append),
     ):
         opened = os.open(path, flags, 0o600)
         os.dup2(opened, descriptor)
         os.close(opened)
 
 
-def _scrub(mark: str) -> None:
-    kept = trainer_environment(os.environ)
+def _scrub_environment(mark: str) -> None:
+    kept = filter_environment(os.environ)
     processes.set_mark(processes.SUPERVISOR_MARK, "")
     os.environ.clear()
     os.environ.update(kept)

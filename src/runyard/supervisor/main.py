@@ -1,9 +1,11 @@
-"""The thin rim of a supervisor: it turns what happens into inputs for ``step`` and carries out what ``step`` answers.
+"""The effects of a supervisor: it feeds events to ``step`` and carries out the actions that
+``step`` returns.
 
-The main thread does what is quick: forks, waits, signals, reads lines, writes small files. Whatever may wait for the
-network or read much goes to one of three lanes, each a thread that carries out one action at a time and hands its
-outcome back as an input. Renewing has a lane of its own and so never stands behind an upload. The main thread sleeps
-on one descriptor that signals (a child ended, SIGTERM) and lanes write to, so a trainer's death is seen at once.
+The main thread does the quick work: it forks, waits, sends signals, reads lines, writes small
+files. Work that may wait for the network or read much data goes to one of three lanes. A lane is a
+thread that carries out one action at a time and returns its outcome as an event. Renewals have a
+lane of their own, so they never wait behind an upload. The main thread sleeps on one pipe, to which
+signals (a child has ended, SIGTERM) and lanes write, so it notices a trainer's death at once.
 """
 
 import contextlib
@@ -24,41 +26,43 @@ from runyard import processes as machine
 from runyard import rundir
 from runyard.ports import Clock, Files, Identity, Processes, SystemClock
 from runyard.protocol import LOST_OUT_OF_MEMORY, ProcessReport
-from runyard.supervisor import messages as mv
+from runyard.rundir import AttemptDir
+from runyard.supervisor import messages as msg
 from runyard.supervisor import step as st
-from runyard.supervisor.group import Group
+from runyard.supervisor.api_client import ServerClient
+from runyard.supervisor.group import ProcessGroup
 from runyard.supervisor.launch import RunLock, Train, Trainer, fork_trainer
-from runyard.supervisor.resume import prune
-from runyard.supervisor.server import Server
+from runyard.supervisor.resume import prune_checkpoints
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 TICK_WHILE_CLEARING_S = 0.05
 CHUNK_BYTES = 256 << 10
-WRITE_AGAIN_AFTER_S = 1.0
-SPOOL_BYTES = 64 << 20
-_PATHS: dict[mv.Stream, str] = {"events": rundir.EVENTS_FILE, "stdout": rundir.STDOUT, "stderr": rundir.STDERR}
+WRITE_RETRY_S = 1.0
+DEFAULT_SPOOL_BYTES = 64 << 20
 
 EXIT_OK, EXIT_TAKEN, EXIT_UNPLACED, EXIT_BROKEN = 0, 3, 4, 70
 
 
 def supervise(folder: Path, *, endpoint: str, token: str, train: Train | None = None) -> int:
-    """Look after the attempt in ``folder`` until its last word is said; to be called in a process of its own.
+    """Supervise the attempt in ``folder`` until its end is reported; call it in a process of its
+    own.
 
-    With ``train`` the trainer is a fork of this process in which ``train(folder)`` is called, otherwise it is
-    ``python -m runyard.trainer``. Returns the exit code: 0 in the end, 3 when another supervisor looks after this
-    folder, 4 when ``placed.json`` is not there or not readable.
+    With ``train`` the trainer is a fork of this process that calls ``train(folder)``, otherwise it
+    is ``python -m runyard.trainer``. Returns the exit code: 0 after the report, 3 when another
+    supervisor holds this folder, 4 when ``placed.json`` is absent or unreadable.
     """
-    placed = rundir.read_json(folder / rundir.PLACED)
+    directory = AttemptDir(folder)
+    placed = rundir.read_json(directory.placed)
     if placed is None:
-        print(f"{folder / rundir.PLACED} is absent or unreadable: nobody has placed an attempt here", file=sys.stderr)
+        print(f"{directory.placed} is absent or unreadable: no attempt was placed here", file=sys.stderr)
         return EXIT_UNPLACED
-    if not _hold(folder / rundir.SUPERVISOR_LOCK):
-        print(f"another supervisor looks after {folder}", file=sys.stderr)
+    if not _acquire_lock(directory.supervisor_lock):
+        print(f"another supervisor already runs for {folder}", file=sys.stderr)
         return EXIT_TAKEN
-    _log_to_stderr()
-    mark = machine.attempt_mark(placed["organizationId"], placed["runId"], placed["attempt"])
+    _configure_logging()
+    mark = machine.format_mark(placed["organizationId"], placed["runId"], placed["attempt"])
     machine.set_mark(machine.SUPERVISOR_MARK, mark)
     machine.become_subreaper()
     Supervisor(folder, placed, mark=mark, endpoint=endpoint, token=token, train=train).run()
@@ -66,7 +70,7 @@ def supervise(folder: Path, *, endpoint: str, token: str, train: Train | None = 
 
 
 class Supervisor:
-    """One attempt, from the fork of its trainer to its last word."""
+    """The supervisor of one attempt, from the fork of its trainer to the report of its end."""
 
     def __init__(
         self,
@@ -82,82 +86,91 @@ class Supervisor:
         processes: Processes = machine,
     ):
         self._folder, self._placed, self._mark, self._train = folder, placed, mark, train
+        self._dir = AttemptDir(folder)
         self._clock, self._files, self._processes = clock or SystemClock(), files, processes
-        self._group = Group(mark, folder, processes)
+        self._group = ProcessGroup(mark, folder, processes)
         server_file = Path(placed["serverFile"]) if placed.get("serverFile") else None
-        self._server = Server(endpoint, token=token, folder=folder, server_file=server_file)
-        self._inbox: SimpleQueue[mv.Input] = SimpleQueue()
-        self._alarm, self._bell = os.pipe()
-        os.set_blocking(self._bell, False)
-        os.set_blocking(self._alarm, False)
-        self._lanes: dict[mv.Lane, SimpleQueue[Callable[[], mv.Input]]] = {}
+        self._client = ServerClient(endpoint, token=token, folder=folder, server_file=server_file)
+        self._inbox: SimpleQueue[msg.Event] = SimpleQueue()
+        self._wakeup_reader, self._wakeup_writer = os.pipe()
+        os.set_blocking(self._wakeup_writer, False)
+        os.set_blocking(self._wakeup_reader, False)
+        self._lane_queues: dict[msg.Lane, SimpleQueue[Callable[[], msg.Event]]] = {}
         self._trainer: Trainer | None = None
         self._lock: RunLock | None = None
-        self._spool_bytes = int(placed.get("spoolBytes", SPOOL_BYTES))
-        self._permit_at_s = self._write_again_at_s = 0.0
-        self._unwritten: dict[Path, dict[str, Any]] = {}  # what a full disk did not take yet, in order
-        self._memory_kills_before = self._memory_kills_seen = processes.out_of_memory_kills()
-        self._state = self._first_state()
+        self._spool_bytes = int(placed.get("spoolBytes", DEFAULT_SPOOL_BYTES))
+        self._permit_at_s = self._retry_writes_at_s = 0.0
+        # Rejected by a full disk so far, in order
+        self._pending_writes: dict[Path, dict[str, Any]] = {}
+        self._memory_kills_before = self._memory_kills_seen = processes.count_memory_kills()
+        self._state = self._make_first_state()
 
     def run(self) -> None:
-        """Run until nothing is left to say."""
+        """Run until the end is reported and every file is written."""
         if self._state.phase == "announcing":
-            self._fork()
-        self._listen()
-        while self._state.phase != "ended" or self._unwritten:
+            self._fork_trainer()
+        self._start_lanes()
+        while self._state.phase != "ended" or self._pending_writes:
             self._renew_permit()
-            self._write_what_waits()
-            self._take(mv.Tick())
-            self._wait()
-            self._reap()
+            self._retry_writes()
+            self._handle_event(msg.TimePassed())
+            self._wait_for_event()
+            self._reap_children()
             while not self._inbox.empty():
-                self._take(self._inbox.get())
+                self._handle_event(self._inbox.get())
 
     def _renew_permit(self) -> None:
-        """Say that we are well: a supervisor that is stopped cannot, and neither trainer nor controller waits long."""
+        """Renew the trainer's permit.
+
+        A stopped supervisor cannot, so trainer and controller react.
+        """
         now_s = self._clock.monotonic()
         if now_s < self._permit_at_s:
             return
         self._permit_at_s = now_s + rundir.PERMIT_EVERY_S
-        # The kernel counts for the whole machine. A kill long before our trainer's end was another process's; the look
-        # before the last one is kept, because the end may come right after a look.
+        # The kernel counts for the whole machine, so a kill long before our trainer's end concerns
+        # another process. The count before the last one is kept, because the end may come right
+        # after a count.
         self._memory_kills_before = self._memory_kills_seen
-        self._memory_kills_seen = self._processes.out_of_memory_kills()
-        with contextlib.suppress(OSError):  # a first one that finds no room is written when there is some
+        self._memory_kills_seen = self._processes.count_memory_kills()
+        # On a full disk the first permit is written once there is space
+        with contextlib.suppress(OSError):
             rundir.write_permit(self._folder, now_s)
 
-    def _write(self, name: str, document: dict[str, Any]) -> bool:
-        """Write a file of ours, now or as soon as the disk takes it: what it says must not be lost.
+    def _write_document(self, path: Path, document: dict[str, Any]) -> bool:
+        """Write a file now, or retry until the disk accepts it: its content must not be lost.
 
-        Where the whole folder is gone, because its run was deleted, nobody is left to read it. Returns whether nothing
-        waits to be written.
+        If the folder is gone, because its run was deleted, the document is dropped: no reader is
+        left. Returns whether the document is no longer pending.
         """
-        path = self._folder / name
         try:
             self._files.write_json(path, document)
         except OSError as error:
             if self._folder.is_dir():
-                if path not in self._unwritten:
-                    log.warning("%s of %s cannot be written yet: %s", name, self._mark, error.strerror)
-                self._unwritten[path] = document
+                if path not in self._pending_writes:
+                    log.warning("cannot write %s of %s yet: %s; retrying", path.name, self._mark, error.strerror)
+                self._pending_writes[path] = document
                 return False
-            log.info("%s of %s has no folder any more: the run was deleted", name, self._mark)
-        self._unwritten.pop(path, None)
+            log.info("not writing %s of %s: the folder is gone, the run was deleted", path.name, self._mark)
+        self._pending_writes.pop(path, None)
         return True
 
-    def _write_what_waits(self) -> None:
+    def _retry_writes(self) -> None:
         now_s = self._clock.monotonic()
-        if not self._unwritten or now_s < self._write_again_at_s:
+        if not self._pending_writes or now_s < self._retry_writes_at_s:
             return
-        self._write_again_at_s = now_s + WRITE_AGAIN_AFTER_S
-        for path, document in list(self._unwritten.items()):
-            if not self._write(path.name, document):
+        self._retry_writes_at_s = now_s + WRITE_RETRY_S
+        for path, document in list(self._pending_writes.items()):
+            if not self._write_document(path, document):
                 return
 
-    def _first_state(self) -> st.State:
-        """A folder with a ``process.json`` had a supervisor before us: its trainer is never started again."""
+    def _make_first_state(self) -> st.State:
+        """Return the initial state.
+
+        A folder with a ``process.json`` had a supervisor: only settle it.
+        """
         lease_s, grace_s = float(self._placed["leaseS"]), float(self._placed["graceS"])
-        before = self._files.read_json(self._folder / rundir.PROCESS)
+        before = self._files.read_json(self._dir.process)
         if before is None:
             return st.State(
                 lease_s=lease_s,
@@ -165,24 +178,29 @@ class Supervisor:
                 max_unreachable_s=self._placed.get("maxUnreachableS"),
                 hang_s=self._placed.get("hangS"),
             )
-        ended = exit_of(self._files.read_json(self._folder / rundir.EXIT)) or self._lost_exit(before)
-        return st.settling(ended, lease_s=lease_s, grace_s=grace_s)
+        document = self._files.read_json(self._dir.exit)
+        ended = parse_exit_document(document) or self._infer_exit(before)
+        return st.make_settling_state(ended, lease_s=lease_s, grace_s=grace_s)
 
-    def _lost_exit(self, before: dict[str, Any]) -> mv.Exit:
-        if self._files.read_json(self._folder / rundir.RESULT) is not None:
-            return mv.Exit(cause="the supervisor was lost after the trainer had left its result")
+    def _infer_exit(self, before: dict[str, Any]) -> msg.ExitStatus:
+        """Return the most likely exit of a trainer whose supervisor died; ``before`` is its
+        ``process.json``.
+        """
+        if self._files.read_json(self._dir.result) is not None:
+            return msg.ExitStatus(cause="the supervisor was lost after the trainer had left its result")
         if before.get("bootId") != self._processes.boot_id():
-            return mv.Exit(cause="the machine was restarted")
+            return msg.ExitStatus(cause="the machine was restarted")
         if self._memory_kills_before > before.get("memoryKills", self._memory_kills_before):
-            doing = f" and the trainer was {word}" if (word := last_phase(self._folder, self._files)) else ""
-            return mv.Exit(cause=f"{LOST_OUT_OF_MEMORY}{doing}")
-        return mv.Exit(cause="the supervisor was lost, and its trainer was ended")
+            phase = read_last_phase(self._folder, self._files)
+            suffix = f" and the trainer was {phase}" if phase else ""
+            return msg.ExitStatus(cause=f"{LOST_OUT_OF_MEMORY}{suffix}")
+        return msg.ExitStatus(cause="the supervisor was lost, and its trainer was ended")
 
-    def _fork(self) -> None:
+    def _fork_trainer(self) -> None:
         self._lock = RunLock.open(self._folder)
         self._trainer = fork_trainer(self._folder, mark=self._mark, lock=self._lock, train=self._train)
         trainer = self._processes.identify(self._trainer.pid)
-        myself = self._myself()
+        myself = self._identify_self()
         document = {
             "bootId": myself.boot_id,
             "supervisor": {"pid": myself.pid, "startTicks": myself.start_ticks},
@@ -191,187 +209,200 @@ class Supervisor:
             "memoryKills": self._memory_kills_before,
             "time": self._clock.now_ms(),
         }
-        # The trainer waits at its gate meanwhile: one that trained without this file could be started a second time.
-        while not self._write(rundir.PROCESS, document):
+        # The trainer waits at its gate: if it trained without this file, another trainer could be
+        # started.
+        while not self._write_document(self._dir.process, document):
             self._renew_permit()
-            self._clock.sleep(WRITE_AGAIN_AFTER_S)
+            self._clock.sleep(WRITE_RETRY_S)
 
-    def _myself(self) -> Identity:
+    def _identify_self(self) -> Identity:
         identity = self._processes.identify(os.getpid())
-        assert identity is not None  # noqa: S101 - we live
+        assert identity is not None  # noqa: S101 - this process is alive
         return identity
 
-    def _listen(self) -> None:
-        """Threads and signals begin here, after the fork."""
-        signal.signal(signal.SIGTERM, lambda *_: self._inbox.put(mv.Told()))
+    def _start_lanes(self) -> None:
+        """Start threads and signal handlers; call after the fork."""
+        signal.signal(signal.SIGTERM, lambda *_: self._inbox.put(msg.StopRequested()))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
-        for lane in ("lease", "words", "bytes"):
-            self._lanes[lane] = SimpleQueue()
-            threading.Thread(target=self._drive, args=(self._lanes[lane],), name=lane, daemon=True).start()
+        signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
+        for lane in ("lease", "reports", "transfers"):
+            self._lane_queues[lane] = SimpleQueue()
+            threading.Thread(target=self._run_lane, args=(self._lane_queues[lane],), name=lane, daemon=True).start()
 
-    def _drive(self, lane: SimpleQueue[Callable[[], mv.Input]]) -> None:
+    def _run_lane(self, lane: SimpleQueue[Callable[[], msg.Event]]) -> None:
         while True:
             call = lane.get()
             try:
                 outcome = call()
             except BaseException:
-                # Without this lane the attempt would hang for ever. Ended loudly, its trainer ends with us by the
-                # parent-death signal, and the controller starts another supervisor that settles what lies there.
-                log.exception("A lane of %s failed", self._mark)
+                # Without this lane the attempt would hang forever. Exiting kills the trainer by the
+                # parent-death signal, and the controller starts another supervisor that settles the
+                # attempt.
+                log.exception("lane failed in the supervisor of %s", self._mark)
                 os._exit(EXIT_BROKEN)
             self._inbox.put(outcome)
-            with contextlib.suppress(BlockingIOError):  # the pipe is full, so the main thread will wake up anyway
-                os.write(self._bell, b"\0")
+            with contextlib.suppress(BlockingIOError):  # a full pipe wakes the main thread anyway
+                os.write(self._wakeup_writer, b"\0")
 
-    def _wait(self) -> None:
+    def _wait_for_event(self) -> None:
         if not self._inbox.empty():
             return
         tick_s = TICK_WHILE_CLEARING_S if self._state.phase == "clearing" else TICK_S
-        if select.select([self._alarm], [], [], tick_s)[0]:
-            os.read(self._alarm, 4096)
+        if select.select([self._wakeup_reader], [], [], tick_s)[0]:
+            os.read(self._wakeup_reader, 4096)
 
-    def _reap(self) -> None:
+    def _reap_children(self) -> None:
         for pid, status in self._group.reap():
             if self._trainer is not None and pid == self._trainer.pid:
-                kills = self._processes.out_of_memory_kills() - self._memory_kills_before
-                word = last_phase(self._folder, self._files)
-                self._take(exited(status, memory_kills=kills, phase_word=word))
+                kills = self._processes.count_memory_kills() - self._memory_kills_before
+                phase = read_last_phase(self._folder, self._files)
+                self._handle_event(make_exit_event(status, memory_kills=kills, trainer_phase=phase))
 
-    def _take(self, event: mv.Input) -> None:
+    def _handle_event(self, event: msg.Event) -> None:
         self._state, actions = st.step(self._state, event, self._clock.monotonic())
         for action in actions:
-            self._perform(action)
+            self._perform_action(action)
 
-    def _perform(self, action: mv.Action) -> None:
+    def _perform_action(self, action: msg.Action) -> None:
         match action:
-            case mv.Announce():
-                self._send("words", lambda: self._server.announce(self._process_report()))
-            case mv.Renew(phase, note):
-                self._send("lease", lambda: self._server.renew(phase, note))
-            case mv.ShipLines():
-                self._send("words", lambda: self._server.ship(action))
-            case mv.StoreCheckpoint(name):
-                self._send("bytes", lambda: self._store(name))
-            case mv.Report(ended):
-                result = self._files.read_json(self._folder / rundir.RESULT)
+            case msg.Announce():
+                self._submit("reports", lambda: self._client.announce(self._make_process_report()))
+            case msg.RenewLease(phase, note):
+                self._submit("lease", lambda: self._client.renew(phase, note))
+            case msg.ShipLines():
+                self._submit("reports", lambda: self._client.ship_lines(action))
+            case msg.StoreCheckpoint(name):
+                self._submit("transfers", lambda: self._store_checkpoint(name))
+            case msg.SendReport(ended):
+                result = self._files.read_json(self._dir.result)
                 now_ms = self._clock.now_ms()
-                epoch = self._state.epoch
-                self._send("words", lambda: self._server.report(ended, time_ms=now_ms, result=result, epoch=epoch))
-            case mv.Prepare():
-                self._send("bytes", self._prepare)
-            case mv.ReadLines(stream, offset, is_final):
+                store_id = self._state.store_id
+                self._submit(
+                    "reports", lambda: self._client.report(ended, time_ms=now_ms, result=result, store_id=store_id)
+                )
+            case msg.PrepareAttempt():
+                self._submit("transfers", self._prepare_attempt)
+            case msg.ReadLines(stream, offset, is_final):
                 self._read_lines(stream, offset, is_final=is_final)
-            case mv.FindCheckpoints():
-                found = self._files.checkpoints(self._folder)
-                self._inbox.put(mv.CheckpointsFound(tuple(path.name for path, _ in found)))
+            case msg.FindCheckpoints():
+                found = self._files.list_checkpoints(self._folder)
+                self._inbox.put(msg.CheckpointsFound(tuple(path.name for path, _ in found)))
             case _:
-                self._perform_on_trainer(action)
+                self._perform_trainer_action(action)
 
-    def _perform_on_trainer(self, action: mv.Action) -> None:
+    def _perform_trainer_action(self, action: msg.Action) -> None:
         match action:
-            case mv.TakeLock():
-                if self._lock is not None and self._lock.take():
-                    self._inbox.put(mv.LockTaken())
-            case mv.OpenGate() if self._trainer is not None and self._lock is not None:
+            case msg.AcquireLock():
+                if self._lock is not None and self._lock.acquire():
+                    self._inbox.put(msg.LockAcquired())
+            case msg.OpenGate() if self._trainer is not None and self._lock is not None:
                 self._trainer.open_gate()
                 self._lock.close()
-            case mv.CloseGate() if self._trainer is not None:
+            case msg.CloseGate() if self._trainer is not None:
                 self._trainer.close_gate()
-            case mv.Terminate() if self._trainer is not None:
+            case msg.TerminateTrainer() if self._trainer is not None:
                 self._signal_trainer(signal.SIGTERM)
-                self._signal_trainer(signal.SIGCONT)  # a stopped process takes no SIGTERM until it goes on
-            case mv.KillAll():
-                self._kill_all()
+                # A stopped process handles SIGTERM only after SIGCONT
+                self._signal_trainer(signal.SIGCONT)
+            case msg.KillProcesses():
+                self._kill_processes()
             case _:
-                self._write_down(action)
+                self._perform_write(action)
 
-    def _write_down(self, action: mv.Action) -> None:
+    def _perform_write(self, action: msg.Action) -> None:
         now_ms = self._clock.now_ms()
         match action:
-            case mv.WriteStop(reason):
-                self._write(rundir.STOP, {"reason": reason, "time": now_ms})
-            case mv.WriteExit(ended):
-                self._write(rundir.EXIT, exit_document(ended, time_ms=now_ms))
-                log.info("The trainer of %s has ended: %s", self._mark, ended.cause)
-            case mv.WriteClosed(how):
-                self._write(rundir.CLOSED, {"how": how, "time": now_ms, "epoch": self._state.epoch})
-            case mv.Warn(message):
+            case msg.WriteStop(reason):
+                self._write_document(self._dir.stop, {"reason": reason, "time": now_ms})
+            case msg.WriteExit(ended):
+                self._write_document(self._dir.exit, build_exit_document(ended, time_ms=now_ms))
+                log.info("trainer of %s ended: %s", self._mark, ended.cause)
+            case msg.WriteClosed(how):
+                closed = {"how": how, "time": now_ms, "epoch": self._state.store_id}
+                self._write_document(self._dir.closed, closed)
+            case msg.Warn(message):
                 log.warning("%s: %s", self._mark, message)
 
-    def _send(self, lane: mv.Lane, call: Callable[[], mv.Input]) -> None:
-        self._lanes[lane].put(call)
+    def _submit(self, lane: msg.Lane, call: Callable[[], msg.Event]) -> None:
+        self._lane_queues[lane].put(call)
 
-    def _process_report(self) -> ProcessReport:
-        me = self._myself()
+    def _make_process_report(self) -> ProcessReport:
+        me = self._identify_self()
         return ProcessReport(
             machine_id=self._placed["machineId"], boot_id=me.boot_id, pid=me.pid, start_ticks=me.start_ticks
         )
 
-    def _prepare(self) -> mv.Input:
+    def _prepare_attempt(self) -> msg.Event:
         while True:
             try:
-                return self._server.prepare(self._files)
+                return self._client.prepare_attempt(self._files)
             except OSError as error:
-                log.warning("%s waits for its disk: %s", self._mark, error.strerror or error)
-                self._clock.sleep(WRITE_AGAIN_AFTER_S)
+                log.warning("preparing %s failed: %s; retrying", self._mark, error.strerror or error)
+                self._clock.sleep(WRITE_RETRY_S)
 
-    def _store(self, name: str) -> mv.Input:
-        outcome = self._server.store(name)
-        if isinstance(outcome, mv.CheckpointStored):
+    def _store_checkpoint(self, name: str) -> msg.Event:
+        outcome = self._client.store_checkpoint(name)
+        if isinstance(outcome, msg.CheckpointStored):
             try:
-                prune(self._folder, stored=name, kept=outcome.kept, files=self._files)
-            except OSError as error:  # what is left goes after the next checkpoint, or with the run
-                log.warning("Older checkpoints of %s cannot be removed: %s", self._mark, error)
+                prune_checkpoints(self._folder, stored=name, kept=outcome.kept, files=self._files)
+            except OSError as error:  # they are removed after the next checkpoint, or with the run
+                log.warning("cannot remove older checkpoints of %s: %s", self._mark, error)
         return outcome
 
-    def _read_lines(self, stream: mv.Stream, offset: int, *, is_final: bool) -> None:
-        path = self._folder / _PATHS[stream]
-        if stream != "events" and (skipped := excess(path, offset, self._spool_bytes)):
-            note = f"[{skipped} bytes of this log were left out: more than spool_mib of it waited for the server]"
-            self._inbox.put(mv.LinesRead(stream, offset, offset + skipped, (note,)))
+    def _read_lines(self, stream: msg.Stream, offset: int, *, is_final: bool) -> None:
+        path = {"events": self._dir.events, "stdout": self._dir.stdout, "stderr": self._dir.stderr}[stream]
+        if stream != "events" and (skipped := count_excess_bytes(path, offset, self._spool_bytes)):
+            note = f"[{skipped} bytes of this log were dropped: more than spool_mib of it was waiting for the server]"
+            self._inbox.put(msg.LinesRead(stream, offset, offset + skipped, (note,)))
             return
         lines, next_offset = self._files.read_lines(path, offset, CHUNK_BYTES, is_final=is_final)
-        self._inbox.put(mv.LinesRead(stream, offset, next_offset, tuple(lines)))
+        self._inbox.put(msg.LinesRead(stream, offset, next_offset, tuple(lines)))
 
     def _signal_trainer(self, number: int) -> None:
-        """Our own child keeps its pid until we reap it, so the id can be nobody else's."""
+        """Send a signal.
+
+        Our child keeps its process id until we reap it, so the id cannot be reused.
+        """
         assert self._trainer is not None  # noqa: S101
         identity = self._processes.identify(self._trainer.pid)
         if identity is not None:
             self._processes.send_signal(identity, number)
 
-    def _kill_all(self) -> None:
+    def _kill_processes(self) -> None:
         if self._trainer is not None:
             self._trainer.close_gate()
         if self._lock is not None:
             self._lock.close()
         if self._group.kill():
-            self._inbox.put(mv.GroupEmpty())
+            self._inbox.put(msg.ProcessesEnded())
 
 
-def exited(status: int, *, memory_kills: int, phase_word: str | None = None) -> mv.TrainerExited:
-    """A wait status in the words of ``step``."""
+def make_exit_event(status: int, *, memory_kills: int, trainer_phase: str | None = None) -> msg.TrainerExited:
+    """Return a wait status as an event of ``step``."""
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        return mv.TrainerExited(None, signal.Signals(-code).name, memory_kills, phase_word)
-    return mv.TrainerExited(code, None, memory_kills, phase_word)
+        return msg.TrainerExited(None, signal.Signals(-code).name, memory_kills, trainer_phase)
+    return msg.TrainerExited(code, None, memory_kills, trainer_phase)
 
 
-def last_phase(folder: Path, files: Files = rundir) -> str | None:
-    """What the trainer last said it was doing, as far as the end of its events tells."""
-    path = folder / rundir.EVENTS_FILE
+def read_last_phase(folder: Path, files: Files = rundir) -> str | None:
+    """Return the trainer's last reported phase; None if it is not within the last part of its
+    events.
+    """
+    path = AttemptDir(folder).events
     try:
         begin = max(0, path.stat().st_size - CHUNK_BYTES)
     except OSError:
         return None
     lines, _ = files.read_lines(path, begin, CHUNK_BYTES)
-    return st.said_phase(tuple(lines))
+    return st.find_last_phase(tuple(lines))
 
 
-def excess(path: Path, offset: int, limit_bytes: int) -> int:
-    """How many bytes of a log that waits are too many, up to the end of a line; the newest ``limit_bytes`` stay."""
+def count_excess_bytes(path: Path, offset: int, limit_bytes: int) -> int:
+    """Return how many bytes of an unshipped log to drop, whole lines, to keep the newest
+    ``limit_bytes``.
+    """
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -384,8 +415,8 @@ def excess(path: Path, offset: int, limit_bytes: int) -> int:
         return 0
 
 
-def exit_document(ended: mv.Exit, *, time_ms: int) -> dict[str, Any]:
-    """``exit.json``."""
+def build_exit_document(ended: msg.ExitStatus, *, time_ms: int) -> dict[str, Any]:
+    """Return the content of ``exit.json``."""
     return {
         "exitCode": ended.exit_code,
         "signal": ended.signal,
@@ -395,19 +426,19 @@ def exit_document(ended: mv.Exit, *, time_ms: int) -> dict[str, Any]:
     }
 
 
-def exit_of(document: dict[str, Any] | None) -> mv.Exit | None:
-    """What an ``exit.json`` says; None when there is none that can be read."""
+def parse_exit_document(document: dict[str, Any] | None) -> msg.ExitStatus | None:
+    """Return the exit status in an ``exit.json``; None when it is absent or unreadable."""
     if document is None or not isinstance(document.get("cause"), str):
         return None
-    return mv.Exit(
+    return msg.ExitStatus(
         exit_code=document.get("exitCode"),
         signal=document.get("signal"),
         cause=document["cause"],
     )
 
 
-def _hold(path: Path) -> bool:
-    """Take a lock for the life of this process; the descriptor is left open on purpose."""
+def _acquire_lock(path: Path) -> bool:
+    """Acquire a lock for the life of this process; the descriptor stays open on purpose."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -417,12 +448,14 @@ def _hold(path: Path) -> bool:
     return True
 
 
-def _log_to_stderr() -> None:
+def _configure_logging() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
 
 def read_credentials(descriptor: int) -> tuple[str, str]:
-    """Endpoint and token from an inherited descriptor, where neither ``ps`` nor the environment shows them."""
+    """Read endpoint and token from an inherited descriptor, which neither ``ps`` nor the
+    environment shows.
+    """
     with os.fdopen(descriptor, "rb") as file:
         document = json.loads(file.read())
     return document["endpoint"], document["token"]

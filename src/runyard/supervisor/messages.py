@@ -1,24 +1,25 @@
-"""The words between a supervisor's rim and its deciding part: what has happened, and what to do.
+"""Events and actions: the messages between a supervisor's effects and its pure ``step`` function.
 
-Data and nothing else, so that ``step`` reads as one story. Inputs come from the rim (``main``), from its lanes
-(``server``) and from the clock; actions go back to the rim, which carries them out in order.
+These classes are plain data. Events state what has happened; they come from ``main`` (the effects),
+from its lanes (calls of ``api_client``), and from the clock. Actions state what to do; ``main``
+carries them out in order.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from runyard.protocol import Wanted
+from runyard.protocol import DesiredState
 
 Stream = Literal["events", "stdout", "stderr"]
-Lane = Literal["lease", "words", "bytes"]
+Lane = Literal["lease", "reports", "transfers"]
 StopReason = Literal["kill", "leave", "refused", "unreachable"]
 STREAMS: tuple[Stream, ...] = ("events", "stdout", "stderr")
 REPORT = "the report"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Exit:
-    """How the trainer ended. ``cause`` is for people."""
+class ExitStatus:
+    """How the trainer ended. ``cause`` is text for people."""
 
     exit_code: int | None = None
     signal: str | None = None
@@ -26,44 +27,48 @@ class Exit:
     cause: str
 
 
-# Inputs: what has happened.
+# Events: what has happened.
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
-    """Nothing but time has passed."""
+class TimePassed:
+    """Time has passed and nothing else happened."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """SIGTERM: the machine wants this attempt saved and stopped, to go on another time."""
+class StopRequested:
+    """SIGTERM arrived: the machine asks for this attempt to be saved and stopped, to resume later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    wanted: Wanted
+    """The server has registered this supervisor process."""
+
+    desired: DesiredState
 
 
 @dataclass(frozen=True, slots=True)
-class Renewed:
-    wanted: Wanted
+class LeaseRenewed:
+    """The server has renewed the lease."""
+
+    desired: DesiredState
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """The server said that this attempt is not ours any more."""
+class LeaseLost:
+    """The server has refused a call because the attempt's lease is lost."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unreachable:
-    """No answer, or one that says nothing about the attempt."""
+class ServerUnreachable:
+    """A call got no answer, or an error that says nothing about the attempt."""
 
     lane: Lane
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
-    """The server will never take this: a stream, a checkpoint, or the report."""
+class UploadRejected:
+    """The server will never accept this item: a stream, a checkpoint, or the report."""
 
     lane: Lane
     what: str
@@ -71,36 +76,37 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
-class LockTaken:
-    pass
+class LockAcquired:
+    """The run's lock is held."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    pass
+class AttemptPrepared:
+    """The checkpoint to resume from, the weights, and the dataset are on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerExited:
-    """``memory_kills`` counts the kernel's kills for want of memory since the trainer began.
+    """The trainer process has ended.
 
-    ``phase_word`` is the last that the trainer said it was doing, which may not have been read yet otherwise.
+    ``memory_kills`` counts the kernel's out-of-memory kills since the trainer started.
+    ``trainer_phase`` is the phase the trainer reported last, which may be in a line not read yet.
     """
 
     code: int | None
     signal: str | None
     memory_kills: int = 0
-    phase_word: str | None = None
+    trainer_phase: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class GroupEmpty:
-    pass
+class ProcessesEnded:
+    """No process of the attempt is alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinesRead:
-    """Whole lines of a stream; empty when there is nothing new."""
+    """Complete lines were read from a stream; ``lines`` is empty when there is nothing new."""
 
     stream: Stream
     offset: int
@@ -109,8 +115,8 @@ class LinesRead:
 
 
 @dataclass(frozen=True, slots=True)
-class LinesAccepted:
-    """Where the server stands in the stream now."""
+class LinesShipped:
+    """The server has answered a shipment; ``offset`` is where its copy of the stream ends now."""
 
     stream: Stream
     offset: int
@@ -118,14 +124,17 @@ class LinesAccepted:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointsFound:
-    """Every complete checkpoint in the folder, oldest first."""
+    """The complete checkpoints in the attempt's folder were listed, oldest first."""
 
     names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointStored:
-    """``kept`` are attempt and name of every checkpoint of the run that the server lists now."""
+    """A checkpoint is stored on the server.
+
+    ``kept`` has the attempt and name of every checkpoint of the run that the server lists now.
+    """
 
     name: str
     kept: tuple[tuple[int, str], ...] = ()
@@ -133,25 +142,29 @@ class CheckpointStored:
 
 @dataclass(frozen=True, slots=True)
 class ReportAccepted:
-    """``is_last`` is false for the word that something survives, whose answer may come when nothing does any more."""
+    """The server has accepted a report.
+
+    ``is_last`` is false for a report that processes survive SIGKILL. Its answer may arrive when
+    none survives any more, and must not be taken for the answer to the final report.
+    """
 
     is_last: bool
 
 
-Input = (
-    Tick
-    | Told
+Event = (
+    TimePassed
+    | StopRequested
     | Announced
-    | Renewed
-    | Refused
-    | Unreachable
-    | Rejected
-    | LockTaken
-    | Prepared
+    | LeaseRenewed
+    | LeaseLost
+    | ServerUnreachable
+    | UploadRejected
+    | LockAcquired
+    | AttemptPrepared
     | TrainerExited
-    | GroupEmpty
+    | ProcessesEnded
     | LinesRead
-    | LinesAccepted
+    | LinesShipped
     | CheckpointsFound
     | CheckpointStored
     | ReportAccepted
@@ -163,54 +176,61 @@ Input = (
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    pass
+    """Register this supervisor process with the server."""
 
 
 @dataclass(frozen=True, slots=True)
-class Renew:
-    """``note`` is something people should know about the attempt as it is now."""
+class RenewLease:
+    """Renew the lease. ``note`` is a message for people about the attempt's current state."""
 
     phase: str | None
     note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class TakeLock:
-    """Try once; ``LockTaken`` follows if it was free."""
+class AcquireLock:
+    """Try once to acquire the run's lock; ``LockAcquired`` follows if it was free."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prepare:
-    """Find what to resume from and bring the dataset; ``Prepared`` follows, or ``Unreachable`` while nobody answers."""
+class PrepareAttempt:
+    """Find the checkpoint to resume from and fetch weights and dataset.
+
+    ``AttemptPrepared`` follows, or ``ServerUnreachable`` while the server does not answer.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class OpenGate:
-    pass
+    """Let the trainer start."""
 
 
 @dataclass(frozen=True, slots=True)
 class CloseGate:
-    """End the trainer that has not begun."""
+    """End a trainer that has not started."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteStop:
+    """Write ``stop.json``, which asks the trainer to save and stop."""
+
     reason: StopReason
 
 
 @dataclass(frozen=True, slots=True)
-class Terminate:
-    """SIGTERM to the trainer alone: its children are needed while it saves."""
+class TerminateTrainer:
+    """Send SIGTERM to the trainer alone: it needs its children while it saves."""
 
 
 @dataclass(frozen=True, slots=True)
-class KillAll:
-    """SIGKILL to everything that belongs to the attempt; ``GroupEmpty`` follows once nothing of it lives."""
+class KillProcesses:
+    """Send SIGKILL to every process of the attempt; ``ProcessesEnded`` follows once none is alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadLines:
+    """Read new lines of a stream; ``LinesRead`` follows."""
+
     stream: Stream
     offset: int
     is_final: bool
@@ -218,6 +238,8 @@ class ReadLines:
 
 @dataclass(frozen=True, slots=True)
 class ShipLines:
+    """Send lines to the server; ``LinesShipped`` follows. Without lines it asks for the offset."""
+
     stream: Stream
     offset: int
     next_offset: int
@@ -226,57 +248,68 @@ class ShipLines:
 
 @dataclass(frozen=True, slots=True)
 class FindCheckpoints:
-    pass
+    """List the complete checkpoints; ``CheckpointsFound`` follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreCheckpoint:
+    """Upload a checkpoint; ``CheckpointStored`` follows."""
+
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class WriteExit:
-    exit: Exit
+    """Write ``exit.json``."""
+
+    exit: ExitStatus
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    exit: Exit
+class SendReport:
+    """Report the end of the attempt; ``ReportAccepted`` follows."""
+
+    exit: ExitStatus
 
 
 @dataclass(frozen=True, slots=True)
 class WriteClosed:
-    """Nothing is left to report; ``how`` is ``reported``, ``refused`` or ``rejected``."""
+    """Write ``closed.json``: no report is due.
+
+    ``how`` is ``reported``, ``refused`` or ``rejected``.
+    """
 
     how: str
 
 
 @dataclass(frozen=True, slots=True)
 class Warn:
+    """Log a warning."""
+
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    pass
+    """End the supervisor."""
 
 
 Action = (
     Announce
-    | Renew
-    | TakeLock
-    | Prepare
+    | RenewLease
+    | AcquireLock
+    | PrepareAttempt
     | OpenGate
     | CloseGate
     | WriteStop
-    | Terminate
-    | KillAll
+    | TerminateTrainer
+    | KillProcesses
     | ReadLines
     | ShipLines
     | FindCheckpoints
     | StoreCheckpoint
     | WriteExit
-    | Report
+    | SendReport
     | WriteClosed
     | Warn
     | End

@@ -1,12 +1,14 @@
-"""Folders below the data folder that every attempt on this machine shares: dataset versions, weights of other runs.
+"""Folders that the attempts of this machine share: dataset versions, and weights of other runs.
 
-Each file is proven by its hash before it gets its name: hard-linked from the server's blobs where those are on the same
-disk, or from another such folder, else fetched. ``complete.json`` comes last. What has arrived when the connection is
-cut, or when the process is killed, is not fetched again.
+Each file is verified by its hash before it gets its name. It is hard-linked from the server's blobs
+if those are on the same disk, or from another shared folder, and fetched otherwise.
+``complete.json`` is written last. Files that arrived before the connection or the process ended
+are not fetched again.
 
-Every supervisor holds its folders (flock, shared) as long as it lives, and whoever fills one holds ``bring.lock``: two
-attempts at once fetch nothing twice. Folders that nobody holds are removed, least recently used first, when more would
-be kept than a setting allows; what living attempts use is never removed, whatever the limit.
+A supervisor holds its folders (a shared flock) as long as it lives. A process that fills a folder
+holds ``bring.lock``, so that two attempts fetch nothing twice. When the limit of a setting is
+exceeded, unused folders are removed, least recently used first. Folders that living attempts use
+are never removed, whatever the limit.
 """
 
 import contextlib
@@ -22,18 +24,18 @@ from runyard import rundir
 
 log = logging.getLogger(__name__)
 
-BRING_LOCK = "bring.lock"
+FILL_LOCK = "bring.lock"
 REMOVING = ".removing-"
 
 
 class Source(Protocol):
-    """The server, as far as this module needs it."""
+    """The calls of the server that this module needs."""
 
-    def fetch(self, sha256: str, target: Path, /) -> None: ...
+    def fetch_blob(self, sha256: str, target: Path, /) -> None: ...
 
 
 class SharedFolder:
-    """One such folder, as one attempt fills and holds it."""
+    """One shared folder, as one attempt fills and holds it."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -41,108 +43,114 @@ class SharedFolder:
         self._proven = set[Path]()
 
     def hold(self, home: Path) -> None:
-        """Keep the folder from being removed as long as this process lives, and note that it was used."""
+        """Keep the folder from being removed while this process lives, and update its time of use."""
         while self._held is None:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
-                if _is_at(descriptor, home):
+                if _has_path(descriptor, home):
                     self._held = descriptor
                     os.utime(descriptor)
-                else:  # removed while we waited
+                else:  # it was removed while we waited for the lock
                     os.close(descriptor)
 
     def release(self) -> None:
-        """Let the folder be removed; ending the process does the same."""
+        """Allow the folder to be removed, as ending the process does."""
         if self._held is not None:
             os.close(self._held)
             self._held = None
 
-    def prove(self, path: Path) -> None:
-        """Note that a file is what it should be, so that it is not read again."""
+    def mark_proven(self, path: Path) -> None:
+        """Record that a file is verified, so that it is not read again."""
         self._proven.add(path)
 
-    def doubt(self, path: Path) -> None:
-        """Forget a file that is about to be fetched again."""
+    def discard(self, path: Path) -> None:
+        """Remove a file that must be fetched again."""
         self._proven.discard(path)
         path.unlink(missing_ok=True)
 
     def is_proven(self, path: Path) -> bool:
         return path in self._proven
 
-    def place(self, target: Path, sha256: str, size_bytes: int, *, copies: Iterable[Path]) -> None:
-        """Have a file under its name, proven: the one that is there, a link to one of ``copies``, or fetched."""
-        if target in self._proven or is_whole(target, sha256, size_bytes):
+    def place_file(self, target: Path, sha256: str, size_bytes: int, *, copies: Iterable[Path]) -> None:
+        """Provide a verified file: keep the existing one, link one of ``copies``, or fetch it.
+
+        Raises:
+            ConnectionError: the fetched bytes do not match the hash.
+        """
+        if target in self._proven or is_intact(target, sha256, size_bytes):
             self._proven.add(target)
             return
         staged = target.with_name(f".{target.name}")
-        staged.unlink(missing_ok=True)  # never written into: it may be a link to a blob
-        if not _linked(copies, staged, sha256, size_bytes):
-            self._source.fetch(sha256, staged)
-            if not is_whole(staged, sha256, size_bytes):
+        staged.unlink(missing_ok=True)  # never opened for writing: it may be a hard link to a blob
+        if not _link_copy(copies, staged, sha256, size_bytes):
+            self._source.fetch_blob(sha256, staged)
+            if not is_intact(staged, sha256, size_bytes):
                 raise ConnectionError(f"blob {sha256} arrived damaged")
-            fsync(staged)
+            fsync_file(staged)
         target.unlink(missing_ok=True)
         os.replace(staged, target)
         self._proven.add(target)
 
 
-def blob_path(data_dir: Path, organization_id: str, sha256: str) -> Path:
-    """Return where the server keeps a blob, if it is on this machine."""
+def locate_blob(data_dir: Path, organization_id: str, sha256: str) -> Path:
+    """Return the path of a blob of a server on this machine."""
     return data_dir / "blobs" / organization_id / sha256[:2] / sha256
 
 
-def make_room(root: Path, needed_bytes: int, limit_bytes: int) -> None:
-    """Remove folders that nobody holds, least recently used first, until so much more fits or none is left."""
+def free_space(root: Path, needed_bytes: int, limit_bytes: int) -> None:
+    """Remove unused folders, least recently used first, until ``needed_bytes`` fit or none is left."""
     for torn in root.glob(f"*/{REMOVING}*"):
         shutil.rmtree(torn, ignore_errors=True)
     homes = sorted(
-        (path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(".")), key=_mtime_ns
+        (path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(".")), key=_get_mtime_ns
     )
     for home in homes:
-        if sum(_inodes(root)) + needed_bytes <= limit_bytes:
+        if sum(_list_file_sizes(root)) + needed_bytes <= limit_bytes:
             return
-        _remove(home)
+        _remove_unused(home)
 
 
-def is_whole(path: Path, sha256: str, size_bytes: int) -> bool:
+def is_intact(path: Path, sha256: str, size_bytes: int) -> bool:
+    """Return whether a file exists with this length and hash."""
     try:
         return path.stat().st_size == size_bytes and rundir.sha256_of(path) == sha256
     except FileNotFoundError:
         return False
 
 
-def _linked(copies: Iterable[Path], staged: Path, sha256: str, size_bytes: int) -> bool:
-    """Whether one of the copies could be hard-linked, and is what it should be."""
+def _link_copy(copies: Iterable[Path], staged: Path, sha256: str, size_bytes: int) -> bool:
+    """Hard-link one of the copies; return whether one could be linked and is intact."""
     for path in copies:
-        with contextlib.suppress(OSError):  # not there, another disk, or a system that allows no such link
+        # Absent, on another disk, or hard links are not supported
+        with contextlib.suppress(OSError):
             os.link(path, staged)
-            if is_whole(staged, sha256, size_bytes):
+            if is_intact(staged, sha256, size_bytes):
                 return True
             staged.unlink()
     return False
 
 
-def _remove(home: Path) -> None:
-    """Remove a folder unless somebody holds it."""
+def _remove_unused(home: Path) -> None:
+    """Remove a folder unless a process holds it."""
     with contextlib.suppress(FileNotFoundError):
         descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, home):
-                aside = home.with_name(f"{REMOVING}{home.name}")
-                os.replace(home, aside)
-                shutil.rmtree(aside)
-                log.info("Removed %s/%s, which nobody uses, to make room", home.parent.parent.name, home.name)
+            if _has_path(descriptor, home):
+                renamed = home.with_name(f"{REMOVING}{home.name}")
+                os.replace(home, renamed)
+                shutil.rmtree(renamed)
+                log.info("removed unused %s/%s to free disk space", home.parent.parent.name, home.name)
         except BlockingIOError:
             pass
         finally:
             os.close(descriptor)
 
 
-def _inodes(root: Path) -> Iterator[int]:
-    """Sizes of all files below, each counted once however many folders link it."""
+def _list_file_sizes(root: Path) -> Iterator[int]:
+    """Yield the sizes of all files below; a file with several hard links counts once."""
     seen = set()
     for _, path in rundir.files_below(root):
         with contextlib.suppress(FileNotFoundError):
@@ -153,7 +161,8 @@ def _inodes(root: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file; wait until it is free."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -162,8 +171,8 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open folder still has its name."""
+def _has_path(descriptor: int, path: Path) -> bool:
+    """Return whether an open folder is still the one at ``path``."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -172,14 +181,15 @@ def _is_at(descriptor: int, path: Path) -> bool:
     return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
 
 
-def _mtime_ns(path: Path) -> int:
+def _get_mtime_ns(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
 
 
-def fsync(path: Path) -> None:
+def fsync_file(path: Path) -> None:
+    """Make a file's content survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -32,7 +32,7 @@ from runyard.rundir import (
     STOP,
     WEIGHTS,
     EventWriter,
-    permit_is_fresh,
+    is_permit_fresh,
     read_json,
     write_json,
 )
@@ -175,7 +175,7 @@ def hold_run_lock(path: Path, *, wait_s: float) -> int:
 
 def _is_told_by_files(folder: Path) -> bool:
     """Whether the supervisor wants us to stop, or has itself been stopped for longer than we may go on without it."""
-    return (folder / STOP).exists() or not permit_is_fresh(folder, time.monotonic())
+    return (folder / STOP).exists() or not is_permit_fresh(folder, time.monotonic())
 
 
 def _train(folder: Path, events: EventWriter, should_stop: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A simulated machine: processes, locks, files, and the thin rims of controller and supervisor.
+"""A simulated machine: processes, locks, files, and the effects of controller and supervisor.
 
-The rims mirror ``supervisor/main.py`` and ``controller/main.py``: the same actions, carried out on tables instead of on
-Linux. Who changes an action there changes it here.
+The effects mirror ``supervisor/main.py`` and ``controller/main.py``: the same actions, carried out
+on tables instead of on Linux. A change of an action there needs the same change here.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runyard.controller import decide as dc
-from runyard.controller.place import is_another
+from runyard.controller.placement import is_other_store
 from runyard.ports import Identity, Liveness
 from runyard.protocol import (
     Assignment,
@@ -23,7 +23,7 @@ from runyard.protocol import (
     MachineReport,
     ProcessReport,
     Renewal,
-    Resumable,
+    ResumeCandidates,
 )
 from runyard.rundir import PERMIT_EVERY_S, PERMIT_S
 from runyard.server.services.access.signing import AttemptToken
@@ -31,31 +31,36 @@ from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import leases, models, telemetry
 from runyard.server.services.runs import resume as resuming
+from runyard.supervisor import messages as msg
 from runyard.supervisor import step as st
 
 from .server import Server
-from .world import Host, Link, Process, Timer, call
+from .world import Host, Link, Process, Timer, send_request
 
 CONTROLLER = Actor(org="", name="controller", role="controller", address="")
-PIDS = 200  # few, so that ids are used again
+PIDS = 200  # few, so that ids are reused
 CHUNK_BYTES = 256 << 10
-MAX_UNREACHABLE_S = 90.0  # half an hour in the product; here it shall pass within a history
-TICK_MS, TICK_WHILE_CLEARING_MS, LOOK_EVERY_MS = 250, 50, 250
+# Half an hour in the product; shorter here, so that it passes within a history
+MAX_UNREACHABLE_S = 90.0
+TICK_MS, TICK_WHILE_CLEARING_MS, RECONCILE_EVERY_MS = 250, 50, 250
 
 
 @dataclass
 class Folder:
-    """The folder of an attempt. JSON is on disk once written; of a stream, ``synced`` bytes are."""
+    """The folder of an attempt.
+
+    JSON is durable once written; of a stream, the first ``synced`` bytes are.
+    """
 
     documents: dict[str, Any] = field(default_factory=dict)
-    streams: dict[str, bytearray] = field(default_factory=lambda: {name: bytearray() for name in st.STREAMS})
-    synced: dict[str, int] = field(default_factory=lambda: dict.fromkeys(st.STREAMS, 0))
+    streams: dict[str, bytearray] = field(default_factory=lambda: {name: bytearray() for name in msg.STREAMS})
+    synced: dict[str, int] = field(default_factory=lambda: dict.fromkeys(msg.STREAMS, 0))
     checkpoints: dict[str, dict[str, Any]] = field(default_factory=dict)
     permit_ms: int | None = None  # by the machine's monotonic clock
     once: dict[str, bytes] = field(default_factory=dict)  # the streams before the first power cut
 
     def cut_power(self) -> None:
-        if "process.json" in self.documents and not self.once:  # after this nobody writes here any more
+        if "process.json" in self.documents and not self.once:  # no process writes here afterwards
             self.once = {name: bytes(data) for name, data in self.streams.items()}
         for name, data in self.streams.items():
             del data[self.synced[name] :]
@@ -63,9 +68,11 @@ class Folder:
 
 
 class Program(Process):
-    """A process of a machine, with what the kernel knows of it."""
+    """A process of a machine, with the attributes that the kernel has."""
 
-    def __init__(self, machine: "Machine", name: str, *, key: dc.Key | None = None, parent: "Program | None" = None):
+    def __init__(
+        self, machine: "Machine", name: str, *, key: dc.AttemptKey | None = None, parent: "Program | None" = None
+    ):
         super().__init__(machine.world, name, machine.host)
         self.machine, self.key, self.parent = machine, key, parent
         self.mark = key  # what a scan of the process table finds; a program may lose it
@@ -83,20 +90,20 @@ class Program(Process):
         return Identity(self.machine.boot_id, self.pid, self.started_ms)
 
     def kill(self) -> None:
-        """SIGKILL: it also ends what is paused."""
+        """Send SIGKILL, which also ends a paused process."""
         if self.is_alive:
             self.die()
-            self.machine.on_death(self)
+            self.machine.on_exit(self)
 
 
 class RunLock:
-    """``run.lock`` opened once: held as long as anybody has this opening."""
+    """One open file of ``run.lock``, locked as long as a process has it open."""
 
     def __init__(self, machine: "Machine", run: tuple[str, str]):
         self._machine, self._run = machine, run
         self.holders: dict[Program, None] = {}  # in order, so that a seed is one history
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         held = self._machine.locks.get(self._run)
         if held is not None and held is not self and held.living and not self._machine.without_lock:
             return False
@@ -109,18 +116,20 @@ class RunLock:
 
 
 class Machine:
-    """One machine: what runs on it, what lies on it, and how it reaches the server."""
+    """One machine: its processes, its folders, and its link to the server."""
 
-    def __init__(self, host: Host, server: Server, number: int, *, slots: int, ghost: Any):
-        self.host, self.server, self.number, self.slots, self.ghost = host, server, number, slots, ghost
+    def __init__(self, host: Host, server: Server, number: int, *, slots: int, truth: Any):
+        self.host, self.server, self.number, self.slots, self.truth = host, server, number, slots, truth
         self.world = host.world
         self.id = f"m{number}"
         self.link = Link()
         self.boots = 1
         self.programs: dict[int, Program] = {}
         self.locks: dict[tuple[str, str], RunLock] = {}
-        self.folders: dict[dc.Key, Folder] = {}
-        self.aside: dict[tuple[dc.Key, str], Folder] = {}  # of attempts that a restore has undone, by their epoch
+        self.folders: dict[dc.AttemptKey, Folder] = {}
+        self.set_aside: dict[
+            tuple[dc.AttemptKey, str], Folder
+        ] = {}  # of attempts that a restore has undone, by store id
         self.controller: Controller | None = None
         self.without_lock = self.without_proof = self.without_folders = False
         self.stubbornness = 0.0
@@ -138,89 +147,91 @@ class Machine:
             if self._pid not in self.programs:
                 return self._pid
 
-    def folder(self, key: dc.Key) -> Folder:
+    def get_folder(self, key: dc.AttemptKey) -> Folder:
         return self.folders.setdefault(key, Folder())
 
     @property
     def now_ms(self) -> int:
-        """The monotonic clock, which everybody here goes by."""
+        """The machine's monotonic clock."""
         return self.host.monotonic_ms
 
     def start_controller(self) -> None:
-        """A second one on the same machine finds the lock of the machine's folder taken, and ends."""
+        """Start a controller; a second one finds the machine locked and ends."""
         if self.controller is None or not self.controller.is_alive:
             self.controller = Controller(self)
 
-    def let_fsync(self) -> None:
+    def allow_fsync(self) -> None:
         self.is_fsync_failing = False
 
     def reboot(self) -> None:
-        self.world.say(self.id, "reboots")
+        self.world.record(self.id, "reboots")
         for program in list(self.programs.values()):
             program.die()
         self.programs.clear()
         self.locks.clear()
-        for folder in (*self.folders.values(), *self.aside.values()):
+        for folder in (*self.folders.values(), *self.set_aside.values()):
             folder.cut_power()
         self.boots += 1
-        self.world.after(self.world.between(2_000, 20_000), self.start_controller)
+        self.world.schedule(self.world.draw_int(2_000, 20_000), self.start_controller)
 
-    def liveness(self, identity: Identity) -> Liveness:
+    def check_liveness(self, identity: Identity) -> Liveness:
         program = self.programs.get(identity.pid)
         return "alive" if program is not None and program.identity == identity else "dead"
 
-    def marked(self, key: dc.Key) -> list[Program]:
-        """What carries the attempt's mark; supervisors carry another one."""
+    def find_marked(self, key: dc.AttemptKey) -> list[Program]:
+        """Return the processes with the attempt's mark; supervisors have another mark."""
         return [p for p in self.programs.values() if p.mark == key and not isinstance(p, Supervisor)]
 
-    def children(self, parent: Program) -> list[Program]:
+    def list_children(self, parent: Program) -> list[Program]:
         return [p for p in self.programs.values() if p.parent is parent]
 
-    def lock_holders(self, key: dc.Key) -> list[Program]:
-        """Who keeps the run's lock and is not another attempt's."""
+    def list_lock_holders(self, key: dc.AttemptKey) -> list[Program]:
+        """Return the holders of the run's lock, except those of other attempts."""
         held = self.locks.get((key.organization_id, key.run_id))
         if held is None or self.without_lock:
             return []
         return [program for program in held.living if program.mark in (None, key)]
 
-    def supervisor_of(self, key: dc.Key) -> "Supervisor | None":
+    def find_supervisor(self, key: dc.AttemptKey) -> "Supervisor | None":
         found = (p for p in self.programs.values() if isinstance(p, Supervisor) and p.key == key)
         return next(found, None)
 
-    def on_death(self, program: Program) -> None:
+    def on_exit(self, program: Program) -> None:
         self.programs.pop(program.pid, None)
         if program.key is not None:
-            self.ghost.program_ended(program.key)
+            self.truth.record_program_exit(program.key)
         if isinstance(program, Trainer):
-            self.ghost.trainer_ended(program)
-        for child in self.children(program):
-            # A supervisor is child subreaper: what a trainer leaves behind becomes its own.
+            self.truth.record_trainer_exit(program)
+        for child in self.list_children(program):
+            # A supervisor is a child subreaper: it becomes the parent of its trainer's children.
             child.parent = program.parent if isinstance(program, Trainer) and program.is_child else None
             if (
                 isinstance(child, Trainer) and child.mark is not None
             ):  # the parent-death signal, which reaches no further
-                self._kill_in_time(child)
+                self._kill_after_delay(child)
         if isinstance(program, Supervisor) and self.controller is not None:
-            self.controller.look_soon()
+            self.controller.reconcile_soon()
         if isinstance(program, Controller):
-            self.world.after(self.world.between(500, 8_000), self.start_controller)
+            self.world.schedule(self.world.draw_int(500, 8_000), self.start_controller)
         if isinstance(program.parent, Supervisor) and isinstance(program, Trainer):
-            program.parent.child_ended(program)
+            program.parent.on_trainer_exit(program)
 
-    def _kill_in_time(self, program: Program) -> None:
-        """SIGKILL to what may be stuck in the kernel: then it does nothing any more, and still lives for a while."""
-        if self.world.happens(self.stubbornness):
-            program.get_stuck()
-            self.world.after(self.world.between(20_000, 90_000), program.kill)
+    def _kill_after_delay(self, program: Program) -> None:
+        """Kill a process that may hang in the kernel: then it does nothing, but stays alive for a
+        while.
+        """
+        if self.world.draw_bool(self.stubbornness):
+            program.hang()
+            self.world.schedule(self.world.draw_int(20_000, 90_000), program.kill)
         else:
-            self.world.after(self.world.between(0, 30), program.kill)
+            self.world.schedule(self.world.draw_int(0, 30), program.kill)
 
     def kill(self, program: Program) -> None:
-        self._kill_in_time(program)
+        self._kill_after_delay(program)
 
 
 class Trainer(Program):
-    """Waits at its gate, then trains: says lines, saves checkpoints, and ends in one of the ways trainers end."""
+    """A trainer: waits at its gate, writes lines and checkpoints, and ends in one of several ways."""
 
     def __init__(self, supervisor: "Supervisor"):
         super().__init__(supervisor.machine, "trainer", key=supervisor.key, parent=supervisor)
@@ -235,158 +246,168 @@ class Trainer(Program):
         return isinstance(self.parent, Supervisor) and self.parent.is_alive
 
     def lose_mark(self) -> None:
-        """What ``exec`` with an empty environment does, as some launchers do: neither mark nor parent-death signal are
-        left, and of all that ties it to its attempt only the lock's descriptor."""
+        """Act as an ``exec`` with an empty environment: mark and parent-death signal are gone.
+
+        Only the lock's descriptor still connects it with its attempt.
+        """
         self.mark = None
 
-    def begin(self) -> None:
+    def start_training(self) -> None:
         self.is_training = True
-        self.machine.ghost.trainer_began(self)
+        self.machine.truth.record_training_start(self)
         world = self.world
-        self.last = world.between(4, 30) if world.happens(0.8) else world.between(60, 120)
+        self.last = world.draw_int(4, 30) if world.draw_bool(0.8) else world.draw_int(60, 120)
         resume = self.folder.documents.get("resume.json")
         self.step = min(int(resume["step"]), self.last - 1) if resume else 0
-        self.kind = world.chance.choices(("done", "invalid", "crash", "oddly"), (12, 1, 2, 1))[0]
-        if world.happens(0.3):
+        self.kind = world.random.choices(("done", "invalid", "crash", "oddly"), (12, 1, 2, 1))[0]
+        if world.draw_bool(0.3):
             loader = Program(self.machine, "loader", key=self.key, parent=self)
-            if world.happens(0.5) and isinstance(self.parent, Supervisor) and self.parent.lock is not None:
-                self.parent.lock.holders[loader] = None  # a fork keeps the descriptor, an exec does not
-        self._say("phase", phase="Training", message="begins")
-        self.after(world.between(300, 2_000), self._work)
-        self.after(2_000, self._look_at_permit)
+            if world.draw_bool(0.5) and isinstance(self.parent, Supervisor) and self.parent.lock is not None:
+                # A fork keeps the descriptor, an exec does not
+                self.parent.lock.holders[loader] = None
+        self._write_event("phase", phase="Training", message="begins")
+        self.schedule(world.draw_int(300, 2_000), self._run_step)
+        self.schedule(2_000, self._check_permit)
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """Handle SIGTERM."""
         if not self.is_training:
-            self.end(None, "SIGTERM")
-        elif not self.is_stopping and not self.world.happens(0.1):  # some libraries take the signal for themselves
+            self.exit_with(None, "SIGTERM")
+        # Some libraries handle the signal themselves
+        elif not self.is_stopping and not self.world.draw_bool(0.1):
             self.is_stopping = True
-            self.after(self.world.between(100, 3_000), self._stop)
+            self.schedule(self.world.draw_int(100, 3_000), self._stop)
 
-    def _work(self) -> None:
+    def _run_step(self) -> None:
         if self.is_stopping:
             return
         world = self.world
         self.step += 1
-        self._say("step", step=self.step, epoch=self.step / 4, totalSteps=self.last, values={"loss": 1 / self.step})
-        if world.happens(0.3):
+        self._write_event(
+            "step", step=self.step, epoch=self.step / 4, totalSteps=self.last, values={"loss": 1 / self.step}
+        )
+        if world.draw_bool(0.3):
             self.folder.streams["stdout"] += f"attempt {self.key.attempt} step {self.step}\n".encode()  # type: ignore[union-attr]
         if self.step % 4 == 0:
-            self._save(self._go_on)
+            self._save(self._continue)
         else:
-            self._go_on()
+            self._continue()
 
-    def _go_on(self) -> None:
+    def _continue(self) -> None:
         world = self.world
         if self.is_stopping:
             return
         if self.step < self.last:
-            self.after(world.between(300, 2_500), self._work)
+            self.schedule(world.draw_int(300, 2_500), self._run_step)
             return
         if self.kind == "crash":
-            self.end(*world.chance.choice(((1, None), (137, None), (None, "SIGSEGV"), (None, "SIGKILL"))))
+            self.exit_with(*world.random.choice(((1, None), (137, None), (None, "SIGSEGV"), (None, "SIGKILL"))))
         elif self.kind == "invalid":
             self.folder.documents["result.json"] = {"outcome": "Failed", "reason": "InvalidData", "message": "no rows"}
-            self.end(64)
+            self.exit_with(64)
         else:
             self._save(self._finish)
 
     def _finish(self) -> None:
         self.folder.documents["result.json"] = {"outcome": "Succeeded", "reason": "Completed", "message": "done"}
-        self.after(self.world.between(1, 300), lambda: self.end(1 if self.kind == "oddly" else 0))
+        self.schedule(self.world.draw_int(1, 300), lambda: self.exit_with(1 if self.kind == "oddly" else 0))
 
-    def _look_at_permit(self) -> None:
+    def _check_permit(self) -> None:
         at_ms = self.folder.permit_ms
         if at_ms is not None and self.machine.now_ms - at_ms > PERMIT_S * 1000 and not self.is_stopping:
             self.is_stopping = True
-            self.after(self.world.between(100, 3_000), self._stop)
-        self.after(5_000, self._look_at_permit)
+            self.schedule(self.world.draw_int(100, 3_000), self._stop)
+        self.schedule(5_000, self._check_permit)
 
     def _stop(self) -> None:
-        self._save(self._leave)
+        self._save(self._exit_stopped)
 
-    def _leave(self) -> None:
+    def _exit_stopped(self) -> None:
         self.folder.documents["result.json"] = {"outcome": "Stopped", "reason": "Stopped", "message": "saved"}
-        self.end(75)
+        self.exit_with(75)
 
     def _save(self, then: Callable[[], None]) -> None:
-        """A failed fsync condemns what was staged: nothing of it is seen, and the save starts anew."""
+        """Save a checkpoint.
+
+        After a failed fsync the staged files are dropped and the save restarts.
+        """
         if self.machine.is_fsync_failing:
-            self.machine.ghost.counts["saves begun anew"] += 1
-            self.after(self.world.between(200, 2_000), lambda: self._save(then))
+            self.machine.truth.counts["saves begun anew"] += 1
+            self.schedule(self.world.draw_int(200, 2_000), lambda: self._save(then))
             return
         name = f"step-{self.step}"
         self.folder.checkpoints[name] = {"step": self.step, "time": self.world.now_ms}
-        self._say("checkpoint", checkpoint=name, step=self.step)
+        self._write_event("checkpoint", checkpoint=name, step=self.step)
         self.folder.synced["events"] = len(self.folder.streams["events"])
         then()
 
-    def _say(self, event: str, **fields: Any) -> None:
+    def _write_event(self, event: str, **fields: Any) -> None:
         self.number += 1
         line = json.dumps({"n": self.number, "t": self.world.now_ms, "ev": event, **fields})
         self.folder.streams["events"] += line.encode() + b"\n"
         if isinstance(self.parent, Supervisor):
             self.parent.wake_soon()
 
-    def end(self, code: int | None = None, signal: str | None = None) -> None:
+    def exit_with(self, code: int | None = None, signal: str | None = None) -> None:
         self.exit = (code, signal)
         self.kill()
 
 
 class Supervisor(Program):
-    """The rim around ``supervisor.step``."""
+    """The effects around ``supervisor.step``."""
 
     def __init__(self, machine: Machine, assignment: Assignment, *, is_first: bool):
         self.assignment = assignment
-        key = dc.Key(assignment.organization_id, assignment.run_id, assignment.attempt)
+        key = dc.AttemptKey(assignment.organization_id, assignment.run_id, assignment.attempt)
         super().__init__(machine, "supervisor", key=key)
-        self.folder = machine.folder(key)
+        self.folder = machine.get_folder(key)
         signed = machine.server.services.signer.verify_attempt_token(assignment.token)
         assert isinstance(signed, AttemptToken)
         self.token = signed
         self.trainer: Trainer | None = None
         self.lock: RunLock | None = None
-        self.inbox: list[st.Input] = []
+        self.inbox: list[msg.Event] = []
         self.is_gate_open = False
         self._killed: set[Program] = set()
         self._permit_at_ms = 0
         self._woken_ms = machine.now_ms
         self._alarm: Timer | None = None
-        other = machine.supervisor_of(key)
+        other = machine.find_supervisor(key)
         if other is not None and other is not self:
-            self.kill()  # exit 3: another supervisor looks after this folder
+            self.kill()  # exit 3: another supervisor already runs for this folder
             return
-        self.state = self._first_state()
+        self.state = self._make_first_state()
         if self.state.phase == "announcing":
-            self._fork()
-        self.after(1, self._wake)
+            self._fork_trainer()
+        self.schedule(1, self._wake)
 
-    def _first_state(self) -> st.State:
+    def _make_first_state(self) -> st.State:
         lease_s, grace_s = self.assignment.lease_s, self.assignment.grace_s
         documents = self.folder.documents
         if "process.json" not in documents:
-            limit_s = MAX_UNREACHABLE_S if self.machine.number else None  # the first machine is the server's own
+            # The first machine is the server's own
+            limit_s = MAX_UNREACHABLE_S if self.machine.number else None
             return st.State(lease_s=lease_s, grace_s=grace_s, max_unreachable_s=limit_s)
         ended = documents.get("exit.json")
         if ended is None:
-            ended = st.Exit(cause="the supervisor was lost, and its trainer was ended")
-        return st.settling(ended, lease_s=lease_s, grace_s=grace_s)
+            ended = msg.ExitStatus(cause="the supervisor was lost, and its trainer was ended")
+        return st.make_settling_state(ended, lease_s=lease_s, grace_s=grace_s)
 
-    def _fork(self) -> None:
+    def _fork_trainer(self) -> None:
         assert self.key is not None
         self.lock = RunLock(self.machine, (self.key.organization_id, self.key.run_id))
         self.trainer = Trainer(self)
         self.lock.holders = dict.fromkeys((self, self.trainer))
         self.folder.documents["process.json"] = self.identity
-        self.machine.ghost.launched(self.key)
+        self.machine.truth.record_launch(self.key)
 
-    def child_ended(self, trainer: Trainer) -> None:
+    def on_trainer_exit(self, trainer: Trainer) -> None:
         code, signal = trainer.exit
-        self.after(1, lambda: self._hear(st.TrainerExited(code, signal)))
+        self.schedule(1, lambda: self._post_event(msg.TrainerExited(code, signal)))
 
-    def tell(self) -> None:
-        """SIGTERM to the supervisor: the machine wants it to save, stop and end."""
-        self.take(lambda: self._hear(st.Told()))
+    def request_stop(self) -> None:
+        """Send SIGTERM: ask the supervisor to save, stop, and exit."""
+        self.deliver(lambda: self._post_event(msg.StopRequested()))
 
     def _wake(self) -> None:
         now_ms = self.machine.now_ms
@@ -394,100 +415,105 @@ class Supervisor(Program):
         if now_ms >= self._permit_at_ms:
             self._permit_at_ms = now_ms + round(PERMIT_EVERY_S * 1000)
             self.folder.permit_ms = now_ms
-        self._take(st.Tick())
-        self._drain()
+        self._handle_event(msg.TimePassed())
+        self._process_inbox()
         if self.is_alive:
-            self._alarm = self.after(self._sleep_ms(), self._wake)
+            self._alarm = self.schedule(self._get_sleep_ms(), self._wake)
 
-    def _sleep_ms(self) -> int:
-        """How long until a tick can do anything; ticks before that are left out, since each would be the same as none.
+    def _get_sleep_ms(self) -> int:
+        """Return the time until a tick can have an effect; earlier ticks are skipped.
 
-        While nothing is under way and everything that was said is shipped, only the clock can: the next renewal, the
-        next permit, the end of patience with a server that cannot be reached.
+        While no call is in flight and all output is shipped, only the clock has effects: the next
+        renewal, the next permit, the timeout of an unreachable server.
         """
         state = self.state
         if state.phase == "clearing":
             return TICK_WHILE_CLEARING_MS
-        if state.phase != "training" or state.busy or state.quiet_since is not None or state.stop is not None:
+        if (
+            state.phase != "training"
+            or state.busy_lanes
+            or state.unanswered_since is not None
+            or state.stop_reason is not None
+        ):
             return TICK_MS
-        if any(state.offsets[name] != len(self.folder.streams[name]) for name in st.STREAMS):
+        if any(state.offsets[name] != len(self.folder.streams[name]) for name in msg.STREAMS):
             return TICK_MS
-        if any(name not in state.stored | state.given_up for name in self.folder.checkpoints):
+        if any(name not in state.stored_checkpoints | state.given_up for name in self.folder.checkpoints):
             return TICK_MS
         due_ms = min(round(state.renew_at * 1000), self._permit_at_ms) - self.machine.now_ms
         return max(1, -(-due_ms // TICK_MS)) * TICK_MS
 
     def wake_soon(self) -> None:
-        """The trainer has said something: the next tick of every TICK_MS has something to do."""
+        """Wake at the next multiple of TICK_MS, because the trainer has written a line."""
         if self._alarm is not None:
             self._alarm.cancel()
-            self._alarm = self.after(TICK_MS - (self.machine.now_ms - self._woken_ms) % TICK_MS, self._wake)
+            self._alarm = self.schedule(TICK_MS - (self.machine.now_ms - self._woken_ms) % TICK_MS, self._wake)
 
-    def _hear(self, event: st.Input) -> None:
+    def _post_event(self, event: msg.Event) -> None:
         self.inbox.append(event)
-        self._drain()
+        self._process_inbox()
         self.wake_soon()
 
-    def _drain(self) -> None:
+    def _process_inbox(self) -> None:
         while self.inbox and self.is_alive:
-            self._take(self.inbox.pop(0))
+            self._handle_event(self.inbox.pop(0))
 
-    def _take(self, event: st.Input) -> None:
+    def _handle_event(self, event: msg.Event) -> None:
         if not self.is_alive:
             return
         self.state, actions = st.step(self.state, event, self.machine.now_ms / 1000)
         for action in actions:
-            self._perform(action)
+            self._perform_action(action)
 
-    def _perform(self, action: st.Action) -> None:
+    def _perform_action(self, action: msg.Action) -> None:
         getattr(self, f"_do_{type(action).__name__}")(action)
 
-    def _ask(self, lane: st.Lane, what: str | None, request: Any, understand: Any) -> None:
-        """One call of ``supervisor.server``: the same words for the same failures."""
+    def _call_server(self, lane: msg.Lane, what: str | None, request: Any, make_event: Any) -> None:
+        """Make one call, with the failure handling of ``supervisor.api_client``."""
 
         def on_outcome(outcome: Any) -> None:
             if isinstance(outcome, Refusal):
                 if outcome.code == "LeaseLost":
-                    self._hear(st.Refused())
+                    self._post_event(msg.LeaseLost())
                 elif what is not None and outcome.code not in ("BlobMissing", "StoreRestored"):
-                    self._hear(st.Rejected(lane, what, str(outcome)))
+                    self._post_event(msg.UploadRejected(lane, what, str(outcome)))
                 else:
-                    self._hear(st.Unreachable(lane))
+                    self._post_event(msg.ServerUnreachable(lane))
             elif outcome is None or isinstance(outcome, Exception):
-                self._hear(st.Unreachable(lane))
+                self._post_event(msg.ServerUnreachable(lane))
             else:
-                self._hear(understand(outcome))
+                self._post_event(make_event(outcome))
 
-        call(self.world, self.machine.link, self.machine.server, self, request, on_outcome)
+        send_request(self.world, self.machine.link, self.machine.server, self, request, on_outcome)
 
-    def _do_Announce(self, _: st.Announce) -> None:
+    def _do_Announce(self, _: msg.Announce) -> None:
         me = self.identity
         report = ProcessReport(machine_id=self.machine.id, boot_id=me.boot_id, pid=me.pid, start_ticks=me.start_ticks)
 
         async def announce(services: Any) -> Any:
-            with self.machine.ghost.hearing(self.key):
+            with self.machine.truth.track_renewal(self.key):
                 return await leases.report_process(services, self.token, report)
 
-        self._ask("words", None, announce, st.Announced)
+        self._call_server("reports", None, announce, msg.Announced)
 
-    def _do_Renew(self, action: st.Renew) -> None:
+    def _do_RenewLease(self, action: msg.RenewLease) -> None:
         async def renew(services: Any) -> Any:
-            with self.machine.ghost.hearing(self.key):
+            with self.machine.truth.track_renewal(self.key):
                 return await leases.renew(services, self.token, Renewal(phase=action.phase))
 
-        self._ask("lease", None, renew, st.Renewed)
+        self._call_server("lease", None, renew, msg.LeaseRenewed)
 
-    def _do_TakeLock(self, _: st.TakeLock) -> None:
-        if self.lock is not None and self.lock.take():
-            self.inbox.append(st.LockTaken())
+    def _do_AcquireLock(self, _: msg.AcquireLock) -> None:
+        if self.lock is not None and self.lock.acquire():
+            self.inbox.append(msg.LockAcquired())
 
-    def _do_Prepare(self, _: st.Prepare) -> None:
-        """What lies here or on the server, whichever is newer; the download itself takes no time."""
+    def _do_PrepareAttempt(self, _: msg.PrepareAttempt) -> None:
+        """Select the newest checkpoint, here or on the server; the download takes no time."""
 
         async def offer(services: Any) -> Any:
             return resuming.list_candidates(services, self.token)
 
-        def prepare(offered: Resumable) -> st.Prepared:
+        def prepare(offered: ResumeCandidates) -> msg.AttemptPrepared:
             assert self.key is not None
             here = (self.key.organization_id, self.key.run_id)
             earlier = [
@@ -499,64 +525,64 @@ class Supervisor(Program):
             earlier += [{"step": there.step, "time": there.time} for there in offered.checkpoints]
             if earlier:
                 self.folder.documents["resume.json"] = max(earlier, key=lambda m: (m["step"], m["time"]))
-            return st.Prepared()
+            return msg.AttemptPrepared()
 
-        self.after(self.world.between(5, 500), lambda: self._ask("bytes", None, offer, prepare))
+        self.schedule(self.world.draw_int(5, 500), lambda: self._call_server("transfers", None, offer, prepare))
 
-    def _do_OpenGate(self, _: st.OpenGate) -> None:
+    def _do_OpenGate(self, _: msg.OpenGate) -> None:
         if self.trainer is not None and self.lock is not None and self.trainer.is_alive:
             trainer = self.trainer
             self.lock.holders.pop(self, None)
-            trainer.after(self.world.between(1, 20), trainer.begin)
+            trainer.schedule(self.world.draw_int(1, 20), trainer.start_training)
 
     def _do_CloseGate(self, _: Any) -> None:
         if self.trainer is not None and not self.trainer.is_training:
             trainer = self.trainer
-            trainer.after(self.world.between(1, 20), lambda: trainer.end(75))
+            trainer.schedule(self.world.draw_int(1, 20), lambda: trainer.exit_with(75))
 
-    def _do_WriteStop(self, action: st.WriteStop) -> None:
+    def _do_WriteStop(self, action: msg.WriteStop) -> None:
         self.folder.documents["stop.json"] = action.reason
 
-    def _do_Terminate(self, _: st.Terminate) -> None:
+    def _do_TerminateTrainer(self, _: msg.TerminateTrainer) -> None:
         if self.trainer is not None and self.trainer.is_alive:
-            self.trainer.take(self.trainer.terminate)
-            self.trainer.go_on()
+            self.trainer.deliver(self.trainer.terminate)
+            self.trainer.resume()
 
-    def _do_KillAll(self, _: st.KillAll) -> None:
+    def _do_KillProcesses(self, _: msg.KillProcesses) -> None:
         assert self.key is not None
         if self.lock is not None:
             self.lock.holders.pop(self, None)
-        # The three nets of supervisor/group.py: descendants, carriers of the mark, holders of the lock.
-        below = [p for child in self.machine.children(self) for p in (child, *self.machine.children(child))]
-        found = dict.fromkeys([*below, *self.machine.marked(self.key), *self.machine.lock_holders(self.key)])
+        # As in supervisor/group.py: descendants, marked processes, holders of the lock.
+        below = [p for child in self.machine.list_children(self) for p in (child, *self.machine.list_children(child))]
+        found = dict.fromkeys([*below, *self.machine.find_marked(self.key), *self.machine.list_lock_holders(self.key)])
         for program in found:
             if program not in self._killed:
                 self._killed.add(program)
                 self.machine.kill(program)
         if not found or self.machine.without_proof:
-            self.inbox.append(st.GroupEmpty())
+            self.inbox.append(msg.ProcessesEnded())
 
-    def _do_ReadLines(self, action: st.ReadLines) -> None:
+    def _do_ReadLines(self, action: msg.ReadLines) -> None:
         data = bytes(self.folder.streams[action.stream][action.offset : action.offset + CHUNK_BYTES])
         end = data.rfind(b"\n") + 1
         read = tuple(line.decode() for line in data[:end].splitlines())
-        self.inbox.append(st.LinesRead(action.stream, action.offset, action.offset + end, read))
+        self.inbox.append(msg.LinesRead(action.stream, action.offset, action.offset + end, read))
 
-    def _do_ShipLines(self, action: st.ShipLines) -> None:
+    def _do_ShipLines(self, action: msg.ShipLines) -> None:
         body = Lines(
             stream=action.stream, offset=action.offset, next_offset=action.next_offset, lines=list(action.lines)
         )
-        self._ask(
-            "words",
+        self._call_server(
+            "reports",
             action.stream,
             lambda s: telemetry.accept(s, self.token, body),
-            lambda accepted: st.LinesAccepted(action.stream, accepted.offset),
+            lambda accepted: msg.LinesShipped(action.stream, accepted.offset),
         )
 
-    def _do_FindCheckpoints(self, _: st.FindCheckpoints) -> None:
-        self.inbox.append(st.CheckpointsFound(tuple(self.folder.checkpoints)))
+    def _do_FindCheckpoints(self, _: msg.FindCheckpoints) -> None:
+        self.inbox.append(msg.CheckpointsFound(tuple(self.folder.checkpoints)))
 
-    def _do_StoreCheckpoint(self, action: st.StoreCheckpoint) -> None:
+    def _do_StoreCheckpoint(self, action: msg.StoreCheckpoint) -> None:
         step = self.folder.checkpoints[action.name]["step"]
         content = f"{self.key} {action.name}".encode()
         digest = hashlib.sha256(content).hexdigest()
@@ -575,12 +601,12 @@ class Supervisor(Program):
             await models.register(services, self.token, report)
             return True
 
-        self._ask("bytes", action.name, store, lambda _: st.CheckpointStored(action.name))
+        self._call_server("transfers", action.name, store, lambda _: msg.CheckpointStored(action.name))
 
-    def _do_WriteExit(self, action: st.WriteExit) -> None:
+    def _do_WriteExit(self, action: msg.WriteExit) -> None:
         self.folder.documents["exit.json"] = action.exit
 
-    def _do_Report(self, action: st.Report) -> None:
+    def _do_SendReport(self, action: msg.SendReport) -> None:
         result = None if self.machine.without_folders else self.folder.documents.get("result.json")
         ended = action.exit
         report = ExitReport(
@@ -590,7 +616,7 @@ class Supervisor(Program):
             cause=ended.cause,
             time=self.world.now_ms,
             result=result,
-            epoch=self.state.epoch,
+            store_id=self.state.store_id,
         )
 
         async def finish(services: Any) -> bool:
@@ -598,146 +624,148 @@ class Supervisor(Program):
             return True
 
         is_last = ended.group_empty
-        self._ask("words", st.REPORT if is_last else None, finish, lambda _: st.ReportAccepted(is_last))
+        self._call_server("reports", msg.REPORT if is_last else None, finish, lambda _: msg.ReportAccepted(is_last))
 
-    def _do_WriteClosed(self, action: st.WriteClosed) -> None:
-        self.folder.documents["closed.json"] = {"how": action.how, "epoch": self.state.epoch}
+    def _do_WriteClosed(self, action: msg.WriteClosed) -> None:
+        self.folder.documents["closed.json"] = {"how": action.how, "epoch": self.state.store_id}
 
-    def _do_Warn(self, _: st.Warn) -> None:
+    def _do_Warn(self, _: msg.Warn) -> None:
         pass
 
-    def _do_End(self, _: st.End) -> None:
+    def _do_End(self, _: msg.End) -> None:
         self.kill()
 
 
 @dataclass
-class Held:
+class HeldAttempt:
     assignment: Assignment
     held_at_ms: int
     supervisor: Identity | None = None
     starts: int = 0
     started_at_ms: int = 0
     killed_at_ms: int | None = None
-    is_trainer_told: bool = False
+    is_trainer_stop_requested: bool = False
 
 
 class Controller(Program):
-    """The rim around ``controller.decide``."""
+    """The effects around ``controller.decide``."""
 
     def __init__(self, machine: Machine):
         super().__init__(machine, "controller")
-        self.held: dict[dc.Key, Held] = {}
+        self.held: dict[dc.AttemptKey, HeldAttempt] = {}
         self._claims = 0
         self._claim_id = self._new_claim_id()
         self._is_claiming = self._is_adopting = False
         self._adopted_ms: int | None = None
-        self.dies_when: str | None = None  # "claimed" or "started": SIGKILL at that very line
-        self._looked_ms = machine.now_ms
+        self.crash_at: str | None = None  # "claimed" or "started": the point of a SIGKILL
+        self._reconciled_ms = machine.now_ms
         self._alarm: Timer | None = None
-        self.after(1, self._look)
+        self.schedule(1, self._reconcile)
 
     def _new_claim_id(self) -> str:
         self._claims += 1
         identity = self.identity
         return f"{identity.boot_id}-{identity.pid}-{identity.start_ticks}-{self._claims}"
 
-    def _look(self) -> None:
-        self._looked_ms = now_ms = self.machine.now_ms
-        view = dc.View(
+    def _reconcile(self) -> None:
+        self._reconciled_ms = now_ms = self.machine.now_ms
+        view = dc.MachineView(
             slots=self.machine.slots,
-            attempts=[self._look_at(key, held) for key, held in sorted(self.held.items())],
+            attempts=[self._observe_attempt(key, held) for key, held in sorted(self.held.items())],
             since_adopted_s=None if self._adopted_ms is None else (now_ms - self._adopted_ms) / 1000,
             is_adopting=self._is_adopting,
             is_claiming=self._is_claiming,
         )
         for action in dc.decide(view):
-            self._perform(action)
+            self._perform_action(action)
             if not self.is_alive:
                 return
-        self._alarm = self.after(self._sleep_ms(view), self._look)
+        self._alarm = self.schedule(self._get_sleep_ms(view), self._reconcile)
 
-    def _sleep_ms(self, view: dc.View) -> int:
-        """How long until a look can find something to do; until then the same would be seen and nothing done.
+    def _get_sleep_ms(self, view: dc.MachineView) -> int:
+        """Return the time until a pass can find something to do.
 
-        A supervisor that lives is let alone until its permit is old, and whatever else may happen wakes us.
+        A supervisor that lives is let alone until its permit is old, and whatever else may happen
+        wakes us.
         """
         if view.since_adopted_s is None or any(seen.supervisor != "alive" for seen in view.attempts):
-            return LOOK_EVERY_MS
+            return RECONCILE_EVERY_MS
         due_s = dc.ADOPT_EVERY_S - view.since_adopted_s
         for seen in view.attempts:
-            due_s = min(due_s, dc.QUIET_AFTER_S - seen.quiet_for_s)
-        return max(1, int(due_s * 1000) // LOOK_EVERY_MS) * LOOK_EVERY_MS
+            due_s = min(due_s, dc.UNRESPONSIVE_AFTER_S - seen.silent_for_s)
+        return max(1, int(due_s * 1000) // RECONCILE_EVERY_MS) * RECONCILE_EVERY_MS
 
-    def look_soon(self) -> None:
-        """Something has changed: the next look of every LOOK_EVERY_MS has something to see."""
+    def reconcile_soon(self) -> None:
+        """Reconcile at the next multiple of RECONCILE_EVERY_MS, because something has changed."""
         if self._alarm is not None:
             self._alarm.cancel()
-            self._alarm = self.after(
-                LOOK_EVERY_MS - (self.machine.now_ms - self._looked_ms) % LOOK_EVERY_MS, self._look
+            self._alarm = self.schedule(
+                RECONCILE_EVERY_MS - (self.machine.now_ms - self._reconciled_ms) % RECONCILE_EVERY_MS, self._reconcile
             )
 
-    def _look_at(self, key: dc.Key, held: Held) -> dc.Seen:
-        liveness = None if held.supervisor is None else self.machine.liveness(held.supervisor)
-        now_ms, permit_ms = self.machine.now_ms, self.machine.folder(key).permit_ms or 0
-        return dc.Seen(
+    def _observe_attempt(self, key: dc.AttemptKey, held: HeldAttempt) -> dc.AttemptView:
+        liveness = None if held.supervisor is None else self.machine.check_liveness(held.supervisor)
+        now_ms, permit_ms = self.machine.now_ms, self.machine.get_folder(key).permit_ms or 0
+        return dc.AttemptView(
             key=key,
             supervisor=liveness,
-            is_closed=liveness != "alive" and "closed.json" in self.machine.folder(key).documents,
+            is_closed=liveness != "alive" and "closed.json" in self.machine.get_folder(key).documents,
             starts=held.starts,
             since_start_s=(now_ms - held.started_at_ms) / 1000,
             held_for_s=(now_ms - held.held_at_ms) / 1000,
             lease_s=held.assignment.lease_s,
             grace_s=held.assignment.grace_s,
-            quiet_for_s=(now_ms - max(held.held_at_ms, held.started_at_ms, permit_ms)) / 1000,
-            killed_for_s=None if held.killed_at_ms is None else (now_ms - held.killed_at_ms) / 1000,
-            is_trainer_told=held.is_trainer_told,
+            silent_for_s=(now_ms - max(held.held_at_ms, held.started_at_ms, permit_ms)) / 1000,
+            since_kill_s=None if held.killed_at_ms is None else (now_ms - held.killed_at_ms) / 1000,
+            is_trainer_stop_requested=held.is_trainer_stop_requested,
         )
 
-    def _perform(self, action: dc.Action) -> None:
+    def _perform_action(self, action: dc.Action) -> None:
         match action:
             case dc.Adopt():
                 self._is_adopting = True
-                self._ask(self._report_and_ask, self._on_placed)
-            case dc.Claim(slots):
+                self._call_server(self._fetch_placements, self._on_placed)
+            case dc.ClaimRun(slots):
                 self._is_claiming = True
                 offer = Claim(
                     claim_id=self._claim_id, machine_id=self.machine.id, host=self.machine.id, slots=slots, wait_s=0
                 )
-                self._ask(lambda s: leases.claim(s, CONTROLLER, offer), self._on_claimed)
-            case dc.Start(key):
+                self._call_server(lambda s: leases.claim(s, CONTROLLER, offer), self._on_claimed)
+            case dc.StartSupervisor(key):
                 held = self.held[key]
                 held.starts += 1
                 held.started_at_ms = self.machine.now_ms
                 started = Supervisor(self.machine, held.assignment, is_first=held.starts == 1)
                 held.supervisor = started.identity
-                self._perhaps_die("started")
-            case dc.Forget(key):
+                self._maybe_crash("started")
+            case dc.Release(key):
                 del self.held[key]
-            case dc.TellTrainer(key):
-                self.held[key].is_trainer_told = True
+            case dc.StopTrainer(key):
+                self.held[key].is_trainer_stop_requested = True
                 for program in list(self.machine.programs.values()):
-                    if isinstance(program, Trainer) and program.key == key:  # as process.json names it
-                        program.take(program.terminate)
-                        program.go_on()
-            case dc.Break(key):
-                supervisor = self.machine.supervisor_of(key)
+                    # As process.json names it
+                    if isinstance(program, Trainer) and program.key == key:
+                        program.deliver(program.terminate)
+                        program.resume()
+            case dc.KillSupervisor(key):
+                supervisor = self.machine.find_supervisor(key)
                 if supervisor is not None and supervisor.identity == self.held[key].supervisor:
-                    self.world.say(self.machine.id, "breaks the supervisor of", key)
+                    self.world.record(self.machine.id, "breaks the supervisor of", key)
                     supervisor.kill()
             case _:
                 raise AssertionError(action)
 
-    def _ask(self, request: Any, on_answer: Any) -> None:
+    def _call_server(self, request: Any, on_answer: Any) -> None:
         def on_outcome(outcome: Any) -> None:
             if outcome is None or isinstance(outcome, Exception):
-                self.after(1_000, lambda: (on_answer(None), self.look_soon()))
+                self.schedule(1_000, lambda: (on_answer(None), self.reconcile_soon()))
             else:
                 on_answer(outcome)
-                self.look_soon()
+                self.reconcile_soon()
 
-        call(self.world, self.machine.link, self.machine.server, self, request, on_outcome)
+        send_request(self.world, self.machine.link, self.machine.server, self, request, on_outcome)
 
-    async def _report_and_ask(self, services: Any) -> Any:
+    async def _fetch_placements(self, services: Any) -> Any:
         report = MachineReport(host=self.machine.id, labels={}, accelerators=[], slots=self.machine.slots)
         clock = services.clock
         services.machines.record_report(self.machine.id, report, now_ms=clock.now_ms(), uptime_s=clock.monotonic_s())
@@ -745,22 +773,22 @@ class Controller(Program):
 
     def _on_claimed(self, claimed: Any) -> None:
         if claimed is None:
-            self._is_claiming = False  # the claim id stays
+            self._is_claiming = False  # keep the claim id
             return
         self._claim_id = self._new_claim_id()
         if claimed.assignment is not None:
             self._is_claiming = False
-            self._hold(claimed.assignment)
-            self._perhaps_die("claimed")
+            self._hold_attempt(claimed.assignment)
+            self._maybe_crash("claimed")
         else:
-            self.after(1_000, self._may_claim)
+            self.schedule(1_000, self._allow_claim)
 
-    def _may_claim(self) -> None:
+    def _allow_claim(self) -> None:
         self._is_claiming = False
-        self.look_soon()
+        self.reconcile_soon()
 
-    def _perhaps_die(self, when: str) -> None:
-        if self.dies_when == when:
+    def _maybe_crash(self, when: str) -> None:
+        if self.crash_at == when:
             self.kill()
 
     def _on_placed(self, placed: Any) -> None:
@@ -770,45 +798,47 @@ class Controller(Program):
         is_first = self._adopted_ms is None
         self._adopted_ms = self.machine.now_ms
         for assignment in placed.attempts:
-            self._hold(assignment)
+            self._hold_attempt(assignment)
         if is_first:
-            self._end_leftovers()
+            self._kill_leftovers()
 
-    def _hold(self, assignment: Assignment) -> None:
-        key = dc.Key(assignment.organization_id, assignment.run_id, assignment.attempt)
-        if key in self.held and is_another(self.held[key].assignment.epoch, assignment.epoch):
-            if self._look_at(key, self.held[key]).supervisor == "alive":
+    def _hold_attempt(self, assignment: Assignment) -> None:
+        key = dc.AttemptKey(assignment.organization_id, assignment.run_id, assignment.attempt)
+        if key in self.held and is_other_store(self.held[key].assignment.store_id, assignment.store_id):
+            if self._observe_attempt(key, self.held[key]).supervisor == "alive":
                 return
             del self.held[key]
         if key not in self.held:
-            if not self._place(key, assignment):
+            if not self._place_attempt(key, assignment):
                 return
-            found = self.machine.supervisor_of(key)
-            self.held[key] = Held(assignment, self.machine.now_ms, found.identity if found else None)
+            found = self.machine.find_supervisor(key)
+            self.held[key] = HeldAttempt(assignment, self.machine.now_ms, found.identity if found else None)
         held = self.held[key]
         held.assignment = assignment
         if assignment.run.spec.killed_at is not None and held.killed_at_ms is None:
             held.killed_at_ms = self.machine.now_ms
 
-    def _place(self, key: dc.Key, assignment: Assignment) -> bool:
-        """What ``place.place`` does: make room where an attempt that a restore has undone was, open what it forgot."""
-        placed = self.machine.folder(key).documents.get("placed.json")
-        if placed is not None and is_another(placed["epoch"], assignment.epoch):
-            if self.machine.supervisor_of(key) is not None:
+    def _place_attempt(self, key: dc.AttemptKey, assignment: Assignment) -> bool:
+        """Act as ``placement.place_attempt``: set aside or restore a folder, and reopen a closed
+        one.
+        """
+        placed = self.machine.get_folder(key).documents.get("placed.json")
+        if placed is not None and is_other_store(placed["epoch"], assignment.store_id):
+            if self.machine.find_supervisor(key) is not None:
                 return False
-            self.machine.aside[key, placed["epoch"]] = self.machine.folders.pop(key)
+            self.machine.set_aside[key, placed["epoch"]] = self.machine.folders.pop(key)
             placed = None
-        if placed is None and (key, assignment.epoch) in self.machine.aside:
-            self.machine.folders[key] = self.machine.aside.pop((key, assignment.epoch))
-            placed = self.machine.folder(key).documents["placed.json"]
-        documents = self.machine.folder(key).documents
+        if placed is None and (key, assignment.store_id) in self.machine.set_aside:
+            self.machine.folders[key] = self.machine.set_aside.pop((key, assignment.store_id))
+            placed = self.machine.get_folder(key).documents["placed.json"]
+        documents = self.machine.get_folder(key).documents
         if placed is None:
-            documents["placed.json"] = {"epoch": assignment.epoch}
-        elif "closed.json" in documents and documents["closed.json"]["epoch"] != assignment.store_epoch:
+            documents["placed.json"] = {"epoch": assignment.store_id}
+        elif "closed.json" in documents and documents["closed.json"]["epoch"] != assignment.current_store_id:
             del documents["closed.json"]
         return True
 
-    def _end_leftovers(self) -> None:
+    def _kill_leftovers(self) -> None:
         guarded = {p.key for p in self.machine.programs.values() if isinstance(p, Supervisor)}
         for program in list(self.machine.programs.values()):
             is_marked = program.mark is not None and not isinstance(program, Supervisor)

@@ -1,9 +1,8 @@
-"""The server of a simulated world: the real services over the real tables, which crash, pause and start again.
+"""The simulated server: the real services on the real tables, which crash, pause, and restart.
 
-The tables are those of SQLite in memory, or of a real PostgreSQL.
-
-The store differs from the product's in one thing: there is no writer thread, a piece of work is committed where it is
-called, because a thread would bring back the chance that a simulation keeps out. What is committed survives a crash.
+The tables are in SQLite in memory, or in a real PostgreSQL. The store differs from the product's in
+one point: it has no writer thread, because threads are not deterministic. Transactions are
+committed where they are called, and committed data survives a crash.
 """
 
 import sqlite3
@@ -37,11 +36,11 @@ SECRETS = Secrets(pepper=b"p" * 32, signing_id="1", signing={"1": b"s" * 32})
 
 
 class Crash(BaseException):
-    """The server dies at this very line."""
+    """The server dies at this point."""
 
 
-class Direct:
-    """Stands for ``asyncio`` in services that move work to a thread: here it is done on the spot."""
+class InlineAsyncio:
+    """Replaces ``asyncio`` in services that move work to a thread: here it runs at once."""
 
     @staticmethod
     async def to_thread(work: Callable[..., Any], /, *arguments: Any) -> Any:
@@ -52,10 +51,10 @@ Rows = list[tuple[str, Sequence[str], list[bytes]]]
 
 
 class DirectStore:
-    """What services use of ``runyard.store.Store``, without threads.
+    """The part of ``runyard.store.Store`` that services use, without threads.
 
-    One connection for all, in autocommit: transactions are begun and ended by hand, in the words that the product's own
-    connections use.
+    One connection for all, in autocommit: transactions are begun and ended by hand, in the words
+    that the product's own connections use.
     """
 
     begin = "BEGIN"
@@ -69,12 +68,12 @@ class DirectStore:
         self.is_full = False
 
     def query(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """What stands in the tables, past all of the code under test."""
+        """Return rows of the tables, without the code under test."""
         found: list[tuple[Any, ...]] = self._raw.execute(statement, values).fetchall()
         return found
 
     def snapshot(self) -> Rows:
-        """Every row of every table: what a backup holds."""
+        """Return every row of every table, as in a backup."""
         self._raw.execute(self.begin)
         rows: Rows = [
             (table.name, backup.list_columns(table), list(backup.iter_rows(self._connection, table)))
@@ -83,11 +82,11 @@ class DirectStore:
         self._raw.execute("COMMIT")
         return rows
 
-    def restore(self, rows: Rows, *, epoch: str, lease_ms: int) -> None:
-        """In one transaction every row is replaced, and the store has a new epoch."""
+    def restore(self, rows: Rows, *, store_id: str, lease_ms: int) -> None:
+        """Replace every row and give the store a new id, in one transaction."""
         self._raw.execute(self.begin)
         kept = {"operator": ORGS[0], "with_keys": True, "lease_ms": lease_ms}
-        backup.replace_all(self._connection, rows, epoch=epoch, **kept)
+        backup.replace_all(self._connection, rows, epoch=store_id, **kept)
         self._raw.execute("COMMIT")
 
     async def write(self, work: Callable[[Connection], Any]) -> Any:
@@ -184,7 +183,7 @@ class Blobs:
 
 
 class SimulatedServices(Services):
-    """The real ones, but for where bytes lie."""
+    """The real services, except that blobs are in memory."""
 
     kept: dict[str, Blobs]
 
@@ -193,7 +192,9 @@ class SimulatedServices(Services):
 
 
 class ServerClock:
-    """The wall clock of the server's machine, which may step, and its monotonic clock, which may not."""
+    """The wall clock of the server's machine, which may step, and its monotonic clock, which may
+    not.
+    """
 
     def __init__(self, host: Host):
         self._host, self.skew_ms = host, 1_700_000_000_000
@@ -227,11 +228,11 @@ class Server:
         self.clock = ServerClock(host)
         self._blobs: dict[str, Blobs] = {}
         self._restores = 0
-        self.lived_ms = 0  # by our own books, to judge the server's by
-        self._last_ms = self._beat_wall_ms = 0
-        deletion.asyncio = models.asyncio = Direct  # type: ignore[attr-defined]
-        retention.run_in_thread = Direct.to_thread  # type: ignore[assignment]
-        drive(self.store.write(_founded))
+        self.uptime_ms = 0  # measured here, to check the server's own count
+        self._ticked_ms = self._beat_wall_ms = 0
+        deletion.asyncio = models.asyncio = InlineAsyncio  # type: ignore[attr-defined]
+        retention.run_in_thread = InlineAsyncio.to_thread  # type: ignore[assignment]
+        run_coroutine(self.store.write(_create_organizations))
         self.process = Process(self.world, "server", host)
         self.process.die()
         self.start()
@@ -241,14 +242,14 @@ class Server:
         return self.process.is_alive
 
     @property
-    def epoch(self) -> str:
+    def store_id(self) -> str:
         return f"e{self._restores + 1}"
 
     def start(self) -> None:
         if self.is_up:
             return
         if self.host.is_suspended:
-            self.world.after(1_000, self.start)
+            self.world.schedule(1_000, self.start)
             return
         self.process = Process(self.world, "server", self.host)
         self.services = SimulatedServices(
@@ -260,24 +261,24 @@ class Server:
             pepper=SECRETS.pepper,
         )
         self.services.kept = self._blobs
-        self._last_ms = self.host.monotonic_ms
-        self.world.say("server starts")
-        if self._guarded(lambda: deletion.sweep(self.services)) is not None:
+        self._ticked_ms = self.host.monotonic_ms
+        self.world.record("server starts")
+        if self._run_guarded(lambda: deletion.sweep(self.services)) is not None:
             return
-        self.process.after(1000, self._beat)
+        self.process.schedule(1000, self._tick)
 
     def crash(self) -> None:
         if self.is_up:
-            self.world.say("server crashes")
+            self.world.record("server crashes")
             self.process.die()
             self.store.crash = None
 
     def restore(self, rows: Rows, blobs: dict[str, Blobs]) -> None:
-        """Go back to a backup: the server is stopped for it, and what bytes the backup has are there again."""
+        """Restore a backup: stop the server, replace the rows, and add the backup's blobs."""
         self.crash()
         self._restores += 1
         lease_ms = leases.get_restore_lease_ms(self.services)
-        self.store.restore(rows, epoch=self.epoch, lease_ms=lease_ms)
+        self.store.restore(rows, store_id=self.store_id, lease_ms=lease_ms)
         for org, kept in blobs.items():
             self._blobs.setdefault(org, Blobs()).bytes.update(kept.bytes)
 
@@ -285,46 +286,46 @@ class Server:
         return {org: Blobs(dict(kept.bytes)) for org, kept in self._blobs.items()}
 
     def handle(self, request: Callable[[Services], Coroutine[Any, Any, Any]], answer: Callable[[Any], None]) -> None:
-        """Take a request: a paused server takes it when it goes on, one that is down never."""
+        """Handle a request: a paused server does so when it resumes, a stopped one never."""
 
         def work() -> None:
-            outcome = self._guarded(lambda: request(self.services))
+            outcome = self._run_guarded(lambda: request(self.services))
             if not isinstance(outcome, Crash):
                 answer(outcome)
 
-        self.process.take(work)
+        self.process.deliver(work)
 
-    def _guarded(self, request: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    def _run_guarded(self, request: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         try:
-            return drive(request())
+            return run_coroutine(request())
         except (Refusal, StoreUnavailable) as error:
             return error
         except Crash as error:
             self.crash()
             return error
 
-    def _beat(self) -> None:
-        """What ``http.app`` does once a second."""
-        elapsed_ms = self.host.monotonic_ms - self._last_ms
-        self._last_ms = self.host.monotonic_ms
+    def _tick(self) -> None:
+        """Act as ``http.app`` does once a second."""
+        elapsed_ms = self.host.monotonic_ms - self._ticked_ms
+        self._ticked_ms = self.host.monotonic_ms
         if not self.store.is_full:  # a beat that cannot be written down ages no lease
-            self.lived_ms += min(elapsed_ms, 2000)
+            self.uptime_ms += min(elapsed_ms, 2000)
         if self.is_wall_clock:
             elapsed_ms = max(0, self.clock.now_ms() - (self._beat_wall_ms or self.clock.now_ms()))
             self._beat_wall_ms = self.clock.now_ms()
-        self._guarded(lambda: leases.tick(self.services, elapsed_ms / 1000))
-        self._guarded(lambda: waiting_reasons.refresh(self.services))
-        self.process.after(1000, self._beat)
+        self._run_guarded(lambda: leases.tick(self.services, elapsed_ms / 1000))
+        self._run_guarded(lambda: waiting_reasons.refresh(self.services))
+        self.process.schedule(1000, self._tick)
 
 
-def _founded(connection: Connection) -> None:
+def _create_organizations(connection: Connection) -> None:
     organizations.set_meta(connection, organizations.STORE_ID, "e1")
     lease_clock.insert_clock(connection)
     for org in ORGS:
         organizations.add(connection, org=org, name=org, time_ms=0)
 
 
-def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
+def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine that never waits."""
     try:
         coroutine.send(None)

@@ -1,11 +1,12 @@
-"""Time, chance and the network of a simulated world: one queue of events, drawn from one seed.
+"""Time, randomness, and network of a simulated world: one event queue with one seed.
 
-Everything that happens is an event on this queue. Chance comes from one generator, so a seed is a whole history, and
-the hash over that history says whether two of them were the same. Only what really happens is counted: not the timer of
-a call that was answered, and not what a dead process would have done.
+Everything that happens is an event on this queue. All randomness comes from one generator, so a
+seed determines a whole history, and a hash over the history shows whether two are equal. Only
+events with an effect are counted: not the timer of an answered call, and not the events of a dead
+process.
 """
 
-# ruff: noqa: S311 - chance here shall be repeatable, not secret
+# ruff: noqa: S311 - repeatable, not secret
 
 import hashlib
 import heapq
@@ -17,19 +18,22 @@ Event = Callable[[], None]
 CALL_TIMEOUT_MS = 10_000
 
 
-class Broken(AssertionError):
-    """A promise of the run protocol does not hold; ``promise`` is the number of the invariant."""
+class InvariantViolation(AssertionError):
+    """An invariant of the run protocol is violated; ``invariant`` is its number."""
 
-    def __init__(self, promise: int, text: str):
-        super().__init__(promise, text)
-        self.promise, self.text = promise, text
+    def __init__(self, invariant: int, text: str):
+        super().__init__(invariant, text)
+        self.invariant, self.text = invariant, text
 
     def __str__(self) -> str:
-        return f"invariant {self.promise}: {self.text}"
+        return f"invariant {self.invariant}: {self.text}"
 
 
 class Host:
-    """A computer. While it is suspended nothing on it runs, and its monotonic clock stands still, as Linux has it."""
+    """A computer.
+
+    While it is suspended, nothing runs and its monotonic clock stops, as on Linux.
+    """
 
     def __init__(self, world: "World"):
         self.world = world
@@ -49,7 +53,7 @@ class Host:
     def suspend(self) -> None:
         if not self.is_suspended:
             for process in self.processes:
-                process.count_time()
+                process.update_runtime()
             self._suspended_at_ms = self.world.now_ms
 
     def resume(self) -> None:
@@ -57,75 +61,75 @@ class Host:
             return
         self.processes = [process for process in self.processes if process.is_alive]
         for process in self.processes:
-            process.count_time()
+            process.update_runtime()
         self._slept_ms += self.world.now_ms - self._suspended_at_ms
         self._suspended_at_ms = None
         for process in list(self.processes):
-            process.catch_up()
+            process.run_deferred()
 
 
 class Process:
-    """Something that runs: it may be paused, when what happens to it waits, and killed, when it never happens."""
+    """A process. While it is paused its events are deferred; after its death they never happen."""
 
     def __init__(self, world: "World", name: str, host: Host):
         self.world, self.name, self.host = world, name, host
         self.is_alive, self.is_paused = True, False
-        self.is_stuck = False  # in the kernel: it does nothing, and dies late
+        self.is_hung = False  # in the kernel: it does nothing, and dies late
         self._waiting: list[Timer] = []
-        self._ran_ms, self._counted_at_ms = 0, world.now_ms
+        self._runtime_ms, self._counted_at_ms = 0, world.now_ms
         host.processes.append(self)
 
     @property
     def is_stopped(self) -> bool:
-        return self.is_paused or self.is_stuck or self.host.is_suspended
+        return self.is_paused or self.is_hung or self.host.is_suspended
 
-    def take(self, event: Event) -> None:
-        """Let this process do ``event``: now, when it goes on, or never."""
+    def deliver(self, event: Event) -> None:
+        """Run ``event`` in this process: now, after it resumes, or never."""
         if self.is_alive and self.is_stopped:
-            self.wait_with(Timer(event, self))
+            self.defer(Timer(event, self))
         elif self.is_alive:
             event()
 
-    def wait_with(self, timer: "Timer") -> None:
+    def defer(self, timer: "Timer") -> None:
         self._waiting.append(timer)
 
-    def after(self, delay_ms: int, event: Event) -> "Timer":
-        return self.world.after(delay_ms, event, by=self)
+    def schedule(self, delay_ms: int, event: Event) -> "Timer":
+        return self.world.schedule(delay_ms, event, owner=self)
 
-    def count_time(self) -> None:
-        """To be called before it stops or goes on."""
+    def update_runtime(self) -> None:
+        """Add the time since the last call; call before the process stops or resumes."""
         if not self.is_stopped:
-            self._ran_ms += self.world.now_ms - self._counted_at_ms
+            self._runtime_ms += self.world.now_ms - self._counted_at_ms
         self._counted_at_ms = self.world.now_ms
 
     @property
-    def ran_ms(self) -> int:
+    def runtime_ms(self) -> int:
         """How long it has run, without the time in which it was stopped."""
-        self.count_time()
-        return self._ran_ms
+        self.update_runtime()
+        return self._runtime_ms
 
-    def get_stuck(self) -> None:
-        self.count_time()
-        self.is_stuck = True
+    def hang(self) -> None:
+        self.update_runtime()
+        self.is_hung = True
 
     def pause(self) -> None:
-        self.count_time()
+        self.update_runtime()
         self.is_paused = True
 
-    def go_on(self) -> None:
-        self.count_time()
+    def resume(self) -> None:
+        self.update_runtime()
         self.is_paused = False
-        self.catch_up()
+        self.run_deferred()
 
-    def catch_up(self) -> None:
-        """Do what has waited."""
+    def run_deferred(self) -> None:
+        """Run the deferred events."""
         if self.is_stopped:
             return
         waiting, self._waiting = self._waiting, []
         for timer in waiting:
             if timer.event is not None and self.is_alive:
                 self.world.events += 1
-                self.take(timer.event)
+                self.deliver(timer.event)
 
     def die(self) -> None:
         self.is_alive = False
@@ -133,23 +137,23 @@ class Process:
 
 
 class Timer:
-    """Something that will happen, unless it is cancelled or the process that would do it has died."""
+    """A future event, unless it is canceled or its process has died."""
 
-    __slots__ = ("by", "event")
+    __slots__ = ("event", "owner")
 
-    def __init__(self, event: Event, by: Process | None):
+    def __init__(self, event: Event, owner: Process | None):
         self.event: Event | None = event
-        self.by = by
+        self.owner = owner
 
     def cancel(self) -> None:
         self.event = None
 
 
 class World:
-    """The queue of what will happen, the one source of chance, and the hash over all that has happened."""
+    """The event queue, the random generator, and the hash over the history."""
 
     def __init__(self, seed: int):
-        self.seed, self.chance = seed, random.Random(seed)
+        self.seed, self.random = seed, random.Random(seed)
         self.now_ms = 0
         self.events = 0
         self._queue: list[tuple[int, int, Timer]] = []
@@ -160,29 +164,29 @@ class World:
         self.loss = 0.0
         self.is_lossless = False
 
-    def after(self, delay_ms: int, event: Event, *, by: Process | None = None) -> Timer:
+    def schedule(self, delay_ms: int, event: Event, *, owner: Process | None = None) -> Timer:
         self._number += 1
         at_ms = self.now_ms + max(0, delay_ms)
-        timer = Timer(event, by)
+        timer = Timer(event, owner)
         heapq.heappush(self._queue, (at_ms, self._number, timer))
         return timer
 
     def run(self, *, until_ms: int) -> None:
         while self._queue and self._queue[0][0] <= until_ms:
             self.now_ms, number, timer = heapq.heappop(self._queue)
-            event, by = timer.event, timer.by
-            if event is None or (by is not None and not by.is_alive):
+            event, owner = timer.event, timer.owner
+            if event is None or (owner is not None and not owner.is_alive):
                 continue
-            if by is not None and by.is_stopped:
-                by.wait_with(timer)
+            if owner is not None and owner.is_stopped:
+                owner.defer(timer)
                 continue
             self.events += 1
             self._trace.update(b"%d,%d;" % (self.now_ms, number))
             event()
         self.now_ms = max(self.now_ms, until_ms)
 
-    def say(self, *words: object) -> None:
-        """One line of history: it goes into the hash, and into the log when somebody reads along."""
+    def record(self, *words: object) -> None:
+        """Add one line of history to the hash, and to the log if that is enabled."""
         line = " ".join(map(str, words))
         self._trace.update(line.encode())
         if self.is_logging:
@@ -192,22 +196,22 @@ class World:
     def trace(self) -> str:
         return self._trace.hexdigest()
 
-    def happens(self, likelihood: float) -> bool:
-        return self.chance.random() < likelihood
+    def draw_bool(self, likelihood: float) -> bool:
+        return self.random.random() < likelihood
 
-    def between(self, low: int, high: int) -> int:
-        return self.chance.randrange(low, high)
+    def draw_int(self, low: int, high: int) -> int:
+        return self.random.randrange(low, high)
 
-    def delay_ms(self) -> int:
-        """How long a message travels: mostly a blink, sometimes long enough to be overtaken."""
-        return self.between(200, 15_000) if not self.is_lossless and self.happens(0.01) else self.between(1, 30)
+    def draw_delay_ms(self) -> int:
+        """Return the delay of a message: mostly short, sometimes long enough to be overtaken."""
+        return self.draw_int(200, 15_000) if not self.is_lossless and self.draw_bool(0.01) else self.draw_int(1, 30)
 
-    def loses(self) -> bool:
-        return not self.is_lossless and self.happens(self.loss)
+    def loses_message(self) -> bool:
+        return not self.is_lossless and self.draw_bool(self.loss)
 
 
 class Link:
-    """One machine's way to the server; each direction can be cut by itself."""
+    """One machine's link to the server; each direction can be cut separately."""
 
     def __init__(self) -> None:
         self.carries_requests = self.carries_answers = True
@@ -216,7 +220,7 @@ class Link:
         self.carries_requests = self.carries_answers = True
 
 
-def call(
+def send_request(
     world: World,
     link: Link,
     server: Any,
@@ -226,13 +230,15 @@ def call(
     *,
     timeout_ms: int = CALL_TIMEOUT_MS,
 ) -> None:
-    """Send ``request`` and hand its outcome to the sender: an answer, a ``Refusal``, or None when none came in time.
+    """Send ``request``, and deliver its outcome to the sender: an answer, a ``Refusal``, or None on
+    timeout.
 
-    The request may be lost, late, or arrive twice, and so may the answer; the sender hears one outcome and never more.
+    The request may be lost, late, or arrive twice, and so may the answer; the sender gets one
+    outcome.
     """
     is_over = False
 
-    def hear(outcome: Any) -> None:
+    def deliver(outcome: Any) -> None:
         nonlocal is_over
         if not is_over:
             is_over = True
@@ -240,14 +246,15 @@ def call(
             on_outcome(outcome)
 
     def answer(outcome: Any) -> None:
-        if link.carries_answers and not world.loses():
-            sender.after(world.delay_ms(), lambda: hear(outcome))
+        if link.carries_answers and not world.loses_message():
+            sender.schedule(world.draw_delay_ms(), lambda: deliver(outcome))
 
     def arrive() -> None:
-        if link.carries_requests and not world.loses():
+        if link.carries_requests and not world.loses_message():
             server.handle(request, answer)
 
-    world.after(world.delay_ms(), arrive)
-    if not world.is_lossless and world.happens(world.loss / 2):
-        world.after(world.delay_ms() + world.between(0, 40_000), arrive)  # a second copy, perhaps much later
-    timeout = sender.after(timeout_ms, lambda: hear(None))
+    world.schedule(world.draw_delay_ms(), arrive)
+    if not world.is_lossless and world.draw_bool(world.loss / 2):
+        # A second copy, perhaps much later
+        world.schedule(world.draw_delay_ms() + world.draw_int(0, 40_000), arrive)
+    timeout = sender.schedule(timeout_ms, lambda: deliver(None))

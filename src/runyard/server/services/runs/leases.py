@@ -27,7 +27,16 @@ from sqlalchemy import Connection
 from runyard import limits
 from runyard.flows import FlowProblems, resolve
 from runyard.limits import clean_text
-from runyard.protocol import Assignment, Claim, Claimed, ExitReport, Placed, ProcessReport, Renewal, Wanted
+from runyard.protocol import (
+    Assignment,
+    Claim,
+    ClaimResult,
+    DesiredState,
+    ExitReport,
+    Placements,
+    ProcessReport,
+    Renewal,
+)
 from runyard.server.services import notifications
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Actor, Services
@@ -62,7 +71,7 @@ ASKED_WITHIN_S = 30.0
 
 async def claim(
     services: Services, actor: Actor, offer: Claim, *, gone: "asyncio.Future[None] | None" = None
-) -> Claimed:
+) -> ClaimResult:
     """Give a controller the next run that fits, waiting for one if there is none.
 
     ``gone`` is done when the controller has disconnected; it is given no run then.
@@ -77,16 +86,16 @@ async def claim(
     until = clock.monotonic_s() + min(offer.wait_s, LONGEST_WAIT_S)
     while True:
         if gone is not None and gone.done():
-            return Claimed(assignment=None)
+            return ClaimResult(assignment=None)
         event = services.notifier.watch(notifications.QUEUE)
         assignment = await _try_claim(services, actor, offer)
         remaining_s = until - clock.monotonic_s()
         if assignment is not None or remaining_s <= 0 or services.notifier.is_closed:
-            return Claimed(assignment=assignment)
+            return ClaimResult(assignment=assignment)
         await services.notifier.wait(event, timeout_s=remaining_s, gone=gone)
 
 
-async def list_placed(services: Services, machine_id: str) -> Placed:
+async def list_placed(services: Services, machine_id: str) -> Placements:
     """Return every open attempt of a machine, lost ones included.
 
     The controller reports on those that it does not hold.
@@ -99,10 +108,10 @@ async def list_placed(services: Services, machine_id: str) -> Placed:
             if (run := run_rows.get(tx, org=attempt.org, run_id=attempt.run_id)) is not None
         ]
 
-    return Placed(attempts=await services.store.read_in_thread(find_open_attempts))
+    return Placements(attempts=await services.store.read_in_thread(find_open_attempts))
 
 
-async def report_process(services: Services, token: AttemptToken, report: ProcessReport) -> Wanted:
+async def report_process(services: Services, token: AttemptToken, report: ProcessReport) -> DesiredState:
     """Record the supervisor's process: from now on the attempt counts, and the run is Running.
 
     Raises:
@@ -117,7 +126,7 @@ async def report_process(services: Services, token: AttemptToken, report: Proces
     return wanted
 
 
-def _start_attempt(services: Services, tx: Connection, token: AttemptToken, report: ProcessReport) -> Wanted:
+def _start_attempt(services: Services, tx: Connection, token: AttemptToken, report: ProcessReport) -> DesiredState:
     attempt, row = get_open_attempt(tx, token, now_ms=services.clock.now_ms())
     run = decode_run(row.document)
     _change_attempt(
@@ -133,12 +142,12 @@ def _start_attempt(services: Services, tx: Connection, token: AttemptToken, repo
     return _answer_supervisor(services, tx, row, run)
 
 
-async def renew(services: Services, token: AttemptToken, renewal: Renewal) -> Wanted:
+async def renew(services: Services, token: AttemptToken, renewal: Renewal) -> DesiredState:
     """Renew a lease. An attempt that was considered lost is restored."""
     return await services.store.write(lambda tx: _renew_lease(services, tx, token, renewal))
 
 
-def _renew_lease(services: Services, tx: Connection, token: AttemptToken, renewal: Renewal) -> Wanted:
+def _renew_lease(services: Services, tx: Connection, token: AttemptToken, renewal: Renewal) -> DesiredState:
     attempt, row = get_open_attempt(tx, token, now_ms=services.clock.now_ms())
     run = decode_run(row.document)
     _extend_lease(services, tx, attempt)
@@ -174,7 +183,7 @@ def _close_attempt(services: Services, tx: Connection, token: AttemptToken, repo
     row = run_rows.get(tx, org=token.org, run_id=attempt.run_id)
     if row is None:
         raise lease_lost()
-    if report.epoch not in ("", _read_store_id(tx)):
+    if report.store_id not in ("", _read_store_id(tx)):
         raise Refusal("StoreRestored", "a backup was restored since; try: send again what came after it, then report")
     run, now_ms = decode_run(row.document), services.clock.now_ms()
     if attempt.closed and attempt.lost_pulse is None:
@@ -420,8 +429,8 @@ def _build_assignment(services: Services, tx: Connection, attempt: Any, row: Any
         token=services.signer.sign_attempt_token(AttemptToken(attempt.org, attempt.epoch, attempt.token_number)),
         lease_s=services.settings.lease_s,
         grace_s=_grace_s(services, run),
-        epoch=attempt.epoch,
-        store_epoch=_read_store_id(tx),
+        store_id=attempt.epoch,
+        current_store_id=_read_store_id(tx),
         server_boot_id=services.boot_id,
         run=run,
         resume_checkpoint=proven[-1].id if proven else None,
@@ -460,14 +469,14 @@ def _begin_attempt(services: Services, run: Run, attempt: Any) -> None:
     )
 
 
-def _answer_supervisor(services: Services, tx: Connection, row: Any, run: Run) -> Wanted:
+def _answer_supervisor(services: Services, tx: Connection, row: Any, run: Run) -> DesiredState:
     is_unwanted = row.killed or row.deleted
     if is_unwanted and run.status.observed_generation != run.metadata.generation:
         run.status.observed_generation = run.metadata.generation
         save(tx, run)
-    return Wanted(
+    return DesiredState(
         action="kill" if is_unwanted else "continue",
-        epoch=_read_store_id(tx),
+        store_id=_read_store_id(tx),
         lease_s=services.settings.lease_s,
         grace_s=_grace_s(services, run),
     )

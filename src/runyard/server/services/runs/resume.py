@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from sqlalchemy import Connection
 
 from runyard.blobs import BlobMissing
-from runyard.protocol import CheckpointFile, Resumable, ResumeCheckpoint
+from runyard.protocol import CheckpointFile, ResumeCandidates, ResumeCheckpoint
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
@@ -23,7 +23,7 @@ from runyard.store import blobs as blob_rows
 from runyard.store import outputs
 
 
-def list_candidates(services: Services, token: AttemptToken) -> Resumable:
+def list_candidates(services: Services, token: AttemptToken) -> ResumeCandidates:
     """Return every checkpoint the attempt may resume from, the best choice first.
 
     The run's own checkpoints come before the one that it was created from.
@@ -34,7 +34,7 @@ def list_candidates(services: Services, token: AttemptToken) -> Resumable:
     return services.store.read(lambda tx: _find_checkpoints(tx, token))
 
 
-def _find_checkpoints(tx: Connection, token: AttemptToken) -> Resumable:
+def _find_checkpoints(tx: Connection, token: AttemptToken) -> ResumeCandidates:
     _, row = leases.get_open_attempt(tx, token)
     key = {"org": token.org, "run_id": row.id}
     own = sorted(
@@ -63,7 +63,7 @@ def _find_checkpoints(tx: Connection, token: AttemptToken) -> Resumable:
                 files=_to_checkpoint_files(blob_rows.list_resume_files(tx, **key)),
             )
         )
-    return Resumable(checkpoints=found)
+    return ResumeCandidates(checkpoints=found)
 
 
 async def open_blob(services: Services, token: AttemptToken, sha256: str) -> tuple[BinaryIO, int]:

@@ -1,11 +1,14 @@
-"""Fail the n-th system call, for all n: ``chaos --nth``, or a seeded share of them with ``--nth 0.1``.
+"""Fails the n-th system call, for all n:
 
-What a run's life writes is done in a process of its own by the real code: *create*, *claim*, *finish* and *delete* by
-the server's application over its real store, *save* by the trainer's ``save_checkpoint``. strace lets the n-th fsync,
-rename, open or write of each thread fail with EIO or ENOSPC, or kills the process there. Afterwards another process
-looks: what was acknowledged is there, what was not is absent or whole, nothing is torn, the same request goes through
-when it is repeated, and store and disk agree. Processes are forked from this one and find in it all that takes long and
-that nothing under test decides: imports, the application put together but not open, a model built from recipe and seed.
+``chaos --nth``, or a seeded share of them with ``--nth 0.1``.
+
+The operations that write are run by the real code in a process of their own: *create*, *claim*,
+*finish* and *delete* by the server's application with its real store, *save* by the trainer's
+``save_checkpoint``. strace fails the n-th fsync, rename, open, or write of each thread with EIO or
+ENOSPC, or kills the process there. Then another process checks the result. Acknowledged data
+exists, other data is absent or complete, nothing is torn, a repeat of the request succeeds, and
+store and disk agree. The processes are forked from this one, which has done what is slow and not
+under test: imports, setup of the application, and building a model.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saving import place
+from checkpoint_cuts import write_attempt
 
 from runyard import rundir
 
@@ -47,7 +50,7 @@ STEP_TIMEOUT_S = 60.0
 RUN, ACKNOWLEDGED, REFUSED = "r1", b"acknowledged\n", b"refused\n"
 
 
-def why_not() -> str | None:
+def find_missing_requirement() -> str | None:
     return None if shutil.which("strace") else "needs strace"
 
 
@@ -63,10 +66,13 @@ class Injection:
 
 
 class Operation:
-    """``prepare`` makes the folder, ``perform`` is the operation, ``look`` answers what is wrong afterwards.
+    """An operation under test:
 
-    ``perform`` answers whether it was acknowledged. Each is called in a process of its own, a fork of the one that has
-    called ``warm`` for the folder; ``is_heavy`` when that takes torch.
+    ``prepare`` writes the folder, ``check`` returns the problems afterwards.
+
+    ``perform`` reports whether the operation was acknowledged. Each runs in a process of its own, a
+    fork of the one that has called ``preload_for`` for the folder; ``is_heavy`` if that needs
+    torch.
     """
 
     is_heavy = False
@@ -74,24 +80,24 @@ class Operation:
     def prepare(self, folder: Path) -> None:
         raise NotImplementedError
 
-    def warm(self, folder: Path) -> None:
+    def preload_for(self, folder: Path) -> None:
         raise NotImplementedError
 
     def perform(self, folder: Path, begin: Callable[[], None], end: Callable[[bool], None]) -> None:
         raise NotImplementedError
 
-    def look(self, folder: Path, *, was_acknowledged: bool) -> list[str]:
+    def check(self, folder: Path, *, was_acknowledged: bool) -> list[str]:
         raise NotImplementedError
 
 
-class OfServer(Operation):
+class ServerOperation(Operation):
     """An operation over HTTP, without a socket: the application is called in the process itself."""
 
     def __init__(self, name: str):
         self.name = name
         self._plans: dict[Path, Any] = {}
 
-    def warm(self, folder: Path) -> None:
+    def preload_for(self, folder: Path) -> None:
         self._plans[folder] = _server.plan(folder / "data")
 
     def prepare(self, folder: Path) -> None:
@@ -104,7 +110,7 @@ class OfServer(Operation):
                 await attempt.ship("a line", stream="stdout")
                 await attempt.checkpoint()
                 (folder / "token").write_text(attempt.assignment["token"])
-                place(house.settings.runs_dir / house.org / RUN, 1, save_every_steps=1)
+                write_attempt(house.settings.runs_dir / house.org / RUN, 1, save_every_steps=1)
                 if self.name == "delete":
                     await _finish(attempt.client)
 
@@ -122,7 +128,7 @@ class OfServer(Operation):
 
         self._in_house(folder, story)
 
-    def look(self, folder: Path, *, was_acknowledged: bool) -> list[str]:
+    def check(self, folder: Path, *, was_acknowledged: bool) -> list[str]:
         found: list[str] = []
 
         async def story(house: Any) -> None:
@@ -151,7 +157,7 @@ class OfServer(Operation):
         async def all_of_it() -> None:
             (folder / "data").mkdir(exist_ok=True)
             if folder not in self._plans:
-                self.warm(folder)
+                self.preload_for(folder)
             async with _server.enter(self._plans[folder]) as house:
                 await story(house)
 
@@ -166,7 +172,7 @@ class OfServer(Operation):
         }
 
     async def _ask(self, house: Any, clients: dict[str, Any]) -> bool:
-        """Ask once. A repeat may be told that it is done already, which is as good."""
+        """Send the request once. A repeat may be answered as done already, which counts as success."""
         path = house.path(f"runs/{RUN}")
         if self.name == "create":
             return (await clients["api"].put(path, json=_BODY)).status_code in (200, 201)
@@ -226,7 +232,7 @@ async def _check(house: Any) -> Any:
     return await storage.check(house.services, org=house.org)
 
 
-class OfTrainer(Operation):
+class SaveOperation(Operation):
     """The second checkpoint of an attempt."""
 
     is_heavy = True
@@ -234,7 +240,7 @@ class OfTrainer(Operation):
     def __init__(self) -> None:
         self._all_made: dict[Path, Any] = {}
 
-    def warm(self, folder: Path) -> None:
+    def preload_for(self, folder: Path) -> None:
         import torch
 
         torch.set_num_threads(1)  # a fork has no other
@@ -242,17 +248,17 @@ class OfTrainer(Operation):
         self._all_made[attempt] = self._make(attempt)
 
     def prepare(self, folder: Path) -> None:
-        self._save(place(folder / "run", 1, save_every_steps=1), 1)
+        self._save(write_attempt(folder / "run", 1, save_every_steps=1), 1)
 
     def perform(self, folder: Path, begin: Callable[[], None], end: Callable[[bool], None]) -> None:
         attempt = folder / "run" / "attempts" / "1"
         self._save(attempt, 2, begin, end)
 
-    def look(self, folder: Path, *, was_acknowledged: bool) -> list[str]:
+    def check(self, folder: Path, *, was_acknowledged: bool) -> list[str]:
         attempt = folder / "run" / "attempts" / "1"
         found = []
         names = []
-        for path, manifest in rundir.checkpoints(attempt):
+        for path, manifest in rundir.list_checkpoints(attempt):
             names.append(path.name)
             if not rundir.is_proven(path, manifest):
                 found.append(f"{path.name} is torn")
@@ -262,21 +268,21 @@ class OfTrainer(Operation):
             found.append("was acknowledged and is not there")
         if "step-2" not in names:
             self._save(attempt, 2)
-        if [path.name for path, manifest in rundir.checkpoints(attempt) if rundir.is_proven(path, manifest)] != [
+        if [path.name for path, manifest in rundir.list_checkpoints(attempt) if rundir.is_proven(path, manifest)] != [
             "step-1",
             "step-2",
         ]:
             found.append("it cannot be saved again")
         from runyard.trainer.checkpoints.checkpoint import load_state
 
-        made = self._made(attempt)
-        for path, manifest in rundir.checkpoints(attempt):
+        made = self._get_state(attempt)
+        for path, manifest in rundir.list_checkpoints(attempt):
             progress, _ = load_state(path, made.optimizers)
             if progress.step != manifest["step"]:
                 found.append(f"{path.name} loads as step {progress.step}")
         return found
 
-    def _made(self, attempt: Path) -> Any:
+    def _get_state(self, attempt: Path) -> Any:
         return self._all_made.get(attempt) or self._make(attempt)
 
     def _make(self, attempt: Path) -> Any:
@@ -284,7 +290,7 @@ class OfTrainer(Operation):
         from runyard.trainer.main import _machine, _read_run
         from runyard.trainer.prepare import Job, prepare
 
-        run, recipe = _read_run(rundir.read_json(attempt / rundir.RUN) or {})
+        run, recipe = _read_run(rundir.read_json(rundir.AttemptDir(attempt).run) or {})
         job = Job(folder=attempt, run=run, recipe=recipe, models={}, resume=None)
         return prepare(job, _machine(1), told=Told())
 
@@ -297,9 +303,9 @@ class OfTrainer(Operation):
     ) -> None:
         from runyard.trainer.checkpoints.checkpoint import Saved, contents_of, save_checkpoint
 
-        made = self._made(attempt)
+        made = self._get_state(attempt)
         made.progress.step = step
-        before = Saved("step-1", attempt / rundir.CHECKPOINTS / "step-1") if step > 1 else None
+        before = Saved("step-1", rundir.AttemptDir(attempt).checkpoints / "step-1") if step > 1 else None
 
         def save() -> bool:
             try:
@@ -312,7 +318,8 @@ class OfTrainer(Operation):
                     is_best=False,
                     previous=before,
                 )
-            except Exception:  # whatever it says, it was not acknowledged; the trainer would end by it
+            # Whatever it says, it was not acknowledged; the trainer would end by it
+            except Exception:
                 traceback.print_exc()
                 return False
             return True
@@ -320,25 +327,28 @@ class OfTrainer(Operation):
         begin()
         is_saved = save()
         end(is_saved)
-        # One that is saved is never saved again: that would take it away first.
+        # A checkpoint that is saved is not saved again, because that would remove it first.
         assert is_saved or any(save() for _ in range(TIMES_TO_REPEAT)), "no later save goes through"
 
 
 OPERATIONS: dict[str, Operation] = {
-    **{name: OfServer(name) for name in ("create", "claim", "finish", "delete")},
-    "save": OfTrainer(),
+    **{name: ServerOperation(name) for name in ("create", "claim", "finish", "delete")},
+    "save": SaveOperation(),
 }
 
 
-def nth(folder: Path, *, share: float, seed: int, only: Collection[str] = tuple(OPERATIONS)) -> dict[str, Any]:
-    """Every injection, or a seeded share of them; how many there were, and what was wrong."""
-    reason = why_not()
+def inject_nth_failures(
+    folder: Path, *, share: float, seed: int, only: Collection[str] = tuple(OPERATIONS)
+) -> dict[str, Any]:
+    """Run every injection, or a seeded share of them; return counts and problems."""
+    reason = find_missing_requirement()
     if reason:
         return {"injections": 0, "notRun": reason, "problems": []}
     began_s = time.monotonic()
     _load_server_tests()
     if any(not OPERATIONS[name].is_heavy for name in only):
-        OPERATIONS["delete"].prepare(_made(folder / "warm-up"))  # so that all is imported that is on first use
+        # So that all is imported that is on first use
+        OPERATIONS["delete"].prepare(_make_folder(folder / "warm-up"))
     found: list[str] = []
     done: Counter[str] = Counter()
     calls: dict[str, dict[str, int]] = {}
@@ -350,15 +360,15 @@ def nth(folder: Path, *, share: float, seed: int, only: Collection[str] = tuple(
 
             preload()
         choose = random.Random(f"{seed} {name}")  # noqa: S311 - chooses a share, guards nothing
-        whole = _made(folder / name)
-        _in_child(lambda: operation.prepare(whole))  # noqa: B023
-        operation.warm(_copy(whole, folder))
+        whole = _make_folder(folder / name)
+        _run_in_child(lambda: operation.prepare(whole))  # noqa: B023
+        operation.preload_for(_copy_folder(whole, folder))
         gc.freeze()  # a collection in a fork would copy every page
-        calls[name] = _count(operation, folder, whole)
-        for injection in _injections(name, calls[name]):
+        calls[name] = _count_calls(operation, folder, whole)
+        for injection in _list_injections(name, calls[name]):
             if choose.random() >= share:
                 continue
-            problems, has_struck = _inject(operation, injection, folder, whole)
+            problems, has_struck = _inject_failure(operation, injection, folder, whole)
             found += [f"{injection}: {problem}" for problem in problems]
             done[name] += has_struck
             print(f"\r{injection}, {done.total()} done, {len(found)} wrong   ", end="", file=sys.stderr, flush=True)
@@ -366,13 +376,13 @@ def nth(folder: Path, *, share: float, seed: int, only: Collection[str] = tuple(
     return {"injections": done.total(), "of": dict(done), "calls": calls, "seconds": seconds, "problems": found}
 
 
-def _made(folder: Path) -> Path:
+def _make_folder(folder: Path) -> Path:
     folder.mkdir()
     return folder
 
 
 def _load_server_tests() -> None:
-    """The application without a socket, as the server's own tests open it."""
+    """Load the helpers of the server's tests, which open the application without a socket."""
     global _server
     path = Path(__file__).parents[1] / "server" / "conftest.py"
     spec = importlib.util.spec_from_file_location("server_conftest", path)
@@ -384,18 +394,18 @@ def _load_server_tests() -> None:
 _server: Any = None
 
 
-def _injections(name: str, calls: dict[str, int]) -> Iterator[Injection]:
+def _list_injections(name: str, calls: dict[str, int]) -> Iterator[Injection]:
     for call, count in calls.items():
         for fault in FAULTS:
             for n in range(1, count + 1):
                 yield Injection(name, call, fault, n)
 
 
-def _count(operation: Operation, folder: Path, whole: Path) -> dict[str, int]:
-    """How often a thread makes each call, at most, when nothing fails."""
-    copy = _copy(whole, folder)
+def _count_calls(operation: Operation, folder: Path, whole: Path) -> dict[str, int]:
+    """Return the maximum number of each call per thread when nothing fails."""
+    copy = _copy_folder(whole, folder)
     seen = folder / "seen"
-    said = _perform(operation, copy, ["-e", f"trace={','.join(CALLS.values())}"], seen)
+    said = _perform_traced(operation, copy, ["-e", f"trace={','.join(CALLS.values())}"], seen)
     assert said == "acknowledged", f"nothing fails, and it says {said}"
     counts: dict[str, Counter[str]] = {call: Counter() for call in CALLS}
     for thread, name in re.findall(r"^(\d+) +(\w+)\(", seen.read_text(), re.MULTILINE):
@@ -405,49 +415,56 @@ def _count(operation: Operation, folder: Path, whole: Path) -> dict[str, int]:
     return {call: max(of_threads.values(), default=0) for call, of_threads in counts.items()}
 
 
-def _inject(operation: Operation, injection: Injection, folder: Path, whole: Path) -> tuple[list[str], bool]:
-    copy = _copy(whole, folder)
+def _inject_failure(operation: Operation, injection: Injection, folder: Path, whole: Path) -> tuple[list[str], bool]:
+    copy = _copy_folder(whole, folder)
     seen = folder / "seen"
     names = CALLS[injection.call]
     options = ["-e", f"trace={names}", "-e", f"inject={names}:{FAULTS[injection.fault]}:when={injection.n}"]
-    said = _perform(operation, copy, options, seen)
+    said = _perform_traced(operation, copy, options, seen)
     has_struck = "INJECTED" in seen.read_text() or "killed by SIGKILL" in seen.read_text()
     problems = []
     if said not in ("acknowledged", "refused", "killed"):
         problems.append(said)
-    problems += _in_child(lambda: operation.look(copy, was_acknowledged=said == "acknowledged")) or []
+    problems += _run_in_child(lambda: operation.check(copy, was_acknowledged=said == "acknowledged")) or []
     return problems, has_struck
 
 
-def _copy(whole: Path, folder: Path) -> Path:
+def _copy_folder(whole: Path, folder: Path) -> Path:
     copy = folder / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(whole, copy)
     return copy
 
 
-def _perform(operation: Operation, folder: Path, options: list[str], seen: Path) -> str:
-    """Do it under strace: ``acknowledged``, ``refused``, ``killed`` before it said either, or what went wrong."""
-    told, tell = os.pipe()
-    go, begin = os.pipe()
+def _perform_traced(operation: Operation, folder: Path, options: list[str], seen: Path) -> str:
+    """Perform an operation under strace; return ``acknowledged``, ``refused``, ``killed``, or the
+    problem.
+    """
+    status_reader, status_writer = os.pipe()
+    go_reader, go_writer = os.pipe()
     output = folder / "output"
     pid = os.fork()
     if pid == 0:
-        _become(lambda: operation.perform(folder, lambda: _wait_for(go, tell), lambda ok: _say(tell, ok)), output)
-    os.close(tell)
+        _run_and_exit(
+            lambda: operation.perform(
+                folder, lambda: _wait_for_go(go_reader, status_writer), lambda ok: _acknowledge(status_writer, ok)
+            ),
+            output,
+        )
+    os.close(status_writer)
     tracer: subprocess.Popen[bytes] | None = None
     try:
-        assert os.read(told, 6) == b"ready\n", output.read_text()
+        assert os.read(status_reader, 6) == b"ready\n", output.read_text()
         seen.unlink(missing_ok=True)
         command = ["strace", "-f", "-o", str(seen), "-p", str(pid), *options]
         tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
         assert tracer.stderr is not None
         assert b"attached" in tracer.stderr.readline()
-        os.write(begin, b"g")
-        said = _read_to_end(told, STEP_TIMEOUT_S)
-        status = _wait(pid, STEP_TIMEOUT_S)
+        os.write(go_writer, b"g")
+        said = _read_until_closed(status_reader, STEP_TIMEOUT_S)
+        status = _wait_for_exit(pid, STEP_TIMEOUT_S)
     finally:
-        for descriptor in (told, go, begin):
+        for descriptor in (status_reader, go_reader, go_writer):
             os.close(descriptor)
         if tracer is not None:
             tracer.terminate()
@@ -461,29 +478,29 @@ def _perform(operation: Operation, folder: Path, options: list[str], seen: Path)
     return said or "refused"
 
 
-def _wait_for(go: int, tell: int) -> None:
-    os.write(tell, b"ready\n")
-    os.read(go, 1)
+def _wait_for_go(go_reader: int, status_writer: int) -> None:
+    os.write(status_writer, b"ready\n")
+    os.read(go_reader, 1)
 
 
-def _say(tell: int, ok: bool) -> None:
-    """The acknowledgement. A write of it that is made to fail was not one."""
+def _acknowledge(status_writer: int, ok: bool) -> None:
+    """Write the acknowledgment; a write that fails does not count as one."""
     try:
-        os.write(tell, ACKNOWLEDGED if ok else REFUSED)
+        os.write(status_writer, ACKNOWLEDGED if ok else REFUSED)
     except OSError:
         traceback.print_exc()
 
 
-def _read_to_end(told: int, timeout_s: float) -> str:
+def _read_until_closed(reader: int, timeout_s: float) -> str:
     words = b""
     signal.alarm(int(timeout_s))
-    while piece := os.read(told, 100):
+    while piece := os.read(reader, 100):
         words += piece
     signal.alarm(0)
     return words.decode().split("\n")[0]
 
 
-def _wait(pid: int, timeout_s: float) -> int | None:
+def _wait_for_exit(pid: int, timeout_s: float) -> int | None:
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -495,8 +512,8 @@ def _wait(pid: int, timeout_s: float) -> int | None:
     return None
 
 
-def _in_child(work: Callable[[], list[str] | None]) -> list[str] | None:
-    """Do it in a process of its own; its answer, or how it failed."""
+def _run_in_child(work: Callable[[], list[str] | None]) -> list[str] | None:
+    """Run ``work`` in a forked process; return its result, or the traceback."""
     source, sink = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -512,11 +529,11 @@ def _in_child(work: Callable[[], list[str] | None]) -> list[str] | None:
     with os.fdopen(source) as file:
         text = file.read()
     os.waitpid(pid, 0)
-    answered: list[str] | None = json.loads(text) if text else ["it ended without a word"]
+    answered: list[str] | None = json.loads(text) if text else ["it ended without a result"]
     return answered
 
 
-def _become(work: Callable[[], None], output: Path) -> None:
+def _run_and_exit(work: Callable[[], None], output: Path) -> None:
     code = 1
     try:
         log = os.open(output, os.O_WRONLY | os.O_CREAT, 0o600)

@@ -1,8 +1,11 @@
-"""How soon the truth stands in ``client.runs.get``: ``chaos --notice N``, and ``--starve SECONDS`` for false alarms.
+"""Measures how soon ``client.runs.get`` reports a death:
 
-For ``--notice`` a run trains and a part of it is ended; the clock runs from the death of that process, as the kernel
-tells it, until the run's document names the cause. The lease is the default of a deployment. For ``--starve`` a run
-trains beside twice as many spinning processes as there are cores, and must not lose its lease.
+``chaos --notice N``; false alarms: ``--starve SECONDS``.
+
+For ``--notice`` a run trains and one of its processes is ended. The time is measured from the death
+of the process until the run's document names the cause. The lease has its default length. For
+``--starve`` a run trains next to twice as many spinning processes as cores, and must keep its
+lease.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from faults import Fault, Mend, fail_fsync, strike, why_not
-from world import RECIPE, World, until_final
+from faults import Fault, Repair, fail_fsync, find_missing_requirement, inject
+from world import FLOW, World, wait_until_final
 
 import vi
 from runyard import processes
@@ -32,8 +35,8 @@ from vi.api.resources.runs.responses import Run
 
 ENDLESS_STEPS = 10_000
 TRAINS_WITHIN_S, NOTICED_WITHIN_S, DIES_WITHIN_S = 60.0, 60.0, 20.0
-LOOK_EVERY_S = 0.005
-# What is ended, and how the run's document then begins to say so.
+POLL_EVERY_S = 0.005
+# What is ended, and the text that the run's document must then contain.
 CASES = {
     "trainer SIGKILL": "killed by SIGKILL",
     "trainer SIGSEGV": "killed by SIGSEGV",
@@ -45,8 +48,8 @@ CASES = {
 }
 
 
-def notice(folder: Path, *, times: int, seed: int) -> dict[str, Any]:
-    """Seconds from a death to its cause in the run's document, per case."""
+def measure_detection(folder: Path, *, times: int, seed: int) -> dict[str, Any]:
+    """Measure the seconds from a death to its cause in the run's document, per case."""
     world = World(folder, seed=seed, environ={"RUNYARD_LEASE_S": str(Settings.lease_s)})
     found: list[str] = []
     seconds: dict[str, list[float]] = {}
@@ -55,7 +58,7 @@ def notice(folder: Path, *, times: int, seed: int) -> dict[str, Any]:
         world.start()
         with world.client() as client:
             for case, words in CASES.items():
-                if (reason := _why_not(case, world)) is not None:
+                if (reason := _find_missing_requirement(case, world)) is not None:
                     not_run[case] = reason
                     continue
                 for time_number in range(1, times + 1):
@@ -64,74 +67,76 @@ def notice(folder: Path, *, times: int, seed: int) -> dict[str, Any]:
                     except (AssertionError, TimeoutError) as error:
                         found.append(f"{case}, time {time_number}: {error}")
                     print(f"\r{case}: {time_number}/{times}, {len(found)} wrong  ", end="", file=sys.stderr, flush=True)
-        return {"times": times, "notRun": not_run, **_spread(seconds), "problems": found}
+        return {"times": times, "notRun": not_run, **_summarize(seconds), "problems": found}
     finally:
         world.close()
 
 
-def _why_not(case: str, world: World) -> str | None:
+def _find_missing_requirement(case: str, world: World) -> str | None:
     if case == "trainer exit 1":
-        return why_not("disk", "eio-trainer", world)
-    return why_not("memory", "trainer", world) if case == "trainer out of memory" else None
+        return find_missing_requirement("disk", "eio-trainer", world)
+    return find_missing_requirement("memory", "trainer", world) if case == "trainer out of memory" else None
 
 
 def _measure(world: World, client: vi.Client, case: str, words: str) -> float:
-    run_id = _train(world, client)
-    trainer, supervisor = world.find("trainer"), world.find("supervisor")
+    run_id = _start_run(world, client)
+    trainer, supervisor = world.find_process("trainer"), world.find_process("supervisor")
     assert trainer is not None and supervisor is not None, "nothing trains"
-    mend: Mend | None = None
+    repair: Repair | None = None
     try:
-        mend = _end(world, case, trainer, supervisor)
+        repair = _end_process(world, case, trainer, supervisor)
         victim = trainer if case.startswith("trainer") else supervisor
-        _until(lambda: processes.liveness(victim) == "dead", DIES_WITHIN_S, "the death")
+        _wait_until(lambda: processes.check_liveness(victim) == "dead", DIES_WITHIN_S, "the death")
         died_s = time.monotonic()
-        _until(lambda: words in _told(client.runs.get(run_id)), NOTICED_WITHIN_S, f"{words!r}")
+        _wait_until(lambda: words in _describe(client.runs.get(run_id)), NOTICED_WITHIN_S, f"{words!r}")
         return time.monotonic() - died_s
     finally:
-        if mend is not None:
-            mend()
-        world.go_on()
+        if repair is not None:
+            repair()
+        world.resume_restarts()
         with contextlib.suppress(vi.ViConflictError):
             client.runs.kill(run_id)
-        until_final(client, run_id, timeout_s=NOTICED_WITHIN_S)
+        wait_until_final(client, run_id, timeout_s=NOTICED_WITHIN_S)
 
 
-def _end(world: World, case: str, trainer: Identity, supervisor: Identity) -> Mend | None:
+def _end_process(world: World, case: str, trainer: Identity, supervisor: Identity) -> Repair | None:
     match case:
         case "trainer SIGKILL" | "trainer SIGSEGV":
             processes.send_signal(trainer, signal.Signals[case.split()[1]])
         case "trainer exit 1":
             return fail_fsync(world, "trainer", which="1+")  # of every try, see SAVE_TRIES
         case "trainer out of memory":
-            return strike(Fault("memory", "trainer", "Training", 1, 0), world)
+            return inject(Fault("memory", "trainer", "Training", 1, 0), world)
         case "supervisor SIGKILL":
             processes.send_signal(supervisor, signal.SIGKILL)
         case "supervisor and controller SIGKILL":
             world.children["controller"].kill()
             processes.send_signal(supervisor, signal.SIGKILL)
         case "machine gone":
-            world.rest()
+            world.pause_restarts()
             world.children["controller"].kill()
             processes.send_signal(supervisor, signal.SIGKILL)
     return None
 
 
-def _train(world: World, client: vi.Client) -> str:
-    """A run that has taken steps and would take many more."""
-    recipe = copy.deepcopy(RECIPE)
-    recipe["blocks"][1]["settings"]["hyperparameters"]["maxSteps"] = ENDLESS_STEPS
+def _start_run(world: World, client: vi.Client) -> str:
+    """Start a run, and wait for its first step; it would take many more."""
+    flow = copy.deepcopy(FLOW)
+    flow["blocks"][1]["settings"]["hyperparameters"]["maxSteps"] = ENDLESS_STEPS
     run_id = str(uuid.uuid4())
-    client.runs.create(flow=recipe, run_id=run_id)
-    _until(lambda: any(event.get("ev") == "step" for event in world.events(run_id)), TRAINS_WITHIN_S, "the first step")
+    client.runs.create(flow=flow, run_id=run_id)
+    _wait_until(
+        lambda: any(event.get("ev") == "step" for event in world.list_events(run_id)), TRAINS_WITHIN_S, "the first step"
+    )
     return run_id
 
 
-def _told(run: Run) -> str:
-    """The causes of attempts that have ended, and what the newest condition says."""
+def _describe(run: Run) -> str:
+    """Return the causes of ended attempts and the newest condition's message."""
     return " ".join([*(attempt.cause for attempt in run.status.attempts), run.status.conditions[-1].message])
 
 
-def _spread(seconds: dict[str, list[float]]) -> dict[str, Any]:
+def _summarize(seconds: dict[str, list[float]]) -> dict[str, Any]:
     return {
         case: {
             "medianS": round(statistics.median(values), 2),
@@ -142,24 +147,24 @@ def _spread(seconds: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def starve(folder: Path, *, seconds: float, seed: int) -> dict[str, Any]:
-    """Train beside twice as many spinning processes as there are cores; the lease must not be lost."""
+def run_starved(folder: Path, *, seconds: float, seed: int) -> dict[str, Any]:
+    """Train next to twice as many spinning processes as cores; the lease must not be lost."""
     spinning: list[subprocess.Popen[bytes]] = []
     world = World(folder, seed=seed, environ={"RUNYARD_LEASE_S": str(Settings.lease_s)})
     try:
         world.start()
         with world.client() as client:
-            run_id = _train(world, client)
+            run_id = _start_run(world, client)
             count = 2 * (os.cpu_count() or 1)
             spinning += [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
             ends_at_s = time.monotonic() + seconds
             found: list[str] = []
             while time.monotonic() < ends_at_s and not found:
                 run = client.runs.get(run_id)
-                if len(run.status.attempts) != 1 or run.status.attempts[0].cause or "heard" in _told(run):
-                    found.append(f"the lease was lost: {_told(run)}")
+                if len(run.status.attempts) != 1 or run.status.attempts[0].cause or "heard" in _describe(run):
+                    found.append(f"the lease was lost: {_describe(run)}")
                 time.sleep(0.5)
-            steps = sum(event.get("ev") == "step" for event in world.events(run_id))
+            steps = sum(event.get("ev") == "step" for event in world.list_events(run_id))
             return {"spinning": count, "seconds": seconds, "stepsTaken": steps, "problems": found}
     finally:
         for process in spinning:
@@ -168,9 +173,9 @@ def starve(folder: Path, *, seconds: float, seed: int) -> dict[str, Any]:
         world.close()
 
 
-def _until(is_true: Callable[[], Any], timeout_s: float, what: str) -> None:
+def _wait_until(is_true: Callable[[], Any], timeout_s: float, what: str) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not is_true():
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"{what} did not come within {timeout_s:g} s")
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_EVERY_S)

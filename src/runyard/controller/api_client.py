@@ -1,0 +1,53 @@
+"""The controller's client of the server, authenticated with the controller key.
+
+Key and endpoint are in a file that the server writes when it starts. The file is read for every
+call, because a restarted server may have another endpoint.
+"""
+
+from contextlib import closing
+from pathlib import Path
+
+from runyard import rundir
+from runyard.protocol import Assignment, Claim, ClaimResult, MachineReport, Placements
+from vi._http import NO_RETRY, Http
+
+ANSWER_TIMEOUT_S = 10.0
+
+
+class NoControllerKey(Exception):
+    """The server has not written the controller key yet."""
+
+
+class ServerClient:
+    """A client of the server. Each call opens its own connection, so any thread may call."""
+
+    def __init__(self, key_file: Path):
+        self._key_file = key_file
+        self.endpoint = ""
+
+    def claim_run(self, claim: Claim) -> Assignment | None:
+        timeout_s = claim.wait_s + ANSWER_TIMEOUT_S
+        with closing(self._connect()) as http:
+            path = "/internal/v1/claims"
+            return http.call("POST", path, body=claim, decode_as=ClaimResult, timeout_s=timeout_s).assignment
+
+    def list_placements(self, machine_id: str) -> list[Assignment]:
+        with closing(self._connect()) as http:
+            return http.call("GET", f"/internal/v1/machines/{machine_id}", decode_as=Placements).attempts
+
+    def report_machine(self, machine_id: str, report: MachineReport) -> None:
+        with closing(self._connect()) as http:
+            http.call("PUT", f"/internal/v1/machines/{machine_id}", body=report)
+
+    def _connect(self) -> Http:
+        """Open a connection.
+
+        Raises:
+            NoControllerKey: the server has not written the key yet.
+        """
+        document = rundir.read_json(self._key_file) or {}
+        endpoint, key = document.get("endpoint"), document.get("key")
+        if not isinstance(endpoint, str) or not isinstance(key, str):
+            raise NoControllerKey(f"{self._key_file} does not exist yet; the server writes it when it starts")
+        self.endpoint = endpoint
+        return Http(endpoint, headers={"Authorization": f"Bearer {key}"}, timeout_s=ANSWER_TIMEOUT_S, retry=NO_RETRY)
