@@ -30,7 +30,7 @@ from first_comparison import server
 from PIL import Image, ImageDraw
 
 from runyard.blobs import FolderBlobs
-from runyard.datasets.packs import pack, planned
+from runyard.datasets.packs import build_pack, plan_packs
 
 COPY = """
 import hashlib, os, subprocess, sys
@@ -155,8 +155,8 @@ def make_packs(blobs: Path, pictures: Path, width: int) -> list[dict[str, object
     annotations = pictures / "annotations.jsonl"
     annotations.write_text("".join(json.dumps(row) + "\n" for row in rows))
     store, lines = FolderBlobs(blobs), []
-    for number, group in enumerate(planned((path, path.stat().st_size) for path in [*paths, annotations]), start=1):
-        content = pack((path.relative_to(pictures).as_posix(), path.read_bytes()) for path in group)
+    for number, group in enumerate(plan_packs((path, path.stat().st_size) for path in [*paths, annotations]), start=1):
+        content = build_pack((path.relative_to(pictures).as_posix(), path.read_bytes()) for path in group)
         sha256 = hashlib.sha256(content).hexdigest()
         store.put(io.BytesIO(content), sha256=sha256, size_bytes=len(content))
         lines.append({"sha256": sha256, "size": len(content), "number": number})

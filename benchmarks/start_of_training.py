@@ -31,7 +31,7 @@ def make_version(folder: Path, count: int, size: tuple[int, int]) -> None:
     from PIL import Image
 
     from runyard.datasets.records import Interaction, Vqa
-    from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, contents_line
+    from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, encode_contents_line
     from runyard.rundir import COMPLETE
 
     (folder / PACKS).mkdir(parents=True)
@@ -40,7 +40,7 @@ def make_version(folder: Path, count: int, size: tuple[int, int]) -> None:
     def close_pack() -> None:
         name = hashlib.sha256(pack).hexdigest()
         (folder / PACKS / name).write_bytes(pack)
-        lines.extend(contents_line(sha256, name, offset, length) for sha256, offset, length in places)
+        lines.extend(encode_contents_line(sha256, name, offset, length) for sha256, offset, length in places)
         places.clear()
         pack.clear()
 

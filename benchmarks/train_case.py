@@ -70,7 +70,7 @@ CASES = {
 
 def write_case(folder: Path, shape: Shape, *, vocabulary: int, threads: int, micro_batch: int | str) -> None:
     """Everything the loops need, below ``folder``."""
-    from runyard.flows.recipe import SYSTEM_PROMPTS
+    from runyard.flows.resolved_flow import SYSTEM_PROMPTS
     from runyard.trainer.answers import write_vqa
     from runyard.trainer.data.encode import epoch_batches
 
@@ -237,7 +237,7 @@ def parameters_in(folder: Path) -> int:
 def write_version(folder: Path, pictures: list[bytes], answers: list[str]) -> None:
     """A version's folder as a supervisor leaves it, in one pack."""
     from runyard.datasets.records import Interaction, Vqa
-    from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, contents_line
+    from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, encode_contents_line
     from runyard.rundir import COMPLETE
 
     (folder / PACKS).mkdir(parents=True)
@@ -247,7 +247,7 @@ def write_version(folder: Path, pictures: list[bytes], answers: list[str]) -> No
         writer = ManifestWriter(file)
         for number, (data, answer) in enumerate(zip(pictures, answers, strict=True)):
             sha256 = hashlib.sha256(data).hexdigest()
-            lines.setdefault(sha256, contents_line(sha256, name, offset, len(data)))
+            lines.setdefault(sha256, encode_contents_line(sha256, name, offset, len(data)))
             offset += len(data)
             asked = Vqa(interactions=[Interaction(order=1, question=QUESTION, answer=answer)])
             writer.add(

@@ -1,6 +1,8 @@
-"""Ask a trained model about a picture with plain transformers; nothing of Runyard is needed to use what it trained.
+"""Ask a trained model about an image with plain transformers: using a trained model does not need
+Runyard.
 
-Takes the newest run that succeeded on the built-in digits and shows it one handwritten digit.
+Uses the newest successful run of examples/quick_training.py, and asks it about one handwritten
+digit.
 """
 
 import json
@@ -26,12 +28,12 @@ blocks = json.loads(downloaded.run_config_path.read_text())["spec"]["flow"]["blo
 prompt = next(block["settings"]["systemPrompt"] for block in blocks if "system-prompt" in block["block"])
 
 scans = load_digits()
-picture = Image.fromarray((scans.images[0] / 16 * 255).astype("uint8")).resize((32, 32), Image.Resampling.BILINEAR)
+image = Image.fromarray((scans.images[0] / 16 * 255).astype("uint8")).resize((32, 32), Image.Resampling.BILINEAR)
 messages = [
     {"role": "system", "content": [{"type": "text", "text": prompt}]},
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which digit is this?"}]},
 ]
 text = processor.apply_chat_template(messages, add_generation_prompt=True)
-inputs = processor(text=text, images=[picture.convert("RGB")], return_tensors="pt")
+inputs = processor(text=text, images=[image.convert("RGB")], return_tensors="pt")
 answer = model.generate(**inputs, max_new_tokens=40)[0, inputs["input_ids"].shape[1] :]
 print(f"It shows {scans.target[0]}; the model says {processor.decode(answer, skip_special_tokens=True)}")

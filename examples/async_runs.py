@@ -1,4 +1,4 @@
-"""The same client for asyncio: start two short runs and wait for both at once."""
+"""Use the asyncio client: start two short runs and wait for both at once."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ SHORT = {"blocks": [{"block": "vi-model", "settings": {"hyperparameters": {"maxS
 
 
 async def train(client: vi.AsyncClient, name: str) -> Run:
-    """Run a short recipe and come back when it is over."""
+    """Run a short flow and return the finished run."""
     run = await client.runs.create(flow={"name": name, **SHORT})
     return await client.runs.wait(run.run_id, timeout=600, show_progress=False)
 

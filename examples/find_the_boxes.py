@@ -1,6 +1,7 @@
-"""Train the tiny model to say where things are: phrase grounding on the built-in canvases of digits.
+"""Train the tiny model to locate objects: phrase grounding on the built-in canvases of digits.
 
-A quick look: 500 canvases and 40 steps are too few to become good at it. Prints what was measured.
+This is a short run: 500 canvases and 40 steps are too few for good results. Prints the validation
+metrics.
 """
 
 import vi
@@ -16,8 +17,8 @@ FLOW = {
 seen: set[int] = set()
 
 
-def tell(run: Run) -> None:
-    """Print a line for each new step the server knows of."""
+def print_step(run: Run) -> None:
+    """Print a line for each new step that the server has received."""
     progress = run.status.progress
     if progress and progress.step not in seen:
         seen.add(progress.step)
@@ -25,7 +26,7 @@ def tell(run: Run) -> None:
 
 
 with vi.Client() as client:
-    run = client.runs.wait(client.runs.create(flow=FLOW).run_id, timeout=600, on_update=tell, show_progress=False)
+    run = client.runs.wait(client.runs.create(flow=FLOW).run_id, timeout=600, on_update=print_step, show_progress=False)
     for point in client.runs.metrics(run.run_id):
         measured = {name: value for name, value in point.values.items() if name.startswith("validation/")}
         if measured:

@@ -1,6 +1,8 @@
-"""End a run that trains too long: follow its log, kill it, and see that nothing of it is left.
+"""Kill a run that trains too long: follow its log, kill it, and wait until its processes have
+exited.
 
-`kill` asks; the run saves what it has and stops. `Cancelled` stands in its history once none of its processes lives.
+`kill` requests a stop: the run saves a checkpoint and ends. It becomes `Cancelled` once all of its
+processes exited.
 """
 
 import vi

@@ -1,4 +1,4 @@
-"""Look over what has been trained: pages, filters, and one run in full."""
+"""List runs: pages, filters, and one run in full."""
 
 import vi
 from vi.api.types import PaginationParams

@@ -1,7 +1,7 @@
-"""Train the built-in tiny model on real handwritten digits, and fetch it: the whole way in one screen.
+"""Train the built-in tiny model on real handwritten digits, and download it.
 
-An empty list of blocks is a complete recipe. Where the server is and which key to use come from the environment, or
-from ~/.runyard/credentials.json, which `runyard up` has written.
+An empty list of blocks is a complete flow. The server's address and the key come from the
+environment, or from ~/.runyard/credentials.json, which `runyard up` writes.
 """
 
 import vi
@@ -18,4 +18,4 @@ with vi.Client() as client:
         print(f"{progress.metric_name} on held-out data: {progress.metric:.3f}")
 
     model = client.get_model(run.run_id, ckpt="best")
-    print(f"The model lies in {model.model_path}")
+    print(f"The model is in {model.model_path}")

@@ -17,15 +17,15 @@ FOLDER = Path(__file__).parents[1] / "examples"
 SHOWS = {
     "ask_a_model.py": r'It shows 0; the model says .*"answer":"\d"',
     "async_runs.py": r"first: Succeeded\nsecond: Succeeded\n",
-    "bad_recipe.py": r"validationFraction[\s\S]*vi-modle[\s\S]*sede|sede[\s\S]*validationFraction[\s\S]*vi-modle",
-    "continue_a_run.py": r"longer: from step 20 to step 40\nslower: from step 20 to step 40\n",
+    "invalid_flow.py": r"validationFraction[\s\S]*vi-modle[\s\S]*sede|sede[\s\S]*validationFraction[\s\S]*vi-modle",
+    "resume_a_run.py": r"longer: from step 20 to step 40\nslower: from step 20 to step 40\n",
     "find_the_boxes.py": r"epoch \d\.\d\d: .*validation/loss \d",
     "kill_a_run.py": r"killed at \d+\n[\s\S]*Cancelled: KilledByUser",
     "list_runs.py": r"\d+ runs have succeeded\n[\s\S]*Succeeded[\s\S]*(epoch|step)-\d+: \{",
-    "own_pictures.py": r"pictures: 60 pictures, 60 of 60 rows \(Coco, phrase-grounding\); 0 errors[\s\S]*"
+    "own_images.py": r"images: 60 (?:pictures|images), 60 of 60 rows \(Coco, phrase-grounding\); 0 errors[\s\S]*"
     r"The model says: .*; its boxes are drawn in answer\.png",
-    "own_recipe.py": r"seed 1: exactMatch \d\.\d{3}\nseed 2: exactMatch \d\.\d{3}\n",
-    "quick_training.py": r"exactMatch on held-out data: (0\.9[5-9]\d|1\.000)\nThe model lies in \S+",
+    "custom_flow.py": r"seed 1: exactMatch \d\.\d{3}\nseed 2: exactMatch \d\.\d{3}\n",
+    "quick_training.py": r"exactMatch on held-out data: (0\.9[5-9]\d|1\.000)\nThe model is in \S+",
 }
 
 
@@ -61,8 +61,8 @@ def test_the_quick_training_example_trains_a_good_model(quick_training: str) -> 
 
 @pytest.mark.parametrize("name", sorted(set(SHOWS) - {"quick_training.py"}))
 def test_an_example_does_what_it_says(name: str, instance: Any, quick_training: str, tmp_path: Path) -> None:
-    if name == "own_pictures.py":
-        write_coco(tmp_path / "pictures")
+    if name == "own_images.py":
+        write_coco(tmp_path / "images")
     done = subprocess.run(
         [sys.executable, FOLDER / name],
         env={**os.environ, **instance.environ, "HOME": str(tmp_path)},

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import vi
-from runyard.datasets.writers import WRITERS
+from runyard.datasets.writers.registry import WRITERS
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 # What each sample is read as.

@@ -1,4 +1,4 @@
-"""Folders of pictures and labels, and what an import of them would take."""
+"""Folders of images and labels, and the check of an import of them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pytest
 from PIL import Image
 
 from runyard.datasets.findings import Finding
-from runyard.datasets.intake import CountedRecords, Outcome, check_folder
+from runyard.datasets.ingest import Outcome, RecordCounter, check_folder
 from runyard.datasets.records import AssetRef, DatasetType, Record
-from runyard.datasets.writers import Item
+from runyard.datasets.writers.base import Item
 
 
-def png(width: int = 40, height: int = 20, colour: tuple[int, int, int] = (200, 30, 30)) -> bytes:
+def png(width: int = 40, height: int = 20, color: tuple[int, int, int] = (200, 30, 30)) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(out, "PNG")
+    Image.new("RGB", (width, height), color).save(out, "PNG")
     return out.getvalue()
 
 
-class KeptRecords(CountedRecords):
+class KeptRecords(RecordCounter):
     def __init__(self) -> None:
         super().__init__()
         self.records: list[Record] = []
@@ -34,8 +34,8 @@ class KeptRecords(CountedRecords):
 
 
 @dataclass
-class Taken:
-    """What an import of a folder came to."""
+class CheckResult:
+    """The result of checking a folder."""
 
     outcome: Outcome
     records: list[Record]
@@ -48,7 +48,7 @@ class Taken:
 
 @dataclass
 class Shelf:
-    """A folder that files are put into."""
+    """A folder to put files into."""
 
     folder: Path
 
@@ -58,11 +58,13 @@ class Shelf:
         target.write_bytes(data.encode() if isinstance(data, str) else data)
         return self
 
-    def take(self, task: DatasetType | None = None, format: str = "auto") -> Taken:
+    def check(self, task: DatasetType | None = None, format: str = "auto") -> CheckResult:
         findings: list[Finding] = []
         records = KeptRecords()
-        outcome = check_folder(self.folder, dataset_type=task, format=format, say=findings.append, records=records)
-        return Taken(outcome, records.records, findings)
+        outcome = check_folder(
+            self.folder, dataset_type=task, format=format, on_finding=findings.append, records=records
+        )
+        return CheckResult(outcome, records.records, findings)
 
 
 @pytest.fixture
@@ -72,18 +74,21 @@ def shelf(tmp_path: Path) -> Shelf:
 
 
 @pytest.fixture
-def picture() -> Callable[..., bytes]:
-    """Bytes of a PNG of one colour: ``picture(width, height, colour)``."""
+def make_png() -> Callable[..., bytes]:
+    """Bytes of a PNG of one color: ``make_png(width, height, color)``."""
     return png
 
 
 @pytest.fixture
 def item() -> Callable[..., Item]:
-    """A picture with what is said of it: ``item("a.png", record, ...)``; its colour follows from its name."""
+    """Make an image with records: ``item("a.png", record, ...)``.
+
+    Its color follows from its name.
+    """
 
     def make(filename: str, *records: Record) -> Item:
         red, green, blue, *_ = hashlib.sha256(filename.encode()).digest()
-        data = png(colour=(red, green, blue))
+        data = png(color=(red, green, blue))
         asset = AssetRef(filename=filename, width=40, height=20)
         return Item(asset, hashlib.sha256(data).hexdigest(), list(records), lambda: data)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from runyard.datasets.archives import ArchiveRefused, Caps, members, plain_name
+from runyard.datasets.archives import ArchiveLimits, ArchiveRejected, normalize_member_name, read_members
 
 VI = (
     '{"id":"1","asset":{"filename":"a.png","width":40,"height":20},'
@@ -20,7 +20,7 @@ VI = (
 )
 
 
-def zipped(*files: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+def make_zip(*files: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", method) as archive:
         for name, data in files:
@@ -28,7 +28,7 @@ def zipped(*files: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZI
     return out.getvalue()
 
 
-def tarred(*files: tuple[str | tarfile.TarInfo, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
+def make_tar(*files: tuple[str | tarfile.TarInfo, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=format) as archive:
         for name, data in files:
@@ -38,7 +38,7 @@ def tarred(*files: tuple[str | tarfile.TarInfo, bytes], format: int = tarfile.PA
     return out.getvalue()
 
 
-def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+def make_special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info
@@ -50,15 +50,15 @@ def mode(name: str, bits: int) -> zipfile.ZipInfo:
     return info
 
 
-def held(data: bytes, path: str, caps: Caps = Caps()) -> dict[str, bytes]:
-    return {member.name: member.read() for member in members(io.BytesIO(data), path, caps)}
+def read_all(data: bytes, path: str, limits: ArchiveLimits = ArchiveLimits()) -> dict[str, bytes]:
+    return {member.name: member.read() for member in read_members(io.BytesIO(data), path, limits)}
 
 
-def changed(data: bytes, at: int, new: bytes) -> bytes:
+def replace_bytes(data: bytes, at: int, new: bytes) -> bytes:
     return data[:at] + new + data[at + len(new) :]
 
 
-def rechecked(header: bytes) -> bytes:
+def fix_checksum(header: bytes) -> bytes:
     """A tar header with its checksum put right."""
     header = header[:148] + b" " * 8 + header[156:]
     return header[:148] + b"%06o\0 " % sum(header) + header[156:]
@@ -70,30 +70,30 @@ FILES = [("labels/a.txt", b"red\n"), ("b.txt", b"blue " * 300_000), ("empty", b"
 @pytest.mark.parametrize(
     ("path", "data"),
     [
-        ("x.zip", zipped(*FILES)),
-        ("x.zip", zipped(*FILES, method=zipfile.ZIP_STORED)),
-        ("x.tar", tarred(*FILES)),
-        ("x.tar", tarred(*FILES, format=tarfile.GNU_FORMAT)),
-        ("x.tar", tarred(*FILES, format=tarfile.USTAR_FORMAT)),
-        ("x.tar.gz", gzip.compress(tarred(*FILES), 1)),
-        ("X.TGZ", gzip.compress(tarred(*FILES)[:700]) + gzip.compress(tarred(*FILES)[700:])),
-        ("x.tar.bz2", bz2.compress(tarred(*FILES))),
+        ("x.zip", make_zip(*FILES)),
+        ("x.zip", make_zip(*FILES, method=zipfile.ZIP_STORED)),
+        ("x.tar", make_tar(*FILES)),
+        ("x.tar", make_tar(*FILES, format=tarfile.GNU_FORMAT)),
+        ("x.tar", make_tar(*FILES, format=tarfile.USTAR_FORMAT)),
+        ("x.tar.gz", gzip.compress(make_tar(*FILES), 1)),
+        ("X.TGZ", gzip.compress(make_tar(*FILES)[:700]) + gzip.compress(make_tar(*FILES)[700:])),
+        ("x.tar.bz2", bz2.compress(make_tar(*FILES))),
     ],
 )
 def test_regular_files_come_out_as_they_went_in(path: str, data: bytes) -> None:
-    assert held(data, path) == dict(FILES)
+    assert read_all(data, path) == dict(FILES)
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_long_and_foreign_names_of_tar(format: int) -> None:
     name = "/".join(["ördner" * 8] * 10) + "/ä.txt"
-    assert held(tarred((name, b"x"), format=format), "x.tar") == {name: b"x"}
+    assert read_all(make_tar((name, b"x"), format=format), "x.tar") == {name: b"x"}
 
 
 def test_names_that_ustar_cuts_in_two() -> None:
     name = "/".join(["folder" * 5] * 4) + "/a.txt"
     assert len(name) > 100
-    assert held(tarred((name, b"x"), format=tarfile.USTAR_FORMAT), "x.tar") == {name: b"x"}
+    assert read_all(make_tar((name, b"x"), format=tarfile.USTAR_FORMAT), "x.tar") == {name: b"x"}
 
 
 def test_a_zip_with_64_bit_sizes_and_streamed_entries() -> None:
@@ -111,7 +111,7 @@ def test_a_zip_with_64_bit_sizes_and_streamed_entries() -> None:
     pipe = Pipe()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.txt", "w", force_zip64=True) as f:
         f.write(b"red" * 1000)
-    assert held(pipe.data, "x.zip") == {"a.txt": b"red" * 1000}
+    assert read_all(pipe.data, "x.zip") == {"a.txt": b"red" * 1000}
 
 
 UNSAFE_NAMES = [
@@ -128,78 +128,78 @@ UNSAFE_NAMES = [
 
 
 @pytest.mark.parametrize("name", UNSAFE_NAMES)
-def test_names_that_are_not_plain_refuse_the_archive(name: str) -> None:
+def test_names_that_are_not_plain_reject_the_archive(name: str) -> None:
     for data, path in (
-        (zipped(("ok.txt", b""), (name, b"x")), "x.zip"),
-        (tarred(("ok.txt", b""), (name, b"x")), "x.tar"),
+        (make_zip(("ok.txt", b""), (name, b"x")), "x.zip"),
+        (make_tar(("ok.txt", b""), (name, b"x")), "x.tar"),
     ):
-        with pytest.raises(ArchiveRefused, match="plain relative") as refused:
-            held(data, path)
-        assert (refused.value.code, refused.value.member) == ("ArchiveUnsafe", name)
+        with pytest.raises(ArchiveRejected, match="plain relative") as rejected:
+            read_all(data, path)
+        assert (rejected.value.code, rejected.value.member) == ("ArchiveUnsafe", name)
 
 
 def test_backslashes_and_nul_in_names() -> None:
-    data = zipped(("labels_a.txt", b"red"), ("b", b"")).replace(b"labels_a.txt", b"labels\\a.txt")
-    assert held(data, "x.zip")["labels/a.txt"] == b"red"
+    data = make_zip(("labels_a.txt", b"red"), ("b", b"")).replace(b"labels_a.txt", b"labels\\a.txt")
+    assert read_all(data, "x.zip")["labels/a.txt"] == b"red"
     for bad in (b"..\\..\\..a.txt", b"labels\0a.txt"):
-        with pytest.raises(ArchiveRefused, match="plain relative"):
-            held(zipped(("labels_a.txt", b"red")).replace(b"labels_a.txt", bad[:12]), "x.zip")
-    with pytest.raises(ArchiveRefused, match="plain relative"):
-        held(tarred(("a\\b", b"")), "x.tar")
+        with pytest.raises(ArchiveRejected, match="plain relative"):
+            read_all(make_zip(("labels_a.txt", b"red")).replace(b"labels_a.txt", bad[:12]), "x.zip")
+    with pytest.raises(ArchiveRejected, match="plain relative"):
+        read_all(make_tar(("a\\b", b"")), "x.tar")
 
 
 def test_names_that_are_no_text() -> None:
-    with pytest.raises(ArchiveRefused, match="not UTF-8"):
-        held(zipped(("ä", b"")).replace("ä".encode(), b"\xff\xff"), "x.zip")
-    block = rechecked(b"\xff" + tarred(("a", b""))[1:512])
-    with pytest.raises(ArchiveRefused, match="plain relative"):
-        held(block, "x.tar")
+    with pytest.raises(ArchiveRejected, match="not UTF-8"):
+        read_all(make_zip(("ä", b"")).replace("ä".encode(), b"\xff\xff"), "x.zip")
+    block = fix_checksum(b"\xff" + make_tar(("a", b""))[1:512])
+    with pytest.raises(ArchiveRejected, match="plain relative"):
+        read_all(block, "x.tar")
 
 
 @pytest.mark.parametrize(
     ("member", "what"),
     [
-        (special("l", tarfile.SYMTYPE, "/etc/passwd"), "symbolic link"),
-        (special("l", tarfile.LNKTYPE, "ok.txt"), "hard link"),
-        (special("d", tarfile.CHRTYPE), "device"),
-        (special("d", tarfile.BLKTYPE), "device"),
-        (special("p", tarfile.FIFOTYPE), "pipe"),
-        (special("s", tarfile.GNUTYPE_SPARSE), "holes"),
-        (special("u", b"Z"), "unknown type"),
+        (make_special("l", tarfile.SYMTYPE, "/etc/passwd"), "symbolic link"),
+        (make_special("l", tarfile.LNKTYPE, "ok.txt"), "hard link"),
+        (make_special("d", tarfile.CHRTYPE), "device"),
+        (make_special("d", tarfile.BLKTYPE), "device"),
+        (make_special("p", tarfile.FIFOTYPE), "pipe"),
+        (make_special("s", tarfile.GNUTYPE_SPARSE), "sparse"),
+        (make_special("u", b"Z"), "unknown type"),
     ],
 )
-def test_a_tar_with_anything_but_files_and_folders_is_refused(member: tarfile.TarInfo, what: str) -> None:
-    with pytest.raises(ArchiveRefused, match=what) as refused:
-        held(tarred(("ok.txt", b"x"), (member, b"")), "x.tar")
-    assert refused.value.code == "ArchiveUnsafe"
+def test_a_tar_with_anything_but_files_and_folders_is_rejected(member: tarfile.TarInfo, what: str) -> None:
+    with pytest.raises(ArchiveRejected, match=what) as rejected:
+        read_all(make_tar(("ok.txt", b"x"), (member, b"")), "x.tar")
+    assert rejected.value.code == "ArchiveUnsafe"
 
 
 @pytest.mark.parametrize("bits", [0o120777, 0o020666, 0o060666, 0o010666, 0o140777, 0o040755])
-def test_a_zip_with_anything_but_files_and_folders_is_refused(bits: int) -> None:
-    with pytest.raises(ArchiveRefused, match="neither a file nor a folder"):
-        held(zipped(("ok.txt", b"x"), (mode("odd", bits), b"/etc/passwd")), "x.zip")
+def test_a_zip_with_anything_but_files_and_folders_is_rejected(bits: int) -> None:
+    with pytest.raises(ArchiveRejected, match="neither a file nor a folder"):
+        read_all(make_zip(("ok.txt", b"x"), (mode("odd", bits), b"/etc/passwd")), "x.zip")
 
 
 @pytest.mark.parametrize("names", [("a", "a"), ("a", "./a"), ("a", "a/b"), ("a/b", "a"), ("a//b", "a/b")])
-def test_a_name_that_is_there_twice_is_refused(names: tuple[str, str]) -> None:
-    with pytest.raises(ArchiveRefused, match=r"twice|a file and a folder"):
-        held(tarred(*((name, b"x") for name in names)), "x.tar")
+def test_a_name_that_is_there_twice_is_rejected(names: tuple[str, str]) -> None:
+    with pytest.raises(ArchiveRejected, match=r"twice|a file and a folder"):
+        read_all(make_tar(*((name, b"x") for name in names)), "x.tar")
     with pytest.warns() if names == ("a", "a") else nullcontext():
-        data = zipped(*((name, b"x") for name in names))
-    with pytest.raises(ArchiveRefused, match=r"twice|a file and a folder"):
-        held(data, "x.zip")
+        data = make_zip(*((name, b"x") for name in names))
+    with pytest.raises(ArchiveRejected, match=r"twice|a file and a folder"):
+        read_all(data, "x.zip")
 
 
-def test_bombs_are_refused_by_ratio_before_they_unpack() -> None:
+def test_bombs_are_rejected_by_ratio_before_they_unpack() -> None:
     zeros = b"\0" * (32 << 20)
     for data, path in (
-        (zipped(("a", zeros)), "x.zip"),
-        (gzip.compress(tarred(("a", zeros))), "x.tar.gz"),
-        (bz2.compress(tarred(("a", zeros))), "x.tar.bz2"),
+        (make_zip(("a", zeros)), "x.zip"),
+        (gzip.compress(make_tar(("a", zeros))), "x.tar.gz"),
+        (bz2.compress(make_tar(("a", zeros))), "x.tar.bz2"),
     ):
-        with pytest.raises(ArchiveRefused, match="bytes") as refused:
-            next(members(io.BytesIO(data), path))
-        assert refused.value.code == "ArchiveTooLarge"
+        with pytest.raises(ArchiveRejected, match="bytes") as rejected:
+            next(read_members(io.BytesIO(data), path))
+        assert rejected.value.code == "ArchiveTooLarge"
 
 
 def test_a_terabyte_that_is_only_declared() -> None:
@@ -207,76 +207,76 @@ def test_a_terabyte_that_is_only_declared() -> None:
     huge.size = 1 << 40
     data = huge.tobuf() + bytes(1024)
     for bytes_, path in ((data, "x.tar"), (gzip.compress(data), "x.tar.gz")):
-        with pytest.raises(ArchiveRefused):
-            next(members(io.BytesIO(bytes_), path))
-    small = zipped(("a", b"x" * 100), method=zipfile.ZIP_STORED)
+        with pytest.raises(ArchiveRejected):
+            next(read_members(io.BytesIO(bytes_), path))
+    small = make_zip(("a", b"x" * 100), method=zipfile.ZIP_STORED)
     central = small.rfind(b"PK\1\2")
     extra = struct.pack("<2H2Q", 1, 16, 1 << 40, 1 << 40)
-    wide = changed(small, central + 20, b"\xff" * 8 + struct.pack("<2H", 1, len(extra)))
+    wide = replace_bytes(small, central + 20, b"\xff" * 8 + struct.pack("<2H", 1, len(extra)))
     wide = wide[: central + 47] + extra + wide[central + 47 :]
-    wide = changed(wide, len(wide) - 10, struct.pack("<L", 47 + len(extra)))
-    with pytest.raises(ArchiveRefused, match="unpacks to more") as refused:
-        next(members(io.BytesIO(wide), "x.zip"))
-    assert refused.value.code == "ArchiveTooLarge"
+    wide = replace_bytes(wide, len(wide) - 10, struct.pack("<L", 47 + len(extra)))
+    with pytest.raises(ArchiveRejected, match="declare more") as rejected:
+        next(read_members(io.BytesIO(wide), "x.zip"))
+    assert rejected.value.code == "ArchiveTooLarge"
 
 
 def test_an_entry_that_is_longer_or_shorter_than_declared() -> None:
-    data = zipped(("a", b"x" * 5000))
+    data = make_zip(("a", b"x" * 5000))
     central = data.rfind(b"PK\1\2")
     for size in (10, 9999):
-        lying = changed(data, central + 24, struct.pack("<L", size))
-        found = members(io.BytesIO(lying), "x.zip")
-        with pytest.raises(ArchiveRefused, match="not as long as it says"):
+        lying = replace_bytes(data, central + 24, struct.pack("<L", size))
+        found = read_members(io.BytesIO(lying), "x.zip")
+        with pytest.raises(ArchiveRejected, match="declared length"):
             next(found).read()
-    with pytest.raises(ArchiveRefused, match="checksum"):
-        held(changed(data, central + 16, b"\0\0\0\0"), "x.zip")
+    with pytest.raises(ArchiveRejected, match="checksum"):
+        read_all(replace_bytes(data, central + 16, b"\0\0\0\0"), "x.zip")
 
 
-def test_entries_that_overlap_are_refused() -> None:
+def test_entries_that_overlap_are_rejected() -> None:
     """The kernel of one entry quoted by thousands: no ratio of any single entry is odd."""
-    data = zipped(("a", b"x" * 5000), ("b", b"y" * 5000))
+    data = make_zip(("a", b"x" * 5000), ("b", b"y" * 5000))
     second = data.rfind(b"PK\1\2")
-    with pytest.raises(ArchiveRefused, match="overlap"):
-        held(changed(data, second + 42, struct.pack("<L", 0)), "x.zip")
-    with pytest.raises(ArchiveRefused, match="overlap"):
-        held(changed(data, second + 42, struct.pack("<L", 20)), "x.zip")
+    with pytest.raises(ArchiveRejected, match="overlap"):
+        read_all(replace_bytes(data, second + 42, struct.pack("<L", 0)), "x.zip")
+    with pytest.raises(ArchiveRejected, match="overlap"):
+        read_all(replace_bytes(data, second + 42, struct.pack("<L", 20)), "x.zip")
 
 
 def test_directory_and_entry_must_agree() -> None:
-    data = zipped(("safe.txt", b"x"))
-    with pytest.raises(ArchiveRefused, match="contradict"):
-        held(data.replace(b"safe.txt", b"evil.txt", 1), "x.zip")
-    with pytest.raises(ArchiveRefused, match="encrypted"):
-        held(changed(data, data.rfind(b"PK\1\2") + 8, b"\1"), "x.zip")
-    with pytest.raises(ArchiveRefused, match="method"):
-        held(zipped(("a", b"x"), method=zipfile.ZIP_LZMA), "x.zip")
-    with pytest.raises(ArchiveRefused, match=r"does not lie|follows"):
-        held(b"#!/bin/sh\n" + data, "x.zip")
-    with pytest.raises(ArchiveRefused, match="follows"):
-        held(data + b"more", "x.zip")
+    data = make_zip(("safe.txt", b"x"))
+    with pytest.raises(ArchiveRejected, match="contradict"):
+        read_all(data.replace(b"safe.txt", b"evil.txt", 1), "x.zip")
+    with pytest.raises(ArchiveRejected, match="encrypted"):
+        read_all(replace_bytes(data, data.rfind(b"PK\1\2") + 8, b"\1"), "x.zip")
+    with pytest.raises(ArchiveRejected, match="method"):
+        read_all(make_zip(("a", b"x"), method=zipfile.ZIP_LZMA), "x.zip")
+    with pytest.raises(ArchiveRejected, match=r"declared offset|follows"):
+        read_all(b"#!/bin/sh\n" + data, "x.zip")
+    with pytest.raises(ArchiveRejected, match="follows"):
+        read_all(data + b"more", "x.zip")
 
 
 def test_more_entries_than_allowed() -> None:
     many = [(f"{n}", b"") for n in range(6)]
-    for data, path in ((zipped(*many), "x.zip"), (tarred(*many), "x.tar")):
-        assert len(held(data, path, Caps(entries=6))) == 6
-        with pytest.raises(ArchiveRefused, match="entries") as refused:
-            held(data, path, Caps(entries=5))
-        assert refused.value.code == "ArchiveTooLarge"
+    for data, path in ((make_zip(*many), "x.zip"), (make_tar(*many), "x.tar")):
+        assert len(read_all(data, path, ArchiveLimits(entries=6))) == 6
+        with pytest.raises(ArchiveRejected, match="entries") as rejected:
+            read_all(data, path, ArchiveLimits(entries=5))
+        assert rejected.value.code == "ArchiveTooLarge"
 
 
-def test_a_negative_size_in_a_tar_does_not_turn_in_a_circle() -> None:
+def test_a_negative_size_in_a_tar_does_not_loop_forever() -> None:
     """CVE-2025-8194: the offset went back, and the same headers were read for ever."""
-    block = tarred(("a", b"x"))[:512]
+    block = make_tar(("a", b"x"))[:512]
     for size in (-1, -512, -(1 << 60)):
         field = b"\xff" * 3 + struct.pack(">q", size) + b"\xff"
         number = b"\xff" + size.to_bytes(11, "big", signed=True)
         assert len(field) == len(number)
-        with pytest.raises(ArchiveRefused, match="negative"):
-            held(rechecked(changed(block, 124, number)) + b"x" * 512, "x.tar")
-    pax = tarred((special("h", tarfile.XHDTYPE), b"13 size=-512\n"))
-    with pytest.raises(ArchiveRefused, match="no proper size"):
-        held(pax[:1024] + tarred(("a", b"x")), "x.tar")
+        with pytest.raises(ArchiveRejected, match="negative"):
+            read_all(fix_checksum(replace_bytes(block, 124, number)) + b"x" * 512, "x.tar")
+    pax = make_tar((make_special("h", tarfile.XHDTYPE), b"13 size=-512\n"))
+    with pytest.raises(ArchiveRejected, match="invalid size"):
+        read_all(pax[:1024] + make_tar(("a", b"x")), "x.tar")
 
 
 @pytest.mark.parametrize(
@@ -286,63 +286,63 @@ def test_a_negative_size_in_a_tar_does_not_turn_in_a_circle() -> None:
         (b"0 path=a\n", "damaged"),
         (b"-5 path=a\n", "damaged"),
         (b"9 path=a\n\xff", "damaged"),
-        (b"22 GNU.sparse.major=1\n", "holes"),
+        (b"22 GNU.sparse.major=1\n", "sparse"),
         (b"14 path=/etc/x\n", "damaged|plain"),
     ],
 )
-def test_extended_headers_that_are_damaged_or_lie(body: bytes, why: str) -> None:
-    data = tarred((special("h", tarfile.XHDTYPE), body))[:1024] + tarred(("a", b"x"))
-    with pytest.raises(ArchiveRefused, match=why):
-        held(data, "x.tar")
+def test_extended_headers_that_are_damaged_or_false(body: bytes, why: str) -> None:
+    data = make_tar((make_special("h", tarfile.XHDTYPE), body))[:1024] + make_tar(("a", b"x"))
+    with pytest.raises(ArchiveRejected, match=why):
+        read_all(data, "x.tar")
 
 
 def test_a_header_of_a_gigabyte_is_not_read() -> None:
-    block = bytearray(tarred((special("h", tarfile.GNUTYPE_LONGNAME), b"x"))[:512])
+    block = bytearray(make_tar((make_special("h", tarfile.GNUTYPE_LONGNAME), b"x"))[:512])
     block[124:136] = b"10000000000\0"
-    with pytest.raises(ArchiveRefused, match="a header of"):
-        held(rechecked(bytes(block)) + b"x" * 4096, "x.tar")
+    with pytest.raises(ArchiveRejected, match="a header of"):
+        read_all(fix_checksum(bytes(block)) + b"x" * 4096, "x.tar")
 
 
 @pytest.mark.parametrize("path", ["x.zip", "x.tar", "x.tar.gz", "x.tar.bz2"])
-def test_any_cut_of_an_archive_is_refused_or_gives_whole_files(path: str) -> None:
+def test_any_cut_of_an_archive_is_rejected_or_gives_whole_files(path: str) -> None:
     files = [("a.txt", b"red" * 40), ("b.txt", zlib.compress(b"blue" * 99))]
-    tar = tarred(*files)
-    data = {"zip": zipped(*files), "tar": tar, ".gz": gzip.compress(tar), "bz2": bz2.compress(tar)}[path[-3:]]
-    refused = 0
+    tar = make_tar(*files)
+    data = {"zip": make_zip(*files), "tar": tar, ".gz": gzip.compress(tar), "bz2": bz2.compress(tar)}[path[-3:]]
+    rejected = 0
     for length in range(0, len(data), max(1, len(data) // 150)):
         try:
-            assert held(data[:length], path).items() <= dict(files).items()
-        except ArchiveRefused:
-            refused += 1
-    assert refused > 0
+            assert read_all(data[:length], path).items() <= dict(files).items()
+        except ArchiveRejected:
+            rejected += 1
+    assert rejected > 0
 
 
-def test_an_archive_shows_as_what_it_holds(shelf: Any, picture: Callable[..., bytes], tmp_path: Path) -> None:
-    inner = [("pictures/a.png", picture()), ("labels.jsonl", VI.encode()), ("__MACOSX/._a.png", b"litter")]
-    shelf.put("data.zip", zipped(*inner)).put("readme.md", "about")
-    taken = shelf.take("freeform")
-    [record] = taken.records
-    assert record.asset.filename == "data.zip/pictures/a.png"
-    assert [(found.code, found.file) for found in taken.findings] == [
+def test_an_archive_shows_as_what_it_holds(shelf: Any, make_png: Callable[..., bytes], tmp_path: Path) -> None:
+    inner = [("images/a.png", make_png()), ("labels.jsonl", VI.encode()), ("__MACOSX/._a.png", b"litter")]
+    shelf.put("data.zip", make_zip(*inner)).put("readme.md", "about")
+    result = shelf.check("freeform")
+    [record] = result.records
+    assert record.asset.filename == "data.zip/images/a.png"
+    assert [(found.code, found.file) for found in result.findings] == [
         ("FileIgnored", "data.zip"),
         ("FileIgnored", "readme.md"),
     ]
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["data.zip", "readme.md"]
 
 
-def test_nothing_of_an_unsafe_archive_is_taken(shelf: Any, picture: Callable[..., bytes], tmp_path: Path) -> None:
-    shelf.put("bad.zip", zipped(("a.png", picture()), ("labels.jsonl", VI.encode()), ("../../evil.png", picture())))
-    shelf.put("inner.tar", tarred(("more.zip", zipped(("a.png", picture())))))
-    taken = shelf.take("freeform")
-    assert taken.records == []
-    assert [(found.code, found.file, found.action) for found in taken.findings] == [
+def test_nothing_of_an_unsafe_archive_is_accepted(shelf: Any, make_png: Callable[..., bytes], tmp_path: Path) -> None:
+    shelf.put("bad.zip", make_zip(("a.png", make_png()), ("labels.jsonl", VI.encode()), ("../../evil.png", make_png())))
+    shelf.put("inner.tar", make_tar(("more.zip", make_zip(("a.png", make_png())))))
+    result = shelf.check("freeform")
+    assert result.records == []
+    assert [(found.code, found.file, found.action) for found in result.findings] == [
         ("ArchiveUnsafe", "bad.zip", "FileRejected"),
         ("FileIgnored", "inner.tar/more.zip", "FileRejected"),
     ]
-    assert taken.findings[0].value == "../../evil.png"
+    assert result.findings[0].value == "../../evil.png"
     assert not list(tmp_path.rglob("evil*"))
 
 
 def test_plain_names() -> None:
-    assert plain_name("./a//b/./c.txt") == "a/b/c.txt"
-    assert [plain_name(name) for name in ("", ".", "/", "..", "a/\ud800", "c:\\a")] == [None] * 6
+    assert normalize_member_name("./a//b/./c.txt") == "a/b/c.txt"
+    assert [normalize_member_name(name) for name in ("", ".", "/", "..", "a/\ud800", "c:\\a")] == [None] * 6

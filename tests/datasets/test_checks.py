@@ -1,4 +1,4 @@
-"""Each check alone: what is told, what is mended, and what becomes of the row under each policy."""
+"""Each check alone: its findings, its repairs, and whether the row is kept under each policy."""
 
 import io
 import math
@@ -8,9 +8,9 @@ import msgspec
 import pytest
 from PIL import Image, ImageOps
 
-from runyard.datasets.checks import Checker, OnError, turned
-from runyard.datasets.findings import Finding, finding
-from runyard.datasets.readers import Row, Spot
+from runyard.datasets.checks import Checker, OnError, rotate_box
+from runyard.datasets.findings import Finding, make_finding
+from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.records import (
     AssetRef,
     Box,
@@ -30,16 +30,16 @@ TURNED = ImageFacts("t.jpg", "1" * 64, 9, 480, 640, "image/jpeg", is_turned=True
 BOX: Box = (0.1, 0.2, 0.5, 0.6)
 
 
-class OnePicture:
-    """Two pictures, found by name."""
+class OneImage:
+    """Two images, found by name."""
 
-    def image(self, name: str, *, beside: str = "") -> ImageFacts | None:
+    def find_image(self, name: str, *, relative_to: str = "") -> ImageFacts | None:
         return {"a.png": FACTS, "t.jpg": TURNED}.get(name)
 
-    def is_ambiguous(self, name: str, *, beside: str = "") -> bool:
+    def is_ambiguous(self, name: str, *, relative_to: str = "") -> bool:
         return name == "twice.png"
 
-    def why_not(self, name: str, *, beside: str = "") -> str:
+    def explain_missing(self, name: str, *, relative_to: str = "") -> str:
         return f"no {name}"
 
 
@@ -62,12 +62,12 @@ def row(contents: Contents, *, name: str = "a.png", line: int | None = 7, id: st
 def check(
     *rows: Row, task: DatasetType = "phrase-grounding", on_error: OnError = "RejectRow"
 ) -> tuple[list[Record | None], list[Finding]]:
-    told: list[Finding] = []
-    checker = Checker(OnePicture(), task, on_error, told.append)  # type: ignore[arg-type]
-    return [checker.check(one) for one in rows], told
+    findings: list[Finding] = []
+    checker = Checker(OneImage(), task, on_error, findings.append)  # type: ignore[arg-type]
+    return [checker.check(one) for one in rows], findings
 
 
-def only(kept: list[Record | None]) -> Any:
+def get_only_record(kept: list[Record | None]) -> Any:
     (record,) = kept
     return record
 
@@ -87,15 +87,15 @@ def test_half_a_character_leaves_its_row_out(strange: Row) -> None:
 
 
 def test_a_finding_can_be_written_whatever_it_quotes() -> None:
-    found = finding("RowInvalid", file="a", cause="no \ud800", field="a\udfff", value="\ud800")
+    found = make_finding("RowInvalid", file="a", cause="no \ud800", field="a\udfff", value="\ud800")
     assert msgspec.json.decode(msgspec.json.encode(found))["cause"] == r"no \ud800"
 
 
-def test_a_sound_row_is_kept_with_the_size_of_its_picture() -> None:
-    kept, told = check(row(grounding(), frame=(640, 480)))
-    assert told == []
-    assert only(kept).asset == AssetRef(filename="a.png", width=640, height=480)
-    assert only(kept).contents == grounding()
+def test_a_sound_row_is_kept_with_the_size_of_its_image() -> None:
+    kept, findings = check(row(grounding(), frame=(640, 480)))
+    assert findings == []
+    assert get_only_record(kept).asset == AssetRef(filename="a.png", width=640, height=480)
+    assert get_only_record(kept).contents == grounding()
 
 
 # code, contents, what else the row says, field
@@ -119,12 +119,10 @@ DEFECTS: list[tuple[str, Contents, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("code", "contents", "more", "field"), DEFECTS)
-def test_a_defect_leaves_its_row_out_and_nothing_else(
-    code: str, contents: Contents, more: dict[str, Any], field: str
-) -> None:
-    kept, told = check(row(grounding(), line=1), row(contents, id="2", **more), row(Freeform(text=""), line=9))
+def test_an_error_leaves_out_only_its_row(code: str, contents: Contents, more: dict[str, Any], field: str) -> None:
+    kept, findings = check(row(grounding(), line=1), row(contents, id="2", **more), row(Freeform(text=""), line=9))
     assert [record is not None for record in kept] == [True, False, False]
-    (found, _) = told  # the last row is of another type
+    (found, _) = findings  # the last row is of another type
     assert (found.code, found.file, found.line, found.field) == (code, "rows.jsonl", 7, field)
     assert (found.severity, found.action) == ("error", "RowRejected")
 
@@ -140,12 +138,12 @@ def test_a_defect_leaves_its_row_out_and_nothing_else(
 )
 def test_the_other_frame_is_guessed_and_named(box: Box, fits: str) -> None:
     _, (found,) = check(row(grounding(box)))
-    assert found.cause == f"the numbers fit the frame {fits}, and this format wants shares from 0 to 1"
+    assert found.cause == f"the numbers fit the frame {fits}, but this format uses fractions from 0 to 1"
 
 
-def test_numbers_of_no_known_frame_are_told_as_such() -> None:
+def test_numbers_of_no_known_frame_are_reported_as_such() -> None:
     _, (found,) = check(row(grounding((0, 0, 5000, 9000))))
-    assert "fit no frame known here" in found.cause
+    assert "fit no known frame" in found.cause
 
 
 @pytest.mark.parametrize(("box", "fits"), [((0.1, 0.2, 0.9, 0.8), "0-1"), ((100, 100, 990, 600), "0-1000")])
@@ -157,16 +155,16 @@ def test_a_format_of_pixels_has_other_frames(box: Box, fits: str) -> None:
     assert found.value == repr([float(number) for number in box])
 
 
-def test_a_box_over_the_edge_is_cut_there_and_told() -> None:
+def test_a_box_past_the_edge_is_clipped_and_reported() -> None:
     kept, (found,) = check(row(grounding((-0.1, 0.2, 0.5, 1.25))))
-    assert only(kept).contents.grounded_phrases[0].bounds == [(0.0, 0.2, 0.5, 1.0)]
+    assert get_only_record(kept).contents.grounded_phrases[0].bounds == [(0.0, 0.2, 0.5, 1.0)]
     assert (found.code, found.action) == ("BoxClipped", "Mended")
-    assert "120 pixels over the edge" in found.cause
+    assert "120 pixels past the edge" in found.cause
 
 
-def test_rounding_at_the_edge_is_not_told() -> None:
-    kept, told = check(row(grounding((0.0, 0.2, 1.0000005, 1.0))))
-    assert (only(kept).contents.grounded_phrases[0].bounds, told) == ([(0.0, 0.2, 1.0, 1.0)], [])
+def test_rounding_at_the_edge_is_not_reported() -> None:
+    kept, findings = check(row(grounding((0.0, 0.2, 1.0000005, 1.0))))
+    assert (get_only_record(kept).contents.grounded_phrases[0].bounds, findings) == ([(0.0, 0.2, 1.0, 1.0)], [])
 
 
 LENIENT: list[tuple[str, Contents, dict[str, Any], Contents]] = [
@@ -179,36 +177,36 @@ LENIENT: list[tuple[str, Contents, dict[str, Any], Contents]] = [
 
 
 @pytest.mark.parametrize(("code", "contents", "more", "mended"), LENIENT)
-def test_leniency_mends_what_can_be_mended_and_says_so(
+def test_leniency_repairs_what_can_be_repaired_and_reports_it(
     code: str, contents: Contents, more: dict[str, Any], mended: Contents
 ) -> None:
     kept, (found,) = check(row(contents, **more), on_error="Warn")
-    assert only(kept).contents == mended
+    assert get_only_record(kept).contents == mended
     assert (found.code, found.severity, found.action) == (code, "error", "Mended")
 
 
 @pytest.mark.parametrize(
     "contents", [grounding((0.5, 0.2, 0.5, 0.6)), grounding(phrase="blue"), grounding((100, 200, 300, 400))]
 )
-def test_leniency_takes_no_row_of_which_nothing_remains(contents: Contents) -> None:
-    kept, told = check(row(contents), on_error="Warn")
-    assert (only(kept), len(told)) == (None, 1)
+def test_leniency_keeps_no_row_without_remaining_content(contents: Contents) -> None:
+    kept, findings = check(row(contents), on_error="Warn")
+    assert (get_only_record(kept), len(findings)) == (None, 1)
 
 
-def test_a_size_of_another_shape_is_not_mended() -> None:
+def test_a_size_of_another_shape_is_not_repaired() -> None:
     kept, (found,) = check(row(grounding(), frame=(640, 640)), on_error="Warn")
-    assert (only(kept), found.code) == (None, "SizeMismatch")
+    assert (get_only_record(kept), found.code) == (None, "SizeMismatch")
 
 
-def test_boxes_are_turned_with_a_picture_that_exif_turns() -> None:
+def test_boxes_are_rotated_with_an_image_that_exif_rotates() -> None:
     kept, (found,) = check(row(grounding((0.1, 0.2, 0.3, 0.6)), name="t.jpg", frame=(640, 480)))
     assert (found.code, found.action) == ("SizeTurned", "Mended")
-    assert only(kept).contents.grounded_phrases[0].bounds == [pytest.approx((0.4, 0.1, 0.8, 0.3))]
-    assert (only(kept).asset.width, only(kept).asset.height) == (480, 640)
+    assert get_only_record(kept).contents.grounded_phrases[0].bounds == [pytest.approx((0.4, 0.1, 0.8, 0.3))]
+    assert (get_only_record(kept).asset.width, get_only_record(kept).asset.height) == (480, 640)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_turn_as_pillow_turns_pixels(orientation: int) -> None:
+def test_boxes_rotate_as_pillow_rotates_pixels(orientation: int) -> None:
     image = Image.new("L", (40, 20))
     image.paste(255, (4, 2, 12, 18))
     exif = Image.Exif()
@@ -216,10 +214,10 @@ def test_boxes_turn_as_pillow_turns_pixels(orientation: int) -> None:
     file = io.BytesIO()
     image.save(file, "PNG", exif=exif)
     with Image.open(file) as stored:
-        shown = ImageOps.exif_transpose(stored)
-    box = turned((4 / 40, 2 / 20, 12 / 40, 18 / 20), orientation)
-    bounds = [number * side for number, side in zip(box, shown.size * 2, strict=True)]
-    assert bounds == pytest.approx(shown.getbbox())
+        format_value = ImageOps.exif_transpose(stored)
+    box = rotate_box((4 / 40, 2 / 20, 12 / 40, 18 / 20), orientation)
+    bounds = [number * side for number, side in zip(box, format_value.size * 2, strict=True)]
+    assert bounds == pytest.approx(format_value.getbbox())
 
 
 @pytest.mark.parametrize(
@@ -230,69 +228,69 @@ def test_boxes_turn_as_pillow_turns_pixels(orientation: int) -> None:
         (vqa(), "QuestionEmpty", "contents.interactions"),
     ],
 )
-def test_empty_questions_and_answers_are_told(contents: Vqa, code: str, field: str) -> None:
+def test_empty_questions_and_answers_are_reported(contents: Vqa, code: str, field: str) -> None:
     kept, (found,) = check(row(contents), task="vqa")
-    assert (only(kept), found.code, found.field) == (None, code, field)
+    assert (get_only_record(kept), found.code, found.field) == (None, code, field)
 
 
-def test_leniency_leaves_the_empty_answer_out_and_numbers_anew() -> None:
+def test_leniency_leaves_out_the_empty_answer_and_renumbers() -> None:
     kept, (found,) = check(row(vqa((1, "q", ""), (2, "r", "b"))), task="vqa", on_error="Warn")
-    assert only(kept).contents == vqa((1, "r", "b"))
+    assert get_only_record(kept).contents == vqa((1, "r", "b"))
     assert (found.code, found.action) == ("AnswerEmpty", "Mended")
 
 
 def test_interactions_out_of_order_are_numbered_as_they_stand() -> None:
     kept, (found,) = check(row(vqa((0, "q", "a"), (5, "r", "b"))), task="vqa")
-    assert only(kept).contents == vqa((1, "q", "a"), (2, "r", "b"))
+    assert get_only_record(kept).contents == vqa((1, "q", "a"), (2, "r", "b"))
     assert (found.code, found.action, found.value) == ("OrderInvalid", "Mended", "[0, 5]")
 
 
-def test_an_empty_text_is_told() -> None:
+def test_an_empty_text_is_reported() -> None:
     kept, (found,) = check(row(Freeform(text="\n")), task="freeform")
-    assert (only(kept), found.code, found.field) == (None, "TextEmpty", "contents.text")
+    assert (get_only_record(kept), found.code, found.field) == (None, "TextEmpty", "contents.text")
 
 
-def test_words_are_counted_anew_where_others_counted_something_else() -> None:
+def test_word_indexes_are_corrected_from_the_caption() -> None:
     kept, (found,) = check(row(grounding(span=(2, 9))))
     assert (found.code, found.action) == ("SpanWrong", "Mended")
-    assert only(kept).contents == grounding()
+    assert get_only_record(kept).contents == grounding()
 
 
 def test_an_id_that_comes_twice_is_replaced() -> None:
-    kept, told = check(
+    kept, findings = check(
         *(row(grounding(caption=f"a red tin {n}"), id=id) for n, id in enumerate(["1", "1", "1-2", "1"]))
     )
     assert [record.id for record in kept if record] == ["1", "1-2", "1-2-2", "1-3"]
-    assert [found.code for found in told] == ["IdDuplicate"] * 3
+    assert [found.code for found in findings] == ["IdDuplicate"] * 3
 
 
-def test_a_row_that_comes_twice_is_kept_and_told_with_the_line_of_the_first() -> None:
+def test_a_row_that_comes_twice_is_kept_and_reported_with_the_line_of_the_first() -> None:
     kept, (found,) = check(row(grounding(), line=3), row(grounding(), line=8, id="2"))
     assert len([record for record in kept if record]) == 2
     assert (found.code, found.line, found.action) == ("RowDuplicate", 8, "Kept")
     assert "line 3 of rows.jsonl" in found.cause
 
 
-def test_the_same_words_about_another_picture_are_no_duplicate() -> None:
-    _, told = check(row(grounding()), row(grounding(), name="t.jpg", id="2"))
-    assert told == []
+def test_the_same_words_about_another_image_are_no_duplicate() -> None:
+    _, findings = check(row(grounding()), row(grounding(), name="t.jpg", id="2"))
+    assert findings == []
 
 
-def test_places_of_single_boxes_are_told_where_the_format_knows_them() -> None:
-    spots = [[Spot(21, "xmin"), Spot(22, "xmin")]]
-    _, (found,) = check(row(grounding(BOX, (1.2, 0.1, 1.3, 0.2)), spots=spots))
+def test_findings_locate_single_boxes_where_the_format_allows() -> None:
+    box_locations = [[BoxLocation(21, "xmin"), BoxLocation(22, "xmin")]]
+    _, (found,) = check(row(grounding(BOX, (1.2, 0.1, 1.3, 0.2)), box_locations=box_locations))
     assert (found.line, found.field) == (22, "xmin")
 
 
 @pytest.mark.parametrize(("on_error", "is_kept"), [("RejectRow", False), ("Warn", True)])
 def test_what_the_reader_could_not_read_counts_as_part_of_the_row(on_error: OnError, is_kept: bool) -> None:
-    defect = finding("ClassUnknown", file="rows.jsonl", line=4, cause="no such class")
-    kept, (found,) = check(row(grounding(), defects=[defect]), on_error=on_error)
-    assert (only(kept) is not None, found.line) == (is_kept, 4)
+    finding = make_finding("ClassUnknown", file="rows.jsonl", line=4, cause="no such class")
+    kept, (found,) = check(row(grounding(), findings=[finding]), on_error=on_error)
+    assert (get_only_record(kept) is not None, found.line) == (is_kept, 4)
     assert found.action == ("Mended" if is_kept else "RowRejected")
 
 
-def test_pictures_of_rows_that_are_left_out_are_not_unused() -> None:
-    checker = Checker(OnePicture(), "vqa", "RejectRow", lambda _: None)  # type: ignore[arg-type]
+def test_images_of_rows_that_are_left_out_are_not_unused() -> None:
+    checker = Checker(OneImage(), "vqa", "RejectRow", lambda _: None)  # type: ignore[arg-type]
     assert checker.check(row(vqa((1, "", "")))) is None
     assert checker.used == {"a.png"}

@@ -1,4 +1,4 @@
-"""Pictures that containers carry, through the real worker with its limits: where do their bytes lie after it?"""
+"""Images in containers, imported by the real worker with its limits: where their bytes are stored."""
 
 import hashlib
 import io
@@ -15,14 +15,14 @@ import pytest
 from pyarrow import parquet
 
 from runyard.blobs import FolderBlobs
-from runyard.datasets.packs import pack
+from runyard.datasets.packs import build_pack
 
 VI = {"id": "1", "asset": {"filename": "in/a.png"}, "contents": {"type": "Freeform", "text": "red"}}
 
 
-def imported(folder: Path, files: dict[str, bytes], task: str) -> dict[str, Any]:
+def run_import(folder: Path, files: dict[str, bytes], task: str) -> dict[str, Any]:
     """Run the worker over one pack; returns the documents that it left."""
-    content = pack(files.items())
+    content = build_pack(files.items())
     sha256 = hashlib.sha256(content).hexdigest()
     FolderBlobs(folder / "blobs").put(io.BytesIO(content), sha256=sha256, size_bytes=len(content))
     job = folder / "job"
@@ -40,29 +40,31 @@ def imported(folder: Path, files: dict[str, bytes], task: str) -> dict[str, Any]
     }
 
 
-def zipped(picture: bytes) -> bytes:
+def make_zip(image: bytes) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("in/a.png", picture)
+        archive.writestr("in/a.png", image)
         archive.writestr("vi.jsonl", json.dumps(VI))
     return out.getvalue()
 
 
-def table(picture: bytes) -> bytes:
+def make_parquet(image: bytes) -> bytes:
     out = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist([{"image": {"bytes": picture, "path": "in/a.png"}, "text": "red"}]), out)
+    parquet.write_table(pa.Table.from_pylist([{"image": {"bytes": image, "path": "in/a.png"}, "text": "red"}]), out)
     return out.getvalue()
 
 
-@pytest.mark.parametrize(("name", "make", "format"), [("data.zip", zipped, "ViJsonl"), ("a.parquet", table, "Parquet")])
-def test_pictures_of_containers_lie_in_packs_of_the_import(
-    tmp_path: Path, picture: Callable[..., bytes], name: str, make: Callable[[bytes], bytes], format: str
+@pytest.mark.parametrize(
+    ("name", "make", "format"), [("data.zip", make_zip, "ViJsonl"), ("a.parquet", make_parquet, "Parquet")]
+)
+def test_images_of_containers_are_in_packs_of_the_import(
+    tmp_path: Path, make_png: Callable[..., bytes], name: str, make: Callable[[bytes], bytes], format: str
 ) -> None:
-    left = imported(tmp_path, {name: make(picture())}, "freeform")
+    left = run_import(tmp_path, {name: make(make_png())}, "freeform")
     assert (left["result"]["decision"], left["result"]["format"]) == ("Accepted", format)
     assert (left["result"]["counts"]["images"], left["findings"]) == (1, [])
     [image], [record] = left["images"], left["records"]
     assert record["asset"]["filename"] == image["path"]
     content = (tmp_path / "job/packs/000001").read_bytes()
     assert image["blob"] == hashlib.sha256(content).hexdigest()
-    assert content[image["offset"] : image["offset"] + image["size"]] == picture()
+    assert content[image["offset"] : image["offset"] + image["size"]] == make_png()

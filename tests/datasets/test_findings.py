@@ -1,4 +1,4 @@
-"""People look up what a code means: the page lists every kind, and none that there is not."""
+"""docs/findings.md lists exactly the kinds of findings."""
 
 from pathlib import Path
 
@@ -7,5 +7,5 @@ from runyard.datasets.findings import KINDS
 
 def test_the_page_of_findings_is_the_table_of_kinds(repository: Path) -> None:
     lines = (repository / "docs" / "findings.md").read_text().splitlines()
-    expected = [f"| `{code}` | {kind.severity} | {kind.cure} |" for code, kind in KINDS.items()]
+    expected = [f"| `{code}` | {kind.severity} | {kind.fix} |" for code, kind in KINDS.items()]
     assert [line for line in lines if line.startswith("| `")] == expected

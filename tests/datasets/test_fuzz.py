@@ -1,6 +1,8 @@
-"""Files of every format, broken in every way that chance finds: each outcome is a finding or a clean refusal.
+"""Files of every format, broken in every way that chance finds: each outcome is a finding or a
+clean refusal.
 
-The default suite takes some seconds; ``make fuzz-datasets EXAMPLES=20000`` takes as long as one likes.
+The default suite takes some seconds; ``make fuzz-datasets EXAMPLES=20000`` takes as long as one
+likes.
 """
 
 import gzip
@@ -83,7 +85,7 @@ CHANGES = st.lists(
 )
 
 
-def changed(data: bytes, changes: list[Change]) -> bytes:
+def apply_changes(data: bytes, changes: list[Change]) -> bytes:
     for kind, place, share, payload in changes:
         start = int(place * len(data))
         end = min(len(data), start + 1 + int(share * share * len(data)))
@@ -100,7 +102,7 @@ def changed(data: bytes, changes: list[Change]) -> bytes:
     return data
 
 
-def tarred(*files: tuple[str, bytes]) -> bytes:
+def make_tar(*files: tuple[str, bytes]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, data in files:
@@ -110,7 +112,7 @@ def tarred(*files: tuple[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def zipped(*files: tuple[str, bytes]) -> bytes:
+def make_zip(*files: tuple[str, bytes]) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files:
@@ -118,7 +120,7 @@ def zipped(*files: tuple[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def columnar(rows: list[dict[str, Any]], ending: str) -> bytes:
+def make_table(rows: list[dict[str, Any]], ending: str) -> bytes:
     table, out = pa.Table.from_pylist(rows), io.BytesIO()
     if ending == "parquet":
         parquet.write_table(table, out)
@@ -188,10 +190,10 @@ def formats(png: bytes) -> dict[str, tuple[DatasetType, dict[str, bytes], str]]:
         ),
         "Conversations": ("vqa", {"a.json": json.dumps(talks, indent=1).encode()}, "a.json"),
         "Conversations lines": ("freeform", {"a.jsonl": "\n".join(map(json.dumps, talks)).encode()}, "a.jsonl"),
-        "Parquet": ("phrase-grounding", {"a.parquet": columnar(rows, "parquet")}, "a.parquet"),
-        "Parquet arrow": ("vqa", {"a.arrow": columnar(rows, "arrow")}, "a.arrow"),
-        "WebDataset": ("vqa", {"a.tar": tarred(*pair)}, "a.tar"),
-        "WebDataset gzip": ("freeform", {"a.tgz": gzip.compress(tarred(*pair))}, "a.tgz"),
+        "Parquet": ("phrase-grounding", {"a.parquet": make_table(rows, "parquet")}, "a.parquet"),
+        "Parquet arrow": ("vqa", {"a.arrow": make_table(rows, "arrow")}, "a.arrow"),
+        "WebDataset": ("vqa", {"a.tar": make_tar(*pair)}, "a.tar"),
+        "WebDataset gzip": ("freeform", {"a.tgz": gzip.compress(make_tar(*pair))}, "a.tgz"),
         "Captions": ("freeform", {"a.txt": b"red", "b.txt": b"blue"}, "a.txt"),
         "Captions table": ("vqa", {"metadata.csv": table}, "metadata.csv"),
         "Captions lines": (
@@ -199,9 +201,9 @@ def formats(png: bytes) -> dict[str, tuple[DatasetType, dict[str, bytes], str]]:
             {"metadata.jsonl": objects},
             "metadata.jsonl",
         ),
-        "auto zip": ("phrase-grounding", {"a.zip": zipped(("a.png", png), ("a.jsonl", LINES))}, "a.zip"),
-        "auto tar": ("phrase-grounding", {"x.tar": tarred(("p/a.png", png), ("l/a.jsonl", LINES))}, "x.tar"),
-        "auto picture": ("phrase-grounding", {"a.jsonl": LINES, "a.png": png}, "a.png"),
+        "auto zip": ("phrase-grounding", {"a.zip": make_zip(("a.png", png), ("a.jsonl", LINES))}, "a.zip"),
+        "auto tar": ("phrase-grounding", {"x.tar": make_tar(("p/a.png", png), ("l/a.jsonl", LINES))}, "x.tar"),
+        "auto image": ("phrase-grounding", {"a.jsonl": LINES, "a.png": png}, "a.png"),
     }
 
 
@@ -210,22 +212,24 @@ FORMATS = list(formats(b""))
 
 @pytest.fixture(scope="module")
 def disk() -> Any:
-    """A folder in memory, where there is one: a few thousand small imports write and remove as many folders."""
+    """A folder in memory, where there is one: a few thousand small imports write and remove as many
+    folders.
+    """
     folder = tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)  # noqa: S108
     yield Path(folder)
     shutil.rmtree(folder)
 
 
-def assert_sound(taken: Any, folder: Path) -> None:
+def assert_sound(result: Any, folder: Path) -> None:
     """What holds of an import whatever it was given."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    for found in taken.findings:
+    for found in result.findings:
         assert isinstance(found, Finding)
-        assert found.cause and found.cure and found.code
+        assert found.cause and found.fix and found.code
         assert found.line is None or found.line >= 1
         assert len(found.value or "") <= 80
         msgspec.json.encode(found)
-    for record in taken.records:
+    for record in result.records:
         encode(record)
         assert record.asset.width > 0 and record.asset.height > 0
         assert record.asset.filename in names or "/" in record.asset.filename
@@ -234,25 +238,25 @@ def assert_sound(taken: Any, folder: Path) -> None:
             boxes = [box for phrase in record.contents.grounded_phrases for box in phrase.bounds]
             assert all(math.isfinite(v) and 0 <= v <= 1 for box in boxes for v in box)
             assert all(box[0] < box[2] and box[1] < box[3] for box in boxes)
-    if not taken.records:
-        assert taken.findings
+    if not result.records:
+        assert result.findings
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_files_are_taken_as_long_as_they_are_whole(shelf: Any, picture: Callable[..., bytes], name: str) -> None:
-    task, files, _ = formats(picture())[name]
-    shelf.put("a.png", picture()).put("b.png", picture(41))
+def test_the_files_are_taken_as_long_as_they_are_whole(shelf: Any, make_png: Callable[..., bytes], name: str) -> None:
+    task, files, _ = formats(make_png())[name]
+    shelf.put("a.png", make_png()).put("b.png", make_png(41))
     for path, data in files.items():
         shelf.put(path, data)
-    taken = shelf.take(task)
-    assert taken.records, taken.findings
-    assert name.startswith("auto") or taken.outcome.format == name.split()[0]
-    assert_sound(taken, shelf.folder)
+    result = shelf.check(task)
+    assert result.records, result.findings
+    assert name.startswith("auto") or result.outcome.format == name.split()[0]
+    assert_sound(result, shelf.folder)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_broken_file_breaks_an_import(disk: Path, shelf: Any, picture: Callable[..., bytes], name: str) -> None:
-    task, files, target = formats(picture())[name]
+def test_no_broken_file_breaks_an_import(disk: Path, shelf: Any, make_png: Callable[..., bytes], name: str) -> None:
+    task, files, target = formats(make_png())[name]
     home, outside = disk / "home", disk / "outside"
     outside.mkdir(exist_ok=True)
 
@@ -261,40 +265,40 @@ def test_no_broken_file_breaks_an_import(disk: Path, shelf: Any, picture: Callab
     def attempt(changes: list[Change]) -> None:
         shutil.rmtree(home, ignore_errors=True)
         shelf.folder = home / "in" / "shelf"
-        shelf.put("a.png", picture()).put("b.png", picture(41))
+        shelf.put("a.png", make_png()).put("b.png", make_png(41))
         for path, data in files.items():
-            shelf.put(path, changed(data, changes) if path == target else data)
+            shelf.put(path, apply_changes(data, changes) if path == target else data)
         before = sorted(disk.rglob("*"))
-        taken = shelf.take(task, format=name.split()[0])
+        result = shelf.check(task, format=name.split()[0])
         assert sorted(disk.rglob("*")) == before
-        assert_sound(taken, shelf.folder)
+        assert_sound(result, shelf.folder)
 
     attempt()
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_what_an_archive_holds_is_kept_within_the_folder(
-    disk: Path, tmp_path: Path, shelf: Any, picture: Callable[..., bytes], kind: str
+    disk: Path, tmp_path: Path, shelf: Any, make_png: Callable[..., bytes], kind: str
 ) -> None:
     """The same for the one place where an import writes what it was sent: names lead nowhere else."""
-    from runyard.datasets.archives import Unpacked
+    from runyard.datasets.archives import ExpandedSource
     from runyard.datasets.sources import FolderSource
 
     names = st.sampled_from(
         ["a.txt", "../a.txt", "/var/a.txt", "b/../../a", "b", "b/c", ".", "..\\a", "ä", "con", "a\0b", "x" * 300]
     )
-    make = {"zip": zipped, "tar": tarred}[kind]
+    make = {"zip": make_zip, "tar": make_tar}[kind]
 
     @fuzz
     @given(st.lists(names, min_size=1, max_size=4, unique=True), st.one_of(st.just([]), CHANGES))
-    def attempt(members: list[str], changes: list[Change]) -> None:
+    def attempt(read_members: list[str], changes: list[Change]) -> None:
         shutil.rmtree(disk / "home", ignore_errors=True)
         shelf.folder = disk / "home" / "in"
-        shelf.put(f"a.{kind}", changed(make(*((name, b"text") for name in members)), changes))
+        shelf.put(f"a.{kind}", apply_changes(make(*((name, b"text") for name in read_members)), changes))
         findings: list[Finding] = []
         source = FolderSource(shelf.folder, findings.append)
         source.find_files()
-        unpacked = Unpacked(source, disk / "home" / "kept", findings.append)
+        unpacked = ExpandedSource(source, disk / "home" / "kept", findings.append)
         made = {path.relative_to(disk).as_posix() for path in disk.rglob("*") if path.is_file()}
         assert all(path == f"home/in/a.{kind}" or path.startswith("home/kept/0000") for path in made)
         for path in unpacked.paths():

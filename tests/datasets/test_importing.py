@@ -1,4 +1,6 @@
-"""The worker of an import: its folder is the protocol, it may be killed at any time, and it keeps to its limits."""
+"""The import worker: its folder is the protocol, it may be killed at any time, and it respects its
+limits.
+"""
 
 import hashlib
 import io
@@ -18,7 +20,7 @@ from PIL import Image
 from runyard.blobs import FolderBlobs
 from runyard.datasets import importing
 from runyard.datasets.importing import FINDINGS, IMAGES, JOB, PACKS, PROGRESS, RECORDS, RESULT, SEALED, run
-from runyard.datasets.packs import pack
+from runyard.datasets.packs import build_pack
 from runyard.processes import IS_LINUX, check_liveness, identify
 
 OUTPUTS = (FINDINGS, IMAGES, RECORDS, RESULT)
@@ -45,7 +47,7 @@ class Import:
         return self
 
     def send(self, files: dict[str, bytes]) -> "Import":
-        data = pack(files.items())
+        data = build_pack(files.items())
         return self._receive(data, {})
 
     def send_file(self, path: str, data: bytes) -> "Import":
@@ -98,24 +100,24 @@ def an_import(tmp_path: Path) -> Iterator[Import]:
         worker.communicate()
 
 
-Picture = Callable[..., bytes]
+MakePng = Callable[..., bytes]
 
 
-def test_pictures_and_records_are_told_with_the_place_of_their_bytes(an_import: Import, picture: Picture) -> None:
-    files = {"x/a.png": picture(), "rows.jsonl": row(1) + row(2)}
-    worker = an_import.job().send(files).send_file("b.png", picture(30, 30)).seal().start()
+def test_images_and_records_are_written_with_the_location_of_their_bytes(an_import: Import, make_png: MakePng) -> None:
+    files = {"x/a.png": make_png(), "rows.jsonl": row(1) + row(2)}
+    worker = an_import.job().send(files).send_file("b.png", make_png(30, 30)).seal().start()
     assert worker.wait(WAIT_S) == 0
     assert an_import.result["decision"] == "Accepted"
     assert an_import.result["format"] == "ViJsonl"
     assert [record["asset"] for record in an_import.lines(RECORDS)] == [
         {"filename": "x/a.png", "width": 40, "height": 20}
     ] * 2
-    for image, data in zip(an_import.lines(IMAGES), (picture(), picture(30, 30)), strict=True):
+    for image, data in zip(an_import.lines(IMAGES), (make_png(), make_png(30, 30)), strict=True):
         with an_import.blobs.open(image["blob"]) as file:
             file.seek(image["offset"])
             assert file.read(image["size"]) == data
         assert image["sha256"] == hashlib.sha256(data).hexdigest()
-    assert [image["crc32c"] for image in an_import.lines(IMAGES)] == [crc32c(picture()), crc32c(picture(30, 30))]
+    assert [image["crc32c"] for image in an_import.lines(IMAGES)] == [crc32c(make_png()), crc32c(make_png(30, 30))]
     assert an_import.progress["phase"] == "Done"
     assert (an_import.progress["filesDone"], an_import.progress["rowsKept"]) == (3, 2)
 
@@ -130,19 +132,21 @@ def crc32c(data: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def test_defects_are_seen_while_files_still_arrive(an_import: Import, picture: Picture, eventually: Any) -> None:
-    worker = an_import.job(files=3).send({"cut.png": picture()[:50]}).start()
-    eventually(lambda: an_import.codes() == ["ImageTruncated"], timeout_s=WAIT_S, what="the first defect is told")
-    eventually(lambda: an_import.progress.get("filesDone") == 1, timeout_s=WAIT_S, what="progress tells of it")
+def test_findings_are_reported_while_files_still_arrive(an_import: Import, make_png: MakePng, eventually: Any) -> None:
+    worker = an_import.job(files=3).send({"cut.png": make_png()[:50]}).start()
+    eventually(lambda: an_import.codes() == ["ImageTruncated"], timeout_s=WAIT_S, what="the first finding is reported")
+    eventually(lambda: an_import.progress.get("filesDone") == 1, timeout_s=WAIT_S, what="progress shows it")
     assert (an_import.progress["phase"], an_import.progress["files"]) == ("Receiving", 3)
     assert not (an_import.folder / RESULT).exists()
-    an_import.send({"a.png": picture(), "rows.jsonl": row(1, answer="")}).seal()
+    an_import.send({"a.png": make_png(), "rows.jsonl": row(1, answer="")}).seal()
     assert worker.wait(WAIT_S) == 0
     assert an_import.codes()[:2] == ["ImageTruncated", "AnswerEmpty"]
 
 
-def test_a_line_that_is_still_being_written_is_waited_for(an_import: Import, picture: Picture, eventually: Any) -> None:
-    an_import.job().send({"a.png": picture()}).send({"rows.jsonl": row(1)})
+def test_a_line_that_is_still_being_written_is_waited_for(
+    an_import: Import, make_png: MakePng, eventually: Any
+) -> None:
+    an_import.job().send({"a.png": make_png()}).send({"rows.jsonl": row(1)})
     packs = an_import.folder / PACKS
     whole = packs.read_bytes()
     packs.write_bytes(whole[:-30])
@@ -155,13 +159,13 @@ def test_a_line_that_is_still_being_written_is_waited_for(an_import: Import, pic
 
 
 @pytest.mark.parametrize("killed_in", [IMAGES, RECORDS])
-def test_a_worker_that_was_killed_begins_anew_and_gives_the_same(
-    an_import: Import, picture: Picture, eventually: Any, killed_in: str
+def test_a_killed_worker_restarts_and_gives_the_same_output(
+    an_import: Import, make_png: MakePng, eventually: Any, killed_in: str
 ) -> None:
     """Killed while it inspects, and while it writes records."""
-    pictures = {f"{number}.png": picture(40, 20, (number % 256, number // 256, 7)) for number in range(1500)}
+    images = {f"{number}.png": make_png(40, 20, (number % 256, number // 256, 7)) for number in range(1500)}
     rows = b"".join(row(n, filename=f"{n % 1500}.png", answer="" if n % 500 == 7 else "yes") for n in range(30_000))
-    an_import.job().send(pictures).send({"rows.jsonl": rows})
+    an_import.job().send(images).send({"rows.jsonl": rows})
     if killed_in == RECORDS:
         an_import.seal()
     worker = an_import.start()
@@ -181,8 +185,8 @@ def test_a_worker_that_was_killed_begins_anew_and_gives_the_same(
     assert an_import.result["counts"]["rowsKept"] == 30_000 - 60
 
 
-def test_an_import_that_has_its_last_word_is_left_as_it_is(an_import: Import, picture: Picture) -> None:
-    an_import.job().send({"a.png": picture()}).seal()
+def test_an_import_with_a_result_is_left_unchanged(an_import: Import, make_png: MakePng) -> None:
+    an_import.job().send({"a.png": make_png()}).seal()
     (an_import.folder / RESULT).write_text('{"decision":"Rejected"}')
     run(an_import.folder)
     assert an_import.result == {"decision": "Rejected"}
@@ -198,10 +202,10 @@ def test_an_import_that_has_its_last_word_is_left_as_it_is(an_import: Import, pi
         ("RejectAll", "Rejected", None, ["FileRejected"]),
     ],
 )
-def test_what_an_error_takes_with_it(
-    an_import: Import, picture: Picture, on_error: str, decision: str, kept: list[str] | None, actions: list[str]
+def test_an_error_rejects_what_the_policy_says(
+    an_import: Import, make_png: MakePng, on_error: str, decision: str, kept: list[str] | None, actions: list[str]
 ) -> None:
-    files = {"a.png": picture(), "1.jsonl": row(1) + row(2, answer=""), "2.jsonl": row(3) + row(4)}
+    files = {"a.png": make_png(), "1.jsonl": row(1) + row(2, answer=""), "2.jsonl": row(3) + row(4)}
     an_import.job(policies={"onError": on_error}).send(files).seal()
     run(an_import.folder)
     assert (an_import.result["decision"], [found["action"] for found in an_import.lines(FINDINGS)]) == (
@@ -213,15 +217,15 @@ def test_what_an_error_takes_with_it(
         assert an_import.result["counts"]["rowsKept"] == len(kept)
 
 
-def test_an_error_in_the_last_file_takes_back_its_rows_alone(an_import: Import, picture: Picture) -> None:
-    files = {"a.png": picture(), "1.jsonl": row(1), "2.jsonl": row(2) + row(3, answer="")}
+def test_an_error_in_the_last_file_discards_only_its_rows(an_import: Import, make_png: MakePng) -> None:
+    files = {"a.png": make_png(), "1.jsonl": row(1), "2.jsonl": row(2) + row(3, answer="")}
     an_import.job(policies={"onError": "RejectFile"}).send(files).seal()
     run(an_import.folder)
     assert [record["id"] for record in an_import.lines(RECORDS)] == ["1"]
 
 
-def test_rows_may_be_about_pictures_that_the_dataset_has_already(an_import: Import, picture: Picture) -> None:
-    an_import.job().send({"x/a.png": picture()}).seal()
+def test_rows_may_refer_to_images_that_the_dataset_already_has(an_import: Import, make_png: MakePng) -> None:
+    an_import.job().send({"x/a.png": make_png()}).seal()
     run(an_import.folder)
     known = (an_import.folder / IMAGES).read_bytes()
     for name in (*OUTPUTS, PACKS):
@@ -235,16 +239,16 @@ def test_rows_may_be_about_pictures_that_the_dataset_has_already(an_import: Impo
 
 
 def test_findings_beyond_the_limit_are_counted_and_not_written(
-    an_import: Import, picture: Picture, monkeypatch: pytest.MonkeyPatch
+    an_import: Import, make_png: MakePng, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importing, "MOST_FINDINGS", 3)
-    an_import.job().send({"a.png": picture(), "rows.jsonl": b"".join(row(n, answer="") for n in range(9)) + row(10)})
+    monkeypatch.setattr(importing, "MAX_FINDINGS", 3)
+    an_import.job().send({"a.png": make_png(), "rows.jsonl": b"".join(row(n, answer="") for n in range(9)) + row(10)})
     run(an_import.seal().folder)
     assert (len(an_import.codes()), an_import.result["counts"]["errors"]) == (3, 9)
 
 
-def test_a_worker_ends_with_the_process_that_started_it(an_import: Import, picture: Picture, eventually: Any) -> None:
-    an_import.job().send({"a.png": picture()})
+def test_a_worker_ends_with_the_process_that_started_it(an_import: Import, make_png: MakePng, eventually: Any) -> None:
+    an_import.job().send({"a.png": make_png()})
     starts = (
         "import os, subprocess, sys, time;"
         "w = subprocess.Popen([sys.executable, '-m', 'runyard.datasets.importing', sys.argv[1], '--parent',"
@@ -263,12 +267,12 @@ def test_a_worker_ends_with_the_process_that_started_it(an_import: Import, pictu
     eventually(lambda: check_liveness(worker) == "dead", timeout_s=WAIT_S, what="the worker is gone")
 
 
-def test_a_picture_that_takes_more_memory_than_allowed_is_told_and_the_others_are_taken(
-    an_import: Import, picture: Picture
+def test_an_image_that_takes_more_memory_than_allowed_is_reported_and_the_others_are_accepted(
+    an_import: Import, make_png: MakePng
 ) -> None:
     large = io.BytesIO()
     Image.new("RGB", (7000, 7000)).save(large, "TIFF", compression="tiff_adobe_deflate")
-    an_import.job(limits={"memoryBytes": 200 << 20}).send({"a.png": picture(), "large.tif": large.getvalue()})
+    an_import.job(limits={"memoryBytes": 200 << 20}).send({"a.png": make_png(), "large.tif": large.getvalue()})
     worker = an_import.seal().start()
     assert worker.wait(WAIT_S) == 0
     assert [(found["code"], found["file"]) for found in an_import.lines(FINDINGS)] == [
@@ -278,15 +282,17 @@ def test_a_picture_that_takes_more_memory_than_allowed_is_told_and_the_others_ar
     assert an_import.result["counts"]["images"] == 1
 
 
-def test_a_worker_that_runs_out_of_time_says_so(an_import: Import, picture: Picture) -> None:
-    an_import.job(limits={"seconds": -1}).send({"a.png": picture(), "rows.jsonl": row(1)}).seal()
+def test_a_worker_that_runs_out_of_time_says_so(an_import: Import, make_png: MakePng) -> None:
+    an_import.job(limits={"seconds": -1}).send({"a.png": make_png(), "rows.jsonl": row(1)}).seal()
     run(an_import.folder)
     assert an_import.result["decision"] == "Rejected"
     assert "more time than an import may use" in an_import.result["why"]
 
 
-def test_a_worker_that_runs_out_of_processor_time_says_so(an_import: Import, picture: Picture, eventually: Any) -> None:
-    worker = an_import.job(limits={"cpuSeconds": 50}).send({"a.png": picture()}).start()
+def test_a_worker_that_runs_out_of_processor_time_says_so(
+    an_import: Import, make_png: MakePng, eventually: Any
+) -> None:
+    worker = an_import.job(limits={"cpuSeconds": 50}).send({"a.png": make_png()}).start()
     eventually(lambda: an_import.progress.get("filesDone") == 1, timeout_s=WAIT_S, what="the worker works")
     assert resource.prlimit(worker.pid, resource.RLIMIT_CPU) == (50, 110)
     worker.send_signal(signal.SIGXCPU)  # as the kernel does at 50 seconds
@@ -294,8 +300,8 @@ def test_a_worker_that_runs_out_of_processor_time_says_so(an_import: Import, pic
     assert "more time than an import may use" in an_import.result["why"]
 
 
-def test_a_pack_that_is_gone_is_the_end_of_the_import(an_import: Import, picture: Picture) -> None:
-    an_import.job().send({"a.png": picture()}).seal()
+def test_a_missing_pack_rejects_the_import(an_import: Import, make_png: MakePng) -> None:
+    an_import.job().send({"a.png": make_png()}).seal()
     an_import.blobs.delete(an_import.lines(PACKS)[0]["sha256"])
     run(an_import.folder)
     assert an_import.result["decision"] == "Rejected"
@@ -312,12 +318,12 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 @pytest.mark.skipif(not IS_LINUX, reason="reads /proc")
-def test_memory_does_not_depend_on_the_length_of_files(an_import: Import, picture: Picture) -> None:
+def test_memory_does_not_depend_on_the_length_of_files(an_import: Import, make_png: MakePng) -> None:
     def peak_bytes(answer: str) -> int:
         for path in an_import.folder.iterdir():
             path.unlink()
         rows = b"".join(row(number, answer=answer) for number in range(20_000))
-        an_import.job().send({"a.png": picture(), "rows.jsonl": rows}).seal()
+        an_import.job().send({"a.png": make_png(), "rows.jsonl": rows}).seal()
         command = [sys.executable, "-c", PEAK, an_import.folder]
         peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         assert an_import.result["counts"]["rowsKept"] == 20_000
@@ -328,7 +334,7 @@ def test_memory_does_not_depend_on_the_length_of_files(an_import: Import, pictur
     assert long < 80_000_000
 
 
-def test_an_unknown_policy_is_refused(an_import: Import) -> None:
+def test_an_unknown_policy_is_rejected(an_import: Import) -> None:
     an_import.job(policies={"onError": "Ignore"})
-    with pytest.raises(ValueError, match="'Ignore'; it may be Warn, RejectRow"):
+    with pytest.raises(ValueError, match="'Ignore'; it must be one of Warn, RejectRow"):
         run(an_import.folder)

@@ -1,20 +1,24 @@
-"""A report counts everything, shows the first of each kind, and lets nothing of what it quotes become code."""
+"""A report counts everything, shows the first of each kind, and lets nothing of what it quotes
+become code.
+"""
 
 import re
 
 import msgspec
 
-from runyard.datasets.findings import Finding, finding
-from runyard.datasets.report import Report, page, where
+from runyard.datasets.findings import Finding, make_finding
+from runyard.datasets.report import Report, format_location, render_page
 from vi.api.resources.datasets.responses import FindingGroup, ImportReport
 
 
-def some(count: int) -> list[Finding]:
-    boxes = [finding("BoxClipped", file="rows.csv", line=n, field="xmin", cause="over the edge") for n in range(count)]
-    return [*boxes, finding("ImageBroken", file="a.png", cause="zero")]
+def make_findings(count: int) -> list[Finding]:
+    boxes = [
+        make_finding("BoxClipped", file="rows.csv", line=n, field="xmin", cause="over the edge") for n in range(count)
+    ]
+    return [*boxes, make_finding("ImageBroken", file="a.png", cause="zero")]
 
 
-def told(findings: list[Finding], **counts: int) -> ImportReport:
+def make_report(findings: list[Finding], **counts: int) -> ImportReport:
     report = Report(findings)
     return ImportReport(
         errors=report.tally.errors,
@@ -25,7 +29,7 @@ def told(findings: list[Finding], **counts: int) -> ImportReport:
 
 
 def test_counts_are_of_all_and_findings_the_first() -> None:
-    document = Report(some(1000), first=3).document()
+    document = Report(make_findings(1000), first=3).document()
     assert (document["errors"], document["warnings"]) == (1, 1000)
     assert document["byCode"] == {"BoxClipped": 1000, "ImageBroken": 1}
     assert [(code["code"], code["count"], len(code["first"])) for code in document["codes"]] == [
@@ -38,33 +42,35 @@ def test_counts_are_of_all_and_findings_the_first() -> None:
 
 def test_the_page_escapes_everything_and_loads_nothing() -> None:
     evil = '</td><script>alert(1)</script><img src="http://x/" onerror=y>'
-    found = finding("ImageMissing", file=evil, line=3, field=evil, cause=evil, value=evil)
-    shown = page(told([found]), title=evil, outcome=evil)
-    tags = {tag.lower() for tag in re.findall(r"<\s*/?\s*([a-zA-Z!]+)", shown)}
+    found = make_finding("ImageMissing", file=evil, line=3, field=evil, cause=evil, value=evil)
+    format_value = render_page(make_report([found]), title=evil, outcome=evil)
+    tags = {tag.lower() for tag in re.findall(r"<\s*/?\s*([a-zA-Z!]+)", format_value)}
     assert tags.isdisjoint({"script", "img", "link", "iframe", "object", "svg", "form", "base"})
-    assert not re.search(r"<[^>]*\b(?:src|onerror)\s*=", shown)
-    assert "default-src 'none'" in shown
-    assert "&lt;script&gt;" in shown
+    assert not re.search(r"<[^>]*\b(?:src|onerror)\s*=", format_value)
+    assert "default-src 'none'" in format_value
+    assert "&lt;script&gt;" in format_value
 
 
-def test_the_page_says_what_was_found_where_and_how_to_cure_it() -> None:
-    shown = page(told(some(9), images=12, rows=30, rows_kept=28), title="shelves", outcome="Accepted")
+def test_the_page_shows_findings_with_location_and_fix() -> None:
+    format_value = render_page(
+        make_report(make_findings(9), images=12, rows=30, rows_kept=28), title="shelves", outcome="Accepted"
+    )
     for text in (
         "shelves",
-        "12 pictures and 28 of 30 rows",
+        "12 images and 28 of 30 rows",
         "1 errors and 9 warnings",
         "the first 5 of 9",
         "rows.csv:0",
     ):
-        assert text in shown
-    assert "save the picture again" in shown
+        assert text in format_value
+    assert "save the image again" in format_value
 
 
 def test_an_empty_report_is_a_page_too() -> None:
-    assert "0 errors and 0 warnings" in page(told([]), title="x", outcome="Accepted")
+    assert "0 errors and 0 warnings" in render_page(make_report([]), title="x", outcome="Accepted")
     assert Report().document() == {"errors": 0, "warnings": 0, "byCode": {}, "codes": []}
 
 
-def test_a_place_is_file_line_and_field() -> None:
-    assert where(finding("ImageMissing", file="a", cause="")) == "a"
-    assert where(finding("ImageMissing", file="a", cause="", field="b[1]")) == "a b[1]"
+def test_a_location_is_file_line_and_field() -> None:
+    assert format_location(make_finding("ImageMissing", file="a", cause="")) == "a"
+    assert format_location(make_finding("ImageMissing", file="a", cause="", field="b[1]")) == "a b[1]"

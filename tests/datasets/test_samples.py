@@ -10,17 +10,17 @@ from runyard.trainer.data.datasets import digits, digits_grounding
 
 
 def pixels(path: Path) -> bytes:
-    with Image.open(path, formats=["PNG"]) as picture:
-        assert picture.mode == "RGB"
-        return picture.tobytes()
+    with Image.open(path, formats=["PNG"]) as image:
+        assert image.mode == "RGB"
+        return image.tobytes()
 
 
 def test_digits_are_those_that_the_trainer_makes(shelf: Any) -> None:
     samples.write("digits", shelf.folder, count=40)
-    taken = shelf.take()
-    assert (taken.outcome.format, taken.outcome.type, taken.outcome.counts["errors"]) == ("ViJsonl", "vqa", 0)
+    result = shelf.check()
+    assert (result.outcome.format, result.outcome.type, result.outcome.counts["errors"]) == ("ViJsonl", "vqa", 0)
     made = digits(seed=0, validation_fraction=0.0).train[:40]
-    for record, sample in zip(taken.records, made, strict=True):
+    for record, sample in zip(result.records, made, strict=True):
         assert isinstance(record.contents, Vqa)
         [one] = record.contents.interactions
         assert (one.question, one.answer) == (sample.question, sample.truth.text)
@@ -30,10 +30,10 @@ def test_digits_are_those_that_the_trainer_makes(shelf: Any) -> None:
 def test_canvases_are_those_that_the_trainer_makes(shelf: Any) -> None:
     """With nothing held out and the seed 1 the trainer draws from the same scans in the same order."""
     samples.write("digits-grounding", shelf.folder, count=40)
-    taken = shelf.take()
-    assert (taken.outcome.type, taken.outcome.counts["errors"]) == ("phrase-grounding", 0)
+    result = shelf.check()
+    assert (result.outcome.type, result.outcome.counts["errors"]) == ("phrase-grounding", 0)
     made = digits_grounding(seed=1, validation_fraction=0.0).train[:40]
-    for record, sample in zip(taken.records, made, strict=True):
+    for record, sample in zip(result.records, made, strict=True):
         assert isinstance(record.contents, PhraseGrounding)
         assert record.contents.caption == sample.truth.text
         boxes = [(p.phrase, [np.round(np.multiply(b, 1024)).astype(int).tolist() for b in p.bounds])

@@ -1,4 +1,6 @@
-"""Pictures are found by the names that rows give, in folders and in packs alike, and never outside of them."""
+"""Images are found by the names that rows give, in folders and in packs alike, and never outside of
+them.
+"""
 
 import hashlib
 import io
@@ -10,14 +12,14 @@ import pytest
 
 from runyard.blobs import FolderBlobs
 from runyard.datasets.findings import Finding
-from runyard.datasets.packs import pack
+from runyard.datasets.packs import build_pack
 from runyard.datasets.sources import FolderSource, ImageFacts, PackSource
 
-Picture = Callable[..., bytes]
+MakePng = Callable[..., bytes]
 Made = tuple[FolderSource | PackSource, list[Finding]]
 
 
-def in_folder(tmp_path: Path, files: dict[str, bytes]) -> Made:
+def make_folder_source(tmp_path: Path, files: dict[str, bytes]) -> Made:
     for path, data in files.items():
         (tmp_path / "in" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / path).write_bytes(data)
@@ -28,38 +30,38 @@ def in_folder(tmp_path: Path, files: dict[str, bytes]) -> Made:
     return source, findings
 
 
-def stored(tmp_path: Path, data: bytes) -> tuple[FolderBlobs, str]:
+def store_blob(tmp_path: Path, data: bytes) -> tuple[FolderBlobs, str]:
     blobs, sha256 = FolderBlobs(tmp_path / "blobs"), hashlib.sha256(data).hexdigest()
     blobs.put(io.BytesIO(data), sha256=sha256, size_bytes=len(data))
     return blobs, sha256
 
 
-def in_packs(tmp_path: Path, files: dict[str, bytes]) -> Made:
-    data = pack(files.items())
-    blobs, sha256 = stored(tmp_path, data)
+def make_pack_source(tmp_path: Path, files: dict[str, bytes]) -> Made:
+    data = build_pack(files.items())
+    blobs, sha256 = store_blob(tmp_path, data)
     findings: list[Finding] = []
     source = PackSource(blobs, findings.append)
-    assert sum(source.take_pack(sha256, len(data))) == sum(map(len, files.values()))
+    assert sum(source.add_pack(sha256, len(data))) == sum(map(len, files.values()))
     return source, findings
 
 
-@pytest.fixture(params=[in_folder, in_packs])
-def lay(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[dict[str, bytes]], Made]:
+@pytest.fixture(params=[make_folder_source, make_pack_source])
+def make_source(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[dict[str, bytes]], Made]:
     return lambda files: request.param(tmp_path, files)
 
 
-def test_files_are_listed_and_read(lay: Callable[[dict[str, bytes]], Made], picture: Picture) -> None:
-    source, findings = lay({"b/rows.csv": b"0123456789", "a.png": picture()})
+def test_files_are_listed_and_read(make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng) -> None:
+    source, findings = make_source({"b/rows.csv": b"0123456789", "a.png": make_png()})
     assert list(source.paths()) == ["a.png", "b/rows.csv"]
     assert source.size_bytes("b/rows.csv") == 10
     with source.open("b/rows.csv") as file:
         assert (file.read(3), file.seek(8), file.read(), file.seek(-9, io.SEEK_END)) == (b"012", 8, b"89", 1)
-    assert (source.is_picture("a.png"), source.is_picture("b/rows.csv")) == (True, False)
+    assert (source.is_image("a.png"), source.is_image("b/rows.csv")) == (True, False)
     assert findings == []
 
 
 @pytest.mark.parametrize(
-    ("name", "beside", "found"),
+    ("name", "relative_to", "found"),
     [
         ("a/1.png", "", "a/1.png"),
         ("./a/1.png", "", "a/1.png"),
@@ -79,52 +81,56 @@ def test_files_are_listed_and_read(lay: Callable[[dict[str, bytes]], Made], pict
         ("../../etc/passwd", "", None),
     ],
 )
-def test_pictures_are_found_by_path_folder_or_base_name(
-    lay: Callable[[dict[str, bytes]], Made], picture: Picture, name: str, beside: str, found: str | None
+def test_images_are_found_by_path_folder_or_base_name(
+    make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng, name: str, relative_to: str, found: str | None
 ) -> None:
     names = ["a/1.png", "b/1.png", "b/2.png", "\u00fc.png", "3.png", "b/3.png"]
-    source, _ = lay({path: picture(20 + number, 20) for number, path in enumerate(names)})
-    facts = source.image(name, beside=beside)
+    source, _ = make_source({path: make_png(20 + number, 20) for number, path in enumerate(names)})
+    facts = source.find_image(name, relative_to=relative_to)
     assert (facts and facts.path) == found
 
 
-def test_a_name_that_several_pictures_have_is_ambiguous(
-    lay: Callable[[dict[str, bytes]], Made], picture: Picture
+def test_a_name_that_several_images_have_is_ambiguous(
+    make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng
 ) -> None:
-    source, _ = lay({"a/1.png": picture(20, 20), "b/1.png": picture(21, 20)})
+    source, _ = make_source({"a/1.png": make_png(20, 20), "b/1.png": make_png(21, 20)})
     assert source.is_ambiguous("1.png")
     assert not source.is_ambiguous("a/1.png")
-    assert source.why_not("1.png") == "2 pictures have this name, such as 'a/1.png' and 'b/1.png'"
+    assert source.explain_missing("1.png") == "2 images have this name, such as 'a/1.png' and 'b/1.png'"
 
 
-def test_why_there_is_no_picture(lay: Callable[[dict[str, bytes]], Made], picture: Picture) -> None:
-    source, _ = lay({"a/Cat.PNG": picture(), "cut.png": picture()[:60]})
-    assert source.why_not("cat.jpg") == "there is no picture of this name; 'a/Cat.PNG' is the nearest"
-    assert source.why_not("cut.png") == "the picture 'cut.png' was refused: ImageTruncated"
-    assert source.why_not("x/cut.png") == "the picture 'cut.png' was refused: ImageTruncated"
-    assert source.why_not("dog.jpg") == "there is no picture of this name"
+def test_why_there_is_no_image(make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng) -> None:
+    source, _ = make_source({"a/Cat.PNG": make_png(), "cut.png": make_png()[:60]})
+    assert source.explain_missing("cat.jpg") == "no image has this name; the nearest is 'a/Cat.PNG'"
+    assert source.explain_missing("cut.png") == "the image 'cut.png' was rejected: ImageTruncated"
+    assert source.explain_missing("x/cut.png") == "the image 'cut.png' was rejected: ImageTruncated"
+    assert source.explain_missing("dog.jpg") == "no image has this name"
 
 
-def test_pictures_of_the_same_bytes_are_told(lay: Callable[[dict[str, bytes]], Made], picture: Picture) -> None:
-    _, findings = lay({"a.png": picture(), "b.png": picture(), "c.png": picture(50, 50)})
+def test_images_of_the_same_bytes_are_reported(
+    make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng
+) -> None:
+    _, findings = make_source({"a.png": make_png(), "b.png": make_png(), "c.png": make_png(50, 50)})
     assert [(found.code, found.file, found.cause) for found in findings] == [
         ("ImageDuplicate", "b.png", "it has the same bytes as 'a.png'")
     ]
 
 
-def test_what_systems_leave_behind_is_no_picture(lay: Callable[[dict[str, bytes]], Made]) -> None:
-    source, findings = lay({"._a.jpg": b"\0\5\x16\7", "__MACOSX/b.png": b"x", "Thumbs.db": b"y"})
+def test_system_files_are_not_images(make_source: Callable[[dict[str, bytes]], Made]) -> None:
+    source, findings = make_source({"._a.jpg": b"\0\5\x16\7", "__MACOSX/b.png": b"x", "Thumbs.db": b"y"})
     assert findings == []
-    assert not any(source.is_picture(path) for path in source.paths())
+    assert not any(source.is_image(path) for path in source.paths())
 
 
-def test_a_picture_of_a_container_is_taken_once(lay: Callable[[dict[str, bytes]], Made], picture: Picture) -> None:
-    source, findings = lay({"rows.parquet": b""})
-    first = source.add_image("x/1.png", picture(), found_in="rows.parquet", line=1)
-    again = source.add_image("x/1.png", picture(), found_in="rows.parquet", line=2)
-    other = source.add_image("x/1.png", picture(9, 9), found_in="rows.parquet", line=3)
-    broken = source.add_image("x/2.png", picture()[:50], found_in="rows.parquet", line=4)
-    unsafe = source.add_image("../3.png", picture(8, 9), found_in="rows.parquet", line=5)
+def test_an_image_of_a_container_is_accepted_once(
+    make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng
+) -> None:
+    source, findings = make_source({"rows.parquet": b""})
+    first = source.add_image("x/1.png", make_png(), found_in="rows.parquet", line=1)
+    again = source.add_image("x/1.png", make_png(), found_in="rows.parquet", line=2)
+    other = source.add_image("x/1.png", make_png(9, 9), found_in="rows.parquet", line=3)
+    broken = source.add_image("x/2.png", make_png()[:50], found_in="rows.parquet", line=4)
+    unsafe = source.add_image("../3.png", make_png(8, 9), found_in="rows.parquet", line=5)
     assert first is again is not None
     assert (other, broken, unsafe) == (None, None, None)
     assert [(found.code, found.line) for found in findings] == [
@@ -134,11 +140,11 @@ def test_a_picture_of_a_container_is_taken_once(lay: Callable[[dict[str, bytes]]
     ]
 
 
-def test_links_that_leave_the_folder_are_told_and_not_followed(tmp_path: Path, picture: Picture) -> None:
-    (tmp_path / "secret.png").write_bytes(picture())
+def test_links_that_leave_the_folder_are_reported_and_not_followed(tmp_path: Path, make_png: MakePng) -> None:
+    (tmp_path / "secret.png").write_bytes(make_png())
     folder = tmp_path / "in"
     folder.mkdir()
-    (folder / "a.png").write_bytes(picture(30, 30))
+    (folder / "a.png").write_bytes(make_png(30, 30))
     (folder / "out.png").symlink_to(tmp_path / "secret.png")
     (folder / "up").symlink_to(tmp_path)
     (folder / "round").symlink_to(folder)
@@ -156,37 +162,37 @@ def test_links_that_leave_the_folder_are_told_and_not_followed(tmp_path: Path, p
     ]
 
 
-def test_a_pack_that_is_none_is_told(tmp_path: Path) -> None:
-    blobs, sha256 = stored(tmp_path, b"no pack at all, but a blob")
+def test_a_pack_that_is_none_is_reported(tmp_path: Path) -> None:
+    blobs, sha256 = store_blob(tmp_path, b"no pack at all, but a blob")
     findings: list[Finding] = []
-    assert list(PackSource(blobs, findings.append).take_pack(sha256, 26)) == []
+    assert list(PackSource(blobs, findings.append).add_pack(sha256, 26)) == []
     assert [found.code for found in findings] == ["FileUnreadable"]
 
 
-def test_unsafe_names_in_a_pack_are_told(tmp_path: Path) -> None:
+def test_unsafe_names_in_a_pack_are_reported(tmp_path: Path) -> None:
     index = b'[["../../etc/x",1],["ok.txt",1]]'
     data = b"RYPACK1\n" + len(index).to_bytes(8, "little") + index + b"ab"
-    blobs, sha256 = stored(tmp_path, data)
+    blobs, sha256 = store_blob(tmp_path, data)
     findings: list[Finding] = []
     source = PackSource(blobs, findings.append)
-    assert list(source.take_pack(sha256, len(data))) == [1, 1]
+    assert list(source.add_pack(sha256, len(data))) == [1, 1]
     assert (list(source.paths()), [found.code for found in findings]) == (["ok.txt"], ["NameUnsafe"])
 
 
-def test_a_blob_may_be_one_file_with_its_name(tmp_path: Path, picture: Picture) -> None:
-    data = picture()
-    blobs, sha256 = stored(tmp_path, data)
-    taken: list[ImageFacts] = []
-    source = PackSource(blobs, lambda _: None, lambda facts, *_: taken.append(facts))
-    list(source.take_file(sha256, len(data), "a.png"))
-    assert [(facts.path, facts.sha256, facts.width) for facts in taken] == [("a.png", sha256, 40)]
+def test_a_blob_may_be_one_file_with_its_name(tmp_path: Path, make_png: MakePng) -> None:
+    data = make_png()
+    blobs, sha256 = store_blob(tmp_path, data)
+    result: list[ImageFacts] = []
+    source = PackSource(blobs, lambda _: None, lambda facts, *_: result.append(facts))
+    list(source.add_file(sha256, len(data), "a.png"))
+    assert [(facts.path, facts.sha256, facts.width) for facts in result] == [("a.png", sha256, 40)]
 
 
-def test_what_was_read_is_told_as_a_share(lay: Callable[[dict[str, bytes]], Made]) -> None:
-    source, _ = lay({"rows.csv": bytes(1 << 18)})
+def test_the_fraction_read_is_reported(make_source: Callable[[dict[str, bytes]], Made]) -> None:
+    source, _ = make_source({"rows.csv": bytes(1 << 18)})
     source.expect(["rows.csv"])
     with source.open("rows.csv") as file:
         file.read(1 << 17)
-        assert 0.4 < source.share_read() < 0.8
+        assert 0.4 < source.fraction_read() < 0.8
         file.read()
-    assert source.share_read() == 1.0
+    assert source.fraction_read() == 1.0

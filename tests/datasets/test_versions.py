@@ -1,4 +1,4 @@
-"""A version's files: written and read again, its name, and what is said of files that are not whole."""
+"""A version's files: written and read again, its name, and the errors for invalid files."""
 
 import hashlib
 import io
@@ -16,11 +16,11 @@ from runyard.datasets.versions import (
     ManifestWriter,
     VersionError,
     VersionFolder,
-    contents_line,
+    encode_contents_line,
     read_manifest,
 )
 
-PICTURES = [b"first picture", b"second", b"third one"]
+IMAGES = [b"first image", b"second", b"third one"]
 
 
 def item(filename: str, data: bytes, *records: Vqa | PhraseGrounding | Freeform) -> Item:
@@ -30,29 +30,29 @@ def item(filename: str, data: bytes, *records: Vqa | PhraseGrounding | Freeform)
     )
 
 
-def items() -> list[Item]:
+def make_items() -> list[Item]:
     asked = Vqa(interactions=[Interaction(order=1, question="What?", answer="Ein Tor — größer")])
     return [
-        item("Z.png", PICTURES[0], asked),
-        item("a/b.png", PICTURES[1], asked, asked),
-        item("a/c.png", PICTURES[1], asked),
-        item("é.png", PICTURES[2], asked),
+        item("Z.png", IMAGES[0], asked),
+        item("a/b.png", IMAGES[1], asked, asked),
+        item("a/c.png", IMAGES[1], asked),
+        item("é.png", IMAGES[2], asked),
     ]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    pack = b"head" + b"".join(PICTURES)
+    pack = b"head" + b"".join(IMAGES)
     name = hashlib.sha256(pack).hexdigest()
     (tmp_path / PACKS).mkdir()
     (tmp_path / PACKS / name).write_bytes(pack)
     with open(tmp_path / MANIFEST, "wb") as file:
         writer = ManifestWriter(file)
-        for each in items():
+        for each in make_items():
             writer.add(each)
     lines, offset = [], 4
-    for data in PICTURES:
-        lines.append(contents_line(hashlib.sha256(data).hexdigest(), name, offset, len(data)))
+    for data in IMAGES:
+        lines.append(encode_contents_line(hashlib.sha256(data).hexdigest(), name, offset, len(data)))
         offset += len(data)
     (tmp_path / CONTENTS).write_bytes(b"".join(sorted(lines)))
     return tmp_path
@@ -60,10 +60,10 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_version_is_read_back_as_it_was_written(folder: Path):
     version = VersionFolder(folder)
-    assert list(version.items()) == items() == list(read_manifest(folder / MANIFEST))
+    assert list(version.items()) == make_items() == list(read_manifest(folder / MANIFEST))
     assert version.item(3).filename == "é.png"
     assert len(version) == 4
-    assert [version.read(each.sha256) for each in items()] == [PICTURES[0], PICTURES[1], PICTURES[1], PICTURES[2]]
+    assert [version.read(each.sha256) for each in make_items()] == [IMAGES[0], IMAGES[1], IMAGES[1], IMAGES[2]]
     version.close()
 
 
@@ -77,9 +77,9 @@ def test_a_manifest_line_is_camel_case_json_as_other_programs_read_it(folder: Pa
 
 def test_the_name_of_a_version_is_the_hash_of_its_manifest(folder: Path):
     writers = [ManifestWriter(io.BytesIO()) for _ in range(2)]
-    for each in items():
+    for each in make_items():
         writers[0].add(each)
-    for each in items()[1:]:
+    for each in make_items()[1:]:
         writers[1].add(each)
     whole = (folder / MANIFEST).read_bytes()
     assert writers[0].version == hashlib.sha256(whole).hexdigest()[:16]
@@ -99,9 +99,9 @@ def test_a_pack_that_holds_other_bytes_is_not_served(folder: Path):
     pack = next((folder / PACKS).iterdir())
     pack.write_bytes(pack.read_bytes().replace(b"second", b"sicond"))
     version = VersionFolder(folder)
-    assert version.read(items()[0].sha256) == PICTURES[0]
-    with pytest.raises(VersionError, match=f"does not hold picture {items()[1].sha256}"):
-        version.read(items()[1].sha256)
+    assert version.read(make_items()[0].sha256) == IMAGES[0]
+    with pytest.raises(VersionError, match=f"does not hold image {make_items()[1].sha256}"):
+        version.read(make_items()[1].sha256)
     version.close()
 
 

@@ -1,4 +1,6 @@
-"""Whatever is sent, ``validate`` accepts it or raises FlowProblems, and what it accepts can be stored and trained."""
+"""Whatever is sent, ``validate`` accepts it or raises FlowProblems, and what it accepts can be
+stored and trained.
+"""
 
 import copy
 import json
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runyard.flows import FlowProblems, recipe_document, resolve, validate
+from runyard.flows import FlowProblems, build_flow_document, resolve, validate
 from vi.api.resources.flows.responses import FlowSpec
 
 numbers = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([0, 1, -1, 0.5, 10**30])
@@ -18,7 +20,7 @@ texts = st.text(max_size=8) | st.sampled_from(["auto", "epoch", "tiny", "vi-mode
 anything = st.recursive(
     numbers | texts, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=8
 )
-COMPLETE = recipe_document(
+COMPLETE = build_flow_document(
     resolve(
         validate(
             {
@@ -40,18 +42,20 @@ COMPLETE = recipe_document(
 )
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def list_paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every place in a document where something stands."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for name, item in inner for place in places(item, (*path, name)))]
+    return [path, *(place for name, item in inner for place in list_paths(item, (*path, name)))]
 
 
-PLACES = [place for place in places(COMPLETE) if place]
+PLACES = [place for place in list_paths(COMPLETE) if place]
 
 
 @st.composite
 def nearly_good_flows(draw: st.DrawFn) -> dict[str, Any]:
-    """A complete flow with a few places changed, dropped or added to: far deeper than anything random gets."""
+    """A complete flow with a few places changed, dropped or added to: far deeper than anything
+    random gets.
+    """
     flow = copy.deepcopy(COMPLETE)
     for place in draw(st.lists(st.sampled_from(PLACES), max_size=4)):
         inside: Any = flow
@@ -70,7 +74,7 @@ def nearly_good_flows(draw: st.DrawFn) -> dict[str, Any]:
     return flow
 
 
-def accepted(flow: object) -> FlowSpec | None:
+def validate_or_none(flow: object) -> FlowSpec | None:
     try:
         return validate(flow)
     except FlowProblems as refused:
@@ -81,43 +85,45 @@ def accepted(flow: object) -> FlowSpec | None:
 
 @settings(max_examples=100, deadline=None)
 @given(anything)
-def test_any_json_is_accepted_or_refused_with_problems(flow: object) -> None:
-    accepted(flow)
+def test_any_json_is_accepted_or_rejected_with_problems(flow: object) -> None:
+    validate_or_none(flow)
 
 
 @settings(max_examples=200, deadline=None)
 @given(nearly_good_flows())
 def test_what_is_accepted_can_be_stored_completed_and_read_again(flow: dict[str, Any]) -> None:
-    spec = accepted(flow)
+    spec = validate_or_none(flow)
     if spec is None:
         return
     stored = msgspec.json.decode(msgspec.json.encode(spec), type=FlowSpec)
-    recipe = resolve(stored)
-    document = json.loads(json.dumps(recipe_document(recipe), allow_nan=False))
-    assert resolve(validate(document)) == recipe
+    resolved = resolve(stored)
+    document = json.loads(json.dumps(build_flow_document(resolved), allow_nan=False))
+    assert resolve(validate(document)) == resolved
 
 
 @settings(max_examples=100, deadline=None)
 @given(nearly_good_flows())
 def test_checking_twice_changes_nothing(flow: dict[str, Any]) -> None:
-    spec = accepted(flow)
+    spec = validate_or_none(flow)
     if spec is not None:
         assert validate(msgspec.to_builtins(spec)) == spec
 
 
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of each value in a complete recipe that holds a number, or null where one may stand."""
+def list_numbers(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of each value in a complete flow that is a number, or null where a number is
+    allowed.
+    """
     if isinstance(value, dict):
-        return [found for name, item in value.items() for found in leaves(item, (*path, name))]
+        return [found for name, item in value.items() for found in list_numbers(item, (*path, name))]
     if isinstance(value, list):
-        return [found for index, item in enumerate(value) for found in leaves(item, (*path, index))]
+        return [found for index, item in enumerate(value) for found in list_numbers(item, (*path, index))]
     return [path] if value is None or isinstance(value, int | float) else []
 
 
-NUMBERS = leaves(COMPLETE)
+NUMBERS = list_numbers(COMPLETE)
 
 
-def test_the_complete_recipe_has_the_numbers_that_null_gives_a_meaning_to() -> None:
+def test_the_complete_flow_has_the_numbers_that_null_gives_a_meaning_to() -> None:
     names = {path[-1] for path in NUMBERS}
     assert {"learningRate", "maxGradNorm", "timeLimitMinutes", "maxSteps", "maxSamples"} <= names
 

@@ -1,7 +1,9 @@
-"""No field of a recipe is accepted and ignored: each is read outside of ``flows``, or rejected with a reason.
+"""No field of a flow is accepted and ignored: each is read outside of ``flows``, or rejected with a
+reason.
 
-Whether a field is read is decided from the source: an attribute of that name, taken from an expression that ends in one
-of the names by which this part of a recipe is known there, or the field's name on the wire as a key of a document.
+Whether a field is read is decided from the source: an attribute of that name, taken from an
+expression that ends in one of the names by which this part of a flow is known there, or the
+field's name on the wire as a key of a document.
 """
 
 import ast
@@ -14,12 +16,12 @@ import pytest
 
 import runyard
 from runyard.flows import FlowProblems, blocks, resolve, validate
-from runyard.flows.fitting import UNSUPPORTED
+from runyard.flows.consistency import UNSUPPORTED
 from vi.api.resources.flows.responses import FlowSpec
 
 SOURCE = Path(runyard.__file__).parent
 
-# By which names code outside of ``flows`` holds each part of a recipe.
+# The names by which code outside of ``flows`` refers to each part of a flow.
 HELD_AS: dict[type[msgspec.Struct], set[str]] = {
     blocks.FlowShape: {"flow", "spec", "frozen", "recipe"},
     blocks.FlowSettings: {"settings"},
@@ -53,7 +55,7 @@ ELSEWHERE = {
     "LearningRates.language": ("trainer/steps/optim.py", "getattr(rates, part_of(name, parts))"),
     "DatasetSettings.projectKind": ("trainer/prepare.py", "recipe.task"),
     "Architecture.name": ("trainer/checkpoints/warm_start.py", '"family"'),
-    "Architecture.family": ("flows/recipe.py", 'given.get("family")'),  # decides the name
+    "Architecture.family": ("flows/resolved_flow.py", 'given.get("family")'),  # decides the name
     "FlowReference.id": ("server/services/runs/runs.py", 'origin["id"]'),
     "FlowReference.generation": ("server/services/runs/accelerators.py", '"generation": flow.metadata.generation'),
     "FlowShape.name": ("../vi/api/resources/runs/_info.py", "flow.name"),  # people read it
@@ -69,8 +71,11 @@ FIELDS = [
 ]
 
 
-def reads() -> tuple[dict[str, set[str]], set[str]]:
-    """Attributes read, with the names of what they are read from; and keys that documents are asked for."""
+def collect_reads() -> tuple[dict[str, set[str]], set[str]]:
+    """Attributes read, with the names of what they are read from.
+
+    And keys that documents are asked for.
+    """
     attributes: dict[str, set[str]] = defaultdict(set)
     keys: set[str] = set()
     for file in SOURCE.rglob("*.py"):
@@ -85,10 +90,10 @@ def reads() -> tuple[dict[str, set[str]], set[str]]:
     return attributes, keys
 
 
-ATTRIBUTES, KEYS = reads()
+ATTRIBUTES, KEYS = collect_reads()
 
 
-def test_every_part_of_a_recipe_is_looked_at() -> None:
+def test_every_part_of_a_flow_is_checked() -> None:
     parts = {
         value
         for value in vars(blocks).values()
@@ -110,9 +115,7 @@ def test_a_field_is_read_outside_of_flows(struct: type[msgspec.Struct], field: A
 
 @pytest.mark.parametrize("name", [field.encode_name for field in msgspec.structs.fields(blocks.Resources)])
 @pytest.mark.parametrize("value", [1, 2, 0.5, 8])
-def test_a_request_for_resources_is_rejected_with_reason_and_remedy_when_a_run_is_created(
-    name: str, value: Any
-) -> None:
+def test_unsupported_resources_are_rejected_with_reason_and_suggestion(name: str, value: Any) -> None:
     if (name, value) == ("workers", 1) or (isinstance(value, float) and name in ("workers", "accelerators")):
         return  # what every run has anyway; not an integer, which has a message of its own
     flow = {"settings": {"resources": {name: value}}}
@@ -130,7 +133,7 @@ def test_what_asks_for_nothing_in_particular_is_accepted() -> None:
     assert validate({"settings": {"resources": resources}}).settings
 
 
-def test_every_unsupported_field_is_told_together_with_other_problems() -> None:
+def test_every_unsupported_field_is_reported_together_with_other_problems() -> None:
     flow = {"settings": {"seed": -1, "resources": {"cpus": 4, "workers": 2}}}
     with pytest.raises(FlowProblems) as raised:
         validate(flow)

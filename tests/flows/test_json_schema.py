@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runyard.flows import FlowProblems, recipe_document, resolve, schema, validate
+from runyard.flows import FlowProblems, build_flow_document, resolve, schema, validate
 from runyard.flows.reference import EXAMPLE
 
 TYPES: dict[str, Any] = {
@@ -80,10 +80,10 @@ def _holds(keyword: str, value: Any, rule: dict[str, Any], root: dict[str, Any])
             return not is_number or value > wanted
         case "exclusiveMaximum":
             return not is_number or value < wanted
-    raise AssertionError(f"the schema uses a keyword nobody judges: {keyword}")
+    raise AssertionError(f"the schema uses a keyword that is not checked here: {keyword}")
 
 
-COMPLETE = recipe_document(resolve(validate({})))
+COMPLETE = build_flow_document(resolve(validate({})))
 FLOWS: list[Any] = [
     {},
     {"name": None, "blocks": None},
@@ -115,8 +115,8 @@ def test_schema_and_checks_agree(flow: Any) -> None:
     assert is_valid(flow, schema(), schema()) is is_accepted
 
 
-def test_the_schema_is_plain_json_and_tells_each_field() -> None:
+def test_the_schema_is_plain_json_and_describes_each_field() -> None:
     document = json.loads(json.dumps(schema()))
     for name, part in document["$defs"].items():
-        for field, told in part["properties"].items():
-            assert told.get("description"), f"{name}.{field} has no help"
+        for field, help_text in part["properties"].items():
+            assert help_text.get("description"), f"{name}.{field} has no help"

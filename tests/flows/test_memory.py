@@ -1,4 +1,6 @@
-"""The verdict on memory: known sums, the three words, and changes that are tried and not merely listed."""
+"""The verdict on memory: known sums, the three words, and changes that are tried and not merely
+listed.
+"""
 
 import re
 from typing import Any
@@ -6,14 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from runyard.flows import Recipe, memory, resolve
-from runyard.flows.memory import GIB, Accelerator, Measured, estimate, judge, parameters_of
+from runyard.flows import ResolvedFlow, memory, resolve
+from runyard.flows.memory import GIB, Accelerator, MeasuredPeak, count_parameters, estimate, predict_fit
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
 
 SEVEN = 7_000_000_000
 
 
-def recipe_of(size: str = "7B", mode: str = "full", **settings: Any) -> Recipe:
+def resolve_blocks(size: str = "7B", mode: str = "full", **settings: Any) -> ResolvedFlow:
     model = {"architecture": {"name": "qwen25vl", "size": size}, "training": {"mode": mode, "freeze": []}} | settings
     return resolve(FlowSpec(blocks=[FlowBlock(block="vi-model", settings=model)]))
 
@@ -22,8 +24,8 @@ def accelerator(gib: float | None, name: str = "a100") -> Accelerator:
     return Accelerator(name=name, memory_bytes=None if gib is None else round(gib * GIB))
 
 
-def measured(gib: float, *, micro_batch_size: int = 8, is_cpu: bool = False) -> Measured:
-    return Measured(
+def measured(gib: float, *, micro_batch_size: int = 8, is_cpu: bool = False) -> MeasuredPeak:
+    return MeasuredPeak(
         peak_bytes=round(gib * GIB),
         run_id="r9",
         is_cpu=is_cpu,
@@ -49,14 +51,16 @@ def measured(gib: float, *, micro_batch_size: int = 8, is_cpu: bool = False) -> 
     ],
 )
 def test_the_number_of_parameters_is_what_the_names_say(architecture: dict[str, Any], parameters: int | None) -> None:
-    recipe = resolve(FlowSpec(blocks=[FlowBlock(block="vi-model", settings={"architecture": architecture})]))
-    assert parameters_of(recipe) == parameters
+    resolved = resolve(FlowSpec(blocks=[FlowBlock(block="vi-model", settings={"architecture": architecture})]))
+    assert count_parameters(resolved) == parameters
 
 
 def test_a_full_training_keeps_weights_a_copy_gradients_and_two_moments() -> None:
-    found = estimate(recipe_of(), parameters=SEVEN, accelerator=accelerator(80))
+    found = estimate(resolve_blocks(), parameters=SEVEN, accelerator=accelerator(80))
     assert (found.weights, found.gradients, found.optimizer) == (6 * SEVEN, 4 * SEVEN, 8 * SEVEN)
-    whole = estimate(recipe_of(compute={"precisionType": "float32"}), parameters=SEVEN, accelerator=accelerator(80))
+    whole = estimate(
+        resolve_blocks(compute={"precisionType": "float32"}), parameters=SEVEN, accelerator=accelerator(80)
+    )
     assert whole.weights == 4 * SEVEN, "float32 needs no copy"
     assert 1 < whole.activations / found.activations < 2
 
@@ -72,27 +76,28 @@ def test_a_full_training_keeps_weights_a_copy_gradients_and_two_moments() -> Non
     ],
 )
 def test_each_optimizer_keeps_its_own_numbers(optimizer: dict[str, Any], bytes_each: float) -> None:
-    recipe = recipe_of(hyperparameters={"optimizer": optimizer})
-    found = estimate(recipe, parameters=SEVEN, accelerator=accelerator(80))
+    resolved = resolve_blocks(hyperparameters={"optimizer": optimizer})
+    found = estimate(resolved, parameters=SEVEN, accelerator=accelerator(80))
     assert found.optimizer == pytest.approx(bytes_each * SEVEN)
 
 
 def test_frozen_parts_have_no_gradients_and_an_adapter_few() -> None:
-    frozen = recipe_of(training={"mode": "full", "freeze": ["language"]})
-    share = 1 - memory.PART_SHARES["language"]
+    frozen = resolve_blocks(training={"mode": "full", "freeze": ["language"]})
+    share = 1 - memory.PART_FRACTIONS["language"]
     assert estimate(frozen, parameters=SEVEN, accelerator=accelerator(80)).gradients == pytest.approx(4 * share * SEVEN)
-    adapted = estimate(recipe_of(mode="lora"), parameters=SEVEN, accelerator=accelerator(80))
-    # The adapter of rank 16 on all linear layers of a language model of 7 B has 40 to 50 million parameters.
+    adapted = estimate(resolve_blocks(mode="lora"), parameters=SEVEN, accelerator=accelerator(80))
+    # The adapter of rank 16 on all linear layers of a language model of 7 B has 40 to 50 million
+    # parameters.
     assert 40e6 < adapted.gradients / 4 < 50e6
     assert adapted.weights == pytest.approx(2 * SEVEN + adapted.gradients)
-    quantized = recipe_of(mode="lora", quantization={"enabled": True})
+    quantized = resolve_blocks(mode="lora", quantization={"enabled": True})
     whole = estimate(quantized, parameters=SEVEN, accelerator=accelerator(80))
     assert whole.weights == pytest.approx(adapted.weights - SEVEN)
 
 
 def test_activations_grow_with_samples_and_tokens_and_are_fewer_when_computed_twice() -> None:
     def activations(**settings: Any) -> float:
-        return estimate(recipe_of(**settings), parameters=SEVEN, accelerator=accelerator(80)).activations
+        return estimate(resolve_blocks(**settings), parameters=SEVEN, accelerator=accelerator(80)).activations
 
     one = activations(hyperparameters={"microBatchSize": 1})
     assert activations(hyperparameters={"microBatchSize": 4}) == pytest.approx(4 * one)
@@ -103,89 +108,93 @@ def test_activations_grow_with_samples_and_tokens_and_are_fewer_when_computed_tw
 
 
 def test_auto_numbers_are_float32_where_there_is_no_fast_bfloat16() -> None:
-    recipe = recipe_of(mode="lora")
+    resolved = resolve_blocks(mode="lora")
     on = {
-        name: estimate(recipe, parameters=SEVEN, accelerator=accelerator(80, name)).weights
+        name: estimate(resolved, parameters=SEVEN, accelerator=accelerator(80, name)).weights
         for name in ("a100", "t4", "cpu")
     }
     assert on["t4"] == on["cpu"] > 1.9 * on["a100"]
 
 
 def test_the_tiny_model_fits_on_a_small_processor() -> None:
-    outlook = judge(resolve(FlowSpec()), accelerator(2, "cpu"))
-    assert outlook.action == "Allow"
-    assert outlook.reason.startswith("0.8 GiB needed, estimated from 200K parameters")
-    assert "2.0 GiB available, the memory of the machine or its cgroup" in outlook.reason
+    fit = predict_fit(resolve(FlowSpec()), accelerator(2, "cpu"))
+    assert fit.action == "Allow"
+    assert fit.reason.startswith("0.8 GiB needed, estimated from 200K parameters")
+    assert "2.0 GiB available, the memory of the machine or its cgroup" in fit.reason
 
 
 def test_a_full_training_of_7b_is_denied_on_24_gib_with_what_would_fit() -> None:
-    outlook = judge(recipe_of(), accelerator(24, "a10"))
-    assert outlook.action == "Deny"
-    advice = re.search(r"training\.mode lora and microBatchSize (\d) would fit, with ([\d.]+) GiB$", outlook.reason)
-    assert advice is not None, outlook.reason
-    changed = recipe_of(mode="lora", hyperparameters={"microBatchSize": int(advice[1])})
-    again = judge(changed, accelerator(24, "a10"))
+    fit = predict_fit(resolve_blocks(), accelerator(24, "a10"))
+    assert fit.action == "Deny"
+    advice = re.search(r"training\.mode lora and microBatchSize (\d) would fit, with ([\d.]+) GiB$", fit.reason)
+    assert advice is not None, fit.reason
+    changed = resolve_blocks(mode="lora", hyperparameters={"microBatchSize": int(advice[1])})
+    again = predict_fit(changed, accelerator(24, "a10"))
     assert (again.action, again.reason.partition(" GiB")[0]) == ("Allow", advice[2])
 
 
-def test_what_fits_nowhere_says_so_and_how_near_it_comes() -> None:
-    outlook = judge(recipe_of(), accelerator(6, "p4"))
-    assert outlook.action == "Deny"
+def test_a_flow_that_fits_nowhere_names_the_nearest_setting() -> None:
+    fit = predict_fit(resolve_blocks(), accelerator(6, "p4"))
+    assert fit.action == "Deny"
     least = "size 3B and training.mode lora and quantization.enabled true and microBatchSize 1"
-    assert f"no setting keeps it below 70% of that: even {least} would need" in outlook.reason
+    assert f"no setting keeps it below 70% of that: even {least} would need" in fit.reason
 
 
 def test_a_smaller_model_is_the_last_that_is_tried() -> None:
-    outlook = judge(recipe_of(size="72B", mode="lora"), accelerator(24, "a10"))
-    assert outlook.reason.endswith("size 7B and microBatchSize 1 would fit, with 16.0 GiB")
-    own = recipe_of(architecture={"name": "qwen25vl", "size": "72B", "weights": "/models/mine"}, mode="lora")
-    reason = judge(own, accelerator(24, "a10")).reason
+    fit = predict_fit(resolve_blocks(size="72B", mode="lora"), accelerator(24, "a10"))
+    assert fit.reason.endswith("size 7B and microBatchSize 1 would fit, with 16.0 GiB")
+    own = resolve_blocks(architecture={"name": "qwen25vl", "size": "72B", "weights": "/models/mine"}, mode="lora")
+    reason = predict_fit(own, accelerator(24, "a10")).reason
     assert "no setting keeps it below 70% of that: even quantization.enabled true and microBatchSize 1" in reason
 
 
 @pytest.mark.parametrize(("share", "action"), [(0.69, "Allow"), (0.71, "Warn"), (0.99, "Warn"), (1.01, "Deny")])
 def test_an_estimate_is_trusted_up_to_70_percent(share: float, action: str) -> None:
-    recipe = recipe_of(mode="lora")
-    needed = judge(recipe, accelerator(1000)).needed_bytes or 0
-    outlook = judge(recipe, Accelerator(name="a100", memory_bytes=round(needed / share)))
-    assert outlook.action == action
-    assert ("would fit" in outlook.reason) is (action != "Allow")
+    resolved = resolve_blocks(mode="lora")
+    needed = predict_fit(resolved, accelerator(1000)).needed_bytes or 0
+    fit = predict_fit(resolved, Accelerator(name="a100", memory_bytes=round(needed / share)))
+    assert fit.action == action
+    assert ("would fit" in fit.reason) is (action != "Allow")
 
 
 @pytest.mark.parametrize(("share", "action"), [(0.84, "Allow"), (0.86, "Warn"), (0.99, "Warn"), (1.01, "Deny")])
 def test_a_prediction_of_an_earlier_run_is_trusted_up_to_85_percent(share: float, action: str) -> None:
-    outlook = judge(recipe_of(mode="lora"), accelerator(10 / share), measured=measured(10))
-    assert outlook.action == action
-    assert outlook.reason.startswith("10.0 GiB needed, predicted by run r9 with the same recipe")
+    fit = predict_fit(resolve_blocks(mode="lora"), accelerator(10 / share), measured=measured(10))
+    assert fit.action == action
+    assert fit.reason.startswith("10.0 GiB needed, predicted by run r9 with the same flow")
 
 
-def test_a_prediction_with_smaller_micro_batches_is_taken_in_proportion() -> None:
-    recipe = recipe_of(mode="lora", hyperparameters={"batchSize": 8, "microBatchSize": 8})
-    halved = msgspec.structs.replace(recipe, model=recipe_of(mode="lora", hyperparameters={"microBatchSize": 4}).model)
-    larger, smaller = (estimate(each, parameters=SEVEN, accelerator=accelerator(80)).total for each in (recipe, halved))
-    outlook = judge(recipe, accelerator(80), measured=measured(10, micro_batch_size=4))
-    assert outlook.needed_bytes == pytest.approx(10 * GIB * larger / smaller)
+def test_a_prediction_with_smaller_micro_batches_is_accepted_in_proportion() -> None:
+    resolved = resolve_blocks(mode="lora", hyperparameters={"batchSize": 8, "microBatchSize": 8})
+    halved = msgspec.structs.replace(
+        resolved, model=resolve_blocks(mode="lora", hyperparameters={"microBatchSize": 4}).model
+    )
+    larger, smaller = (
+        estimate(each, parameters=SEVEN, accelerator=accelerator(80)).total for each in (resolved, halved)
+    )
+    fit = predict_fit(resolved, accelerator(80), measured=measured(10, micro_batch_size=4))
+    assert fit.needed_bytes == pytest.approx(10 * GIB * larger / smaller)
 
 
 def test_a_prediction_from_the_processor_says_only_how_large_the_model_is_elsewhere() -> None:
-    unknown = recipe_of(architecture={"weights": "/models/mine"}, mode="lora")
-    outlook = judge(unknown, accelerator(80), measured=measured(30, is_cpu=True))
-    assert "estimated from 7B parameters" in outlook.reason
-    assert outlook.action == "Allow"
+    unknown = resolve_blocks(architecture={"weights": "/models/mine"}, mode="lora")
+    fit = predict_fit(unknown, accelerator(80), measured=measured(30, is_cpu=True))
+    assert "estimated from 7B parameters" in fit.reason
+    assert fit.action == "Allow"
 
 
-def test_what_nobody_can_know_is_warned_of() -> None:
-    outlook = judge(recipe_of(architecture={"weights": "/models/mine"}), accelerator(80))
-    assert (outlook.action, outlook.needed_bytes) == ("Warn", None)
-    assert "'/models/mine' takes is not known before a machine has opened it" in outlook.reason
-    outlook = judge(recipe_of(), accelerator(None))
-    assert outlook.action == "Warn"
-    assert "how much memory a100 has could not be found out there" in outlook.reason
+def test_an_unknown_memory_need_is_a_warning() -> None:
+    fit = predict_fit(resolve_blocks(architecture={"weights": "/models/mine"}), accelerator(80))
+    assert (fit.action, fit.needed_bytes) == ("Warn", None)
+    assert "'/models/mine' needs is not known before a machine has opened it" in fit.reason
+    fit = predict_fit(resolve_blocks(), accelerator(None))
+    assert fit.action == "Warn"
+    assert "how much memory a100 has could not be determined" in fit.reason
 
 
 def test_four_bits_are_recommended_where_an_adapter_alone_does_not_fit() -> None:
-    reason = judge(recipe_of(), accelerator(14)).reason
+    reason = predict_fit(resolve_blocks(), accelerator(14)).reason
     assert "training.mode lora and quantization.enabled true and microBatchSize 1 would fit" in reason
-    quantized = recipe_of(mode="lora", quantization={"enabled": True}, hyperparameters={"microBatchSize": 1})
-    assert judge(quantized, accelerator(14)).action == "Allow"
-    assert "quantization" not in judge(quantized, accelerator(4)).reason
+    quantized = resolve_blocks(mode="lora", quantization={"enabled": True}, hyperparameters={"microBatchSize": 1})
+    assert predict_fit(quantized, accelerator(14)).action == "Allow"
+    assert "quantization" not in predict_fit(quantized, accelerator(4)).reason

@@ -1,4 +1,4 @@
-"""The flow reference says what the checks do."""
+"""The flow reference matches the checks."""
 
 from pathlib import Path
 

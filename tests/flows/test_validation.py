@@ -1,4 +1,4 @@
-"""What ``validate`` lets through, what it fills in, and how it tells everything else."""
+"""What ``validate`` accepts, what it fills in, and the problems it reports."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from runyard.flows import FlowProblems, Problem, validate
-from runyard.flows.problems import MOST_PROBLEMS
+from runyard.flows.problems import MAX_PROBLEMS
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
 
 
@@ -29,7 +29,7 @@ def only_problem(flow: object) -> Problem:
     return problem
 
 
-def test_the_empty_recipe_is_a_good_recipe() -> None:
+def test_the_empty_flow_is_valid() -> None:
     flow = validate({"name": "Quick Training", "schema": "v1", "blocks": [], "settings": {}, "tolerations": {}})
     assert flow == FlowSpec(name="Quick Training", schema="v1", blocks=[], settings={}, tolerations={})
 
@@ -122,9 +122,9 @@ BAD = [
      "tolerations, settings, blocks."),
     ({"schema": "v2"}, "/schema", '"v1"', '/schema is "v2"; it must be "v1".'),
     ({"nmae": "x"}, "/nmae", None, "/nmae is not a field of a flow; did you mean name?"),
-    ({"name": 7}, "/name", "a text of at most 200 characters", None),
+    ({"name": 7}, "/name", "a string of at most 200 characters", None),
     ({"tolerations": {"accelerator": "h100"}}, "/tolerations/accelerator", None,
-     '/tolerations/accelerator is "h100"; it must be a list of at most 1000, each a text of at most 256 characters.'),
+     '/tolerations/accelerator is "h100"; it must be a list of at most 1000, each a string of at most 256 characters.'),
     ({"trainingProject": "a/b"}, "/trainingProject", None, None),
     ({"settings": {"seed": "7"}}, "/settings/seed", "an integer from 0 to 2147483647", None),
     ({"settings": {"seed": True}}, "/settings/seed", "an integer from 0 to 2147483647",
@@ -222,17 +222,19 @@ BAD = [
     (model(architecture={"weights": "qwen"}), "/blocks/0/settings/architecture/weights", None, None),
     (model(architecture={"weights": "a/../b"}), "/blocks/0/settings/architecture/weights", None, None),
     ({"blocks": [{"block": "vi-system-prompt", "settings": {"systemPrompt": 3}}]},
-     "/blocks/0/settings/systemPrompt", "a text of at most 20000 characters", None),
+     "/blocks/0/settings/systemPrompt", "a string of at most 20000 characters", None),
     ({"blocks": [{"block": "vi-model", "style": {"a/b~c": float("-inf")}}]}, "/blocks/0/style/a~1b~0c",
      "a finite number", None),
-    ({"name": "\ud800"}, "/name", "text in Unicode without lone surrogates", None),
+    ({"name": "\ud800"}, "/name", "a string without lone surrogates", None),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("flow", "path", "allowed", "message"), BAD, ids=[f"{n}:{row[1]}" for n, row in enumerate(BAD)]
 )
-def test_a_bad_flow_is_told_where_and_what(flow: object, path: str, allowed: str | None, message: str | None) -> None:
+def test_an_invalid_flow_gets_a_path_and_a_message(
+    flow: object, path: str, allowed: str | None, message: str | None
+) -> None:
     problem = only_problem(flow)
     assert problem.path == path
     assert problem.allowed == allowed or allowed is None
@@ -240,7 +242,7 @@ def test_a_bad_flow_is_told_where_and_what(flow: object, path: str, allowed: str
     assert problem.message.isprintable()
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     flow = {
         "schema": "v3",
         "settings": {"seed": -1},
@@ -269,19 +271,19 @@ def test_all_problems_are_told_at_once() -> None:
     }
 
 
-def test_a_mistake_in_one_field_is_not_told_again_as_a_misfit_with_another() -> None:
+def test_a_mistake_in_one_field_is_not_reported_again_as_an_inconsistency() -> None:
     problem = only_problem(model(hyperparameters={"batchSize": "many", "microBatchSize": 7}))
     assert problem.path == "/blocks/0/settings/hyperparameters/batchSize"
 
 
-def test_the_exception_tells_every_problem_in_its_message() -> None:
+def test_the_exception_names_every_problem_in_its_message() -> None:
     with pytest.raises(FlowProblems, match=r"The flow has 2 problems: /schema is 1; .*; /settings is 2; "):
         validate({"schema": 1, "settings": 2})
 
 
 def test_a_hostile_flow_gets_a_short_answer() -> None:
     flow = {"settings": {f"{'epoch' * 18}{n}": n for n in range(20_000)}}
-    assert len(problems_of(flow)) == MOST_PROBLEMS
+    assert len(problems_of(flow)) == MAX_PROBLEMS
 
 
 def test_what_was_given_is_shown_short() -> None:
@@ -290,7 +292,7 @@ def test_what_was_given_is_shown_short() -> None:
     assert len(problem.message) < 200
 
 
-def test_a_style_deeper_than_any_recipe_is_refused() -> None:
+def test_a_style_deeper_than_any_flow_is_rejected() -> None:
     style: dict[str, Any] = {}
     for _ in range(100_000):
         style = {"in": style}

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from runyard.datasets.packs import pack
+from runyard.datasets.packs import build_pack
 
 
 def picture(number: int, *, side: int = 24, kind: str = "PNG") -> bytes:
@@ -100,7 +100,7 @@ class Data:
     async def bring(self, dataset_id: str, files: dict[str, bytes], **spec: Any) -> dict[str, Any]:
         """Import files, to the end."""
         begun = await self.begin(dataset_id, **spec)
-        data = pack(files.items())
+        data = build_pack(files.items())
         assert (await self.send(begun["status"]["upload"]["url"], data)).status_code == 204
         assert (await self.finish(begun, data)).status_code == 200
         return await self.settled(begun)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from runyard.datasets.packs import pack
+from runyard.datasets.packs import build_pack
 from runyard.server.http.routes import ROUTES
 from runyard.store.tables import audit
 from tests.server.datasets import Data, grounding_row, jsonl, picture
@@ -88,7 +88,7 @@ async def change_keys(watch: Watch) -> None:
 
 async def change_dataset(watch: Watch, data: Data, dataset_id: str) -> None:
     await watch("PATCH", DATASET, dataset_id, json={"description": "second floor"})
-    content = pack({"1.png": picture(1), "l.jsonl": jsonl(grounding_row(1, "1.png"))}.items())
+    content = build_pack({"1.png": picture(1), "l.jsonl": jsonl(grounding_row(1, "1.png"))}.items())
     begun = await watch("POST", DATASET + "/imports", dataset_id, json={"spec": {}})
     await data.send(begun["status"]["upload"]["url"], content)
     assert (await data.finish(begun, content)).status_code == 200

@@ -13,7 +13,7 @@ import pytest
 
 from runyard import backup_file, backup_schema
 from runyard.backup_rows import Verifier, parse_columns
-from runyard.datasets.packs import pack
+from runyard.datasets.packs import build_pack
 from runyard.server.services.access.keys import new_key, parse, secret_mac
 from runyard.server.services.operations import backups
 from runyard.server.services.runs import deletion, leases
@@ -102,7 +102,7 @@ async def lived_in_by_datasets(house: Any) -> tuple[Data, str, dict[str, Any]]:
     await data.api.delete(data.path(gone))
     await house.services.jobs.wait_until_idle()
     begun = await data.begin(dataset_id)
-    assert (await data.send(begun["status"]["upload"]["url"], pack(shelf(2, first=7).items()))).status_code == 204
+    assert (await data.send(begun["status"]["upload"]["url"], build_pack(shelf(2, first=7).items()))).status_code == 204
     assert done["status"]["version"]
     return data, dataset_id, begun
 
@@ -176,7 +176,7 @@ def test_a_restore_brings_datasets_back_and_lets_an_import_go_on(in_house: Calla
         for asset in pictures:
             content = (await anonymous.get(asset["contents"]["asset"]["url"])).content
             assert hashlib.sha256(content).hexdigest() == asset["metadata"]["sha256"]
-        assert (await data.finish(begun, pack(shelf(2, first=7).items()))).status_code == 200
+        assert (await data.finish(begun, build_pack(shelf(2, first=7).items()))).status_code == 200
         await data.settled(begun)
         assert (await data.get(dataset_id))["statistic"]["assetTotal"] == len(pictures) + 2
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from runyard.datasets.packs import pack
+from runyard.datasets.packs import build_pack
 from runyard.server.services.imports import import_jobs
 from tests.server.datasets import Data, jsonl, picture, shelf, vqa_row
 
@@ -129,7 +129,7 @@ def test_a_pack_that_is_not_what_it_was_announced_as_is_refused(in_house: Callab
         data = await data_of(house)
         dataset_id = await data.make()
         begun = await data.begin(dataset_id)
-        url, whole = begun["status"]["upload"]["url"], pack(shelf(1).items())
+        url, whole = begun["status"]["upload"]["url"], build_pack(shelf(1).items())
         anonymous = await house.client(None)
         wrong = await anonymous.put(f"{url}/{'0' * 64}", content=whole)
         assert (wrong.status_code, wrong.json()["code"]) == (400, "InvalidBody")
@@ -158,7 +158,7 @@ def test_a_cancelled_and_an_abandoned_import_leave_nothing(in_house: Callable[..
         dataset_id = await data.make()
         cancelled, abandoned = await data.begin(dataset_id), await data.begin(dataset_id)
         for begun, files in ((cancelled, shelf(1)), (abandoned, shelf(1, first=5))):
-            assert (await data.send(begun["status"]["upload"]["url"], pack(files.items()))).status_code == 204
+            assert (await data.send(begun["status"]["upload"]["url"], build_pack(files.items()))).status_code == 204
         place = data.path(dataset_id, "imports", cancelled["datasetImportId"])
         told = (await data.api.post(place + ":cancel")).json()
         assert {c["reason"] for c in told["status"]["conditions"]} == {"CancelledByUser"}
@@ -180,7 +180,7 @@ def test_bytes_that_arrive_are_no_rubbish_to_a_collection(in_house: Callable[...
     async def story(house: Any) -> None:
         data = await data_of(house)
         dataset_id = await data.make()
-        begun, whole = await data.begin(dataset_id), pack(shelf(2).items())
+        begun, whole = await data.begin(dataset_id), build_pack(shelf(2).items())
         await data.send(begun["status"]["upload"]["url"], whole)
         await data.api.post(house.path("storage/collections"))
         await data.finish(begun, whole)

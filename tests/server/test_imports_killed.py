@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from runyard.datasets.packs import pack
+from runyard.datasets.packs import build_pack
 
 TIMEOUT_S = 60.0
 COUNT = 2500  # three chunks of pictures and three of records
@@ -47,7 +47,7 @@ def row(number: int) -> bytes:
 def packs() -> list[bytes]:
     pictures = [(f"{number}.png", dot(number)) for number in range(COUNT)]
     labels = ("labels.jsonl", b"".join(map(row, range(COUNT))))
-    return [pack(pictures[: COUNT // 2]), pack([*pictures[COUNT // 2 :], labels])]
+    return [build_pack(pictures[: COUNT // 2]), build_pack([*pictures[COUNT // 2 :], labels])]
 
 
 class Server:

@@ -15,7 +15,7 @@ import pytest
 
 from runyard import processes, rundir
 from runyard.datasets.records import Interaction, Vqa
-from runyard.datasets.versions import Item, ManifestWriter, VersionFolder, contents_line
+from runyard.datasets.versions import Item, ManifestWriter, VersionFolder, encode_contents_line
 from runyard.protocol import AttemptDataset, StoredBytes
 from runyard.rundir import is_complete
 from runyard.supervisor.datasets import DatasetFetcher
@@ -35,7 +35,7 @@ class Version:
         locations = [(self.images["0.png"], 0, 4), (self.images["2.png"], 0, 54), (shared, 1, 0)]
         self.blobs = {hash_bytes(pack): pack for pack in packs}
         self.contents = b"".join(
-            contents_line(hash_bytes(data), hash_bytes(packs[pack]), offset, len(data))
+            encode_contents_line(hash_bytes(data), hash_bytes(packs[pack]), offset, len(data))
             for data, pack, offset in locations
         )
         lines = Lines()

@@ -160,7 +160,7 @@ def make_version(tmp_path: Path) -> Callable[[dict[str, tuple[bytes, list[Any]]]
 
 
 def write_version(home: Path, pictures: dict[str, tuple[bytes, list[Any]]]) -> Path:
-    from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, contents_line
+    from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, encode_contents_line
     from runyard.rundir import COMPLETE
 
     folder = home / f"{len(list(home.glob('*'))):016x}"
@@ -188,7 +188,7 @@ def write_version(home: Path, pictures: dict[str, tuple[bytes, list[Any]]]) -> P
             )
             if sha256 not in seen:
                 seen.add(sha256)
-                lines.add(contents_line(sha256, name, at, size))
+                lines.add(encode_contents_line(sha256, name, at, size))
     (folder / CONTENTS).write_bytes(b"".join(sorted(lines)))
     (folder / PACKS / name).write_bytes(pack)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runyard.datasets.samples import CANVAS_DIGIT, CANVAS_GRID, CANVAS_SIDE, Scan, scans
+from runyard.datasets.samples import CANVAS_DIGIT, CANVAS_GRID, CANVAS_SIDE, Scan, load_scans
 from runyard.trainer.answers import iou
 from runyard.trainer.data.datasets import Dataset, Sample, _is_held_out, digits, load_dataset
 from runyard.trainer.errors import InvalidData, InvalidFlow
@@ -83,7 +83,7 @@ def test_both_tasks_are_asked_on_canvases_that_show_no_scan_of_the_other_part(
     monkeypatch.setattr("runyard.datasets.samples.CANVAS_ZOOM", 0)
     data = both()
     known: dict[bool, set[bytes]] = {True: set(), False: set()}
-    for scan in scans():
+    for scan in load_scans():
         known[_is_held_out(scan[0], 3, 0.2)].add(on_canvas(scan))
     for samples, is_held_out, vqa in ((data.train, False, 15), (data.validation, True, 10)):
         assert Counter(sample.task for sample in samples) == {"vqa": vqa, "phrase-grounding": len(samples) - vqa}
@@ -95,7 +95,7 @@ def test_both_tasks_are_asked_on_canvases_that_show_no_scan_of_the_other_part(
 
 
 def test_scans_to_train_both_tasks_on_are_varied_within_their_boxes(both: Callable[..., Dataset]) -> None:
-    unvaried = set(map(on_canvas, scans()))
+    unvaried = set(map(on_canvas, load_scans()))
     data = both()
     assert sum(shown(sample, unvaried) for sample in data.validation) > len(data.validation)
     assert sum(shown(sample, unvaried) for sample in data.train) == 0

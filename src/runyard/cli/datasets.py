@@ -117,8 +117,8 @@ def check_data(
     """Check a folder as an import would, without a server; exit code 1 when anything is wrong with it."""
     import msgspec
 
-    from runyard.datasets.intake import check_folder
-    from runyard.datasets.report import Report, page
+    from runyard.datasets.ingest import check_folder
+    from runyard.datasets.report import Report, render_page
     from vi.api.resources.datasets.responses import DatasetImport, ImportFindings, ImportProgress, ImportStatus
 
     if not folder.is_dir():
@@ -137,13 +137,13 @@ def check_data(
         dataset_type=dataset_type,  # type: ignore[arg-type]  # click allows no other
         format=format,
         on_error=on_error,  # type: ignore[arg-type]
-        say=report.add,
+        on_finding=report.add,
         on_progress=tell,
     )
     told = _checked(report, outcome)
     if html is not None:
         said = f"{outcome.decision}: {outcome.why}" if outcome.why else outcome.decision
-        html.write_text(page(told, title=f"Check of {folder.resolve().name}", outcome=said), "utf-8")
+        html.write_text(render_page(told, title=f"Check of {folder.resolve().name}", outcome=said), "utf-8")
     if as_json:
         print_json(told)
     else:

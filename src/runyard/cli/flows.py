@@ -134,9 +134,9 @@ def check_flow(flow: str, assignments: tuple[str, ...], data_dir: Path | None) -
 @json_option
 def plan_flow(flow: str | None, assignments: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
     """Show a recipe with every default written out, as a run of it would train."""
-    from runyard.flows import recipe_document, resolve, validate
+    from runyard.flows import build_flow_document, resolve, validate
 
-    document = recipe_document(resolve(validate(_recipe(flow, assignments, data_dir))), for_published_client=False)
+    document = build_flow_document(resolve(validate(_recipe(flow, assignments, data_dir))), for_published_client=False)
     if as_json:
         print_json(document)
     else:

@@ -1,15 +1,16 @@
-"""Zip and tar that strangers made, read so that nothing in them can do harm.
+"""Safe reading of untrusted zip and tar archives.
 
-Only regular files and folders, under plain relative names. An archive is looked through from end to end before anything
-of it is taken; one entry that is a link, a device, named ``..`` or twice refuses the whole. What it unpacks to is
-bounded by what it says of itself, by ``Caps``, and by a ratio to its own size, and the bounds hold while bytes stream.
+Only regular files and folders with plain relative names are accepted. All headers are checked
+before any member is used: one link, device, ``..`` or duplicate name rejects the whole archive. The
+unpacked size is bounded by the sizes in the headers, by ``ArchiveLimits``, and by a ratio to the
+archive's size; the bounds also hold while bytes stream.
 
-Members are given as bytes under a name. No member's name ever becomes a path of this machine: ``Unpacked`` keeps what
-it must keep in files that it numbers itself.
+A member is bytes under a name. A member's name never becomes a path of this machine:
+``ExpandedSource`` keeps members in files that it numbers itself.
 
-The headers are read here, not by ``zipfile`` and ``tarfile``: the one builds an object for each entry before anybody
-can count them and lets entries overlap, the other reads headers of any length into memory and, in older Pythons, runs
-in a circle when a size is negative.
+This module parses the headers itself. ``zipfile`` builds an object for each entry before they can
+be counted, and allows overlapping entries. ``tarfile`` reads headers of any length into memory and,
+in older Pythons, loops forever on a negative size.
 """
 
 import bz2
@@ -26,142 +27,154 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, cast
 
-from runyard.datasets.findings import Finding, Say, finding
-from runyard.datasets.images import MOST_BYTES, is_picture_name
+from runyard.datasets.findings import Finding, ReportFinding, make_finding
+from runyard.datasets.images import MAX_BYTES, is_image_name
 from runyard.datasets.packs import is_safe
-from runyard.datasets.sources import ImageFacts, Source, is_litter
+from runyard.datasets.sources import ImageFacts, Source, is_system_file
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
-LONGEST_PART_BYTES = 255
+MAX_PART_BYTES = 255
 _PIECE = 1 << 18
 _BLOCK = 512
-_LONGEST_PAX_BYTES = 1 << 20
+_MAX_PAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Caps:
-    """How far an archive may grow. Below ``free_bytes`` the ratio is not asked for."""
+class ArchiveLimits:
+    """The limits on what an archive may unpack to.
+
+    Below ``free_bytes`` the ratio does not apply.
+    """
 
     entries: int = 1_000_000
     ratio: int = 100
     total_bytes: int = 256 << 30
     free_bytes: int = 16 << 20
 
-    def most_bytes(self, archive_bytes: int) -> int:
-        """What an archive of that size may unpack to."""
+    def max_unpacked_bytes(self, archive_bytes: int) -> int:
+        """Return the most bytes that an archive of that size may unpack to."""
         return min(self.total_bytes, max(self.free_bytes, self.ratio * archive_bytes))
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One regular file of an archive. ``pieces`` gives its bytes once, before the next member is asked for."""
+    """One regular file of an archive.
+
+    ``pieces`` yields its bytes once, before the next member is requested.
+    """
 
     name: str
     size_bytes: int
     _pieces: Callable[[], Iterator[bytes]]
 
     def pieces(self) -> Iterator[bytes]:
-        with _damage_refused():
+        with _reject_damaged():
             yield from self._pieces()
 
     def read(self) -> bytes:
         return b"".join(self.pieces())
 
 
-class ArchiveRefused(Exception):
-    """Nothing of this archive is taken. ``code`` is that of the finding, ``member`` the entry at fault."""
+class ArchiveRejected(Exception):
+    """The archive is rejected as a whole.
+
+    ``code`` is that of the finding, ``member`` the offending entry.
+    """
 
     def __init__(self, code: str, cause: str, *, member: str | None = None) -> None:
         super().__init__(cause)
         self.code, self.cause, self.member = code, cause, member
 
-    def finding(self, file: str, rest: str = "") -> Finding:
-        return finding(self.code, file=file, cause=self.cause + rest, value=self.member, action="FileRejected")
+    def to_finding(self, file: str, rest: str = "") -> Finding:
+        return make_finding(self.code, file=file, cause=self.cause + rest, value=self.member, action="FileRejected")
 
 
 def is_archive(path: str) -> bool:
     return path.lower().endswith(ENDINGS)
 
 
-def members(file: BinaryIO, path: str, caps: Caps = Caps()) -> Iterator[Member]:
-    """The regular files of an archive in its order, once all of it is found to be safe.
+def read_members(file: BinaryIO, path: str, limits: ArchiveLimits = ArchiveLimits()) -> Iterator[Member]:
+    """Yield the regular files of an archive in order, after checking that all of it is safe.
 
     Raises:
-        ArchiveRefused: before the first member if a look through the headers shows why; while bytes are read if they
-            are not what the headers said.
+        ArchiveRejected: before the first member if the headers are not acceptable; while bytes are read if they
+            contradict the headers.
     """
-    read = _zip_members if path.lower().endswith(".zip") else _tar_members
-    with _damage_refused():
-        yield from read(file, path.lower(), caps)
+    read = _iter_zip_members if path.lower().endswith(".zip") else _iter_tar_members
+    with _reject_damaged():
+        yield from read(file, path.lower(), limits)
 
 
-def first_members(file: BinaryIO, path: str, count: int) -> Iterator[Member]:
-    """At most that many of the first files of a tar, without a look at the rest, to see what it may be.
+def read_first_members(file: BinaryIO, path: str, count: int) -> Iterator[Member]:
+    """Yield at most ``count`` first files of a tar, without checking the rest, to detect what it
+    contains.
 
     Raises:
-        ArchiveRefused: something is wrong right there, or it is not a tar.
+        ArchiveRejected: these files are not acceptable, or it is not a tar.
     """
-    caps = Caps(total_bytes=64 << 20, free_bytes=64 << 20)
-    with _damage_refused():
-        data = _TarBytes(file, path.lower(), caps)
-        for name, size in islice(_tar_files(data, _Names(caps)), count):
+    limits = ArchiveLimits(total_bytes=64 << 20, free_bytes=64 << 20)
+    with _reject_damaged():
+        data = _TarBytes(file, path.lower(), limits)
+        for name, size in islice(_iter_tar_files(data, _Names(limits)), count):
             yield Member(name, size, lambda size=size: data.pieces(size))  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _damage_refused() -> Iterator[None]:
+def _reject_damaged() -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise ArchiveRefused("FileUnreadable", f"the archive is damaged: {error or type(error).__name__}") from error
+        raise ArchiveRejected("FileUnreadable", f"the archive is damaged: {error or type(error).__name__}") from error
 
 
-def plain_name(name: str) -> str | None:
-    """The name as a relative path that is safe, without ``.`` parts; None when it is no such thing."""
+def normalize_member_name(name: str) -> str | None:
+    """Normalize a name to a safe relative path without ``.`` parts; None if it is not one."""
     if name.startswith("/") or name[1:2] == ":":
         return None
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if any(len(part.encode(errors="replace")) > LONGEST_PART_BYTES for part in parts):
+    if any(len(part.encode(errors="replace")) > MAX_PART_BYTES for part in parts):
         return None
     plain = "/".join(parts)
     return plain if is_safe(plain) else None
 
 
 class _Names:
-    """Checks names one after another: plain, not too many, none twice, none both file and folder."""
+    """The names of an archive, checked: plain, not too many, no duplicates, none both file and
+    folder.
+    """
 
-    def __init__(self, caps: Caps) -> None:
-        self._caps = caps
+    def __init__(self, limits: ArchiveLimits) -> None:
+        self._limits = limits
         self._count = 0
         self._files: set[str] = set()
         self._folders: set[str] = set()
 
-    def take(self, name: str, *, is_folder: bool) -> str:
+    def add(self, name: str, *, is_folder: bool) -> str:
         self._count += 1
-        if self._count > self._caps.entries:
-            raise ArchiveRefused("ArchiveTooLarge", f"it has more than {self._caps.entries:,} entries")
+        if self._count > self._limits.entries:
+            raise ArchiveRejected("ArchiveTooLarge", f"it has more than {self._limits.entries:,} entries")
         if is_folder and name.strip("/.") == "" and not name.startswith("/") and ".." not in name:
             return ""
-        plain = plain_name(name)
+        plain = normalize_member_name(name)
         if plain is None:
-            raise ArchiveRefused("ArchiveUnsafe", "this name is not a plain relative one", member=name)
+            raise ArchiveRejected("ArchiveUnsafe", "this name is not a plain relative path", member=name)
         above = plain
         while (above := above.rpartition("/")[0]) and above not in self._folders:
             self._folders.add(above)
         if is_folder:
             self._folders.add(plain)
         elif plain in self._files:
-            raise ArchiveRefused("ArchiveUnsafe", "this name is there twice", member=name)
+            raise ArchiveRejected("ArchiveUnsafe", "this name occurs twice", member=name)
         else:
             self._files.add(plain)
         return plain
 
-    def finish(self) -> None:
+    def check_conflicts(self) -> None:
         for both in sorted(self._files & self._folders)[:1]:
-            raise ArchiveRefused("ArchiveUnsafe", "this name is a file and a folder", member=both)
+            raise ArchiveRejected("ArchiveUnsafe", "this name is both a file and a folder", member=both)
 
 
-# -- zip ---------------------------------------------------------------------------------------------------------------
+# -- zip -------------------------------------------------------------------------------------------
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -184,107 +197,107 @@ class _ZipEntry(NamedTuple):
     is_folder: bool
 
 
-def _zip_members(file: BinaryIO, _path: str, caps: Caps) -> Iterator[Member]:
-    entries, ends = _zip_entries(file, caps)
+def _iter_zip_members(file: BinaryIO, _path: str, limits: ArchiveLimits) -> Iterator[Member]:
+    entries, ends = _read_zip_entries(file, limits)
     for entry, end in zip(entries, ends, strict=True):
         if not entry.is_folder:
-            yield Member(entry.name, entry.size, lambda entry=entry, end=end: _unzipped(file, entry, end))  # type: ignore[misc]
+            yield Member(entry.name, entry.size, lambda entry=entry, end=end: _read_zip_entry_bytes(file, entry, end))  # type: ignore[misc]
 
 
-def _zip_entries(file: BinaryIO, caps: Caps) -> tuple[list[_ZipEntry], list[int]]:
-    """All entries by place, and where the bytes of each end at the latest. They lie one after another."""
+def _read_zip_entries(file: BinaryIO, limits: ArchiveLimits) -> tuple[list[_ZipEntry], list[int]]:
+    """Read all entries in order of offset, and the latest offset where the bytes of each must end."""
     archive_bytes = file.seek(0, io.SEEK_END)
-    count, length, start = _central_directory(file, archive_bytes)
-    if count > caps.entries:
-        raise ArchiveRefused("ArchiveTooLarge", f"it has {count:,} entries, more than {caps.entries:,}")
+    count, length, start = _find_central_directory(file, archive_bytes)
+    if count > limits.entries:
+        raise ArchiveRejected("ArchiveTooLarge", f"it has {count:,} entries, more than {limits.entries:,}")
     file.seek(start)
-    names, entries, total, most = _Names(caps), [], 0, caps.most_bytes(archive_bytes)
+    names, entries, total, most = _Names(limits), [], 0, limits.max_unpacked_bytes(archive_bytes)
     for _ in range(count):
-        entry = _zip_entry(file, names)
+        entry = _read_zip_entry(file, names)
         total += entry.size
         if total > most:
-            raise ArchiveRefused("ArchiveTooLarge", f"it says that it unpacks to more than {most:,} bytes")
+            raise ArchiveRejected("ArchiveTooLarge", f"its headers declare more than {most:,} unpacked bytes")
         entries.append(entry)
     if file.tell() != start + length:
-        raise ArchiveRefused("ArchiveUnsafe", "its directory is not as long as it says")
-    names.finish()
+        raise ArchiveRejected("ArchiveUnsafe", "its directory does not have the declared length")
+    names.check_conflicts()
     entries.sort(key=lambda entry: entry.offset)
     ends = [entry.offset for entry in entries[1:]] + [start]
     for entry, end in zip(entries, ends, strict=False):
         if entry.offset + _LOCAL.size + len(entry.raw) + entry.packed > end:
-            raise ArchiveRefused("ArchiveUnsafe", "its entries overlap", member=entry.name)
+            raise ArchiveRejected("ArchiveUnsafe", "its entries overlap", member=entry.name)
     return entries, ends[: len(entries)]
 
 
-def _central_directory(file: BinaryIO, archive_bytes: int) -> tuple[int, int, int]:
-    """How many entries, and how long and where their directory is."""
+def _find_central_directory(file: BinaryIO, archive_bytes: int) -> tuple[int, int, int]:
+    """Find the central directory; return the number of entries, its length and its offset."""
     file.seek(max(0, archive_bytes - _END.size - 0xFFFF))
     tail = file.read(_END.size + 0xFFFF)
     at = tail.rfind(b"PK\5\6")
     if at < 0 or len(tail) - at < _END.size:
-        raise ArchiveRefused("FileUnreadable", "this is no zip archive, or its end is missing")
+        raise ArchiveRejected("FileUnreadable", "not a zip archive, or its end is missing")
     _, disk, first_disk, here, count, length, start, comment = _END.unpack_from(tail, at)
     end = archive_bytes - len(tail) + at
     if at + _END.size + comment != len(tail):
-        raise ArchiveRefused("ArchiveUnsafe", "something follows its end")
+        raise ArchiveRejected("ArchiveUnsafe", "data follows its end")
     if 0xFFFF in (count, here) or 0xFFFFFFFF in (length, start):
         if at < _LOCATOR64.size:
-            raise ArchiveRefused("FileUnreadable", "its end is missing")
+            raise ArchiveRejected("FileUnreadable", "its end is missing")
         mark, _, end, _ = _LOCATOR64.unpack_from(tail, at - _LOCATOR64.size)
         if mark != b"PK\6\7" or end + _END64.size > archive_bytes:
-            raise ArchiveRefused("FileUnreadable", "its 64-bit end is missing")
+            raise ArchiveRejected("FileUnreadable", "its 64-bit end is missing")
         file.seek(end)
         mark, _, _, _, disk, first_disk, here, count, length, start = _END64.unpack(file.read(_END64.size))
         if mark != b"PK\6\6":
-            raise ArchiveRefused("FileUnreadable", "its 64-bit end is missing")
+            raise ArchiveRejected("FileUnreadable", "its 64-bit end is missing")
     if disk or first_disk or here != count:
-        raise ArchiveRefused("ArchiveUnsafe", "it is one of several parts")
+        raise ArchiveRejected("ArchiveUnsafe", "multi-part archives are not supported")
     if start + length != end:
-        raise ArchiveRefused("ArchiveUnsafe", "its directory does not lie where it says")
+        raise ArchiveRejected("ArchiveUnsafe", "its directory is not at the declared offset")
     return count, length, start
 
 
-def _zip_entry(file: BinaryIO, names: _Names) -> _ZipEntry:
+def _read_zip_entry(file: BinaryIO, names: _Names) -> _ZipEntry:
     head = _CENTRAL.unpack(file.read(_CENTRAL.size))
     mark, _, _, _, _, flags, method, _, _, crc, packed, size, name_len, extra_len, comment_len = head[:15]
     disk, attributes, offset = head[15], head[17], head[18]
     raw, extra = file.read(name_len), file.read(extra_len)
     file.seek(comment_len, io.SEEK_CUR)
     if mark != b"PK\1\2" or disk not in (0, 0xFFFF):
-        raise ArchiveRefused("FileUnreadable", "its directory is damaged")
-    size, packed, offset = _wide(extra, size, packed, offset)
-    text = _zip_name(raw, flags)
+        raise ArchiveRejected("FileUnreadable", "its directory is damaged")
+    size, packed, offset = _read_zip64(extra, size, packed, offset)
+    text = _decode_zip_name(raw, flags)
     is_folder = text.endswith("/")
     _check_zip_entry(text, flags, method, attributes >> 16, size, packed, is_folder=is_folder)
-    name = names.take(text, is_folder=is_folder)
+    name = names.add(text, is_folder=is_folder)
     return _ZipEntry(offset, name, raw, method, crc, packed, size, is_folder)
 
 
 def _check_zip_entry(name: str, flags: int, method: int, mode: int, size: int, packed: int, *, is_folder: bool) -> None:
     kind = stat.S_IFMT(mode)
     if kind and kind != (stat.S_IFDIR if is_folder else stat.S_IFREG):
-        raise ArchiveRefused("ArchiveUnsafe", "this entry is neither a file nor a folder", member=name)
+        raise ArchiveRejected("ArchiveUnsafe", "this entry is neither a file nor a folder", member=name)
     if flags & _ENCRYPTED:
-        raise ArchiveRefused("FileUnreadable", "it is encrypted", member=name)
+        raise ArchiveRejected("FileUnreadable", "encrypted entries are not supported", member=name)
     if method not in (_STORED, _DEFLATED):
-        raise ArchiveRefused("FileUnreadable", f"its method of compression ({method}) is not known here", member=name)
+        raise ArchiveRejected("FileUnreadable", f"compression method {method} is not supported", member=name)
     if (is_folder and size) or (method == _STORED and size != packed):
-        raise ArchiveRefused("ArchiveUnsafe", "this entry's sizes contradict each other", member=name)
+        raise ArchiveRejected("ArchiveUnsafe", "this entry's sizes contradict each other", member=name)
 
 
-def _zip_name(raw: bytes, flags: int) -> str:
-    """As text. What is not marked as UTF-8 mostly is nevertheless; backslashes come from Windows."""
+def _decode_zip_name(raw: bytes, flags: int) -> str:
+    """Decode a name: UTF-8 even if not marked so, else cp437. Windows tools write backslashes."""
     try:
         name = raw.decode()
     except UnicodeDecodeError:
         if flags & _UTF8:
-            raise ArchiveRefused("ArchiveUnsafe", "this name is not UTF-8", member=repr(raw)) from None
+            raise ArchiveRejected("ArchiveUnsafe", "this name is not UTF-8", member=repr(raw)) from None
         name = raw.decode("cp437")
     return name.replace("\\", "/")
 
 
-def _wide(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, int]:
-    """The three numbers, where they did not fit into 32 bits taken from the extra field."""
+def _read_zip64(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, int]:
+    """Replace numbers that did not fit into 32 bits by those of the zip64 extra field."""
     values = [size, packed, offset]
     while len(extra) >= 4:
         tag, length = struct.unpack_from("<2H", extra)
@@ -297,31 +310,31 @@ def _wide(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, 
     return values[0], values[1], values[2]
 
 
-def _unzipped(file: BinaryIO, entry: _ZipEntry, end: int) -> Iterator[bytes]:
+def _read_zip_entry_bytes(file: BinaryIO, entry: _ZipEntry, end: int) -> Iterator[bytes]:
     file.seek(entry.offset)
     head = _LOCAL.unpack(file.read(_LOCAL.size))
     method, name_len, extra_len = head[3], head[9], head[10]
     if head[0] != b"PK\3\4" or method != entry.method or file.read(name_len) != entry.raw:
-        raise ArchiveRefused("ArchiveUnsafe", "directory and entry contradict each other", member=entry.name)
+        raise ArchiveRejected("ArchiveUnsafe", "its directory and this entry contradict each other", member=entry.name)
     start = entry.offset + _LOCAL.size + name_len + extra_len
     if start + entry.packed > end:
-        raise ArchiveRefused("ArchiveUnsafe", "its entries overlap", member=entry.name)
+        raise ArchiveRejected("ArchiveUnsafe", "its entries overlap", member=entry.name)
     length, crc = 0, 0
-    pieces = _inflated if entry.method == _DEFLATED else _slices
+    pieces = _inflate if entry.method == _DEFLATED else _read_slices
     for piece in pieces(file, start, entry.packed):
         length, crc = length + len(piece), zlib.crc32(piece, crc)
         if length > entry.size:
             break
         yield piece
     if length != entry.size:
-        raise ArchiveRefused("ArchiveUnsafe", "this entry is not as long as it says", member=entry.name)
+        raise ArchiveRejected("ArchiveUnsafe", "this entry does not have the declared length", member=entry.name)
     if crc != entry.crc:
-        raise ArchiveRefused("FileUnreadable", "the checksum of this entry is wrong", member=entry.name)
+        raise ArchiveRejected("FileUnreadable", "the checksum of this entry is wrong", member=entry.name)
 
 
-def _slices(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
+def _read_slices(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
     while length > 0:
-        file.seek(start)  # the file is shared; whoever takes pieces may have moved it
+        file.seek(start)  # the file is shared; the consumer of the pieces may have moved it
         piece = file.read(min(_PIECE, length))
         if not piece:
             raise EOFError("it ends early")
@@ -329,50 +342,50 @@ def _slices(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
         yield piece
 
 
-def _inflated(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
+def _inflate(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    for packed in _slices(file, start, length):
+    for packed in _read_slices(file, start, length):
         while packed:
             yield inflate.decompress(packed, _PIECE)
             packed = inflate.unconsumed_tail
     while tail := inflate.decompress(b"", _PIECE):
         yield tail
     if not inflate.eof or inflate.unused_data:
-        raise ArchiveRefused("FileUnreadable", "its compressed bytes are damaged")
+        raise ArchiveRejected("FileUnreadable", "its compressed bytes are damaged")
 
 
-# -- tar ---------------------------------------------------------------------------------------------------------------
+# -- tar -------------------------------------------------------------------------------------------
 
-_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_SPECIAL = {
+_FILE_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_SPECIAL_TYPES = {
     tarfile.LNKTYPE: "a hard link",
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.GNUTYPE_LONGLINK: "a link",
     tarfile.CHRTYPE: "a device",
     tarfile.BLKTYPE: "a device",
     tarfile.FIFOTYPE: "a pipe",
-    tarfile.GNUTYPE_SPARSE: "a file with holes",
+    tarfile.GNUTYPE_SPARSE: "a sparse file, which is not supported",
 }
 
 
-def _tar_members(file: BinaryIO, path: str, caps: Caps) -> Iterator[Member]:
-    names = _Names(caps)
-    for name, _ in _tar_files(_TarBytes(file, path, caps), names):  # the look through
+def _iter_tar_members(file: BinaryIO, path: str, limits: ArchiveLimits) -> Iterator[Member]:
+    names = _Names(limits)
+    for name, _ in _iter_tar_files(_TarBytes(file, path, limits), names):  # checks all headers first
         del name
-    names.finish()
-    data = _TarBytes(file, path, caps)
-    for name, size in _tar_files(data, _Names(caps)):
+    names.check_conflicts()
+    data = _TarBytes(file, path, limits)
+    for name, size in _iter_tar_files(data, _Names(limits)):
         yield Member(name, size, lambda size=size: data.pieces(size))  # type: ignore[misc]
 
 
 class _TarBytes:
-    """The bytes of a tar, unpacked as they are asked for and counted."""
+    """The bytes of a tar, decompressed on demand and counted."""
 
-    def __init__(self, file: BinaryIO, path: str, caps: Caps) -> None:
+    def __init__(self, file: BinaryIO, path: str, limits: ArchiveLimits) -> None:
         self._archive_bytes = file.seek(0, io.SEEK_END)
-        self._most = caps.most_bytes(self._archive_bytes)
+        self._max_bytes = limits.max_unpacked_bytes(self._archive_bytes)
         file.seek(0)
-        self._is_packed = not path.endswith(".tar")
+        self._is_compressed = not path.endswith(".tar")
         self._file: IO[bytes] = file
         if path.endswith(("gz",)):
             self._file = cast("IO[bytes]", gzip.GzipFile(fileobj=file))
@@ -381,7 +394,7 @@ class _TarBytes:
         self.at = 0
 
     def pieces(self, size: int) -> Iterator[bytes]:
-        """The next ``size`` bytes."""
+        """Yield the next ``size`` bytes."""
         while size > 0:
             piece = self._read(min(size, _PIECE))
             if not piece:
@@ -389,75 +402,78 @@ class _TarBytes:
             size -= len(piece)
             yield piece
 
-    def take(self, size: int) -> bytes:
+    def read(self, size: int) -> bytes:
         return b"".join(self.pieces(size))
 
-    def block(self) -> bytes:
-        """The next block; less than a block at the end."""
+    def read_block(self) -> bytes:
+        """Read the next block; less than a block at the end."""
         block = b""
         while len(block) < _BLOCK and (piece := self._read(_BLOCK - len(block))):
             block += piece
         return block
 
-    def expect(self, size: int) -> None:
-        """See that so many bytes are left, where that can be seen without unpacking them."""
-        if not self._is_packed and self.at + size > self._archive_bytes:
+    def check_remaining(self, size: int) -> None:
+        """Check that so many bytes are left, if that is known without decompressing them."""
+        if not self._is_compressed and self.at + size > self._archive_bytes:
             raise EOFError("it ends early")
 
-    def go_to(self, place: int) -> None:
-        """Forward only."""
-        if self._is_packed:
-            for _ in self.pieces(place - self.at):
+    def skip_to(self, offset: int) -> None:
+        """Move forward to this offset."""
+        if self._is_compressed:
+            for _ in self.pieces(offset - self.at):
                 pass
         else:
-            self.at = place
+            self.at = offset
 
     def _read(self, size: int) -> bytes:
-        if not self._is_packed:
+        if not self._is_compressed:
             self._file.seek(self.at)  # the file is shared
         piece = self._file.read(size)
         self.at += len(piece)
-        if self.at > self._most:
-            raise ArchiveRefused("ArchiveTooLarge", f"it unpacks to more than {self._most:,} bytes")
+        if self.at > self._max_bytes:
+            raise ArchiveRejected("ArchiveTooLarge", f"it unpacks to more than {self._max_bytes:,} bytes")
         return piece
 
 
-def _tar_files(data: _TarBytes, names: _Names) -> Iterator[tuple[str, int]]:
-    """Name and size of each file, with ``data`` standing at its bytes; moves on by itself."""
+def _iter_tar_files(data: _TarBytes, names: _Names) -> Iterator[tuple[str, int]]:
+    """Yield name and size of each file, with ``data`` positioned at its bytes.
+
+    Bytes that the caller does not read are skipped.
+    """
     long_name: str | None = None
     pax_size: int | None = None
-    while len(block := data.block()) == _BLOCK and block.count(0) < _BLOCK:
-        info = _tar_header(block)
+    while len(block := data.read_block()) == _BLOCK and block.count(0) < _BLOCK:
+        info = _parse_tar_header(block)
         size, kind = info.size, info.kind
         if size < 0:
-            raise ArchiveRefused("ArchiveUnsafe", "this entry has a negative size", member=info.name)
+            raise ArchiveRejected("ArchiveUnsafe", "this entry has a negative size", member=info.name)
         if kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE):
-            after = data.at + _padded(size)
-            if size > _LONGEST_PAX_BYTES:
-                raise ArchiveRefused("ArchiveUnsafe", f"a header of {size:,} bytes")
-            body = data.take(size)
-            data.go_to(after)
+            after = data.at + _pad_to_block(size)
+            if size > _MAX_PAX_BYTES:
+                raise ArchiveRejected("ArchiveUnsafe", f"a header of {size:,} bytes is too large")
+            body = data.read(size)
+            data.skip_to(after)
             if kind == tarfile.GNUTYPE_LONGNAME:
-                long_name = _tar_text(body.rstrip(b"\0"))
+                long_name = _decode_tar_text(body.rstrip(b"\0"))
             else:
-                long_name, pax_size = _pax(body, long_name, pax_size, is_global=kind == tarfile.XGLTYPE)
+                long_name, pax_size = _parse_pax(body, long_name, pax_size, is_global=kind == tarfile.XGLTYPE)
             continue
         name = long_name or info.name
         size = size if pax_size is None else pax_size
         long_name, pax_size = None, None
-        is_folder = kind == tarfile.DIRTYPE or (kind in _FILES and name.endswith("/"))
-        if kind not in (*_FILES, tarfile.DIRTYPE):
-            what = _SPECIAL.get(kind, f"of an unknown type ({kind!r})")
-            raise ArchiveRefused("ArchiveUnsafe", f"this entry is {what}", member=name)
+        is_folder = kind == tarfile.DIRTYPE or (kind in _FILE_TYPES and name.endswith("/"))
+        if kind not in (*_FILE_TYPES, tarfile.DIRTYPE):
+            what = _SPECIAL_TYPES.get(kind, f"of an unknown type ({kind!r})")
+            raise ArchiveRejected("ArchiveUnsafe", f"this entry is {what}", member=name)
         if is_folder and size:
-            raise ArchiveRefused("ArchiveUnsafe", "this folder has a size", member=name)
-        plain = names.take(name, is_folder=is_folder)
-        after = data.at + _padded(size)
-        data.expect(size)
+            raise ArchiveRejected("ArchiveUnsafe", "this folder has a size", member=name)
+        plain = names.add(name, is_folder=is_folder)
+        after = data.at + _pad_to_block(size)
+        data.check_remaining(size)
         if not is_folder:
             yield plain, size
-        data.go_to(after)
-    if len(block) < _BLOCK:  # cut off between two files, or no tar at all
+        data.skip_to(after)
+    if len(block) < _BLOCK:  # truncated between two files, or not a tar
         raise EOFError("its end is missing")
 
 
@@ -467,99 +483,109 @@ class _TarHeader(NamedTuple):
     kind: bytes
 
 
-def _tar_header(block: bytes) -> _TarHeader:
-    said = _tar_number(block[148:156])
-    if said != sum(block) - sum(block[148:156]) + 8 * ord(" "):
-        raise ArchiveRefused("FileUnreadable", "the checksum of a header is wrong")
+def _parse_tar_header(block: bytes) -> _TarHeader:
+    checksum = _parse_tar_number(block[148:156])
+    if checksum != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        raise ArchiveRejected("FileUnreadable", "the checksum of a header is wrong")
     raw = block[:100].partition(b"\0")[0]
     if block[257:263] == b"ustar\0" and (above := block[345:500].partition(b"\0")[0]):
         raw = above + b"/" + raw
-    # A long name that comes beside this one may be cut within a letter here, so it is looked at when it is used.
-    return _TarHeader(raw.decode(errors="surrogateescape"), _tar_number(block[124:136]), block[156:157])
+    # A name that a long-name entry replaces may be cut within a character, so it is validated only
+    # when used.
+    return _TarHeader(raw.decode(errors="surrogateescape"), _parse_tar_number(block[124:136]), block[156:157])
 
 
-def _tar_number(field: bytes) -> int:
-    """Octal digits, or, where these do not suffice, the number itself with the first bit set; that may be negative."""
+def _parse_tar_number(field: bytes) -> int:
+    """Parse octal digits or, if the first bit is set, a binary number, which may be negative."""
     if field[0] in (0x80, 0xFF):
         return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
     digits = field.partition(b"\0")[0].strip(b" ")
     if not all(digit in b"01234567" for digit in digits):
-        raise ArchiveRefused("FileUnreadable", "a number in a header is damaged")
+        raise ArchiveRejected("FileUnreadable", "a number in a header is damaged")
     return int(digits or b"0", 8)
 
 
-def _padded(size: int) -> int:
+def _pad_to_block(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
-def _tar_text(raw: bytes) -> str:
+def _decode_tar_text(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise ArchiveRefused("ArchiveUnsafe", "a name is not UTF-8", member=repr(raw)) from None
+        raise ArchiveRejected("ArchiveUnsafe", "a name is not UTF-8", member=repr(raw)) from None
 
 
-def _pax(body: bytes, name: str | None, size: int | None, *, is_global: bool) -> tuple[str | None, int | None]:
-    """Name and size after an extended header, whose lines are ``<length> <key>=<value>``."""
+def _parse_pax(body: bytes, name: str | None, size: int | None, *, is_global: bool) -> tuple[str | None, int | None]:
+    """Parse an extended header of lines ``<length> <key>=<value>``.
+
+    Return the name and size in effect.
+    """
     while body.strip(b"\0"):
         digits, space, _ = body.partition(b" ")
         length = int(digits) if space and digits.isdigit() and len(digits) < 8 else 0
         key, equals, value = body[len(digits) + 1 : length - 1].partition(b"=")
         if length > len(body) or not equals or body[length - 1 : length] != b"\n":
-            raise ArchiveRefused("FileUnreadable", "an extended header is damaged")
+            raise ArchiveRejected("FileUnreadable", "an extended header is damaged")
         if key.startswith(b"GNU.sparse"):
-            raise ArchiveRefused("ArchiveUnsafe", "an entry is a file with holes")
+            raise ArchiveRejected("ArchiveUnsafe", "sparse entries are not supported")
         if is_global and key in (b"path", b"size"):
-            raise ArchiveRefused("ArchiveUnsafe", "one header names all files alike")
+            raise ArchiveRejected("ArchiveUnsafe", "a global header sets path or size for all files")
         if key == b"path":
-            name = _tar_text(value)
+            name = _decode_tar_text(value)
         elif key == b"size":
             if not value.isdigit() or len(value) > 18:
-                raise ArchiveRefused("ArchiveUnsafe", "an entry has no proper size", member=repr(value))
+                raise ArchiveRejected("ArchiveUnsafe", "an entry has an invalid size", member=repr(value))
             size = int(value)
         body = body[length:]
     return name, size
 
 
-# -- as a source -------------------------------------------------------------------------------------------------------
+# -- as a source -----------------------------------------------------------------------------------
 
 
-def with_archives_open(
-    source: Source, folder: Path, say: Say, *, is_left: Callable[[Source, str], bool] = lambda *_: False
+def expand_archives(
+    source: Source,
+    folder: Path,
+    report: ReportFinding,
+    *,
+    keeps_packed: Callable[[Source, str], bool] = lambda *_: False,
 ) -> Source:
-    """The source with its archives shown as what they hold (see ``Unpacked``); itself where there are none.
+    """Return the source with its archives expanded (see ``ExpandedSource``), or the source itself
+    if it has none.
 
-    ``is_left`` tells which archives a reader takes as they are.
+    ``keeps_packed`` selects archives that a reader reads directly.
     """
     archives = [path for path in source.paths() if is_archive(path)]
-    closed = {path for path in archives if is_left(source, path)}
-    return Unpacked(source, folder, say, skip=closed) if len(closed) < len(archives) else source
+    closed = {path for path in archives if keeps_packed(source, path)}
+    return ExpandedSource(source, folder, report, skip=closed) if len(closed) < len(archives) else source
 
 
 @dataclass
-class Unpacked:
-    """A source in whose stead archives show what they hold: ``data.zip`` becomes ``data.zip/inner.jpg`` and so on.
+class ExpandedSource:
+    """A source with archives expanded: ``data.zip`` becomes ``data.zip/inner.jpg`` and so on.
 
-    Pictures go to the inner source. Other members are kept below ``folder``, in files numbered from 1. Archives within
-    archives stay closed. ``skip`` names archives that a reader takes as they are.
+    Images are added to the inner source. Other members are kept below ``folder``, in files numbered
+    from 1. Archives within archives are not opened. ``skip`` names archives that a reader reads
+    directly.
     """
 
     inner: Source
     folder: Path
-    say: Say
+    report: ReportFinding
     skip: Container[str] = ()
-    caps: Caps = Caps()
+    limits: ArchiveLimits = ArchiveLimits()
     _kept: dict[str, tuple[Path, int]] = field(default_factory=dict)
     _paths: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        opened = set()
+        expanded = set()
         for path in self.inner.paths():
             if is_archive(path) and path not in self.skip:
-                opened.add(path)
+                expanded.add(path)
                 self._unpack(path)
-        self._paths = sorted({path for path in self.inner.paths() if path not in opened} | set(self._paths))
+        self._paths = sorted({path for path in self.inner.paths() if path not in expanded} | set(self._paths))
 
     def paths(self) -> Sequence[str]:
         return self._paths
@@ -570,59 +596,59 @@ class Unpacked:
     def open(self, path: str) -> BinaryIO:
         return open(self._kept[path][0], "rb") if path in self._kept else self.inner.open(path)
 
-    def is_picture(self, path: str) -> bool:
-        return self.inner.is_picture(path)
+    def is_image(self, path: str) -> bool:
+        return self.inner.is_image(path)
 
-    def why_not(self, name: str, *, beside: str = "") -> str:
-        return self.inner.why_not(name, beside=beside)
+    def explain_missing(self, name: str, *, relative_to: str = "") -> str:
+        return self.inner.explain_missing(name, relative_to=relative_to)
 
-    def image(self, name: str, *, beside: str = "") -> ImageFacts | None:
-        return self.inner.image(name, beside=beside)
+    def find_image(self, name: str, *, relative_to: str = "") -> ImageFacts | None:
+        return self.inner.find_image(name, relative_to=relative_to)
 
-    def is_ambiguous(self, name: str, *, beside: str = "") -> bool:
-        return self.inner.is_ambiguous(name, beside=beside)
+    def is_ambiguous(self, name: str, *, relative_to: str = "") -> bool:
+        return self.inner.is_ambiguous(name, relative_to=relative_to)
 
     def add_image(self, path: str, data: bytes, *, found_in: str, line: int | None = None) -> ImageFacts | None:
         return self.inner.add_image(path, data, found_in=found_in, line=line)
 
     def _unpack(self, path: str) -> None:
-        ignored = taken = 0
+        ignored = added = 0
         try:
             with self.inner.open(path) as file:
-                for member in members(file, path, self.caps):
-                    if is_litter(member.name):
+                for member in read_members(file, path, self.limits):
+                    if is_system_file(member.name):
                         ignored += 1
                     else:
-                        self._take(path, member)
-                        taken += 1
-        except ArchiveRefused as refused:
-            rest = f"; {taken} files before it were taken, nothing after it" if taken else ""
-            self.say(refused.finding(path, rest))
+                        self._add_member(path, member)
+                        added += 1
+        except ArchiveRejected as rejected:
+            rest = f"; {added} files before it were read, none after it" if added else ""
+            self.report(rejected.to_finding(path, rest))
         if ignored:
-            cause = f"{ignored} files that an operating system left in the archive are not looked at"
-            self.say(finding("FileIgnored", file=path, cause=cause))
+            cause = f"{ignored} files created by an operating system are ignored"
+            self.report(make_finding("FileIgnored", file=path, cause=cause))
 
-    def _take(self, archive: str, member: Member) -> None:
+    def _add_member(self, archive: str, member: Member) -> None:
         path = f"{archive}/{member.name}"
         if is_archive(path):
-            cause = "an archive within an archive is not opened"
-            cure = "unpack the inner archive and pack its files instead"
-            self.say(finding("FileIgnored", file=path, cause=cause, cure=cure, action="FileRejected"))
-        elif is_picture_name(path):
-            self._take_picture(archive, path, member)
+            cause = "archives within archives are not supported"
+            fix = "unpack the inner archive and pack its files instead"
+            self.report(make_finding("FileIgnored", file=path, cause=cause, fix=fix, action="FileRejected"))
+        elif is_image_name(path):
+            self._add_image(archive, path, member)
         else:
-            beside = self.folder / f"{len(self._kept) + 1:06d}"
-            with contextlib.ExitStack() as undo, open(beside, "wb") as file:
-                undo.callback(beside.unlink)
+            target = self.folder / f"{len(self._kept) + 1:06d}"
+            with contextlib.ExitStack() as undo, open(target, "wb") as file:
+                undo.callback(target.unlink)
                 for piece in member.pieces():
                     file.write(piece)
                 undo.pop_all()
-            self._kept[path] = (beside, member.size_bytes)
+            self._kept[path] = (target, member.size_bytes)
             self._paths.append(path)
 
-    def _take_picture(self, archive: str, path: str, member: Member) -> None:
-        if member.size_bytes > MOST_BYTES:
-            cause = f"a picture of {member.size_bytes:,} bytes"
-            self.say(finding("ImageTooLarge", file=path, cause=cause, action="FileRejected"))
+    def _add_image(self, archive: str, path: str, member: Member) -> None:
+        if member.size_bytes > MAX_BYTES:
+            cause = f"an image of {member.size_bytes:,} bytes"
+            self.report(make_finding("ImageTooLarge", file=path, cause=cause, action="FileRejected"))
         elif self.inner.add_image(path, member.read(), found_in=archive):
             self._paths.append(path)

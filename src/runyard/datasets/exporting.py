@@ -1,11 +1,12 @@
-"""A dataset on its way out, as a process with a folder: ``python -m runyard.datasets.exporting <folder>``.
+"""An export, run as a process on a folder: ``python -m runyard.datasets.exporting <folder>``.
 
     job.json       server   {"format", "blobsDir", "options": {"splitRatio", "normalized", "pictures"}, "seed", "count"}
-    items.jsonl    server   one picture a line, see ``Line``
-    export.zip     worker   the files that the format's writer laid out; or preview.png, for the format ``Preview``
-    result.json    worker   the last word: {"file"} or {"why"}
+    items.jsonl    server   one image per line, see ``ItemLine``
+    export.zip     worker   the files of the format's writer; or preview.png, for the format ``Preview``
+    result.json    worker   the result: {"file"} or {"why"}
 
-Pictures are decoded only for a preview, but whoever looks at what strangers sent runs with limits of memory and time.
+Images are decoded only for a preview. The input is not trusted, so the worker runs with limits on
+memory and time.
 """
 
 import argparse
@@ -20,31 +21,32 @@ import msgspec
 
 from runyard import processes, rundir
 from runyard.blobs import FolderBlobs
-from runyard.datasets.importing import limit
+from runyard.datasets.importing import set_limits
 from runyard.datasets.records import AssetRef, Contents, Record
-from runyard.datasets.writers import Item, Writer, by_name
+from runyard.datasets.writers.base import Item, Writer
 from runyard.datasets.writers.csv import CsvFourCorner, CsvWidthHeight
+from runyard.datasets.writers.registry import find_writer
 from runyard.datasets.writers.vi_full import ViFull
 
 JOB, ITEMS, RESULT = "job.json", "items.jsonl", "result.json"
 ZIP, PREVIEW = "export.zip", "preview.png"
 TREE = "tree"
-# Pictures are compressed already; a fixed date makes the same dataset the same bytes.
+# Images are compressed already. A fixed date gives the same dataset the same bytes.
 STORED = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".parquet")
 DATE = (1980, 1, 1, 0, 0, 0)
-WITH_PICTURES = ("ViFull", "Parquet")
+WITH_IMAGES = ("ViFull", "Parquet")
 
 
 class LineRecord(msgspec.Struct, omit_defaults=True):
-    """One record of a picture."""
+    """One record of an image."""
 
     id: str
     contents: Contents
     category: str | None = None
 
 
-class Line(msgspec.Struct):
-    """A line of ``items.jsonl``: a picture, what is said of it, and where its bytes lie."""
+class ItemLine(msgspec.Struct):
+    """A line of ``items.jsonl``: an image, its records, and where its bytes are."""
 
     filename: str
     sha256: str
@@ -57,31 +59,31 @@ class Line(msgspec.Struct):
 
 
 def run(folder: Path) -> None:
-    """Do the export of this folder, to its last word."""
+    """Run the export of this folder and write its result."""
     job = rundir.read_json(folder / JOB) or {}
-    items = _items(folder, FolderBlobs(Path(job["blobsDir"])))
+    items = _read_items(folder, FolderBlobs(Path(job["blobsDir"])))
     if job["format"] == "Preview":
-        _preview(folder, items, count=job["count"], seed=job["seed"])
+        _write_preview(folder, items, count=job["count"], seed=job["seed"])
         rundir.write_json(folder / RESULT, {"file": PREVIEW})
         return
     options = job.get("options") or {}
-    writer = _writer(job["format"], options, seed=job["seed"])
+    writer = _make_writer(job["format"], options, seed=job["seed"])
     if writer is None:
-        rundir.write_json(folder / RESULT, {"why": f"format {job['format']!r} is not known here"})
+        rundir.write_json(folder / RESULT, {"why": f"format {job['format']!r} is not supported"})
         return
     tree = folder / TREE
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir()
-    pictures = options.get("pictures")
-    writer.write(items, tree, with_pictures=writer.name in WITH_PICTURES if pictures is None else pictures)
-    _zip(tree, folder / ZIP)
+    images = options.get("pictures")
+    writer.write(items, tree, with_images=writer.name in WITH_IMAGES if images is None else images)
+    _write_zip(tree, folder / ZIP)
     rundir.write_json(folder / RESULT, {"file": ZIP})
 
 
-def _writer(format: str, options: dict[str, Any], *, seed: int) -> Writer | None:
-    """The writer of a format with those options that it knows."""
+def _make_writer(format: str, options: dict[str, Any], *, seed: int) -> Writer | None:
+    """Make the writer of a format, with the options that it supports."""
     split_ratio, is_normalized = options.get("splitRatio"), options.get("normalized", True)
-    writer = by_name(format)
+    writer = find_writer(format)
     if isinstance(writer, ViFull):
         return ViFull(held_out_fraction=None if split_ratio is None else 1 - split_ratio, seed=seed)
     if isinstance(writer, CsvFourCorner | CsvWidthHeight):
@@ -89,14 +91,14 @@ def _writer(format: str, options: dict[str, Any], *, seed: int) -> Writer | None
     return writer
 
 
-def _items(folder: Path, blobs: FolderBlobs) -> Iterator[Item]:
-    decoder = msgspec.json.Decoder(Line)
+def _read_items(folder: Path, blobs: FolderBlobs) -> Iterator[Item]:
+    decoder = msgspec.json.Decoder(ItemLine)
     with open(folder / ITEMS, "rb") as file:
         for row in file:
-            yield _item(decoder.decode(row), blobs)
+            yield _make_item(decoder.decode(row), blobs)
 
 
-def _item(line: Line, blobs: FolderBlobs) -> Item:
+def _make_item(line: ItemLine, blobs: FolderBlobs) -> Item:
     asset = AssetRef(filename=line.filename, width=line.width, height=line.height)
 
     def read() -> bytes:
@@ -110,14 +112,15 @@ def _item(line: Line, blobs: FolderBlobs) -> Item:
     return Item(asset=asset, sha256=line.sha256, records=records, read=read)
 
 
-def _preview(folder: Path, items: Iterator[Item], *, count: int, seed: int) -> None:
-    # Here, because the server imports this module for its names, and shall not load Pillow for that.
-    from runyard.datasets.preview import chosen, contact_sheet
+def _write_preview(folder: Path, items: Iterator[Item], *, count: int, seed: int) -> None:
+    # Imported here because the server imports this module for its constants and must not load
+    # Pillow.
+    from runyard.datasets.preview import choose_items, render_contact_sheet
 
-    (folder / PREVIEW).write_bytes(contact_sheet(chosen(list(items), count=count, seed=seed)))
+    (folder / PREVIEW).write_bytes(render_contact_sheet(choose_items(list(items), count=count, seed=seed)))
 
 
-def _zip(tree: Path, target: Path) -> None:
+def _write_zip(tree: Path, target: Path) -> None:
     with zipfile.ZipFile(target, "w", allowZip64=True) as archive:
         for path in sorted(path for path in tree.rglob("*") if path.is_file()):
             info = zipfile.ZipInfo(path.relative_to(tree).as_posix(), DATE)
@@ -131,13 +134,13 @@ def _zip(tree: Path, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m runyard.datasets.exporting", description="Do one export.")
+    parser = argparse.ArgumentParser(prog="python -m runyard.datasets.exporting", description="Run one export.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--parent", type=int, help="process id of the server; the worker ends with it")
     arguments = parser.parse_args()
     if arguments.parent is not None:
         processes.die_with_parent(arguments.parent)
-    limit(arguments.folder)
+    set_limits(arguments.folder)
     run(arguments.folder)
 
 

@@ -1,7 +1,7 @@
-"""What can be wrong with data, each told with file, line, field, cause and cure.
+"""Findings: what can be wrong with data, each with a code, a location, a cause and a fix.
 
-Nothing is dropped silently: whatever an import changes, leaves out or refuses is a finding, and so is what it takes
-although something about it is odd. ``KINDS`` is the whole list.
+Nothing is dropped silently: an import reports whatever it changes, leaves out, rejects, or accepts
+with a doubt. ``KINDS`` lists every code.
 """
 
 from collections import Counter
@@ -12,94 +12,98 @@ from typing import Any, Literal
 import msgspec
 
 Severity = Literal["error", "warning"]
-# What became of it: taken as it is; taken after a change the cause names; this row left out; this file left out.
+# Accepted unchanged; accepted after the change that the cause names; the row left out; the file
+# left out.
 Action = Literal["Kept", "Mended", "RowRejected", "FileRejected"]
-LONGEST_VALUE = 80
+MAX_VALUE_CHARACTERS = 80
 
 
 class Finding(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True, frozen=True):
-    """One defect, or one oddity. ``line`` counts from 1; None where a file has no lines (a picture, a binary file,
-    one JSON document, where ``field`` says the place, such as ``annotations[3].bbox``)."""
+    """One error or warning about the data, and where it is.
+
+    ``line`` counts from 1. It is None in files without lines: an image, a binary file, or one JSON
+    document, where ``field`` locates the finding, such as ``annotations[3].bbox``.
+    """
 
     file: str
     code: str
     severity: Severity
     action: Action
     cause: str
-    cure: str
+    fix: str = msgspec.field(name="cure")  # the name on the wire
     line: int | None = None
     field: str | None = None
     value: str | None = None
 
 
-Say = Callable[[Finding], None]
+ReportFinding = Callable[[Finding], None]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of finding: how bad it is, and what people do about it."""
+    """A kind of finding: its severity, and how to fix it."""
 
     severity: Severity
-    cure: str
+    fix: str
 
 
-# An ``error`` makes a row or file unusable as it is; a ``warning`` is told and the data taken.
+# An ``error`` makes a row or file unusable as it is; with a ``warning`` the data is accepted.
 KINDS: dict[str, Kind] = {
-    # pictures
-    "ImageBroken": Kind("error", "save the picture again from its source, or remove it"),
-    "ImageTruncated": Kind("error", "copy the picture again; its end is missing"),
-    "ImageTooLarge": Kind("error", "make the picture smaller than 50 megapixels"),
+    # images
+    "ImageBroken": Kind("error", "save the image again from its source, or remove it"),
+    "ImageTruncated": Kind("error", "copy the image again; its end is missing"),
+    "ImageTooLarge": Kind("error", "make the image smaller than 50 megapixels"),
     "ImageEmpty": Kind("error", "remove the file, or copy it again"),
     "ImageTypeUnsupported": Kind("error", "convert it to JPEG, PNG, WebP, BMP, GIF or TIFF"),
-    "ImageTypeMismatch": Kind("warning", "rename the file so that its ending says what it is"),
-    "ImageRotated": Kind("warning", "nothing, if boxes were drawn on the picture as it is shown"),
-    "ImageAnimated": Kind("warning", "only the first frame is used; save the frames you need as pictures"),
-    "ImageDeep": Kind("warning", "16-bit values are scaled to 8 bits; convert the picture if their range is narrow"),
-    "ImageCmyk": Kind("warning", "converted to RGB without its colour profile; convert it yourself if colours matter"),
-    "ImageDuplicate": Kind("warning", "remove one of the two, or keep both if that is meant"),
-    "ImageTiny": Kind("warning", "check that this is a picture and not a placeholder"),
+    "ImageTypeMismatch": Kind("warning", "rename the file so that its extension matches its content"),
+    "ImageRotated": Kind("warning", "none needed if boxes were drawn on the displayed (rotated) image"),
+    "ImageAnimated": Kind("warning", "only the first frame is used; save the frames you need as separate images"),
+    "ImageDeep": Kind("warning", "16-bit values are scaled to 8 bits; convert the image if their range is narrow"),
+    "ImageCmyk": Kind("warning", "converted to RGB without its color profile; convert it yourself if colors matter"),
+    "ImageDuplicate": Kind("warning", "remove one of the two, or keep both if this is intended"),
+    "ImageTiny": Kind("warning", "check that this is an image and not a placeholder"),
     # rows
-    "RowInvalid": Kind("error", "write the row as the format asks for"),
+    "RowInvalid": Kind("error", "write the row as the format requires"),
     "FieldMissing": Kind("error", "add the field"),
     "FieldInvalid": Kind("error", "give the field a value of the right type"),
-    "ImageMissing": Kind("error", "add the picture, or correct its name in the row"),
-    "ImageAmbiguous": Kind("error", "name the picture with its folder"),
+    "ImageMissing": Kind("error", "add the image, or correct its name in the row"),
+    "ImageAmbiguous": Kind("error", "name the image with its folder"),
     "SizeMismatch": Kind("error", "the boxes may be in another pixel frame: correct width and height, or the boxes"),
-    "SizeTurned": Kind("warning", "width and height are those before the EXIF rotation; the boxes were turned, too"),
-    "BoxOutside": Kind("error", "correct the box; it lies outside of the picture"),
-    "BoxClipped": Kind("warning", "nothing, if the box may reach over the picture's edge; it is cut at the edge"),
+    "SizeTurned": Kind("warning", "none needed: the size is that before the EXIF rotation; boxes were rotated"),
+    "BoxOutside": Kind("error", "correct the box, which is outside the image"),
+    "BoxClipped": Kind("warning", "none needed if the box may extend past the image's edge; it is clipped there"),
     "BoxOtherFrame": Kind("error", "the numbers fit another frame (pixels, 0-1, 0-1000): convert them"),
     "BoxCornersSwapped": Kind("error", "write the smaller corner first"),
     "BoxEmpty": Kind("error", "remove the box, or give it a width and a height"),
     "BoxNotFinite": Kind("error", "write finite numbers"),
-    "PhraseNotInCaption": Kind("error", "use words of the caption, letter by letter"),
+    "PhraseNotInCaption": Kind("error", "use words of the caption, spelled exactly as there"),
     "PhraseEmpty": Kind("error", "name what the box shows"),
     "CaptionEmpty": Kind("error", "write a caption, or remove the row"),
     "QuestionEmpty": Kind("error", "write the question"),
     "AnswerEmpty": Kind("error", "write the answer, or remove the row"),
     "TextEmpty": Kind("error", "write the text, or remove the row"),
-    "OrderInvalid": Kind("warning", "number the interactions 1, 2, 3; their order in the list is taken"),
+    "OrderInvalid": Kind("warning", "number the interactions 1, 2, 3; their order in the list is used"),
     "ClassUnknown": Kind("error", "add the class to the list of names, or correct its number"),
     "RowDuplicate": Kind("warning", "remove one of the two; both are kept"),
-    "SpanWrong": Kind("warning", "nothing, if the phrase is right; its words are counted anew in the caption"),
-    "IdDuplicate": Kind("warning", "give each row an id of its own; a new one is given"),
+    "SpanWrong": Kind("warning", "none needed if the phrase is right; its word indexes are recomputed"),
+    "IdDuplicate": Kind("warning", "give each row its own id; a new id is assigned"),
     "ContentsUnfit": Kind("error", "import these rows into a dataset of their own type"),
-    "QuestionAssumed": Kind("warning", "nothing, if that may be asked; else write the question to each row"),
-    "ConversationInvalid": Kind("error", "let human and assistant speak by turns, the human first"),
+    "QuestionAssumed": Kind("warning", "none needed if this question is right; else write the question in each row"),
+    "ConversationInvalid": Kind("error", "alternate human and assistant turns, the human first"),
     # files
     "FileUnreadable": Kind("error", "write the file again"),
     "FileEmpty": Kind("error", "remove the file, or fill it"),
     "EncodingWrong": Kind("error", "save the file as UTF-8"),
     "FormatUnknown": Kind("error", "name the format, or arrange the files as one of the known formats"),
-    "FileIgnored": Kind("warning", "nothing, if this file is no data"),
+    "FileIgnored": Kind("warning", "none needed if this file is not data"),
     "NameUnsafe": Kind("error", "give the file a plain relative name"),
     "ArchiveUnsafe": Kind("error", "pack it again with plain files and folders only"),
-    "ArchiveTooLarge": Kind("error", "unpack it yourself and import the folder; it grows beyond all bounds"),
-    "AnnotationsAbsent": Kind("warning", "nothing, if they need none; pictures without rows are not trained on"),
+    "ArchiveTooLarge": Kind("error", "unpack it yourself and import the folder; it expands beyond the limits"),
+    "AnnotationsAbsent": Kind("warning", "none needed if this is intended; images without rows are not trained on"),
 }  # fmt: skip
 
 
-def finding(
+def make_finding(
     code: str,
     *,
     file: str,
@@ -108,38 +112,41 @@ def finding(
     field: str | None = None,
     value: object = None,
     action: Action | None = None,
-    cure: str | None = None,
+    fix: str | None = None,
 ) -> Finding:
-    """A finding of a known kind. Without ``action`` an error leaves its row out, and a warning changes nothing."""
+    """Build a finding of a known kind.
+
+    By default an error leaves its row out, and a warning changes nothing.
+    """
     kind = KINDS[code]
     return Finding(
         file=file,
         code=code,
         severity=kind.severity,
         action=action or ("RowRejected" if kind.severity == "error" else "Kept"),
-        cause=_writable(cause),
-        cure=cure or kind.cure,
+        cause=_escape_surrogates(cause),
+        fix=fix or kind.fix,
         line=line,
-        field=None if field is None else _writable(field),
-        value=None if value is None else shown(value),
+        field=None if field is None else _escape_surrogates(field),
+        value=None if value is None else format_value(value),
     )
 
 
-def _writable(text: str) -> str:
-    """The text with half characters, which a strange row may hold, written as escapes."""
+def _escape_surrogates(text: str) -> str:
+    """Escape lone surrogates, which a malformed row may contain and UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def shown(value: object) -> str:
-    """A value as people may look at it: short, on one line."""
+def format_value(value: object) -> str:
+    """Format a value for a finding: short, on one line."""
     text = value if isinstance(value, str) else repr(value)
     text = text.encode("unicode_escape", "backslashreplace").decode() if not text.isprintable() else text
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 1]}…"
 
 
 @dataclass
 class Tally:
-    """Counts over findings, kept while they stream by."""
+    """Counts of findings, updated as they stream by."""
 
     by_code: Counter[str] = field(default_factory=Counter)
     errors: int = 0

@@ -1,10 +1,11 @@
-"""What a picture is, and whether it is whole, without trusting it.
+"""Inspection of untrusted image files: type, size, orientation, and whether the file is complete.
 
-The structure is walked, the pixels are not decoded: JPEG markers to the end of the image, PNG chunks with their
-checksums, the blocks of GIF and WebP, the strips of TIFF and the length of BMP. That finds what goes wrong in practice
-(files cut off, zeroed, renamed, or of another kind) at a few microseconds a picture, and reads width and height before
-anything of that size is allocated. Only where structure cannot tell whether a picture can be read at all, such as a
-JPEG with arithmetic coding, is it decoded, by Pillow, within the same limits.
+Inspection parses the structure and does not decode pixels: JPEG markers to the end of the image,
+PNG chunks with their checksums, the blocks of GIF and WebP, the strips of TIFF and the length of
+BMP. That finds what goes wrong in practice (files truncated, zeroed, renamed, or of another type)
+in a few microseconds per image, and reads width and height before anything of that size is
+allocated. Pillow decodes an image, within the same limits, only if the structure does not show
+whether it is readable, such as a JPEG with arithmetic coding.
 """
 
 import hashlib
@@ -19,12 +20,12 @@ from typing import NamedTuple
 
 import google_crc32c
 
-MOST_PIXELS = 50_000_000
-MOST_BYTES = 128 << 20
-SMALLEST_SIDE = 8  # below this on either side it is more likely a placeholder
-MOST_FRAMES = 10_000
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 128 << 20
+MIN_SIDE = 8  # a smaller image is more likely a placeholder
+MAX_FRAMES = 10_000
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # all that Pillow may open
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # the only formats that Pillow may open
 ENDINGS = {
     "jpg": "image/jpeg",
     "jpeg": "image/jpeg",
@@ -44,7 +45,7 @@ UNSUPPORTED_ENDINGS = frozenset(
         *("nef", "arw", "exr", "hdr", "tga", "pcx", "ppm", "pgm", "pbm", "fits", "dcm"),
     )
 )
-_OTHERS = {  # kinds of pictures that are known by their first bytes and not taken
+_UNSUPPORTED_MAGIC = {  # image types that are recognized by their first bytes and not supported
     b"8BPS": "a Photoshop file",
     b"%!PS": "PostScript",
     b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
@@ -56,8 +57,8 @@ _OTHERS = {  # kinds of pictures that are known by their first bytes and not tak
 }
 
 
-class Defect(NamedTuple):
-    """A kind of finding about a picture, and its cause."""
+class ImageFinding(NamedTuple):
+    """A finding about an image, still without its location."""
 
     code: str
     cause: str
@@ -65,10 +66,10 @@ class Defect(NamedTuple):
 
 
 @dataclass(slots=True)
-class Inspected:
-    """What inspection found. ``defects`` of severity error mean that the picture cannot be used.
+class Inspection:
+    """The result of an inspection. Findings of severity error mean that the image cannot be used.
 
-    Width and height are as stored; ``orientation`` is the EXIF one, 1 to 8.
+    Width and height are as stored; ``orientation`` is the EXIF orientation, 1 to 8.
     """
 
     mime: str = ""
@@ -76,23 +77,26 @@ class Inspected:
     height: int = 0
     orientation: int = 1
     frames: int = 1
-    defects: list[Defect] = field(default_factory=list)
+    findings: list[ImageFinding] = field(default_factory=list)
 
 
-class _Broken(Exception):
+class _BrokenImage(Exception):
     def __init__(self, code: str, cause: str):
         super().__init__(cause)
         self.code, self.cause = code, cause
 
 
-def is_picture_name(path: str) -> bool:
-    """Whether the ending says that this is meant to be a picture, taken or not."""
+def is_image_name(path: str) -> bool:
+    """Return whether the file extension is that of an image, supported or not."""
     ending = path.rpartition(".")[2].lower()
     return ending in ENDINGS or ending in UNSUPPORTED_ENDINGS
 
 
-def mime_of(head: bytes) -> str | None:
-    """What the first 16 bytes say; None for everything but the six kinds of pictures that are taken."""
+def detect_mime(head: bytes) -> str | None:
+    """Detect the MIME type from the first 16 bytes.
+
+    Return None for anything but the six supported types.
+    """
     if head[:3] == b"\xff\xd8\xff":
         return "image/jpeg"
     if head[:8] == b"\x89PNG\r\n\x1a\n":
@@ -113,23 +117,25 @@ def mime_of(head: bytes) -> str | None:
     return None
 
 
-def is_picture(path: str, head: bytes) -> bool:
-    """Whether a file is to be inspected as a picture: by its first 16 bytes, else by its ending."""
-    return mime_of(head) is not None or is_picture_name(path)
+def is_image(path: str, head: bytes) -> bool:
+    """Return whether to inspect a file as an image: by its first 16 bytes, else by its extension."""
+    return detect_mime(head) is not None or is_image_name(path)
 
 
-def inspect(path: str, data: bytes) -> Inspected:
-    """Say what a picture is and what is wrong with it; ``path`` is looked at for its ending only."""
-    found = Inspected()
+def inspect(path: str, data: bytes) -> Inspection:
+    """Inspect an image; only the extension of ``path`` is used."""
+    found = Inspection()
     try:
-        _walk(data, found)
-    except _Broken as broken:
-        found.defects.append(Defect(broken.code, broken.cause))
+        _inspect(data, found)
+    except _BrokenImage as broken:
+        found.findings.append(ImageFinding(broken.code, broken.cause))
         return found
     except (struct.error, IndexError):
-        found.defects.append(Defect("ImageTruncated", f"the file ends within its structure, after {len(data)} bytes"))
+        found.findings.append(
+            ImageFinding("ImageTruncated", f"the file ends within its structure, after {len(data)} bytes")
+        )
         return found
-    _oddities(path, found)
+    _add_warnings(path, found)
     return found
 
 
@@ -141,95 +147,102 @@ def crc32c(data: bytes) -> int:
     return int(google_crc32c.value(data))
 
 
-def _walk(data: bytes, found: Inspected) -> None:
+def _inspect(data: bytes, found: Inspection) -> None:
     if not data:
-        raise _Broken("ImageEmpty", "the file has no bytes")
-    if len(data) > MOST_BYTES:
-        raise _Broken("ImageTooLarge", f"the file has {len(data):,} bytes; {MOST_BYTES:,} are the most")
-    mime = mime_of(data[:16])
+        raise _BrokenImage("ImageEmpty", "the file has no bytes")
+    if len(data) > MAX_BYTES:
+        raise _BrokenImage("ImageTooLarge", f"the file has {len(data):,} bytes; the limit is {MAX_BYTES:,}")
+    mime = detect_mime(data[:16])
     if mime is None:
-        raise _unknown(data)
+        raise _explain_unknown(data)
     found.mime = mime
-    _WALKS[mime](data, found)
+    _INSPECTORS[mime](data, found)
     _check_size(found)
 
 
-def _check_size(found: Inspected) -> None:
+def _check_size(found: Inspection) -> None:
     if found.width <= 0 or found.height <= 0:
-        raise _Broken("ImageBroken", f"its size is {found.width} x {found.height}")
-    if found.width * found.height > MOST_PIXELS:
-        raise _Broken(
+        raise _BrokenImage("ImageBroken", f"its size is {found.width} x {found.height}")
+    if found.width * found.height > MAX_PIXELS:
+        raise _BrokenImage(
             "ImageTooLarge",
-            f"{found.width} x {found.height} are {found.width * found.height:,} pixels; {MOST_PIXELS:,} are the most",
+            f"{found.width} x {found.height} are {found.width * found.height:,} pixels; the limit is {MAX_PIXELS:,}",
         )
 
 
-def _unknown(data: bytes) -> _Broken:
-    for magic, what in _OTHERS.items():
+def _explain_unknown(data: bytes) -> _BrokenImage:
+    for magic, what in _UNSUPPORTED_MAGIC.items():
         if data.startswith(magic):
-            return _Broken("ImageTypeUnsupported", f"it is {what}")
+            return _BrokenImage("ImageTypeUnsupported", f"it is {what}")
     if data[4:8] == b"ftyp":
-        return _Broken("ImageTypeUnsupported", f"it is AVIF, HEIC or a video (brand {data[8:12]!r})")
+        return _BrokenImage("ImageTypeUnsupported", f"it is AVIF, HEIC or a video (brand {data[8:12]!r})")
     start = data[:256].lstrip().lower()
     if start.startswith((b"<svg", b"<?xml")):
-        return _Broken("ImageTypeUnsupported", "it is SVG or other XML, not a picture of pixels")
+        return _BrokenImage("ImageTypeUnsupported", "it is SVG or other XML, not a raster image")
     if start.startswith((b"<!doctype html", b"<html")):
-        return _Broken("ImageBroken", "it is a web page, probably saved in place of the picture")
+        return _BrokenImage("ImageBroken", "it is a web page, probably saved in place of the image")
     if not data.strip(b"\0"):
-        return _Broken("ImageBroken", f"all of its {len(data)} bytes are zero")
-    return _Broken("ImageBroken", f"its first bytes {data[:8]!r} belong to no kind of picture")
+        return _BrokenImage("ImageBroken", f"all of its {len(data)} bytes are zero")
+    return _BrokenImage(
+        "ImageBroken", f"cannot read it as an image: first bytes {data[:8]!r} (supported: {', '.join(FORMATS)})"
+    )
 
 
-def _oddities(path: str, found: Inspected) -> None:
+def _add_warnings(path: str, found: Inspection) -> None:
     ending = path.rpartition(".")[2].lower() if "." in path else ""
     if ENDINGS.get(ending, "") != found.mime:
         kind = found.mime.partition("/")[2].upper()
-        found.defects.append(Defect("ImageTypeMismatch", f"the file is {kind} and its ending {ending!r}", path))
+        found.findings.append(
+            ImageFinding("ImageTypeMismatch", f"the file is {kind} but its extension is {ending!r}", path)
+        )
     if found.orientation != 1:
         turned = " and swaps width and height" if found.orientation >= 5 else ""
-        found.defects.append(Defect("ImageRotated", f"its EXIF orientation is {found.orientation}{turned}"))
+        found.findings.append(ImageFinding("ImageRotated", f"its EXIF orientation is {found.orientation}{turned}"))
     if found.frames > 1:
-        found.defects.append(Defect("ImageAnimated", f"it has {found.frames} frames or pages"))
-    if min(found.width, found.height) < SMALLEST_SIDE:
-        found.defects.append(Defect("ImageTiny", f"it is {found.width} x {found.height} pixels"))
+        found.findings.append(ImageFinding("ImageAnimated", f"it has {found.frames} frames or pages"))
+    if min(found.width, found.height) < MIN_SIDE:
+        found.findings.append(ImageFinding("ImageTiny", f"it is {found.width} x {found.height} pixels"))
 
 
-# JPEG ----------------------------------------------------------------------------------------------------------------
+# JPEG ---------------------------------------------------------------------------------------------
 
-# Within the pixels FF is followed by 00 or by a restart marker; anything else ends them.
+# Within pixel data, FF is followed by 00 or by a restart marker; anything else ends the data.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SIMPLE_FRAMES = (0xC0, 0xC1, 0xC2)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
-def _jpeg(data: bytes, found: Inspected) -> None:
+def _inspect_jpeg(data: bytes, found: Inspection) -> None:
     at, frame, has_pixels = 2, 0, False
     while True:
-        marker, start, at = _jpeg_segment(data, at)
+        marker, start, at = _read_jpeg_segment(data, at)
         if marker == 0xD9:
             break
         if marker in _FRAMES:
             frame = marker
-            _jpeg_frame(data, start, marker, found)
+            _read_jpeg_frame(data, start, marker, found)
         elif marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
-            found.orientation = _orientation(data[start + 6 : at])
+            found.orientation = _read_orientation(data[start + 6 : at])
         elif marker == 0xDA:
             has_pixels = True
             ahead = _NEXT_MARKER.search(data, at)
             if ahead is None:
-                raise _Broken("ImageTruncated", f"the pixels do not end within its {len(data)} bytes")
+                raise _BrokenImage("ImageTruncated", f"the pixel data does not end within its {len(data)} bytes")
             at = ahead.start()
     if not frame or not has_pixels:
-        raise _Broken("ImageBroken", "it has no pixels")
+        raise _BrokenImage("ImageBroken", "it has no pixel data")
     if frame not in _SIMPLE_FRAMES:
         _check_size(found)
-        _decode(data)
+        _check_decodes(data)
 
 
-def _jpeg_segment(data: bytes, at: int) -> tuple[int, int, int]:
-    """The marker that begins at ``at``, where its content starts, and where the next one begins."""
+def _read_jpeg_segment(data: bytes, at: int) -> tuple[int, int, int]:
+    """Read the marker at ``at``.
+
+    Return it, where its content starts, and where the next marker begins.
+    """
     if data[at] != 0xFF:
-        raise _Broken("ImageBroken", f"byte {at} should begin a JPEG marker")
+        raise _BrokenImage("ImageBroken", f"byte {at} should begin a JPEG marker")
     while data[at + 1] == 0xFF:
         at += 1
     marker = data[at + 1]
@@ -237,96 +250,98 @@ def _jpeg_segment(data: bytes, at: int) -> tuple[int, int, int]:
         return marker, at + 2, at + 2
     length = data[at + 2] << 8 | data[at + 3]
     if length < 2:
-        raise _Broken("ImageBroken", f"the JPEG segment at byte {at} says it has {length} bytes")
+        raise _BrokenImage("ImageBroken", f"the JPEG segment at byte {at} has an invalid length of {length} bytes")
     end = at + 2 + length
     if end > len(data):
-        raise _Broken("ImageTruncated", f"the JPEG segment at byte {at} ends at byte {end}, the file at {len(data)}")
+        raise _BrokenImage(
+            "ImageTruncated", f"the JPEG segment at byte {at} ends at byte {end}, the file at {len(data)}"
+        )
     return marker, at + 4, end
 
 
-def _jpeg_frame(data: bytes, start: int, marker: int, found: Inspected) -> None:
+def _read_jpeg_frame(data: bytes, start: int, marker: int, found: Inspection) -> None:
     precision, height, width, components = struct.unpack_from(">BHHB", data, start)
     found.width, found.height = width, height
-    if components == 4 and not any(defect.code == "ImageCmyk" for defect in found.defects):
-        found.defects.append(Defect("ImageCmyk", "it is a JPEG with four colour channels"))
+    if components == 4 and not any(finding.code == "ImageCmyk" for finding in found.findings):
+        found.findings.append(ImageFinding("ImageCmyk", "it is a JPEG with four color channels"))
     if precision != 8:
-        raise _Broken("ImageTypeUnsupported", f"it is a JPEG with {precision} bits a channel")
+        raise _BrokenImage("ImageTypeUnsupported", f"it is a JPEG with {precision} bits per channel")
 
 
-# PNG -----------------------------------------------------------------------------------------------------------------
+# PNG ----------------------------------------------------------------------------------------------
 
 
-def _png(data: bytes, found: Inspected) -> None:
+def _inspect_png(data: bytes, found: Inspection) -> None:
     at, has_pixels, view = 8, False, memoryview(data)
     while True:
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         if end > len(data):
-            raise _Broken(
+            raise _BrokenImage(
                 "ImageTruncated", f"the PNG chunk {kind!r} at byte {at} ends at {end}, the file at {len(data)}"
             )
         if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise _Broken("ImageBroken", f"the checksum of the PNG chunk {kind!r} at byte {at} is wrong")
+            raise _BrokenImage("ImageBroken", f"the checksum of the PNG chunk {kind!r} at byte {at} is wrong")
         if at == 8 and kind != b"IHDR":
-            raise _Broken("ImageBroken", f"its first chunk is {kind!r} and not IHDR")
+            raise _BrokenImage("ImageBroken", f"its first chunk is {kind!r} and not IHDR")
         if kind == b"IHDR":
             found.width, found.height, depth = struct.unpack_from(">IIB", data, at + 8)
             if depth == 16:
-                found.defects.append(Defect("ImageDeep", "it is a PNG with 16 bits a channel"))
+                found.findings.append(ImageFinding("ImageDeep", "it is a PNG with 16 bits per channel"))
         elif kind == b"acTL":
             found.frames = max(1, int.from_bytes(data[at + 8 : at + 12], "big"))
         elif kind == b"eXIf":
-            found.orientation = _orientation(data[at + 8 : end - 4])
+            found.orientation = _read_orientation(data[at + 8 : end - 4])
         elif kind == b"IDAT":
             has_pixels = True
         elif kind == b"IEND":
             break
         at = end
     if not has_pixels:
-        raise _Broken("ImageBroken", "it has no pixels")
+        raise _BrokenImage("ImageBroken", "it has no pixel data")
 
 
-# GIF -----------------------------------------------------------------------------------------------------------------
+# GIF ----------------------------------------------------------------------------------------------
 
 
-def _gif(data: bytes, found: Inspected) -> None:
+def _inspect_gif(data: bytes, found: Inspection) -> None:
     found.width, found.height, flags = struct.unpack_from("<HHB", data, 6)
-    at, frames = 13 + _palette_bytes(flags), 0
+    at, frames = 13 + _count_palette_bytes(flags), 0
     while data[at] != 0x3B:
         if data[at] == 0x2C:
             frames += 1
-            at += 10 + _palette_bytes(data[at + 9]) + 1  # the descriptor, its palette, the width of its codes
+            at += 10 + _count_palette_bytes(data[at + 9]) + 1  # the descriptor, its palette, the code width
         elif data[at] == 0x21:
             at += 2
         else:
-            raise _Broken("ImageBroken", f"byte {at} begins no GIF block")
+            raise _BrokenImage("ImageBroken", f"byte {at} does not begin a GIF block")
         while data[at]:
             at += 1 + data[at]
         at += 1
-        if frames > MOST_FRAMES:
-            raise _Broken("ImageTooLarge", f"it has more than {MOST_FRAMES:,} frames")
+        if frames > MAX_FRAMES:
+            raise _BrokenImage("ImageTooLarge", f"it has more than {MAX_FRAMES:,} frames")
     if not frames:
-        raise _Broken("ImageBroken", "it has no pixels")
+        raise _BrokenImage("ImageBroken", "it has no pixel data")
     found.frames = frames
 
 
-def _palette_bytes(flags: int) -> int:
+def _count_palette_bytes(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
-# WebP ----------------------------------------------------------------------------------------------------------------
+# WebP ---------------------------------------------------------------------------------------------
 
 
-def _webp(data: bytes, found: Inspected) -> None:
+def _inspect_webp(data: bytes, found: Inspection) -> None:
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
-        raise _Broken("ImageTruncated", f"it says it has {end} bytes, and the file has {len(data)}")
+        raise _BrokenImage("ImageTruncated", f"its header declares {end} bytes, but the file has {len(data)}")
     at, frames, has_pixels = 12, 0, False
     while at + 8 <= end:
         kind, length = struct.unpack_from("<4sI", data, at)
         start = at + 8
         if start + length > end:
-            raise _Broken("ImageTruncated", f"the WebP chunk {kind!r} at byte {at} ends after the file")
+            raise _BrokenImage("ImageTruncated", f"the WebP chunk {kind!r} at byte {at} ends after the file")
         if kind == b"VP8X":
             found.width = 1 + int.from_bytes(data[start + 4 : start + 7], "little")
             found.height = 1 + int.from_bytes(data[start + 7 : start + 10], "little")
@@ -335,32 +350,32 @@ def _webp(data: bytes, found: Inspected) -> None:
         elif kind in (b"VP8 ", b"VP8L"):
             has_pixels = True
             if not found.width:
-                found.width, found.height = _webp_size(data, kind, start)
+                found.width, found.height = _read_webp_size(data, kind, start)
         elif kind == b"EXIF":
             tags = data[start : start + length]
-            found.orientation = _orientation(tags.removeprefix(b"Exif\0\0"))
+            found.orientation = _read_orientation(tags.removeprefix(b"Exif\0\0"))
         at = start + length + (length & 1)
     if not has_pixels and not frames:
-        raise _Broken("ImageBroken", "it has no pixels")
+        raise _BrokenImage("ImageBroken", "it has no pixel data")
     found.frames = max(1, frames)
 
 
-def _webp_size(data: bytes, kind: bytes, start: int) -> tuple[int, int]:
+def _read_webp_size(data: bytes, kind: bytes, start: int) -> tuple[int, int]:
     if kind == b"VP8L":
         if data[start] != 0x2F:
-            raise _Broken("ImageBroken", "its lossless pixels do not begin as they should")
+            raise _BrokenImage("ImageBroken", "its lossless pixel data has no valid start")
         bits = int.from_bytes(data[start + 1 : start + 5], "little")
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     if data[start + 3 : start + 6] != b"\x9d\x01\x2a":
-        raise _Broken("ImageBroken", "its pixels do not begin as they should")
+        raise _BrokenImage("ImageBroken", "its pixel data has no valid start")
     width, height = struct.unpack_from("<HH", data, start + 6)
     return width & 0x3FFF, height & 0x3FFF
 
 
-# BMP -----------------------------------------------------------------------------------------------------------------
+# BMP ----------------------------------------------------------------------------------------------
 
 
-def _bmp(data: bytes, found: Inspected) -> None:
+def _inspect_bmp(data: bytes, found: Inspection) -> None:
     offset, header = struct.unpack_from("<I", data, 10)[0], struct.unpack_from("<I", data, 14)[0]
     if header == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
@@ -372,49 +387,51 @@ def _bmp(data: bytes, found: Inspected) -> None:
     if compression in (0, 3):
         needed = offset + (width * bits + 31) // 32 * 4 * abs(height)
         if needed > len(data):
-            raise _Broken("ImageTruncated", f"its pixels need {needed} bytes, and the file has {len(data)}")
+            raise _BrokenImage("ImageTruncated", f"its pixel data needs {needed} bytes, but the file has {len(data)}")
     else:
-        _decode(data)
+        _check_decodes(data)
 
 
-# TIFF, and the EXIF of the others, which is TIFF ---------------------------------------------------------------------
+# TIFF, and the EXIF of the others, which is TIFF --------------------------------------------------
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 259, 262, 274
 _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 279, 324, 325
 _SIZES = {1: (1, "B"), 3: (2, "H"), 4: (4, "I")}
 
 
-def _tiff(data: bytes, found: Inspected) -> None:
-    order, at = _tiff_start(data)
-    tags, following = _directory(data, order, at)
+def _inspect_tiff(data: bytes, found: Inspection) -> None:
+    order, at = _read_tiff_header(data)
+    tags, following = _read_directory(data, order, at)
     found.width, found.height = (tags.get(name, [0])[0] for name in (_WIDTH, _HEIGHT))
-    found.orientation = _valid_orientation(tags)
+    found.orientation = _clamp_orientation(tags)
     _check_size(found)
-    for places, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
-        for start, length in zip(tags.get(places, []), tags.get(lengths, []), strict=False):
+    for starts, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
+        for start, length in zip(tags.get(starts, []), tags.get(lengths, []), strict=False):
             if start + length > len(data):
-                raise _Broken("ImageTruncated", f"its pixels end at byte {start + length}, the file at {len(data)}")
+                raise _BrokenImage(
+                    "ImageTruncated", f"its pixel data ends at byte {start + length}, the file at {len(data)}"
+                )
     if 16 in tags.get(_BITS, []):
-        found.defects.append(Defect("ImageDeep", "it is a TIFF with 16 bits a channel"))
+        found.findings.append(ImageFinding("ImageDeep", "it is a TIFF with 16 bits per channel"))
     if tags.get(_PHOTOMETRIC, [2])[0] == 5:
-        found.defects.append(Defect("ImageCmyk", "it is a TIFF with CMYK colours"))
+        found.findings.append(ImageFinding("ImageCmyk", "it is a TIFF with CMYK colors"))
     seen = {at}
-    while following and following not in seen and len(seen) < MOST_FRAMES:
+    while following and following not in seen and len(seen) < MAX_FRAMES:
         seen.add(following)
-        _, following = _directory(data, order, following)
+        _, following = _read_directory(data, order, following)
     found.frames = len(seen)
-    _open(data)
+    _check_opens(data)
     if tags.get(_COMPRESSION, [1])[0] != 1:
-        _decode(data)
+        _check_decodes(data)
 
 
-def _tiff_start(data: bytes) -> tuple[str, int]:
+def _read_tiff_header(data: bytes) -> tuple[str, int]:
     order = "<" if data[:2] == b"II" else ">"
     return order, struct.unpack_from(f"{order}I", data, 4)[0]
 
 
-def _directory(data: bytes, order: str, at: int) -> tuple[dict[int, list[int]], int]:
-    """The whole-number tags of a TIFF directory, and where the next directory begins (0: none)."""
+def _read_directory(data: bytes, order: str, at: int) -> tuple[dict[int, list[int]], int]:
+    """Read the integer tags of a TIFF directory, and where the next directory begins (0: none)."""
     (count,) = struct.unpack_from(f"{order}H", data, at)
     tags = {}
     for number in range(count):
@@ -423,19 +440,19 @@ def _directory(data: bytes, order: str, at: int) -> tuple[dict[int, list[int]], 
         if kind not in _SIZES:
             continue
         size, letter = _SIZES[kind]
-        place = entry + 8 if size * length <= 4 else struct.unpack_from(f"{order}I", data, entry + 8)[0]
-        if place + size * length > len(data):
-            raise _Broken("ImageTruncated", f"the TIFF tag {tag} lies beyond the end of the file")
-        tags[tag] = list(struct.unpack_from(f"{order}{length}{letter}", data, place))
+        start = entry + 8 if size * length <= 4 else struct.unpack_from(f"{order}I", data, entry + 8)[0]
+        if start + size * length > len(data):
+            raise _BrokenImage("ImageTruncated", f"the TIFF tag {tag} is beyond the end of the file")
+        tags[tag] = list(struct.unpack_from(f"{order}{length}{letter}", data, start))
     return tags, struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)[0]
 
 
-def _orientation(exif: bytes) -> int:
-    """The orientation that EXIF data tells; 1 where it tells none, or cannot be read."""
+def _read_orientation(exif: bytes) -> int:
+    """Read the orientation from EXIF data; 1 if it has none or cannot be read."""
     if exif[:4] not in (b"II*\0", b"MM\0*"):
         return 1
     try:
-        order, at = _tiff_start(exif)
+        order, at = _read_tiff_header(exif)
         (count,) = struct.unpack_from(f"{order}H", exif, at)
         for number in range(count):
             tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, at + 2 + 12 * number)
@@ -446,43 +463,43 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
-def _valid_orientation(tags: dict[int, list[int]]) -> int:
+def _clamp_orientation(tags: dict[int, list[int]]) -> int:
     value = tags.get(_ORIENTATION, [1])[:1]
     return value[0] if value and 1 <= value[0] <= 8 else 1
 
 
-# Pillow, where structure cannot tell ---------------------------------------------------------------------------------
+# Pillow, where the structure is not enough --------------------------------------------------------
 
 
-def _decode(data: bytes) -> None:
-    """Decode the first frame; its size has been checked before."""
-    _with_pillow(data, lambda image: image.load())
+def _check_decodes(data: bytes) -> None:
+    """Decode the first frame, whose size has been checked already."""
+    _use_pillow(data, lambda image: image.load())
 
 
-def _open(data: bytes) -> None:
-    _with_pillow(data, lambda _: None)
+def _check_opens(data: bytes) -> None:
+    _use_pillow(data, lambda _: None)
 
 
-def _with_pillow(data: bytes, look: Callable[..., object]) -> None:
+def _use_pillow(data: bytes, use: Callable[..., object]) -> None:
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                look(image)
+                use(image)
         except MemoryError:
-            raise _Broken("ImageTooLarge", "decoding it takes more memory than allowed") from None
+            raise _BrokenImage("ImageTooLarge", "decoding it takes more memory than allowed") from None
         except Exception as error:  # Pillow's plugins raise whatever the bytes make them raise
             code = "ImageTruncated" if "truncated" in str(error) else "ImageBroken"
-            raise _Broken(code, f"it cannot be decoded: {str(error)[:200]}") from error
+            raise _BrokenImage(code, f"it cannot be decoded: {str(error)[:200]}") from error
 
 
-_WALKS: dict[str, Callable[[bytes, Inspected], None]] = {
-    "image/jpeg": _jpeg,
-    "image/png": _png,
-    "image/webp": _webp,
-    "image/gif": _gif,
-    "image/bmp": _bmp,
-    "image/tiff": _tiff,
+_INSPECTORS: dict[str, Callable[[bytes, Inspection], None]] = {
+    "image/jpeg": _inspect_jpeg,
+    "image/png": _inspect_png,
+    "image/webp": _inspect_webp,
+    "image/gif": _inspect_gif,
+    "image/bmp": _inspect_bmp,
+    "image/tiff": _inspect_tiff,
 }

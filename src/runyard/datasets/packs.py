@@ -1,11 +1,13 @@
-"""Packs: many files in one blob, so that 50,000 small pictures cost a few hundred durable writes and not 50,000.
+"""Packs: many files in one blob, so that 50,000 small images take a few hundred durable writes
+instead of 50,000.
 
     b"RYPACK1\\n"            8 bytes
     length of the index     8 bytes, little-endian
     index                   JSON, [[path, size], ...]
     the files' bytes        one after another, in the order of the index
 
-A pack holds at most ``PACK_BYTES`` of content; one larger file makes a pack of its own. Paths are those of ``is_safe``.
+A pack holds at most ``PACK_BYTES`` of content; a larger file gets its own pack. Paths satisfy
+``is_safe``.
 """
 
 import struct
@@ -16,8 +18,8 @@ import msgspec
 
 MAGIC = b"RYPACK1\n"
 PACK_BYTES = 16 << 20
-LONGEST_INDEX_BYTES = 8 << 20
-LONGEST_PATH_BYTES = 1024
+MAX_INDEX_BYTES = 8 << 20
+MAX_PATH_BYTES = 1024
 
 _File = TypeVar("_File")
 
@@ -31,29 +33,35 @@ class Entry(NamedTuple):
 
 
 class PackInvalid(ValueError):
-    """These bytes are no pack; the message says why."""
+    """The bytes are not a pack; the message says why."""
 
 
-def pack(files: Iterable[tuple[str, bytes]]) -> bytes:
-    """The pack that holds these files. Raises ValueError for a path that is not safe."""
+def build_pack(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """Build the pack of these files.
+
+    Raises ValueError for a path that is not safe.
+    """
     listed = list(files)
     for path, _ in listed:
         if not is_safe(path):
-            raise ValueError(f"{path!r} is no plain relative path")
+            raise ValueError(f"{path!r} is not a plain relative path")
     index = msgspec.json.encode([[path, len(data)] for path, data in listed])
     return b"".join([MAGIC, struct.pack("<Q", len(index)), index, *(data for _, data in listed)])
 
 
 def read_index(file: BinaryIO, size_bytes: int) -> list[Entry]:
-    """What a pack of that length holds; the file stands at the first content byte afterwards.
+    """Read the entries of a pack of that length.
 
-    Raises PackInvalid unless the index accounts for every byte of the pack and names only safe paths.
+    The file is then positioned at the first content byte.
+
+    Raises PackInvalid unless the index accounts for every byte of the pack and names only safe
+    paths.
     """
     head = file.read(16)
     if len(head) < 16 or head[:8] != MAGIC:
         raise PackInvalid(f"it does not begin with {MAGIC!r} and the length of its index")
     (length,) = struct.unpack("<Q", head[8:])
-    if length > min(LONGEST_INDEX_BYTES, size_bytes - 16):
+    if length > min(MAX_INDEX_BYTES, size_bytes - 16):
         raise PackInvalid(f"its index of {length} bytes is longer than allowed, or than the pack")
     try:
         rows = msgspec.json.decode(file.read(length), type=list[tuple[str, int]])
@@ -70,7 +78,7 @@ def read_index(file: BinaryIO, size_bytes: int) -> list[Entry]:
     return entries
 
 
-def planned(files: Iterable[tuple[_File, int]], limit_bytes: int = PACK_BYTES) -> Iterator[list[_File]]:
+def plan_packs(files: Iterable[tuple[_File, int]], limit_bytes: int = PACK_BYTES) -> Iterator[list[_File]]:
     """Group files, each given with its size, into packs, in order."""
     group: list[_File] = []
     held = 0
@@ -85,7 +93,9 @@ def planned(files: Iterable[tuple[_File, int]], limit_bytes: int = PACK_BYTES) -
 
 
 def is_safe(path: str) -> bool:
-    """Whether this is a plain relative POSIX path: no ``.`` or ``..``, no empty part, all of it printable."""
-    if not path or "\\" in path or not path.isprintable() or len(path.encode(errors="replace")) > LONGEST_PATH_BYTES:
+    """Return whether this is a plain relative POSIX path: no ``.`` or ``..``, no empty part, only
+    printable.
+    """
+    if not path or "\\" in path or not path.isprintable() or len(path.encode(errors="replace")) > MAX_PATH_BYTES:
         return False
     return all(part not in ("", ".", "..") for part in path.split("/"))

@@ -1,9 +1,10 @@
-"""A contact sheet: some pictures of a dataset with what is said of them, as one PNG, to see at a glance if it is right.
+"""A contact sheet: sample images of a dataset with their annotations as one PNG, to check them at a
+glance.
 
-Which pictures is decided by a seed. Boxes are drawn with their phrases, questions and answers stand below. The sheet
-has at most ``MOST_PICTURES`` pictures and so a bounded size, whatever the dataset holds. A picture that cannot be
-decoded shows as a grey field that says so. The letters are those of the font that Pillow brings; what it has no letter
-for shows as an empty box.
+A seed selects the images. Boxes are drawn with their phrases; captions, questions and answers are
+printed below. The sheet has at most ``MAX_IMAGES`` images, so its size is bounded. An image that
+cannot be decoded is shown as a gray field with a message. Text uses Pillow's built-in font;
+characters it lacks appear as empty boxes.
 """
 
 import io
@@ -16,29 +17,29 @@ from random import Random
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from runyard.datasets.records import Box, Freeform, PhraseGrounding, Record, Vqa
-from runyard.datasets.writers import Item
+from runyard.datasets.writers.base import Item
 
-MOST_PICTURES = 48
+MAX_IMAGES = 48
 CELL, GAP, COLUMNS = 320, 12, 4
 LINES, LINE_HEIGHT, FONT_PIXELS, LINE_CHARACTERS = 7, 17, 13, 46
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-_MOST_PIXELS = 50_000_000
-_LONGEST_TEXT = 2000
+_MAX_PIXELS = 50_000_000
+_MAX_TEXT = 2000
 _INK, _QUIET, _PAPER, _EMPTY = "#1d1f21", "#6b7075", "#ffffff", "#d5d8dc"
-_COLOURS = ("#e6194b", "#0a7d33", "#2f55d4", "#b35900", "#911eb4", "#00747d", "#b8005c", "#5f6b00")
+_COLORS = ("#e6194b", "#0a7d33", "#2f55d4", "#b35900", "#911eb4", "#00747d", "#b8005c", "#5f6b00")
 _TEXT_HEIGHT = (LINES + 1) * LINE_HEIGHT
 
 
-def chosen(items: Sequence[Item], *, count: int, seed: int) -> list[Item]:
-    """``count`` of the items, by seed, in their order; those with records come before those without."""
-    order = Random(seed).sample(range(len(items)), len(items))  # noqa: S311 - which pictures to show is no secret
+def choose_items(items: Sequence[Item], *, count: int, seed: int) -> list[Item]:
+    """Choose ``count`` of the items by seed, preferring items with records; keep their order."""
+    order = Random(seed).sample(range(len(items)), len(items))  # noqa: S311 - which images to show is no secret
     order.sort(key=lambda number: not items[number].records)
-    return [items[number] for number in sorted(order[: max(0, min(count, MOST_PICTURES))])]
+    return [items[number] for number in sorted(order[: max(0, min(count, MAX_IMAGES))])]
 
 
-def contact_sheet(items: Iterable[Item]) -> bytes:
-    """The PNG of these items, at most ``MOST_PICTURES``; the same bytes for the same items."""
-    shown = [item for item, _ in zip(items, range(MOST_PICTURES), strict=False)]
+def render_contact_sheet(items: Iterable[Item]) -> bytes:
+    """Render these items as a PNG, at most ``MAX_IMAGES``; the same items give the same bytes."""
+    shown = [item for item, _ in zip(items, range(MAX_IMAGES), strict=False)]
     columns = max(1, min(COLUMNS, len(shown)))
     rows = max(1, -(-len(shown) // columns))
     width, height = GAP + columns * (CELL + GAP), GAP + rows * (CELL + _TEXT_HEIGHT + GAP)
@@ -55,38 +56,38 @@ def contact_sheet(items: Iterable[Item]) -> bytes:
 
 def _draw_item(sheet: Image.Image, item: Item, left: int, top: int, font: "_Font") -> None:
     draw = ImageDraw.Draw(sheet)
-    picture = _picture(item)
-    if picture is None:
+    image = _load_image(item)
+    if image is None:
         draw.rectangle((left, top, left + CELL, top + CELL), fill=_EMPTY)
-        _write(draw, (left + 8, top + 8), "this picture cannot be read", font, _INK)
+        _draw_text(draw, (left + 8, top + 8), "cannot read this image", font, _INK)
         width, height, x, y = CELL, CELL, left, top
     else:
-        (width, height), x, y = picture.size, left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2
-        sheet.paste(picture, (x, y))
-    for number, (phrase, box) in enumerate(_boxes(item.records)):
-        _draw_box(draw, phrase, box, (x, y, width, height), _COLOURS[number % len(_COLOURS)], font)
+        (width, height), x, y = image.size, left + (CELL - image.width) // 2, top + (CELL - image.height) // 2
+        sheet.paste(image, (x, y))
+    for number, (phrase, box) in enumerate(_list_boxes(item.records)):
+        _draw_box(draw, phrase, box, (x, y, width, height), _COLORS[number % len(_COLORS)], font)
     below = top + CELL + 3
-    _write(draw, (left, below), _cut(item.asset.filename, LINE_CHARACTERS), font, _QUIET)
-    for number, line in enumerate(lines_of(item.records)):
-        _write(draw, (left, below + (number + 1) * LINE_HEIGHT), line, font, _INK)
+    _draw_text(draw, (left, below), _truncate(item.asset.filename, LINE_CHARACTERS), font, _QUIET)
+    for number, line in enumerate(wrap_texts(item.records)):
+        _draw_text(draw, (left, below + (number + 1) * LINE_HEIGHT), line, font, _INK)
 
 
-def _picture(item: Item) -> Image.Image | None:
-    """As it is shown, in the size of a cell."""
+def _load_image(item: Item) -> Image.Image | None:
+    """Decode the image as displayed, scaled to a cell; None if it cannot be decoded."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is odd about pictures was told on import
+            warnings.simplefilter("ignore")  # the import has reported these already
             with Image.open(io.BytesIO(item.read()), formats=_FORMATS) as opened:
-                if opened.width * opened.height > _MOST_PIXELS:
+                if opened.width * opened.height > _MAX_PIXELS:
                     return None
                 opened.draft("RGB", (2 * CELL, 2 * CELL))
                 upright = ImageOps.exif_transpose(opened)
                 return ImageOps.contain(upright.convert("RGB"), (CELL, CELL))
-    except Exception:  # Pillow's decoders raise almost anything on bytes that are broken, and one cell is not the sheet
+    except Exception:  # Pillow raises almost anything on broken bytes; one bad cell must not fail the sheet
         return None
 
 
-def _boxes(records: list[Record]) -> list[tuple[str, Box]]:
+def _list_boxes(records: list[Record]) -> list[tuple[str, Box]]:
     return [
         (phrase.phrase, box)
         for record in records
@@ -97,33 +98,33 @@ def _boxes(records: list[Record]) -> list[tuple[str, Box]]:
 
 
 def _draw_box(
-    draw: ImageDraw.ImageDraw, phrase: str, box: Box, frame: tuple[int, int, int, int], colour: str, font: "_Font"
+    draw: ImageDraw.ImageDraw, phrase: str, box: Box, frame: tuple[int, int, int, int], color: str, font: "_Font"
 ) -> None:
     x, y, width, height = frame
     shares = [min(1.0, max(0.0, share)) if share == share else 0.0 for share in box]
     left, right = sorted((x + shares[0] * width, x + shares[2] * width))
     top, bottom = sorted((y + shares[1] * height, y + shares[3] * height))
-    draw.rectangle((left, top, right, bottom), outline=colour, width=2)
-    label = _cut(readable(phrase), 24)
+    draw.rectangle((left, top, right, bottom), outline=color, width=2)
+    label = _truncate(to_printable(phrase), 24)
     at = (min(left, x + max(0, width - 7 * len(label))), max(y, top - LINE_HEIGHT))
-    draw.rectangle(draw.textbbox(at, label, font=font), fill=colour)
-    _write(draw, at, label, font, _PAPER)
+    draw.rectangle(draw.textbbox(at, label, font=font), fill=color)
+    _draw_text(draw, at, label, font, _PAPER)
 
 
-def lines_of(records: list[Record]) -> list[str]:
-    """What is said, wrapped, and cut after ``LINES`` lines."""
+def wrap_texts(records: list[Record]) -> list[str]:
+    """Wrap the texts of the records, cut after ``LINES`` lines."""
     lines: list[str] = []
     for text in _texts(records):
-        wrapped = textwrap.wrap(readable(text[:_LONGEST_TEXT]), LINE_CHARACTERS, break_long_words=True)
+        wrapped = textwrap.wrap(to_printable(text[:_MAX_TEXT]), LINE_CHARACTERS, break_long_words=True)
         lines += wrapped
         if len(lines) > LINES:
-            return [*lines[: LINES - 1], _cut(lines[LINES - 1] + " …", LINE_CHARACTERS)]
+            return [*lines[: LINES - 1], _truncate(lines[LINES - 1] + " …", LINE_CHARACTERS)]
     return lines
 
 
 def _texts(records: list[Record]) -> Iterable[str]:
     if not records:
-        yield "(nothing is said of it)"
+        yield "(no annotations)"
     for record in records:
         match record.contents:
             case PhraseGrounding(caption=caption):
@@ -136,18 +137,20 @@ def _texts(records: list[Record]) -> Iterable[str]:
                 yield f"{prompt} → {text}" if prompt else text
 
 
-def readable(text: str) -> str:
-    """On one line, without what no font draws: control characters, halves of surrogate pairs, marks of direction."""
+def to_printable(text: str) -> str:
+    """Replace what no font can draw by spaces: control characters, surrogates, direction marks,
+    line ends.
+    """
     return "".join(" " if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else sign for sign in text)
 
 
-def _cut(text: str, length: int) -> str:
-    text = readable(text[:_LONGEST_TEXT])
+def _truncate(text: str, length: int) -> str:
+    text = to_printable(text[:_MAX_TEXT])
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font: "_Font", colour: str) -> None:
-    draw.text(at, text, font=font, fill=colour)
+def _draw_text(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font: "_Font", color: str) -> None:
+    draw.text(at, text, font=font, fill=color)
 
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

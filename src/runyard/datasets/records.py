@@ -1,8 +1,9 @@
-"""One picture and what is said of it: the form that every format is read into and written from.
+"""One image and its annotations: the form that every format is read into and written from.
 
-It is Vi JSONL, one JSON object a line: an asset, and contents of one of three types, each for the dataset type of the
-same name. A picture may have several records. Boxes are ``[xmin, ymin, xmax, ymax]`` as shares of the picture's width
-and height, 0 to 1, in the frame in which the picture is shown (turned as its EXIF orientation says).
+The form is Vi JSONL: one JSON object per line, with an asset and contents of one of three types.
+Each type belongs to the dataset type of the same name. An image may have several records. Boxes are
+``[xmin, ymin, xmax, ymax]`` as fractions of the displayed image's width and height, after its EXIF
+orientation is applied.
 """
 
 import re
@@ -17,11 +18,11 @@ _WORD = re.compile(r"\S+")
 
 
 class _Shape(msgspec.Struct, rename="camel", omit_defaults=True):
-    """camelCase on the line, snake_case here."""
+    """Base of every part of a record: camelCase in JSON, snake_case here."""
 
 
 class AssetRef(_Shape, kw_only=True):
-    """Which picture a record is about, and its size in pixels as shown."""
+    """The image a record describes, and its displayed size in pixels."""
 
     type: str = "Image"
     filename: str
@@ -30,7 +31,10 @@ class AssetRef(_Shape, kw_only=True):
 
 
 class GroundedPhrase(_Shape):
-    """A phrase of the caption and where it is seen. Words of the caption are counted from 0, the end is exclusive."""
+    """A phrase of the caption and its boxes.
+
+    Token indexes count the caption's words from 0; the end is exclusive.
+    """
 
     phrase: str
     start_token_index: int
@@ -39,14 +43,14 @@ class GroundedPhrase(_Shape):
 
 
 class PhraseGrounding(_Shape, tag_field="type", tag="PhraseGrounding"):
-    """A caption, with boxes for phrases of it."""
+    """A caption with boxes for some of its phrases."""
 
     caption: str
     grounded_phrases: list[GroundedPhrase]
 
 
 class Interaction(_Shape):
-    """One question about the picture and its answer; ``order`` counts from 1."""
+    """One question about the image and its answer; ``order`` counts from 1."""
 
     order: int
     question: str
@@ -60,7 +64,7 @@ class Vqa(_Shape, tag_field="type", tag="Vqa"):
 
 
 class Freeform(_Shape, tag_field="type", tag="Freeform"):
-    """A text about the picture. An empty prompt stands for the question that the recipe asks."""
+    """A text about the image. An empty prompt stands for the question that the flow asks."""
 
     text: str
     prompt: str = ""
@@ -71,7 +75,7 @@ TYPE_OF: dict[type, DatasetType] = {PhraseGrounding: "phrase-grounding", Vqa: "v
 
 
 class Record(_Shape):
-    """What is said of one picture, once. ``id`` is unique within a dataset."""
+    """One annotation of one image. ``id`` is unique within a dataset."""
 
     id: str
     asset: AssetRef
@@ -84,42 +88,51 @@ class Record(_Shape):
 
 
 def encode(record: Record) -> bytes:
-    """One line of Vi JSONL, without its end."""
+    """Encode a record as one line of Vi JSONL, without the line end."""
     return msgspec.json.encode(record)
 
 
 def word_span(caption: str, phrase: str, *, near: int = 0) -> tuple[int, int] | None:
-    """Which words of the caption the phrase covers, as ``(start, end)`` with ``end`` exclusive.
+    """Return the words of the caption that the phrase covers, as ``(start, end)`` with ``end``
+    exclusive.
 
-    Of several places the one that begins nearest to word ``near``, and whole words before parts of words (``per`` is
-    not the start of ``person`` where both are there). None when the caption does not hold the phrase.
+    Of several occurrences, prefer whole words over parts of words (``per`` over the start of
+    ``person``), then the one that begins nearest to word ``near``. Return None if the caption does
+    not contain the phrase.
     """
-    starts = _places(caption, phrase)
+    starts = _find_starts(caption, phrase)
     words = [word.span() for word in _WORD.finditer(caption)]
-    spans = [covered for start in starts if (covered := _covered(words, start, start + len(phrase))) is not None]
+    covered = (_find_covered_words(words, start, start + len(phrase)) for start in starts)
+    spans = [span for span in covered if span is not None]
     return min(spans, key=lambda span: (abs(span[0] - near), span), default=None)
 
 
 def char_span(caption: str, phrase: str, *, near: int = 0) -> tuple[int, int] | None:
-    """The same as characters: where the phrase begins and ends in the caption."""
-    starts = _places(caption, phrase)
+    """Return the characters of the caption that the phrase covers; otherwise as ``word_span``."""
+    starts = _find_starts(caption, phrase)
     words = [word.start() for word in _WORD.finditer(caption)]
-    place = words[min(max(near, 0), len(words) - 1)] if words else 0
-    return min(((start, start + len(phrase)) for start in starts), key=lambda s: abs(s[0] - place), default=None)
+    wanted = words[min(max(near, 0), len(words) - 1)] if words else 0
+    spans = ((start, start + len(phrase)) for start in starts)
+    return min(spans, key=lambda span: abs(span[0] - wanted), default=None)
 
 
-def caption_of(phrases: list[str]) -> str:
-    """The caption of formats that have none: each name once, in order, joined by commas and ``and``."""
+def make_caption(phrases: list[str]) -> str:
+    """Build a caption for formats without captions: each name once, in order, joined by commas and
+    ``and``.
+    """
     names = list(dict.fromkeys(phrases))
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def grounding_of(boxes: list[tuple[str, Box]]) -> PhraseGrounding:
-    """Contents of formats that know only names and boxes; boxes of one name belong to one phrase."""
+def make_grounding(boxes: list[tuple[str, Box]]) -> PhraseGrounding:
+    """Build contents for formats that have only names and boxes.
+
+    Boxes of one name belong to one phrase.
+    """
     by_name: dict[str, list[Box]] = {}
     for name, box in boxes:
         by_name.setdefault(name, []).append(box)
-    caption, phrases, near = caption_of(list(by_name)), [], 0
+    caption, phrases, near = make_caption(list(by_name)), [], 0
     for name, bounds in by_name.items():
         start, end = word_span(caption, name, near=near) or (near, near + 1)
         phrases.append(GroundedPhrase(phrase=name, start_token_index=start, end_token_index=end, bounds=bounds))
@@ -127,20 +140,22 @@ def grounding_of(boxes: list[tuple[str, Box]]) -> PhraseGrounding:
     return PhraseGrounding(caption=caption, grounded_phrases=phrases)
 
 
-def _places(caption: str, phrase: str) -> list[int]:
-    """Where the phrase begins: as whole words if it does so anywhere, else wherever its letters are."""
+def _find_starts(caption: str, phrase: str) -> list[int]:
+    """List where the phrase begins: as whole words if there are any, else wherever its letters
+    occur.
+    """
     if not phrase:
         return []
     starts = [found.start() for found in re.finditer(re.escape(phrase), caption)]
-    whole = [start for start in starts if _is_whole(caption, start, start + len(phrase))]
+    whole = [start for start in starts if _is_whole_words(caption, start, start + len(phrase))]
     return whole or starts
 
 
-def _is_whole(caption: str, start: int, end: int) -> bool:
+def _is_whole_words(caption: str, start: int, end: int) -> bool:
     before, after = caption[start - 1 : start], caption[end : end + 1]
     return not (before.isalnum() and caption[start].isalnum()) and not (after.isalnum() and caption[end - 1].isalnum())
 
 
-def _covered(words: list[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:
+def _find_covered_words(words: list[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:
     touched = [number for number, (begins, ends) in enumerate(words) if begins < end and ends > start]
     return (touched[0], touched[-1] + 1) if touched else None

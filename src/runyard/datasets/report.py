@@ -1,7 +1,7 @@
-"""A report from findings: a summary, and a page that needs nothing beside itself.
+"""A report of findings: a summary as JSON, and a self-contained HTML page.
 
-Findings stream through and only the first few of each code are kept, so that of a million is as small as that of ten.
-What findings quote was written by strangers: the page escapes all of it and loads nothing.
+Only the first few findings of each code are kept, so the size of a report does not grow with the
+number of findings. Findings quote untrusted data: the page escapes all of it and loads nothing.
 """
 
 import html
@@ -12,7 +12,7 @@ import msgspec
 
 from runyard.datasets.findings import KINDS, Finding, Tally
 
-FIRST = 5
+FIRST = 5  # findings kept per code
 
 
 class Report:
@@ -32,12 +32,12 @@ class Report:
             kept.append(found)
 
     def codes(self) -> list[str]:
-        """Codes that occurred, errors first, the most frequent first."""
+        """List the codes that occurred: errors first, then by frequency."""
         counts = self.tally.by_code
         return sorted(counts, key=lambda code: (self._by_code[code][0].severity != "error", -counts[code], code))
 
     def document(self) -> dict[str, Any]:
-        """The summary as JSON."""
+        """Return the summary as a JSON document."""
         return {
             **self.tally.document(),
             "codes": [
@@ -45,7 +45,7 @@ class Report:
                     "code": code,
                     "severity": self._by_code[code][0].severity,
                     "count": self.tally.by_code[code],
-                    "cure": cure_of(code),
+                    "cure": get_fix(code),
                     "first": [msgspec.to_builtins(found) for found in self._by_code[code]],
                 }
                 for code in self.codes()
@@ -53,15 +53,15 @@ class Report:
         }
 
 
-def cure_of(code: str) -> str:
-    """What people do about findings of a kind."""
-    return KINDS[code].cure if code in KINDS else ""
+def get_fix(code: str) -> str:
+    """Return the fix for findings with this code; empty for an unknown code."""
+    return KINDS[code].fix if code in KINDS else ""
 
 
-def where(found: Any) -> str:
-    """File, line and field of a finding on one line."""
-    place = found.file if found.line is None else f"{found.file}:{found.line}"
-    return f"{place} {found.field}" if found.field else place
+def format_location(found: Any) -> str:
+    """Format file, line and field of a finding on one line."""
+    location = found.file if found.line is None else f"{found.file}:{found.line}"
+    return f"{location} {found.field}" if found.field else location
 
 
 _STYLE = """
@@ -84,16 +84,16 @@ code { font: 13px ui-monospace, monospace; }
 """.strip()
 
 
-def page(report: Any, *, title: str, outcome: str) -> str:
-    """A page of HTML.
+def render_page(report: Any, *, title: str, outcome: str) -> str:
+    """Render the report as an HTML page.
 
     Args:
-        report: with the fields of ``ImportReport``, the document that the server and ``runyard datasets check`` make.
+        report: an object with the fields of ``ImportReport``, which the server and ``runyard datasets check`` produce.
         title: the headline.
-        outcome: what became of the import, in a few words.
+        outcome: the decision about the import, in a few words.
     """
-    taken = f"{report.images:,} pictures and {report.rows_kept:,} of {report.rows:,} rows taken"
-    summary = f"{outcome}. {taken}; {report.errors:,} errors and {report.warnings:,} warnings."
+    accepted = f"{report.images:,} images and {report.rows_kept:,} of {report.rows:,} rows accepted"
+    summary = f"{outcome}. {accepted}; {report.errors:,} errors and {report.warnings:,} warnings."
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -104,26 +104,26 @@ def page(report: Any, *, title: str, outcome: str) -> str:
         f"<h1>{html.escape(title)}</h1><p>{html.escape(summary)}</p>",
     ]
     if report.groups:
-        parts.append("<table><tr><th>What</th><th class=number>Count</th><th>How to cure it</th></tr>")
-        parts += map(_count, report.groups)
+        parts.append("<table><tr><th>Finding</th><th class=number>Count</th><th>Fix</th></tr>")
+        parts += map(_render_count, report.groups)
         parts.append("</table>")
-    return "\n".join([*parts, *map(_first, report.groups), "</body></html>", ""])
+    return "\n".join([*parts, *map(_render_first, report.groups), "</body></html>", ""])
 
 
-def _count(group: Any) -> str:
+def _render_count(group: Any) -> str:
     code = html.escape(group.code)
     name = f'<a class="{html.escape(group.severity)}" href="#{code}">{code}</a>'
     return f"<tr><td>{name}</td><td class=number>{group.count:,}</td><td>{html.escape(group.cure)}</td></tr>"
 
 
-def _first(group: Any) -> str:
+def _render_first(group: Any) -> str:
     shown = len(group.first)
     how_many = f"the first {shown} of {group.count:,}" if group.count > shown else f"{group.count:,}"
     rows = [
-        f"<tr><td><code>{html.escape(where(found))}</code></td><td>{html.escape(found.cause)}</td>"
+        f"<tr><td><code>{html.escape(format_location(found))}</code></td><td>{html.escape(found.cause)}</td>"
         f"<td><code>{html.escape(found.value or '')}</code></td><td>{html.escape(found.action)}</td></tr>"
         for found in group.first
     ]
-    head = "<tr><th>Where</th><th>Cause</th><th>Value</th><th>What became of it</th></tr>"
+    head = "<tr><th>Location</th><th>Cause</th><th>Value</th><th>Action</th></tr>"
     name = html.escape(group.code)
     return f'<h2 id="{name}">{name} ({how_many})</h2><table>{head}{"".join(rows)}</table>'

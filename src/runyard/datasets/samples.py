@@ -1,8 +1,10 @@
-"""The built-in samples: handwritten digits, and digits on a canvas, made of the 1,797 scans that scikit-learn carries.
+"""The built-in samples: handwritten digits, and digits on a canvas, made from the 1,797 scans in
+scikit-learn.
 
-The trainer makes its two built-in datasets of them in memory; here they are written as a folder, to be imported like
-any other: a picture each in ``pictures/``, and ``annotations.jsonl``. Which pictures are held out is decided after that
-import, by the pictures themselves, so here nothing is divided, and all canvases are drawn from all scans.
+The trainer builds its built-in datasets from the same functions in memory. Here they are written as
+a folder to be imported like any other: images in ``pictures/``, and ``annotations.jsonl``. The
+held-out split is made after that import, by image content, so nothing is split here and all
+canvases are drawn from all scans.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_QUESTION = "Which digit is this?"
-# Half of the training questions are worded otherwise, so that people may ask in their own words, too.
+# Half of the training questions use other wordings, so that the model also answers questions worded
+# freely.
 DIGIT_WORDINGS = (
     "What number is this?",
     "What digit can you see?",
@@ -51,9 +54,12 @@ Scan = tuple["np.ndarray[Any, Any]", int]
 
 @dataclass(frozen=True)
 class Canvas:
-    """Digits on black, with their words and pixel boxes. Unnamed ones are in the order of text."""
+    """Digits on black, with their words and pixel boxes.
 
-    picture: "Image.Image"
+    Digits of an unnamed canvas are in reading order.
+    """
+
+    image: "Image.Image"
     digits: list[tuple[str, tuple[int, int, int, int]]]
     is_unnamed: bool
 
@@ -63,42 +69,42 @@ class Canvas:
 
 
 def write(name: str, folder: Path, *, count: int | None = None) -> None:
-    """Write a sample into an empty folder, or only its first ``count`` pictures.
+    """Write a sample into an empty folder, or only its first ``count`` images.
 
     Raises KeyError for a name that is not in ``SAMPLES``.
     """
     (folder / "pictures").mkdir()
     with open(folder / "annotations.jsonl", "wb") as lines:
-        for number, (picture, contents) in enumerate(SAMPLES[name](count), start=1):
+        for number, (image, contents) in enumerate(SAMPLES[name](count), start=1):
             filename = f"pictures/{number:05d}.png"
-            picture.save(folder / filename, "PNG")
-            asset = AssetRef(filename=filename, width=picture.width, height=picture.height)
+            image.save(folder / filename, "PNG")
+            asset = AssetRef(filename=filename, width=image.width, height=image.height)
             lines.write(encode(Record(id=str(number), asset=asset, contents=contents)) + b"\n")
 
 
-def scans() -> list[Scan]:
-    """The 1,797 scans as 8 x 8 grey pictures with their labels."""
+def load_scans() -> list[Scan]:
+    """Load the 1,797 scans as 8 x 8 gray images with their labels."""
     import numpy as np
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    grey = (data.images / 16 * 255).astype(np.uint8)
-    return [(scan, int(label)) for scan, label in zip(grey, data.target, strict=True)]
+    gray = (data.images / 16 * 255).astype(np.uint8)
+    return [(scan, int(label)) for scan, label in zip(gray, data.target, strict=True)]
 
 
-def enlarged(scan: "np.ndarray[Any, Any]") -> "Image.Image":
-    """A scan as a picture of 32 x 32."""
+def enlarge_scan(scan: "np.ndarray[Any, Any]") -> "Image.Image":
+    """Enlarge a scan to an image of 32 x 32."""
     from PIL import Image
 
     return Image.fromarray(scan).resize((SCAN_SIDE, SCAN_SIDE), Image.Resampling.BILINEAR).convert("RGB")
 
 
-def digit_question(place: int) -> str:
-    """What the training sample at this place asks."""
-    return DIGIT_WORDINGS[place // 2 % len(DIGIT_WORDINGS)] if place % 2 else DIGIT_QUESTION
+def choose_digit_question(index: int) -> str:
+    """Return the question of the training sample at this index."""
+    return DIGIT_WORDINGS[index // 2 % len(DIGIT_WORDINGS)] if index % 2 else DIGIT_QUESTION
 
 
-def canvases(
+def draw_canvases(
     scans: list[Scan],
     count: int,
     random: "np.random.Generator",
@@ -108,10 +114,11 @@ def canvases(
     most: int = 3,
     is_varied: bool = False,
 ) -> Iterator[Canvas]:
-    """``count`` canvases of ``fewest`` to ``most`` different digits, each of scans from this list alone.
+    """Draw ``count`` canvases of ``fewest`` to ``most`` different digits, using scans from this
+    list only.
 
-    ``share_unnamed`` of them are unnamed. Where the list has fewer different digits, canvases have no more. Varied
-    scans are each shifted and zoomed a little within their box.
+    A fraction ``share_unnamed`` of them is unnamed. A canvas never has more digits than the list
+    has labels. Varied scans are each shifted and zoomed a little within their box.
     """
     from PIL import Image
 
@@ -124,10 +131,10 @@ def canvases(
         labels = [int(label) for label in random.choice(sorted(by_label), how_many, replace=False)]
         canvas = Image.new("L", (CANVAS_SIDE, CANVAS_SIDE))
         found = []
-        for label, (x, y) in zip(labels, _places(how_many, random), strict=True):
-            pictures = by_label[label]
-            picture = pictures[int(random.integers(len(pictures)))]
-            canvas.paste(_varied(picture, random) if is_varied else picture, (x, y))
+        for label, (x, y) in zip(labels, _pick_corners(how_many, random), strict=True):
+            images = by_label[label]
+            image = images[int(random.integers(len(images)))]
+            canvas.paste(_vary(image, random) if is_varied else image, (x, y))
             found.append((WORDS[label], (x, y, x + CANVAS_DIGIT, y + CANVAS_DIGIT)))
         is_unnamed = random.random() < share_unnamed
         if is_unnamed:
@@ -135,19 +142,21 @@ def canvases(
         yield Canvas(canvas.convert("RGB"), found, is_unnamed)
 
 
-def _varied(picture: "Image.Image", random: "np.random.Generator") -> "Image.Image":
-    """Shifted by up to ``CANVAS_SHIFT`` pixels and zoomed by up to ``CANVAS_ZOOM``, about the middle."""
+def _vary(image: "Image.Image", random: "np.random.Generator") -> "Image.Image":
+    """Shift the image by up to ``CANVAS_SHIFT`` pixels and zoom it by up to ``CANVAS_ZOOM``, about
+    its center.
+    """
     from PIL import Image
 
     zoom = 1 + float(random.uniform(-CANVAS_ZOOM, CANVAS_ZOOM))
     x, y = (float(value) for value in random.uniform(-CANVAS_SHIFT, CANVAS_SHIFT, 2))
     edge = CANVAS_DIGIT / 2 * (1 - zoom)
     matrix = (zoom, 0.0, edge + x, 0.0, zoom, edge + y)
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
-def _places(count: int, random: "np.random.Generator") -> list[tuple[int, int]]:
-    """Upper left corners on the grid, so that no two digits overlap."""
+def _pick_corners(count: int, random: "np.random.Generator") -> list[tuple[int, int]]:
+    """Pick upper left corners on the grid so that no two digits overlap."""
     while True:
         steps = (CANVAS_SIDE - CANVAS_DIGIT) // CANVAS_GRID + 1
         corners = [(int(x) * CANVAS_GRID, int(y) * CANVAS_GRID) for x, y in random.integers(steps, size=(count, 2))]
@@ -159,21 +168,21 @@ def _places(count: int, random: "np.random.Generator") -> list[tuple[int, int]]:
             return corners
 
 
-def _digits(count: int | None) -> Iterator[tuple["Image.Image", Contents]]:
-    for place, (scan, label) in enumerate(scans()[:count]):
-        asked = Interaction(order=1, question=digit_question(place), answer=str(label))
-        yield enlarged(scan), Vqa(interactions=[asked])
+def _make_digits(count: int | None) -> Iterator[tuple["Image.Image", Contents]]:
+    for index, (scan, label) in enumerate(load_scans()[:count]):
+        asked = Interaction(order=1, question=choose_digit_question(index), answer=str(label))
+        yield enlarge_scan(scan), Vqa(interactions=[asked])
 
 
-def _digits_grounding(count: int | None) -> Iterator[tuple["Image.Image", Contents]]:
+def _make_digits_grounding(count: int | None) -> Iterator[tuple["Image.Image", Contents]]:
     import numpy as np
 
     wanted = CANVASES if count is None else min(count, CANVASES)
-    for canvas in canvases(scans(), wanted, np.random.default_rng([1, 1]), share_unnamed=UNNAMED):
-        yield canvas.picture, PhraseGrounding(caption=canvas.sentence, grounded_phrases=list(_phrases(canvas)))
+    for canvas in draw_canvases(load_scans(), wanted, np.random.default_rng([1, 1]), share_unnamed=UNNAMED):
+        yield canvas.image, PhraseGrounding(caption=canvas.sentence, grounded_phrases=list(_make_phrases(canvas)))
 
 
-def _phrases(canvas: Canvas) -> Iterable[GroundedPhrase]:
+def _make_phrases(canvas: Canvas) -> Iterable[GroundedPhrase]:
     for word, pixels in canvas.digits:
         start, end = word_span(canvas.sentence, word) or (0, 1)
         x1, y1, x2, y2 = (value / CANVAS_SIDE for value in pixels)
@@ -182,6 +191,6 @@ def _phrases(canvas: Canvas) -> Iterable[GroundedPhrase]:
 
 
 SAMPLES: dict[str, Callable[[int | None], Iterator[tuple["Image.Image", Contents]]]] = {
-    "digits": _digits,
-    "digits-grounding": _digits_grounding,
+    "digits": _make_digits,
+    "digits-grounding": _make_digits_grounding,
 }

@@ -1,28 +1,31 @@
-"""The files of an import, wherever they lie: a folder of this machine, or packs that were sent.
+"""The files of an import: a folder of this machine, or packs in a blob store.
 
-Paths are relative, POSIX, without ``..``; they are display text and dictionary keys, never opened as given by a caller
-without a check. Readers ask a source for files by path and for pictures by the name that a row gives.
+Paths are relative, POSIX, without ``..``. They are display text and dictionary keys, and are never
+opened without a check. Readers ask a source for files by path, and for images by the name that a
+row gives.
 """
 
 import io
 import os
 import posixpath
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from runyard.datasets import images
-from runyard.datasets.findings import KINDS, Action, Say, finding
+from runyard.datasets.findings import KINDS, Action, ReportFinding, make_finding
 from runyard.datasets.packs import PackInvalid, is_safe, read_index
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What is known of one picture after it was inspected. Width and height are as shown, in pixels.
+    """The facts about one accepted image. Width and height are as displayed, in pixels.
 
-    ``orientation`` is the EXIF one, 1 to 8: what has to be done to the stored pixels before they are shown.
+    ``orientation`` is the EXIF orientation, 1 to 8, which is applied to the stored pixels for
+    display.
     """
 
     path: str
@@ -37,68 +40,74 @@ class ImageFacts:
 
 
 class Source(Protocol):
-    """Files, and the pictures among them.
+    """Files, and the images among them.
 
-    ``image`` finds a picture by the name a row gives: relative to the folder of ``beside`` (the annotation file), which
-    comes first because ``shelf/a.xml`` means ``shelf/a.png`` where there is an ``a.png``, too; else by its exact path;
-    else by base name, if only one picture has it. None when there is none, or when it was refused.
+    ``find_image`` resolves the name that a row gives. It looks in the folder of ``relative_to``
+    (the annotation file) first, because ``shelf/a.xml`` means ``shelf/a.png`` even if there is also
+    an ``a.png``. Then it tries the exact path, then the base name if only one image has it. It
+    returns None for an image that is missing or rejected.
     """
 
     def paths(self) -> Sequence[str]:
-        """Every file, pictures included, sorted."""
+        """Return every file, images included, sorted."""
         ...
 
     def size_bytes(self, path: str) -> int: ...
 
     def open(self, path: str) -> BinaryIO:
-        """A seekable file to read."""
+        """Open a seekable file for reading."""
         ...
 
-    def is_picture(self, path: str) -> bool:
-        """Whether this file was inspected as a picture, and taken or refused."""
+    def is_image(self, path: str) -> bool:
+        """Return whether this file was inspected as an image, accepted or rejected."""
         ...
 
-    def image(self, name: str, *, beside: str = "") -> ImageFacts | None: ...
+    def find_image(self, name: str, *, relative_to: str = "") -> ImageFacts | None: ...
 
-    def is_ambiguous(self, name: str, *, beside: str = "") -> bool:
-        """Whether ``image`` found nothing because several pictures have this base name."""
+    def is_ambiguous(self, name: str, *, relative_to: str = "") -> bool:
+        """Return whether ``find_image`` found nothing because several images have this base name."""
         ...
 
-    def why_not(self, name: str, *, beside: str = "") -> str:
-        """Why ``image`` found nothing, as a cause for people."""
+    def explain_missing(self, name: str, *, relative_to: str = "") -> str:
+        """Explain why ``find_image`` found nothing, as the cause of a finding."""
         ...
 
     def add_image(self, path: str, data: bytes, *, found_in: str, line: int | None = None) -> ImageFacts | None:
-        """Take a picture that a container (Parquet, tar) carries; None when it is refused, which has been told."""
+        """Add an image that a container (Parquet, tar) carries.
+
+        Return None if it is rejected, which is reported.
+        """
         ...
 
 
-class Place(NamedTuple):
-    """Where bytes lie: in which blob, from which byte on."""
+class BlobSpan(NamedTuple):
+    """A range of bytes within a blob."""
 
     blob: str
     offset: int
+    size_bytes: int
 
 
-# Called with each picture that is taken: facts, crc32c, bytes, and where they lie (None: nowhere yet, keep them).
-Accepted = Callable[[ImageFacts, int, bytes, Place | None], None]
+# Called with each accepted image: facts, crc32c, bytes, and where they are stored (None: nowhere
+# yet, so keep them).
+OnImage = Callable[[ImageFacts, int, bytes, BlobSpan | None], None]
 
 
-def ignore_accepted(facts: ImageFacts, crc32c: int, data: bytes, place: Place | None) -> None:
-    """For those who only check."""
+def ignore_image(facts: ImageFacts, crc32c: int, data: bytes, span: BlobSpan | None) -> None:
+    """Do nothing: for callers that only check."""
 
 
-class Pictures:
-    """Inspects pictures as they come, and finds them by the names that rows give."""
+class ImageIndex:
+    """An index of inspected images, searched by the names that rows give."""
 
-    def __init__(self, say: Say, accepted: Accepted = ignore_accepted) -> None:
-        self._say = say
-        self._accepted = accepted
+    def __init__(self, report: ReportFinding, on_image: OnImage = ignore_image) -> None:
+        self._report = report
+        self._on_image = on_image
         self._by_path: dict[str, ImageFacts] = {}
         self._by_base: dict[str, ImageFacts | list[ImageFacts]] = {}
         self._by_content: dict[str, str] = {}
-        self._refused: dict[str, str] = {}
-        self._refused_by_base: dict[str, str] = {}
+        self._rejected: dict[str, str] = {}
+        self._rejected_by_base: dict[str, str] = {}
         self._by_stem: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -108,33 +117,33 @@ class Pictures:
         return iter(self._by_path.values())
 
     def has(self, path: str) -> bool:
-        """Whether a file of this very path was taken or refused."""
-        return _composed(path) in self._by_path or path in self._refused
+        """Return whether an image with exactly this path was accepted or rejected."""
+        return _to_nfc(path) in self._by_path or path in self._rejected
 
-    def know(self, facts: ImageFacts) -> None:
-        """Count a picture in that need not be taken: the dataset has it already."""
+    def add_known(self, facts: ImageFacts) -> None:
+        """Add an image that the dataset already has, without inspecting it."""
         self._index(facts)
         self._by_content.setdefault(facts.sha256, facts.path)
 
-    def take(
+    def add(
         self,
         path: str,
         data: bytes,
-        place: Place | None = None,
+        span: BlobSpan | None = None,
         *,
         found_in: str | None = None,
         line: int | None = None,
     ) -> ImageFacts | None:
-        """Inspect a picture and tell what is wrong with it; None when it cannot be used."""
+        """Inspect an image, report its findings and index it; return None if it cannot be used."""
         found = images.inspect(path, data)
         is_usable = True
-        for code, cause, value in found.defects:
+        for code, cause, value in found.findings:
             is_error = KINDS[code].severity == "error"
             is_usable = is_usable and not is_error
-            self._tell(code, path, cause, value, found_in, line, is_refused=is_error)
+            self._report_image(code, path, cause, value, found_in, line, is_rejected=is_error)
         if not is_usable:
-            self._refused[path] = next(d.code for d in found.defects if KINDS[d.code].severity == "error")
-            self._refused_by_base[posixpath.basename(path)] = path
+            self._rejected[path] = next(d.code for d in found.findings if KINDS[d.code].severity == "error")
+            self._rejected_by_base[posixpath.basename(path)] = path
             return None
         turned = found.orientation >= 5
         facts = ImageFacts(
@@ -150,15 +159,15 @@ class Pictures:
         )
         first = self._by_content.setdefault(facts.sha256, path)
         if first != path:
-            self._tell("ImageDuplicate", path, f"it has the same bytes as {first!r}", None, found_in, line)
+            self._report_image("ImageDuplicate", path, f"it has the same bytes as {first!r}", None, found_in, line)
         self._index(facts)
-        self._accepted(facts, images.crc32c(data), data, place)
+        self._on_image(facts, images.crc32c(data), data, span)
         return facts
 
-    def find(self, name: str, beside: str) -> ImageFacts | list[ImageFacts] | None:
-        """The picture of that name, all that it could be, or None."""
-        name = cleaned(name)
-        folder = posixpath.dirname(beside)
+    def find(self, name: str, relative_to: str) -> ImageFacts | list[ImageFacts] | None:
+        """Return the image of that name, a list of candidates if it is ambiguous, or None."""
+        name = normalize_name(name)
+        folder = posixpath.dirname(relative_to)
         facts = self._by_path.get(posixpath.normpath(posixpath.join(folder, name))) if folder else None
         facts = facts or self._by_path.get(name) or self._by_path.get(posixpath.normpath(name))
         if facts is not None:
@@ -166,33 +175,33 @@ class Pictures:
         found = self._by_base.get(posixpath.basename(name))
         if not isinstance(found, list):
             return found
-        fitting = _longest_tail(name, found)
+        fitting = _match_longest_tail(name, found)
         return fitting[0] if len(fitting) == 1 else fitting
 
-    def why_not(self, name: str, beside: str) -> str:
-        """Why there is no picture of that name."""
-        name = cleaned(name)
-        for path in (name, posixpath.normpath(posixpath.join(posixpath.dirname(beside), name))):
-            if path in self._refused:
-                return f"the picture {path!r} was refused: {self._refused[path]}"
+    def explain_missing(self, name: str, relative_to: str) -> str:
+        """Explain why there is no image of that name."""
+        name = normalize_name(name)
+        for path in (name, posixpath.normpath(posixpath.join(posixpath.dirname(relative_to), name))):
+            if path in self._rejected:
+                return f"the image {path!r} was rejected: {self._rejected[path]}"
         base = posixpath.basename(name)
-        if refused := self._refused_by_base.get(base):
-            return f"the picture {refused!r} was refused: {self._refused[refused]}"
-        if near := self._by_stem.get(_stem(base)):
-            return f"there is no picture of this name; {near!r} is the nearest"
-        return "there is no picture of this name"
+        if rejected := self._rejected_by_base.get(base):
+            return f"the image {rejected!r} was rejected: {self._rejected[rejected]}"
+        if near := self._by_stem.get(_get_stem(base)):
+            return f"no image has this name; the nearest is {near!r}"
+        return "no image has this name"
 
     def _index(self, facts: ImageFacts) -> None:
-        self._by_path[_composed(facts.path)] = facts
-        self._by_stem[_stem(facts.path)] = facts.path
-        base = posixpath.basename(_composed(facts.path))
+        self._by_path[_to_nfc(facts.path)] = facts
+        self._by_stem[_get_stem(facts.path)] = facts.path
+        base = posixpath.basename(_to_nfc(facts.path))
         before = self._by_base.setdefault(base, facts)
         if before is facts:
             return
         others = before if isinstance(before, list) else [before]
         self._by_base[base] = [*(other for other in others if other.path != facts.path), facts]
 
-    def _tell(
+    def _report_image(
         self,
         code: str,
         path: str,
@@ -201,100 +210,105 @@ class Pictures:
         found_in: str | None,
         line: int | None,
         *,
-        is_refused: bool = False,
+        is_rejected: bool = False,
     ) -> None:
-        action: Action | None = "FileRejected" if is_refused and found_in is None else None
+        action: Action | None = "FileRejected" if is_rejected and found_in is None else None
         file, field = (path, None) if found_in is None else (found_in, path)
-        self._say(finding(code, file=file, line=line, field=field, cause=cause, value=value, action=action))
+        self._report(make_finding(code, file=file, line=line, field=field, cause=cause, value=value, action=action))
 
 
-class _Files:
-    """What a source of either kind does with pictures."""
+class _ImageSource(ABC):
+    """The handling of images that both kinds of sources share."""
 
-    def __init__(self, say: Say, accepted: Accepted = ignore_accepted) -> None:
-        self.pictures = Pictures(say, accepted)
-        self._say = say
+    def __init__(self, report: ReportFinding, on_image: OnImage = ignore_image) -> None:
+        self.images = ImageIndex(report, on_image)
+        self._report = report
         self._bytes_read = self._bytes_to_read = 0
 
     def expect(self, paths: Sequence[str]) -> None:
-        """From now on ``share_read`` is of these files."""
+        """Start to measure ``fraction_read`` over these files."""
         self._bytes_read, self._bytes_to_read = 0, sum(self.size_bytes(path) for path in paths)
 
-    def share_read(self) -> float:
-        """How much of the expected files has been read, 0 to 1."""
+    def fraction_read(self) -> float:
+        """Return the fraction of the expected files that has been read, 0 to 1."""
         return min(1.0, self._bytes_read / self._bytes_to_read) if self._bytes_to_read else 0.0
 
-    def size_bytes(self, path: str) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def size_bytes(self, path: str) -> int: ...
 
     def count_read(self, size_bytes: int) -> None:
         self._bytes_read += size_bytes
 
-    def is_picture(self, path: str) -> bool:
-        return self.pictures.has(path)
+    def is_image(self, path: str) -> bool:
+        return self.images.has(path)
 
-    def image(self, name: str, *, beside: str = "") -> ImageFacts | None:
-        found = self.pictures.find(name, beside)
+    def find_image(self, name: str, *, relative_to: str = "") -> ImageFacts | None:
+        found = self.images.find(name, relative_to)
         return None if isinstance(found, list) else found
 
-    def is_ambiguous(self, name: str, *, beside: str = "") -> bool:
-        return isinstance(self.pictures.find(name, beside), list)
+    def is_ambiguous(self, name: str, *, relative_to: str = "") -> bool:
+        return isinstance(self.images.find(name, relative_to), list)
 
-    def why_not(self, name: str, *, beside: str = "") -> str:
-        found = self.pictures.find(name, beside)
+    def explain_missing(self, name: str, *, relative_to: str = "") -> str:
+        found = self.images.find(name, relative_to)
         if isinstance(found, list):
-            return f"{len(found)} pictures have this name, such as {found[0].path!r} and {found[1].path!r}"
-        return self.pictures.why_not(name, beside)
+            return f"{len(found)} images have this name, such as {found[0].path!r} and {found[1].path!r}"
+        return self.images.explain_missing(name, relative_to)
 
     def add_image(self, path: str, data: bytes, *, found_in: str, line: int | None = None) -> ImageFacts | None:
-        path = cleaned(path)
+        path = normalize_name(path)
         if not is_safe(path):
-            self._say(
-                finding(
-                    "NameUnsafe", file=found_in, line=line, value=path, cause="the picture's name is no relative path"
+            self._report(
+                make_finding(
+                    "NameUnsafe", file=found_in, line=line, value=path, cause="the image's name is not a relative path"
                 )
             )
             return None
-        before = self.pictures.find(path, "")
+        before = self.images.find(path, "")
         if isinstance(before, ImageFacts) and before.path == path:
             if before.sha256 == images.sha256(data):
                 return before
-            self._say(
-                finding(
+            self._report(
+                make_finding(
                     "ImageAmbiguous",
                     file=found_in,
                     line=line,
                     value=path,
-                    cause="another picture of this name came before",
+                    cause="an earlier image has this name",
                 )
             )
             return None
-        return self.pictures.take(path, data, found_in=found_in, line=line)
+        return self.images.add(path, data, found_in=found_in, line=line)
 
 
-class FolderSource(_Files):
-    """A folder of this machine. Links that lead out of it, and links to folders, are told and left alone."""
+class FolderSource(_ImageSource):
+    """A folder of this machine.
 
-    def __init__(self, folder: Path, say: Say, accepted: Accepted = ignore_accepted) -> None:
-        super().__init__(say, accepted)
+    Links that leave it, and links to folders, are reported and not followed.
+    """
+
+    def __init__(self, folder: Path, report: ReportFinding, on_image: OnImage = ignore_image) -> None:
+        super().__init__(report, on_image)
         self.folder = folder.resolve(strict=True)
         self._real: dict[str, str] = {}
         self._paths: list[str] = []
 
     def find_files(self) -> int:
-        """List the files; returns how many there are."""
-        for path, place in self._walk(str(self.folder), ""):
-            self._real[path] = place
+        """List the files; return how many there are."""
+        for path, real in self._walk(str(self.folder), ""):
+            self._real[path] = real
         self._paths = sorted(self._real)
         return len(self._paths)
 
     def inspect(self) -> Iterator[int]:
-        """Inspect every picture; yields the size in bytes of each file once it is done."""
+        """Inspect every image; yield the size in bytes of each file once it is done."""
         for path in self._paths:
             try:
-                yield self._look_at(path)
+                yield self._inspect_file(path)
             except OSError as error:
-                self._say(finding("FileUnreadable", file=path, cause=f"{error.strerror}", action="FileRejected"))
+                self._report(
+                    make_finding("FileUnreadable", file=path, cause=f"{error.strerror}", action="FileRejected")
+                )
                 yield 0
 
     def paths(self) -> Sequence[str]:
@@ -305,15 +319,15 @@ class FolderSource(_Files):
 
     def open(self, path: str) -> BinaryIO:
         file = open(self._real[path], "rb", buffering=0)  # noqa: SIM115 - closed by the reader
-        part = _Part(file, 0, os.fstat(file.fileno()).st_size, self.count_read)
+        part = _FileSlice(file, 0, os.fstat(file.fileno()).st_size, self.count_read)
         return io.BufferedReader(part, buffer_size=1 << 16)
 
-    def _look_at(self, path: str) -> int:
+    def _inspect_file(self, path: str) -> int:
         with open(self._real[path], "rb", buffering=0) as file:
             size_bytes = os.fstat(file.fileno()).st_size
             head = file.read(16)
-            if is_picture(path, head):
-                self.pictures.take(path, head + _rest(file, size_bytes))
+            if is_image(path, head):
+                self.images.add(path, head + _read_rest(file, size_bytes))
         return size_bytes
 
     def _walk(self, folder: str, below: str) -> Iterator[tuple[str, str]]:
@@ -323,99 +337,103 @@ class FolderSource(_Files):
                 if entry.is_symlink():
                     yield from self._link(entry, path)
                 elif not is_safe(path):
-                    self._refuse(path, "this name is no plain text")
+                    self._reject(path, "this name is not a plain path")
                 elif entry.is_dir(follow_symlinks=False):
                     yield from self._walk(entry.path, f"{path}/")
                 elif entry.is_file(follow_symlinks=False):
                     yield path, entry.path
                 else:
-                    self._refuse(path, "it is neither a file nor a folder")
+                    self._reject(path, "it is neither a file nor a folder")
 
     def _link(self, entry: "os.DirEntry[str]", path: str) -> Iterator[tuple[str, str]]:
         real = Path(os.path.realpath(entry.path))
         if not real.is_relative_to(self.folder):
-            self._refuse(path, "it is a link that leads out of the folder")
+            self._reject(path, "it is a link that leads out of the folder")
         elif not real.is_file():
-            self._refuse(path, "it is a link to a folder, or to nothing")
+            self._reject(path, "it is a link to a folder, or to nothing")
         elif is_safe(path):
             yield path, str(real)
 
-    def _refuse(self, path: str, cause: str) -> None:
+    def _reject(self, path: str, cause: str) -> None:
         path = path.encode(errors="backslashreplace").decode()
-        self._say(finding("NameUnsafe", file=path, value=path, cause=cause, action="FileRejected"))
+        self._report(make_finding("NameUnsafe", file=path, value=path, cause=cause, action="FileRejected"))
 
 
 class Blobs(Protocol):
-    """Where packs lie; ``runyard.blobs`` has it."""
+    """The blob store that holds packs; see ``runyard.blobs``."""
 
     def open(self, sha256: str) -> BinaryIO: ...
 
 
-class PackSource(_Files):
-    """Packs, and single files, that lie in a store of blobs."""
+class PackSource(_ImageSource):
+    """Packs and single files in a blob store."""
 
-    def __init__(self, blobs: Blobs, say: Say, accepted: Accepted = ignore_accepted) -> None:
-        super().__init__(say, accepted)
+    def __init__(self, blobs: Blobs, report: ReportFinding, on_image: OnImage = ignore_image) -> None:
+        super().__init__(report, on_image)
         self._blobs = blobs
-        self._where: dict[str, tuple[Place, int]] = {}
+        self._spans: dict[str, BlobSpan] = {}
         self._sorted: list[str] | None = None
 
-    def take_pack(self, sha256: str, size_bytes: int) -> Iterator[int]:
-        """Take a pack in and inspect its pictures; yields the size in bytes of each file once it is done."""
+    def add_pack(self, sha256: str, size_bytes: int) -> Iterator[int]:
+        """Add a pack and inspect its images.
+
+        Yield the size in bytes of each file once it is done.
+        """
         with self._blobs.open(sha256) as file:
             try:
                 entries = read_index(file, size_bytes)
             except PackInvalid as error:
                 name = f"pack {sha256[:12]}"
-                self._say(
-                    finding("FileUnreadable", file=name, cause=f"this is no pack: {error}", action="FileRejected")
+                self._report(
+                    make_finding("FileUnreadable", file=name, cause=f"not a valid pack: {error}", action="FileRejected")
                 )
                 return
             for path, offset, size in entries:
-                self._take(file, path, Place(sha256, offset), size)
+                self._add(file, path, BlobSpan(sha256, offset, size))
                 yield size
 
-    def take_file(self, sha256: str, size_bytes: int, path: str) -> Iterator[int]:
-        """Take a blob in that is one file; yields its size in bytes."""
+    def add_file(self, sha256: str, size_bytes: int, path: str) -> Iterator[int]:
+        """Add a blob that is one file; yield its size in bytes."""
         with self._blobs.open(sha256) as file:
-            self._take(file, path, Place(sha256, 0), size_bytes)
+            self._add(file, path, BlobSpan(sha256, 0, size_bytes))
         yield size_bytes
 
     def paths(self) -> Sequence[str]:
         if self._sorted is None:
-            self._sorted = sorted(self._where)
+            self._sorted = sorted(self._spans)
         return self._sorted
 
     def size_bytes(self, path: str) -> int:
-        return self._where[path][1]
+        return self._spans[path].size_bytes
 
     def open(self, path: str) -> BinaryIO:
-        (blob, offset), size_bytes = self._where[path]
-        part = _Part(self._blobs.open(blob), offset, size_bytes, self.count_read)
+        blob, offset, size_bytes = self._spans[path]
+        part = _FileSlice(self._blobs.open(blob), offset, size_bytes, self.count_read)
         return io.BufferedReader(part, buffer_size=1 << 16)
 
-    def _take(self, file: BinaryIO, path: str, place: Place, size_bytes: int) -> None:
+    def _add(self, file: BinaryIO, path: str, span: BlobSpan) -> None:
         if not is_safe(path):
-            self._say(
-                finding("NameUnsafe", file=path, value=path, cause="no plain relative path", action="FileRejected")
+            self._report(
+                make_finding(
+                    "NameUnsafe", file=path, value=path, cause="not a plain relative path", action="FileRejected"
+                )
             )
             return
-        if path in self._where:
-            before = self._where[path]
-            if before != (place, size_bytes):
-                cause = "a file of this name came before it"
-                self._say(finding("FileIgnored", file=path, cause=cause, cure="give each file a name of its own"))
+        if path in self._spans:
+            if self._spans[path] != span:
+                cause = "an earlier file has this name"
+                self._report(make_finding("FileIgnored", file=path, cause=cause, fix="give each file its own name"))
             return
-        self._where[path] = (place, size_bytes)
+        self._spans[path] = span
         self._sorted = None
-        file.seek(place.offset)
-        head = file.read(min(16, size_bytes))
-        if is_picture(path, head):
-            self.pictures.take(path, head + _rest(file, size_bytes), place)
+        file.seek(span.offset)
+        head = file.read(min(16, span.size_bytes))
+        if is_image(path, head):
+            self.images.add(path, head + _read_rest(file, span.size_bytes), span)
 
 
-class _Part(io.RawIOBase):
-    """A part of a file, as a file, that tells how much of it is read."""
+class _FileSlice(io.RawIOBase):
+    """A slice of a file, as a file, that counts the bytes read."""
 
     def __init__(
         self, file: BinaryIO | io.FileIO, offset: int, size_bytes: int, on_read: Callable[[int], None]
@@ -450,37 +468,40 @@ class _Part(io.RawIOBase):
         super().close()
 
 
-def is_picture(path: str, head: bytes) -> bool:
-    """Whether a file is a picture to be inspected; what systems leave beside files is not, whatever its ending."""
-    return images.is_picture(path, head) and not is_litter(path)
+def is_image(path: str, head: bytes) -> bool:
+    """Return whether a file is an image to inspect; files left by an operating system are not."""
+    return images.is_image(path, head) and not is_system_file(path)
 
 
-def is_litter(path: str) -> bool:
-    """Whether a file was left by an operating system and not by people."""
+def is_system_file(path: str) -> bool:
+    """Return whether an operating system created the file, such as ``.DS_Store``."""
     base = posixpath.basename(path)
     return base.startswith("._") or base in (".DS_Store", "Thumbs.db", "desktop.ini") or path.startswith("__MACOSX/")
 
 
-def cleaned(name: str) -> str:
-    """A name as rows give it, as a path here: forward slashes, no leading ``./``, composed characters."""
+def normalize_name(name: str) -> str:
+    """Turn a name from a row into a path: forward slashes, no leading ``./``, composed characters."""
     if "\\" in name:
         name = name.replace("\\", "/")
     while name.startswith("./"):
         name = name[2:]
-    return _composed(name)
+    return _to_nfc(name)
 
 
-def _composed(name: str) -> str:
-    """Some systems take letters and their accents apart in names of files; rows seldom do."""
+def _to_nfc(name: str) -> str:
+    """Compose letters and accents, which some file systems store apart and rows seldom do."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _stem(path: str) -> str:
+def _get_stem(path: str) -> str:
     return posixpath.splitext(posixpath.basename(path))[0].casefold()
 
 
-def _longest_tail(name: str, candidates: list[ImageFacts]) -> list[ImageFacts]:
-    """Those candidates that share most of the folders which the name ends with; all of them if none is shared."""
+def _match_longest_tail(name: str, candidates: list[ImageFacts]) -> list[ImageFacts]:
+    """Return the candidates that share most of the name's last folders.
+
+    Return all of them if none is shared.
+    """
     parts = name.split("/")
     for start in range(len(parts) - 1):
         tail = "/" + "/".join(parts[start:])
@@ -489,6 +510,9 @@ def _longest_tail(name: str, candidates: list[ImageFacts]) -> list[ImageFacts]:
     return candidates
 
 
-def _rest(file: BinaryIO | io.FileIO, size_bytes: int) -> bytes:
-    """What follows the first 16 bytes; of a file that is too large as much as shows that it is."""
-    return file.read(max(0, min(size_bytes, images.MOST_BYTES + 1) - 16)) or b""
+def _read_rest(file: BinaryIO | io.FileIO, size_bytes: int) -> bytes:
+    """Read what follows the first 16 bytes.
+
+    Of a file that is too large, read only enough to prove it.
+    """
+    return file.read(max(0, min(size_bytes, images.MAX_BYTES + 1) - 16)) or b""

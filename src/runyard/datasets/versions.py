@@ -1,13 +1,15 @@
-"""A version of a dataset: what it was at one moment, named by its content, and the folder a machine keeps it in.
+"""A dataset version: immutable content named by its hash, and the folder that a machine keeps it
+in.
 
-The manifest says everything but the pictures' bytes: one JSON object a line, one line a picture, sorted by filename
-(by code points, which is also the order of their UTF-8). Its hash is the version's name, so the same content has the
-same name wherever and whenever it is written. Where the bytes lie may change and is no part of it.
+The manifest holds everything except the images' bytes: one JSON object per line, one line per
+image, sorted by filename (by code points, which is also the order of their UTF-8). Its hash is the
+version's name, so the same content always has the same name. Where the bytes are stored may change
+and is not part of the manifest.
 
     manifest.jsonl    {"filename", "sha256", "size", "width", "height", "mime", "records": [contents, ...]}
-    contents.jsonl    ["<content sha256>", "<pack sha256>", offset, size]: one line a distinct picture
-    packs/<sha256>    many pictures one after another, or one bare picture; never parsed, only read at offsets
-    complete.json     written last: the folder is whole
+    contents.jsonl    ["<content sha256>", "<pack sha256>", offset, size]: one line per distinct image
+    packs/<sha256>    many concatenated images, or a single image; never parsed, only read at offsets
+    complete.json     written last: the folder is complete
 """
 
 import hashlib
@@ -24,15 +26,18 @@ from runyard.datasets.records import Contents
 
 MANIFEST, CONTENTS, PACKS = "manifest.jsonl", "contents.jsonl", "packs"
 ID_LENGTH = 16
-OPEN_PACKS = 64  # descriptors; a dataset of 50,000 pictures has several hundred packs
+OPEN_PACKS = 64  # descriptors; a dataset of 50,000 images has several hundred packs
 
 
 class VersionError(Exception):
-    """A version's files do not hold what they should; the message names file, line and what is wrong."""
+    """A version's files are missing or invalid; the message names file, line and what is wrong."""
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One picture of a version. ``size`` in bytes, ``width`` and ``height`` in pixels as shown."""
+    """One image of a version.
+
+    ``size`` is in bytes, ``width`` and ``height`` in pixels as displayed.
+    """
 
     filename: str
     sha256: str
@@ -44,14 +49,20 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ManifestWriter:
-    """Writes items as a manifest, one at a time, and says its hash and so the version's name in the end."""
+    """A writer of manifests, one item at a time.
+
+    ``sha256`` and ``version`` are final after the last item.
+    """
 
     def __init__(self, file: BinaryIO):
         self._file, self._digest, self._last = file, hashlib.sha256(), ""
         self.size_bytes = self.items = 0
 
     def add(self, item: Item) -> None:
-        """Append a picture. Raises ValueError unless items come sorted by filename, each filename once."""
+        """Append an image.
+
+        Raises ValueError unless items come sorted by filename, each filename once.
+        """
         if self.items and item.filename <= self._last:
             raise ValueError(f"{item.filename!r} comes after {self._last!r}; sort items by filename, each once")
         line = msgspec.json.encode(item) + b"\n"
@@ -68,13 +79,16 @@ class ManifestWriter:
         return self.sha256[:ID_LENGTH]
 
 
-def contents_line(sha256: str, pack: str, offset: int, size: int) -> bytes:
-    """Where one picture's bytes lie, as a line of ``contents.jsonl``. ``offset`` counts from the pack's first byte."""
+def encode_contents_line(sha256: str, pack: str, offset: int, size: int) -> bytes:
+    """Encode where one image's bytes are, as a line of ``contents.jsonl``.
+
+    ``offset`` is from the pack's start.
+    """
     return msgspec.json.encode((sha256, pack, offset, size)) + b"\n"
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True):
-    """A line of ``contents.jsonl``."""
+class PackSpan(msgspec.Struct, frozen=True, array_like=True):
+    """A line of ``contents.jsonl``: the bytes of one image within a pack."""
 
     sha256: str
     pack: str
@@ -83,53 +97,58 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
 
 
 class VersionFolder:
-    """A version that lies in a folder. Holds indexes only; items and pictures are read when asked for.
+    """A version stored in a folder.
 
-    Not thread-safe. A fork may go on reading, as nothing here has a position.
+    Holds only indexes in memory; items and images are read on demand.
+
+    Not thread-safe. A forked process may keep reading, since all reads use explicit offsets.
     """
 
     def __init__(self, folder: Path):
-        """Raises VersionError when manifest or contents cannot be read."""
+        """Open a version; raise VersionError if its manifest or contents cannot be read."""
         self.folder = folder
-        self._manifest = _opened(folder / MANIFEST)
-        self._lines = _line_offsets(self._manifest)
+        self._manifest = _open(folder / MANIFEST)
+        self._lines = _find_line_offsets(self._manifest)
         self._packs: OrderedDict[int, int] = OrderedDict()  # number of a pack: its descriptor
         self._names: list[str] = []
-        self._places: dict[bytes, tuple[int, int, int]] = {}  # content hash: number of the pack, offset, size
-        self._proven: set[bytes] = set()
+        self._spans: dict[bytes, tuple[int, int, int]] = {}  # content hash: number of the pack, offset, size
+        self._verified: set[bytes] = set()
         self._read_contents()
 
     def __len__(self) -> int:
-        """How many pictures the version names; two names may have the same bytes."""
+        """Return the number of images in the version; two of them may have the same bytes."""
         return len(self._lines) - 1
 
     def item(self, number: int) -> Item:
-        """The picture at this place of the manifest, from 0. Raises VersionError."""
+        """Return the item at this index of the manifest, from 0.
+
+        Raises VersionError.
+        """
         begin, end = self._lines[number], self._lines[number + 1]
         line = os.pread(self._manifest, end - begin, begin)
         try:
             return msgspec.json.decode(line, type=Item)
         except msgspec.DecodeError as error:
-            raise VersionError(f"{MANIFEST} line {number + 1} is no item: {error}") from error
+            raise VersionError(f"{MANIFEST} line {number + 1} is not an item: {error}") from error
 
     def items(self) -> Iterator[Item]:
         return map(self.item, range(len(self)))
 
     def read(self, sha256: str) -> bytes:
-        """The bytes of the picture with this content hash, compared with it when they are read for the first time.
+        """Return the bytes of the image with this content hash, verified when they are first read.
 
         Raises VersionError.
         """
         key = bytes.fromhex(sha256)
-        place = self._places.get(key)
-        if place is None:
-            raise VersionError(f"{CONTENTS} does not say where picture {sha256} lies")
-        number, offset, size = place
+        span = self._spans.get(key)
+        if span is None:
+            raise VersionError(f"{CONTENTS} does not list image {sha256}")
+        number, offset, size = span
         data = os.pread(self._pack(number), size, offset)
-        if key not in self._proven:
+        if key not in self._verified:
             if hashlib.sha256(data).digest() != key:
-                raise VersionError(f"pack {self._names[number]} does not hold picture {sha256} at {offset}")
-            self._proven.add(key)
+                raise VersionError(f"pack {self._names[number]} does not hold image {sha256} at {offset}")
+            self._verified.add(key)
         return data
 
     def close(self) -> None:
@@ -140,7 +159,7 @@ class VersionFolder:
     def _pack(self, number: int) -> int:
         descriptor = self._packs.pop(number, None)
         if descriptor is None:
-            descriptor = _opened(self.folder / PACKS / self._names[number])
+            descriptor = _open(self.folder / PACKS / self._names[number])
             if len(self._packs) >= OPEN_PACKS:
                 os.close(self._packs.popitem(last=False)[1])
         self._packs[number] = descriptor
@@ -148,51 +167,57 @@ class VersionFolder:
 
     def _read_contents(self) -> None:
         numbers: dict[str, int] = {}
-        for place in read_contents(self.folder / CONTENTS):
-            number = numbers.setdefault(place.pack, len(numbers))
-            self._places[bytes.fromhex(place.sha256)] = (number, place.offset, place.size)
+        for span in read_contents(self.folder / CONTENTS):
+            number = numbers.setdefault(span.pack, len(numbers))
+            self._spans[bytes.fromhex(span.sha256)] = (number, span.offset, span.size)
         self._names = list(numbers)
 
 
-def read_contents(path: Path) -> Iterator[Place]:
-    """The lines of a ``contents.jsonl``. Raises VersionError for one that cannot be read, OSError."""
-    decoder = msgspec.json.Decoder(Place)
+def read_contents(path: Path) -> Iterator[PackSpan]:
+    """Read the lines of a ``contents.jsonl``.
+
+    Raises VersionError for a line that cannot be read, OSError.
+    """
+    decoder = msgspec.json.Decoder(PackSpan)
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                place = decoder.decode(line)
-                if not (is_hash(place.sha256) and is_hash(place.pack)) or place.offset < 0 or place.size < 0:
+                span = decoder.decode(line)
+                if not (is_sha256(span.sha256) and is_sha256(span.pack)) or span.offset < 0 or span.size < 0:
                     raise ValueError("a hash is 64 lower-case hex digits, offset and size are not negative")
             except (msgspec.DecodeError, ValueError) as error:
-                raise VersionError(f"{path.name} line {number} says no place of a picture: {error}") from error
-            yield place
+                raise VersionError(f"{path.name} line {number} is not the location of an image: {error}") from error
+            yield span
 
 
 def read_manifest(path: Path) -> Iterator[Item]:
-    """The items of a manifest. Raises VersionError for a line that cannot be read, OSError."""
+    """Read the items of a manifest.
+
+    Raises VersionError for a line that cannot be read, OSError.
+    """
     decoder = msgspec.json.Decoder(Item)
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 yield decoder.decode(line)
             except msgspec.DecodeError as error:
-                raise VersionError(f"{path.name} line {number} is no item: {error}") from error
+                raise VersionError(f"{path.name} line {number} is not an item: {error}") from error
 
 
-def is_hash(text: str) -> bool:
-    """Whether a text is a SHA-256 in lower-case hex, and so may become a file's name."""
+def is_sha256(text: str) -> bool:
+    """Return whether a text is a SHA-256 in lower-case hex, and so safe as a file name."""
     return len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
 
 
-def _opened(path: Path) -> int:
+def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise VersionError(f"{path.name} is missing in {path.parent}") from error
 
 
-def _line_offsets(descriptor: int) -> "array[int]":
-    """Where each line begins, and the end of the last."""
+def _find_line_offsets(descriptor: int) -> "array[int]":
+    """Return where each line begins, and the end of the last."""
     offsets = array("Q", [0])
     with open(os.dup(descriptor), "rb") as file:
         for line in file:

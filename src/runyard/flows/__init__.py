@@ -1,11 +1,14 @@
-"""The recipe language: what a flow may say, what it means, and everything that is wrong with one. No torch.
+"""The flow language: what a flow may contain, its defaults, and every problem a flow can have.
 
-``validate`` is the server's door, ``resolve`` the trainer's; ``blocks`` defines every field, ``families`` every model.
+No torch.
+
+``validate`` is what the server calls, ``resolve`` what the trainer calls. ``blocks`` defines every
+field and ``families`` every model family.
 """
 
 from runyard.flows.json_schema import schema
 from runyard.flows.problems import FlowProblems, Problem
-from runyard.flows.recipe import Recipe, recipe_document
+from runyard.flows.resolved_flow import ResolvedFlow, build_flow_document
 from runyard.flows.validation import resolve, validate
 
-__all__ = ["FlowProblems", "Problem", "Recipe", "recipe_document", "resolve", "schema", "validate"]
+__all__ = ["FlowProblems", "Problem", "ResolvedFlow", "build_flow_document", "resolve", "schema", "validate"]

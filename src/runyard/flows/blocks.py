@@ -1,12 +1,14 @@
-"""The recipe language, field by field: what a flow may say, within which limits, and what holds when it says nothing.
+"""The fields of a flow: their types, limits, defaults and help texts.
 
-These structs are the only definition of flow v1. The checks, the JSON Schema for editors and ``docs/flow-reference.md``
-are made from them, so each field carries its limits and one line of help here and nowhere else. Names are camelCase on
-the wire, except inside ``evaluation``, whose keys are snake_case because the published client reads them so.
+These structs are the only definition of flow v1. The validators, the JSON Schema for editors and
+``docs/flow-reference.md`` are generated from them, so each field has its limits and one line of
+help only here. Names are camelCase on the wire, except inside ``evaluation``, whose keys are
+snake_case as the published client expects.
 
-A default that depends on other fields (twelve epochs for the tiny preset, three otherwise) is told in words by
-``told(..., default=...)``; the value beside it is the ordinary case and ``recipe.resolve`` fills in the right one. What
-only the machine can decide stays ``auto`` until the trainer makes its plan.
+A default that depends on other fields (twelve epochs for the tiny model, three otherwise) is
+described in words by ``help_text(..., default=...)``. The value in the struct is the usual case;
+``resolved_flow.fill_defaults`` sets the right one. What only the machine can decide stays ``auto``
+until the trainer makes its plan.
 """
 
 from typing import Annotated, Any, Literal
@@ -21,13 +23,13 @@ Task = Literal["vqa", "phrase-grounding", "freeform"]
 Part = Literal["vision", "projector", "language"]
 TASKS: tuple[Task, ...] = ("vqa", "phrase-grounding", "freeform")
 
-# The data that every installation has, and what each is for.
+# The datasets of every installation, and their tasks.
 BUILT_IN_DATASETS: dict[str, Task] = {
     "digits": "vqa",
     "digits-grounding": "phrase-grounding",
     "digits-both": "phrase-grounding",
 }
-BOTH_TASKS = "digits-both"  # holds questions besides; a kind of its own would be a word no published client knows
+BOTH_TASKS = "digits-both"  # also has questions; the published client would not know a kind of its own
 TINY = "tiny"
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -36,7 +38,7 @@ Rate = Annotated[float, Meta(gt=0, le=10)]
 Id = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}$",  # every id that a server accepts
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}$",  # every id that the server accepts
         extra={"form": "an id of at most 255 letters, digits, dots, dashes and underscores"},
     ),
 ]
@@ -52,307 +54,347 @@ Word = Annotated[
 FamilyName = Annotated[str, Meta(pattern=f"^({'|'.join([AUTO, *FAMILIES])})$", extra={"words": (AUTO, *FAMILIES)})]
 
 
-def told(text: str, *, default: str | None = None) -> Meta:
-    """The help of a field; ``default`` tells in words a default that depends on other fields."""
+def help_text(text: str, *, default: str | None = None) -> Meta:
+    """Return a field's help; ``default`` describes a default that depends on other fields."""
     return Meta(description=text, extra={"default": default} if default else None)
 
 
 class Shape(msgspec.Struct, rename="camel", kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Base of every part of a flow: camelCase on the wire, strict, never changed in place."""
+    """Base of every part of a flow: camelCase on the wire, strict, immutable."""
 
 
 class FlowReference(Shape, frozen=True):
-    """Which saved flow, and which generation of it, a run was made from. The server writes it."""
+    """The saved flow, and its generation, that a run was made from. Written by the server."""
 
-    id: Annotated[Id, told("id of the saved flow")]
-    generation: Annotated[int, Meta(ge=1, le=2**53), told("generation of the flow that was frozen")]
+    id: Annotated[Id, help_text("id of the saved flow")]
+    generation: Annotated[int, Meta(ge=1, le=2**53), help_text("generation of the flow that was frozen")]
 
 
 class Resources(Shape, frozen=True):
-    """What a run needs of a machine. Not supported yet: anything but the defaults is rejected when a run is created."""
+    """The resources a run needs. Not supported yet: only the defaults are accepted."""
 
     accelerators: Annotated[
-        Annotated[int, Meta(ge=0, le=1024)] | None, told("accelerators the run needs; not supported yet, so null")
+        Annotated[int, Meta(ge=0, le=1024)] | None, help_text("number of accelerators; not supported yet, must be null")
     ] = None
     cpus: Annotated[
-        Annotated[float, Meta(gt=0, le=4096)] | None, told("processor cores the run needs; not supported yet, so null")
+        Annotated[float, Meta(gt=0, le=4096)] | None,
+        help_text("number of processor cores; not supported yet, must be null"),
     ] = None
     memory_gib: Annotated[
         Annotated[float, Meta(gt=0, le=65536)] | None,
-        told("main memory the run needs, in GiB; not supported yet, so null"),
+        help_text("main memory in GiB; not supported yet, must be null"),
     ] = msgspec.field(name="memoryGiB", default=None)
     workers: Annotated[
-        int, Meta(ge=1, le=1024), told("processes that train one model together; not supported yet, so 1")
+        int, Meta(ge=1, le=1024), help_text("processes that train one model together; not supported yet, must be 1")
     ] = 1
 
 
 class FlowSettings(Shape, frozen=True):
-    """How the run as a whole is treated."""
+    """Settings of the run as a whole."""
 
-    seed: Annotated[int, Meta(ge=0, le=2**31 - 1), told("start of every random choice: split, order, weights")] = 7
+    seed: Annotated[
+        int, Meta(ge=0, le=2**31 - 1), help_text("random seed of the split, the sample order and new weights")
+    ] = 7
     priority: Annotated[
-        int, Meta(ge=-1000, le=1000), told("runs of higher priority start first; equal ones in order of creation")
+        int,
+        Meta(ge=-1000, le=1000),
+        help_text("priority; runs of higher priority start first, equal ones in order of creation"),
     ] = 0
     attempts: Annotated[
         Annotated[int, Meta(ge=1, le=100)] | None,
-        told("tries the run has when the platform is at fault; null takes the deployment's setting"),
+        help_text("maximum attempts after infrastructure failures; null takes the deployment's setting"),
     ] = None
     grace_period_seconds: Annotated[
         Annotated[float, Meta(ge=0, le=3600)] | None,
-        told("time a killed run has to save and stop; null takes the deployment's setting"),
+        help_text("time for a killed run to save and stop; null takes the deployment's setting"),
     ] = None
     time_limit_minutes: Annotated[
-        Annotated[float, Meta(gt=0, le=525_600)] | None, told("longest training time; null sets no limit")
+        Annotated[float, Meta(gt=0, le=525_600)] | None, help_text("maximum training time; null sets no limit")
     ] = None
-    resources: Annotated[Resources, told("what the run needs of a machine")] = msgspec.field(default_factory=Resources)
-    flow: Annotated[FlowReference | None, told("the saved flow this was made from; the server writes it")] = None
+    resources: Annotated[Resources, help_text("resources the run needs")] = msgspec.field(default_factory=Resources)
+    flow: Annotated[FlowReference | None, help_text("the saved flow this was made from; written by the server")] = None
 
 
 class Augmentation(Shape, frozen=True):
-    """How strongly pictures are varied while training; boxes follow the picture. 0 leaves a kind out."""
+    """Strength of the random image augmentations; boxes are transformed too. 0 disables one."""
 
-    brightness: Annotated[Share, told("brightness changed by up to this share")] = 0.0
-    contrast: Annotated[Share, told("contrast changed by up to this share")] = 0.0
-    noise: Annotated[Share, told("random noise of up to this share of the range of values")] = 0.0
-    shift: Annotated[Share, told("moved by up to this share of the side")] = 0.0
-    zoom: Annotated[Share, told("enlarged or reduced by up to this share")] = 0.0
-    mirror: Annotated[Share, told("probability of swapping left and right")] = 0.0
+    brightness: Annotated[Share, help_text("maximum relative change of brightness")] = 0.0
+    contrast: Annotated[Share, help_text("maximum relative change of contrast")] = 0.0
+    noise: Annotated[Share, help_text("maximum random noise, as a fraction of the value range")] = 0.0
+    shift: Annotated[Share, help_text("maximum shift, as a fraction of the side")] = 0.0
+    zoom: Annotated[Share, help_text("maximum relative zoom in or out")] = 0.0
+    mirror: Annotated[Share, help_text("probability of a horizontal flip")] = 0.0
 
 
 class DatasetSettings(Shape, frozen=True):
-    """Which data the run learns from, and how it is divided."""
+    """The training data, and its split."""
 
     dataset_id: Annotated[
-        Id, told("which data", default="the training project's dataset, else the built-in digits")
+        Id, help_text("id of the dataset", default="the training project's dataset, else the built-in digits")
     ] = "digits"
-    dataset_version: Annotated[Id | None, told("a version of the data to pin; null takes the newest")] = None
-    project_kind: Annotated[Task, told("the task to learn", default="the dataset's own kind")] = "vqa"
+    dataset_version: Annotated[Id | None, help_text("dataset version to use; null takes the newest")] = None
+    project_kind: Annotated[Task, help_text("task to learn", default="the dataset's own kind")] = "vqa"
     validation_fraction: Annotated[
         float,
         Meta(ge=0, le=0.9),
-        told("share held out for validation, chosen by content and seed, so that adding images moves none across"),
+        help_text("fraction held out for validation, split by content and seed, so that added images move none across"),
     ] = 0.2
-    shuffle: Annotated[bool, told("a new order each epoch, drawn from the seed")] = True
-    max_samples: Annotated[Count | None, told("only the first n samples after shuffling, for a quick look")] = None
+    shuffle: Annotated[bool, help_text("a new order each epoch, drawn from the seed")] = True
+    max_samples: Annotated[
+        Count | None, help_text("use only the first n samples after shuffling, for a quick trial")
+    ] = None
     augmentation: Annotated[
         Augmentation | None,
-        told(
-            "how strongly pictures are varied while training",
+        help_text(
+            "random image augmentations during training",
             default="null; tiny with vqa: shift 0.06, zoom 0.1, and {} for none",
         ),
     ] = None
 
     @property
-    def varies_pictures(self) -> bool:
-        """Whether a picture is another one each time it is drawn."""
+    def varies_images(self) -> bool:
+        """Whether an image differs each time it is loaded."""
         return self.augmentation not in (None, Augmentation())
 
 
 class SystemPromptSettings(Shape, frozen=True):
-    """The text put first in every conversation."""
+    """The system prompt."""
 
     system_prompt: Annotated[
         str,
         Meta(max_length=20_000),
-        told("text put first in every conversation", default="the task's own, which names the form of the answer"),
+        help_text(
+            "text at the start of every conversation", default="the task's own, which defines the form of the answer"
+        ),
     ] = ""
 
 
 class Architecture(Shape, frozen=True):
-    """Which model, and where its weights come from."""
+    """The model, and the source of its weights."""
 
     name: Annotated[
         FamilyName,
-        told("family of the model, or auto: the weights' own", default="idefics3; auto when weights are given"),
+        help_text("model family; auto: the family of the weights", default="idefics3; auto when weights are given"),
     ] = "idefics3"
     size: Annotated[
         Word,
-        told(
-            "tiny is built in and trained from scratch; others are names such as 2B",
+        help_text(
+            "model size; tiny is built in and trained from scratch, others are names such as 2B",
             default="tiny; the family's usual size when another family is named; auto when weights are given",
         ),
     ] = TINY
     weights: Annotated[
         Annotated[str, Meta(min_length=1, max_length=1024)] | None,
-        told(
+        help_text(
             "base:NAME of a model folder, a run's checkpoint run:RUN_ID/CHECKPOINT, a hub id, or the absolute path of "
-            "a folder inside the setting model_folders; null takes the family's usual"
+            "a folder inside the setting model_folders; null takes the family's usual weights"
         ),
     ] = None
     family: Annotated[
-        FamilyName | None, told("the true family where name has to be the published client's word for a loader; wins")
+        FamilyName | None,
+        help_text("actual family if name is the loader of the published client; overrides name"),
     ] = None
 
 
 class Lora(Shape, frozen=True):
-    """The low-rank adapter; without effect while training.mode is full."""
+    """The low-rank adapter; no effect if training.mode is full."""
 
-    rank: Annotated[int, Meta(ge=1, le=1024), told("rank of the adapter")] = 16
-    alpha: Annotated[float, Meta(gt=0, le=4096), told("scale of the adapter; alpha / rank multiplies it")] = 32.0
-    dropout: Annotated[float, Meta(ge=0, lt=1), told("share of the adapter's inputs dropped while training")] = 0.05
+    rank: Annotated[int, Meta(ge=1, le=1024), help_text("rank of the adapter")] = 16
+    alpha: Annotated[float, Meta(gt=0, le=4096), help_text("alpha / rank scales the output of the adapter")] = 32.0
+    dropout: Annotated[float, Meta(ge=0, lt=1), help_text("dropout of the adapter's inputs during training")] = 0.05
     targets: Annotated[
         Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(min_length=1, max_length=256)] | Auto,
-        told("names of the layers to adapt; auto: all linear layers of the language model"),
+        help_text("names of the layers to adapt; auto: all linear layers of the language model"),
     ] = "auto"
-    use_dora: Annotated[bool, told("learn length and direction of weights apart (DoRA); slower, often better")] = False
-    use_rslora: Annotated[bool, told("scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")] = False
+    use_dora: Annotated[
+        bool, help_text("train magnitude and direction of weights separately (DoRA); slower, often better")
+    ] = False
+    use_rslora: Annotated[bool, help_text("scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")] = False
 
 
 class LearningRates(Shape, frozen=True):
-    """Own learning rates for parts of the model; null takes hyperparameters.learningRate."""
+    """Learning rates of parts of the model; null takes hyperparameters.learningRate."""
 
-    vision: Annotated[Rate | None, told("learning rate of the vision encoder")] = None
-    projector: Annotated[Rate | None, told("learning rate of the projector between vision and language")] = None
-    language: Annotated[Rate | None, told("learning rate of the language model")] = None
+    vision: Annotated[Rate | None, help_text("learning rate of the vision encoder")] = None
+    projector: Annotated[Rate | None, help_text("learning rate of the projector between vision and language")] = None
+    language: Annotated[Rate | None, help_text("learning rate of the language model")] = None
 
 
 class Training(Shape, frozen=True):
-    """What of the model is trained."""
+    """The parts of the model that are trained."""
 
-    mode: Annotated[Literal["lora", "full"], told("a low-rank adapter, or all weights", default="lora; tiny: full")] = (
-        "lora"
+    mode: Annotated[
+        Literal["lora", "full"], help_text("train a low-rank adapter, or all weights", default="lora; tiny: full")
+    ] = "lora"
+    lora: Annotated[Lora, help_text("low-rank adapter; no effect if mode is full")] = msgspec.field(
+        default_factory=Lora
     )
-    lora: Annotated[Lora, told("the adapter; without effect while mode is full")] = msgspec.field(default_factory=Lora)
     freeze: Annotated[
         Annotated[list[Part], Meta(max_length=3)],
-        told("parts that stay as they are", default="[vision] with lora, [] with full"),
+        help_text("parts that are not trained", default="[vision] with lora, [] with full"),
     ] = []
-    learning_rates: Annotated[LearningRates | None, told("own learning rates for parts of the model")] = None
+    learning_rates: Annotated[LearningRates | None, help_text("learning rates of parts of the model")] = None
 
 
 class Quantization(Shape, frozen=True):
-    """4-bit base weights; with lora this is QLoRA. Needs the package bitsandbytes."""
+    """4-bit base weights; with lora this is QLoRA. Requires the package bitsandbytes."""
 
-    enabled: Annotated[bool, told("load the base weights in 4 bit")] = False
-    type: Annotated[Literal["nf4", "fp4"], told("the 4-bit number format")] = "nf4"
+    enabled: Annotated[bool, help_text("load the base weights in 4 bits")] = False
+    type: Annotated[Literal["nf4", "fp4"], help_text("4-bit number format")] = "nf4"
 
 
 class Compute(Shape, frozen=True):
-    """How the arithmetic is done; auto is chosen by the trainer and said in the plan."""
+    """Precision and performance settings. The trainer chooses auto values, shown in the plan."""
 
     precision_type: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"],
-        told("number format of training; auto: bfloat16 where the device does it well, else float32"),
+        help_text("number format of training; auto: bfloat16 if the device supports it well, else float32"),
     ] = "auto"
-    gradient_checkpointing: Annotated[bool | Auto, told("recompute activations to save memory")] = "auto"
-    compile: Annotated[bool | Auto, told("compile the model before training")] = "auto"
+    gradient_checkpointing: Annotated[bool | Auto, help_text("recompute activations to save memory")] = "auto"
+    compile: Annotated[bool | Auto, help_text("compile the model before training")] = "auto"
     feature_cache: Annotated[
-        bool | Auto, told("keep what a frozen vision encoder makes of each picture instead of computing it every epoch")
+        bool | Auto,
+        help_text("cache the features of a frozen vision encoder instead of computing them every epoch"),
     ] = "auto"
-    attention: Annotated[Literal["auto", "eager", "sdpa", "flash_attention_2"], told("implementation of attention")] = (
-        "auto"
-    )
+    attention: Annotated[
+        Literal["auto", "eager", "sdpa", "flash_attention_2"], help_text("attention implementation")
+    ] = "auto"
 
 
 Pixels = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 
 
 class Images(Shape, frozen=True):
-    """How large pictures may be. A sample is never cut through an image: it is given a smaller one, or left out."""
+    """Image resolution. A sample that is too long gets a smaller image, or is left out."""
 
-    min_pixels: Annotated[Pixels | Auto, told("smaller pictures are enlarged; auto: the family's")] = "auto"
-    max_pixels: Annotated[Pixels | Auto, told("larger pictures are reduced; auto: the family's")] = "auto"
+    min_pixels: Annotated[
+        Pixels | Auto, help_text("minimum pixels, smaller images are enlarged; auto: the family's")
+    ] = "auto"
+    max_pixels: Annotated[Pixels | Auto, help_text("maximum pixels, larger images are reduced; auto: the family's")] = (
+        "auto"
+    )
     patch_budget: Annotated[
-        Count | None, told("most tokens of one picture; larger ones are reduced; null sets no limit")
+        Count | None, help_text("maximum tokens per image, larger images are reduced; null sets no limit")
     ] = None
 
 
 class Schedule(Shape, frozen=True):
-    """How the learning rate moves over the run."""
+    """The learning rate schedule."""
 
-    name: Annotated[Literal["cosine", "linear", "constant", "wsd"], told("shape of the curve after warm-up")] = "cosine"
-    warmup_fraction: Annotated[Share, told("share of the steps in which the rate rises from zero")] = 0.03
-    min_factor: Annotated[Share, told("the rate at the end, as a share of learningRate")] = 0.1
+    name: Annotated[Literal["cosine", "linear", "constant", "wsd"], help_text("shape of the curve after warm-up")] = (
+        "cosine"
+    )
+    warmup_fraction: Annotated[Share, help_text("fraction of the steps in which the rate rises from zero")] = 0.03
+    min_factor: Annotated[Share, help_text("final rate, as a fraction of learningRate")] = 0.1
 
 
 class Optimizer(Shape, frozen=True):
-    """How gradients become steps."""
+    """The optimizer."""
 
-    name: Annotated[Literal["adamw", "adamw8bit", "muon", "adafactor", "sgd"], told("the rule")] = "adamw"
-    weight_decay: Annotated[float, Meta(ge=0, le=10), told("pull of the weights towards zero")] = 0.01
+    name: Annotated[Literal["adamw", "adamw8bit", "muon", "adafactor", "sgd"], help_text("optimizer algorithm")] = (
+        "adamw"
+    )
+    weight_decay: Annotated[float, Meta(ge=0, le=10), help_text("weight decay")] = 0.01
     betas: Annotated[
         tuple[Annotated[float, Meta(ge=0, lt=1)], Annotated[float, Meta(ge=0, lt=1)]],
-        told("decay of the running means; muon and sgd take the first as momentum, adafactor uses none"),
+        help_text("decay rates of the running means; muon and sgd use the first as momentum, adafactor uses none"),
     ] = (0.9, 0.999)
     max_grad_norm: Annotated[
-        Annotated[float, Meta(gt=0, le=1_000_000)] | None, told("gradients longer than this are cut; null cuts none")
+        Annotated[float, Meta(gt=0, le=1_000_000)] | None,
+        help_text("gradient norm to clip to; null disables clipping"),
     ] = 1.0
 
 
 class Loss(Shape, frozen=True):
-    """What the model is blamed for."""
+    """The training loss."""
 
-    answers_only: Annotated[bool, told("count the answers' tokens alone, not the questions'")] = True
-    label_smoothing: Annotated[float, Meta(ge=0, lt=1), told("share of certainty spread over all tokens")] = 0.0
+    answers_only: Annotated[bool, help_text("compute the loss only on the answers' tokens")] = True
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1), help_text("label smoothing")] = 0.0
 
 
 class Hyperparameters(Shape, frozen=True):
-    """How long and how fast the model learns."""
+    """Duration, batch size, learning rate and loss of the training."""
 
     epochs: Annotated[
         int,
         Meta(ge=1, le=10_000),
-        told("passes over the training data", default="3; tiny: 12, with phrase-grounding 6"),
+        help_text("passes over the training data", default="3; tiny: 12, with phrase-grounding 6"),
     ] = 3
-    max_steps: Annotated[Count | None, told("most optimizer steps; whichever of the two comes first ends the run")] = (
-        None
-    )
+    max_steps: Annotated[
+        Count | None, help_text("maximum optimizer steps; the run ends at the earlier of epochs and maxSteps")
+    ] = None
     batch_size: Annotated[
-        int, Meta(ge=1, le=65_536), told("samples per optimizer step, over all workers", default="8; tiny: 32")
+        int, Meta(ge=1, le=65_536), help_text("samples per optimizer step, over all workers", default="8; tiny: 32")
     ] = 8
     micro_batch_size: Annotated[
         Annotated[int, Meta(ge=1, le=65_536)] | Auto,
-        told("samples per forward pass, a divisor of batchSize; auto: found from memory"),
+        help_text("samples per forward pass, a divisor of batchSize; auto: chosen to fit into memory"),
     ] = "auto"
     learning_rate: Annotated[
         Rate,
-        told(
-            "the highest learning rate",
+        help_text(
+            "peak learning rate",
             default="2e-4 with lora, 1e-5 with full; tiny: 3e-3, with phrase-grounding 1.2e-3",
         ),
     ] = 2e-4
     schedule: Annotated[
-        Schedule, told("how the learning rate moves; tiny with phrase-grounding: linear, 0.05, 0.01")
+        Schedule, help_text("learning rate schedule; tiny with phrase-grounding: linear, 0.05, 0.01")
     ] = msgspec.field(default_factory=Schedule)
-    optimizer: Annotated[
-        Optimizer, told("how gradients become steps; tiny with phrase-grounding: muon, [0.95, 0.98]")
-    ] = msgspec.field(default_factory=Optimizer)
-    loss: Annotated[Loss, told("what the model is blamed for")] = msgspec.field(default_factory=Loss)
+    optimizer: Annotated[Optimizer, help_text("optimizer; tiny with phrase-grounding: muon, [0.95, 0.98]")] = (
+        msgspec.field(default_factory=Optimizer)
+    )
+    loss: Annotated[Loss, help_text("training loss")] = msgspec.field(default_factory=Loss)
 
 
 class Every(Shape, frozen=True):
-    """A distance between two checkpoints or evaluations: exactly one of the two."""
+    """An interval between checkpoints or evaluations: exactly one of steps and minutes."""
 
-    steps: Annotated[Count | None, told("optimizer steps between two")] = None
-    minutes: Annotated[Annotated[float, Meta(gt=0, le=525_600)] | None, told("minutes between two")] = None
+    steps: Annotated[Count | None, help_text("interval in optimizer steps")] = None
+    minutes: Annotated[Annotated[float, Meta(gt=0, le=525_600)] | None, help_text("interval in minutes")] = None
 
 
 class Checkpoint(Shape, frozen=True):
-    """When the model is saved, and which copies are kept."""
+    """When checkpoints are saved, and which are kept."""
 
-    every: Annotated[Literal["epoch"] | Every, told("epoch, or an object with steps or minutes")] = "epoch"
-    keep: Annotated[int, Meta(ge=1, le=10_000), told("how many of the newest checkpoints are kept")] = 3
-    keep_best: Annotated[bool, told("keep the best one besides")] = True
-    metric: Annotated[Word, told("what best means, such as loss; auto: the task's own metric")] = "auto"
-    mode: Annotated[Literal["auto", "min", "max"], told("whether small or large values of it are good")] = "auto"
+    every: Annotated[Literal["epoch"] | Every, help_text("interval: epoch, or an object with steps or minutes")] = (
+        "epoch"
+    )
+    keep: Annotated[int, Meta(ge=1, le=10_000), help_text("number of newest checkpoints to keep")] = 3
+    keep_best: Annotated[bool, help_text("also keep the best checkpoint")] = True
+    metric: Annotated[Word, help_text("metric that selects the best, such as loss; auto: the task's own metric")] = (
+        "auto"
+    )
+    mode: Annotated[
+        Literal["auto", "min", "max"], help_text("whether smaller or larger values of the metric are better")
+    ] = "auto"
 
 
 class EarlyStopping(Shape, frozen=True):
-    """End the run when validation stops getting better."""
+    """Stop the run if the validation metric stops improving."""
 
-    patience: Annotated[int, Meta(ge=1, le=10_000), told("evaluations without a gain before the run ends")] = 3
-    min_delta: Annotated[float, Meta(ge=0, le=1_000_000), told("a smaller gain counts as none")] = 0.0
+    patience: Annotated[
+        int, Meta(ge=1, le=10_000), help_text("evaluations without improvement before the run ends")
+    ] = 3
+    min_delta: Annotated[float, Meta(ge=0, le=1_000_000), help_text("minimum change that counts as an improvement")] = (
+        0.0
+    )
 
 
 class Validation(Shape, frozen=True):
-    """When and on how much held-out data the model is measured."""
+    """When the model is evaluated, and on how many held-out samples."""
 
-    every: Annotated[Literal["epoch"] | Every, told("epoch, or an object with steps or minutes")] = "epoch"
-    max_samples: Annotated[Count | None, told("most held-out samples measured each time; null takes all")] = 500
+    every: Annotated[Literal["epoch"] | Every, help_text("interval: epoch, or an object with steps or minutes")] = (
+        "epoch"
+    )
+    max_samples: Annotated[Count | None, help_text("maximum held-out samples per evaluation; null takes all")] = 500
     previews: Annotated[
-        int, Meta(ge=0, le=1000), told("answers stored beside the truth at each evaluation, to look at")
+        int,
+        Meta(ge=0, le=1000),
+        help_text("number of answers stored with the true ones at each evaluation, for inspection"),
     ] = 8
-    early_stopping: Annotated[EarlyStopping | None, told("end the run when validation stops getting better")] = None
+    early_stopping: Annotated[
+        EarlyStopping | None, help_text("stop the run if the validation metric stops improving")
+    ] = None
 
 
 Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -360,49 +402,58 @@ StopText = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class Evaluation(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """How the finished model generates. The keys are snake_case; null leaves one to the model."""
+    """Generation settings. The keys are snake_case; null takes the model's own value."""
 
-    temperature: Annotated[float, Meta(ge=0, le=2), told("how freely tokens are drawn when do_sample is on")] = 1.0
-    top_k: Annotated[int, Meta(ge=1, le=1000), told("only the k likeliest tokens are drawn from")] = 50
-    top_p: Annotated[float, Meta(gt=0, le=1), told("only the likeliest tokens of this joint share are drawn from")] = (
-        1.0
-    )
-    repetition_penalty: Annotated[float, Meta(gt=0, le=2), told("above 1, tokens already said become unlikelier")] = (
-        1.05
-    )
-    max_new_tokens: Annotated[int, Meta(ge=1, le=4096), told("longest answer, in tokens")] = 1024
-    do_sample: Annotated[bool, told("draw tokens at random instead of taking the likeliest")] = False
-    seed: Annotated[int, Meta(ge=-1, le=2**31 - 1), told("start of the random draw; -1 takes a new one each time")] = 0
-    stop_strings: Annotated[StopText | list[StopText] | None, told("texts that end an answer")] = None
-    pad_token_id: Annotated[Token | None, told("token that fills up shorter answers")] = None
-    bos_token_id: Annotated[Token | None, told("token that begins a text")] = None
-    eos_token_id: Annotated[Token | list[Token] | None, told("token that ends an answer")] = None
+    temperature: Annotated[float, Meta(ge=0, le=2), help_text("sampling temperature, if do_sample is true")] = 1.0
+    top_k: Annotated[int, Meta(ge=1, le=1000), help_text("sample only from the k most likely tokens")] = 50
+    top_p: Annotated[
+        float, Meta(gt=0, le=1), help_text("sample only from the most likely tokens with this total probability")
+    ] = 1.0
+    repetition_penalty: Annotated[
+        float, Meta(gt=0, le=2), help_text("penalty for repeated tokens; above 1 makes them less likely")
+    ] = 1.05
+    max_new_tokens: Annotated[int, Meta(ge=1, le=4096), help_text("maximum answer length in tokens")] = 1024
+    do_sample: Annotated[bool, help_text("sample tokens instead of taking the most likely")] = False
+    seed: Annotated[
+        int, Meta(ge=-1, le=2**31 - 1), help_text("random seed of sampling; -1 takes a new one each time")
+    ] = 0
+    stop_strings: Annotated[StopText | list[StopText] | None, help_text("strings that end an answer")] = None
+    pad_token_id: Annotated[Token | None, help_text("padding token")] = None
+    bos_token_id: Annotated[Token | None, help_text("token that begins a text")] = None
+    eos_token_id: Annotated[Token | list[Token] | None, help_text("token that ends an answer")] = None
 
 
 class ModelSettings(Shape, frozen=True):
-    """Which model is trained, and how."""
+    """The model, and how it is trained."""
 
-    architecture: Annotated[Architecture, told("which model")] = msgspec.field(default_factory=Architecture)
-    training: Annotated[Training, told("what of it is trained")] = msgspec.field(default_factory=Training)
-    quantization: Annotated[Quantization, told("4-bit base weights")] = msgspec.field(default_factory=Quantization)
-    compute: Annotated[Compute, told("how the arithmetic is done")] = msgspec.field(default_factory=Compute)
-    images: Annotated[Images, told("how large pictures may be")] = msgspec.field(default_factory=Images)
-    packing: Annotated[bool | Auto, told("several samples in one sequence, with exact masks")] = "auto"
-    hyperparameters: Annotated[Hyperparameters, told("how long and how fast it learns")] = msgspec.field(
-        default_factory=Hyperparameters
+    architecture: Annotated[Architecture, help_text("model and weights")] = msgspec.field(default_factory=Architecture)
+    training: Annotated[Training, help_text("parts that are trained")] = msgspec.field(default_factory=Training)
+    quantization: Annotated[Quantization, help_text("4-bit base weights")] = msgspec.field(default_factory=Quantization)
+    compute: Annotated[Compute, help_text("precision and performance settings")] = msgspec.field(
+        default_factory=Compute
     )
-    checkpoint: Annotated[Checkpoint, told("when it is saved")] = msgspec.field(default_factory=Checkpoint)
-    validation: Annotated[Validation, told("when it is measured")] = msgspec.field(default_factory=Validation)
-    evaluation: Annotated[Evaluation, told("how the finished model generates")] = msgspec.field(
-        default_factory=Evaluation
+    images: Annotated[Images, help_text("limits on image resolution")] = msgspec.field(default_factory=Images)
+    packing: Annotated[bool | Auto, help_text("pack several samples into one sequence, with exact attention masks")] = (
+        "auto"
     )
+    hyperparameters: Annotated[Hyperparameters, help_text("duration, batch size, learning rate and loss")] = (
+        msgspec.field(default_factory=Hyperparameters)
+    )
+    checkpoint: Annotated[Checkpoint, help_text("when checkpoints are saved")] = msgspec.field(
+        default_factory=Checkpoint
+    )
+    validation: Annotated[Validation, help_text("when the model is evaluated")] = msgspec.field(
+        default_factory=Validation
+    )
+    evaluation: Annotated[Evaluation, help_text("generation settings")] = msgspec.field(default_factory=Evaluation)
     on_out_of_memory: Annotated[
         Literal["fail", "shrink"],
-        told("fail ends the run; shrink halves the micro-batch at equal global batch and goes on"),
+        help_text("fail ends the run; shrink halves the micro-batch, keeps the batch size, and continues"),
     ] = "fail"
 
 
-# The block types. A block is known by a fragment of its name, because that is how the published client finds them.
+# The block types. A fragment of the name decides the type, because the published client finds
+# blocks that way.
 FRAGMENTS = {"system-prompt": "vi-system-prompt", "dataset": "vi-dataset", "model": "vi-model"}
 BLOCKS: dict[str, type[Shape]] = {
     "vi-system-prompt": SystemPromptSettings,
@@ -412,32 +463,32 @@ BLOCKS: dict[str, type[Shape]] = {
 
 
 class Block(Shape, frozen=True):
-    """One element of a flow. Which settings it may have depends on what its name contains."""
+    """One element of a flow. Its name decides which settings it may have."""
 
     block: Annotated[
         str,
         Meta(min_length=1, max_length=100, extra={"form": "vi-system-prompt, vi-dataset or vi-model"}),
-        told("which type of block it is; what the name contains decides"),
+        help_text("name of the block, which contains its type"),
     ]
-    settings: Annotated[dict[str, Any], told("the block's settings", default="{}")] = {}
-    style: Annotated[dict[str, Any], told("for drawing only; may hold anything", default="{}")] = {}
+    settings: Annotated[dict[str, Any], help_text("the block's settings", default="{}")] = {}
+    style: Annotated[dict[str, Any], help_text("layout data of editors; may hold anything", default="{}")] = {}
 
 
 class FlowShape(Shape, frozen=True):
-    """A flow as it is written down. Every field may be left out."""
+    """A flow as written by users. Every field is optional."""
 
-    name: Annotated[str, Meta(max_length=200), told("what people call the recipe", default="Untitled")] = "Untitled"
-    schema: Annotated[Literal["v1"], told("version of the recipe language", default="v1")] = "v1"
-    training_project: Annotated[Id | None, told("the training project, or the dataset, the runs belong to")] = None
+    name: Annotated[str, Meta(max_length=200), help_text("display name of the flow", default="Untitled")] = "Untitled"
+    schema: Annotated[Literal["v1"], help_text("version of the flow language", default="v1")] = "v1"
+    training_project: Annotated[Id | None, help_text("training project, or dataset, that the runs belong to")] = None
     tolerations: Annotated[
         dict[str, list[Annotated[str, Meta(max_length=256)]]],
-        told("where it may run: each key names a capacity label, any listed value will do", default="{}"),
+        help_text("machines it may run on: each key is a capacity label, with the accepted values", default="{}"),
     ] = {}
-    settings: Annotated[FlowSettings, told("how the run as a whole is treated", default="{}")] = msgspec.field(
+    settings: Annotated[FlowSettings, help_text("settings of the run as a whole", default="{}")] = msgspec.field(
         default_factory=FlowSettings
     )
     blocks: Annotated[
         list[Block],
         Meta(max_length=100),
-        told("the recipe's elements, each type at most once; an empty list is complete", default="[]"),
+        help_text("elements of the flow, each type at most once; an empty list is complete", default="[]"),
     ] = []

@@ -1,17 +1,18 @@
-"""The model families Runyard knows, as facts: which ``model_type`` they have and where their weights usually lie.
+"""The supported model families: their ``model_type``, and the hub ids of their usual weights.
 
-``security`` asks that a model folder never chooses code: a folder whose ``model_type`` is not in this table is refused
-before any library looks at it. The keys are the words a flow uses in ``architecture.name``; where the published client
-has a loader of that name it is the same word, and ``loader`` is the word that a model's own ``run.json`` must use so
-that the client loads it. No torch here: the server reads this table too.
+A model folder must never choose code (docs/security.md): a folder whose ``model_type`` is not in
+this table is rejected before any library opens it. The keys are the values of ``architecture.name``
+in a flow. If the published client has a loader of that name, it is the same word; ``loader`` is the
+word that a model's own ``run.json`` must use so that the client loads it. No torch here: the server
+reads this table too.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 AUTO = "auto"
-# The published client has loaders for some families only. All but two of them load whatever transformers' image-text
-# classes load, so a family without a loader of its own goes under this one.
+# The published client has loaders only for some families. All but two of them load whatever
+# transformers' image-text classes load, so a family without its own loader uses this one.
 STAND_IN_LOADER = "qwen25vl"
 
 
@@ -27,7 +28,7 @@ class Family:
 
     @property
     def loader(self) -> str:
-        """The word for this family that the published client's loader knows."""
+        """The name of this family's loader in the published client."""
         return self.key if self.has_loader else STAND_IN_LOADER
 
 
@@ -142,6 +143,6 @@ _ALL = (
 FAMILIES: Mapping[str, Family] = {family.key: family for family in _ALL}
 
 
-def family_of_model_type(model_type: str) -> Family | None:
-    """The family whose weights say ``model_type``, or None for one we do not know. Of two, the first in the table."""
+def find_family(model_type: str) -> Family | None:
+    """Return the first family with this ``model_type``, or None if it is not supported."""
     return next((family for family in _ALL if family.model_type == model_type), None)

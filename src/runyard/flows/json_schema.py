@@ -1,6 +1,6 @@
-"""Flow v1 as JSON Schema (draft 2020-12), for editors and for anybody who wants to check a flow without us.
+"""Flow v1 as JSON Schema (draft 2020-12), for editors and for checks of a flow without Runyard.
 
-It is made from the structs of ``blocks``. What must fit together across fields is for ``validate`` alone to say.
+It is generated from the structs of ``blocks``. Only ``validate`` checks consistency across fields.
 """
 
 from typing import Any
@@ -9,23 +9,23 @@ import msgspec
 from msgspec import inspect
 
 from runyard.flows.blocks import BLOCKS, FRAGMENTS, FlowShape, Shape
-from runyard.flows.checks import default_in_words
+from runyard.flows.checks import describe_default
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema() -> dict[str, Any]:
-    """The schema of a whole flow; each call makes a new one."""
+    """Build the schema of a whole flow; each call returns a new document."""
     _, components = msgspec.json.schema_components([FlowShape, *BLOCKS.values()], ref_template="#/$defs/{name}")
-    for struct in _structs(FlowShape, *BLOCKS.values()):
-        _tell_defaults(struct, components[struct.__name__])
-    components["Block"] = _block(components["Block"])
+    for struct in _collect_structs(FlowShape, *BLOCKS.values()):
+        _describe_defaults(struct, components[struct.__name__])
+    components["Block"] = _build_block(components["Block"])
     flow = components.pop("FlowShape")
     return {"$schema": DIALECT, **flow, "title": "Runyard flow v1", "$defs": components}
 
 
-def _structs(*roots: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
-    """Every struct that can be reached from the given ones."""
+def _collect_structs(*roots: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
+    """Collect every struct that can be reached from the given ones."""
     found: dict[type[msgspec.Struct], None] = {}
     waiting: list[Any] = [inspect.type_info(root) for root in roots]
     while waiting:
@@ -42,13 +42,13 @@ def _structs(*roots: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
     return list(found)
 
 
-def _tell_defaults(struct: type[msgspec.Struct], document: dict[str, Any]) -> None:
-    """Say dependent defaults in words, and accept null wherever it means that nothing was given."""
+def _describe_defaults(struct: type[msgspec.Struct], document: dict[str, Any]) -> None:
+    """Describe dependent defaults in words, and accept null if it means that nothing was given."""
     info = inspect.type_info(struct)
     if not isinstance(info, inspect.StructType):
         raise TypeError(f"{struct} is not a struct")
     for field in info.fields:
-        words = default_in_words(field)
+        words = describe_default(field)
         if words is None and field.default != "auto":
             continue
         known = document["properties"][field.encode_name]
@@ -62,12 +62,12 @@ def _tell_defaults(struct: type[msgspec.Struct], document: dict[str, Any]) -> No
         document["properties"][field.encode_name] = changed
 
 
-def _block(plain: dict[str, Any]) -> dict[str, Any]:
-    """A block's settings depend on its name: whose fragment it contains, that schema holds."""
+def _build_block(plain: dict[str, Any]) -> dict[str, Any]:
+    """Make the schema of a block's settings depend on the fragment that its name contains."""
     rules = [
         {
             "if": {"properties": {"block": {"pattern": fragment}}, "required": ["block"]},
-            "then": {"properties": {"settings": {"anyOf": [{"$ref": _ref(BLOCKS[kind])}, {"type": "null"}]}}},
+            "then": {"properties": {"settings": {"anyOf": [{"$ref": _make_ref(BLOCKS[kind])}, {"type": "null"}]}}},
         }
         for fragment, kind in FRAGMENTS.items()
     ]
@@ -75,5 +75,5 @@ def _block(plain: dict[str, Any]) -> dict[str, Any]:
     return plain | {"properties": plain["properties"] | {"block": name}, "allOf": rules}
 
 
-def _ref(struct: type[Shape]) -> str:
+def _make_ref(struct: type[Shape]) -> str:
     return f"#/$defs/{struct.__name__}"

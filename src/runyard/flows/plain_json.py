@@ -1,55 +1,59 @@
-"""Whether a value is JSON that every part on the way can keep: database, wire, files.
+"""The check that a value is JSON that the database, the wire and files can store.
 
-A recipe may hold anything in its styles, so this walk goes through all of a flow, also where no struct looks.
+A flow may hold anything in its styles, so this checks all of a flow, also the parts that no struct
+describes.
 """
 
 import math
 from typing import Any
 
-from runyard.flows.problems import Findings, step
+from runyard.flows.problems import ProblemCollector, join_pointer
 
-# Deeper than any recipe, and shallow enough that every JSON reader on the way copes.
-DEEPEST = 32
+# Deeper than any real flow, and shallow enough for every JSON parser involved.
+MAX_DEPTH = 32
 
 
-def check_is_json(value: Any, findings: Findings, *, path: tuple[Any, object] | None = None, depth: int = 0) -> None:
-    """Note whatever a database or another JSON reader would choke on, also where a recipe may hold anything.
+def check_json(
+    value: Any, problems: ProblemCollector, *, path: tuple[Any, object] | None = None, depth: int = 0
+) -> None:
+    """Add a problem for every value that a database or another JSON parser would reject.
 
-    ``path`` is a chain of (chain above, name), written out only for a finding, because nearly all values are fine.
+    ``path`` is a chain of (parent chain, name), formatted only for a problem, because nearly all
+    values are valid.
     """
     if value is None or value is True or value is False:
         return
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            findings.add(_pointer(path), value, "text in Unicode without lone surrogates")
+            problems.add(_build_pointer(path), value, "a string without lone surrogates")
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**63:
-            findings.add(_pointer(path), value, "an integer of at most 63 bits")
+            problems.add(_build_pointer(path), value, "an integer of at most 63 bits")
     elif isinstance(value, float):
         if not math.isfinite(value):
-            findings.add(_pointer(path), value, "a finite number")
+            problems.add(_build_pointer(path), value, "a finite number")
     elif isinstance(value, dict | list | tuple):
-        if depth >= DEEPEST:
-            findings.add(_pointer(path), value, f"nested at most {DEEPEST} deep")
+        if depth >= MAX_DEPTH:
+            problems.add(_build_pointer(path), value, f"nested at most {MAX_DEPTH} deep")
             return
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         for name, item in entries:
             if isinstance(value, dict):
                 if not isinstance(name, str):
-                    findings.add(_pointer((path, name)), name, "a field named by a text")
+                    problems.add(_build_pointer((path, name)), name, "a field name that is a string")
                     continue
-                check_is_json(name, findings, path=(path, name), depth=depth + 1)
-            check_is_json(item, findings, path=(path, name), depth=depth + 1)
+                check_json(name, problems, path=(path, name), depth=depth + 1)
+            check_json(item, problems, path=(path, name), depth=depth + 1)
     else:
-        findings.add(_pointer(path), value, "a value that JSON has")
+        problems.add(_build_pointer(path), value, "a JSON value")
 
 
-def _pointer(path: tuple[Any, object] | None) -> str:
+def _build_pointer(path: tuple[Any, object] | None) -> str:
     names: list[object] = []
     while path is not None:
         path, name = path
         names.append(name)
     pointer = ""
     for name in reversed(names):
-        pointer = step(pointer, name)
+        pointer = join_pointer(pointer, name)
     return pointer

@@ -1,7 +1,7 @@
-"""What is wrong with a flow, told all at once.
+"""The problems of a flow, reported all at once.
 
-A person who sends a recipe with five mistakes should hear of five, each with the place, what stands there, what may
-stand there, and a sentence. The server turns these into a 400 answer without looking inside.
+A flow with five mistakes gets five problems, each with its path, the given value, the allowed
+values, and a message. The server returns them in a 400 response unchanged.
 """
 
 import json
@@ -10,14 +10,18 @@ from typing import Any
 
 import msgspec
 
-# Enough for a person; a hostile flow with a hundred thousand mistakes must not get an answer of many megabytes.
-MOST_PROBLEMS = 100
-LONGEST_SHOWN = 80
-LONGEST_NAME = 200
+# Enough for a person; a hostile flow with a hundred thousand mistakes must not get a response of
+# many megabytes.
+MAX_PROBLEMS = 100
+MAX_VALUE_CHARACTERS = 80
+MAX_NAME_CHARACTERS = 200
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """One mistake. ``path`` is a JSON pointer into the flow; ``given`` is short enough to show."""
+    """One thing that is wrong with a body: where it is, what was given, and what is allowed.
+
+    ``path`` is a JSON pointer into the body; ``given`` is short enough to print.
+    """
 
     path: str
     given: Any
@@ -26,7 +30,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FlowProblems(ValueError):
-    """A flow cannot run; ``problems`` holds every mistake that was found, at most ``MOST_PROBLEMS``."""
+    """A flow that cannot run. ``problems`` holds every problem found, at most ``MAX_PROBLEMS``."""
 
     def __init__(self, problems: list[Problem]):
         self.problems = problems
@@ -34,37 +38,43 @@ class FlowProblems(ValueError):
         super().__init__(f"The flow has {count}: " + "; ".join(problem.message for problem in problems))
 
 
-class Findings:
-    """Collects problems while a flow is walked; a second problem at the same place is left out."""
+class ProblemCollector:
+    """The problems found while a flow is validated.
+
+    A second problem at the same path is left out.
+    """
 
     def __init__(self) -> None:
         self._by_path: dict[str, Problem] = {}
-        self._told = 0
+        self._added = 0
 
     def add(self, path: str, given: Any, allowed: str, *, message: str | None = None, hint: str | None = None) -> None:
-        """Note one problem; without ``message`` the sentence says what stands there and what may, then the hint."""
-        self._told += 1
+        """Add one problem.
+
+        The default message names the given and the allowed value, then the hint.
+        """
+        self._added += 1
         if path in self._by_path or self.is_full:
             return
         if message is None:
-            message = f"{path or 'The flow'} is {in_words(given)}; it must be {allowed}."
+            message = f"{path or 'The flow'} is {describe_value(given)}; it must be {allowed}."
             message += f" {hint}" if hint else ""
-        self._by_path[path] = Problem(path=path, given=shown(given), allowed=allowed, message=message)
+        self._by_path[path] = Problem(path=path, given=shorten(given), allowed=allowed, message=message)
 
     def has_none_at(self, *paths: str) -> bool:
-        """Whether the values at these places are sound: no problem there, above or below."""
+        """Return whether the values at these paths are valid: no problem there, above or below."""
         return not any(_is_within(found, path) or _is_within(path, found) for found in self._by_path for path in paths)
 
     @property
     def is_full(self) -> bool:
         """Whether further problems are left out."""
-        return len(self._by_path) >= MOST_PROBLEMS or self._told >= 10 * MOST_PROBLEMS
+        return len(self._by_path) >= MAX_PROBLEMS or self._added >= 10 * MAX_PROBLEMS
 
     def __bool__(self) -> bool:
         return bool(self._by_path)
 
-    def found(self) -> list[Problem]:
-        """The problems, in the order they were found."""
+    def to_list(self) -> list[Problem]:
+        """Return the problems in the order in which they were found."""
         return list(self._by_path.values())
 
 
@@ -72,8 +82,8 @@ def _is_within(inner: str, outer: str) -> bool:
     return inner == outer or inner.startswith(outer + "/")
 
 
-def shown(value: Any) -> Any:
-    """A value as a problem may carry it: plain JSON and short, whatever was sent."""
+def shorten(value: Any) -> Any:
+    """Shorten a value for a problem: plain JSON, whatever was sent."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -81,7 +91,7 @@ def shown(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, str):
-        return _text(value, LONGEST_SHOWN)
+        return _truncate(value, MAX_VALUE_CHARACTERS)
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
     if isinstance(value, dict):
@@ -89,21 +99,21 @@ def shown(value: Any) -> Any:
     return f"a Python {type(value).__name__}"
 
 
-def in_words(value: Any) -> str:
-    """A value inside a sentence: texts quoted, containers described."""
+def describe_value(value: Any) -> str:
+    """Describe a value for a message: strings quoted, containers summarized."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return json.dumps(shown(value), ensure_ascii=False) if isinstance(value, str) else str(shown(value))
+    return json.dumps(shorten(value), ensure_ascii=False) if isinstance(value, str) else str(shorten(value))
 
 
-def _text(text: str, longest: int) -> str:
+def _truncate(text: str, longest: int) -> str:
     short = text if len(text) <= longest else text[:longest] + "…"
     return short.encode(errors="replace").decode()
 
 
-def step(path: str, name: object) -> str:
-    """The JSON pointer one step below ``path``; a name that no recipe has is cut short."""
-    text = _text(name, LONGEST_NAME) if isinstance(name, str) else str(shown(name))
+def join_pointer(path: str, name: object) -> str:
+    """Append a name to a JSON pointer; an overlong name is shortened."""
+    text = _truncate(name, MAX_NAME_CHARACTERS) if isinstance(name, str) else str(shorten(name))
     return f"{path}/{text.replace('~', '~0').replace('/', '~1')}"

@@ -1,4 +1,7 @@
-"""The forms that ``architecture.weights`` may take, as text; whether something exists is for others to find out."""
+"""The forms of ``architecture.weights``, as text.
+
+Whether the weights exist is checked elsewhere.
+"""
 
 import re
 from typing import Literal
@@ -14,8 +17,8 @@ FORMS = "base:NAME, run:RUN_ID/CHECKPOINT, a hub id such as Qwen/Qwen2.5-VL-3B-I
 Form = Literal["run", "base", "hub", "folder"]
 
 
-def form_of(weights: str) -> Form | None:
-    """Return which form a value has; None for one that has none."""
+def classify_weights(weights: str) -> Form | None:
+    """Return the form of a value; None if it has none of them."""
     if weights.startswith("run:"):
         return "run" if MODEL_REFERENCE.fullmatch(weights) else None
     if weights.startswith(BASE_PREFIX):

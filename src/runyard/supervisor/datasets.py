@@ -19,7 +19,7 @@ from runyard.datasets.versions import (
     MANIFEST,
     PACKS,
     VersionError,
-    is_hash,
+    is_sha256,
     read_contents,
     read_manifest,
 )
@@ -128,7 +128,7 @@ class DatasetFetcher:
     def _fill_folder(self, pinned: PinnedVersion, described: AttemptDataset) -> None:
         home = pinned.home
         packs = {pack.sha256: pack.size_bytes for pack in described.packs}
-        if not all(map(is_hash, (*packs, described.manifest.sha256))):
+        if not all(map(is_sha256, (*packs, described.manifest.sha256))):
             raise InvalidDataset("the name of a blob is not a SHA-256 hash")
         if described.manifest.sha256[:ID_LENGTH] != pinned.version:
             raise InvalidDataset(f"its manifest belongs to version {described.manifest.sha256[:ID_LENGTH]}")

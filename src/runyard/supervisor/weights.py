@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runyard import rundir
-from runyard.datasets.versions import is_hash
+from runyard.datasets.versions import is_sha256
 from runyard.ids import MODEL_REFERENCE, resolve_folder
 from runyard.ports import Files
 from runyard.protocol import AttemptWeights, CheckpointFile
@@ -60,7 +60,7 @@ class WeightsFetcher:
         if found is None:
             return
         document: dict[str, Any] = {"weights": found.weights}
-        if all(is_checkpoint_path(file.path) and is_hash(file.sha256) for file in found.files):
+        if all(is_checkpoint_path(file.path) and is_sha256(file.sha256) for file in found.files):
             data_dir, org = Path(str(run["dataDir"])), str(placed["organizationId"])
             name = rundir.weights_name((file.path, file.sha256) for file in found.files)
             home = resolve_folder(data_dir, FOLDER, org, name)

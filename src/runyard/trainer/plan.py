@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from runyard.flows import Recipe
+from runyard.flows import ResolvedFlow
 from runyard.flows.blocks import BUILT_IN_DATASETS, Every
-from runyard.flows.memory import checkpoints_gradients, micro_batch
+from runyard.flows.memory import choose_micro_batch, uses_gradient_checkpointing
 from runyard.trainer.answers import FREEFORM, METRICS, PHRASE_GROUNDING, VQA
 from runyard.trainer.errors import InvalidFlow
 
@@ -107,7 +107,7 @@ class Plan:
     document: dict[str, Any]
 
 
-def choose_threads(recipe: Recipe, *, offered: int) -> int:
+def choose_threads(recipe: ResolvedFlow, *, offered: int) -> int:
     """How many of the threads offered are used.
 
     The tiny model's steps are so short that two threads spend them waiting for each other: little is gained on an idle
@@ -117,7 +117,7 @@ def choose_threads(recipe: Recipe, *, offered: int) -> int:
     return 1 if recipe.is_tiny else max(1, offered)
 
 
-def choose_precision(recipe: Recipe, machine: Machine) -> tuple[str, str]:
+def choose_precision(recipe: ResolvedFlow, machine: Machine) -> tuple[str, str]:
     """The number format of the arithmetic, and why. Asked before the model is loaded."""
     wanted = recipe.model.compute.precision_type
     if wanted == "float16" and machine.device == "cpu":
@@ -131,7 +131,7 @@ def choose_precision(recipe: Recipe, machine: Machine) -> tuple[str, str]:
     return "float32", f"{machine.device_name} has no fast bfloat16"
 
 
-def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
+def make_plan(recipe: ResolvedFlow, machine: Machine, sizes: Sizes) -> Plan:
     """Resolve every ``auto``.
 
     Raises:
@@ -169,7 +169,7 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
     say("cacheBytes", sizes.cache_bytes, "pictures are decoded and processed once")
 
     batch_size = say("batchSize", numbers.batch_size, "samples per optimizer step")
-    micro = micro_batch(recipe, on_cpu=machine.device != "cuda")
+    micro = choose_micro_batch(recipe, on_cpu=machine.device != "cuda")
     if batch_size % micro[0]:
         raise InvalidFlow(f"microBatchSize {micro[0]} does not divide batchSize {batch_size}")
     say("microBatchSize", *micro)
@@ -198,7 +198,7 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: Sizes) -> Plan:
     say("metric", metric, why)
     say("mode", "min" if smaller else "max", "which values of the metric are good")
     wanted = model.compute.gradient_checkpointing
-    checkpointing = checkpoints_gradients(recipe, sizes.parameters)
+    checkpointing = uses_gradient_checkpointing(recipe, sizes.parameters)
     say("gradientCheckpointing", checkpointing, f"{sizes.parameters:,} parameters" if wanted == "auto" else "recipe")
     compiled = False if model.compute.compile == "auto" else model.compute.compile
     say("compile", compiled, "compiling takes longer than it saves" if model.compute.compile == "auto" else "recipe")
@@ -296,7 +296,7 @@ def _settled(name: str, wanted: bool | str, hindrance: str | None) -> tuple[bool
     return None if hindrance is None else (False, hindrance)
 
 
-def _packing(recipe: Recipe, sizes: Sizes, micro_batch_size: int) -> tuple[bool | None, str]:
+def _packing(recipe: ResolvedFlow, sizes: Sizes, micro_batch_size: int) -> tuple[bool | None, str]:
     """Whether samples share rows; None where that is to be measured."""
     wanted, attention = recipe.model.packing, recipe.model.compute.attention
     hindrance = sizes.unpacked
@@ -313,10 +313,10 @@ def _packing(recipe: Recipe, sizes: Sizes, micro_batch_size: int) -> tuple[bool 
     return None, padding
 
 
-def _feature_cache(recipe: Recipe, sizes: Sizes, epochs: float) -> tuple[bool | None, str]:
+def _feature_cache(recipe: ResolvedFlow, sizes: Sizes, epochs: float) -> tuple[bool | None, str]:
     """Whether the features of pictures are kept; None where that is to be measured."""
     wanted, hindrance = recipe.model.compute.feature_cache, sizes.unfrozen
-    if recipe.dataset.varies_pictures:
+    if recipe.dataset.varies_images:
         hindrance = "dataset.augmentation varies the pictures"
     if (settled := _settled("compute.featureCache", wanted, hindrance)) is not None:
         return settled
@@ -325,7 +325,7 @@ def _feature_cache(recipe: Recipe, sizes: Sizes, epochs: float) -> tuple[bool | 
     return None, "the vision encoder is frozen"
 
 
-def _metric(recipe: Recipe, tasks: set[str]) -> tuple[str, bool, str]:
+def _metric(recipe: ResolvedFlow, tasks: set[str]) -> tuple[str, bool, str]:
     """What decides, whether small values of it are good, and why. ``tasks`` are those of the samples measured."""
     wanted, mode = recipe.model.checkpoint.metric, recipe.model.checkpoint.mode
     own = METRIC_OF[recipe.task]
@@ -339,7 +339,7 @@ def _metric(recipe: Recipe, tasks: set[str]) -> tuple[str, bool, str]:
     return metric, smaller, f"the metric of {recipe.task}" if wanted == "auto" else "recipe"
 
 
-def _refuse_what_is_missing(recipe: Recipe, machine: Machine) -> None:
+def _refuse_what_is_missing(recipe: ResolvedFlow, machine: Machine) -> None:
     """Say clearly what this trainer cannot do, rather than do something else."""
     model = recipe.model
     if model.hyperparameters.optimizer.name == "adamw8bit" and machine.device != "cuda":

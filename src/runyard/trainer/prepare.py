@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import torch
 
-from runyard.flows import Recipe, recipe_document
+from runyard.flows import ResolvedFlow, build_flow_document
 from runyard.ids import resolve_folder
 from runyard.model_folders import ModelFolders
 from runyard.rundir import DATASET, MODEL_ADAPTER, MODEL_FULL, read_json
@@ -85,7 +85,7 @@ class Job:
 
     folder: Path
     run: Run
-    recipe: Recipe
+    recipe: ResolvedFlow
     models: dict[str, str]
     folders: ModelFolders = ModelFolders((), Path("/"))
     resume: Path | None = None
@@ -295,7 +295,7 @@ def _encodings(
 
 
 def _encodings_in_memory(
-    recipe: Recipe, data: Dataset, encoder: Encoder, layout: Layout, fitting: Fitting, told: Told
+    recipe: ResolvedFlow, data: Dataset, encoder: Encoder, layout: Layout, fitting: Fitting, told: Told
 ) -> tuple[Dataset, Encodings, Encodings, Fit, None]:
     fit = Fit()
 
@@ -315,7 +315,7 @@ def _encodings_in_memory(
         return kept, EncodedSamples(made, layout)
 
     # Pictures that are varied are encoded anew whenever they are drawn.
-    train, of_train = encoded(data.train, with_pictures=not recipe.dataset.varies_pictures)
+    train, of_train = encoded(data.train, with_pictures=not recipe.dataset.varies_images)
     validation, of_validation = encoded(data.validation)
     left = replace(data, train=train, validation=validation) if fit.refused else data
     _tell_refused(data, left, fit, fitting.in_words, told)
@@ -465,7 +465,7 @@ def _of_built_in(data: Dataset, sizes: Sizes) -> Sizes:
     return replace(sizes, version=version_of(data), tasks=[sample.task or data.task for sample in data.validation])
 
 
-def _generation(recipe: Recipe, model: Model, answer_tokens: int) -> dict[str, Any]:
+def _generation(recipe: ResolvedFlow, model: Model, answer_tokens: int) -> dict[str, Any]:
     """The recipe's generation settings as transformers wants them, and the same kept in the model's own settings."""
     wanted, tokenizer = recipe.model.evaluation, model.processor.tokenizer
     settings: dict[str, Any] = {
@@ -497,7 +497,7 @@ def _generation(recipe: Recipe, model: Model, answer_tokens: int) -> dict[str, A
 def _run_document(job: Job, model: Model, plan: Plan) -> dict[str, Any]:
     """The run with every default and the plan written out: the checkpoint's ``run.json``."""
     document: dict[str, Any] = msgspec.to_builtins(job.run)
-    flow = recipe_document(job.recipe)
+    flow = build_flow_document(job.recipe)
     for block in flow["blocks"]:
         if block["block"] == "vi-model":
             # Readers of the checkpoint need these; the recipe may have left them open.

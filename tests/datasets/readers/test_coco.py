@@ -1,4 +1,6 @@
-"""COCO: boxes in pixels become shares, captions texts, and every defect names its annotation."""
+"""COCO: boxes in pixels become fractions, captions become texts, and every finding names its
+annotation.
+"""
 
 import io
 import json
@@ -7,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from runyard.datasets.readers.json_stream import Malformed, elements
+from runyard.datasets.readers.json_stream import MalformedJson, iter_elements
 from runyard.datasets.records import Freeform
 
-PICTURES = [{"id": 10, "file_name": "a.png", "width": 40, "height": 20}, {"id": 11, "file_name": "b.png"}]
+IMAGES = [{"id": 10, "file_name": "a.png", "width": 40, "height": 20}, {"id": 11, "file_name": "b.png"}]
 CATEGORIES = [{"id": 1, "name": "red tin"}, {"id": 2, "name": "box"}]
 
 
-def coco(*annotations: dict[str, Any], pictures: Any = PICTURES, categories: Any = CATEGORIES) -> str:
-    document = {"info": {"year": 2026}, "annotations": list(annotations), "images": pictures, "categories": categories}
+def coco(*annotations: dict[str, Any], images: Any = IMAGES, categories: Any = CATEGORIES) -> str:
+    document = {"info": {"year": 2026}, "annotations": list(annotations), "images": images, "categories": categories}
     return json.dumps(document, indent=1)
 
 
@@ -24,16 +26,16 @@ def box(category: Any, *bbox: Any, image: Any = 10, **more: Any) -> dict[str, An
 
 
 @pytest.fixture
-def pictures(shelf: Any, picture: Any) -> Any:
-    return shelf.put("images/a.png", picture(40, 20)).put("images/b.png", picture(30, 30))
+def images(shelf: Any, make_png: Any) -> Any:
+    return shelf.put("images/a.png", make_png(40, 20)).put("images/b.png", make_png(30, 30))
 
 
-def test_annotations_of_a_picture_become_one_row(pictures: Any) -> None:
+def test_annotations_of_an_image_become_one_row(images: Any) -> None:
     found = coco(box(1, 4, 2, 8, 4), box(2, 0, 0, 30, 15, image=11), box(1, 20, 10, 20, 10), box(2, 0, 0, 40, 20))
-    taken = pictures.put("annotations/instances.json", found).take()
-    assert (taken.outcome.format, taken.outcome.type, taken.findings) == ("Coco", "phrase-grounding", [])
-    assert [record.id for record in taken.records] == ["images/a.png", "images/b.png"]
-    contents = taken.records[0].contents
+    result = images.put("annotations/instances.json", found).check()
+    assert (result.outcome.format, result.outcome.type, result.findings) == ("Coco", "phrase-grounding", [])
+    assert [record.id for record in result.records] == ["images/a.png", "images/b.png"]
+    contents = result.records[0].contents
     assert contents.caption == "red tin and box"
     assert [(one.phrase, one.start_token_index, one.end_token_index) for one in contents.grounded_phrases] == [
         ("red tin", 0, 2),
@@ -42,27 +44,27 @@ def test_annotations_of_a_picture_become_one_row(pictures: Any) -> None:
     assert contents.grounded_phrases[0].bounds == [(0.1, 0.1, 0.3, 0.3), (0.5, 0.5, 1.0, 1.0)]
 
 
-def test_captions_become_texts(pictures: Any) -> None:
+def test_captions_become_texts(images: Any) -> None:
     captions = [{"id": 1, "image_id": 10, "caption": " A tin. "}, {"id": 2, "image_id": 10, "caption": "Red."}]
-    taken = pictures.put("captions.json", coco(*captions)).take()
-    assert taken.outcome.type == "freeform"
-    assert [(record.id, record.contents) for record in taken.records] == [
+    result = images.put("captions.json", coco(*captions)).check()
+    assert result.outcome.type == "freeform"
+    assert [(record.id, record.contents) for record in result.records] == [
         ("images/a.png#1", Freeform(text="A tin.")),
         ("images/a.png#2", Freeform(text="Red.")),
     ]
 
 
-def test_a_file_of_the_other_kind_is_told(pictures: Any) -> None:
-    pictures.put("a.json", coco(box(1, 4, 2, 8, 4)))
-    taken = pictures.put("b.json", coco({"id": 1, "image_id": 10, "caption": "x"})).take("phrase-grounding")
-    assert len(taken.records) == 1
-    assert [found.file for found in taken.findings if found.code == "FileIgnored"] == ["b.json"]
+def test_a_file_of_the_other_kind_is_reported(images: Any) -> None:
+    images.put("a.json", coco(box(1, 4, 2, 8, 4)))
+    result = images.put("b.json", coco({"id": 1, "image_id": 10, "caption": "x"})).check("phrase-grounding")
+    assert len(result.records) == 1
+    assert [found.file for found in result.findings if found.code == "FileIgnored"] == ["b.json"]
 
 
-def test_a_box_is_put_round_polygons_that_have_none(pictures: Any) -> None:
+def test_a_box_is_put_round_polygons_that_have_none(images: Any) -> None:
     one = {"image_id": 10, "category_id": 1, "segmentation": [[4, 2, 12, 2, 12, 6]]}
-    taken = pictures.put("a.json", coco(one)).take()
-    assert taken.records[0].contents.grounded_phrases[0].bounds == [(0.1, 0.1, 0.3, 0.3)]
+    result = images.put("a.json", coco(one)).check()
+    assert result.records[0].contents.grounded_phrases[0].bounds == [(0.1, 0.1, 0.3, 0.3)]
 
 
 @pytest.mark.parametrize(
@@ -79,11 +81,11 @@ def test_a_box_is_put_round_polygons_that_have_none(pictures: Any) -> None:
         ({"image_id": 10, "bbox": [1, 2, 3, 4]}, "FieldMissing", "annotations[1].category_id"),
     ],
 )
-def test_a_defect_leaves_the_row_of_its_picture_out(pictures: Any, bad: Any, code: str, field: str) -> None:
+def test_an_error_leaves_out_the_row_of_its_image(images: Any, bad: Any, code: str, field: str) -> None:
     good = [box(1, 4, 2, 8, 4), bad, box(2, 0, 0, 30, 15, image=11)]
-    taken = pictures.put("a.json", coco(*good)).take()
-    assert [record.asset.filename for record in taken.records] == ["images/b.png"]
-    assert [(found.code, found.field) for found in taken.findings] == [(code, field)]
+    result = images.put("a.json", coco(*good)).check()
+    assert [record.asset.filename for record in result.records] == ["images/b.png"]
+    assert [(found.code, found.field) for found in result.findings] == [(code, field)]
 
 
 @pytest.mark.parametrize(
@@ -91,40 +93,40 @@ def test_a_defect_leaves_the_row_of_its_picture_out(pictures: Any, bad: Any, cod
     [
         (coco(box(1, 4, 2, 8, 4), box(1, 4, 2, 8, 4, image=99)), "FieldInvalid", "annotations[1].image_id"),
         (coco(box(1, 4, 2, 8, 4), {"bbox": []}), "FieldMissing", "annotations[1].image_id"),
-        (coco(box(1, 4, 2, 8, 4), pictures=[*PICTURES, {"id": 12}]), "FieldMissing", "images[2].file_name"),
-        (coco(box(1, 4, 2, 8, 4), pictures=[*PICTURES, PICTURES[0]]), "IdDuplicate", "images[2].id"),
+        (coco(box(1, 4, 2, 8, 4), images=[*IMAGES, {"id": 12}]), "FieldMissing", "images[2].file_name"),
+        (coco(box(1, 4, 2, 8, 4), images=[*IMAGES, IMAGES[0]]), "IdDuplicate", "images[2].id"),
         (coco(box(1, 4, 2, 8, 4), categories=[*CATEGORIES, {"id": 3}]), "FieldMissing", "categories[2].name"),
     ],
 )
-def test_what_belongs_to_no_picture_is_told_alone(pictures: Any, document: str, code: str, field: str) -> None:
-    taken = pictures.put("a.json", document).take()
-    assert len(taken.records) == 1
-    assert [(f.code, f.field) for f in taken.findings if f.code != "AnnotationsAbsent"] == [(code, field)]
+def test_a_row_without_an_image_is_reported_alone(images: Any, document: str, code: str, field: str) -> None:
+    result = images.put("a.json", document).check()
+    assert len(result.records) == 1
+    assert [(f.code, f.field) for f in result.findings if f.code != "AnnotationsAbsent"] == [(code, field)]
 
 
-def test_a_picture_that_is_not_there_is_told_with_its_place(pictures: Any) -> None:
-    document = coco(box(1, 4, 2, 8, 4, image=1), pictures=[*PICTURES, {"id": 1, "file_name": "c.png"}])
-    taken = pictures.put("a.json", document).take()
-    found = next(found for found in taken.findings if found.code == "ImageMissing")
+def test_a_missing_image_is_reported_with_its_location(images: Any) -> None:
+    document = coco(box(1, 4, 2, 8, 4, image=1), images=[*IMAGES, {"id": 1, "file_name": "c.png"}])
+    result = images.put("a.json", document).check()
+    found = next(found for found in result.findings if found.code == "ImageMissing")
     assert (found.field, found.value) == ("images[2]", "c.png")
 
 
-def test_a_size_of_another_picture_is_told(pictures: Any) -> None:
-    taken = pictures.put("a.json", coco(box(1, 4, 2, 8, 4), pictures=[{**PICTURES[0], "width": 41}])).take()
-    assert [found.code for found in taken.findings if found.severity == "error"] == ["SizeMismatch"]
+def test_a_size_of_another_image_is_reported(images: Any) -> None:
+    result = images.put("a.json", coco(box(1, 4, 2, 8, 4), images=[{**IMAGES[0], "width": 41}])).check()
+    assert [found.code for found in result.findings if found.severity == "error"] == ["SizeMismatch"]
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.6, 0.99])
-def test_a_file_that_was_cut_off_is_told_with_its_line(pictures: Any, cut: float) -> None:
+def test_a_file_that_was_cut_off_is_reported_with_its_line(images: Any, cut: float) -> None:
     document = coco(*(box(1, 4, 2, 8, 4) for _ in range(5)))
     text = document[: int(len(document) * cut)]
-    taken = pictures.put("a.json", text).take()
-    (found,) = (found for found in taken.findings if found.severity == "error")
-    assert (found.code, taken.records) == ("FileUnreadable", [])
+    result = images.put("a.json", text).check()
+    (found,) = (found for found in result.findings if found.severity == "error")
+    assert (found.code, result.records) == ("FileUnreadable", [])
     assert found.line == pytest.approx(text.count("\n") + 1, abs=12)
 
 
-# json_stream ---------------------------------------------------------------------------------------------------------
+# json_stream --------------------------------------------------------------------------------------
 
 
 class Dripping(io.BytesIO):
@@ -139,7 +141,7 @@ def test_elements_come_one_by_one_whatever_the_chunks(file: Any) -> None:
     document = {"a": [1, "é箱", {"b": [2]}, 12345, True], "c": {"d": [1]}, "e": [], "f": "x", "g": [[3]]}
     data = json.dumps(document, ensure_ascii=False, indent=2).encode()
     expected = [(key, n, v) for key in ("a", "e", "g") for n, v in enumerate(document[key])]
-    assert list(elements(file(data))) == expected
+    assert list(iter_elements(file(data))) == expected
 
 
 @pytest.mark.parametrize(
@@ -158,9 +160,9 @@ def test_elements_come_one_by_one_whatever_the_chunks(file: Any) -> None:
         '{"a":[' + "[" * 9000,
     ],
 )
-def test_what_is_no_object_of_arrays_is_refused(text: str) -> None:
-    with pytest.raises(Malformed):
-        list(elements(io.BytesIO(text.encode())))
+def test_what_is_no_object_of_arrays_is_rejected(text: str) -> None:
+    with pytest.raises(MalformedJson):
+        list(iter_elements(io.BytesIO(text.encode())))
 
 
 def test_a_file_larger_than_its_window_is_held_in_part_only() -> None:
@@ -169,7 +171,7 @@ def test_a_file_larger_than_its_window_is_held_in_part_only() -> None:
     data = b'{"annotations":[' + b",".join(b'{"x":"%s"}' % (b"y" * 1000) for _ in range(20_000)) + b"]}"
     tracemalloc.start()
     try:
-        assert sum(1 for _ in elements(io.BytesIO(data))) == 20_000
+        assert sum(1 for _ in iter_elements(io.BytesIO(data))) == 20_000
         assert tracemalloc.get_traced_memory()[1] < len(data) / 2
     finally:
         tracemalloc.stop()

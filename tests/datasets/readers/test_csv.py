@@ -6,8 +6,8 @@ import pytest
 
 
 @pytest.fixture
-def pictures(shelf: Any, picture: Any) -> Any:
-    return shelf.put("a.png", picture(40, 20)).put("b.png", picture(30, 30))
+def images(shelf: Any, make_png: Any) -> Any:
+    return shelf.put("a.png", make_png(40, 20)).put("b.png", make_png(30, 30))
 
 
 FOUR = "filename,xmin,ymin,xmax,ymax,class\na.png,4,2,12,6,tin\nb.png,0,0,15,30,box\na.png,20,10,40,20,tin\n"
@@ -40,10 +40,10 @@ FOUR = "filename,xmin,ymin,xmax,ymax,class\na.png,4,2,12,6,tin\nb.png,0,0,15,30,
         ),
     ],
 )
-def test_the_same_boxes_in_every_way_of_writing(pictures: Any, format: str, text: str) -> None:
-    taken = pictures.put("rows.csv", text).take()
-    assert (taken.outcome.format, taken.findings) == (format, [])
-    first, second = taken.records
+def test_the_same_boxes_in_every_way_of_writing(images: Any, format: str, text: str) -> None:
+    result = images.put("rows.csv", text).check()
+    assert (result.outcome.format, result.findings) == (format, [])
+    first, second = result.records
     assert [first.asset.filename, second.asset.filename] == ["a.png", "b.png"]
     (tin,) = first.contents.grounded_phrases
     assert tin.phrase == first.contents.caption == "tin"
@@ -65,27 +65,27 @@ def test_the_same_boxes_in_every_way_of_writing(pictures: Any, format: str, text
         ("a.png,4,22,8,26,tin", "BoxOutside", "xmin,ymin,xmax,ymax"),
     ],
 )
-def test_defects_name_their_own_line(pictures: Any, bad: str, code: str, field: str | None) -> None:
-    taken = pictures.put("rows.csv", FOUR + bad + "\n").take()
-    errors = [found for found in taken.findings if found.severity == "error"]
+def test_findings_name_their_own_line(images: Any, bad: str, code: str, field: str | None) -> None:
+    result = images.put("rows.csv", FOUR + bad + "\n").check()
+    errors = [found for found in result.findings if found.severity == "error"]
     assert [(found.code, found.line, found.field) for found in errors] == [(code, 5, field)]
 
 
-def test_lines_are_counted_as_an_editor_counts_them(pictures: Any) -> None:
+def test_lines_are_counted_as_an_editor_counts_them(images: Any) -> None:
     text = FOUR + 'b.png,0,0,15,30,"two\nlines"\n\nz.png,1,1,2,2,tin\n'
-    taken = pictures.put("rows.csv", text).take()
-    assert [(found.code, found.line) for found in taken.findings if found.severity == "error"] == [("ImageMissing", 8)]
+    result = images.put("rows.csv", text).check()
+    assert [(found.code, found.line) for found in result.findings if found.severity == "error"] == [("ImageMissing", 8)]
 
 
-def test_a_file_that_is_not_utf8_is_refused_as_a_whole(pictures: Any) -> None:
-    taken = pictures.put("rows.csv", FOUR.encode() + b"b.png,1,1,2,2,d\xe9\n").take()
-    assert taken.records == []
-    assert [(found.code, found.action) for found in taken.findings if found.severity == "error"] == [
+def test_a_file_that_is_not_utf8_is_rejected_as_a_whole(images: Any) -> None:
+    result = images.put("rows.csv", FOUR.encode() + b"b.png,1,1,2,2,d\xe9\n").check()
+    assert result.records == []
+    assert [(found.code, found.action) for found in result.findings if found.severity == "error"] == [
         ("EncodingWrong", "FileRejected")
     ]
 
 
-def test_a_size_that_is_not_the_pictures_is_told(pictures: Any) -> None:
+def test_a_size_that_is_not_the_images_is_reported(images: Any) -> None:
     text = "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,41,20,tin,4,2,12,6\n"
-    taken = pictures.put("rows.csv", text).take()
-    assert [(found.code, found.line) for found in taken.findings if found.severity == "error"] == [("SizeMismatch", 2)]
+    result = images.put("rows.csv", text).check()
+    assert [(found.code, found.line) for found in result.findings if found.severity == "error"] == [("SizeMismatch", 2)]

@@ -28,40 +28,40 @@ def stream(path: Path, rows: list[dict[str, Any]], metadata: dict[str, str] | No
         writer.write_table(table)
 
 
-def asked(contents: object) -> list[tuple[str, str]]:
+def list_questions(contents: object) -> list[tuple[str, str]]:
     assert isinstance(contents, Vqa)
     return [(one.question, one.answer) for one in contents.interactions]
 
 
 @pytest.mark.parametrize("make", [write, stream])
-def test_questions_with_pictures_inside(shelf: Any, picture: Callable[..., bytes], make: Callable[..., None]) -> None:
+def test_questions_with_images_inside(shelf: Any, make_png: Callable[..., bytes], make: Callable[..., None]) -> None:
     ending = "parquet" if make is write else "arrow"
     rows = [
-        {"image": {"bytes": picture(30, 10), "path": "a.png"}, "question": "How many?", "answers": ["2", "3", "2"]},
-        {"image": {"bytes": picture(31, 10), "path": None}, "question": "What?", "answers": ["a tin"]},
-        {"image": {"bytes": picture(32, 10), "path": "../x.png"}, "question": "Who?", "answers": ["she"]},
+        {"image": {"bytes": make_png(30, 10), "path": "a.png"}, "question": "How many?", "answers": ["2", "3", "2"]},
+        {"image": {"bytes": make_png(31, 10), "path": None}, "question": "What?", "answers": ["a tin"]},
+        {"image": {"bytes": make_png(32, 10), "path": "../x.png"}, "question": "Who?", "answers": ["she"]},
     ]
     make(shelf.folder / f"data/train-0.{ending}", rows)
-    taken = shelf.take("vqa")
-    assert [(r.asset.filename, r.asset.width) for r in taken.records] == [
+    result = shelf.check("vqa")
+    assert [(r.asset.filename, r.asset.width) for r in result.records] == [
         ("a.png", 30),
         ("data/train-0/000002.png", 31),
         ("data/train-0/000003.png", 32),
     ]
-    assert [asked(record.contents) for record in taken.records] == [
+    assert [list_questions(record.contents) for record in result.records] == [
         [("How many?", "2")],
         [("What?", "a tin")],
         [("Who?", "she")],
     ]
-    assert taken.outcome.format == "Parquet"
-    assert taken.findings == []
+    assert result.outcome.format == "Parquet"
+    assert result.findings == []
 
 
-def test_detection_tables_by_the_features_of_the_schema(shelf: Any, picture: Callable[..., bytes]) -> None:
+def test_detection_tables_by_the_features_of_the_schema(shelf: Any, make_png: Callable[..., bytes]) -> None:
     rows = [
         {
             "image_id": n,
-            "photo": {"bytes": picture(40, 20 + n), "path": None},
+            "photo": {"bytes": make_png(40, 20 + n), "path": None},
             "objects": {"bbox": [[4.0, 5.0, 8.0, 10.0], [0, 0, 40, 20]], "category": [1, 0]},
         }
         for n in range(2)
@@ -71,9 +71,9 @@ def test_detection_tables_by_the_features_of_the_schema(shelf: Any, picture: Cal
         {"category": {"feature": CLASS, "_type": "List"}},
     ):
         write(shelf.folder / "train.parquet", rows, features(photo={"_type": "Image"}, objects=objects))
-        taken = shelf.take()
-        assert taken.outcome.type == "phrase-grounding"
-        contents = taken.records[0].contents
+        result = shelf.check()
+        assert result.outcome.type == "phrase-grounding"
+        contents = result.records[0].contents
         assert isinstance(contents, PhraseGrounding)
         assert contents.caption == "tin and box"
         assert [(p.phrase, p.bounds) for p in contents.grounded_phrases] == [
@@ -82,61 +82,64 @@ def test_detection_tables_by_the_features_of_the_schema(shelf: Any, picture: Cal
         ]
 
 
-def test_classes_without_names_are_told(shelf: Any, picture: Callable[..., bytes]) -> None:
-    rows = [{"image": {"bytes": picture(), "path": "a.png"}, "label": number} for number in (0, 2, -1)]
+def test_classes_without_names_are_reported(shelf: Any, make_png: Callable[..., bytes]) -> None:
+    rows = [{"image": {"bytes": make_png(), "path": "a.png"}, "label": number} for number in (0, 2, -1)]
     write(shelf.folder / "train.parquet", rows, features(label=CLASS))
-    taken = shelf.take("freeform")
-    assert [record.contents for record in taken.records] == [Freeform(text="box")]
-    assert [(f.code, f.line, f.field) for f in taken.findings if f.severity == "error"] == [
+    result = shelf.check("freeform")
+    assert [record.contents for record in result.records] == [Freeform(text="box")]
+    assert [(f.code, f.line, f.field) for f in result.findings if f.severity == "error"] == [
         ("ClassUnknown", 2, "label"),
         ("ClassUnknown", 3, "label"),
     ]
-    assert asked(shelf.take("vqa").records[0].contents) == [("What is this?", "box")]
-    assert shelf.take("vqa").codes.count("QuestionAssumed") == 1
+    assert list_questions(shelf.check("vqa").records[0].contents) == [("What is this?", "box")]
+    assert shelf.check("vqa").codes.count("QuestionAssumed") == 1
 
 
-def test_pictures_by_name_and_captions_in_lists(shelf: Any, picture: Callable[..., bytes]) -> None:
-    shelf.put("pictures/a.png", picture())
+def test_images_by_name_and_captions_in_lists(shelf: Any, make_png: Callable[..., bytes]) -> None:
+    shelf.put("images/a.png", make_png())
     rows = [{"file_name": "a.png", "captions": ["red", "a red field"]}, {"file_name": "b.png", "captions": ["none"]}]
     write(shelf.folder / "captions.parquet", rows)
-    taken = shelf.take("freeform")
-    assert [(r.id, r.contents) for r in taken.records] == [
+    result = shelf.check("freeform")
+    assert [(r.id, r.contents) for r in result.records] == [
         ("captions.parquet:1", Freeform(text="red")),
         ("captions.parquet:1-2", Freeform(text="a red field")),
     ]
-    assert [(f.code, f.line) for f in taken.findings] == [("ImageMissing", 2)]
+    assert [(f.code, f.line) for f in result.findings] == [("ImageMissing", 2)]
 
 
-def test_talks_in_columns(shelf: Any, picture: Callable[..., bytes]) -> None:
-    image = {"bytes": picture(), "path": "a.png"}
+def test_conversations_in_columns(shelf: Any, make_png: Callable[..., bytes]) -> None:
+    image = {"bytes": make_png(), "path": "a.png"}
     write(shelf.folder / "a.parquet", [{"images": [image], "texts": [{"user": "<image>Who?", "assistant": "She."}]}])
     talk = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "He."}]
     write(shelf.folder / "b.parquet", [{"image": image, "messages": talk}])
-    assert [asked(record.contents) for record in shelf.take("vqa").records] == [[("Who?", "She.")], [("Who?", "He.")]]
+    assert [list_questions(record.contents) for record in shelf.check("vqa").records] == [
+        [("Who?", "She.")],
+        [("Who?", "He.")],
+    ]
 
 
-def test_rows_of_one_picture_take_it_once(shelf: Any, picture: Callable[..., bytes]) -> None:
-    image, other = {"bytes": picture(), "path": "a.png"}, {"bytes": picture(50), "path": "a.png"}
+def test_rows_of_one_image_take_it_once(shelf: Any, make_png: Callable[..., bytes]) -> None:
+    image, other = {"bytes": make_png(), "path": "a.png"}, {"bytes": make_png(50), "path": "a.png"}
     rows = [{"image": one, "question": f"{n}?", "answer": "yes"} for n, one in enumerate([image, image, other])]
     write(shelf.folder / "train.parquet", rows)
-    taken = shelf.take("vqa")
-    assert [record.asset.filename for record in taken.records] == ["a.png", "a.png", "train/000003-a.png"]
-    assert taken.outcome.counts["images"] == 2
-    assert taken.findings == []
+    result = shelf.check("vqa")
+    assert [record.asset.filename for record in result.records] == ["a.png", "a.png", "train/000003-a.png"]
+    assert result.outcome.counts["images"] == 2
+    assert result.findings == []
 
 
-def test_columns_that_fit_nothing_and_pictures_that_are_none(shelf: Any, picture: Callable[..., bytes]) -> None:
+def test_columns_that_fit_nothing_and_images_that_are_none(shelf: Any, make_png: Callable[..., bytes]) -> None:
     write(shelf.folder / "a.parquet", [{"question": "Who?", "answer": "She."}])
-    write(shelf.folder / "b.parquet", [{"image": {"bytes": picture(), "path": None}, "weight": 3}] * 3)
+    write(shelf.folder / "b.parquet", [{"image": {"bytes": make_png(), "path": None}, "weight": 3}] * 3)
     write(
         shelf.folder / "c.parquet",
-        [{"image": {"bytes": b"no picture", "path": None}, "question": "Who?", "answer": "She."}],
+        [{"image": {"bytes": b"no image", "path": None}, "question": "Who?", "answer": "She."}],
     )
     write(shelf.folder / "d.parquet", [{"image": None, "question": "Who?", "answer": "She."}])
     shelf.put("e.parquet", b"").put("f.parquet", b"PAR1 and nothing else PAR1").put("cache-1.arrow", b"")
-    taken = shelf.take("vqa")
-    assert taken.records == []
-    assert [(f.file, f.code) for f in taken.findings if f.severity == "error"] == [
+    result = shelf.check("vqa")
+    assert result.records == []
+    assert [(f.file, f.code) for f in result.findings if f.severity == "error"] == [
         ("a.parquet", "FieldMissing"),
         ("b.parquet", "ContentsUnfit"),
         ("c.parquet", "ImageBroken"),

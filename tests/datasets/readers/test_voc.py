@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from runyard.datasets.readers.voc import XmlRefused, parsed
+from runyard.datasets.readers.voc import XmlRejected, parse_xml
 
 
 def voc(*objects: str, size: str = "<size><width>40</width><height>20</height></size>", name: str = "a.png") -> str:
@@ -12,49 +12,51 @@ def voc(*objects: str, size: str = "<size><width>40</width><height>20</height></
     return f'<?xml version="1.0"?>\n<annotation>\n<filename>{name}</filename>\n{size}\n{body}\n</annotation>\n'
 
 
-def thing(name: str, *corners: Any) -> str:
+def make_object(name: str, *corners: Any) -> str:
     tags = "".join(f"<{tag}>{c}</{tag}>" for tag, c in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=False))
     return f"<object><name>{name}</name><bndbox>{tags}</bndbox></object>"
 
 
 @pytest.fixture
-def pictures(shelf: Any, picture: Any) -> Any:
-    return shelf.put("images/a.png", picture(40, 20))
+def images(shelf: Any, make_png: Any) -> Any:
+    return shelf.put("images/a.png", make_png(40, 20))
 
 
-def test_objects_become_phrases(pictures: Any) -> None:
-    taken = pictures.put("xml/a.xml", voc(thing("tin &amp; lid", 4, 2, 12, 6), thing("box", 0, 0, 40, "20.0"))).take()
-    assert (taken.outcome.format, taken.findings) == ("PascalVoc", [])
-    contents = taken.records[0].contents
+def test_objects_become_phrases(images: Any) -> None:
+    result = images.put(
+        "xml/a.xml", voc(make_object("tin &amp; lid", 4, 2, 12, 6), make_object("box", 0, 0, 40, "20.0"))
+    ).check()
+    assert (result.outcome.format, result.findings) == ("PascalVoc", [])
+    contents = result.records[0].contents
     assert contents.caption == "tin & lid and box"
     assert contents.grounded_phrases[0].bounds == [(0.1, 0.1, 0.3, 0.3)]
 
 
 @pytest.mark.parametrize("name", ["", "gone.jpg"])
-def test_a_picture_is_found_by_the_files_own_name(pictures: Any, name: str) -> None:
-    taken = pictures.put("xml/a.xml", voc(thing("tin", 4, 2, 12, 6), name=name)).take()
-    assert [record.asset.filename for record in taken.records] == ["images/a.png"]
+def test_an_image_is_found_by_the_files_own_name(images: Any, name: str) -> None:
+    result = images.put("xml/a.xml", voc(make_object("tin", 4, 2, 12, 6), name=name)).check()
+    assert [record.asset.filename for record in result.records] == ["images/a.png"]
 
 
-def test_zeros_for_a_size_mean_that_it_is_not_known(pictures: Any) -> None:
+def test_zeros_for_a_size_mean_that_it_is_not_known(images: Any) -> None:
     size = "<size><width>0</width><height>0</height></size>"
-    assert pictures.put("a.xml", voc(thing("tin", 4, 2, 12, 6), size=size)).take().findings == []
+    assert images.put("a.xml", voc(make_object("tin", 4, 2, 12, 6), size=size)).check().findings == []
 
 
 @pytest.mark.parametrize(
     ("bad", "code", "field"),
     [
         ("<object><name>x</name></object>", "FieldMissing", "object[1].bndbox"),
-        (thing("x", 1, 2, 3), "FieldMissing", "object[1].bndbox.ymax"),
-        (thing("x", 1, 2, "3,5", 4), "FieldInvalid", "object[1].bndbox.xmax"),
-        (thing("x", 1, 2, "nan", 4), "BoxNotFinite", "object[1].bndbox"),
-        (thing("x", 9, 2, 3, 4), "BoxCornersSwapped", "object[1].bndbox"),
-        (thing("", 1, 2, 3, 4), "PhraseEmpty", "object[1].bndbox"),
+        (make_object("x", 1, 2, 3), "FieldMissing", "object[1].bndbox.ymax"),
+        (make_object("x", 1, 2, "3,5", 4), "FieldInvalid", "object[1].bndbox.xmax"),
+        (make_object("x", 1, 2, "nan", 4), "BoxNotFinite", "object[1].bndbox"),
+        (make_object("x", 9, 2, 3, 4), "BoxCornersSwapped", "object[1].bndbox"),
+        (make_object("", 1, 2, 3, 4), "PhraseEmpty", "object[1].bndbox"),
     ],
 )
-def test_defects_name_the_line_of_their_object(pictures: Any, bad: str, code: str, field: str) -> None:
-    taken = pictures.put("a.xml", voc(thing("tin", 4, 2, 12, 6), bad)).take()
-    errors = [found for found in taken.findings if found.severity == "error"]
+def test_findings_name_the_line_of_their_object(images: Any, bad: str, code: str, field: str) -> None:
+    result = images.put("a.xml", voc(make_object("tin", 4, 2, 12, 6), bad)).check()
+    errors = [found for found in result.findings if found.severity == "error"]
     assert [(found.code, found.line, found.field) for found in errors] == [(code, 6, field)]
 
 
@@ -70,15 +72,15 @@ def test_defects_name_the_line_of_their_object(pictures: Any, bad: str, code: st
         "<annotation>&undefined;</annotation>",
     ],
 )
-def test_xml_that_is_broken_or_reaches_out_is_refused(pictures: Any, text: str) -> None:
-    taken = pictures.put("a.xml", voc(thing("tin", 4, 2, 12, 6))).put("b.xml", text).take()
-    assert len(taken.records) == 1
-    assert [(found.code, found.file, found.action) for found in taken.findings] == [
+def test_xml_that_is_broken_or_reaches_out_is_rejected(images: Any, text: str) -> None:
+    result = images.put("a.xml", voc(make_object("tin", 4, 2, 12, 6))).put("b.xml", text).check()
+    assert len(result.records) == 1
+    assert [(found.code, found.file, found.action) for found in result.findings] == [
         ("FileUnreadable", "b.xml", "FileRejected")
     ]
 
 
 def test_a_document_type_is_seen_in_every_encoding() -> None:
     text = '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>'
-    with pytest.raises(XmlRefused):
-        parsed(text.encode("utf-16"))
+    with pytest.raises(XmlRejected):
+        parse_xml(text.encode("utf-16"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runyard.datasets.readers import by_name as reader_named
+from runyard.datasets.readers.registry import find_reader
 from runyard.datasets.records import (
     AssetRef,
     Box,
@@ -16,10 +16,11 @@ from runyard.datasets.records import (
     PhraseGrounding,
     Record,
     Vqa,
-    grounding_of,
+    make_grounding,
 )
-from runyard.datasets.writers import WRITERS, Item, by_name
+from runyard.datasets.writers.base import Item
 from runyard.datasets.writers.csv import CsvFourCorner, CsvWidthHeight
+from runyard.datasets.writers.registry import WRITERS, find_writer
 
 BOXES: dict[str, list[tuple[str, Box]]] = {
     "a.png": [("red tin", (0.1, 0.2, 1 / 3, 0.75)), ("box", (0.0, 0.0, 1.0, 1.0)), ("red tin", (0.5, 0.5, 0.9, 0.95))],
@@ -37,50 +38,50 @@ def record(number: int, filename: str, contents: Contents) -> Record:
 
 def detection_items(item: Make) -> list[Item]:
     return [
-        item(name, *([record(n, name, grounding_of(boxes))] if boxes else []))
+        item(name, *([record(n, name, make_grounding(boxes))] if boxes else []))
         for n, (name, boxes) in enumerate(BOXES.items())
     ]
 
 
-def flat(contents: PhraseGrounding) -> list[tuple[str, list[Any]]]:
+def flatten_boxes(contents: PhraseGrounding) -> list[tuple[str, list[Any]]]:
     return [(one.phrase, [pytest.approx(box, abs=4e-6) for box in one.bounds]) for one in contents.grounded_phrases]
 
 
 def assert_same(shelf: Any, item: Make, format: str) -> None:
-    taken = shelf.take("phrase-grounding")
-    assert taken.outcome.format == format
-    assert [found for found in taken.findings if found.code != "AnnotationsAbsent"] == []
-    by_picture = {one.asset.filename.removeprefix("images/"): one.contents for one in taken.records}
+    result = shelf.check("phrase-grounding")
+    assert result.outcome.format == format
+    assert [found for found in result.findings if found.code != "AnnotationsAbsent"] == []
+    by_image = {one.asset.filename.removeprefix("images/"): one.contents for one in result.records}
     expected = {one.asset.filename: one.records[0].contents for one in detection_items(item) if one.records}
-    assert {name: contents.caption for name, contents in by_picture.items()} == {
+    assert {name: contents.caption for name, contents in by_image.items()} == {
         name: contents.caption for name, contents in expected.items() if isinstance(contents, PhraseGrounding)
     }
     for name, contents in expected.items():
         assert isinstance(contents, PhraseGrounding)
-        spans = [(one.start_token_index, one.end_token_index) for one in by_picture[name].grounded_phrases]
+        spans = [(one.start_token_index, one.end_token_index) for one in by_image[name].grounded_phrases]
         assert spans == [(one.start_token_index, one.end_token_index) for one in contents.grounded_phrases]
-        assert [(one.phrase, one.bounds) for one in by_picture[name].grounded_phrases] == flat(contents)
+        assert [(one.phrase, one.bounds) for one in by_image[name].grounded_phrases] == flatten_boxes(contents)
 
 
 @pytest.mark.parametrize("format", DETECTION)
 def test_boxes_and_names_come_back(shelf: Any, item: Make, format: str) -> None:
-    writer = by_name(format)
+    writer = find_writer(format)
     assert writer is not None
-    writer.write(detection_items(item), shelf.folder, with_pictures=True)
+    writer.write(detection_items(item), shelf.folder, with_images=True)
     assert_same(shelf, item, format)
 
 
 @pytest.mark.parametrize("writer", [CsvFourCorner(is_normalized=False), CsvWidthHeight(is_normalized=False)])
 def test_csv_in_pixels_comes_back(shelf: Any, item: Make, writer: Any) -> None:
-    writer.write(detection_items(item), shelf.folder, with_pictures=True)
+    writer.write(detection_items(item), shelf.folder, with_images=True)
     assert_same(shelf, item, writer.name)
 
 
 @pytest.mark.parametrize("format", DETECTION)
-def test_annotations_alone_have_no_pictures(item: Make, tmp_path: Path, format: str) -> None:
-    writer = by_name(format)
+def test_annotations_alone_have_no_images(item: Make, tmp_path: Path, format: str) -> None:
+    writer = find_writer(format)
     assert writer is not None
-    writer.write(detection_items(item), tmp_path, with_pictures=False)
+    writer.write(detection_items(item), tmp_path, with_images=False)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if path.suffix == ".png"]
@@ -90,57 +91,57 @@ def test_vi_jsonl_gives_back_every_record_of_every_type(shelf: Any, item: Make, 
     contents: dict[str, list[Contents]] = {
         "vqa": [Vqa(interactions=[Interaction(order=1, question="箱?", answer="2\n3")])],
         "freeform": [Freeform(text="a"), Freeform(text="b", prompt="c")],
-        "phrase-grounding": [grounding_of(BOXES["a.png"]), PhraseGrounding(caption="nothing", grounded_phrases=[])],
+        "phrase-grounding": [make_grounding(BOXES["a.png"]), PhraseGrounding(caption="nothing", grounded_phrases=[])],
     }
     for task, said in contents.items():
         folder = tmp_path / task
         folder.mkdir()
         items = [item("x/a.png", *(record(n, "x/a.png", one) for n, one in enumerate(said))), item("b.png")]
-        writer = by_name("ViJsonl")
+        writer = find_writer("ViJsonl")
         assert writer is not None
-        writer.write(items, folder, with_pictures=True)
-        taken = type(shelf)(folder).take()
-        assert (taken.outcome.type, taken.outcome.format, taken.codes) == (task, "ViJsonl", ["AnnotationsAbsent"])
-        assert taken.records == items[0].records
+        writer.write(items, folder, with_images=True)
+        result = type(shelf)(folder).check()
+        assert (result.outcome.type, result.outcome.format, result.codes) == (task, "ViJsonl", ["AnnotationsAbsent"])
+        assert result.records == items[0].records
 
 
 def test_coco_carries_texts_as_captions(shelf: Any, item: Make) -> None:
     texts = [Freeform(text="a tin"), Freeform(text="two")]
-    writer = by_name("Coco")
+    writer = find_writer("Coco")
     assert writer is not None
     writer.write(
-        [item("a.png", *(record(n, "a.png", one) for n, one in enumerate(texts)))], shelf.folder, with_pictures=True
+        [item("a.png", *(record(n, "a.png", one) for n, one in enumerate(texts)))], shelf.folder, with_images=True
     )
-    assert [one.contents for one in shelf.take("freeform").records] == texts
+    assert [one.contents for one in shelf.check("freeform").records] == texts
 
 
 @pytest.mark.parametrize("format", ["PascalVoc", "YoloDarknet", "YoloKerasPytorch"])
-def test_pictures_that_differ_in_their_ending_alone_keep_their_labels(shelf: Any, item: Make, format: str) -> None:
+def test_images_that_differ_in_their_ending_alone_keep_their_labels(shelf: Any, item: Make, format: str) -> None:
     boxes = [("tin", (0.0, 0.0, 0.5, 0.5)), ("box", (0.5, 0.5, 1.0, 1.0))]
-    items = [item(name, record(n, name, grounding_of([boxes[n]]))) for n, name in enumerate(["a.png", "a.PNG"])]
-    writer = by_name(format)
+    items = [item(name, record(n, name, make_grounding([boxes[n]]))) for n, name in enumerate(["a.png", "a.PNG"])]
+    writer = find_writer(format)
     assert writer is not None
-    writer.write(items, shelf.folder, with_pictures=True)
-    taken = shelf.take()
-    assert taken.findings == []
-    assert sorted(one.contents.caption for one in taken.records) == ["box", "tin"]
+    writer.write(items, shelf.folder, with_images=True)
+    result = shelf.check()
+    assert result.findings == []
+    assert sorted(one.contents.caption for one in result.records) == ["box", "tin"]
 
 
 @pytest.mark.parametrize("format", ["ViJsonl", *DETECTION])
 def test_no_name_leads_out_of_the_folder(item: Make, tmp_path: Path, format: str) -> None:
-    writer = by_name(format)
+    writer = find_writer(format)
     assert writer is not None
     folder = tmp_path / "out"
     folder.mkdir()
-    with pytest.raises(ValueError, match="no plain relative path"):
+    with pytest.raises(ValueError, match="not a plain relative path"):
         writer.write(
-            [item("../a.png", record(1, "../a.png", grounding_of(BOXES["a.png"])))], folder, with_pictures=True
+            [item("../a.png", record(1, "../a.png", make_grounding(BOXES["a.png"])))], folder, with_images=True
         )
     assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_what_a_writer_writes_its_reader_takes() -> None:
     for writer in WRITERS:
-        reader = reader_named("ViJsonl" if writer.name == "ViFull" else writer.name)
+        reader = find_reader("ViJsonl" if writer.name == "ViFull" else writer.name)
         assert reader is not None
         assert set(writer.types) <= set(reader.types)

@@ -1,4 +1,4 @@
-"""What is written is read again as it was, for the formats that lose nothing, in all three types."""
+"""Lossless formats read back what was written, for all three dataset types."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from runyard.datasets.readers import by_name as reader_named
+from runyard.datasets.readers.registry import find_reader
 from runyard.datasets.records import (
     AssetRef,
     Contents,
@@ -21,10 +21,10 @@ from runyard.datasets.records import (
     Record,
     Vqa,
 )
-from runyard.datasets.writers import Item
 from runyard.datasets.writers import arrow as arrow_writer
+from runyard.datasets.writers.base import Item
 from runyard.datasets.writers.parquet import Parquet
-from runyard.datasets.writers.vi_full import ViFull, one_record
+from runyard.datasets.writers.vi_full import ViFull, merge_records
 
 BOX = (0.1, 0.2, 1 / 3, 0.75)
 
@@ -64,28 +64,28 @@ def items_of(task: DatasetType, item: Callable[..., Item]) -> list[Item]:
     return [*items, item("c.png", *(record(10 + n, "c.png", one) for n, one in enumerate(said)))]
 
 
-def written(writer: Any, items: Iterable[Item], folder: Path, *, with_pictures: bool = True) -> Path:
+def write_items(writer: Any, items: Iterable[Item], folder: Path, *, with_images: bool = True) -> Path:
     folder.mkdir(exist_ok=True)
-    writer.write(items, folder, with_pictures=with_pictures)
+    writer.write(items, folder, with_images=with_images)
     return folder
 
 
 @pytest.mark.parametrize("task", ["phrase-grounding", "vqa", "freeform"])
 def test_parquet_gives_back_every_record(shelf: Any, item: Callable[..., Item], task: DatasetType) -> None:
     items = items_of(task, item)
-    written(Parquet(), [*items, item("unsaid.png")], shelf.folder)
-    taken = shelf.take(task)
-    assert taken.outcome.format == "Parquet"
-    assert taken.records == [one for it in items for one in it.records]
-    assert {found.code for found in taken.findings} == {"AnnotationsAbsent"}  # of the picture nothing is said of
+    write_items(Parquet(), [*items, item("unsaid.png")], shelf.folder)
+    result = shelf.check(task)
+    assert result.outcome.format == "Parquet"
+    assert result.records == [one for it in items for one in it.records]
+    assert {found.code for found in result.findings} == {"AnnotationsAbsent"}  # of the image nothing is said of
 
 
-def test_parquet_without_pictures_names_them(shelf: Any, item: Callable[..., Item]) -> None:
+def test_parquet_without_images_names_them(shelf: Any, item: Callable[..., Item]) -> None:
     items = items_of("vqa", item)
-    written(Parquet(), items, shelf.folder, with_pictures=False)
+    write_items(Parquet(), items, shelf.folder, with_images=False)
     for it in items:
         shelf.put(it.asset.filename, it.read())
-    assert shelf.take("vqa").records == [one for it in items for one in it.records]
+    assert shelf.check("vqa").records == [one for it in items for one in it.records]
 
 
 def test_parquet_is_cut_into_shards(shelf: Any, item: Callable[..., Item], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,18 +93,18 @@ def test_parquet_is_cut_into_shards(shelf: Any, item: Callable[..., Item], monke
     size = len(items[0].read())
     monkeypatch.setattr(arrow_writer, "SHARD_BYTES", 4 * size + 40)
     monkeypatch.setattr(arrow_writer, "_GROUP_BYTES", 2 * size + 20)
-    written(Parquet(), items, shelf.folder)
+    write_items(Parquet(), items, shelf.folder)
     assert sorted(path.name for path in (shelf.folder / "data").iterdir()) == [
         "train-00000.parquet",
         "train-00001.parquet",
         "train-00002.parquet",
     ]
-    assert [one.id for one in shelf.take("freeform").records] == [f"r{n}" for n in range(10)]
+    assert [one.id for one in shelf.check("freeform").records] == [f"r{n}" for n in range(10)]
 
 
 def test_parquet_says_what_its_columns_are(shelf: Any, item: Callable[..., Item]) -> None:
-    """As the library ``datasets`` wants it told: each column has a feature, and ``image`` is a picture."""
-    written(Parquet(), items_of("phrase-grounding", item), shelf.folder)
+    """As the library ``datasets`` expects: each column has a feature, and ``image`` is an image."""
+    write_items(Parquet(), items_of("phrase-grounding", item), shelf.folder)
     table = parquet.read_table(shelf.folder / "data/train-00000.parquet")
     features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
     assert list(features) == table.column_names
@@ -114,57 +114,57 @@ def test_parquet_says_what_its_columns_are(shelf: Any, item: Callable[..., Item]
 
 
 def test_an_empty_dataset_is_a_file_without_rows(shelf: Any) -> None:
-    written(Parquet(), [], shelf.folder)
+    write_items(Parquet(), [], shelf.folder)
     assert parquet.read_table(shelf.folder / "data/train-00000.parquet").num_rows == 0
 
 
 @pytest.mark.parametrize("task", ["phrase-grounding", "vqa", "freeform"])
 @pytest.mark.parametrize("fraction", [None, 0.5])
-def test_vi_full_pairs_pictures_and_lines_by_their_place(
+def test_vi_full_pairs_images_and_lines_by_their_place(
     shelf: Any, item: Callable[..., Item], task: DatasetType, fraction: float | None
 ) -> None:
     items = [*items_of(task, item), item("unsaid.png")]
     names = ["a.b.PNG", "a.png", "A.PNG", "a-2.png", "x" * 200 + ".png", "no ending", "..png", "a.m.jpeg", "-.png"]
     items += [item(f"{n}/{name}", record(100 + n, name, SAID[task][0])) for n, name in enumerate(names)]
-    written(ViFull(held_out_fraction=fraction), items, shelf.folder)
+    write_items(ViFull(held_out_fraction=fraction), items, shelf.folder)
     parts = ["dump"] if fraction is None else ["training", "validation"]
     assert sorted(path.name for path in shelf.folder.iterdir()) == parts
     seen = 0
     for part in parts:
-        pictures = sorted((shelf.folder / part / "images").iterdir())
+        images = sorted((shelf.folder / part / "images").iterdir())
         annotations = sorted((shelf.folder / part / "annotations").iterdir())
-        assert [path.stem for path in pictures] == [path.stem for path in annotations]
-        assert pictures
-        for picture, annotation in zip(pictures, annotations, strict=True):
+        assert [path.stem for path in images] == [path.stem for path in annotations]
+        assert images
+        for image, annotation in zip(images, annotations, strict=True):
             lines = annotation.read_text().splitlines()
             assert len(lines) == 1 or task == "freeform"
-            assert all(json.loads(line)["asset"]["filename"] == picture.name for line in lines)
-            assert picture.suffix == picture.suffix.lower()
-        seen += len(pictures)
+            assert all(json.loads(line)["asset"]["filename"] == image.name for line in lines)
+            assert image.suffix == image.suffix.lower()
+        seen += len(images)
     assert seen == len(items) - 1
-    taken = shelf.take(task)
-    assert taken.outcome.format == "ViJsonl"
-    by_id = {one.id: one for one in taken.records}
+    result = shelf.check(task)
+    assert result.outcome.format == "ViJsonl"
+    by_id = {one.id: one for one in result.records}
     assert by_id["r1"].contents == items[1].records[0].contents and by_id["r1"].category == "shelf"
-    assert not [found for found in taken.findings if found.severity == "error"]
+    assert not [found for found in result.findings if found.severity == "error"]
 
 
 def test_vi_full_holds_out_by_content(shelf: Any, item: Callable[..., Item], tmp_path: Path) -> None:
     items = [item(f"{n}.png", record(n, f"{n}.png", SAID["vqa"][0])) for n in range(40)]
     held: list[set[str]] = []
     for seed in (1, 1, 2):
-        folder = written(ViFull(held_out_fraction=0.25, seed=seed), items, tmp_path / f"{len(held)}")
+        folder = write_items(ViFull(held_out_fraction=0.25, seed=seed), items, tmp_path / f"{len(held)}")
         held.append({path.name for path in (folder / "validation/images").iterdir()})
     assert held[0] == held[1] != held[2]
     assert 2 <= len(held[0]) <= 20
 
 
-def test_what_is_said_of_a_picture_several_times_becomes_one_record(item: Callable[..., Item]) -> None:
+def test_several_records_of_an_image_become_one(item: Callable[..., Item]) -> None:
     asset = AssetRef(filename="c.png", width=40, height=20)
-    [one] = one_record([record(n, "c.png", said) for n, said in enumerate(SAID["vqa"])], asset)
+    [one] = merge_records([record(n, "c.png", said) for n, said in enumerate(SAID["vqa"])], asset)
     assert isinstance(one.contents, Vqa)
     assert [(i.order, i.question) for i in one.contents.interactions] == [(1, "箱は?"), (2, "?"), (3, "Who?")]
-    [one] = one_record([record(n, "c.png", said) for n, said in enumerate(SAID["phrase-grounding"])], asset)
+    [one] = merge_records([record(n, "c.png", said) for n, said in enumerate(SAID["phrase-grounding"])], asset)
     assert isinstance(one.contents, PhraseGrounding)
     words = one.contents.caption.split()
     spans = [words[p.start_token_index : p.end_token_index] for p in one.contents.grounded_phrases]
@@ -172,4 +172,4 @@ def test_what_is_said_of_a_picture_several_times_becomes_one_record(item: Callab
 
 
 def test_every_writer_has_a_reader() -> None:
-    assert reader_named("Parquet") is not None and reader_named("ViJsonl") is not None
+    assert find_reader("Parquet") is not None and find_reader("ViJsonl") is not None

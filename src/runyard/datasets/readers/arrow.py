@@ -1,8 +1,9 @@
-"""Rows of Parquet and Arrow files with pictures in them, or with their names.
+"""Rows of Parquet and Arrow files that contain images or their names.
 
-A row has a picture, as ``{bytes, path}`` or as the name of a file that was sent, and columns as in columns.py. Where
-the schema carries the features of ``datasets``, they say which column is the picture and what the numbers of classes
-mean. Rows are read a few at a time, so the memory that is needed is that of a column chunk's pages and a small batch.
+A row has an image, as ``{bytes, path}`` or as the name of a sent file, and columns as in
+columns.py. If the schema carries the features of ``datasets``, they identify the image column and
+the class names. Rows are read in small batches, so the memory needed is that of a column chunk's
+pages and one batch.
 """
 
 import hashlib
@@ -13,65 +14,68 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from pyarrow import parquet
 
-from runyard.datasets.findings import Say
-from runyard.datasets.images import mime_of
+from runyard.datasets.findings import ReportFinding
+from runyard.datasets.images import detect_mime
 from runyard.datasets.packs import is_safe
-from runyard.datasets.readers import Row
-from runyard.datasets.readers.columns import Table, rows_of
-from runyard.datasets.readers.places import Place
+from runyard.datasets.readers.base import Row
+from runyard.datasets.readers.columns import Table, build_rows
+from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import ImageFacts, Source
 
 IMAGES = ("image", "images", "img", "picture", "jpg", "png", "image_path", "file_name", "filename")
 _ENDINGS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/gif": "gif", "image/bmp": "bmp"}
 _BATCH_ROWS = 32
-# pyarrow's own allocator reserves a GiB of addresses, which counts against the limit that an import runs with.
+# pyarrow's own allocator reserves a GiB of address space, which counts against the memory limit of
+# an import.
 pa.set_memory_pool(pa.system_memory_pool())
-_BROKEN = (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, MemoryError)
+_READ_ERRORS = (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, MemoryError)
 
 
-def rows_of_files(source: Source, files: list[str], task: DatasetType, say: Say) -> Iterator[Row]:
-    """All rows of the files, as ``readers.Reader.read`` gives them."""
-    taken = _Pictures(source)
+def read_files(source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
+    """Yield all rows of the files; see ``base.Reader.read``."""
+    embedded = _EmbeddedImages(source)
     for file in files:
-        place, rows = Place(file, say), 0
+        location, rows = SourceLocation(file, report), 0
         if not source.size_bytes(file):
-            place.say("FileEmpty", "the file has no bytes", action="FileRejected")
+            location.report("FileEmpty", "the file has no bytes", action="FileRejected")
             continue
         try:
             with source.open(file) as opened:
-                for found in _file_rows(opened, place, task, taken):
+                for found in _read_file(opened, location, task, embedded):
                     yield from found
                     rows += 1
-        except _BROKEN as error:
-            cause = _first_line(error) + (f"; the {rows} rows before it were read" if rows else "")
-            place.say("FileUnreadable", cause, action="RowRejected" if rows else "FileRejected")
+        except _READ_ERRORS as error:
+            cause = _format_error(error) + (f"; the {rows} rows before it were read" if rows else "")
+            location.report("FileUnreadable", cause, action="RowRejected" if rows else "FileRejected")
 
 
-def _first_line(error: BaseException) -> str:
+def _format_error(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _file_rows(opened: BinaryIO, place: Place, task: DatasetType, taken: "_Pictures") -> Iterator[Iterator[Row]]:
-    schema, batches = _batches(opened, place)
-    features = _features(schema)
-    column = _image_column(schema, features)
+def _read_file(
+    opened: BinaryIO, location: SourceLocation, task: DatasetType, embedded: "_EmbeddedImages"
+) -> Iterator[Iterator[Row]]:
+    schema, batches = _open_batches(opened, location)
+    features = _read_features(schema)
+    column = _find_image_column(schema, features)
     if column is None:
         columns = ", ".join(schema.names[:12])
-        place.say("FieldMissing", f"no column holds pictures; there are: {columns}", action="FileRejected")
+        location.report("FieldMissing", f"no column holds images; the columns are: {columns}", action="FileRejected")
         return
-    table, number = Table(_class_names(features)), 0
+    table, number = Table(_find_class_names(features)), 0
     for batch in batches:
         batch.validate(full=True)
         for row in batch.to_pylist():
             number += 1
-            yield _row(row, column, place.at(line=number), task, table, taken)
-            if table.is_unfit:
+            yield _build_rows(row, column, location.at(line=number), task, table, embedded)
+            if table.has_mismatch:
                 return  # all rows have the same columns
 
 
-def _batches(opened: BinaryIO, place: Place) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    if not place.file.lower().endswith(".arrow"):
+def _open_batches(opened: BinaryIO, location: SourceLocation) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    if not location.file.lower().endswith(".arrow"):
         file = parquet.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
         return file.schema_arrow, file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
     try:
@@ -80,20 +84,20 @@ def _batches(opened: BinaryIO, place: Place) -> tuple[pa.Schema, Iterator[pa.Rec
         opened.seek(0)
         indexed = pa.ipc.open_file(opened)
         return indexed.schema, (indexed.get_batch(number) for number in range(indexed.num_record_batches))
-    return stream.schema, _small(iter(stream))
+    return stream.schema, _slice_batches(iter(stream))
 
 
-def _small(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _slice_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH_ROWS):
             yield batch.slice(start, _BATCH_ROWS)
 
 
-# -- what the schema says ----------------------------------------------------------------------------------------------
+# -- schema ----------------------------------------------------------------------------------------
 
 
-def _features(schema: pa.Schema) -> dict[str, Any]:
-    """The features that ``datasets`` wrote into the schema; empty when there are none."""
+def _read_features(schema: pa.Schema) -> dict[str, Any]:
+    """Read the features that ``datasets`` wrote into the schema; empty if there are none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -101,10 +105,10 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _image_column(schema: pa.Schema, features: Mapping[str, Any]) -> str | None:
-    """The column with the picture: as the features say, by its shape, by its name."""
+def _find_image_column(schema: pa.Schema, features: Mapping[str, Any]) -> str | None:
+    """Find the column with the image: by the features, else by its type, else by its name."""
     for name in schema.names:
-        if _kind(_inner(features.get(name))) == "Image":
+        if _feature_type(_unwrap(features.get(name))) == "Image":
             return str(name)
     for name in schema.names:
         kind = schema.field(name).type
@@ -113,87 +117,95 @@ def _image_column(schema: pa.Schema, features: Mapping[str, Any]) -> str | None:
     return next((name for name in IMAGES if name in schema.names), None)
 
 
-def _kind(feature: Any) -> Any:
+def _feature_type(feature: Any) -> Any:
     return feature.get("_type") if isinstance(feature, Mapping) else None
 
 
-def _inner(feature: Any) -> Any:
-    """What a list is a list of, in each of the ways in which ``datasets`` writes that."""
+def _unwrap(feature: Any) -> Any:
+    """Return the element type of a list, in each of the forms that ``datasets`` writes."""
     while True:
         if isinstance(feature, list) and len(feature) == 1:
             feature = feature[0]
-        elif _kind(feature) in ("Sequence", "List", "LargeList"):
+        elif _feature_type(feature) in ("Sequence", "List", "LargeList"):
             feature = feature.get("feature")
         else:
             return feature
 
 
-def _class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names of class numbers: ``label``, and within structs ``objects.category``."""
+def _find_class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Find the names of class numbers by column: ``label``, or ``objects.category`` within structs."""
     names: dict[str, list[str]] = {}
     for column, outer in features.items():
-        feature = _inner(outer)
-        nested = feature if isinstance(feature, Mapping) and _kind(feature) is None else {}
+        feature = _unwrap(outer)
+        nested = feature if isinstance(feature, Mapping) and _feature_type(feature) is None else {}
         for name, inner in {
             column: feature,
-            **{f"{column}.{key}": _inner(value) for key, value in nested.items()},
+            **{f"{column}.{key}": _unwrap(value) for key, value in nested.items()},
         }.items():
-            if _kind(inner) == "ClassLabel" and isinstance(inner.get("names"), list):
+            if _feature_type(inner) == "ClassLabel" and isinstance(inner.get("names"), list):
                 names[name] = [str(word) for word in inner["names"]]
     return names
 
 
-# -- rows --------------------------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------
 
 
-class _Pictures:
-    """Pictures that the tables carry, each taken once: rows of several questions repeat it."""
+class _EmbeddedImages:
+    """The images embedded in the tables, each added once: rows with several questions repeat it."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._known: dict[str, bytes] = {}  # name: digest
+        self._known: dict[str, bytes] = {}  # digest by name
         self._facts: dict[str, ImageFacts | None] = {}
 
-    def take(self, value: Any, place: Place) -> tuple[str, ImageFacts | None] | None:
-        """The picture's name, and what is known of it; None when the cell holds none, which has been told."""
+    def resolve(self, value: Any, location: SourceLocation) -> tuple[str, ImageFacts | None] | None:
+        """Return the image's name and facts; None if the cell holds no image, which is reported."""
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         if isinstance(value, str) and value:
-            return value, self._source.image(value, beside=place.file)
+            return value, self._source.find_image(value, relative_to=location.file)
         if isinstance(value, bytes):
             value = {"bytes": value, "path": None}
         if not isinstance(value, Mapping) or not (value.get("bytes") or value.get("path")):
-            place.say("FieldInvalid" if value else "ImageMissing", "the row holds no picture", value=_short(value))
+            location.report(
+                "FieldInvalid" if value else "ImageMissing", "the row has no image", value=_summarize(value)
+            )
             return None
         data, path = value.get("bytes"), value.get("path")
         if not isinstance(data, bytes) or not data:
-            return str(path), self._source.image(str(path), beside=place.file)
-        return self._add(path, data, place)
+            return str(path), self._source.find_image(str(path), relative_to=location.file)
+        return self._add(path, data, location)
 
-    def _add(self, path: Any, data: bytes, place: Place) -> tuple[str, ImageFacts | None]:
+    def _add(self, path: Any, data: bytes, location: SourceLocation) -> tuple[str, ImageFacts | None]:
         digest = hashlib.sha256(data).digest()
         name = path if isinstance(path, str) and is_safe(path) else None
-        beside = f"{place.file.rpartition('.')[0]}/{place.line:06d}.{_ENDINGS.get(mime_of(data[:16]) or '', 'img')}"
+        ending = _ENDINGS.get(detect_mime(data[:16]) or "", "img")
+        own_name = f"{location.file.rpartition('.')[0]}/{location.line:06d}"
         if name is None or self._known.get(name, digest) != digest:
-            name = beside if name is None else f"{beside.rpartition('.')[0]}-{name.rpartition('/')[2]}"
+            name = f"{own_name}.{ending}" if name is None else f"{own_name}-{name.rpartition('/')[2]}"
         if name not in self._known:
             self._known[name] = digest
-            self._facts[name] = self._source.add_image(name, data, found_in=place.file, line=place.line)
+            self._facts[name] = self._source.add_image(name, data, found_in=location.file, line=location.line)
         return name, self._facts[name]
 
 
-def _short(value: Any) -> str:
-    return f"{len(value)} pictures" if isinstance(value, list) else repr(value)[:80]
+def _summarize(value: Any) -> str:
+    return f"{len(value)} images" if isinstance(value, list) else repr(value)[:80]
 
 
-def _row(
-    row: dict[str, Any], column: str, place: Place, task: DatasetType, table: Table, taken: _Pictures
+def _build_rows(
+    row: dict[str, Any],
+    column: str,
+    location: SourceLocation,
+    task: DatasetType,
+    table: Table,
+    embedded: _EmbeddedImages,
 ) -> Iterator[Row]:
-    found = taken.take(row.pop(column), place)
+    found = embedded.resolve(row.pop(column), location)
     if found is None:
         return
-    name, picture = found
+    name, image = found
     if row.get("type", "") is None and "sha256" in row:
-        return  # our own export of a picture of which nothing is said
-    identity = f"{place.file}:{place.line}"
-    yield from rows_of(row, place, task, table, name=name, picture=picture, identity=identity)
+        return  # our own export of an image without records
+    identity = f"{location.file}:{location.line}"
+    yield from build_rows(row, location, task, table, name=name, image=image, identity=identity)

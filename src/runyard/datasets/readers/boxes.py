@@ -1,67 +1,72 @@
-"""What the formats of detection have in common: names and boxes, which become phrases of a caption made of names."""
+"""The common parts of detection formats: named boxes, which become phrases of a caption made of the
+names.
+"""
 
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from runyard.datasets.findings import Finding
-from runyard.datasets.readers import Row, Spot
-from runyard.datasets.records import AssetRef, Box, Record, grounding_of
+from runyard.datasets.readers.base import BoxLocation, Row
+from runyard.datasets.records import AssetRef, Box, Record, make_grounding
 from runyard.datasets.sources import Source
 
 
-class Labelled(NamedTuple):
-    """One named box and where it stands in its file."""
+class LabeledBox(NamedTuple):
+    """One named box and its location in the file."""
 
     name: str
     box: Box
-    spot: Spot
+    location: BoxLocation
 
 
-def size_of(source: Source, name: str, file: str, claimed: tuple[int, int] | None = None) -> tuple[int, int]:
-    """What to divide pixels by: the size that the file claims, else the picture's own.
+def find_image_size(source: Source, name: str, file: str, claimed: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Return the size to divide pixels by: the size given in the file, else the image's own.
 
-    1 x 1 for a picture that is not there: its row is told as such, and its boxes are never looked at.
+    For a missing image this is 1 x 1: its row is reported as such, and its boxes are never checked.
     """
     if claimed and claimed[0] > 0 and claimed[1] > 0:
         return claimed
-    facts = source.image(name, beside=file)
+    facts = source.find_image(name, relative_to=file)
     return (facts.width, facts.height) if facts else (1, 1)
 
 
-def as_share(box: Box, size: tuple[int, int]) -> Box:
-    """A box of pixels as shares of the picture."""
+def to_fractions(box: Box, size: tuple[int, int]) -> Box:
+    """Convert a box in pixels to fractions of the image."""
     width, height = size
     return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
-def row_of(
+def build_row(
     source: Source,
     name: str,
-    labelled: Sequence[Labelled],
+    labeled_boxes: Sequence[LabeledBox],
     *,
     file: str,
     line: int | None = None,
     field: str | None = None,
     frame: tuple[int, int] | None = None,
-    unit: Literal["share", "pixel"] = "share",
-    defects: Sequence[Finding] = (),
+    unit: Literal["fraction", "pixel"] = "fraction",
+    findings: Sequence[Finding] = (),
 ) -> Row:
-    """The row that says of one picture what is where. The id is the picture's path."""
-    facts = source.image(name, beside=file)
-    spots: dict[str, list[Spot]] = {}
-    for one in labelled:
-        spots.setdefault(one.name, []).append(one.spot)
+    """Build the row with the named boxes of one image. Its id is the image's path."""
+    facts = source.find_image(name, relative_to=file)
+    box_locations: dict[str, list[BoxLocation]] = {}
+    for labeled in labeled_boxes:
+        box_locations.setdefault(labeled.name, []).append(labeled.location)
     record = Record(
         id=facts.path if facts else name,
         asset=AssetRef(filename=name, width=0, height=0),
-        contents=grounding_of([(one.name, one.box) for one in labelled]),
+        contents=make_grounding([(labeled.name, labeled.box) for labeled in labeled_boxes]),
     )
-    return Row(record, file, line, field, frame, unit, list(spots.values()), defects)
+    return Row(record, file, line, field, frame, unit, list(box_locations.values()), findings)
 
 
-def number_of(text: str) -> float | None:
-    """The number a text stands for, finite or not; None for none. Digits of other scripts and ``_`` are refused."""
+def parse_number(text: str) -> float | None:
+    """Parse a number, finite or not.
+
+    Return None for anything else, such as ``_`` or digits of other scripts.
+    """
     if not text.isascii() or "_" in text:
         return None
     try:

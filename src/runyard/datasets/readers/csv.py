@@ -1,11 +1,12 @@
-"""CSV in: one box a line, with the picture's name, in two forms.
+"""The CSV reader: one box per line, with the image's name, in two forms.
 
     filename,xmin,ymin,xmax,ymax,class         four corners
     filename,x,y,width,height,class            upper left corner and size
 
-Columns are found by name, in any order and case; more columns may be there. With four corners, ``width`` and ``height``
-are those of the picture. Numbers are pixels, or shares if no number of the file is larger than 1 and one has a point.
-Lines of one picture may stand anywhere, so boxes are kept as plain numbers until the file has been read.
+Columns are found by name, in any order and case; other columns are allowed. With four corners,
+``width`` and ``height`` are those of the image. Numbers are pixels, or fractions if no number of
+the file exceeds 1 and one has a point. Lines of one image may be anywhere, so boxes are kept as
+plain numbers until the file has been read.
 """
 
 import csv
@@ -16,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from runyard.datasets.findings import Finding, Say, finding
-from runyard.datasets.readers import Row, Spot
-from runyard.datasets.readers.boxes import Labelled, as_share, number_of, row_of, size_of
-from runyard.datasets.readers.lines import head_of
+from runyard.datasets.findings import Finding, ReportFinding, make_finding
+from runyard.datasets.readers.base import BoxLocation, Row
+from runyard.datasets.readers.boxes import LabeledBox, build_row, find_image_size, parse_number, to_fractions
+from runyard.datasets.readers.lines import read_head
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
 
@@ -27,8 +28,8 @@ ENDINGS = (".csv", ".tsv")
 DELIMITERS = ",;\t|"
 FOUR_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 CORNER_AND_SIZE = ("x", "y", "width", "height")
-PICTURE = ("filename", "file_name", "file", "image", "image_path", "path")
-CLASS = ("class", "label", "class_name", "label_name", "category", "name")
+IMAGE_COLUMNS = ("filename", "file_name", "file", "image", "image_path", "path")
+CLASS_COLUMNS = ("class", "label", "class_name", "label_name", "category", "name")
 
 
 class _Csv:
@@ -38,47 +39,47 @@ class _Csv:
         self.name = name
         self._columns = columns
 
-    def claims(self, source: Source) -> list[str]:
+    def detect(self, source: Source) -> list[str]:
         return [
             path
             for path in source.paths()
-            if path.lower().endswith(ENDINGS) and self._is_ours(_header(head_of(source, path)))
+            if path.lower().endswith(ENDINGS) and self._matches(_parse_header(read_head(source, path)))
         ]
 
-    def read(self, source: Source, files: list[str], task: DatasetType, say: Say) -> Iterator[Row]:
+    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
         for path in files:
             boxes = _Boxes(source, path, self._columns)
             with source.open(path) as file:
-                boxes.read(file, say)
+                boxes.read(file, report)
             yield from boxes.rows()
 
-    def _is_ours(self, header: list[str]) -> bool:
+    def _matches(self, header: list[str]) -> bool:
         if self._columns == CORNER_AND_SIZE and set(FOUR_CORNERS) <= set(header):
             return False
-        return set(self._columns) <= set(header) and any(name in header for name in PICTURE)
+        return set(self._columns) <= set(header) and any(name in header for name in IMAGE_COLUMNS)
 
 
 class CsvFourCorner(_Csv):
-    """``filename,xmin,ymin,xmax,ymax,class``; see ``readers.Reader``."""
+    """``filename,xmin,ymin,xmax,ymax,class``; see ``base.Reader``."""
 
     def __init__(self) -> None:
         super().__init__("CsvFourCorner", FOUR_CORNERS)
 
 
 class CsvWidthHeight(_Csv):
-    """``filename,x,y,width,height,class``; see ``readers.Reader``."""
+    """``filename,x,y,width,height,class``; see ``base.Reader``."""
 
     def __init__(self) -> None:
         super().__init__("CsvWidthHeight", CORNER_AND_SIZE)
 
 
 @dataclass
-class _Picture:
-    """What the lines of one picture say: class, line and four numbers a box."""
+class _ImageBoxes:
+    """The boxes of one image: class, line and four numbers per box."""
 
     line: int
     numbers: "array[float]" = field(default_factory=lambda: array("d"))
-    defects: list[Finding] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     frame: tuple[int, int] | None = None
 
 
@@ -87,110 +88,116 @@ class _Boxes:
 
     def __init__(self, source: Source, path: str, columns: tuple[str, ...]) -> None:
         self._source, self._path, self._columns = source, path, columns
-        self._pictures: dict[str, _Picture] = {}
+        self._images: dict[str, _ImageBoxes] = {}
         self._classes: dict[str, int] = {}
-        self._most, self._is_broken = 0.0, False
+        self._max_number, self._has_fractions = 0.0, False
 
-    def read(self, file: BinaryIO, say: Say) -> None:
-        """Read the lines; what cannot be read is told, or kept beside the picture that it is about."""
-        delimiter = _delimiter(head_of(self._source, self._path))
+    def read(self, file: BinaryIO, report: ReportFinding) -> None:
+        """Read the lines; report what cannot be read, or keep the finding with its image."""
+        delimiter = _guess_delimiter(read_head(self._source, self._path))
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         rows = csv.reader(text, delimiter=delimiter, skipinitialspace=True)
         line = 1
         try:
             header = [name.strip().lower() for name in next(rows, [])]
-            if not set(header) >= set(self._columns) or set(header).isdisjoint(PICTURE):
-                # The first KiB looked like it, but quotes or line ends make another head of it.
+            if not set(header) >= set(self._columns) or set(header).isdisjoint(IMAGE_COLUMNS):
+                # The first KiB matched, but quotes or line ends make a different header of it.
                 cause = f"the first line names {', '.join(header)[:80] or 'no columns'}"
-                say(finding("FieldMissing", file=self._path, line=1, cause=cause, action="FileRejected"))
+                report(make_finding("FieldMissing", file=self._path, line=1, cause=cause, action="FileRejected"))
                 return
-            places = _places(header, self._columns)
+            columns_at = _find_columns(header, self._columns)
             line = rows.line_num + 1
             for cells in rows:
                 if cells:
-                    self._take(cells, line, header, places, say)
+                    self._add_line(cells, line, header, columns_at, report)
                 line = rows.line_num + 1
         except UnicodeDecodeError as error:
-            cause = f"it is not UTF-8: {error.reason}, at this line or soon after"
-            say(finding("EncodingWrong", file=self._path, line=line, cause=cause, action="FileRejected"))
-            self._pictures.clear()
+            cause = f"not UTF-8 at or soon after this line: {error.reason}"
+            report(make_finding("EncodingWrong", file=self._path, line=line, cause=cause, action="FileRejected"))
+            self._images.clear()
         except csv.Error as error:
-            say(finding("FileUnreadable", file=self._path, line=line, cause=str(error), action="FileRejected"))
-            self._pictures.clear()
+            report(make_finding("FileUnreadable", file=self._path, line=line, cause=str(error), action="FileRejected"))
+            self._images.clear()
 
     def rows(self) -> Iterator[Row]:
-        is_share = self._most <= 1.0 and self._is_broken
+        is_fraction = self._max_number <= 1.0 and self._has_fractions
         names = list(self._classes)
-        for name, picture in self._pictures.items():
-            size = (1, 1) if is_share else size_of(self._source, name, self._path, picture.frame)
-            numbers = picture.numbers
-            labelled = []
+        for name, image in self._images.items():
+            size = (1, 1) if is_fraction else find_image_size(self._source, name, self._path, image.frame)
+            numbers = image.numbers
+            labeled_boxes = []
             for at in range(0, len(numbers), 6):
                 a, b, c, d = numbers[at + 2 : at + 6]
                 box = (a, b, c, d) if self._columns == FOUR_CORNERS else (a, b, a + c, b + d)
-                spot = Spot(int(numbers[at + 1]), ",".join(self._columns))
-                labelled.append(Labelled(names[int(numbers[at])], as_share(box, size), spot))
-            yield row_of(
+                location = BoxLocation(int(numbers[at + 1]), ",".join(self._columns))
+                labeled_boxes.append(LabeledBox(names[int(numbers[at])], to_fractions(box, size), location))
+            yield build_row(
                 self._source,
                 name,
-                labelled,
+                labeled_boxes,
                 file=self._path,
-                line=picture.line,
-                frame=picture.frame,
-                unit="share" if is_share else "pixel",
-                defects=picture.defects,
+                line=image.line,
+                frame=image.frame,
+                unit="fraction" if is_fraction else "pixel",
+                findings=image.findings,
             )
 
-    def _take(self, cells: list[str], line: int, header: list[str], places: dict[str, int], say: Say) -> None:
-        def wrong(code: str, field: str | None, cause: str, value: object = None) -> Finding:
-            return finding(code, file=self._path, line=line, field=field, cause=cause, value=value)
+    def _add_line(
+        self, cells: list[str], line: int, header: list[str], columns_at: dict[str, int], report: ReportFinding
+    ) -> None:
+        def make_line_finding(code: str, field: str | None, cause: str, value: object = None) -> Finding:
+            return make_finding(code, file=self._path, line=line, field=field, cause=cause, value=value)
 
-        if len(cells) <= places["filename"] or not (name := cells[places["filename"]].strip()):
-            say(wrong("FieldMissing", header[places["filename"]], "the line names no picture", ",".join(cells)))
+        if len(cells) <= columns_at["filename"] or not (name := cells[columns_at["filename"]].strip()):
+            report(
+                make_line_finding(
+                    "FieldMissing", header[columns_at["filename"]], "the line does not name an image", ",".join(cells)
+                )
+            )
             return
-        picture = self._pictures.setdefault(name, _Picture(line))
+        image = self._images.setdefault(name, _ImageBoxes(line))
         if len(cells) != len(header):
-            cause = f"the line has {len(cells)} cells, and the header {len(header)}"
-            picture.defects.append(wrong("RowInvalid", None, cause, ",".join(cells)))
+            cause = f"the line has {len(cells)} cells, but the header has {len(header)}"
+            image.findings.append(make_line_finding("RowInvalid", None, cause, ",".join(cells)))
             return
         numbers = []
         for column in self._columns:
-            text = cells[places[column]].strip()
-            number = number_of(text)
+            text = cells[columns_at[column]].strip()
+            number = parse_number(text)
             if number is None:
-                code, cause = ("FieldInvalid", "it is no number") if text else ("FieldMissing", "the cell is empty")
-                picture.defects.append(wrong(code, column, cause, text or None))
+                code, cause = ("FieldInvalid", "not a number") if text else ("FieldMissing", "the cell is empty")
+                image.findings.append(make_line_finding(code, column, cause, text or None))
                 return
             numbers.append(number)
-            self._is_broken = self._is_broken or "." in text or "e" in text
-        picture.frame = picture.frame or self._frame(cells, places)
+            self._has_fractions = self._has_fractions or "." in text or "e" in text
+        image.frame = image.frame or self._parse_frame(cells, columns_at)
         finite = [abs(number) for number in numbers if math.isfinite(number)]
-        self._most = max(self._most, *finite, 0.0)
-        label = cells[places["class"]].strip() if "class" in places else "object"
-        picture.numbers.extend((self._classes.setdefault(label, len(self._classes)), line, *numbers))
+        self._max_number = max(self._max_number, *finite, 0.0)
+        label = cells[columns_at["class"]].strip() if "class" in columns_at else "object"
+        image.numbers.extend((self._classes.setdefault(label, len(self._classes)), line, *numbers))
 
-    def _frame(self, cells: list[str], places: dict[str, int]) -> tuple[int, int] | None:
-        """The picture's size, where four corners stand beside it."""
-        if self._columns != FOUR_CORNERS or "width" not in places or "height" not in places:
+    def _parse_frame(self, cells: list[str], columns_at: dict[str, int]) -> tuple[int, int] | None:
+        """Return the image's size from its columns; only the four-corner form has them."""
+        if self._columns != FOUR_CORNERS or "width" not in columns_at or "height" not in columns_at:
             return None
-        width, height = (number_of(cells[places[name]].strip()) or 0 for name in ("width", "height"))
+        width, height = (parse_number(cells[columns_at[name]].strip()) or 0 for name in ("width", "height"))
         return (int(width), int(height)) if 0 < width < math.inf and 0 < height < math.inf else None
 
 
-def _header(head: bytes) -> list[str]:
+def _parse_header(head: bytes) -> list[str]:
     first = head.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].decode(errors="replace")
-    return [name.strip().strip('"').lower() for name in first.strip().split(_delimiter(head))]
+    return [name.strip().strip('"').lower() for name in first.strip().split(_guess_delimiter(head))]
 
 
-def _delimiter(head: bytes) -> str:
+def _guess_delimiter(head: bytes) -> str:
     first = head.split(b"\n", 1)[0].decode(errors="replace")
     return max(DELIMITERS, key=first.count)
 
 
-def _places(header: list[str], columns: tuple[str, ...]) -> dict[str, int]:
-    """Which cell holds which column."""
-    places = {name: header.index(name) for name in (*columns, "width", "height") if name in header}
-    places["filename"] = next(header.index(name) for name in PICTURE if name in header)
-    if (label := next((header.index(name) for name in CLASS if name in header), None)) is not None:
-        places["class"] = label
-    return places
+def _find_columns(header: list[str], columns: tuple[str, ...]) -> dict[str, int]:
+    """Map each column to the index of its cell."""
+    columns_at = {name: header.index(name) for name in (*columns, "width", "height") if name in header}
+    columns_at["filename"] = next(header.index(name) for name in IMAGE_COLUMNS if name in header)
+    if (label := next((header.index(name) for name in CLASS_COLUMNS if name in header), None)) is not None:
+        columns_at["class"] = label
+    return columns_at

@@ -1,6 +1,7 @@
-"""Vi JSONL in: one record a line, as ``runyard.datasets.records`` says. ``id`` may be a string or an integer.
+"""The Vi JSONL reader: one record per line, as defined in ``runyard.datasets.records``.
 
-A line is decoded at once into a record; only one that does not fit is looked at again, to say what is wrong with it.
+``id`` may be a string or an integer. A line is decoded directly into a record; only an invalid line
+is examined again, to report what is wrong with it.
 """
 
 import json
@@ -9,9 +10,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from runyard.datasets.findings import Say, finding
-from runyard.datasets.readers import Row
-from runyard.datasets.readers.lines import head_of, lines_of
+from runyard.datasets.findings import ReportFinding, make_finding
+from runyard.datasets.readers.base import Row
+from runyard.datasets.readers.lines import read_head, read_lines
 from runyard.datasets.records import AssetRef, Box, Contents, DatasetType, GroundedPhrase, Interaction, Record
 from runyard.datasets.sources import Source
 
@@ -19,7 +20,7 @@ ENDINGS = (".jsonl", ".ndjson", ".json")
 
 
 class _Line(msgspec.Struct, rename="camel"):
-    """A record whose ``id`` is of either kind, and whose asset need not tell a size."""
+    """A record whose ``id`` is a string or integer, and whose asset may lack a size."""
 
     asset: "_Asset"
     contents: Contents
@@ -37,34 +38,36 @@ _decode = msgspec.json.Decoder(_Line, strict=True).decode
 
 
 class ViJsonl:
-    """Records as they are; see ``readers.Reader``."""
+    """The reader of Vi JSONL; see ``base.Reader``."""
 
     name = "ViJsonl"
     types: tuple[DatasetType, ...] = ("phrase-grounding", "vqa", "freeform")
 
-    def claims(self, source: Source) -> list[str]:
-        return [path for path in source.paths() if path.lower().endswith(ENDINGS) and _is_ours(head_of(source, path))]
+    def detect(self, source: Source) -> list[str]:
+        return [
+            path for path in source.paths() if path.lower().endswith(ENDINGS) and _is_vi_jsonl(read_head(source, path))
+        ]
 
-    def read(self, source: Source, files: list[str], task: DatasetType, say: Say) -> Iterator[Row]:
+    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
         for path in files:
-            for number, line in lines_of(source, path, say):
+            for number, line in read_lines(source, path, report):
                 if not line.strip():
                     continue
                 try:
-                    row = _row(_decode(line), path, number)
+                    row = _build_row(_decode(line), path, number)
                 except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                    _say_why(line, path, number, str(error), say)
+                    _report_why(line, path, number, str(error), report)
                 else:
                     yield row
 
 
-def _is_ours(head: bytes) -> bool:
-    """Whether the first line is, or begins like, an object with an asset and contents."""
+def _is_vi_jsonl(head: bytes) -> bool:
+    """Return whether the first line is, or begins like, an object with an asset and contents."""
     first = head.lstrip(b"\xef\xbb\xbf \t\r\n").split(b"\n", 1)[0]
     return first.startswith(b"{") and b'"asset"' in first and (b'"contents"' in first or len(first) > 900)
 
 
-def _row(line: _Line, path: str, number: int) -> Row:
+def _build_row(line: _Line, path: str, number: int) -> Row:
     asset = line.asset
     frame = (asset.width, asset.height) if asset.width is not None and asset.height is not None else None
     record = Record(
@@ -76,37 +79,39 @@ def _row(line: _Line, path: str, number: int) -> Row:
     return Row(record, path, number, "contents", frame)
 
 
-def _say_why(line: bytes, path: str, number: int, error: str, say: Say) -> None:
-    """Find out why a line is no record, and say it with the field."""
+def _report_why(line: bytes, path: str, number: int, error: str, report: ReportFinding) -> None:
+    """Report why a line is not a record, with the field."""
 
-    def tell(code: str, cause: str, field: str | None = None, value: object = None) -> None:
-        say(finding(code, file=path, line=number, field=field, cause=cause, value=value))
+    def report_line(code: str, cause: str, field: str | None = None, value: object = None) -> None:
+        report(make_finding(code, file=path, line=number, field=field, cause=cause, value=value))
 
     if not _is_utf8(line):
-        tell("EncodingWrong", "the line is not UTF-8")
+        report_line("EncodingWrong", "the line is not UTF-8")
         return
     try:
         document = msgspec.json.decode(line)
     except (msgspec.DecodeError, RecursionError) as malformed:
         if _has_unwritable_numbers(line):
-            tell("BoxNotFinite", "NaN and Infinity are no numbers of JSON", value=_text(line))
+            report_line("BoxNotFinite", "NaN and Infinity are not valid JSON numbers", value=_text(line))
         else:
-            tell("RowInvalid", f"not JSON: {malformed}", value=_text(line))
+            report_line("RowInvalid", f"not JSON: {malformed}", value=_text(line))
         return
     if not isinstance(document, dict):
-        tell("RowInvalid", "it is no JSON object", value=_text(line))
+        report_line("RowInvalid", "the line is not a JSON object", value=_text(line))
         return
-    cause, _, place = error.partition(" - at `$")
-    field = _numbered(document, place.rstrip("`").lstrip(".")) or None
+    cause, _, index = error.partition(" - at `$")
+    field = _fill_indexes(document, index.rstrip("`").lstrip(".")) or None
     if "missing required field" in error:
         name = error.split("`")[1]
-        tell("FieldMissing", f"there is no field {name!r}", f"{field}.{name}" if field else name)
+        report_line("FieldMissing", f"the field {name!r} is missing", f"{field}.{name}" if field else name)
     else:
-        tell("FieldInvalid", _plain(cause), field, _at(document, field))
+        report_line("FieldInvalid", _lower_first(cause), field, _get_value(document, field))
 
 
 def _has_unwritable_numbers(line: bytes) -> bool:
-    """Whether the line is JSON but for NaN or Infinity, which Python writes and JSON does not know."""
+    """Return whether the line is JSON except for NaN or Infinity, which Python writes but JSON does
+    not allow.
+    """
     try:
         json.loads(line)
     except (ValueError, RecursionError):
@@ -122,12 +127,12 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-def _numbered(document: Any, field: str) -> str:
-    """The field with the place of each element, where msgspec writes ``[...]`` for any: the first that does not fit."""
+def _fill_indexes(document: Any, field: str) -> str:
+    """Replace each ``[...]`` that msgspec writes by the index of the first invalid element."""
     types: list[Any] = [Interaction] if ".interactions[" in field else [GroundedPhrase, Box, float]
     while "[...]" in field and types:
-        elements, wanted = _at(document, field.partition("[...]")[0]), types.pop(0)
-        unfit = (place for place, element in enumerate(elements or []) if not _fits(element, wanted))
+        elements, wanted = _get_value(document, field.partition("[...]")[0]), types.pop(0)
+        unfit = (index for index, element in enumerate(elements or []) if not _fits(element, wanted))
         field = field.replace("[...]", f"[{next(unfit, 0)}]", 1)
     return field
 
@@ -140,19 +145,22 @@ def _fits(value: Any, wanted: Any) -> bool:
     return True
 
 
-def _at(document: Any, field: str | None) -> Any:
-    """The value at a path such as ``contents.interactions[0].order``; None where there is none."""
+def _get_value(document: Any, field: str | None) -> Any:
+    """Return the value at a path such as ``contents.interactions[0].order``.
+
+    Return None if there is none.
+    """
     for part in (field or "").replace("[", ".[").split("."):
         if part.startswith("["):
-            place = part[1:-1]
-            is_there = isinstance(document, list) and place.isdigit() and int(place) < len(document)
-            document = document[int(place)] if is_there else None
+            index = part[1:-1]
+            is_there = isinstance(document, list) and index.isdigit() and int(index) < len(document)
+            document = document[int(index)] if is_there else None
         elif part:
             document = document.get(part) if isinstance(document, dict) else None
     return document
 
 
-def _plain(cause: str) -> str:
+def _lower_first(cause: str) -> str:
     return cause[:1].lower() + cause[1:]
 
 

@@ -1,7 +1,7 @@
-"""Pascal VOC XML in: one file a picture, names and boxes in pixels, taken as counted from 0.
+"""The Pascal VOC XML reader: one file per image, with names and boxes in pixels counted from 0.
 
-XML is parsed by expat with everything refused that could reach outside of the file or grow: a document type, and with
-it every entity of its own.
+expat parses the XML. A document type, and so every custom entity, is rejected: it could reach
+outside the file or expand without bound.
 """
 
 import posixpath
@@ -10,60 +10,62 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.parsers import expat
 
-from runyard.datasets.findings import Finding, Say, finding
-from runyard.datasets.readers import Row, Spot
-from runyard.datasets.readers.boxes import Labelled, as_share, number_of, row_of, size_of
-from runyard.datasets.readers.lines import head_of
+from runyard.datasets.findings import Finding, ReportFinding, make_finding
+from runyard.datasets.readers.base import BoxLocation, Row
+from runyard.datasets.readers.boxes import LabeledBox, build_row, find_image_size, parse_number, to_fractions
+from runyard.datasets.readers.lines import read_head
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
 
-LARGEST_BYTES = 4 << 20
-DEEPEST = 32
-LISTS = "ImageSets/"  # folder of lists of pictures by split, which say nothing of what is in them
+MAX_BYTES = 4 << 20
+MAX_DEPTH = 32
+LISTS = "ImageSets/"  # folder of image lists by split, which contain no annotations
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class PascalVoc:
-    """One XML file a picture; see ``readers.Reader``."""
+    """The reader of one XML file per image; see ``base.Reader``."""
 
     name = "PascalVoc"
     types: tuple[DatasetType, ...] = ("phrase-grounding",)
 
-    def claims(self, source: Source) -> list[str]:
+    def detect(self, source: Source) -> list[str]:
         annotations = [
-            path for path in source.paths() if path.lower().endswith(".xml") and b"<annotation" in head_of(source, path)
+            path
+            for path in source.paths()
+            if path.lower().endswith(".xml") and b"<annotation" in read_head(source, path)
         ]
         lists = [path for path in source.paths() if _is_list(path)]
         return sorted([*annotations, *lists]) if annotations else []
 
-    def read(self, source: Source, files: list[str], task: DatasetType, say: Say) -> Iterator[Row]:
+    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
         for path in (path for path in files if not _is_list(path)):
-            if source.size_bytes(path) > LARGEST_BYTES:
-                cause = f"it has {source.size_bytes(path):,} bytes; {LARGEST_BYTES:,} are the most for one picture"
-                say(finding("FileUnreadable", file=path, cause=cause, action="FileRejected"))
+            if source.size_bytes(path) > MAX_BYTES:
+                cause = f"it has {source.size_bytes(path):,} bytes; the limit for one image is {MAX_BYTES:,}"
+                report(make_finding("FileUnreadable", file=path, cause=cause, action="FileRejected"))
                 continue
             with source.open(path) as file:
                 data = file.read()
             try:
-                tree = parsed(data)
+                tree = parse_xml(data)
             except expat.ExpatError as error:
-                cause = f"it is no XML: {expat.ErrorString(error.code)}"
-                say(finding("FileUnreadable", file=path, line=error.lineno, cause=cause, action="FileRejected"))
-            except (XmlRefused, ValueError, LookupError) as error:  # what it says of its encoding raises the latter
-                say(finding("FileUnreadable", file=path, cause=str(error), action="FileRejected"))
+                cause = f"not valid XML: {expat.ErrorString(error.code)}"
+                report(make_finding("FileUnreadable", file=path, line=error.lineno, cause=cause, action="FileRejected"))
+            except (XmlRejected, ValueError, LookupError) as error:  # an unknown encoding raises LookupError
+                report(make_finding("FileUnreadable", file=path, cause=str(error), action="FileRejected"))
             else:
-                row = _row(source, path, tree, say)
+                row = _build_row(source, path, tree, report)
                 if row is not None:
                     yield row
 
 
-class XmlRefused(Exception):
-    """The file has something that no annotation needs."""
+class XmlRejected(Exception):
+    """The file uses an XML feature that is not allowed."""
 
 
 @dataclass
 class Element:
-    """One element: its name, line, text and children."""
+    """One XML element: its name, line, text and children."""
 
     name: str
     line: int
@@ -73,21 +75,24 @@ class Element:
     def child(self, name: str) -> "Element | None":
         return next((child for child in self.children if child.name == name), None)
 
-    def text_of(self, name: str) -> str:
-        """The text of a child, without blanks round it; empty when there is none."""
+    def child_text(self, name: str) -> str:
+        """Return the text of a child, stripped; empty if there is no such child."""
         child = self.child(name)
         return "" if child is None else child.text.strip()
 
 
-def parsed(data: bytes) -> Element:
-    """The document's root. Raises expat.ExpatError, XmlRefused."""
+def parse_xml(data: bytes) -> Element:
+    """Parse a document and return its root.
+
+    Raises expat.ExpatError, XmlRejected.
+    """
     parser = expat.ParserCreate()
     root = Element("", 0)
     stack = [root]
 
     def start(name: str, _: Any) -> None:
-        if len(stack) > DEEPEST:
-            raise XmlRefused(f"it is nested deeper than {DEEPEST} elements")
+        if len(stack) > MAX_DEPTH:
+            raise XmlRejected(f"it is nested deeper than {MAX_DEPTH} elements")
         element = Element(name, parser.CurrentLineNumber)
         stack[-1].children.append(element)
         stack.append(element)
@@ -99,7 +104,7 @@ def parsed(data: bytes) -> Element:
         stack[-1].text += data
 
     def refuse(*_: Any) -> None:
-        raise XmlRefused("it declares a document type, which annotations do not need and which may do harm")
+        raise XmlRejected("document type declarations are not allowed")
 
     parser.StartElementHandler = start
     parser.EndElementHandler = end
@@ -111,64 +116,70 @@ def parsed(data: bytes) -> Element:
     return root.children[0]
 
 
-def _row(source: Source, path: str, root: Element, say: Say) -> Row | None:
+def _build_row(source: Source, path: str, root: Element, report: ReportFinding) -> Row | None:
     if root.name != "annotation":
-        say(finding("FileUnreadable", file=path, line=root.line, cause=f"its root is <{root.name}>, not <annotation>"))
+        report(
+            make_finding(
+                "FileUnreadable", file=path, line=root.line, cause=f"its root is <{root.name}>, not <annotation>"
+            )
+        )
         return None
-    name = _picture_of(source, path, root)
-    frame = _frame(root)
-    size = size_of(source, name, path, frame)
-    labelled, defects = [], []
+    name = _find_image_name(source, path, root)
+    frame = _parse_frame(root)
+    size = find_image_size(source, name, path, frame)
+    labeled_boxes, findings = [], []
     for number, element in enumerate(child for child in root.children if child.name == "object"):
-        found = _labelled(path, number, element)
+        found = _parse_box(path, number, element)
         if isinstance(found, Finding):
-            defects.append(found)
+            findings.append(found)
         else:
-            labelled.append(found._replace(box=as_share(found.box, size)))
-    if not labelled and not defects:
+            labeled_boxes.append(found._replace(box=to_fractions(found.box, size)))
+    if not labeled_boxes and not findings:
         return None
-    return row_of(source, name, labelled, file=path, line=root.line, frame=frame, unit="pixel", defects=defects)
+    return build_row(
+        source, name, labeled_boxes, file=path, line=root.line, frame=frame, unit="pixel", findings=findings
+    )
 
 
-def _picture_of(source: Source, path: str, root: Element) -> str:
-    """The picture's name: what the file says, else the picture of the same stem."""
-    said = root.text_of("filename")
+def _find_image_name(source: Source, path: str, root: Element) -> str:
+    """Return the image's name: the one in the file, else the image with the same stem."""
+    named = root.child_text("filename")
     stem = posixpath.splitext(posixpath.basename(path))[0]
-    candidates = [said, *(f"{stem}{ending}" for ending in (".jpg", ".jpeg", ".png", ".JPG", ".webp", ".bmp"))]
-    found = (name for name in candidates if name and source.image(name, beside=path) is not None)
-    return next(found, said or f"{stem}.jpg")
+    candidates = [named, *(f"{stem}{ending}" for ending in (".jpg", ".jpeg", ".png", ".JPG", ".webp", ".bmp"))]
+    found = (name for name in candidates if name and source.find_image(name, relative_to=path) is not None)
+    return next(found, named or f"{stem}.jpg")
 
 
-def _frame(root: Element) -> tuple[int, int] | None:
+def _parse_frame(root: Element) -> tuple[int, int] | None:
     size = root.child("size")
     if size is None:
         return None
     try:
-        width, height = int(float(size.text_of("width"))), int(float(size.text_of("height")))
+        width, height = int(float(size.child_text("width"))), int(float(size.child_text("height")))
     except (ValueError, OverflowError):
         return None
-    return (width, height) if width > 0 and height > 0 else None  # some tools write zeros where they do not know
+    return (width, height) if width > 0 and height > 0 else None  # some tools write zeros for an unknown size
 
 
-def _labelled(path: str, number: int, element: Element) -> Labelled | Finding:
+def _parse_box(path: str, number: int, element: Element) -> LabeledBox | Finding:
     where = f"object[{number}]"
     box = element.child("bndbox")
     if box is None:
         cause = "the object has no 'bndbox'"
-        return finding("FieldMissing", file=path, line=element.line, field=f"{where}.bndbox", cause=cause)
+        return make_finding("FieldMissing", file=path, line=element.line, field=f"{where}.bndbox", cause=cause)
     corners = []
     for name in CORNERS:
-        text = box.text_of(name)
+        text = box.child_text(name)
         if not text:
             cause = f"the box has no {name!r}"
-            return finding("FieldMissing", file=path, line=box.line, field=f"{where}.bndbox.{name}", cause=cause)
-        corner = number_of(text)
+            return make_finding("FieldMissing", file=path, line=box.line, field=f"{where}.bndbox.{name}", cause=cause)
+        corner = parse_number(text)
         if corner is None:
-            field, cause = f"{where}.bndbox.{name}", "it is no number"
-            return finding("FieldInvalid", file=path, line=box.line, field=field, cause=cause, value=text)
+            field, cause = f"{where}.bndbox.{name}", "not a number"
+            return make_finding("FieldInvalid", file=path, line=box.line, field=field, cause=cause, value=text)
         corners.append(corner)
     xmin, ymin, xmax, ymax = corners
-    return Labelled(element.text_of("name"), (xmin, ymin, xmax, ymax), Spot(box.line, f"{where}.bndbox"))
+    return LabeledBox(element.child_text("name"), (xmin, ymin, xmax, ymax), BoxLocation(box.line, f"{where}.bndbox"))
 
 
 def _is_list(path: str) -> bool:

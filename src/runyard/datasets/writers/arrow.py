@@ -1,4 +1,4 @@
-"""Shards of Parquet, written a group of rows at a time. What is in them says parquet.py."""
+"""Parquet shards, written one group of rows at a time; parquet.py describes their content."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from runyard.datasets.records import DatasetType, Record
-from runyard.datasets.writers import Item
+from runyard.datasets.writers.base import Item
 
 SHARD_BYTES = 512 << 20
 _GROUP_BYTES, _GROUP_ROWS = 32 << 20, 1000
@@ -25,63 +25,65 @@ _PHRASE = {
 }
 _INTERACTION = {"order": _NUMBER, "question": _TEXT, "answer": _TEXT}
 _COMMON = {"sha256": _TEXT, "width": _NUMBER, "height": _NUMBER, "type": _TEXT, "id": _TEXT, "category": _TEXT}
-_SAID: dict[DatasetType, dict[str, pa.DataType]] = {
+_CONTENTS_COLUMNS: dict[DatasetType, dict[str, pa.DataType]] = {
     "phrase-grounding": {"caption": _TEXT, "grounded_phrases": pa.list_(pa.struct(list(_PHRASE.items())))},
     "vqa": {"interactions": pa.list_(pa.struct(list(_INTERACTION.items())))},
     "freeform": {"prompt": _TEXT, "text": _TEXT},
 }
 
 
-def write_shards(items: Iterable[Item], folder: Path, *, with_pictures: bool) -> None:
+def write_shards(items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
     """Write all items below ``folder/data``."""
-    rows = _rows(items, with_pictures=with_pictures)
-    ahead: list[dict[str, Any]] = []
-    for row in rows:  # which columns there are is known once something is said
-        ahead.append(row)
-        if row["type"] is not None or len(ahead) == _GROUP_ROWS:
+    rows = _build_rows(items, with_images=with_images)
+    pending: list[dict[str, Any]] = []
+    for row in rows:  # the first record determines the columns
+        pending.append(row)
+        if row["type"] is not None or len(pending) == _GROUP_ROWS:
             break
-    task = next((row["type"] for row in ahead if row["type"] is not None), None)
+    task = next((row["type"] for row in pending if row["type"] is not None), None)
     (folder / "data").mkdir()
-    for number, shard in enumerate(_shards(_groups(chain(ahead, rows)))):
+    for number, shard in enumerate(_shards(_groups(chain(pending, rows)))):
         path = folder / "data" / f"train-{number:05d}.parquet"
-        with parquet.ParquetWriter(path, _schema(task), compression="zstd") as writer:
+        with parquet.ParquetWriter(path, _build_schema(task), compression="zstd") as writer:
             for group in shard:
-                writer.write_table(pa.Table.from_pylist(group, _schema(task)))
+                writer.write_table(pa.Table.from_pylist(group, _build_schema(task)))
 
 
-def _rows(items: Iterable[Item], *, with_pictures: bool) -> Iterator[dict[str, Any]]:
+def _build_rows(items: Iterable[Item], *, with_images: bool) -> Iterator[dict[str, Any]]:
     for item in items:
-        picture = {"bytes": item.read() if with_pictures else None, "path": item.asset.filename}
+        image = {"bytes": item.read() if with_images else None, "path": item.asset.filename}
         about = {
-            "image": picture,
+            "image": image,
             "sha256": item.sha256,
             "width": item.asset.width,
             "height": item.asset.height,
             "type": None,
         }
         for record in item.records:
-            yield about | _said(record)
+            yield about | _record_columns(record)
         if not item.records:
             yield about
 
 
-def _said(record: Record) -> dict[str, Any]:
+def _record_columns(record: Record) -> dict[str, Any]:
     contents: dict[str, Any] = msgspec.structs.asdict(record.contents)
     plain = {key: msgspec.to_builtins(value) for key, value in contents.items()}
     about: dict[str, Any] = {"type": record.dataset_type, "id": record.id, "category": record.category}
-    return about | {key: value for key, value in _snake(plain).items() if key != "type"}
+    return about | {key: value for key, value in _to_snake_case(plain).items() if key != "type"}
 
 
-def _snake(value: Any) -> Any:
+def _to_snake_case(value: Any) -> Any:
     if isinstance(value, list):
-        return [_snake(item) for item in value]
+        return [_to_snake_case(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return {"".join(f"_{c.lower()}" if c.isupper() else c for c in key): _snake(item) for key, item in value.items()}
+    return {
+        "".join(f"_{c.lower()}" if c.isupper() else c for c in key): _to_snake_case(item) for key, item in value.items()
+    }
 
 
 def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    """Rows that are written together, and how many bytes of pictures they hold."""
+    """Group rows that are written together, with the number of image bytes in each group."""
     group: list[dict[str, Any]] = []
     held = 0
     for row in rows:
@@ -95,35 +97,39 @@ def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any
 
 
 def _shards(groups: Iterator[tuple[list[dict[str, Any]], int]]) -> Iterator[Iterator[list[dict[str, Any]]]]:
-    """Groups, shard by shard; the one before is used up when the next is asked for."""
-    ahead = next(groups, None)
+    """Yield the groups of each shard; consume one shard before requesting the next."""
+    pending = next(groups, None)
 
     def one() -> Iterator[list[dict[str, Any]]]:
-        nonlocal ahead
+        nonlocal pending
         held = 0
-        while ahead is not None and (not held or held + ahead[1] <= SHARD_BYTES):
-            group, size = ahead
-            ahead = next(groups, None)
+        while pending is not None and (not held or held + pending[1] <= SHARD_BYTES):
+            group, size = pending
+            pending = next(groups, None)
             held += max(size, 1)
             yield group
 
-    while ahead is not None:
+    while pending is not None:
         yield one()
 
 
-def _schema(task: DatasetType | None) -> pa.Schema:
-    """The columns, with the features that tell ``datasets`` that ``image`` is one."""
-    said = _SAID[task] if task else {name: kind for columns in _SAID.values() for name, kind in columns.items()}
-    columns = _COMMON | said
-    features = {"image": {"_type": "Image"}} | {name: _feature(kind) for name, kind in columns.items()}
+def _build_schema(task: DatasetType | None) -> pa.Schema:
+    """Build the schema, with the features that mark ``image`` as an image for ``datasets``."""
+    contents = (
+        _CONTENTS_COLUMNS[task]
+        if task
+        else {name: kind for columns in _CONTENTS_COLUMNS.values() for name, kind in columns.items()}
+    )
+    columns = _COMMON | contents
+    features = {"image": {"_type": "Image"}} | {name: _build_feature(kind) for name, kind in columns.items()}
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     return pa.schema([("image", image), *columns.items()], metadata=metadata)
 
 
-def _feature(kind: pa.DataType) -> Any:
+def _build_feature(kind: pa.DataType) -> Any:
     if pa.types.is_list(kind):
-        return [_feature(kind.value_type)]
+        return [_build_feature(kind.value_type)]
     if pa.types.is_struct(kind):
-        return {kind.field(i).name: _feature(kind.field(i).type) for i in range(kind.num_fields)}
+        return {kind.field(i).name: _build_feature(kind.field(i).type) for i in range(kind.num_fields)}
     return {"dtype": "float64" if pa.types.is_float64(kind) else str(kind), "_type": "Value"}

@@ -1,7 +1,9 @@
-"""COCO JSON out: ``annotations.json``, and the pictures beside it under their own names.
+"""The COCO JSON writer: ``annotations.json``, and the images under their own names in the same
+folder.
 
-Phrases become categories, boxes annotations in pixels; freeform texts become captions. Annotations wait in a file of
-their own until the pictures have been written, so that nothing is held in memory but the names.
+Phrases become categories, boxes become annotations in pixels, and freeform texts become captions.
+Annotations wait in a temporary file until the images have been listed, so that only the names are
+held in memory.
 """
 
 import shutil
@@ -13,28 +15,28 @@ from typing import Any, BinaryIO
 import msgspec
 
 from runyard.datasets.records import DatasetType, Freeform
-from runyard.datasets.writers import Item
-from runyard.datasets.writers.files import ONE_CAPTION, boxes_of, in_pixels, write_picture
+from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.files import ONE_CAPTION, list_boxes, to_pixels, write_image
 
 
 class Coco:
-    """Instances and captions; see ``writers.Writer``."""
+    """The writer of instances and captions; see ``base.Writer``."""
 
     name = "Coco"
     types: tuple[DatasetType, ...] = ("phrase-grounding", "freeform")
     loses = f"{ONE_CAPTION}; prompts of texts"
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_pictures: bool) -> None:
+    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
         categories: dict[str, int] = {}
         with open(folder / "annotations.json", "wb") as file, tempfile.TemporaryFile(dir=folder) as waiting:
-            pictures, annotations = _List(file), _List(waiting)
+            images, annotations = _JsonArray(file), _JsonArray(waiting)
             file.write(b'{"images":[')
             for number, item in enumerate(items, start=1):
-                pictures.add(_picture(number, item))
-                for annotation in _annotations(item, categories):
+                images.add(_image_entry(number, item))
+                for annotation in _build_annotations(item, categories):
                     annotations.add({"id": annotations.count + 1, "image_id": number, **annotation})
-                if with_pictures:
-                    write_picture(folder, item.asset.filename, item)
+                if with_images:
+                    write_image(folder, item.asset.filename, item)
             file.write(b'\n],"annotations":[')
             waiting.seek(0)
             shutil.copyfileobj(waiting, file)
@@ -43,8 +45,8 @@ class Coco:
             file.write(b"}\n")
 
 
-class _List:
-    """The elements of a JSON array on their way out, one a line."""
+class _JsonArray:
+    """A JSON array being written, one element per line."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -55,17 +57,17 @@ class _List:
         self.count += 1
 
 
-def _picture(number: int, item: Item) -> dict[str, Any]:
+def _image_entry(number: int, item: Item) -> dict[str, Any]:
     asset = item.asset
     return {"id": number, "file_name": asset.filename, "width": asset.width, "height": asset.height}
 
 
-def _annotations(item: Item, categories: dict[str, int]) -> Iterator[dict[str, Any]]:
+def _build_annotations(item: Item, categories: dict[str, int]) -> Iterator[dict[str, Any]]:
     for record in item.records:
         if isinstance(record.contents, Freeform):
             yield {"caption": record.contents.text}
-    for name, box in boxes_of(item):
-        xmin, ymin, xmax, ymax = in_pixels(box, item)
+    for name, box in list_boxes(item):
+        xmin, ymin, xmax, ymax = to_pixels(box, item)
         width, height = round(xmax - xmin, 4), round(ymax - ymin, 4)
         yield {
             "category_id": categories.setdefault(name, len(categories) + 1),

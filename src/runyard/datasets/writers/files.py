@@ -1,30 +1,33 @@
-"""What writers have in common: where pictures go, and names and boxes of an item."""
+"""The common parts of writers: file paths, and the named boxes of an item."""
 
 import posixpath
 from pathlib import Path
 
 from runyard.datasets.packs import is_safe
 from runyard.datasets.records import Box, PhraseGrounding
-from runyard.datasets.writers import Item
+from runyard.datasets.writers.base import Item
 
 ONE_CAPTION = "wording of captions beyond the phrases; which row a box belongs to; ids and categories of rows"
 
 
-def place_of(folder: Path, path: str) -> Path:
-    """The file of this path below the folder; its folders are made. Raises ValueError for a path that is not safe."""
+def make_path(folder: Path, path: str) -> Path:
+    """Return the path below the folder, and create its parent folders.
+
+    Raises ValueError for a path that is not safe.
+    """
     if not is_safe(path):
-        raise ValueError(f"{path!r} is no plain relative path")
-    place = folder / path
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place
+        raise ValueError(f"{path!r} is not a plain relative path")
+    target = folder / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
-def write_picture(folder: Path, path: str, item: Item) -> None:
-    place_of(folder, path).write_bytes(item.read())
+def write_image(folder: Path, path: str, item: Item) -> None:
+    make_path(folder, path).write_bytes(item.read())
 
 
-def boxes_of(item: Item) -> list[tuple[str, Box]]:
-    """Every named box, each phrase on one line."""
+def list_boxes(item: Item) -> list[tuple[str, Box]]:
+    """List every named box, with each phrase on one line."""
     return [
         (" ".join(phrase.phrase.split()), box)
         for record in item.records
@@ -34,20 +37,20 @@ def boxes_of(item: Item) -> list[tuple[str, Box]]:
     ]
 
 
-def in_pixels(box: Box, item: Item) -> tuple[float, float, float, float]:
-    """A box in pixels, to the tenth of a thousandth."""
+def to_pixels(box: Box, item: Item) -> tuple[float, float, float, float]:
+    """Convert a box to pixels, with four decimals."""
     width, height = item.asset.width, item.asset.height
     return round(box[0] * width, 4), round(box[1] * height, 4), round(box[2] * width, 4), round(box[3] * height, 4)
 
 
-class Stems:
-    """Names for files that are called as their picture but for the ending, where two pictures may differ in that."""
+class UniqueStems:
+    """Unique names for label files, since two images may differ only in their extension."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
-    def named(self, filename: str) -> tuple[str, str]:
-        """The picture's name here, and its stem, which no other has."""
+    def assign(self, filename: str) -> tuple[str, str]:
+        """Return a name for the image and its stem, which no other image has."""
         stem, ending = posixpath.splitext(filename)
         own, number = stem, 2
         while own.lower() in self._taken:

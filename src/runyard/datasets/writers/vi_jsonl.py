@@ -1,4 +1,6 @@
-"""Vi JSONL out: ``annotations.jsonl``, one record a line, and the pictures beside it under their own names."""
+"""The Vi JSONL writer: ``annotations.jsonl``, one record per line, and the images in the same
+folder.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,21 +8,21 @@ from pathlib import Path
 import msgspec
 
 from runyard.datasets.records import DatasetType, encode
-from runyard.datasets.writers import Item
-from runyard.datasets.writers.files import write_picture
+from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.files import write_image
 
 
 class ViJsonl:
-    """Everything, as it is; see ``writers.Writer``."""
+    """The lossless writer of records; see ``base.Writer``."""
 
     name = "ViJsonl"
     types: tuple[DatasetType, ...] = ("phrase-grounding", "vqa", "freeform")
     loses = ""
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_pictures: bool) -> None:
+    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
         with open(folder / "annotations.jsonl", "wb") as file:
             for item in items:
                 for record in item.records:
                     file.write(encode(msgspec.structs.replace(record, asset=item.asset)) + b"\n")
-                if with_pictures:
-                    write_picture(folder, item.asset.filename, item)
+                if with_images:
+                    write_image(folder, item.asset.filename, item)

@@ -1,4 +1,6 @@
-"""Pascal VOC XML out: one file a picture with boxes, beside the picture, in pixels counted from 0."""
+"""The Pascal VOC XML writer: one file per image with boxes, next to the image, in pixels counted
+from 0.
+"""
 
 import html
 import posixpath
@@ -6,40 +8,40 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runyard.datasets.records import Box, DatasetType
-from runyard.datasets.writers import Item
-from runyard.datasets.writers.files import ONE_CAPTION, Stems, boxes_of, in_pixels, place_of, write_picture
+from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.files import ONE_CAPTION, UniqueStems, list_boxes, make_path, to_pixels, write_image
 
 
 class PascalVoc:
-    """Names and boxes; see ``writers.Writer``."""
+    """The writer of names and boxes; see ``base.Writer``."""
 
     name = "PascalVoc"
     types: tuple[DatasetType, ...] = ("phrase-grounding",)
     loses = ONE_CAPTION
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_pictures: bool) -> None:
-        stems = Stems()
+    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
+        stems = UniqueStems()
         for item in items:
-            picture, stem = stems.named(item.asset.filename)
-            if boxes := boxes_of(item):
-                place_of(folder, f"{stem}.xml").write_text(_document(picture, item, boxes), encoding="utf-8")
-            if with_pictures:
-                write_picture(folder, picture, item)
+            image, stem = stems.assign(item.asset.filename)
+            if boxes := list_boxes(item):
+                make_path(folder, f"{stem}.xml").write_text(_build_document(image, item, boxes), encoding="utf-8")
+            if with_images:
+                write_image(folder, image, item)
 
 
-def _document(picture: str, item: Item, boxes: list[tuple[str, Box]]) -> str:
+def _build_document(image: str, item: Item, boxes: list[tuple[str, Box]]) -> str:
     lines = [
         "<annotation>",
-        f"  <folder>{_text(posixpath.dirname(picture))}</folder>",
-        f"  <filename>{_text(posixpath.basename(picture))}</filename>",
+        f"  <folder>{_escape_text(posixpath.dirname(image))}</folder>",
+        f"  <filename>{_escape_text(posixpath.basename(image))}</filename>",
         f"  <size><width>{item.asset.width}</width><height>{item.asset.height}</height><depth>3</depth></size>",
         "  <segmented>0</segmented>",
     ]
     for name, box in boxes:
-        corners = zip(("xmin", "ymin", "xmax", "ymax"), in_pixels(box, item), strict=True)
+        corners = zip(("xmin", "ymin", "xmax", "ymax"), to_pixels(box, item), strict=True)
         lines += [
             "  <object>",
-            f"    <name>{_text(name)}</name>",
+            f"    <name>{_escape_text(name)}</name>",
             "    <pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>",
             f"    <bndbox>{''.join(f'<{corner}>{value:.10g}</{corner}>' for corner, value in corners)}</bndbox>",
             "  </object>",
@@ -47,6 +49,6 @@ def _document(picture: str, item: Item, boxes: list[tuple[str, Box]]) -> str:
     return "\n".join([*lines, "</annotation>", ""])
 
 
-def _text(text: str) -> str:
-    """Text as XML may hold it, which has no place for control characters."""
+def _escape_text(text: str) -> str:
+    """Escape text for XML, which does not allow control characters."""
     return html.escape("".join(character if character.isprintable() else " " for character in text))

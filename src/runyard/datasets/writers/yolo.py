@@ -1,7 +1,8 @@
-"""YOLO out: one text file a picture, one box a line, ``class x y width height`` as shares, x and y of the centre.
+"""The YOLO writer: one text file per image and one box per line, ``class x y width height``.
 
-Darknet has the label file beside its picture, and the names in ``classes.txt``; Ultralytics has ``images`` and
-``labels``, and ``data.yaml``.
+Numbers are fractions of the image; x and y are the box's center. Darknet has the label file next to
+its image, and the names in ``classes.txt``. Ultralytics has ``images``, ``labels`` and
+``data.yaml``.
 """
 
 import json
@@ -9,51 +10,51 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runyard.datasets.records import Box, DatasetType
-from runyard.datasets.writers import Item
-from runyard.datasets.writers.files import ONE_CAPTION, Stems, boxes_of, place_of, write_picture
+from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.files import ONE_CAPTION, UniqueStems, list_boxes, make_path, write_image
 
 
 class YoloDarknet:
-    """Labels beside pictures, and ``classes.txt``; see ``writers.Writer``."""
+    """The writer of labels next to images, and ``classes.txt``; see ``base.Writer``."""
 
     name = "YoloDarknet"
     types: tuple[DatasetType, ...] = ("phrase-grounding",)
     loses = ONE_CAPTION
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_pictures: bool) -> None:
-        names = _write_labels(items, folder, pictures="", labels="", with_pictures=with_pictures)
+    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
+        names = _write_labels(items, folder, images="", labels="", with_images=with_images)
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 class YoloKerasPytorch:
-    """``images``, ``labels`` and ``data.yaml``; see ``writers.Writer``."""
+    """The writer of ``images``, ``labels`` and ``data.yaml``; see ``base.Writer``."""
 
     name = "YoloKerasPytorch"
     types: tuple[DatasetType, ...] = ("phrase-grounding",)
     loses = ONE_CAPTION
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_pictures: bool) -> None:
-        names = _write_labels(items, folder, pictures="images/", labels="labels/", with_pictures=with_pictures)
+    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
+        names = _write_labels(items, folder, images="images/", labels="labels/", with_images=with_images)
         lines = ["path: .", "train: images", "val: images", f"nc: {len(names)}", "names:"]
-        # A JSON string is a quoted YAML one.
+        # A JSON string is also a quoted YAML string.
         lines += [f"  {number}: {json.dumps(name, ensure_ascii=False)}" for number, name in enumerate(names)]
         (folder / "data.yaml").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
-def _write_labels(items: Iterable[Item], folder: Path, *, pictures: str, labels: str, with_pictures: bool) -> list[str]:
-    """Write what all items hold; returns the names of the classes."""
-    stems, numbers = Stems(), dict[str, int]()
+def _write_labels(items: Iterable[Item], folder: Path, *, images: str, labels: str, with_images: bool) -> list[str]:
+    """Write labels and images; return the names of the classes."""
+    stems, numbers = UniqueStems(), dict[str, int]()
     for item in items:
-        picture, stem = stems.named(item.asset.filename.removeprefix(pictures))
-        if boxes := boxes_of(item):
-            lines = [f"{numbers.setdefault(name, len(numbers))} {_centred(box)}\n" for name, box in boxes]
-            place_of(folder, f"{labels}{stem}.txt").write_text("".join(lines), encoding="utf-8")
-        if with_pictures:
-            write_picture(folder, f"{pictures}{picture}", item)
+        image, stem = stems.assign(item.asset.filename.removeprefix(images))
+        if boxes := list_boxes(item):
+            lines = [f"{numbers.setdefault(name, len(numbers))} {_format_centered(box)}\n" for name, box in boxes]
+            make_path(folder, f"{labels}{stem}.txt").write_text("".join(lines), encoding="utf-8")
+        if with_images:
+            write_image(folder, f"{images}{image}", item)
     return list(numbers)
 
 
-def _centred(box: Box) -> str:
+def _format_centered(box: Box) -> str:
     xmin, ymin, xmax, ymax = box
     numbers = ((xmin + xmax) / 2, (ymin + ymax) / 2, xmax - xmin, ymax - ymin)
     return " ".join(f"{number:.10f}".rstrip("0").rstrip(".") for number in numbers)

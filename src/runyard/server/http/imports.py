@@ -2,7 +2,7 @@
 
 import asyncio
 
-from runyard.datasets.report import page
+from runyard.datasets.report import render_page
 from runyard.server.http import bodies, compat
 from runyard.server.http.request import (
     MAX_LIST_ITEMS,
@@ -88,7 +88,7 @@ async def get_report(request: Request, org: Id, dataset: Id, import_id: Id) -> R
         outcome = (
             f"Refused: {report.why}" if report.why else f"Version {report.version}" if report.version else "Under way"
         )
-        html = page(report, title=f"Import {import_id}", outcome=outcome)
+        html = render_page(report, title=f"Import {import_id}", outcome=outcome)
         return Response(html.encode(), media_type=b"text/html; charset=utf-8")
     return encode_response(report)
 

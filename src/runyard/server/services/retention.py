@@ -24,7 +24,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.blobs import BlobError, BlobHeld
-from runyard.datasets.packs import pack, read_index
+from runyard.datasets.packs import build_pack, read_index
 from runyard.flows import FlowProblems, resolve
 from runyard.flows.blocks import Checkpoint
 from runyard.server.services.context import Services
@@ -199,7 +199,7 @@ def _write_pack(store: Any, sha256: str, kept: Sequence[Any]) -> tuple[str, dict
         for span in kept:
             file.seek(span.offset)
             pieces.append((span.content, file.read(span.size_bytes)))
-    data = pack(pieces)
+    data = build_pack(pieces)
     new = hashlib.sha256(data).hexdigest()
     store.put(io.BytesIO(data), sha256=new, size_bytes=len(data))
     offsets = {entry.path: entry.offset for entry in read_index(io.BytesIO(data), len(data))}

@@ -8,13 +8,13 @@ checkpoint was trained with stands in its ``run.json``, which has every default 
 from pathlib import Path
 from typing import Any
 
-from runyard.flows import Recipe
+from runyard.flows import ResolvedFlow
 from runyard.rundir import MODEL_ADAPTER, MODEL_FULL, read_json
 from runyard.trainer.checkpoints.checkpoint import RUN, Progress
 from runyard.trainer.errors import InvalidFlow
 
 
-def check_fits(recipe: Recipe, checkpoint: Path) -> None:
+def check_fits(recipe: ResolvedFlow, checkpoint: Path) -> None:
     """Refuse a recipe whose training cannot take up the state in ``checkpoint``.
 
     Raises:
@@ -50,7 +50,7 @@ def taken_up(progress: Progress, checkpoint: Path, *, total_steps: int) -> Progr
     return Progress(step=progress.step, epoch=progress.epoch)
 
 
-def _of_recipe(recipe: Recipe) -> dict[str, Any]:
+def _of_recipe(recipe: ResolvedFlow) -> dict[str, Any]:
     model = recipe.model
     return {
         "projectKind": recipe.task,

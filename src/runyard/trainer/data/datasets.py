@@ -24,10 +24,10 @@ from runyard.datasets.samples import (
     WORDS,
     Canvas,
     Scan,
-    canvases,
-    digit_question,
-    enlarged,
-    scans,
+    choose_digit_question,
+    draw_canvases,
+    enlarge_scan,
+    load_scans,
 )
 from runyard.datasets.splits import is_held_out
 from runyard.trainer.answers import PHRASE_GROUNDING, VQA, Answer, Grounding, scale_box
@@ -116,11 +116,11 @@ def digits(seed: int, validation_fraction: float) -> Dataset:
     """Which digit is this? One scan a sample, enlarged to 32 x 32."""
     train: list[Sample] = []
     held_out: list[Sample] = []
-    for scan, label in scans():
+    for scan, label in load_scans():
         if _is_held_out(scan, seed, validation_fraction):
-            held_out.append(Sample(enlarged(scan), DIGIT_QUESTION, Answer(str(label))))
+            held_out.append(Sample(enlarge_scan(scan), DIGIT_QUESTION, Answer(str(label))))
         else:
-            train.append(Sample(enlarged(scan), digit_question(len(train)), Answer(str(label))))
+            train.append(Sample(enlarge_scan(scan), choose_digit_question(len(train)), Answer(str(label))))
     return Dataset("digits", VQA, train, held_out)
 
 
@@ -165,14 +165,17 @@ def _both(
     Those to train on show varied scans, because the model soon knows the scans themselves by heart. That moves no box:
     what is marked is the cell in which a scan stands.
     """
-    single = canvases(scans, round(count * share_vqa), random, share_unnamed=0.0, most=1, is_varied=is_training)
+    single = draw_canvases(scans, round(count * share_vqa), random, share_unnamed=0.0, most=1, is_varied=is_training)
     asked = [
         Sample(
-            canvas.picture, digit_question(place) if is_training else DIGIT_QUESTION, Answer(canvas.sentence), task=VQA
+            canvas.image,
+            choose_digit_question(place) if is_training else DIGIT_QUESTION,
+            Answer(canvas.sentence),
+            task=VQA,
         )
         for place, canvas in enumerate(single)
     ]
-    several = canvases(scans, count - len(asked), random, share_unnamed=0.0, fewest=2, is_varied=is_training)
+    several = draw_canvases(scans, count - len(asked), random, share_unnamed=0.0, fewest=2, is_varied=is_training)
     mixed = [*asked, *(replace(_located(canvas), task=PHRASE_GROUNDING) for canvas in several)]
     return _own_first([mixed[int(place)] for place in random.permutation(len(mixed))], PHRASE_GROUNDING)
 
@@ -181,7 +184,7 @@ def _divided(seed: int, validation_fraction: float) -> tuple[list[Scan], list[Sc
     """The scans to train on and those held out."""
     train: list[Scan] = []
     held_out: list[Scan] = []
-    for scan, label in scans():
+    for scan, label in load_scans():
         side = held_out if _is_held_out(scan, seed, validation_fraction) else train
         side.append((scan, label))
     return train, held_out
@@ -218,7 +221,7 @@ def _canvases(scans: list[Scan], count: int, random: "np.random.Generator", *, s
     In ``share_unnamed`` of them the question names no digit, so the model has to read them itself, in the order of
     text. Without such samples it learns to find digits but not to tell them apart.
     """
-    return [_located(canvas) for canvas in canvases(scans, count, random, share_unnamed=share_unnamed)]
+    return [_located(canvas) for canvas in draw_canvases(scans, count, random, share_unnamed=share_unnamed)]
 
 
 def _located(canvas: Canvas) -> Sample:
@@ -226,7 +229,7 @@ def _located(canvas: Canvas) -> Sample:
         Grounding(word, (scale_box(box, width=CANVAS_SIDE, height=CANVAS_SIDE),)) for word, box in canvas.digits
     )
     question = CANVAS_QUESTION if canvas.is_unnamed else canvas.sentence
-    return Sample(canvas.picture, question, Answer(canvas.sentence, found))
+    return Sample(canvas.image, question, Answer(canvas.sentence, found))
 
 
 def _some(samples: Sequence[Sample], count: int, seed: int, task: str) -> list[Sample]:

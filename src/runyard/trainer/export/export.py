@@ -23,7 +23,7 @@ import torch
 from safetensors import safe_open
 
 from runyard.flows.families import FAMILIES
-from runyard.flows.weights import form_of
+from runyard.flows.weights import classify_weights
 from runyard.rundir import (
     MODEL_ADAPTER,
     MODEL_FULL,
@@ -209,7 +209,7 @@ def _base(full: Path, asked: Asked) -> dict[str, Any]:
 
 def _name_base(config: Path, weights: str | None) -> None:
     """Name the base as the flow did, where other libraries understand it: a folder or a hub id."""
-    if weights and form_of(weights) in ("folder", "hub"):
+    if weights and classify_weights(weights) in ("folder", "hub"):
         write_json(config, (read_json(config) or {}) | {"base_model_name_or_path": weights})
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from runyard.flows.blocks import Architecture, Lora, Training
-from runyard.flows.families import FAMILIES, family_of_model_type
-from runyard.flows.weights import BASE_PREFIX, form_of
+from runyard.flows.families import FAMILIES, find_family
+from runyard.flows.weights import BASE_PREFIX, classify_weights
 from runyard.model_folders import SETTING, ModelFolders
 from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
 from runyard.trainer.data.datasets import Sample
@@ -90,7 +90,7 @@ def weights_folder(architecture: Architecture, models: dict[str, str], folders: 
         weights = family.sizes.get(architecture.size) if family else None
         if weights is None:
             raise InvalidFlow(f"architecture {architecture.name!r} has no size {architecture.size!r} known here")
-    form = form_of(weights)
+    form = classify_weights(weights)
     if form == "run":
         found = Path(models[weights]) if weights in models else None
     elif form == "folder":
@@ -239,7 +239,7 @@ def check_family(architecture: Architecture, model_type: str) -> None:
     """Refuse weights of another family than the recipe names; ``auto`` takes any."""
     family = FAMILIES.get(architecture.name)
     if family is not None and family.model_type != model_type:
-        found = family_of_model_type(model_type)
+        found = find_family(model_type)
         raise InvalidFlow(
             f"architecture.name is {architecture.name!r}, but the weights are of family "
             f"{found.key if found else model_type!r}; name that, or auto"

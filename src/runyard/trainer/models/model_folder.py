@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runyard.flows.families import family_of_model_type
+from runyard.flows.families import find_family
 from runyard.model_folders import SETTING, ModelFolders
 from runyard.rundir import MODEL_ADAPTER
 from runyard.trainer.errors import InvalidFlow
@@ -58,7 +58,7 @@ def check_model_folder(folder: Path) -> str:
     files = list(_files(folder))
     config = _read_config(folder)
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or family_of_model_type(model_type) is None:
+    if not isinstance(model_type, str) or find_family(model_type) is None:
         raise InvalidFlow(f"model_type {model_type!r} in {folder.name}/config.json is not a family known here")
     weights = 0
     for path in files:

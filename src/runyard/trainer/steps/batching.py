@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from runyard.flows import Recipe
+from runyard.flows import ResolvedFlow
 from runyard.rundir import free_bytes
 from runyard.trainer.data.augment import varied_by
 from runyard.trainer.data.cache import Place, Told, encode_all
@@ -36,7 +36,7 @@ PROBED_BATCHES = 3
 LEAST_GAIN = 1.02  # less is noise, and not worth disk or rows that nobody can read
 
 
-def some_batches(recipe: Recipe, lengths: Any, size: int) -> list[list[int]]:
+def some_batches(recipe: ResolvedFlow, lengths: Any, size: int) -> list[list[int]]:
     """Batches of so many samples as the first epoch has them, without going through all of very large data."""
     return epoch_batches(
         lengths[:MOST_SAMPLES_LOOKED_AT],
@@ -47,7 +47,7 @@ def some_batches(recipe: Recipe, lengths: Any, size: int) -> list[list[int]]:
     )
 
 
-def padding_of(recipe: Recipe, lengths: Any, size: int) -> float:
+def padding_of(recipe: ResolvedFlow, lengths: Any, size: int) -> float:
     """Which share of batches of so many samples would only fill them up."""
     return padding_share([lengths[batch] for batch in some_batches(recipe, lengths, size)])
 
@@ -56,7 +56,7 @@ def padding_of(recipe: Recipe, lengths: Any, size: int) -> float:
 class Drawing:
     """Makes ``draw``, which gives the batch of these samples in that epoch."""
 
-    recipe: Recipe
+    recipe: ResolvedFlow
     data: Dataset
     cached: Encodings
     encoder: Encoder
@@ -70,7 +70,7 @@ class Drawing:
 
     def __post_init__(self) -> None:
         strengths = self.recipe.dataset.augmentation
-        if strengths is None or not self.recipe.dataset.varies_pictures:
+        if strengths is None or not self.recipe.dataset.varies_images:
             self.draw = lambda indices, epoch: self.cached.batch(indices)
         else:
             vary = varied_by(strengths, self.recipe.settings.seed)

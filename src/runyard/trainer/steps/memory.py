@@ -25,7 +25,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from runyard.flows import Recipe
+from runyard.flows import ResolvedFlow
 from runyard.trainer.data.encode import Batch
 from runyard.trainer.plan import Plan, with_memory, with_micro_batch
 
@@ -401,7 +401,7 @@ def judge(step: Step, room: Room, plan: Plan, *, mode: str) -> Outlook:
 
 def look_ahead(
     plan: Plan,
-    recipe: Recipe,
+    recipe: ResolvedFlow,
     *,
     measure: Callable[[], Step],
     room: Callable[[], Room],

@@ -21,7 +21,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.datasets import exporting
-from runyard.datasets.writers import by_name
+from runyard.datasets.writers.registry import find_writer
 from runyard.ids import resolve_folder
 from runyard.limits import clean_text
 from runyard.rundir import read_json, write_json
@@ -307,10 +307,10 @@ def _build_line(line: versions.ManifestLine, span: AnyRow) -> dict[str, Any]:
 
 
 def _check_format(spec: ExportSpec, type: str) -> None:
-    writer = by_name(spec.format) if spec.format in FORMATS else None
+    writer = find_writer(spec.format) if spec.format in FORMATS else None
     if writer is not None and type in writer.types:
         return
-    fitting = [name for name in FORMATS if (known := by_name(name)) is not None and type in known.types]
+    fitting = [name for name in FORMATS if (known := find_writer(name)) is not None and type in known.types]
     message = f"a dataset of type {type} cannot be exported as {spec.format!r}; expected one of {', '.join(fitting)}"
     raise Refusal(
         "InvalidBody",

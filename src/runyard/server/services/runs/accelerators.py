@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
-from runyard.flows import FlowProblems, Recipe, resolve
-from runyard.flows.memory import CPU, GIB, Accelerator, Measured, judge
+from runyard.flows import FlowProblems, ResolvedFlow, resolve
+from runyard.flows.memory import CPU, GIB, Accelerator, MeasuredPeak, predict_fit
 from runyard.ids import MODEL_REFERENCE
 from runyard.protocol import Accelerator as Reported
 from runyard.server.services import etags
@@ -77,7 +77,7 @@ async def list_for_flow(services: Services, *, org: str, flow_id: str) -> FlowAc
     flow = msgspec.json.decode(document, type=Flow)
     recipe = _resolve_flow(services, org, flow.spec)
 
-    def read_measurements(tx: Connection) -> tuple[Measured | None, int | None]:
+    def read_measurements(tx: Connection) -> tuple[MeasuredPeak | None, int | None]:
         measured = _find_measured(tx, org, flow, recipe)
         return measured, _find_parameters(tx, org, recipe)
 
@@ -94,7 +94,7 @@ async def list_for_flow(services: Services, *, org: str, flow_id: str) -> FlowAc
     return FlowAcceleratorList(organization_id=org, flow_id=flow_id, flow_requirements=requirements, items=items)
 
 
-def _resolve_flow(services: Services, org: str, spec: FlowSpec) -> Recipe:
+def _resolve_flow(services: Services, org: str, spec: FlowSpec) -> ResolvedFlow:
     try:
         return resolve(spec, dataset_id=references.find_dataset(services, org, spec.training_project))
     except FlowProblems as error:
@@ -114,12 +114,14 @@ def _group_accelerators(machines: Sequence[Machine]) -> list[AcceleratorKind]:
 
 
 def _judge_accelerator(
-    kind: AcceleratorKind, spec: FlowSpec, recipe: Recipe, measured: Measured | None, parameters: int | None
+    kind: AcceleratorKind, spec: FlowSpec, recipe: ResolvedFlow, measured: MeasuredPeak | None, parameters: int | None
 ) -> tuple[AcceleratorConfiguration, int | None]:
     """Return the verdict and the bytes needed, for one accelerator, since a trainer uses one."""
     name, memory_gib = kind.reported.name, kind.reported.memory_gib
     memory_bytes = None if memory_gib is None else round(memory_gib * GIB)
-    verdict = judge(recipe, Accelerator(name=name, memory_bytes=memory_bytes), parameters=parameters, measured=measured)
+    verdict = predict_fit(
+        recipe, Accelerator(name=name, memory_bytes=memory_bytes), parameters=parameters, measured=measured
+    )
     if not any(placement.fits(spec.tolerations, machine.report.labels) for machine in kind.machines):
         wanted = "; ".join(f"{key}: {' or '.join(values)}" for key, values in spec.tolerations.items())
         reason = f"the flow's tolerations request {wanted}, which no machine with {name} offers"
@@ -147,7 +149,7 @@ def _to_document(kind: AcceleratorKind, org: str) -> TrainingAccelerator:
     return made
 
 
-def _find_measured(tx: Connection, org: str, flow: Flow, recipe: Recipe) -> Measured | None:
+def _find_measured(tx: Connection, org: str, flow: Flow, recipe: ResolvedFlow) -> MeasuredPeak | None:
     """Return the prediction of the newest run of this flow.
 
     If it has none, return that of a run with the same model and data under any name.
@@ -163,7 +165,7 @@ def _find_measured(tx: Connection, org: str, flow: Flow, recipe: Recipe) -> Meas
     return None
 
 
-def _iter_predicted(tx: Connection, org: str, wanted: RunFilter, *, most: int) -> Iterator[tuple[Run, Measured]]:
+def _iter_predicted(tx: Connection, org: str, wanted: RunFilter, *, most: int) -> Iterator[tuple[Run, MeasuredPeak]]:
     """Yield at most ``most`` of the newest runs whose plan has a prediction.
 
     Runs without a prediction do not count, however many there are.
@@ -182,7 +184,7 @@ def _iter_predicted(tx: Connection, org: str, wanted: RunFilter, *, most: int) -
                 is_cpu = _get_planned(plan, "device") == CPU
                 yield (
                     run,
-                    Measured(
+                    MeasuredPeak(
                         peak_bytes=peak, run_id=run.run_id, is_cpu=is_cpu, micro_batch_size=size, parameters=parameters
                     ),
                 )
@@ -192,7 +194,7 @@ def _iter_predicted(tx: Connection, org: str, wanted: RunFilter, *, most: int) -
         after = (page[-1].time_created, page[-1].id)
 
 
-def _is_alike(run: Run, recipe: Recipe) -> bool:
+def _is_alike(run: Run, recipe: ResolvedFlow) -> bool:
     """Return whether a run trained this model in this way on this data.
 
     Runs are pinned to a version; flows need not be.
@@ -207,7 +209,7 @@ def _is_alike(run: Run, recipe: Recipe) -> bool:
     return other.model == recipe.model and dataset == recipe.dataset
 
 
-def _find_parameters(tx: Connection, org: str, recipe: Recipe) -> int | None:
+def _find_parameters(tx: Connection, org: str, recipe: ResolvedFlow) -> int | None:
     """Return the parameter count of a model from an earlier run, as that run counted it."""
     weights = recipe.model.architecture.weights
     found = MODEL_REFERENCE.fullmatch(weights or "")

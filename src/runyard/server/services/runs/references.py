@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from runyard import limits
 from runyard.flows import FlowProblems, resolve, validate
 from runyard.flows.blocks import BUILT_IN_DATASETS
-from runyard.flows.weights import BASE_PREFIX, form_of
+from runyard.flows.weights import BASE_PREFIX, classify_weights
 from runyard.ids import MODEL_REFERENCE
 from runyard.limits import Limit
 from runyard.model_folders import SETTING
@@ -282,7 +282,8 @@ async def resolve_dataset_version(services: Services, org: str, flow: FlowSpec) 
     except FlowProblems as error:
         sentences = "; ".join(problem.message for problem in error.problems[:5])
         message = f"the flow does not fit its dataset: {sentences}"
-        raise Refusal("InvalidFlow", message, problems=error.problems) from error
+        raise Refusal("InvalidFlow", message, problems=error.problems
+        ) from error
     if wanted is None:
         version = await versions.ensure_current(services, **key)
         if version is None:
@@ -363,7 +364,7 @@ def _find_dangling_weights(services: Services, org: str, index: int, weights: st
     if named := MODEL_REFERENCE.fullmatch(weights):
         found = services.store.read(lambda tx: _find_source(tx, org, named[1], named[2]))
         return _build_unknown_source(index, weights) if found is None else None
-    match form_of(weights):
+    match classify_weights(weights):
         case "base" if folders.find(weights.removeprefix(BASE_PREFIX)) is None:
             known = ", ".join(f"{BASE_PREFIX}{name}" for name in folders.list_names()) or "none yet"
             return Problem(

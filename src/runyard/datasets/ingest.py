@@ -1,5 +1,7 @@
-"""From files to records: find the format, read, check, keep. What an import on the server and a check of a local folder
-have in common; it knows neither where the files lie nor where the records go.
+"""From files to records: detect the format, read, check, keep.
+
+An import on the server and a check of a local folder share this module. It does not depend on where
+the files are stored or where the records go.
 """
 
 import tempfile
@@ -11,34 +13,35 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from runyard.datasets.archives import with_archives_open
+from runyard.datasets.archives import expand_archives
 from runyard.datasets.checks import Checker, OnError
-from runyard.datasets.findings import Finding, Say, Tally, finding
-from runyard.datasets.readers import Reader, detect
+from runyard.datasets.findings import Finding, ReportFinding, Tally, make_finding
+from runyard.datasets.readers.base import Reader
+from runyard.datasets.readers.registry import detect_format
 from runyard.datasets.readers.webdataset import is_shard
 from runyard.datasets.records import DatasetType, Record
-from runyard.datasets.sources import Accepted, FolderSource, PackSource, Pictures, Source, ignore_accepted
+from runyard.datasets.sources import FolderSource, ImageIndex, OnImage, PackSource, Source, ignore_image
 
 Phase = Literal["Receiving", "Inspecting", "Reading", "Checking", "Done"]
 ON_ERROR: tuple[OnError, ...] = ("Warn", "RejectRow", "RejectFile", "RejectAll")
 
 
-class Records(Protocol):
-    """Where kept records go."""
+class RecordSink(Protocol):
+    """The destination of accepted records."""
 
     def add(self, record: Record) -> None: ...
 
-    def mark(self) -> None:
-        """A new annotation file begins."""
+    def begin_file(self) -> None:
+        """Start a new annotation file."""
         ...
 
-    def take_back(self) -> int:
-        """Forget what came since the last mark; returns how many records that were."""
+    def discard_file(self) -> int:
+        """Discard the records of the current file; return how many there were."""
         ...
 
 
-class CountedRecords:
-    """Keeps nothing but the number."""
+class RecordCounter:
+    """A record sink that only counts."""
 
     def __init__(self) -> None:
         self.count = self._marked = 0
@@ -46,17 +49,17 @@ class CountedRecords:
     def add(self, record: Record) -> None:
         self.count += 1
 
-    def mark(self) -> None:
+    def begin_file(self) -> None:
         self._marked = self.count
 
-    def take_back(self) -> int:
-        taken, self.count = self.count - self._marked, self._marked
-        return taken
+    def discard_file(self) -> int:
+        discarded, self.count = self.count - self._marked, self._marked
+        return discarded
 
 
 @dataclass
 class Progress:
-    """How far an import has got. ``expected_*`` is what was announced; 0 where nothing was."""
+    """The progress of an import. ``files`` is the announced number; 0 if none was announced."""
 
     now_s: Callable[[], float] = time.monotonic
     phase: Phase = "Receiving"
@@ -67,7 +70,7 @@ class Progress:
     rows: int = 0
     rows_kept: int = 0
     tally: Tally = field(default_factory=Tally)
-    share_read: Callable[[], float] = lambda: 0.0  # of the annotation files' bytes
+    fraction_read: Callable[[], float] = lambda: 0.0  # of the annotation files' bytes
     _began_s: float = 0.0
 
     def begin(self, phase: Phase) -> None:
@@ -90,23 +93,28 @@ class Progress:
         }
 
     def _rate(self) -> tuple[float | None, float | None]:
-        """Files or rows a second, and how long this phase takes on at this pace; None where that cannot be told."""
-        took_s = self.now_s() - self._began_s
-        if self.phase == "Done" or took_s <= 0:
+        """Return files or rows per second, and the seconds left in this phase.
+
+        Return None where unknown.
+        """
+        elapsed_s = self.now_s() - self._began_s
+        if self.phase == "Done" or elapsed_s <= 0:
             return None, None
         is_reading = self.phase in ("Reading", "Checking")
         done = self.rows if is_reading else self.files_done
-        share = self.share_read() if is_reading else self.files_done / self.files if self.files else 0.0
-        left_s = took_s * (1 - share) / share if 0 < share <= 1 else None
-        return round(done / took_s, 1), None if left_s is None else round(left_s, 1)
+        share = self.fraction_read() if is_reading else self.files_done / self.files if self.files else 0.0
+        left_s = elapsed_s * (1 - share) / share if 0 < share <= 1 else None
+        return round(done / elapsed_s, 1), None if left_s is None else round(left_s, 1)
 
 
-class Told:
-    """Takes every finding of an import: counts it, knows which files have errors, and passes it on."""
+class FindingSink:
+    """The consumer of an import's findings: counts them, tracks files with errors, and forwards
+    them.
+    """
 
-    def __init__(self, pass_on: Say, on_error: OnError, tally: Tally) -> None:
+    def __init__(self, forward: ReportFinding, on_error: OnError, tally: Tally) -> None:
         self.files_with_errors: set[str] = set()
-        self._pass_on = pass_on
+        self._forward = forward
         self._on_error = on_error
         self._tally = tally
 
@@ -116,12 +124,12 @@ class Told:
             if self._on_error in ("RejectFile", "RejectAll"):
                 found = msgspec.structs.replace(found, action="FileRejected")
         self._tally.add(found)
-        self._pass_on(found)
+        self._forward(found)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an import."""
+    """The outcome of an import."""
 
     decision: Literal["Accepted", "Rejected"]
     why: str | None
@@ -139,11 +147,11 @@ class Outcome:
         }
 
 
-def take_rows(
+def ingest_rows(
     source: Source,
-    pictures: Pictures,
-    records: Records,
-    told: Told,
+    images: ImageIndex,
+    records: RecordSink,
+    sink: FindingSink,
     progress: Progress,
     *,
     format: str,
@@ -152,38 +160,39 @@ def take_rows(
     tick: Callable[[], None],
     unpack_into: Path,
 ) -> Outcome:
-    """Find the format, read and check every row, keep what may be kept, and decide.
+    """Detect the format, read and check every row, keep what is valid, and decide.
 
-    ``task`` None takes the type of the first row. ``tick`` is called for every row. What archives hold beside pictures
-    is kept below ``unpack_into``, a folder of the caller's that may be removed afterwards.
+    With ``task`` None the type of the first row is used. ``tick`` is called for every row. Archive
+    members other than images are kept below ``unpack_into``, a folder of the caller's that may be
+    removed afterwards.
     """
     progress.begin("Reading")
-    source = with_archives_open(source, unpack_into, told, is_left=is_shard)
-    detected = detect(source, told, wanted=format)
+    source = expand_archives(source, unpack_into, sink, keeps_packed=is_shard)
+    detected = detect_format(source, sink, wanted=format)
     reader, files = detected or (None, [])
     if reader is not None:
-        task = task or _type_of(reader, source, files)
-        checker = Checker(source, task, on_error, told)
+        task = task or _find_type(reader, source, files)
+        checker = Checker(source, task, on_error, sink)
         if task in reader.types:
-            _read_all(reader, source, files, task, checker, records, told, progress, on_error, tick)
+            _read_files(reader, source, files, task, checker, records, sink, progress, on_error, tick)
         else:
-            told(_unfit(reader, files[0], task))
+            sink(_explain_type_mismatch(reader, files[0], task))
         progress.begin("Checking")
-        _tell_unused(pictures, checker.used, told)
+        _report_unused_images(images, checker.used, sink)
     else:
-        _tell_unused(pictures, set(), told)
-    progress.images = len(pictures)  # containers have brought some meanwhile
-    return _decided(reader, task, progress, told, on_error)
+        _report_unused_images(images, set(), sink)
+    progress.images = len(images)  # containers may have added some
+    return _decide(reader, task, progress, sink, on_error)
 
 
-def _read_all(
+def _read_files(
     reader: Reader,
     source: Source,
     files: list[str],
     task: DatasetType,
     checker: Checker,
-    records: Records,
-    told: Told,
+    records: RecordSink,
+    sink: FindingSink,
     progress: Progress,
     on_error: OnError,
     tick: Callable[[], None],
@@ -192,57 +201,57 @@ def _read_all(
         source.expect(files)
     file = None
     rejects_files = on_error == "RejectFile"
-    for row in reader.read(source, files, task, told):
+    for row in reader.read(source, files, task, sink):
         if row.file != file:
-            if rejects_files and file in told.files_with_errors:
-                progress.rows_kept -= records.take_back()
+            if rejects_files and file in sink.files_with_errors:
+                progress.rows_kept -= records.discard_file()
             file = row.file
-            records.mark()
+            records.begin_file()
         progress.rows += 1
         record = checker.check(row)
         if record is not None:
             records.add(record)
             progress.rows_kept += 1
         tick()
-    if rejects_files and file in told.files_with_errors:
-        progress.rows_kept -= records.take_back()
+    if rejects_files and file in sink.files_with_errors:
+        progress.rows_kept -= records.discard_file()
 
 
-def _type_of(reader: Reader, source: Source, files: list[str]) -> DatasetType:
-    """The type of the first row that can be read."""
+def _find_type(reader: Reader, source: Source, files: list[str]) -> DatasetType:
+    """Return the type of the first row that can be read."""
     for task in reader.types:
         for row in reader.read(source, files, task, lambda _: None):
             return row.record.dataset_type
     return reader.types[0]
 
 
-def _unfit(reader: Reader, file: str, task: DatasetType) -> Finding:
-    cause = f"{reader.name} carries {' and '.join(reader.types)}, and the dataset is for {task}"
-    return finding("ContentsUnfit", file=file, cause=cause, action="FileRejected")
+def _explain_type_mismatch(reader: Reader, file: str, task: DatasetType) -> Finding:
+    cause = f"{reader.name} carries {' and '.join(reader.types)}, but the dataset is for {task}"
+    return make_finding("ContentsUnfit", file=file, cause=cause, action="FileRejected")
 
 
-def _tell_unused(pictures: Pictures, used: set[str], say: Say) -> None:
-    """One finding for all pictures without rows: which they are is seen in the dataset."""
-    unused = [facts.path for facts in pictures if facts.path not in used]
+def _report_unused_images(images: ImageIndex, used: set[str], report: ReportFinding) -> None:
+    """Report all images without rows in one finding; the dataset shows which they are."""
+    unused = [facts.path for facts in images if facts.path not in used]
     if unused:
         names = ", ".join(repr(path) for path in unused[:3])
-        cause = f"{len(unused)} of {len(pictures)} pictures have no rows: {names}{', …' if len(unused) > 3 else ''}"
-        say(finding("AnnotationsAbsent", file=unused[0], cause=cause, value=len(unused)))
+        cause = f"{len(unused)} of {len(images)} images have no rows: {names}{', …' if len(unused) > 3 else ''}"
+        report(make_finding("AnnotationsAbsent", file=unused[0], cause=cause, value=len(unused)))
 
 
-def _decided(
-    reader: Reader | None, task: DatasetType | None, progress: Progress, told: Told, on_error: OnError
+def _decide(
+    reader: Reader | None, task: DatasetType | None, progress: Progress, sink: FindingSink, on_error: OnError
 ) -> Outcome:
     tally = progress.tally
     why = None
     if tally.by_code["FormatUnknown"]:
-        why = "the format of the annotations could not be told; see the findings"
+        why = "the format of the annotations could not be detected; see the findings"
     elif on_error == "RejectAll" and tally.errors:
         why = f"there are {tally.errors} errors, and onError is RejectAll"
     elif not progress.images and not progress.rows_kept:
-        why = "no picture and no row could be taken"
+        why = "no image and no row could be accepted"
     elif (progress.rows or tally.errors) and reader is not None and not progress.rows_kept:
-        why = f"none of the rows could be taken; there are {tally.errors} errors"
+        why = f"none of the rows could be accepted; there are {tally.errors} errors"
     counts = {
         "files": progress.files_done,
         "bytes": progress.bytes_done,
@@ -260,38 +269,41 @@ def check_folder(
     dataset_type: DatasetType | None = None,
     format: str = "auto",
     on_error: OnError = "RejectRow",
-    say: Say = lambda _: None,
+    on_finding: ReportFinding = lambda _: None,
     on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
-    accepted: Accepted = ignore_accepted,
-    records: Records | None = None,
+    on_image: OnImage = ignore_image,
+    records: RecordSink | None = None,
 ) -> Outcome:
-    """What an import of this folder would find and take; changes nothing, and needs no server.
+    """Check what an import of this folder would report and accept.
 
-    ``say`` gets each finding as it is found, ``on_progress`` the document of ``progress.json`` four times a second.
+    Nothing is changed, and no server is needed.
+
+    ``on_finding`` gets each finding at once, ``on_progress`` the document of ``progress.json`` four
+    times per second.
 
     Raises NotADirectoryError or FileNotFoundError.
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{path} is no folder")
+        raise NotADirectoryError(f"{path} is not a folder")
     progress = Progress()
-    told = Told(say, on_error, progress.tally)
-    source = FolderSource(folder, told, accepted)
-    tick = Ticks(lambda: on_progress(progress.document()))
+    sink = FindingSink(on_finding, on_error, progress.tally)
+    source = FolderSource(folder, sink, on_image)
+    tick = Throttle(lambda: on_progress(progress.document()))
     progress.begin("Inspecting")
     progress.files = source.find_files()
     for size_bytes in source.inspect():
         progress.files_done += 1
         progress.bytes_done += size_bytes
-        progress.images = len(source.pictures)
+        progress.images = len(source.images)
         tick()
-    progress.share_read = source.share_read
+    progress.fraction_read = source.fraction_read
     with tempfile.TemporaryDirectory(prefix="runyard-archives-") as unpacked:
-        outcome = take_rows(
+        outcome = ingest_rows(
             source,
-            source.pictures,
-            records or CountedRecords(),
-            told,
+            source.images,
+            records or RecordCounter(),
+            sink,
             progress,
             format=format,
             task=dataset_type,
@@ -299,14 +311,14 @@ def check_folder(
             tick=tick,
             unpack_into=Path(unpacked),
         )
-    progress.images = len(source.pictures)
+    progress.images = len(source.images)
     progress.begin("Done")
     on_progress(progress.document())
     return outcome
 
 
-class Ticks:
-    """Does something at most four times a second, however often it is called."""
+class Throttle:
+    """A call that runs an action at most four times per second."""
 
     def __init__(self, do: Callable[[], None], *, every_s: float = 0.25, now_s: Callable[[], float] = time.monotonic):
         self._do, self._every_s, self._now_s = do, every_s, now_s

@@ -1,4 +1,6 @@
-"""What happens when a recipe is wrong: the server refuses it before anything runs, and names every problem at once."""
+"""Send an invalid flow: the server rejects it before anything runs, and reports every problem at
+once.
+"""
 
 import vi
 

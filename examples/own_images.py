@@ -1,7 +1,8 @@
-"""From a folder of your own pictures with labels to a model that draws boxes: import, train, ask.
+"""Train a model that draws boxes on a folder of your own images with labels: import, train, ask.
 
-Takes the folder to import and a picture to ask about; without them, ./pictures and the first picture in it. The labels
-may be COCO, Pascal VOC, YOLO, CSV or Vi JSONL. A quick look: 40 steps of the tiny model are too few to become good.
+Takes the folder to import and an image to ask about; the defaults are ./images and the first image
+in it. Labels may be COCO, Pascal VOC, YOLO, CSV or Vi JSONL. This is a short run: 40 steps of the
+tiny model are too few for good results.
 """
 
 import sys
@@ -12,8 +13,8 @@ from PIL import Image, ImageDraw
 import vi
 from runyard.trainer.export.predict import Predictor
 
-folder = Path(sys.argv[1] if len(sys.argv) > 1 else "pictures")
-picture = Path(sys.argv[2]) if len(sys.argv) > 2 else min(folder.rglob("*.png"))
+folder = Path(sys.argv[1] if len(sys.argv) > 1 else "images")
+image_path = Path(sys.argv[2]) if len(sys.argv) > 2 else min(folder.rglob("*.png"))
 
 with vi.Client() as client:
     imported = client.datasets.import_folder(folder)
@@ -29,11 +30,11 @@ with vi.Client() as client:
     run = client.runs.wait(client.runs.create(flow=flow.flow_id).run_id, timeout=600)
     model = client.get_model(run.run_id, ckpt="best", save_path="models")
 
-image = Image.open(picture).convert("RGB")
+image = Image.open(image_path).convert("RGB")
 answer = Predictor(model.model_path).ask(image, "What is here?")
 draw = ImageDraw.Draw(image)
 for grounding in answer.groundings:
-    for x1, y1, x2, y2 in grounding.boxes:  # over a frame of 1024 by 1024
+    for x1, y1, x2, y2 in grounding.boxes:  # in a frame of 1024 by 1024
         box = (x1 * image.width / 1024, y1 * image.height / 1024, x2 * image.width / 1024, y2 * image.height / 1024)
         draw.rectangle(box, outline="red")
 image.save("answer.png")

@@ -1,15 +1,15 @@
-"""What a recipe holds when the flow says little, and how it is written into ``run.json``."""
+"""The defaults of a resolved flow, and how it is written into ``run.json``."""
 
 from typing import Any
 
 import pytest
 
-from runyard.flows import FlowProblems, Recipe, recipe_document, resolve, validate
-from runyard.flows.families import FAMILIES, family_of_model_type
-from runyard.flows.recipe import SYSTEM_PROMPTS
+from runyard.flows import FlowProblems, ResolvedFlow, build_flow_document, resolve, validate
+from runyard.flows.families import FAMILIES, find_family
+from runyard.flows.resolved_flow import SYSTEM_PROMPTS
 
 
-def recipe_of(*blocks: dict[str, Any], **flow: Any) -> Recipe:
+def resolve_blocks(*blocks: dict[str, Any], **flow: Any) -> ResolvedFlow:
     return resolve(validate({"blocks": list(blocks), **flow}))
 
 
@@ -25,15 +25,15 @@ def block_of(document: dict[str, Any], name: str) -> dict[str, Any]:
     return next(block["settings"] for block in document["blocks"] if block["block"] == name)
 
 
-def test_the_empty_recipe_trains_the_tiny_model_on_the_digits() -> None:
-    recipe = recipe_of()
-    assert (recipe.task, recipe.dataset.dataset_id, recipe.is_tiny) == ("vqa", "digits", True)
-    assert (recipe.model.architecture.name, recipe.model.training.mode, recipe.model.training.freeze) == (
+def test_the_empty_flow_trains_the_tiny_model_on_the_digits() -> None:
+    resolved = resolve_blocks()
+    assert (resolved.task, resolved.dataset.dataset_id, resolved.is_tiny) == ("vqa", "digits", True)
+    assert (resolved.model.architecture.name, resolved.model.training.mode, resolved.model.training.freeze) == (
         "idefics3",
         "full",
         [],
     )
-    numbers = recipe.model.hyperparameters
+    numbers = resolved.model.hyperparameters
     assert (numbers.epochs, numbers.batch_size, numbers.learning_rate, numbers.micro_batch_size) == (
         12,
         32,
@@ -47,7 +47,7 @@ def test_the_empty_recipe_trains_the_tiny_model_on_the_digits() -> None:
     [({}, 2e-4, ["vision"]), ({"mode": "lora"}, 2e-4, ["vision"]), ({"mode": "full"}, 1e-5, [])],
 )
 def test_a_real_model_has_gentler_defaults(training: dict[str, Any], rate: float, freeze: list[str]) -> None:
-    settings = recipe_of(model(architecture={"name": "qwen25vl"}, training=training)).model
+    settings = resolve_blocks(model(architecture={"name": "qwen25vl"}, training=training)).model
     assert (settings.architecture.size, settings.training.mode) == ("3B", training.get("mode", "lora"))
     assert settings.training.freeze == freeze
     numbers = settings.hyperparameters
@@ -55,7 +55,7 @@ def test_a_real_model_has_gentler_defaults(training: dict[str, Any], rate: float
 
 
 def test_what_is_given_wins_over_every_default() -> None:
-    settings = recipe_of(
+    settings = resolve_blocks(
         model(
             training={"mode": "lora", "freeze": []},
             hyperparameters={"epochs": 1, "learningRate": 0.5, "schedule": {"name": "wsd"}},
@@ -78,7 +78,7 @@ def test_what_is_given_wins_over_every_default() -> None:
     ],
 )
 def test_family_and_size_follow_from_each_other(architecture: dict[str, Any], name: str, size: str) -> None:
-    resolved = recipe_of(model(architecture=architecture)).model.architecture
+    resolved = resolve_blocks(model(architecture=architecture)).model.architecture
     assert (resolved.name, resolved.size) == (name, size)
 
 
@@ -97,8 +97,8 @@ def test_family_and_size_follow_from_each_other(architecture: dict[str, Any], na
 def test_data_and_task_follow_from_dataset_and_project(
     flow: dict[str, Any], kind: str | None, of_project: str | None, dataset_id: str, task: str
 ) -> None:
-    recipe = resolve(validate(flow), dataset_kind=kind, dataset_id=of_project)
-    assert (recipe.dataset.dataset_id, recipe.task) == (dataset_id, task)
+    resolved = resolve(validate(flow), dataset_kind=kind, dataset_id=of_project)
+    assert (resolved.dataset.dataset_id, resolved.task) == (dataset_id, task)
 
 
 @pytest.mark.parametrize(
@@ -119,22 +119,25 @@ def test_a_dataset_of_another_kind_is_a_problem(kind: str, message: str) -> None
     ("task", "word"), [("vqa", "vqa"), ("phrase-grounding", "phrase_grounding"), ("freeform", "freeform")]
 )
 def test_each_tasks_own_prompt_names_the_form_of_the_answer(task: str, word: str) -> None:
-    recipe = recipe_of(dataset(datasetId="ds5", projectKind=task))
-    assert f'{{"{word}":' in recipe.system_prompt.system_prompt
+    resolved = resolve_blocks(dataset(datasetId="ds5", projectKind=task))
+    assert f'{{"{word}":' in resolved.system_prompt.system_prompt
 
 
 def test_the_prompt_of_both_tasks_names_both_forms() -> None:
-    recipe = recipe_of(dataset(datasetId="digits-both"))
-    assert recipe.task == "phrase-grounding"
-    assert all(form in recipe.system_prompt.system_prompt for form in ('{"vqa":', '{"phrase_grounding":'))
+    resolved = resolve_blocks(dataset(datasetId="digits-both"))
+    assert resolved.task == "phrase-grounding"
+    assert all(form in resolved.system_prompt.system_prompt for form in ('{"vqa":', '{"phrase_grounding":'))
 
 
 def test_an_own_prompt_is_kept_even_when_it_is_empty() -> None:
-    assert recipe_of({"block": "vi-system-prompt", "settings": {"systemPrompt": ""}}).system_prompt.system_prompt == ""
+    assert (
+        resolve_blocks({"block": "vi-system-prompt", "settings": {"systemPrompt": ""}}).system_prompt.system_prompt
+        == ""
+    )
 
 
 def test_run_json_holds_what_the_published_client_reads() -> None:
-    document = recipe_document(recipe_of())
+    document = build_flow_document(resolve_blocks())
     assert all({"block", "settings", "style"} <= set(block) for block in document["blocks"])
     settings = block_of(document, "vi-model")
     assert settings["architecture"]["name"] == "qwen25vl"  # its loader opens what transformers' classes open
@@ -154,21 +157,21 @@ def test_run_json_holds_what_the_published_client_reads() -> None:
     assert block_of(document, "vi-system-prompt")["systemPrompt"] == SYSTEM_PROMPTS["vqa"]
 
 
-def test_a_recipe_to_look_at_names_its_own_family() -> None:
-    settings = block_of(recipe_document(recipe_of(), for_published_client=False), "vi-model")
+def test_a_flow_document_for_people_names_its_own_family() -> None:
+    settings = block_of(build_flow_document(resolve_blocks(), for_published_client=False), "vi-model")
     assert (settings["architecture"]["name"], settings["compute"]["precisionType"]) == ("idefics3", "auto")
 
 
 def test_run_json_keeps_the_family_that_has_a_loader_of_its_own() -> None:
-    document = recipe_document(
-        recipe_of(model(architecture={"name": "internvl35"}, compute={"precisionType": "float32"}))
+    document = build_flow_document(
+        resolve_blocks(model(architecture={"name": "internvl35"}, compute={"precisionType": "float32"}))
     )
     settings = block_of(document, "vi-model")
     assert (settings["architecture"]["name"], settings["compute"]["precisionType"]) == ("internvl35", "float32")
 
 
-def test_the_document_gives_the_same_recipe_again() -> None:
-    recipe = recipe_of(
+def test_the_document_gives_the_same_flow_again() -> None:
+    resolved = resolve_blocks(
         {"block": "system-prompt", "settings": {"systemPrompt": "Look."}, "style": {"x": 3}},
         dataset(datasetId="ds5", projectKind="freeform", augmentation={"zoom": 0.1}),
         model(
@@ -183,20 +186,20 @@ def test_the_document_gives_the_same_recipe_again() -> None:
         tolerations={"accelerator": ["h100"]},
         settings={"seed": 1, "priority": 3, "flow": {"id": "flow_1", "generation": 2}},
     )
-    assert resolve(validate(recipe_document(recipe))) == recipe
-    assert resolve(validate(recipe_document(recipe, for_published_client=False))) == recipe
+    assert resolve(validate(build_flow_document(resolved))) == resolved
+    assert resolve(validate(build_flow_document(resolved, for_published_client=False))) == resolved
 
 
 def test_a_family_is_found_by_the_weights_model_type() -> None:
-    found = {key: family_of_model_type(family.model_type) for key, family in FAMILIES.items()}
+    found = {key: find_family(family.model_type) for key, family in FAMILIES.items()}
     assert {key: family.key for key, family in found.items() if family} == {
         **{key: key for key in FAMILIES},
         "cosmosreason1": "qwen25vl",
         "cosmosreason2": "qwen3vl",
     }
-    assert family_of_model_type("gpt2") is None
+    assert find_family("gpt2") is None
 
 
 def test_every_family_can_be_trained_by_naming_it_alone() -> None:
     for key in FAMILIES:
-        assert recipe_of(model(architecture={"name": key})).model.architecture.name == key
+        assert resolve_blocks(model(architecture={"name": key})).model.architecture.name == key

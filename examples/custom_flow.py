@@ -1,11 +1,11 @@
-"""Save a recipe of your own, run it twice with different seeds, and compare.
+"""Save a flow, run it twice with different seeds, and compare.
 
-Only what differs from the defaults is written down; docs/flow-reference.md lists every field.
+A flow contains only what differs from the defaults; docs/flow-reference.md lists every field.
 """
 
 import vi
 
-RECIPE = {
+FLOW = {
     "name": "short-digits",
     "blocks": [
         {"block": "vi-dataset", "settings": {"datasetId": "digits", "validationFraction": 0.25}},
@@ -20,12 +20,12 @@ RECIPE = {
 }
 
 with vi.Client() as client:
-    flow = client.flows.create(spec=RECIPE, metadata={"example": "own-recipe"})
+    flow = client.flows.create(spec=FLOW, metadata={"example": "custom-flow"})
     runs = []
     for seed in (1, 2):
         flow = client.flows.update(flow.flow_id, spec={"settings": {"seed": seed}})
-        # A run keeps the flow as it is now; changing the flow later does not touch it.
-        runs.append(client.runs.create(flow=flow.flow_id, metadata={"example": "own-recipe", "seed": str(seed)}))
+        # A run keeps the flow as it is now; later changes of the flow do not affect it.
+        runs.append(client.runs.create(flow=flow.flow_id, metadata={"example": "custom-flow", "seed": str(seed)}))
 
     for run in runs:
         run = client.runs.wait(run.run_id, timeout=600)

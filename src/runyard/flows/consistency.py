@@ -1,0 +1,185 @@
+"""The checks across the fields of a flow.
+
+Each check reads the resolved flow, and runs only if every value it reads is valid by itself. A
+mistake in one field must not be reported a second time as an inconsistency with another.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from runyard.flows.blocks import BUILT_IN_DATASETS, TINY, Every
+from runyard.flows.families import AUTO, FAMILIES
+from runyard.flows.problems import ProblemCollector
+from runyard.flows.resolved_flow import ResolvedFlow
+from runyard.flows.weights import FORMS, classify_weights
+
+# Fields of ``settings.resources``: the allowed value, the reason, and what to do instead.
+UNSUPPORTED = {
+    "accelerators": (
+        "null",
+        "a run gets the accelerator of its slot, or the processor where the machine has none",
+        'leave it out, and choose machines by kind with tolerations, such as {"accelerator": ["h100"]}',
+    ),
+    "cpus": (
+        "null",
+        "the cores of a machine are shared equally among its slots",
+        "leave it out, and set RUNYARD_THREADS or RUNYARD_SLOTS on the machine",
+    ),
+    "memoryGiB": (
+        "null",
+        "machines do not reserve memory for runs",
+        "leave it out, and set RUNYARD_SLOTS so that the machine's runs fit into its memory together",
+    ),
+    "workers": ("1", "one process trains a run", "leave it out or set it to 1"),
+}
+
+
+def check_consistency(
+    flow: ResolvedFlow, at: Mapping[str, str], invalid: ProblemCollector, *, dataset_kind: str | None = None
+) -> ProblemCollector:
+    """Return every inconsistency.
+
+    ``at`` maps each block type to the path of its settings; ``invalid`` holds the problems of
+    single values.
+    """
+    problems = ProblemCollector()
+    dataset, model = at["vi-dataset"], at["vi-model"]
+    architecture, training = f"{model}/architecture", f"{model}/training"
+    if invalid.has_none_at(f"{dataset}/datasetId", f"{dataset}/projectKind"):
+        _check_task(flow, dataset, dataset_kind, problems)
+    if invalid.has_none_at(architecture):
+        _check_architecture(flow, architecture, problems)
+    if invalid.has_none_at(architecture, f"{training}/mode", f"{model}/quantization"):
+        _check_quantization(flow, f"{model}/quantization", problems)
+    if invalid.has_none_at(architecture, f"{training}/mode", f"{training}/freeze"):
+        _check_freeze(flow, f"{training}/freeze", problems)
+    if invalid.has_none_at(f"{model}/validation/earlyStopping", f"{dataset}/validationFraction"):
+        _check_early_stopping(flow, f"{model}/validation/earlyStopping", problems)
+    numbers = f"{model}/hyperparameters"
+    if invalid.has_none_at(architecture, f"{numbers}/batchSize", f"{numbers}/microBatchSize"):
+        _check_batches(flow, numbers, problems)
+    if invalid.has_none_at(f"{model}/images"):
+        _check_images(flow, f"{model}/images", problems)
+    for part, every in (("checkpoint", flow.model.checkpoint.every), ("validation", flow.model.validation.every)):
+        if invalid.has_none_at(f"{model}/{part}/every"):
+            _check_every(every, f"{model}/{part}/every", problems)
+    return problems
+
+
+def check_supported(flow: ResolvedFlow) -> ProblemCollector:
+    """Return a problem for every setting that is not supported yet, which would otherwise be
+    ignored silently.
+    """
+    problems = ProblemCollector()
+    resources = flow.settings.resources
+    for name, given in (
+        ("accelerators", resources.accelerators),
+        ("cpus", resources.cpus),
+        ("memoryGiB", resources.memory_gib),
+        ("workers", resources.workers if resources.workers > 1 else None),
+    ):
+        if given is not None:
+            at = f"/settings/resources/{name}"
+            allowed, reason, suggestion = UNSUPPORTED[name]
+            message = f"{at} is {given:g}, which is not supported yet: {reason}; try: {suggestion}."
+            problems.add(at, given, allowed, message=message)
+    return problems
+
+
+def _check_task(flow: ResolvedFlow, at: str, dataset_kind: str | None, problems: ProblemCollector) -> None:
+    dataset = flow.dataset
+    kind = BUILT_IN_DATASETS.get(dataset.dataset_id, dataset_kind)
+    if kind is not None and dataset.project_kind != kind:
+        problems.add(
+            f"{at}/projectKind",
+            dataset.project_kind,
+            f'"{kind}"',
+            message=f"{at}/projectKind is {dataset.project_kind}, but dataset {dataset.dataset_id} is of kind {kind}.",
+        )
+
+
+def _check_architecture(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:
+    given = flow.model.architecture
+    if given.weights is not None:
+        if classify_weights(given.weights) is None:
+            problems.add(f"{at}/weights", given.weights, FORMS)
+        return
+    if given.name == AUTO:
+        problems.add(
+            f"{at}/name",
+            given.name,
+            "a family, while no weights are given",
+            message=f"{at}/name auto takes the family from the weights; give architecture.weights or name a family.",
+        )
+        return
+    sizes = FAMILIES[given.name].sizes
+    if given.size == TINY and given.name != "idefics3":
+        problems.add(
+            f"{at}/size",
+            given.size,
+            f"one of {', '.join(sizes)}",
+            message=f"{at}/size tiny is built in for the family idefics3 alone; "
+            f"for {given.name} take one of {', '.join(sizes)}.",
+        )
+    elif given.size != TINY and given.size not in sizes:
+        problems.add(
+            f"{at}/size",
+            given.size,
+            f"one of {', '.join(sizes)}, or any with architecture.weights",
+            message=f"{at}/size {given.size} is not a usual size of {given.name} ({', '.join(sizes)}); "
+            "take one of these or give architecture.weights.",
+        )
+
+
+def _check_quantization(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:
+    if flow.model.training.mode == "full" and flow.model.quantization.enabled:
+        problems.add(
+            f"{at}/enabled",
+            True,
+            "false while training.mode is full",
+            message=f"{at}/enabled is true, but 4-bit weights cannot be trained in full; set training.mode to lora.",
+        )
+
+
+def _check_freeze(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:
+    training = flow.model.training
+    if training.mode == "full" and len(set(training.freeze)) == 3:
+        problems.add(
+            at,
+            training.freeze,
+            "at most two of vision, projector, language while training.mode is full",
+            message=f"{at} freezes every part, so there is nothing to train; leave one out.",
+        )
+
+
+def _check_early_stopping(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:
+    if flow.model.validation.early_stopping is not None and flow.dataset.validation_fraction == 0:
+        problems.add(
+            at,
+            {},
+            "null while validationFraction is 0",
+            message=f"{at} needs held-out data, but validationFraction is 0; raise it or leave earlyStopping out.",
+        )
+
+
+def _check_batches(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:
+    batch, micro = flow.model.hyperparameters.batch_size, flow.model.hyperparameters.micro_batch_size
+    if isinstance(micro, int) and batch % micro:
+        problems.add(
+            f"{at}/microBatchSize",
+            micro,
+            f"a divisor of batchSize {batch}",
+            message=f"{at}/microBatchSize is {micro}, which does not divide batchSize {batch}.",
+        )
+
+
+def _check_images(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:
+    low, high = flow.model.images.min_pixels, flow.model.images.max_pixels
+    if isinstance(low, int) and isinstance(high, int) and low > high:
+        problems.add(f"{at}/minPixels", low, f"at most maxPixels {high}")
+
+
+def _check_every(every: object, at: str, problems: ProblemCollector) -> None:
+    if isinstance(every, Every) and (every.steps is None) == (every.minutes is None):
+        problems.add(at, msgspec.to_builtins(every), "epoch, or an object with exactly one of steps and minutes")
