@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runyard.cli import failures
-from runyard.cli.instance import END_TIMEOUT_S, longest_end_s
+from runyard.cli.instance import SHUTDOWN_TIMEOUT_S, max_shutdown_s
 from runyard.settings import Settings
 
 UNIT = Path(__file__).parents[1] / "deploy" / "runyard.service"
@@ -25,7 +25,7 @@ def service() -> dict[str, str]:
 def test_a_stop_signals_up_alone_and_waits_until_runs_are_saved(service: dict[str, str]) -> None:
     assert service["ExecStart"].endswith("/runyard up")
     assert (service["Type"], service["KillMode"], service["KillSignal"]) == ("exec", "process", "SIGTERM")
-    assert int(service["TimeoutStopSec"]) > longest_end_s(Settings()) + END_TIMEOUT_S
+    assert int(service["TimeoutStopSec"]) > max_shutdown_s(Settings()) + SHUTDOWN_TIMEOUT_S
 
 
 def test_what_cannot_start_is_not_started_again(service: dict[str, str]) -> None:

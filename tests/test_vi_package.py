@@ -80,7 +80,7 @@ def test_runyard_installed_over_vi_sdk_warns_on_import_and_works(site: Path, whe
     install_runyard(site, wheel)
     done = python(site, "-c", "import vi; print(vi.Client.__module__)")
     assert done.stdout == "vi._client._sync\n"
-    assert "RuntimeWarning: vi-sdk is installed beside runyard" in done.stderr
+    assert "RuntimeWarning: vi-sdk is installed in the same environment as runyard" in done.stderr
     finding = vi_finding(site)
     assert finding["state"] == "note"
     assert "vi-sdk 0.1.0b7" in finding["seen"]

@@ -1,7 +1,7 @@
 """The SDK of Runyard: train vision-language models through ``client.runs``.
 
-Importing this package loads next to nothing; each public name is resolved on first use, because scripts and command
-lines that only ask for ``--help`` should not pay for an HTTP stack.
+Importing this package loads almost nothing; each public name is resolved on first use. Scripts and
+command lines that only print ``--help`` therefore do not load an HTTP stack.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
-__distribution__ = "runyard"  # by this line a package vi is told from that of vi-sdk
+__distribution__ = "runyard"  # distinguishes this package from the vi package of vi-sdk
 
 __all__ = [
     "AsyncClient",
@@ -75,26 +75,27 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def _warn_of_twin() -> None:
-    """Say that vi-sdk lies beside this package: it has the same name, so one of the two has overwritten the other."""
+def _warn_if_vi_sdk_installed() -> None:
+    """Warn that vi-sdk is installed next to this package: both install files as ``vi``."""
     import os
 
     try:
-        beside = os.listdir(os.path.dirname(__path__[0]))  # noqa: PTH120, PTH208 - pathlib would be loaded for it
+        siblings = os.listdir(os.path.dirname(__path__[0]))  # noqa: PTH120, PTH208 - avoids pathlib
     except OSError:
         return  # in an archive, where nothing can have been overwritten
-    if any(name.startswith(("vi_sdk-", "vi-sdk-")) for name in beside):
+    if any(name.startswith(("vi_sdk-", "vi-sdk-")) for name in siblings):
         import warnings
 
         warnings.warn(
-            "vi-sdk is installed beside runyard, and both are the package 'vi': files of one overwrite those of the "
-            "other. This is Runyard's; keep vi-sdk in an environment of its own. `runyard doctor` says more.",
+            "vi-sdk is installed in the same environment as runyard; both install the package 'vi' "
+            "and overwrite each other's files. The imported package is Runyard's. "
+            "try: install vi-sdk in a separate environment; `runyard doctor` reports details",
             RuntimeWarning,
             stacklevel=2,
         )
 
 
-_warn_of_twin()
+_warn_if_vi_sdk_installed()
 
 
 def __dir__() -> list[str]:

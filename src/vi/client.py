@@ -1,6 +1,6 @@
-"""The two clients: ``Client`` waits for each answer, ``AsyncClient`` has the same names for ``await``.
+"""The two clients: ``Client`` blocks until each response, ``AsyncClient`` is its ``await`` twin.
 
-Each is loaded on first use, so that a script without an event loop does not pay for one.
+Each is loaded on first use, so that a script without an event loop does not load asyncio.
 """
 
 from typing import TYPE_CHECKING, Any

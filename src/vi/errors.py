@@ -1,29 +1,30 @@
-"""Everything the SDK raises: one tree.
+"""All exceptions of the SDK: one tree.
 
     ViError
-    ├── ViAuthenticationError          401, 403: the key is unknown, or may not do this
-    ├── ViPermissionError              kept for callers that catch it; the server's 403 is a ViAuthenticationError
+    ├── ViAuthenticationError          401, 403: the key is unknown or lacks permission
+    ├── ViPermissionError              kept for compatibility; a 403 raises ViAuthenticationError
     ├── ViNotFoundError                404
-    │   └── ViRunVanishedError         the run was there when waiting began, and was deleted meanwhile
-    ├── ViConflictError                409, 412: somebody else changed it, or it is in a state that forbids this
+    │   └── ViRunVanishedError         the run was deleted while a caller waited for it
+    ├── ViConflictError                409, 412: changed by someone else, or state forbids it
     ├── ViRateLimitError               429, after all retries
     ├── ViServerError                  5xx, after all retries
-    ├── ViNetworkError                 no answer at all: refused, unreachable, cut
-    ├── ViTimeoutError                 no answer in time, 408, or ``wait`` came to its limit
-    ├── ViConfigurationError           a credential or the endpoint is missing or malformed; nothing was sent
-    ├── ViOperationError               the server answered, but not with what was asked for
-    │   ├── ViRunFailedError           the run that was waited for ended in Failed, Error or Cancelled
-    │   ├── ViImportFailedError        the import that was waited for took nothing, and why
-    │   └── PaginationError            a list repeats itself
-    ├── ViDownloadError                a download is damaged, was cut too often, or cannot be stored
-    ├── ViUploadError                  the same for the other direction
-    └── ViValidationError              400 and the other 4xx: the server refuses what was sent
-        ├── ViInvalidParameterError    refused here already, nothing was sent
+    ├── ViNetworkError                 no response: refused, unreachable or disconnected
+    ├── ViTimeoutError                 no response in time, 408, or the timeout of ``wait``
+    ├── ViConfigurationError           a missing or malformed credential or endpoint; not sent
+    ├── ViOperationError               the server responded, but the operation did not succeed
+    │   ├── ViRunFailedError           the awaited run ended in Failed, Error or Cancelled
+    │   ├── ViImportFailedError        the awaited import accepted nothing
+    │   └── PaginationError            a list repeats a page token
+    ├── ViDownloadError                a download is damaged, interrupted or cannot be stored
+    ├── ViUploadError                  an upload failed, or a file cannot be read
+    └── ViValidationError              400 and other 4xx: the server rejects the request
+        ├── ViInvalidParameterError    rejected by the SDK; nothing was sent
         ├── ViFileTooLargeError
         └── ViInvalidFileFormatError
 
-A message says which value was wrong and, in ``suggestion``, what to do. What the server sent along, such as its own
-stable ``code`` and the list of ``problems``, is in ``details``. A secret key never appears in any of it.
+The message names the wrong value; ``suggestion`` says what to do. ``details`` holds the other
+fields of the server's problem document, such as its stable ``code`` and the list of ``problems``.
+Secret keys never appear in an exception.
 """
 
 import enum
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class ViErrorCode(enum.StrEnum):
-    """What kind of failure it is, independent of the wording."""
+    """Kind of failure, independent of the message text."""
 
     AUTHENTICATION_FAILED = "AuthenticationFailed"
     INVALID_API_KEY = "InvalidApiKey"
@@ -94,18 +95,18 @@ _RETRYABLE = {
 
 
 class ViError(Exception):
-    """Base of everything the SDK raises.
+    """Base class of all exceptions of the SDK.
 
     Attributes:
-        message: what was wrong, with the value.
-        error_code: the kind of failure.
-        status_code: the HTTP status, or None if no answer arrived.
-        suggestion: what to do about it.
-        cause: the exception underneath, if any.
-        details: what else is known; from the server ``code`` and ``problems``.
-        retry_after: seconds the server asked to wait.
-        trace_id: the server's name for the request.
-        organization_id: the organisation the request was for.
+        message: What was wrong, with the value.
+        error_code: Kind of failure.
+        status_code: HTTP status, or None if no response arrived.
+        suggestion: What to do about it.
+        cause: Underlying exception, if any.
+        details: Further fields; from the server, ``code`` and ``problems``.
+        retry_after: Seconds to wait, as requested by the server.
+        trace_id: Request id assigned by the server.
+        organization_id: Organization of the request.
     """
 
     default_code = ViErrorCode.UNKNOWN_ERROR
@@ -123,7 +124,7 @@ class ViError(Exception):
         trace_id: str | None = None,
         organization_id: str | None = None,
     ) -> None:
-        # What was given may have lone surrogates in it, and an error that cannot be printed or logged hides its cause.
+        # Lone surrogates would make the exception unprintable and hide its cause.
         message = printable(message)
         super().__init__(message)
         self.message = message
@@ -137,7 +138,7 @@ class ViError(Exception):
         self.organization_id = organization_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle everything but ``cause``, which may hold a connection; its words are in the message."""
+        """Pickle all attributes except ``cause``, which may hold a connection."""
         return type(self), (self.message,), {**self.__dict__, "cause": None}
 
     def __str__(self) -> str:
@@ -150,29 +151,29 @@ class ViError(Exception):
 
     @property
     def http_status(self) -> int:
-        """The HTTP status that belongs to ``error_code``, also where no answer arrived."""
+        """HTTP status that corresponds to ``error_code``, even if no response arrived."""
         return _HTTP_STATUS.get(self.error_code, 500)
 
     @property
     def code(self) -> str | None:
-        """The server's own stable word for the failure, such as ``RunFinished``."""
+        """Stable problem code from the server, such as ``RunFinished``; None without one."""
         code = self.details.get("code")
         return code if isinstance(code, str) else None
 
     def is_client_error(self) -> bool:
-        """Whether the request was at fault."""
+        """Return True if the request caused the failure (4xx)."""
         return 400 <= (self.status_code or self.http_status) < 500
 
     def is_server_error(self) -> bool:
-        """Whether the server, or the way to it, was at fault."""
+        """Return True if the server or the network caused the failure (5xx)."""
         return (self.status_code or self.http_status) >= 500
 
     def is_retryable(self) -> bool:
-        """Whether the same call may succeed later."""
+        """Return True if the same call may succeed later."""
         return self.error_code in _RETRYABLE
 
     def to_dict(self) -> dict[str, Any]:
-        """The error as plain data, for logs."""
+        """Return the exception as a dict, for logs."""
         document: dict[str, Any] = {
             "type": type(self).__name__,
             "error_code": self.error_code.value,
@@ -189,76 +190,76 @@ class ViError(Exception):
 
 
 class ViAuthenticationError(ViError):
-    """The server does not know the key, or the key may not do this."""
+    """Unknown key, or a key without permission for the request."""
 
     default_code = ViErrorCode.AUTHENTICATION_FAILED
 
 
 class ViPermissionError(ViError):
-    """The key may not do this."""
+    """Key without permission for the request."""
 
     default_code = ViErrorCode.PERMISSION_DENIED
 
 
 class ViNotFoundError(ViError):
-    """There is nothing under this id, or nothing this organisation may see."""
+    """No resource with this id that the organization may see."""
 
     default_code = ViErrorCode.RESOURCE_NOT_FOUND
 
 
 class ViRunVanishedError(ViNotFoundError):
-    """The run was deleted while somebody waited for it."""
+    """Run deleted while a caller waited for it."""
 
 
 class ViConflictError(ViError):
-    """The resource is in a state that forbids this, or was changed by somebody else."""
+    """Resource changed by another client, or in a state that forbids the request."""
 
     default_code = ViErrorCode.RESOURCE_CONFLICT
 
 
 class ViRateLimitError(ViError):
-    """The server is too busy, and stayed so through all retries."""
+    """Rate limit exceeded, after all retries."""
 
     default_code = ViErrorCode.RATE_LIMIT_EXCEEDED
 
 
 class ViServerError(ViError):
-    """The server failed, and kept failing through all retries."""
+    """Server failure, after all retries."""
 
     default_code = ViErrorCode.SERVER_ERROR
 
 
 class ViNetworkError(ViError):
-    """No answer: the connection was refused or lost."""
+    """No response: the connection was refused or lost."""
 
     default_code = ViErrorCode.NETWORK_ERROR
 
 
 class ViTimeoutError(ViError):
-    """No answer, or no end of a run, within the time given."""
+    """No response, or no end of a run or import, within the timeout."""
 
     default_code = ViErrorCode.TIMEOUT_ERROR
 
 
 class ViConfigurationError(ViError):
-    """A credential or a setting of the client is missing or malformed; nothing was sent."""
+    """Missing or malformed credential or client setting; nothing was sent."""
 
     default_code = ViErrorCode.CONFIGURATION_ERROR
 
 
 class ViOperationError(ViError):
-    """The server answered, but not with what was asked for."""
+    """Operation that the server answered but that did not succeed."""
 
     default_code = ViErrorCode.OPERATION_FAILED
 
 
 class ViRunFailedError(ViOperationError):
-    """The run ended, and not in Succeeded.
+    """Run that ended in Failed, Error or Cancelled.
 
     Attributes:
-        run: the run as it ended.
-        condition: its last condition: Failed, Error or Cancelled.
-        reason: the platform's word for why, such as ``OutOfMemory``.
+        run: The run in its final state.
+        condition: Its last condition: Failed, Error or Cancelled.
+        reason: Reason of that condition, such as ``OutOfMemory``.
     """
 
     def __init__(self, message: str, *, run: "Run | None" = None, **context: Any) -> None:
@@ -275,10 +276,10 @@ class ViRunFailedError(ViOperationError):
 
 
 class ViImportFailedError(ViOperationError):
-    """An import ended without taking anything.
+    """Import that ended without accepting any data.
 
     Attributes:
-        imported: what it was, with its findings.
+        imported: The import, with its findings.
     """
 
     def __init__(self, message: str, *, imported: "FolderImport | None" = None, **context: Any) -> None:
@@ -291,36 +292,36 @@ class PaginationError(ViOperationError):
 
 
 class ViDownloadError(ViError):
-    """A download is damaged, was cut too often, or cannot be stored; nothing damaged is left under the final name."""
+    """Download that is damaged, was interrupted too often, or cannot be stored."""
 
     default_code = ViErrorCode.DOWNLOAD_FAILED
 
 
 class ViUploadError(ViError):
-    """An upload did not arrive."""
+    """Upload that failed."""
 
     default_code = ViErrorCode.UPLOAD_FAILED
 
 
 class ViValidationError(ViError):
-    """The server refuses what was sent; ``details["problems"]`` lists every problem with its path."""
+    """Request rejected by the server; ``details["problems"]`` lists each problem and its path."""
 
     default_code = ViErrorCode.VALIDATION_FAILED
 
 
 class ViInvalidParameterError(ViValidationError):
-    """An argument is wrong; nothing was sent."""
+    """Invalid argument, rejected by the SDK; nothing was sent."""
 
     default_code = ViErrorCode.INVALID_PARAMETER
 
 
 class ViFileTooLargeError(ViValidationError):
-    """A file is larger than allowed."""
+    """File larger than allowed."""
 
     default_code = ViErrorCode.FILE_TOO_LARGE
 
 
 class ViInvalidFileFormatError(ViValidationError):
-    """A file is not of a kind that can be used here."""
+    """File in an unsupported format."""
 
     default_code = ViErrorCode.INVALID_FILE_FORMAT

@@ -57,7 +57,7 @@ def test_a_backup_is_taken_shown_and_restored(server: Path, runyard: Any, tmp_pa
         lost = client.runs.create(flow={"name": "lost"}).run_id
         asked = runyard("restore", str(file), "--data-dir", data_dir, stdin="n\n")
         assert asked.exit_code == 2
-        assert "1 runs were created after the backup and will be gone" in asked.stdout
+        assert "1 runs were created after the backup and will be lost" in asked.stdout
         assert "nothing was changed" in asked.stderr
         assert client.runs.get(lost).run_id == lost
 
@@ -135,7 +135,7 @@ BAD_ROWS = {
 }
 
 
-def test_what_is_no_backup_is_not_verified(runyard: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_backup_is_not_verified(runyard: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     result = runyard("backup", "--verify", str(tmp_path / "notes.txt"), "--json")
     assert (result.exit_code, result.stdout, "cannot be restored" in result.stderr) == (1, "", True)
@@ -153,7 +153,7 @@ def test_a_server_that_is_away_leaves_no_file(runyard: Any, server: Path, tmp_pa
     assert not list(tmp_path.glob("*none.backup*"))
 
 
-def test_a_file_that_is_no_backup_is_refused_without_a_server(runyard: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_backup_is_rejected_without_a_server(runyard: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     result = runyard("restore", str(tmp_path / "notes.txt"), "--yes", "--data-dir", str(tmp_path / "nowhere"))
     assert result.exit_code == 1

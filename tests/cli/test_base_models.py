@@ -117,7 +117,7 @@ def test_a_disk_without_room_is_left_as_it_was(
     monkeypatch.setattr(base_models, "free_bytes", lambda folder: (1024 << 20) + len(WEIGHTS))
     data = ("--data-dir", str(tmp_path / "data"))
     answer = runyard("models", "add", str(source), "--name", "x", *data)
-    assert answer.exit_code == 1 and "may be filled on the disk" in answer.stderr
+    assert answer.exit_code == 1 and "not enough disk space" in answer.stderr
     assert runyard("models", "add", str(source), "--name", "x", "--link", *data).exit_code == 0
 
 

@@ -1,4 +1,4 @@
-"""Reading and changing runs, flows and models through a real server, as people type it."""
+"""Commands on runs, flows and models against a real server."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_a_created_run_is_listed_shown_killed_and_deleted(runyard, data_dir: str
     assert "Condition" in shown and "Pending" in shown and "made=by-hand" in shown
 
     killed = runyard("runs", "kill", run_id, "--wait", "--data-dir", data_dir)
-    assert (killed.exit_code, killed.stdout) == (0, f"{run_id} is ended: Cancelled\n")
+    assert (killed.exit_code, killed.stdout) == (0, f"{run_id} has ended: Cancelled\n")
 
     waited = runyard("runs", "wait", run_id, "--data-dir", data_dir)
     assert waited.exit_code == 3
@@ -63,7 +63,7 @@ def test_a_run_id_of_ones_own_starts_nothing_twice(runyard, data_dir: str, long_
     runyard("runs", "kill", run_id, "--data-dir", data_dir)
 
 
-def test_a_run_goes_on_from_another_ones_checkpoint(runyard, data_dir: str, long_runs, finished_run) -> None:
+def test_a_run_resumes_from_a_checkpoint_of_another_run(runyard, data_dir: str, long_runs, finished_run) -> None:
     long_runs.running()  # holds the only slot
     source = finished_run.run_id
     arguments = ("--resume-from", f"{source}/best", "--json", "--data-dir", data_dir)
@@ -80,7 +80,7 @@ def test_a_run_goes_on_from_another_ones_checkpoint(runyard, data_dir: str, long
     assert "checkpoint 'epoch-999'" in refused.stderr
 
 
-def test_waiting_has_a_limit_and_says_so(runyard, data_dir: str, waiting_run: str) -> None:
+def test_waiting_times_out_with_a_message(runyard, data_dir: str, waiting_run: str) -> None:
     result = runyard("runs", "wait", waiting_run, "--timeout", "0.2", "--data-dir", data_dir)
     assert result.exit_code == 7
     assert "did not end within 0.2 s" in result.stderr
@@ -93,7 +93,7 @@ def test_a_run_in_the_table_has_its_condition(runyard, data_dir: str, waiting_ru
     assert {line.split()[1] for line in lines[1:]} == {"Pending"}
 
 
-def test_a_recipe_with_problems_is_refused_with_all_of_them(runyard, data_dir: str) -> None:
+def test_an_invalid_flow_is_rejected_with_all_its_problems(runyard, data_dir: str) -> None:
     bad = ("--set", "vi-model.hyperparameters.epochs=0", "--set", "settings.seeds=3")
     result = runyard("runs", "create", *bad, "--data-dir", data_dir)
     assert result.exit_code == 1
@@ -159,7 +159,7 @@ def test_a_second_up_over_the_same_folder_is_refused(runyard, instance) -> None:
 def test_the_doctor_sees_the_instance(runyard, instance, monkeypatch) -> None:
     from runyard.cli import doctor
 
-    monkeypatch.setattr(doctor, "ask_torch", lambda: {"version": "2", "cuda": [], "mps": False, "threads": 1})
+    monkeypatch.setattr(doctor, "query_torch", lambda: {"version": "2", "cuda": [], "mps": False, "threads": 1})
     findings = document(runyard("doctor", "--json", "--data-dir", str(instance.data_dir)))["findings"]
     seen = {finding["name"]: (finding["state"], finding["seen"]) for finding in findings}
     assert seen["instance"] == ("ok", f"up at {instance.endpoint}")
@@ -202,9 +202,9 @@ def test_logs_metrics_and_models_of_a_finished_run(runyard, data_dir: str, finis
 
 
 def test_a_downloaded_model_answers_on_the_command_line(runyard, data_dir: str, finished_run) -> None:
-    from runyard.cli.demo import held_out
+    from runyard.cli.demo import load_held_out
 
-    sample = held_out(finished_run.spec.flow)[0]
+    sample = load_held_out(finished_run.spec.flow)[0]
     sample.image.save("digit.png")
     folder = runyard("models", "download", finished_run.run_id, "best", "--data-dir", data_dir).stdout.strip()
     asked = runyard("models", "predict", folder, "digit.png", sample.question, "--json")
@@ -239,10 +239,10 @@ def test_an_export_is_proven_and_one_that_answers_otherwise_fails(runyard, data_
 
 
 def asked(runyard, model: str, run, *data_dir: str) -> str:
-    """What a model says to a held-out picture."""
-    from runyard.cli.demo import held_out
+    """Answer of a model about a held-out image."""
+    from runyard.cli.demo import load_held_out
 
-    sample = held_out(run.spec.flow)[0]
+    sample = load_held_out(run.spec.flow)[0]
     sample.image.save("digit.png")
     said = runyard(
         "models", "predict", model, "digit.png", sample.question, *(("--data-dir", *data_dir) * bool(data_dir))
@@ -251,16 +251,16 @@ def asked(runyard, model: str, run, *data_dir: str) -> str:
     return str(said.stdout)
 
 
-def test_an_image_that_is_none_is_named(runyard, tmp_path: Path) -> None:
+def test_an_invalid_image_is_named(runyard, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "text.png").write_text("no picture")
     assert runyard("models", "predict", "model", "missing.png", "?").exit_code == 4
     result = runyard("models", "predict", "model", "text.png", "?")
     assert result.exit_code == 1
-    assert "text.png is no image" in result.stderr
+    assert "cannot read text.png as an image" in result.stderr
 
 
-def test_nobody_at_the_address_is_unreachable(runyard, monkeypatch) -> None:
+def test_a_missing_server_is_unreachable(runyard, monkeypatch) -> None:
     monkeypatch.setenv("DATATURE_VI_SECRET_KEY", "dtvi_" + "a" * 98)
     monkeypatch.setenv("DATATURE_VI_ORGANIZATION_ID", "org-1")
     monkeypatch.setenv("DATATURE_VI_API_ENDPOINT", "http://127.0.0.1:1/")
@@ -269,7 +269,7 @@ def test_nobody_at_the_address_is_unreachable(runyard, monkeypatch) -> None:
     assert "runyard up" in result.stderr
 
 
-def test_without_any_key_the_remedy_is_named(runyard) -> None:
+def test_without_a_key_the_message_has_a_suggestion(runyard) -> None:
     result = runyard("runs", "list")
     assert result.exit_code == 2
     assert "runyard up" in result.stderr and "--data-dir" in result.stderr
@@ -302,7 +302,7 @@ def test_many_runs_are_killed_and_deleted_with_one_command(runyard, data_dir: st
 
     refused = runyard("runs", "kill", *chosen, *here)
     assert refused.exit_code == 2
-    assert "--yes does it without asking" in refused.stderr
+    assert "try: --yes" in refused.stderr
     assert all(run_id in refused.stderr for run_id in made)  # what it would be about is shown first
     dry = document(runyard("runs", "kill", *chosen, "--dry-run", "--json", *here))
     assert {item["outcome"] for item in dry["items"]} == {"WouldKill"}
@@ -335,7 +335,7 @@ def runs_of(runyard, chosen: tuple[str, ...], here: tuple[str, ...]) -> list[dic
 def test_runs_are_named_in_exactly_one_way(runyard, verb: str, named: tuple[str, ...]) -> None:
     result = runyard("runs", verb, "--yes", *named)
     assert result.exit_code == 2
-    assert "name the runs in one way" in result.stderr or "is not KEY=VALUE" in result.stderr
+    assert "expected: exactly one of run ids" in result.stderr or "expected: KEY=VALUE" in result.stderr
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("", 1)])

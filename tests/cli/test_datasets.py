@@ -1,4 +1,4 @@
-"""``runyard datasets``, as people type it: a folder in, what was wrong with it, and out again."""
+"""``runyard datasets``: import, findings and export."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def data_dir(instance) -> str:
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> Path:
-    """Four pictures with a caption and a box each; the second box lies outside of its picture."""
+    """Four images with a caption and a box each; the second box is outside its image."""
     folder = tmp_path / "shelf"
     folder.mkdir()
     lines = []
@@ -50,11 +50,11 @@ def document(result) -> dict[str, Any]:
     return found
 
 
-def test_an_import_prints_the_id_and_tells_its_defects(runyard, data_dir: str, shelf: Path) -> None:
+def test_an_import_prints_the_id_and_its_findings(runyard, data_dir: str, shelf: Path) -> None:
     result = runyard("datasets", "import", str(shelf), "--name", "red boxes", "--data-dir", data_dir)
     assert result.exit_code == 0, result.output
     dataset_id = result.stdout.strip()
-    assert "red boxes: 4 pictures, 3 of 4 rows (ViJsonl, phrase-grounding); 1 error" in result.stderr
+    assert "red boxes: 4 images, 3 of 4 rows (ViJsonl, phrase-grounding); 1 error" in result.stderr
     assert "Sending  5/5 files" in result.stderr
     assert "labels.jsonl:2" in result.stderr
     listed = document(runyard("datasets", "list", "--json", "--data-dir", data_dir))["items"]
@@ -63,7 +63,7 @@ def test_an_import_prints_the_id_and_tells_its_defects(runyard, data_dir: str, s
     assert "phrase-grounding" in shown and "4, 3 of them with records" in shown and "Succeeded" in shown
 
 
-def test_the_report_has_file_line_field_cause_and_cure(runyard, data_dir: str, imported: str, tmp_path: Path) -> None:
+def test_the_report_has_file_line_field_cause_and_fix(runyard, data_dir: str, imported: str, tmp_path: Path) -> None:
     shown = runyard("datasets", "report", imported, "--data-dir", data_dir).stdout
     report = document(runyard("datasets", "report", imported, "--json", "--data-dir", data_dir))
     [group] = [group for group in report["groups"] if group["severity"] == "error"]
@@ -89,7 +89,7 @@ def test_versions_are_listed_and_a_deleted_dataset_is_gone(runyard, data_dir: st
     assert runyard("datasets", "get", imported, "--data-dir", data_dir).exit_code == 4
 
 
-def test_an_import_that_takes_nothing_fails_and_says_how_to_go_on(runyard, data_dir: str, shelf: Path) -> None:
+def test_an_import_that_accepts_nothing_fails_with_a_suggestion(runyard, data_dir: str, shelf: Path) -> None:
     result = runyard("datasets", "import", str(shelf), "--on-error", "rejectall", "--data-dir", data_dir)
     assert result.exit_code == 1
     assert result.stdout == ""
@@ -104,9 +104,9 @@ def test_an_import_that_takes_nothing_fails_and_says_how_to_go_on(runyard, data_
     assert session["status"]["progress"]["rowsKept"] == 4
 
 
-def test_what_cannot_be_imported_is_said_at_once(runyard, data_dir: str, tmp_path: Path) -> None:
+def test_an_invalid_path_is_rejected_at_once(runyard, data_dir: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for path, word in (("nowhere", "not there"), ("empty", "no file to import")):
+    for path, word in (("nowhere", "does not exist"), ("empty", "no file to import")):
         result = runyard("datasets", "import", path, "--data-dir", data_dir)
         assert result.exit_code == 2
         assert word in result.stderr
@@ -141,7 +141,7 @@ def test_ctrl_c_cancels_an_import_and_leaves_nothing(
 def test_check_finds_what_an_import_would_without_a_server(runyard, shelf: Path, tmp_path: Path) -> None:
     result = runyard("datasets", "check", str(shelf), "--html", str(tmp_path / "report.html"))
     assert result.exit_code == 1
-    assert "4 pictures, 3 of 4 rows taken (ViJsonl, phrase-grounding); 1 error" in result.stdout
+    assert "4 images, 3 of 4 rows accepted (ViJsonl, phrase-grounding); 1 error" in result.stdout
     assert "labels.jsonl:2" in result.stdout
     assert "labels.jsonl:2" in (tmp_path / "report.html").read_text()
     report = json.loads(runyard("datasets", "check", str(shelf), "--json").stdout)
@@ -152,7 +152,7 @@ def test_check_finds_what_an_import_would_without_a_server(runyard, shelf: Path,
     clean = runyard("datasets", "check", str(shelf))
     assert (clean.exit_code, clean.output.splitlines()[-1]) == (
         0,
-        "4 pictures, 4 of 4 rows taken (ViJsonl, phrase-grounding); 0 errors, 0 warnings",
+        "4 images, 4 of 4 rows accepted (ViJsonl, phrase-grounding); 0 errors, 0 warnings",
     )
     assert runyard("datasets", "check", str(tmp_path / "nowhere")).exit_code == 4
 
@@ -176,4 +176,4 @@ def test_a_dataset_is_drawn_and_written_out(runyard, data_dir: str, imported: st
     assert table.read_text().splitlines()[1:] == [f"{number}.png,4.0,3.0,20.0,12.0,red box" for number in (0, 2, 3)]
     again = runyard("datasets", "export", imported, "-o", str(out), "--data-dir", data_dir)
     assert again.exit_code == 1
-    assert "there already" in again.stderr
+    assert "already exists" in again.stderr

@@ -9,10 +9,17 @@ import pytest
 from PIL import Image
 
 from runyard.cli import demo as module
-from runyard.cli.demo import Trained, draw_sheet, held_out, report, running_instance, seconds_running
+from runyard.cli.demo import (
+    Trained,
+    draw_answer_sheet,
+    format_report,
+    load_held_out,
+    measure_training_s,
+    running_instance,
+)
+from runyard.cli.drawing import AnsweredQuestion
 from runyard.cli.failures import CommandFailed
-from runyard.cli.instance import port_of
-from runyard.cli.picture import Asked
+from runyard.cli.instance import parse_port
 from runyard.settings import read_settings
 from vi.api.resources.flows.responses import FlowSpec
 from vi.api.resources.runs.responses import Run, RunStatus
@@ -24,10 +31,10 @@ def run_with(*history: tuple[ConditionKind, int]) -> Run:
     return Run(run_id="r", status=RunStatus(conditions=conditions))
 
 
-def asked(*verdicts: bool) -> list[Asked]:
+def asked(*verdicts: bool) -> list[AnsweredQuestion]:
     image = Image.new("RGB", (8, 8))
     return [
-        Asked(image=image, question="Which?", truth="7", given="7" if right else "1", is_right=right)
+        AnsweredQuestion(image=image, question="Which?", truth="7", given="7" if right else "1", is_right=right)
         for right in verdicts
     ]
 
@@ -35,7 +42,7 @@ def asked(*verdicts: bool) -> list[Asked]:
 def test_training_time_counts_from_the_newest_attempt_to_the_end() -> None:
     pending, running, succeeded = ConditionKind.PENDING, ConditionKind.RUNNING, ConditionKind.SUCCEEDED
     retried = run_with((pending, 1000), (running, 2000), (pending, 9000), (running, 10_000), (succeeded, 25_500))
-    assert seconds_running(retried) == 15.5
+    assert measure_training_s(retried) == 15.5
 
 
 def test_held_out_images_are_those_the_trainer_keeps_apart() -> None:
@@ -43,14 +50,14 @@ def test_held_out_images_are_those_the_trainer_keeps_apart() -> None:
 
     kept = load_dataset("digits", seed=7, validation_fraction=0.2)
     trained_on = {sample.image.tobytes() for sample in kept.train}
-    samples = held_out(FlowSpec())
+    samples = load_held_out(FlowSpec())
     assert [sample.image.tobytes() for sample in samples] == [sample.image.tobytes() for sample in kept.validation]
     assert len(samples) > 300
     assert not trained_on & {sample.image.tobytes() for sample in samples}
 
 
 def test_another_seed_holds_out_other_images() -> None:
-    one, other = held_out(FlowSpec(settings={"seed": 1})), held_out(FlowSpec(settings={"seed": 2}))
+    one, other = load_held_out(FlowSpec(settings={"seed": 1})), load_held_out(FlowSpec(settings={"seed": 2}))
     assert [sample.image.tobytes() for sample in one] != [sample.image.tobytes() for sample in other]
 
 
@@ -58,18 +65,18 @@ def test_the_sheet_adds_wrong_answers_to_an_even_choice_and_counts_all(tmp_path:
     sheets = []
     monkeypatch.setattr(module, "draw_answers", lambda items, *, title, path: sheets.append((items, title)))
     answers = asked(*[True] * 97, *[False] * 3)
-    draw_sheet(answers, path=tmp_path / "a.png")
+    draw_answer_sheet(answers, path=tmp_path / "a.png")
     ((shown, title),) = sheets
-    assert title == "97 of 100 held-out images right (97.0%): 18 evenly spaced, then 3 more that were wrong"
+    assert title == "97 of 100 held-out images correct (97.0%): 18 evenly spaced, then 3 wrong ones"
     assert [item.is_right for item in shown] == [True] * 18 + [False] * 3
 
 
 def test_the_report_names_accuracy_places_and_three_commands(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     trained = Trained(run=run_with(), train_s=21.2, total_s=30.0)
-    places = {"model_dir": tmp_path / "demo/r/model_full", "picture": tmp_path / "a.png", "example": tmp_path / "h.png"}
+    places = {"model_dir": tmp_path / "demo/r/model_full", "sheet": tmp_path / "a.png", "example": tmp_path / "h.png"}
     settings = read_settings({}, data_dir=tmp_path / "demo/data")
-    text = "\n".join(report(trained, asked(True, False), **places, settings=settings))
+    text = "\n".join(format_report(trained, asked(True, False), **places, settings=settings))
     assert "Held-out accuracy 0.5000: 1 of 2 images" in text
     assert "demo/r/model_full" in text and "a.png" in text and "demo/data" in text
     assert 'models predict demo/r/model_full h.png "Which?"' in text
@@ -109,14 +116,14 @@ def test_the_private_instance_takes_a_free_port_and_ends_with_the_demo(tmp_path:
     with running_instance(settings, say=lambda sentence: None):
         endpoint = module.live_endpoint(settings)
         assert endpoint is not None
-        address = ("127.0.0.1", port_of(endpoint))
+        address = ("127.0.0.1", parse_port(endpoint))
         socket.create_connection(address).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address).close()
 
 
 class InterruptedRuns:
-    """``client.runs`` as seen by somebody who presses Ctrl-C while waiting."""
+    """``client.runs`` of a user who presses Ctrl-C while waiting."""
 
     def __init__(self) -> None:
         self.killed: list[str] = []

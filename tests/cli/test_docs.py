@@ -1,4 +1,4 @@
-"""docs/cli.md tells every command and every exit code."""
+"""docs/cli.md documents every command and every exit code."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_the_page_has_a_line_for_the_command(command: str) -> None:
     assert f"| `{command}" in PAGE
 
 
-def test_the_page_tells_every_exit_code() -> None:
+def test_the_page_has_every_exit_code() -> None:
     for name, code in vars(failures).items():
         if name.startswith("EXIT_"):
             assert f"\n| {code} |" in PAGE, name

@@ -17,7 +17,7 @@ from runyard.cli.doctor import (
     ("running", "state"),
     [((3, 11, 7), "note"), ((3, 11, 14), "ok"), ((3, 12, 4), "note"), ((3, 13, 6), "ok"), ((3, 14, 0), "ok")],
 )
-def test_python_releases_with_known_faults_are_noted(running: tuple[int, ...], state: str) -> None:
+def test_python_releases_with_known_bugs_are_noted(running: tuple[int, ...], state: str) -> None:
     assert python_finding(running).state == state
 
 
@@ -32,15 +32,15 @@ def test_python_releases_with_known_faults_are_noted(running: tuple[int, ...], s
         ((3, 52, 0), "ok"),
     ],
 )
-def test_sqlite_releases_with_known_faults_are_noted(running: tuple[int, ...], state: str) -> None:
+def test_sqlite_releases_with_known_bugs_are_noted(running: tuple[int, ...], state: str) -> None:
     assert sqlite_finding(running).state == state
 
 
 def test_missing_packages_name_what_to_install() -> None:
     found = {finding.name: finding for finding in package_findings(lambda name: None if name == "granian" else "99.0")}
     assert found["packages of the server"].state == "missing"
-    assert found["packages of the server"].seen == "without granian"
-    assert "runyard[server]" in found["packages of the server"].remedy
+    assert found["packages of the server"].observed == "without granian"
+    assert "runyard[server]" in found["packages of the server"].suggestion
     assert found["packages of the trainer"].state == "ok"
 
 
@@ -49,14 +49,14 @@ def test_a_package_below_its_floor_is_noted() -> None:
         finding.name: finding for finding in package_findings(lambda name: "12.1.0" if name == "pillow" else "99.0")
     }
     assert found["packages of the trainer"].state == "note"
-    assert "pillow 12.2.0" in found["packages of the trainer"].remedy
+    assert "pillow 12.2.0" in found["packages of the trainer"].suggestion
 
 
 def test_a_driver_that_torch_cannot_use_is_noted() -> None:
     seen: dict[str, object] = {"version": "2.13.0+cpu", "cuda": [], "mps": False, "threads": 2}
     assert accelerator_findings(seen, has_nvidia_driver=True)[1].state == "note"
-    assert "CUDA build" in accelerator_findings(seen, has_nvidia_driver=True)[1].remedy
-    assert accelerator_findings(seen, has_nvidia_driver=False)[1].seen == "none"
+    assert "CUDA build" in accelerator_findings(seen, has_nvidia_driver=True)[1].suggestion
+    assert accelerator_findings(seen, has_nvidia_driver=False)[1].observed == "none"
 
 
 def test_a_torch_that_cannot_be_imported_is_missing() -> None:
@@ -71,7 +71,7 @@ def test_versions_are_read_up_to_the_first_word() -> None:
 def test_the_report_is_machine_readable_and_ends_by_what_is_missing(runyard, monkeypatch) -> None:
     from runyard.cli import doctor
 
-    monkeypatch.setattr(doctor, "ask_torch", lambda: "No module named 'torch'")
+    monkeypatch.setattr(doctor, "query_torch", lambda: "No module named 'torch'")
     result = runyard("doctor", "--json")
     findings = {finding["name"]: finding["state"] for finding in json.loads(result.stdout)["findings"]}
     assert result.exit_code == 1

@@ -48,7 +48,7 @@ def trained(dataset_id: str, write_attempt: Callable[..., Path], tmp_path: Path)
     return next((folder / "checkpoints").iterdir()), version
 
 
-def test_pictures_are_found_on_this_machine_else_fetched_else_asked_for(
+def test_images_are_found_locally_else_downloaded_else_requested(
     runyard, instance, trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
     checkpoint, version = trained
@@ -60,7 +60,7 @@ def test_pictures_are_found_on_this_machine_else_fetched_else_asked_for(
     alone.mkdir()
     result = runyard(*arguments, str(alone), "--out", "one")
     assert result.exit_code == 1
-    assert "The pictures cannot be fetched: no instance has been started" in result.stderr
+    assert "The held-out images cannot be downloaded: no instance has been started" in result.stderr
     assert "name a folder that holds them with --pictures, or export unproven with --no-replay" in result.stderr
     assert not Path("one").exists()
     shutil.copytree(version, alone / "datasets" / "org" / VERSION)

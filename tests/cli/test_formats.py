@@ -66,7 +66,7 @@ def imported(client: vi.Client) -> Callable[[str], Any]:
 
 
 def said(client: vi.Client, dataset_id: str, folder: Path) -> Said:
-    """What a dataset says of each picture, by the picture's SHA-256, without ids and names."""
+    """Annotations of each image by its SHA-256, without ids and names."""
     client.datasets.download(dataset_id, export_settings="ViJsonl", save_dir=folder, show_progress=False)
     pictures = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.jpg") if path.is_file()

@@ -17,10 +17,10 @@ from runyard.cli.failures import CommandFailed
 from runyard.cli.instance import (
     Instance,
     check_port_free,
-    holding,
+    compute_restart_pause,
     live_endpoint,
-    pause_before_restart,
-    port_of,
+    lock_data_dir,
+    parse_port,
     rotate_log,
 )
 from runyard.processes import identify
@@ -61,13 +61,13 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 @contextmanager
 def started(settings: Settings, said: list[str], **modules: str) -> Iterator[Instance]:
     programs = {"server": "stand_in_server", "controller": "stand_in_controller"} | modules
-    instance = Instance(settings, say=said.append, is_unwanted=lambda: False, **programs)
-    with holding(settings):
+    instance = Instance(settings, say=said.append, is_stop_requested=lambda: False, **programs)
+    with lock_data_dir(settings):
         try:
             instance.start()
             yield instance
         finally:
-            instance.end()
+            instance.stop()
 
 
 def until(is_true: Callable[[], object], *, timeout_s: float = 10) -> None:
@@ -123,7 +123,7 @@ def test_what_may_pass_is_tried_again_once_an_instance_has_been_up(settings: Set
             return len(said) == 2
 
         until(is_told_twice)
-    assert f"exit code {EXIT_NOT_NOW}; starting it again in {module.LONGEST_PAUSE_S:g} s" in said[1]
+    assert f"exited with code {EXIT_NOT_NOW}; restarting it in {module.LONGEST_PAUSE_S:g} s" in said[1]
 
 
 def test_a_log_that_has_grown_too_large_is_set_aside_while_it_is_written(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_a_log_that_has_grown_too_large_is_set_aside_while_it_is_written(tmp_pat
 
 
 @pytest.mark.parametrize(("crashes", "pause_s"), [(1, 0.5), (2, 1.0), (3, 2.0), (4, None), (9, None)])
-def test_pauses_grow_until_it_is_no_use(crashes: int, pause_s: float | None) -> None:
-    assert pause_before_restart(crashes) == pause_s
+def test_restart_pauses_grow_until_it_gives_up(crashes: int, pause_s: float | None) -> None:
+    assert compute_restart_pause(crashes) == pause_s
 
 
 def test_both_are_up_after_start_and_gone_after_end(settings: Settings) -> None:
@@ -159,7 +159,7 @@ def test_each_child_leads_its_own_process_group_away_from_ctrl_c(settings: Setti
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_killed_child_is_started_again_and_said_so(settings: Settings, which: int) -> None:
+def test_a_killed_child_is_restarted_and_reported(settings: Settings, which: int) -> None:
     said: list[str] = []
     with started(settings, said) as instance:
         endpoint, before = live_endpoint(settings), pids(instance)
@@ -172,12 +172,10 @@ def test_a_killed_child_is_started_again_and_said_so(settings: Settings, which: 
         until(is_replaced)
         until(lambda: live_endpoint(settings) == endpoint)
     name = ("server", "controller")[which]
-    assert said == [
-        f"The {name} was ended by SIGKILL; starting it again in 0.01 s. Its log: {settings.logs_dir}/{name}.log"
-    ]
+    assert said == [f"The {name} was ended by SIGKILL; restarting it in 0.01 s. Log: {settings.logs_dir}/{name}.log"]
 
 
-def test_a_server_that_cannot_start_ends_the_start_with_its_last_words(settings: Settings) -> None:
+def test_a_server_that_cannot_start_ends_the_start_with_its_reason(settings: Settings) -> None:
     with (
         pytest.raises(CommandFailed, match=r"4 times in a row.*\n  the database is locked"),
         started(settings, [], server="crashing"),
@@ -185,39 +183,44 @@ def test_a_server_that_cannot_start_ends_the_start_with_its_last_words(settings:
         pass
 
 
-def test_a_controller_that_keeps_crashing_ends_the_watch_with_its_last_words(settings: Settings) -> None:
+def test_a_controller_that_keeps_crashing_ends_the_instance_with_its_log(settings: Settings) -> None:
     def watch(instance: Instance) -> bool:
         instance.watch()
         return False
 
     with (
-        pytest.raises(CommandFailed, match=r"the controller ended with exit code 1.*\n  the database is locked"),
+        pytest.raises(CommandFailed, match=r"the controller exited with code 1.*\n  the database is locked"),
         started(settings, [], controller="crashing") as instance,
     ):
         until(lambda: watch(instance))
 
 
-def test_a_start_that_is_no_longer_wanted_launches_no_controller(settings: Settings) -> None:
-    instance = Instance(settings, say=print, is_unwanted=lambda: True, server="stand_in_server", controller="crashing")
-    with holding(settings):
+def test_a_stop_request_during_the_start_launches_no_controller(settings: Settings) -> None:
+    instance = Instance(
+        settings, say=print, is_stop_requested=lambda: True, server="stand_in_server", controller="crashing"
+    )
+    with lock_data_dir(settings):
         assert instance.start() is None
         assert len(pids(instance)) == 1
-        instance.end()
+        instance.stop()
 
 
 def test_a_second_instance_over_one_folder_is_refused_with_the_address_of_the_first(settings: Settings) -> None:
     with started(settings, []):
-        with pytest.raises(CommandFailed, match="already running with the data folder") as caught, holding(settings):
+        with (
+            pytest.raises(CommandFailed, match="already running with the data folder") as caught,
+            lock_data_dir(settings),
+        ):
             pass
         assert str(live_endpoint(settings)) in caught.value.message
 
 
-def test_children_that_outlive_their_watcher_are_ended_by_the_next_one(settings: Settings) -> None:
+def test_children_of_a_killed_instance_are_stopped_by_the_next_one(settings: Settings) -> None:
     """The stand-ins do not read standard input, as a child that hangs would not."""
     said: list[str] = []
     with started(settings, []) as killed:
-        following = Instance(settings, say=said.append, is_unwanted=lambda: False)
-        following.end_orphans()
+        following = Instance(settings, say=said.append, is_stop_requested=lambda: False)
+        following.stop_orphans()
         assert [identify(pid) for pid in pids(killed)] == [None, None]
         assert len(said) == 2
 
@@ -228,7 +231,7 @@ def test_a_stranger_with_a_recycled_process_id_is_left_alone(settings: Settings)
         note = settings.data_dir / "instance.json"
         known = json.loads(note.read_text())
         note.write_text(json.dumps({name: who | {"startTicks": 1} for name, who in known.items()}))
-        Instance(settings, say=print, is_unwanted=lambda: False).end_orphans()
+        Instance(settings, say=print, is_stop_requested=lambda: False).stop_orphans()
         assert all(identify(pid) is not None for pid in pids(instance))
 
 
@@ -245,4 +248,4 @@ def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_endpoint_without_a_port_has_the_usual_one() -> None:
-    assert (port_of("http://localhost:7878/"), port_of("http://localhost/")) == (7878, 80)
+    assert (parse_port("http://localhost:7878/"), parse_port("http://localhost/")) == (7878, 80)

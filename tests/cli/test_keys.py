@@ -17,8 +17,8 @@ import httpx2
 import pytest
 
 import vi
-from runyard.cli import keys, moments
-from runyard.cli.moments import parse_duration_s
+from runyard.cli import keys, time_arguments
+from runyard.cli.time_arguments import parse_duration_s
 
 pytestmark = pytest.mark.e2e
 
@@ -72,7 +72,7 @@ def test_the_life_of_a_key_on_the_command_line(server: Path, runyard: Any, tmp_p
             viewer.keys.list()
         assert (raised.value.status_code, raised.value.code) == (403, "RoleForbidden")
     again = runyard("keys", "create", "--name", "ci", "--out", str(out), *where)
-    assert (again.exit_code, "is there already" in again.stderr) == (2, True)
+    assert (again.exit_code, "already exists" in again.stderr) == (2, True)
 
     shown = json.loads(runyard("keys", "create", "--name", "job", "--json", *where).stdout)
     listed = json.loads(runyard("keys", "list", "--json", *where).stdout)["items"]
@@ -139,7 +139,7 @@ def test_a_response_that_is_lost_leaves_the_credentials_good(
 
 
 def test_a_key_that_another_process_revokes_ends_with_its_requests(server: Path) -> None:
-    """By hand in the database, which tells nobody. The poll would wait for 30 s and then succeed."""
+    """Changed in the database without a notification: the poll would otherwise wait for 30 s and succeed."""
     with vi.Client(config_file=server / "credentials.json") as admin:
         key = admin.keys.create("ci", "viewer")
         run = admin.runs.create(flow={"name": "waits"})
@@ -157,7 +157,7 @@ def test_a_key_that_another_process_revokes_ends_with_its_requests(server: Path)
         assert admin.keys.get(key.key_id).status.state == "Revoked"
 
 
-def test_four_hundred_wrong_keys_end_in_429_and_the_sdk_with_a_valid_key_goes_on(server: Path) -> None:
+def test_four_hundred_wrong_keys_end_in_429_and_a_valid_key_keeps_working(server: Path) -> None:
     told = credentials(server)
     wrong = {"authorization": f"Bearer {told['secret_key'][:-1]}!"}
     url = f"{told['endpoint']}workspaces/{told['organization_id']}/runs"
@@ -187,7 +187,7 @@ def test_a_secret_is_shown_once_to_a_terminal(server: Path, runyard: Any, monkey
 
 @pytest.mark.parametrize("is_written", [False, True])
 def test_a_file_for_a_secret_is_kept_once_it_has_one(tmp_path: Path, is_written: bool) -> None:
-    with pytest.raises(BrokenPipeError), keys._reserved(tmp_path / "key.json") as file:
+    with pytest.raises(BrokenPipeError), keys._create_secret_file(tmp_path / "key.json") as file:
         assert file is not None
         assert stat.S_IMODE((tmp_path / "key.json").stat().st_mode) == 0o600
         if is_written:
@@ -200,6 +200,6 @@ def test_durations_and_moments_are_read(monkeypatch: pytest.MonkeyPatch) -> None
     assert [parse_duration_s(text) for text in ("90s", "5m", "12h", "90d")] == [90, 300, 43_200, 7_776_000]
     assert [parse_duration_s(text) for text in ("", "d", "1w", "-1d", "1.5h", "2027-01-31")] == [None] * 6
     monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
-    assert moments.Moment(is_past=False).convert("1h", None, None) == 1_003_600_000
-    assert moments.Moment(is_past=True).convert("1h", None, None) == 996_400_000
-    assert moments.Moment(is_past=True).convert("2027-01-31T00:00+00:00", None, None) == 1_801_353_600_000
+    assert time_arguments.Moment(is_past=False).convert("1h", None, None) == 1_003_600_000
+    assert time_arguments.Moment(is_past=True).convert("1h", None, None) == 996_400_000
+    assert time_arguments.Moment(is_past=True).convert("2027-01-31T00:00+00:00", None, None) == 1_801_353_600_000

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from runyard.cli.failures import CommandFailed, explain
+from runyard.cli.failures import CommandFailed, to_command_failure
 from runyard.cli.main import COMMANDS
 from runyard.settings import SettingError
 
@@ -78,21 +78,21 @@ def test_a_bad_setting_is_wrong_usage_and_names_the_variable(runyard, monkeypatc
 
 def test_a_missing_file_is_one_line(runyard) -> None:
     result = runyard("flows", "check", "no-such.yaml")
-    assert (result.exit_code, result.stderr) == (4, "Error: there is no recipe file no-such.yaml\n")
+    assert (result.exit_code, result.stderr) == (4, "Error: flow file no-such.yaml does not exist\n")
 
 
 def test_a_defect_keeps_its_traceback() -> None:
-    assert explain(KeyError("x")) is None
+    assert to_command_failure(KeyError("x")) is None
 
 
 def test_an_error_of_the_system_is_explained_with_its_path() -> None:
-    failure = explain(PermissionError(13, "Permission denied", "/data/x"))
+    failure = to_command_failure(PermissionError(13, "Permission denied", "/data/x"))
     assert isinstance(failure, CommandFailed)
     assert failure.message == "Permission denied: /data/x"
 
 
 def test_a_setting_error_is_explained_in_its_own_words() -> None:
-    failure = explain(SettingError("RUNYARD_PORT is 'x'"))
+    failure = to_command_failure(SettingError("RUNYARD_PORT is 'x'"))
     assert failure is not None
     assert (failure.message, failure.exit_code) == ("RUNYARD_PORT is 'x'", 2)
 
@@ -115,7 +115,7 @@ def test_a_setting_error_is_explained_in_its_own_words() -> None:
 def test_each_error_of_the_sdk_has_its_exit_code(name: str, exit_code: int) -> None:
     import vi.errors
 
-    failure = explain(getattr(vi.errors, name)("it went wrong", suggestion="Do this."))
+    failure = to_command_failure(getattr(vi.errors, name)("it went wrong", suggestion="Do this."))
     assert failure is not None
     assert (failure.exit_code, failure.message) == (exit_code, "it went wrong\nDo this.")
 
@@ -126,16 +126,16 @@ def test_every_problem_the_server_names_has_a_line() -> None:
     error = vi.errors.ViValidationError(
         "The flow has 2 problems", details={"problems": [{"message": "a"}, {"message": "b"}]}
     )
-    failure = explain(error)
+    failure = to_command_failure(error)
     assert failure is not None
     assert failure.message == "The flow has 2 problems\n  a\n  b"
 
 
-def test_a_problem_that_is_the_whole_message_is_told_once() -> None:
+def test_a_problem_equal_to_the_message_is_printed_once() -> None:
     import vi.errors
 
     for message in ("a", "the flow has 1 problem: a"):
-        failure = explain(vi.errors.ViValidationError(message, details={"problems": [{"message": "a"}]}))
+        failure = to_command_failure(vi.errors.ViValidationError(message, details={"problems": [{"message": "a"}]}))
         assert failure is not None
         assert failure.message == message
 

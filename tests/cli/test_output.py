@@ -1,11 +1,20 @@
-"""Plain text and JSON as commands print them."""
+"""Plain text and JSON output of commands."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from runyard.cli.output import age, duration, number, one_line, print_fields, print_json, print_table, size
+from runyard.cli.output import (
+    format_age,
+    format_duration,
+    format_number,
+    format_size,
+    print_fields,
+    print_json,
+    print_table,
+    to_single_line,
+)
 from vi.api.resources.runs.responses import Run
 
 
@@ -13,24 +22,24 @@ from vi.api.resources.runs.responses import Run
     ("seconds", "words"), [(0.4, "0s"), (59, "59s"), (65, "1m 05s"), (12000, "3h 20m"), (352800, "4d 02h")]
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_age_counts_from_now() -> None:
-    assert age(1_000_000, now=lambda: 1090.0) == "1m 30s"
+    assert format_age(1_000_000, now=lambda: 1090.0) == "1m 30s"
 
 
 def test_a_time_in_the_future_has_no_negative_age() -> None:
-    assert age(2_000_000, now=lambda: 1090.0) == "0s"
+    assert format_age(2_000_000, now=lambda: 1090.0) == "0s"
 
 
 @pytest.mark.parametrize(("count", "words"), [(12, "12 B"), (1536, "1.5 KiB"), (5 << 40, "5120.0 GiB")])
 def test_sizes(count: int, words: str) -> None:
-    assert size(count) == words
+    assert format_size(count) == words
 
 
-def test_a_number_that_is_not_there_is_nothing() -> None:
-    assert (number(None), number(0.123456)) == ("", "0.1235")
+def test_a_missing_number_is_printed_as_nothing() -> None:
+    assert (format_number(None), format_number(0.123456)) == ("", "0.1235")
 
 
 def test_tables_are_aligned(capsys) -> None:
@@ -38,16 +47,16 @@ def test_tables_are_aligned(capsys) -> None:
     assert capsys.readouterr().out.splitlines() == ["RUN      STATE", "a        Running", "long-id  "]
 
 
-def test_fields_without_a_value_are_left_out(capsys) -> None:
+def test_fields_without_a_value_are_omitted(capsys) -> None:
     print_fields([("Run", "a"), ("Loss", ""), ("Step", 0), ("Project", None)])
     assert capsys.readouterr().out.splitlines() == ["Run   a", "Step  0"]
 
 
 def test_text_from_a_run_cannot_steer_the_terminal() -> None:
-    assert one_line("a\x1b[2Jb\nc") == "a [2Jb c"
+    assert to_single_line("a\x1b[2Jb\nc") == "a [2Jb c"
 
 
-def test_json_is_the_document_of_the_wire(capsys) -> None:
+def test_json_is_the_api_response(capsys) -> None:
     print_json(Run(run_id="r", organization_id="o"))
     shown = json.loads(capsys.readouterr().out)
     assert (shown["kind"], shown["runId"], shown["workspaceId"]) == ("Run", "r", "o")

@@ -2,7 +2,7 @@
 
 import io
 
-from runyard.cli.progress import ProgressLine, WorkLine, line_of
+from runyard.cli.progress import ProgressLine, WorkLine, format_progress
 from vi.api.resources.runs.responses import Run, RunProgress, RunStatus
 from vi.api.responses import ConditionKind, ResourceCondition
 
@@ -20,19 +20,19 @@ def run_at(step: int, *, reason: str = "Training", kind: ConditionKind = Conditi
 
 
 def test_the_line_says_step_loss_metric_and_time_left() -> None:
-    assert line_of(run_at(50)) == (
+    assert format_progress(run_at(50)) == (
         "[============            ]  Running, Training  step 50/100  loss 0.5123  accuracy 0.9  12s left"
     )
 
 
 def test_a_finished_run_has_no_time_left() -> None:
-    assert "left" not in line_of(run_at(100, reason="Completed", kind=ConditionKind.SUCCEEDED))
+    assert "left" not in format_progress(run_at(100, reason="Completed", kind=ConditionKind.SUCCEEDED))
 
 
 def test_before_the_first_step_the_line_is_the_state() -> None:
     waiting = Run(status=RunStatus(conditions=[ResourceCondition(condition=ConditionKind.PENDING, reason="Queued")]))
-    assert line_of(waiting) == "Pending, Queued"
-    assert line_of(Run()) == "Waiting"
+    assert format_progress(waiting) == "Pending, Queued"
+    assert format_progress(Run()) == "Waiting"
 
 
 def test_off_a_terminal_a_line_comes_with_each_new_condition_and_every_few_seconds() -> None:
@@ -57,7 +57,7 @@ def test_on_a_terminal_the_line_changes_in_place() -> None:
     assert stream.getvalue().count("\n") == 1
 
 
-def test_something_else_may_be_said_between_two_lines() -> None:
+def test_other_text_may_be_printed_between_two_lines() -> None:
     stream = Terminal()
     with ProgressLine(stream) as line:
         line.interrupt()  # nothing is drawn yet

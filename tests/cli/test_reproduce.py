@@ -8,11 +8,11 @@ from runyard.cli.reproduce import (
     Comparison,
     Evidence,
     Weights,
+    build_rows,
     compare,
     differences,
-    notes_on,
-    pinned_flow,
-    table_of,
+    list_notes,
+    pin_flow,
 )
 from runyard.flows import validate
 from vi.api.resources.flows.responses import FlowSpec
@@ -88,8 +88,8 @@ def model_settings(flow: dict[str, Any], name: str = "vi-model") -> dict[str, An
     return settings
 
 
-def test_whatever_the_plan_resolved_is_pinned_in_the_recipe() -> None:
-    flow, pinned = pinned_flow(run_of())
+def test_every_resolved_value_of_the_plan_is_pinned_in_the_flow() -> None:
+    flow, pinned = pin_flow(run_of())
     assert model_settings(flow) == {
         "hyperparameters": {"batchSize": 32, "microBatchSize": 8, "learningRate": 0.003},
         "packing": True,
@@ -105,7 +105,7 @@ def test_whatever_the_plan_resolved_is_pinned_in_the_recipe() -> None:
     assert validate(flow)
 
 
-def test_the_rest_of_the_recipe_stays_as_it_was_frozen() -> None:
+def test_the_rest_of_the_flow_stays_frozen() -> None:
     given = {
         "name": "mine",
         "settings": {"priority": 5},
@@ -115,7 +115,7 @@ def test_the_rest_of_the_recipe_stays_as_it_was_frozen() -> None:
         ],
     }
     run = run_of(flow=given)
-    flow, _ = pinned_flow(run)
+    flow, _ = pin_flow(run)
     assert (flow["name"], flow["settings"]["priority"], len(flow["blocks"])) == ("mine", 5, 2)
     assert flow["blocks"][0]["settings"] == given["blocks"][0]["settings"]  # type: ignore[index]
     numbers = model_settings(flow, "my-model-7")["hyperparameters"]
@@ -125,16 +125,16 @@ def test_the_rest_of_the_recipe_stays_as_it_was_frozen() -> None:
 
 
 def test_a_micro_batch_that_does_not_divide_the_batch_cannot_be_pinned() -> None:
-    _, pinned = pinned_flow(run_of(plan=plan_of(batchSize=15, microBatchSize=2)))
+    _, pinned = pin_flow(run_of(plan=plan_of(batchSize=15, microBatchSize=2)))
     assert "microBatchSize" not in pinned
     assert pinned["batchSize"] == 15
 
 
-def test_notes_tell_what_may_keep_a_run_from_being_trained_again() -> None:
-    assert notes_on(run_of()) == []
+def test_notes_list_obstacles_to_reproducing_a_run() -> None:
+    assert list_notes(run_of()) == []
     cut = plan_of(device="cuda", revision={"commit": "c" * 40, "isDirty": True})
     cut["microBatchSize"]["reason"] = "8 was too much for the memory before"
-    notes = notes_on(
+    notes = list_notes(
         run_of(
             flow={"settings": {"timeLimitMinutes": 3}},
             plan=cut,
@@ -143,10 +143,17 @@ def test_notes_tell_what_may_keep_a_run_from_being_trained_again() -> None:
             attempts=3,
         )
     )
-    expected = ("Cancelled, KilledByUser", "3 attempts", "memory cut", "no commit", "timeLimitMinutes", "--tolerance")
+    expected = (
+        "Cancelled, KilledByUser",
+        "3 attempts",
+        "lack of memory",
+        "uncommitted changes",
+        "timeLimitMinutes",
+        "--tolerance",
+    )
     assert len(notes) == len(expected)
     assert all(word in note for word, note in zip(expected, notes, strict=True))
-    assert "did not write down" in notes_on(run_of(plan={"seed": {"value": 3, "reason": "recipe"}}))[0]
+    assert "did not record" in list_notes(run_of(plan={"seed": {"value": 3, "reason": "recipe"}}))[0]
 
 
 def test_differences_of_plans_are_named_to_the_part() -> None:
@@ -169,16 +176,16 @@ def test_runs_that_agree_in_everything_are_identical() -> None:
     found = against(evidence_of(run_of(run_id="second", attempts=3)))
     assert (found.verdict, found.words, found.are_weights_same) == ("identical", "identical", True)
     assert (found.first_different, found.differences, found.steps) == (None, [], (3, 3))
-    assert {row[3] for row in table_of(found)} == {"", "same"}
+    assert {row[3] for row in build_rows(found)} == {"", "same"}
 
 
-def test_the_first_step_that_differs_and_the_largest_difference_are_told() -> None:
+def test_the_first_and_the_largest_difference_are_reported() -> None:
     found = against(evidence_of(losses=[2.0, 1.5625, 1.5]))
     assert found.verdict == "different"
     assert found.first_different is not None and found.largest is not None
     assert (found.first_different.step, found.first_different.original) == (2, 1.5)
     assert (found.largest.step, found.largest.size) == (3, 0.25)
-    assert ("losses", "1.5", "1.5625", "differ from step 2 on, by up to 0.25 at step 3") in table_of(found)
+    assert ("losses", "1.5", "1.5625", "differ from step 2 on, by up to 0.25 at step 3") in build_rows(found)
 
 
 @pytest.mark.parametrize(
@@ -208,10 +215,10 @@ def test_losses_within_a_stated_tolerance_are_equal(tolerance: float | None, ver
 def test_a_difference_anywhere_is_one(other: Evidence) -> None:
     found = against(other)
     assert found.verdict == "different"
-    assert not {row[3] for row in table_of(found)} <= {"", "same"}
+    assert not {row[3] for row in build_rows(found)} <= {"", "same"}
 
 
-def test_fewer_steps_are_not_equal_whatever_the_tolerance() -> None:
+def test_fewer_steps_are_not_equal_at_any_tolerance() -> None:
     assert against(evidence_of(losses=LOSSES[:2]), tolerance=100.0).verdict == "different"
 
 
@@ -228,6 +235,6 @@ def test_a_step_taken_again_by_a_later_attempt_counts_as_that_one_took_it() -> N
     assert Evidence(run=run_of(), points=points, weights=None).losses == {1: 2.0, 2: 1.5}
 
 
-def test_an_empty_recipe_is_a_recipe() -> None:
-    flow, _ = pinned_flow(Run(spec=RunSpec(flow=FlowSpec()), status=RunStatus(plan=plan_of())))
+def test_an_empty_flow_is_valid() -> None:
+    flow, _ = pin_flow(Run(spec=RunSpec(flow=FlowSpec()), status=RunStatus(plan=plan_of())))
     assert [block["block"] for block in flow["blocks"]] == ["vi-model"]

@@ -1,4 +1,4 @@
-"""``runyard up``: what it refuses, and what it tells a newcomer."""
+"""``runyard up``: rejected settings, the printed introduction, and processes."""
 
 import fcntl
 import json
@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from runyard.cli.connection import connect
-from runyard.cli.instance import live_endpoint, read_processes, wait_for_end
-from runyard.cli.up import _ends_asked_for, check_bind, introduction
+from runyard.cli.instance import live_endpoint, read_processes, wait_for_exit
+from runyard.cli.up import _catch_stop_requests, check_bind, format_introduction
 from runyard.processes import boot_id, identify
 from runyard.settings import read_settings
 
@@ -45,14 +45,14 @@ def test_loopback_needs_no_permission(host: str, tmp_path: Path) -> None:
     check_bind(read_settings({}, data_dir=tmp_path, host=host))
 
 
-def test_listening_beyond_this_machine_needs_to_be_meant(runyard) -> None:
+def test_listening_beyond_this_machine_must_be_allowed(runyard) -> None:
     result = runyard("up", "--host", "0.0.0.0")  # noqa: S104 - it is refused
     assert result.exit_code == 2
     assert "--insecure-bind" in result.stderr
     assert not Path(".runyard").exists()
 
 
-def test_listening_beyond_this_machine_can_be_meant(tmp_path: Path) -> None:
+def test_listening_beyond_this_machine_can_be_allowed(tmp_path: Path) -> None:
     check_bind(read_settings({}, data_dir=tmp_path, host="0.0.0.0", insecure_bind=True))  # noqa: S104
 
 
@@ -69,10 +69,10 @@ def test_a_port_in_use_ends_with_a_sentence(runyard) -> None:
 def words(tmp_path: Path):
     settings = read_settings({}, data_dir=tmp_path)
     settings.credentials_file.write_text(json.dumps({"secret_key": KEY, "organization_id": "org-1"}))
-    return lambda shows_key: "\n".join(introduction(settings, "http://127.0.0.1:7878/", shows_key=shows_key))
+    return lambda shows_key: "\n".join(format_introduction(settings, "http://127.0.0.1:7878/", shows_key=shows_key))
 
 
-def test_the_introduction_names_endpoint_organisation_and_credentials_but_not_the_key(words, tmp_path: Path) -> None:
+def test_the_introduction_names_endpoint_organization_and_credentials_but_not_the_key(words, tmp_path: Path) -> None:
     text = words(False)
     assert "http://127.0.0.1:7878/" in text
     assert "org-1" in text
@@ -117,7 +117,7 @@ def up(data_dir: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def children_once_up(process: subprocess.Popen[str], data_dir: Path) -> list[int]:
-    """Process ids of server and controller, as soon as ``up`` says that it is; the key must not be in what it says."""
+    """Return the process ids of server and controller once up; the output must not contain the key."""
     assert process.stdout is not None
     said = []
     for line in process.stdout:
@@ -142,7 +142,7 @@ def test_ctrl_c_ends_every_child_and_exits_with_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_server_and_controller_end_with_their_killed_watcher_and_the_next_one_takes_over(tmp_path: Path) -> None:
+def test_server_and_controller_exit_after_their_killed_instance_and_the_next_one_starts(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with up(data_dir) as killed:
         orphans = children_once_up(killed, data_dir)
@@ -191,12 +191,12 @@ def read_until(terminal: int, words: bytes) -> None:
 def test_an_instance_ends_as_a_whole_when_its_terminal_closes(tmp_path: Path) -> None:
     settings = read_settings({}, data_dir=tmp_path / "data")
     with in_a_terminal(settings.data_dir) as (terminal, process):
-        read_until(terminal, b"Ctrl-C ends it.")
+        read_until(terminal, b"Ctrl-C stops it.")
         noted = read_processes(settings)
         assert set(noted) == {"up", "server", "controller"}
         os.close(terminal)  # the kernel sends SIGHUP, and every write fails from now on
         assert process.wait(30) == 0
-        assert [wait_for_end(who, 0) for who in noted.values()] == [True, True, True]
+        assert [wait_for_exit(who, 0) for who in noted.values()] == [True, True, True]
     assert json.loads((settings.data_dir / "ended.json").read_text())["runs"] == []
     assert not (settings.data_dir / "instance.json").exists()
 
@@ -232,10 +232,10 @@ def test_a_detached_instance_outlives_its_terminal_until_it_is_taken_down(runyar
     finally:
         ended = runyard("down", *where)
     assert ended.exit_code == 0
-    assert [wait_for_end(who, 0) for who in noted.values()] == [True, True, True]
+    assert [wait_for_exit(who, 0) for who in noted.values()] == [True, True, True]
     assert runyard("status", *where).exit_code == 3
     idle = runyard("down", *where)
-    assert (idle.exit_code, idle.stdout) == (0, f"No instance is up over {settings.data_dir}.\n")
+    assert (idle.exit_code, idle.stdout) == (0, f"No instance of {settings.data_dir} is up.\n")
 
 
 def test_a_detached_start_that_fails_prints_the_reason_alone(runyard, tmp_path: Path, monkeypatch) -> None:
@@ -248,12 +248,12 @@ def test_a_detached_start_that_fails_prints_the_reason_alone(runyard, tmp_path: 
     assert result.stdout == ""
 
 
-def test_down_signals_nobody_who_has_only_inherited_a_process_id(runyard, tmp_path: Path) -> None:
+def test_down_does_not_signal_a_process_with_a_reused_id(runyard, tmp_path: Path) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         note = {"up": {"bootId": boot_id(), "pid": stranger.pid, "startTicks": 1}}
         (tmp_path / "instance.json").write_text(json.dumps(note))
-        assert runyard("down", "--data-dir", str(tmp_path)).stdout.startswith("No instance is up")
+        assert runyard("down", "--data-dir", str(tmp_path)).stdout.startswith("No instance of")
         assert stranger.poll() is None
     finally:
         stranger.kill()
@@ -262,7 +262,7 @@ def test_down_signals_nobody_who_has_only_inherited_a_process_id(runyard, tmp_pa
 
 @pytest.mark.e2e
 @pytest.mark.train
-def test_the_end_reports_what_was_saved_and_an_interrupted_wait_how_to_go_on(runyard, tmp_path: Path) -> None:
+def test_the_shutdown_reports_saved_runs_and_an_interrupted_wait_how_to_continue(runyard, tmp_path: Path) -> None:
     """One story, since it needs a training: Ctrl-C of --wait, then of the instance, which saves the run."""
     data_dir = tmp_path / "data"
     recipe = tmp_path / "long.json"
@@ -295,7 +295,7 @@ def test_the_end_reports_what_was_saved_and_an_interrupted_wait_how_to_go_on(run
     saved = re.search(rf"^Run {run_id} was saved at step (\d+); it resumes at the next start\.$", report, re.M)
     assert saved is not None, report
     assert int(saved[1]) >= 1
-    assert "1 run waits and can begin after the next start." in report
+    assert "1 pending run starts after the next start." in report
     assert later not in report
     down = runyard("status", *where)
     assert (down.exit_code, saved[0] in down.stdout) == (3, True)
@@ -304,24 +304,24 @@ def test_the_end_reports_what_was_saved_and_an_interrupted_wait_how_to_go_on(run
 def test_only_a_repeated_ctrl_c_hurries_the_end() -> None:
     """At the end of a session SIGTERM and SIGHUP come together."""
     hurried: list[bool] = []
-    with _ends_asked_for(False) as ends:
-        ends.on_repeat = lambda: hurried.append(True)
-        assert not ends.asked(0)
+    with _catch_stop_requests(False) as stops:
+        stops.on_repeat = lambda: hurried.append(True)
+        assert not stops.wait(0)
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):
             os.kill(os.getpid(), number)
-            assert ends.asked(1)
+            assert stops.wait(1)
         assert hurried == []
         os.kill(os.getpid(), signal.SIGINT)
-        assert ends.asked(1)
+        assert stops.wait(1)
         assert hurried == [True]
 
 
 def test_a_hangup_that_was_ignored_at_the_start_stays_ignored() -> None:
-    """So ``nohup runyard up`` goes on."""
+    """``nohup runyard up`` survives a hangup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with _ends_asked_for(False) as ends:
+        with _catch_stop_requests(False) as stops:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not ends.asked(0.05)
+            assert not stops.wait(0.05)
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -36,7 +36,7 @@ def ids(
     long_runs: Any,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, str]:
-    """What the program cannot make itself: a finished and a running run, and a key of the right shape for nobody."""
+    """Inputs of the program: a finished and a running run, and a well-formed unknown key."""
     return {
         "finished": finished_run.run_id,
         "running": long_runs.running().run_id,
@@ -113,7 +113,7 @@ def test_the_simple_list_of_flows_names_their_ids(report: Report) -> None:
     assert value(report, "flows", "create from a dict")["id"] in listed
 
 
-def test_the_empty_recipe_fits_into_the_memory_of_this_machine(report: Report) -> None:
+def test_the_default_flow_fits_into_the_memory_of_this_machine(report: Report) -> None:
     (found,) = value(report, "flows", "accelerators of tiny")
     assert (found["enabled"], found["labels"]["accelerator"], found["resources"]["count"]) == (True, "cpu", 1)
     memory_gib = found["resources"]["memoryGiB"]
@@ -159,7 +159,7 @@ def test_a_run_is_created_from_a_dict_with_attributes(report: Report) -> None:
     assert run["attributes"] == {"experiment": "baseline"}
 
 
-def test_gaps_in_a_recipe_are_filled_so_that_the_answer_decodes(report: Report) -> None:
+def test_missing_flow_fields_are_filled_so_that_the_response_decodes(report: Report) -> None:
     assert value(report, "runs", "create from an empty dict")["conditions"] == ["Pending"]
     assert "vi-dataset" in value(report, "runs", "start")["blocks"]
 
@@ -202,7 +202,7 @@ def test_an_update_with_nothing_in_it_changes_nothing(report: Report) -> None:
     assert value(report, "runs", "update nothing") == value(report, "runs", "update training project")
 
 
-def test_logs_are_read_and_go_on_where_they_stopped(report: Report) -> None:
+def test_logs_are_read_and_continue_where_they_stopped(report: Report) -> None:
     first = value(report, "runs", "logs")
     assert [line["number"] for line in first["items"]] == [1, 2, 3]
     following = value(report, "runs", "logs go on")
@@ -257,7 +257,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("call", ["download latest", "download by name"])
-def test_what_it_downloads_is_what_our_client_downloads(
+def test_it_downloads_the_same_as_our_client(
     report: Report, client: vi.Client, ids: dict[str, str], call: str, tmp_path: Path
 ) -> None:
     theirs = Path(value(report, "models", call)["model"])
@@ -291,7 +291,7 @@ def test_refusals_become_its_error_classes(report: Report, call: str, error: str
     assert seen["message"]
 
 
-def test_a_refused_recipe_says_what_was_given_and_what_is_meant(report: Report) -> None:
+def test_a_rejected_flow_names_the_value_and_what_is_expected(report: Report) -> None:
     message = report["errors"]["400 unknown block"]["message"]
     assert "vi-datasset" in message
     assert "vi-dataset" in message

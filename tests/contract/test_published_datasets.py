@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, eventually: Callable[..., A
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, annotations of them, and a picture that is none."""
+    """Images, annotations of them, and an invalid image."""
     root = tmp_path_factory.mktemp("published")
     for name in ("pictures", "labels", "broken"):
         (root / name).mkdir()
@@ -82,7 +82,7 @@ def value(report: dict[str, dict[str, Any]], call: str) -> Any:
     return report[call]["value"]
 
 
-def test_pictures_and_annotations_arrive(report: dict[str, Any]) -> None:
+def test_images_and_annotations_are_uploaded(report: dict[str, Any]) -> None:
     assert value(report, "create")["assets"] == 0
     assert value(report, "upload")
     assert value(report, "get after upload")["assets"] == COUNT
@@ -96,7 +96,7 @@ def test_annotations_that_would_overwrite_others_are_refused_as_the_client_asks(
     assert report["annotate again"]["error"] == "ViOperationError", report["annotate again"]
 
 
-def test_a_broken_picture_ends_the_wait_with_an_error(report: dict[str, Any]) -> None:
+def test_a_broken_image_ends_the_wait_with_an_error(report: dict[str, Any]) -> None:
     assert report["broken"]["error"] == "ViOperationError", report["broken"]
 
 
@@ -108,7 +108,7 @@ def test_datasets_are_listed(report: dict[str, Any]) -> None:
     assert value(report, "update")["name"] == "New name"
 
 
-def test_its_list_of_pictures_which_cannot_page_is_whole(report: dict[str, Any]) -> None:
+def test_its_unpaginated_list_of_images_is_complete(report: dict[str, Any]) -> None:
     assert sorted(value(report, "assets")) == ["1.png", "2.png", "3.png"]
     assert value(report, "filtered") == ["1.png"]
     assert value(report, "count") == COUNT

@@ -53,7 +53,7 @@ def test_pages_are_as_long_as_asked_and_name_each_run_once(
     assert ids[:4] == pending[::-1]
 
 
-def test_a_page_token_goes_on_where_the_page_ended(client: vi.Client, pending: list[str]) -> None:
+def test_a_page_token_continues_after_the_page(client: vi.Client, pending: list[str]) -> None:
     first = client.runs.list(pagination=PaginationParams(page_size=3))
     second = client.runs.list(pagination=PaginationParams(page_size=1, page_token=first.next_page))
     assert [run.run_id for run in second.items] == [pending[0]]
@@ -67,7 +67,7 @@ def test_filters_find_what_they_say(client: vi.Client, pending: list[str], finis
     assert finished_run.run_id in [run.run_id for run in succeeded.all_items()]
 
 
-def test_a_finished_run_tells_its_history(client: vi.Client, finished_run: Run, instance: Any) -> None:
+def test_a_finished_run_has_its_history(client: vi.Client, finished_run: Run, instance: Any) -> None:
     run = client.runs.get(finished_run.run_id)
     assert isinstance(run, Run)
     assert isinstance(run.spec, RunSpec)

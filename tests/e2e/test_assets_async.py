@@ -153,7 +153,7 @@ async def test_a_dataset_goes_out_and_comes_in_again(sdk: vi.AsyncClient, datase
     await sdk.annotations.upload(dataset.dataset_id, tmp_path, show_progress=False)
     whole = await sdk.datasets.download(dataset.dataset_id, save_dir=tmp_path / "whole", show_progress=False)
     assert (whole.splits, whole.asset_count) == (["dump"], 3)
-    with pytest.raises(vi.ViDownloadError, match="is there already"):
+    with pytest.raises(vi.ViDownloadError, match="already exists"):
         await sdk.datasets.download(dataset.dataset_id, save_dir=tmp_path / "whole", show_progress=False)
     settings = {"format": "Coco", "options": {"splitRatio": None}}
     coco = await sdk.annotations.download(

@@ -148,7 +148,7 @@ def test_a_dataset_goes_out_and_comes_in_again(sdk: vi.Client, dataset: Dataset,
     sdk.annotations.upload(dataset.dataset_id, tmp_path, show_progress=False)
     whole = sdk.datasets.download(dataset.dataset_id, save_dir=tmp_path / "whole", show_progress=False)
     assert (whole.splits, whole.asset_count) == (["dump"], 3)
-    with pytest.raises(vi.ViDownloadError, match="is there already"):
+    with pytest.raises(vi.ViDownloadError, match="already exists"):
         sdk.datasets.download(dataset.dataset_id, save_dir=tmp_path / "whole", show_progress=False)
     settings = {"format": "Coco", "options": {"splitRatio": None}}
     coco = sdk.annotations.download(

@@ -92,7 +92,7 @@ async def test_a_folder_becomes_a_dataset_with_a_version_and_its_defects(sdk: vi
         ("labels.jsonl", 13, "ImageMissing"),
     ]
     assert (phases[0], phases[-1]) == ("Sending", "Done")
-    assert imported.summary() == "shelf: 12 pictures, 12 of 13 rows (ViJsonl, vqa); 1 error, 0 warnings"
+    assert imported.summary() == "shelf: 12 images, 12 of 13 rows (ViJsonl, vqa); 1 error, 0 warnings"
     await sdk.datasets.delete(imported.dataset_id)
 
 
@@ -214,8 +214,8 @@ async def test_a_dataset_is_made_changed_listed_and_deleted(sdk: vi.AsyncClient)
 async def test_wrong_arguments_are_told_before_anything_is_sent(sdk: vi.AsyncClient, shelf: Path) -> None:
     before = [item.dataset_id async for item in sdk.datasets]
     for arguments, word in (
-        ({"dataset_id": "d1", "name": "x"}, "dataset_id names one that is there"),
-        ({"resume": "i1"}, "resume needs dataset_id"),
+        ({"dataset_id": "d1", "name": "x"}, "dataset_id names an existing one"),
+        ({"resume": "i1"}, "resume requires dataset_id"),
     ):
         with pytest.raises(vi.ViInvalidParameterError, match=word):
             await sdk.datasets.import_folder(shelf, progress=False, **arguments)

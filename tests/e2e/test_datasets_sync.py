@@ -91,7 +91,7 @@ def test_a_folder_becomes_a_dataset_with_a_version_and_its_defects(sdk: vi.Clien
         ("labels.jsonl", 13, "ImageMissing"),
     ]
     assert (phases[0], phases[-1]) == ("Sending", "Done")
-    assert imported.summary() == "shelf: 12 pictures, 12 of 13 rows (ViJsonl, vqa); 1 error, 0 warnings"
+    assert imported.summary() == "shelf: 12 images, 12 of 13 rows (ViJsonl, vqa); 1 error, 0 warnings"
     sdk.datasets.delete(imported.dataset_id)
 
 
@@ -209,8 +209,8 @@ def test_a_dataset_is_made_changed_listed_and_deleted(sdk: vi.Client) -> None:
 def test_wrong_arguments_are_told_before_anything_is_sent(sdk: vi.Client, shelf: Path) -> None:
     before = [item.dataset_id for item in sdk.datasets]
     for arguments, word in (
-        ({"dataset_id": "d1", "name": "x"}, "dataset_id names one that is there"),
-        ({"resume": "i1"}, "resume needs dataset_id"),
+        ({"dataset_id": "d1", "name": "x"}, "dataset_id names an existing one"),
+        ({"resume": "i1"}, "resume requires dataset_id"),
     ):
         with pytest.raises(vi.ViInvalidParameterError, match=word):
             sdk.datasets.import_folder(shelf, progress=False, **arguments)

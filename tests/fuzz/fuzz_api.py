@@ -1,10 +1,10 @@
-"""Send requests made from the OpenAPI document to a real server, and compare the responses with the document.
+"""Send requests generated from the OpenAPI document to a real server, and check the responses.
 
-The server is a process of its own on loopback with a data folder of its own, which is filled first, so that requests
-find runs, models, datasets and images. schemathesis makes valid and invalid requests, and sequences of requests, as an
-admin, as a controller and as a supervisor. What counts as a finding: a status of 500 or more, a status, content type,
-header or body that the document does not have, a 405 without ``Allow``. The server's own access log is read as well:
-it counts the requests, and no status in it may be 500 or more.
+The server is a separate process on loopback with its own data folder, which is filled first, so that
+requests find runs, models, datasets and images. schemathesis generates valid and invalid requests, and
+sequences of requests, as admin, controller and supervisor. A failure is a status of 500 or above, a
+status, content type, header or body that the document lacks, or a 405 without ``Allow``. The access log
+of the server counts the requests and must not contain a status of 500 or above.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ACCESS = re.compile(rb'^\{"time":.*"method":"(\w+)","path":"([^"]*)","status":(\
 
 
 class Server:
-    """A server process over a folder; ``log`` is what it has written so far."""
+    """Server process with its own data folder; ``log`` is its output so far."""
 
     def __init__(self, folder: Path) -> None:
         self._log_file = folder / "server.log"
@@ -60,9 +60,9 @@ class Server:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the server did not start:\n{self._log_file.read_text()}")
             time.sleep(0.05)
-        told = json.loads((self.data_dir / "credentials.json").read_text())
-        self.endpoint = str(told["endpoint"]).rstrip("/")
-        self.org, self.key = told["organization_id"], told["secret_key"]
+        credentials = json.loads((self.data_dir / "credentials.json").read_text())
+        self.endpoint = str(credentials["endpoint"]).rstrip("/")
+        self.org, self.key = credentials["organization_id"], credentials["secret_key"]
         self.controller_key = json.loads((self.data_dir / "secrets" / "controller.json").read_text())["key"]
 
     @property
@@ -79,7 +79,7 @@ class Server:
 
 
 def fill(server: Server, folder: Path) -> tuple[dict[str, list[str]], str]:
-    """Make one of each resource; returns known ids by the name of the path parameter, and a token of an attempt."""
+    """Create one of each resource; return known ids by path parameter, and the token of an attempt."""
     base, org = server.endpoint, server.org
     with (
         vi.Client(secret_key=server.key, organization_id=org, endpoint=f"{base}/") as client,
@@ -150,7 +150,7 @@ def _report(supervisor: httpx2.Client) -> None:
 
 
 def _train(supervisor: httpx2.Client) -> None:
-    """Say what a trainer says that takes a step, saves a checkpoint and succeeds."""
+    """Report one step, a checkpoint and a successful end, like a supervisor."""
     _report(supervisor)
     line = json.dumps({"n": 1, "t": 1_700_000_000_000, "ev": "step", "step": 1, "values": {"loss": 0.5}})
     shipped = {"stream": "events", "offset": 0, "next_offset": len(line) + 1, "lines": [line]}
@@ -173,7 +173,7 @@ def _ok(answer: httpx2.Response) -> httpx2.Response:
 
 
 def fuzz(server: Server, known: dict[str, list[str]], credentials: dict[str, str], args: argparse.Namespace) -> bool:
-    """Send the requests; whether nothing was found."""
+    """Send the requests; return True if no check failed."""
     is_good = True
     ends_s = time.monotonic() + args.seconds
     document = Path(args.folder) / "openapi.json"
@@ -210,7 +210,7 @@ def fuzz(server: Server, known: dict[str, list[str]], credentials: dict[str, str
 
 
 def _save_document(server: Server, path: Path) -> dict[str, int]:
-    """Write the OpenAPI document as it is served; returns how many operations each credential has."""
+    """Write the OpenAPI document as served; return the number of operations of each credential."""
     headers = {"authorization": f"Bearer {server.key}"}
     answer = httpx2.get(f"{server.endpoint}/openapi.json", headers=headers)
     path.write_bytes(answer.content)

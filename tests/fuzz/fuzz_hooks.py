@@ -1,7 +1,7 @@
-"""Let requests that schemathesis makes find something: most ids in paths become ids that exist.
+"""Hooks of schemathesis that replace most ids in paths with existing ids.
 
-Without it nearly every response would be a 404, and no document of a success would be compared with its schema.
-Deletions keep their made-up ids, so that what exists stays.
+Without them nearly every response would be a 404, and no successful response would be checked against its
+schema. Deletions keep their random ids, so that existing resources remain.
 """
 
 import json
@@ -19,7 +19,7 @@ chance = random.Random(1)  # noqa: S311
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
-    """Put known ids into the path, and let no long poll wait."""
+    """Insert known ids into the path, and shorten long polls."""
     parameters = case.path_parameters if isinstance(case.path_parameters, dict) else {}
     for name, value in parameters.items():
         keeps = case.method.upper() == "DELETE" and name not in ("org", "dataset")
@@ -38,5 +38,5 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
 
 @schemathesis.serializer("application/x-tar", "application/octet-stream")
 def serialize_bytes(context: Any, value: Any) -> Any:
-    """Send the bytes of a file as they are."""
+    """Return the bytes of a file unchanged."""
     return value if isinstance(value, bytes) else str(value).encode()

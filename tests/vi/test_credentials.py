@@ -1,4 +1,4 @@
-"""Where key, organisation and endpoint come from, and what is said when they are missing or wrong."""
+"""Lookup of key, organization and endpoint, and messages about missing or wrong values."""
 
 import json
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def test_the_client_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("missing", ["secret_key", "organization_id"])
-def test_a_missing_value_is_named_with_every_remedy(write: Callable[..., Path], missing: str) -> None:
+def test_a_missing_value_is_reported_with_every_suggestion(write: Callable[..., Path], missing: str) -> None:
     file = write({name: value for name, value in FILE.items() if name != missing})
     with pytest.raises(vi.ViConfigurationError, match=f"{missing} is missing") as raised:
         find_credentials(environ={}, config_file=file)
@@ -81,11 +81,11 @@ def test_a_missing_value_is_named_with_every_remedy(write: Callable[..., Path], 
         ("sk-" + "s3cret" * 20, "does not begin with 'dtvi_'"),
         ("dtvi_s3cret", "has 11 characters"),
         ("dtvi_s3cret" + "k" * 93, "has 104 characters"),
-        ("dtvi_s3cret" + "k" * 91 + "\n", "holds a character no key has"),
-        ("dtvi_s3cret" + "k" * 91 + "ü", "holds a character no key has"),
+        ("dtvi_s3cret" + "k" * 91 + "\n", "contains a character that keys do not have"),
+        ("dtvi_s3cret" + "k" * 91 + "ü", "contains a character that keys do not have"),
     ],
 )
-def test_a_malformed_key_is_told_by_place_and_fault_but_never_shown(wrong: str, fault: str) -> None:
+def test_a_malformed_key_is_reported_by_source_and_problem_but_never_shown(wrong: str, fault: str) -> None:
     with pytest.raises(vi.ViConfigurationError) as raised:
         find_credentials(environ={**ENVIRON, "DATATURE_VI_SECRET_KEY": wrong})
     assert raised.value.error_code is vi.ViErrorCode.INVALID_PARAMETER
@@ -100,7 +100,7 @@ def test_the_file_is_named_when_its_key_is_wrong(write: Callable[..., Path]) -> 
 
 
 @pytest.mark.parametrize("organization_id", ["a/b", "..", "a b", "ü", "x" * 256])
-def test_an_organisation_that_is_no_id_is_told(organization_id: str) -> None:
+def test_an_invalid_organization_id_is_rejected(organization_id: str) -> None:
     with pytest.raises(vi.ViConfigurationError, match=r"organization_id \(argument organization_id\)"):
         find_credentials(secret_key=key("a"), organization_id=organization_id, environ={})
 
@@ -116,7 +116,7 @@ def test_a_named_file_must_be_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"secret_key": 5}', '{"secret_key": "s3cret"'])
-def test_a_file_that_cannot_be_read_is_told_without_its_contents(tmp_path: Path, text: str) -> None:
+def test_an_unreadable_file_is_reported_without_its_contents(tmp_path: Path, text: str) -> None:
     path = tmp_path / "c.json"
     path.write_text(text)
     with pytest.raises(vi.ViConfigurationError, match=r"c\.json") as raised:
@@ -131,6 +131,6 @@ def test_a_client_shows_no_key() -> None:
     assert key("a") not in repr(client) + repr(found) + repr(client._http)
 
 
-def test_an_endpoint_that_is_none_is_told() -> None:
+def test_an_invalid_endpoint_is_rejected() -> None:
     with pytest.raises(vi.ViConfigurationError, match="the endpoint is 'localhost:7878'"):
         vi.Client(key("a"), "lab", endpoint="localhost:7878")

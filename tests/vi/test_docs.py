@@ -1,4 +1,4 @@
-"""The examples of docs/sdk.md run as they stand, one after another, against a scripted lab."""
+"""Run the examples of docs/sdk.md unchanged, one after another, against a scripted server."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ def archive() -> bytes:
 
 
 class Lab:
-    """A server that knows one finished run, and remembers what it was asked."""
+    """Server with one finished run, which records its requests."""
 
     def __init__(self, run: dict[str, Any]) -> None:
         self.run = run

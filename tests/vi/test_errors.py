@@ -1,4 +1,4 @@
-"""The tree of errors, and what each of them can tell."""
+"""The exception tree and its attributes."""
 
 import copy
 
@@ -87,14 +87,14 @@ def test_only_what_may_pass_is_retryable() -> None:
     }
 
 
-def test_whose_fault_it_is() -> None:
+def test_client_and_server_errors_are_distinguished() -> None:
     assert vi.ViNotFoundError("x").is_client_error()
     assert not vi.ViNotFoundError("x").is_server_error()
     assert vi.ViNetworkError("x").is_server_error()
     assert vi.ViError("x", status_code=422).is_client_error()
 
 
-def test_a_copy_of_an_error_tells_the_same() -> None:
+def test_a_copied_error_has_the_same_message() -> None:
     error = vi.ViConflictError("busy", status_code=409, details={"code": "RunFinished"})
     again = copy.deepcopy(error)
     assert (type(again), str(again), again.code) == (vi.ViConflictError, str(error), "RunFinished")

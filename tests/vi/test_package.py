@@ -1,4 +1,4 @@
-"""What ``import vi`` gives, and what it costs."""
+"""Public names of ``vi``, and the modules that its import loads."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""One client in many places: event loops, threads, processes, pickles, copies. No key in a pickle, no shared socket."""
+"""Sharing of a client: event loops, threads, processes, pickles, copies."""
 
 import asyncio
 import copy
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import vi
-from vi._concurrency.asynchronous import current_place
+from vi._concurrency.asynchronous import current_scope
 from vi.api.resources.models.responses import DownloadedModel
 from vi.api.resources.runs.responses import Run, RunOutcomes
 from vi.api.responses import ConditionKind
@@ -68,7 +68,7 @@ def test_one_asynchronous_client_works_in_event_loops_at_the_same_time(
     async def ask() -> None:
         for _ in range(10):
             assert (await client.runs.get("r-1")).condition == "Running"
-        await client._http._transports.pop(current_place()).aclose()
+        await client._http._transports.pop(current_scope()).aclose()
 
     def in_loop() -> None:
         try:
@@ -183,6 +183,6 @@ def test_every_error_of_the_sdk_travels() -> None:
 def test_a_page_names_what_to_pickle_instead(key: str, server: Any) -> None:
     server.answers({"items": [], "nextPage": None})
     page = vi.Client(key, "lab", transport=server.transport).runs.list()
-    with pytest.raises(vi.ViConfigurationError, match="a page fetches further ones"):
+    with pytest.raises(vi.ViConfigurationError, match="a page with access to further pages"):
         pickle.dumps(page)
     assert pickle.loads(pickle.dumps(page.items)) == []  # noqa: S301 - our own bytes

@@ -1,6 +1,6 @@
 """The ``runyard`` command.
 
-A client of the server like any other: everything it knows about runs it asks for through ``vi.Client``. Command
-modules load on use, and what is slow to import (the HTTP stack, torch, pictures) loads inside the command that needs
-it, so that ``--help`` and shell completion answer at once.
+It is a client of the server like any other and accesses runs only through ``vi.Client``. Command
+modules are loaded on use. Slow imports (HTTP stack, torch, Pillow) happen inside the commands that
+need them, so that ``--help`` and shell completion respond at once.
 """

@@ -1,4 +1,4 @@
-"""``runyard audit``: who did what, and which keys were rejected."""
+"""``runyard audit``: audit log of actions and rejected keys."""
 
 from itertools import islice
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 import click
 
 from runyard.cli.connection import connect, data_dir_option
-from runyard.cli.moments import Moment
-from runyard.cli.output import json_option, local_time, print_json, print_table
+from runyard.cli.output import format_time, json_option, print_json, print_table
+from runyard.cli.time_arguments import Moment
 
 
 @click.command()
-@click.option("--actor", help="Only of this key id, of `operator`, or of `nobody` (rejected keys).")
-@click.option("--action", help="Only this action, such as 'create run' or 'reject key'.")
-@click.option("--since", type=Moment(is_past=True), metavar="WHEN", help="Only from then on: 12h, 7d, or a date.")
-@click.option("--until", type=Moment(is_past=True), metavar="WHEN", help="Only before then.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many, newest first.")
+@click.option("--actor", help="Id of a key, `operator`, or `nobody` (rejected keys).")
+@click.option("--action", help="Action, such as 'create run' or 'reject key'.")
+@click.option("--since", type=Moment(is_past=True), metavar="WHEN", help="Start of the period: 12h, 7d, or a date.")
+@click.option("--until", type=Moment(is_past=True), metavar="WHEN", help="End of the period.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Maximum number of entries.")
 @data_dir_option
 @json_option
 def audit(
@@ -27,9 +27,9 @@ def audit(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Show who did what, and which keys were rejected.
+    """Show the audit log of actions and rejected keys, newest first.
 
-    The newest comes first. This needs an admin's key.
+    Requires an admin's key.
 
     Examples: `runyard audit --since 24h`, `runyard audit --action 'reject key'`,
     `runyard audit --actor 4fY0dZkPq3LmXw81 --json`
@@ -41,7 +41,7 @@ def audit(
         print_json({"items": found})
     else:
         rows = [
-            (local_time(entry.time), entry.actor, entry.address, entry.action, entry.target, entry.count)
+            (format_time(entry.time), entry.actor, entry.address, entry.action, entry.target, entry.count)
             for entry in found
         ]
         print_table(("TIME", "ACTOR", "ADDRESS", "ACTION", "TARGET", "COUNT"), rows)

@@ -1,9 +1,9 @@
-"""``runyard backup`` and ``runyard restore``: everything a server keeps, out of it into one file and back.
+"""``runyard backup`` and ``runyard restore``: all data of a server, to one file and back.
 
-Both speak to the running server. What is written is read back and checked before the file gets its name, and what is to
-be restored is checked as a whole before the server hears of it: the mistake that is found here costs nothing.
-``runyard backup --verify`` makes the same check alone: hashes, schema, and every row with its ids, by the same
-functions with which the server writes and restores.
+Both use the running server. A backup is read back and verified before the file gets its name. A
+file is verified completely before a restore sends it to the server. ``runyard backup --verify``
+does only the verification: hashes, schema and every row with its ids, by the functions that the
+server uses, too.
 """
 
 import os
@@ -16,14 +16,14 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_ERROR, EXIT_USAGE, CommandFailed
-from runyard.cli.output import json_option, local_time, print_fields, print_json, print_table, size
+from runyard.cli.output import format_size, format_time, json_option, print_fields, print_json, print_table
 
 if TYPE_CHECKING:
     import vi
     from runyard.backup_file import Manifest
 
-# The server writes all rows down before the first byte comes, and takes all of them in before it answers.
-PATIENCE_S = 3600.0
+# The server reads all rows before it sends the first byte, and stores all of them before it responds.
+TRANSFER_TIMEOUT_S = 3600.0
 SHOWN = (
     ("organizations", "organizations"),
     ("runs", "runs"),
@@ -37,37 +37,38 @@ SHOWN = (
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--overwrite", is_flag=True, help="Replace a file that is there already.")
-@click.option("--verify", is_flag=True, help="Verify FILE instead: can it be restored? Needs no server.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@click.option("--verify", is_flag=True, help="Only check whether FILE can be restored. Needs no server.")
 @data_dir_option
 @json_option
 def backup(file: Path, overwrite: bool, verify: bool, data_dir: Path | None, as_json: bool) -> None:
-    """Write everything the server keeps into one file.
+    """Back up all data of the server to one file.
 
-    The server goes on meanwhile; the file holds one moment: every run, flow and project with its lines and metrics, and
-    every checkpoint. It holds no key that could be used without the server's secrets, yet all your data: it is made for
-    your eyes alone (mode 0600). Checkpoints whose bytes were lost before end the command with exit code 1.
+    The server keeps running; the file is a consistent snapshot of every run, flow and project with
+    logs and metrics, and of every checkpoint. It contains no key that works without the server's
+    secrets, but all your data, so only its owner can read it (mode 0600). If files of checkpoints
+    were already lost, the exit code is 1.
 
-    With --verify nothing is written and no server is asked: the whole file is read, every hash compared, and schema,
-    rows and ids are checked as a restore checks them. Exit code 0 says that it can be restored whole; 1 that it cannot,
-    or that files of checkpoints are missing from it.
+    With --verify, nothing is written and no server is needed: the file is read completely, and
+    hashes, schema, rows and ids are checked as in a restore. Exit code 0: it can be restored
+    completely; 1: it cannot, or files of checkpoints are missing from it.
     """
     if verify:
-        _show_verified(file, overwrite=overwrite, as_json=as_json)
+        _verify_file(file, overwrite=overwrite, as_json=as_json)
         return
     if file.exists() and not overwrite:
-        raise CommandFailed(f"{file} is there already; name another file, or give --overwrite", exit_code=EXIT_USAGE)
+        raise CommandFailed(f"{file} already exists; try: another file, or --overwrite", exit_code=EXIT_USAGE)
     with connect(data_dir) as client:
         manifest = _write(client, file)
     if as_json:
         print_json({"file": file, "sizeBytes": file.stat().st_size, "backup": _summary(manifest)})
     else:
         rows = [(title, manifest.count_rows(table)) for title, table in SHOWN]
-        print_fields([("backup", file), ("size", size(file.stat().st_size)), *rows])
+        print_fields([("backup", file), ("size", format_size(file.stat().st_size)), *rows])
     if manifest.missing_blobs:
         click.echo(
-            f"{manifest.missing_blobs} files of checkpoints were lost before and are not in the backup; "
-            "`runyard gc --check` names them.",
+            f"{manifest.missing_blobs} files of checkpoints were already lost and are not in the backup; "
+            "try: runyard gc --check to list them",
             err=True,
         )
         raise click.exceptions.Exit(EXIT_ERROR)
@@ -75,14 +76,15 @@ def backup(file: Path, overwrite: bool, verify: bool, data_dir: Path | None, as_
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--yes", is_flag=True, help="Do not ask; needed where nobody can be asked.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation; required without a terminal.")
 @data_dir_option
 @json_option
 def restore(file: Path, yes: bool, data_dir: Path | None, as_json: bool) -> None:
-    """Put a backup in the place of everything the server keeps.
+    """Replace all data of the server with a backup.
 
-    What the server keeps now is gone afterwards, so this shows it beside what the file holds and asks. Runs that were
-    training when the backup was made and still do go on; those that began later are ended. Your key stays good.
+    The current data is lost, so the command compares it with the backup and asks for confirmation.
+    Runs that were running at the time of the backup and still are continue; those that started
+    later are stopped. Your key stays valid.
     """
     manifest = _check(file)
     with connect(data_dir) as client:
@@ -94,55 +96,60 @@ def restore(file: Path, yes: bool, data_dir: Path | None, as_json: bool) -> None
     if as_json:
         print_json({"backup": _summary(manifest), "before": now, "restored": restored})
         return
-    print_fields([("restored", file), ("as of", local_time(manifest.time)), ("runs", manifest.count_rows("runs"))])
+    print_fields([("restored", file), ("as of", format_time(manifest.time)), ("runs", manifest.count_rows("runs"))])
     if restored["organizationId"] != client.organization_id:
         click.echo(
-            f"Your key now belongs to the organization {restored['organizationId']}, which the backup is of; "
-            "credentials.json in the server's data folder says so already.",
+            f"Your key now belongs to {restored['organizationId']}, the organization of the backup; "
+            "credentials.json in the server's data folder is already updated.",
             err=True,
         )
 
 
-def _show_verified(file: Path, *, overwrite: bool, as_json: bool) -> None:
-    """Verify a file and show what it holds."""
+def _verify_file(file: Path, *, overwrite: bool, as_json: bool) -> None:
+    """Verify a backup and print its contents."""
     if overwrite or not file.is_file():
-        what = "--verify writes nothing, so --overwrite says nothing; leave it out"
-        raise CommandFailed(what if overwrite else f"{file} is no file; name a backup", exit_code=EXIT_USAGE)
+        what = "--overwrite has no effect with --verify; try: omit it"
+        raise CommandFailed(what if overwrite else f"{file} is not a file; try: a backup", exit_code=EXIT_USAGE)
     manifest = _check(file)
     if as_json:
-        told = {"file": file, "sizeBytes": file.stat().st_size, "isRestorable": True, "backup": _summary(manifest)}
-        print_json(told)
+        result = {"file": file, "sizeBytes": file.stat().st_size, "isRestorable": True, "backup": _summary(manifest)}
+        print_json(result)
     else:
         rows = [(title, manifest.count_rows(table)) for title, table in SHOWN]
-        fields = [("backup", file), ("as of", local_time(manifest.time)), ("size", size(file.stat().st_size)), *rows]
+        fields = [
+            ("backup", file),
+            ("as of", format_time(manifest.time)),
+            ("size", format_size(file.stat().st_size)),
+            *rows,
+        ]
         print_fields([*fields, ("can be restored", "yes")])
     if manifest.missing_blobs:
         click.echo(
-            f"{manifest.missing_blobs} files of checkpoints were lost before the backup was made; a restore brings "
-            "back everything else.",
+            f"{manifest.missing_blobs} files of checkpoints were lost before the backup; a restore recovers "
+            "everything else.",
             err=True,
         )
         raise click.exceptions.Exit(EXIT_ERROR)
 
 
 def _write(client: "vi.Client", file: Path) -> "Manifest":
-    """Fetch a backup beside the file, read it back, and only then give it its name."""
+    """Download a backup to a temporary file, verify it, and rename it to ``file``."""
     from runyard import rundir
 
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    staged = file.with_name(f".{file.name}.{os.getpid()}")
     path = f"/workspaces/{client.organization_id}/storage/backups"
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as target:
             _fetch(client, path, target)
             target.flush()
             os.fsync(target.fileno())
-        manifest = _check(beside, shown_as=file)
-        os.replace(beside, file)
+        manifest = _check(staged, shown_as=file)
+        os.replace(staged, file)
         rundir.fsync_dir(file.absolute().parent)
     finally:
         with suppress(FileNotFoundError):
-            beside.unlink()
+            staged.unlink()
     return manifest
 
 
@@ -154,21 +161,21 @@ def _fetch(client: "vi.Client", path: str, target: IO[bytes]) -> None:
 
         def begin(length: int | None) -> None:
             nonlocal draw
-            draw = stack.enter_context(byte_progress("Fetching", total_bytes=length, show=True))
+            draw = stack.enter_context(byte_progress("Downloading", total_bytes=length, show=True))
 
         def write(chunk: bytes) -> None:
             target.write(chunk)
             if draw is not None:
                 draw(target.tell())
 
-        client._http.fetch("POST", path, write, on_length=begin, timeout_s=PATIENCE_S)
+        client._http.fetch("POST", path, write, on_length=begin, timeout_s=TRANSFER_TIMEOUT_S)
 
 
 def _check(file: Path, *, shown_as: Path | None = None) -> "Manifest":
-    """Read all of a backup and check everything that a restore checks.
+    """Read a backup completely and check everything that a restore checks.
 
     Raises:
-        CommandFailed: it cannot be restored.
+        CommandFailed: It cannot be restored.
     """
     from runyard import backup_schema
     from runyard.backup_file import CHUNK_BYTES, BackupFileError, verify_backup
@@ -198,25 +205,29 @@ def _send(client: "vi.Client", path: str, file: Path) -> dict[str, Any]:
     from vi.api._progress import byte_progress
 
     with byte_progress("Restoring", total_bytes=file.stat().st_size, show=True) as draw:
-        answer = client._http.send("POST", path, content=FileBody(file), timeout_s=PATIENCE_S, on_sent=draw)
-    restored: dict[str, Any] = msgspec.json.decode(answer.body)
+        response = client._http.send("POST", path, content=FileBody(file), timeout_s=TRANSFER_TIMEOUT_S, on_sent=draw)
+    restored: dict[str, Any] = msgspec.json.decode(response.body)
     return restored
 
 
 def _ask(file: Path, manifest: "Manifest", now: dict[str, Any]) -> None:
-    """Show what is lost and what comes, and go on only with a yes."""
+    """Print current data next to that of the backup, and ask for confirmation.
+
+    Raises:
+        CommandFailed: The answer was no.
+    """
     rows = [(title, now["rows"][table], manifest.count_rows(table)) for title, table in SHOWN]
-    print_table(("", "NOW", f"IN THE FILE, OF {local_time(manifest.time)}"), rows)
+    print_table(("", "NOW", f"IN THE FILE, OF {format_time(manifest.time)}"), rows)
     newer = now["runsSince"]
-    click.echo(f"{newer} runs were created after the backup and will be gone." if newer else "No run is newer.")
+    click.echo(f"{newer} runs were created after the backup and will be lost." if newer else "No run is newer.")
     try:
-        click.confirm(f"Replace everything the server keeps with {file}?", abort=True)
+        click.confirm(f"Replace all data of the server with {file}?", abort=True)
     except click.Abort:
-        raise CommandFailed("nothing was changed; --yes restores without asking", exit_code=EXIT_USAGE) from None
+        raise CommandFailed("nothing was changed; try: --yes to skip the question", exit_code=EXIT_USAGE) from None
 
 
 def _summary(manifest: "Manifest") -> dict[str, Any]:
-    """The manifest without the hashes of its parts."""
+    """Return the manifest without the hashes of its parts."""
     return {
         "time": manifest.time,
         "epoch": manifest.store_id,

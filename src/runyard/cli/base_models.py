@@ -1,7 +1,8 @@
-"""Model folders of this machine: adding, listing and removing what flows name ``base:NAME``.
+"""Adding, listing and removing base models of this machine, which flows name ``base:NAME``.
 
-No server is asked: the folders belong to the machine, and its operator writes into them. A folder is checked as a
-trainer checks it, before and after it is copied, and gets its name last, so that no run ever sees half of it.
+No server is involved: the folders belong to the machine, and its operator writes to them. A folder
+is validated as by a trainer, before and after the copy, and renamed last, so that no run sees a
+partial model.
 """
 
 import errno
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runyard.cli.failures import EXIT_NOT_FOUND, EXIT_USAGE, CommandFailed
-from runyard.cli.output import size
+from runyard.cli.output import format_size
 from runyard.flows.weights import BASE_NAME
 from runyard.model_folders import ModelFolders
 from runyard.rundir import MODEL_ADAPTER, MODEL_FULL, free_bytes, fsync_dir, read_json
@@ -26,25 +27,30 @@ OnProgress = Callable[[str, int, int], None]
 def add(
     folders: ModelFolders, source: Path, name: str, *, link: bool, spare_bytes: int, on_progress: OnProgress
 ) -> Path:
-    """Copy a model folder, or a checkpoint, to where ``base:NAME`` finds it; with ``link`` as hard links.
+    """Copy a model folder, or a checkpoint, to where ``base:NAME`` finds it.
+
+    With ``link`` as hard links.
 
     Raises:
-        CommandFailed: the name is taken or malformed, the folder does not exist, or there is no room.
-        InvalidFlow: a trainer would not open the folder.
+        CommandFailed: The name is taken or malformed, the folder is missing, or disk space is too low.
+        InvalidFlow: A trainer would reject the folder.
     """
-    root = _checked_place(folders, name)
+    root = _choose_target(folders, name)
     if not source.is_dir():
-        raise CommandFailed(f"there is no folder {source}; try: the folder with config.json", exit_code=EXIT_NOT_FOUND)
+        raise CommandFailed(
+            f"folder {source} does not exist; try: the folder with config.json", exit_code=EXIT_NOT_FOUND
+        )
     _check(source)
     files = list(_files(source))
     total = sum(path.stat().st_size for _, path in files)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _remove_left_over(root)
+    _remove_leftovers(root)
     free = free_bytes(root) - spare_bytes
     if not link and total > free:
         raise CommandFailed(
-            f"{source} has {size(total)}, and {size(max(0, free))} may be filled on the disk of {root}; "
-            "try: make room, --link, or another folder first in RUNYARD_MODEL_FOLDERS"
+            f"not enough disk space for {source} in {root}: {format_size(total)} needed, "
+            f"{format_size(max(0, free))} available; "
+            "try: free disk space, --link, or another folder first in RUNYARD_MODEL_FOLDERS"
         )
     staged = root / f"{ADDING}{os.getpid()}"
     staged.mkdir(mode=0o700)
@@ -53,19 +59,19 @@ def add(
         for where, path in files:
             target = staged / where
             target.parent.mkdir(parents=True, exist_ok=True)
-            for length in _linked(path, target) if link else _copied(path, target):
+            for length in _link_file(path, target) if link else _copy_file(path, target):
                 done += length
                 on_progress(f"{'Linking' if link else 'Copying'} {where}", done >> 20, total >> 20)
         for inner in (*(path for path in staged.rglob("*") if path.is_dir()), staged):
             fsync_dir(inner)
-        _check(staged)  # what was read may have changed meanwhile
+        _check(staged)  # the source may have changed during the copy
         target = root / name
         target.parent.mkdir(mode=0o700, exist_ok=True)
         try:
             staged.rename(target)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                raise _taken(name) from error
+                raise _name_taken_error(name) from error
             raise
         fsync_dir(target.parent)
         fsync_dir(root)
@@ -74,8 +80,8 @@ def add(
     return target
 
 
-def listed(folders: ModelFolders) -> list[dict[str, Any]]:
-    """Return name, family's ``model_type``, size and folder of every model that flows may name."""
+def list_base_models(folders: ModelFolders) -> list[dict[str, Any]]:
+    """Return name, ``model_type``, size and folder of every base model."""
     found = []
     for name in folders.list_names():
         path = folders.find(name)
@@ -88,44 +94,46 @@ def listed(folders: ModelFolders) -> list[dict[str, Any]]:
 
 
 def remove(folders: ModelFolders, name: str) -> None:
-    """Remove a model. Runs that have read it go on; runs that have not begun will not find it.
+    """Delete a base model. Runs that have loaded it continue; runs that start later fail.
 
     Raises:
-        CommandFailed: there is none of that name.
+        CommandFailed: No base model has this name.
     """
     root = next((folder for folder in folders.folders if BASE_NAME.fullmatch(name) and (folder / name).is_dir()), None)
     if root is None or folders.resolve(root / name) is None:
         known = ", ".join(folders.list_names()) or "none"
-        raise CommandFailed(
-            f"there is no model {name!r} in the model folders; there are: {known}", exit_code=EXIT_NOT_FOUND
-        )
-    aside = root / f"{REMOVING}{os.getpid()}"
-    (root / name).rename(aside)
+        raise CommandFailed(f"the model folders have no model {name!r}; try: one of {known}", exit_code=EXIT_NOT_FOUND)
+    removed = root / f"{REMOVING}{os.getpid()}"
+    (root / name).rename(removed)
     fsync_dir((root / name).parent)
-    if aside.is_symlink():
-        aside.unlink()
+    if removed.is_symlink():
+        removed.unlink()
     else:
-        shutil.rmtree(aside)
+        shutil.rmtree(removed)
 
 
-def _checked_place(folders: ModelFolders, name: str) -> Path:
-    """Return the folder that new models go to. Raises CommandFailed when the name cannot be had there."""
+def _choose_target(folders: ModelFolders, name: str) -> Path:
+    """Return the folder for new models.
+
+    Raises:
+        CommandFailed: The name is malformed or taken, or a link leads outside the folder.
+    """
     root = folders.folders[0]
     if not BASE_NAME.fullmatch(name):
         raise CommandFailed(
-            f"{name!r} is no name for a model; give letters, digits, dots, dashes and underscores, beginning with a "
-            "letter or digit, such as qwen-2b, or OWNER/NAME as a hub id has it",
+            f"{name!r} is not a valid model name, expected: letters, digits, dots, dashes and underscores, starting "
+            "with a letter or digit; try: qwen-2b, or OWNER/NAME as in a hub id",
             exit_code=EXIT_USAGE,
         )
     if folders.resolve(root / name) is None:
-        raise CommandFailed(f"{root / name} is not inside {root}: a symbolic link leads out of it; remove the link")
+        raise CommandFailed(f"{root / name} is not inside {root}: a symbolic link leads outside; try: remove the link")
     if os.path.lexists(root / name):
-        raise _taken(name)
+        raise _name_taken_error(name)
     return root
 
 
-def _taken(name: str) -> CommandFailed:
-    return CommandFailed(f"a model {name!r} exists already; try: another --name, or runyard models remove {name}")
+def _name_taken_error(name: str) -> CommandFailed:
+    return CommandFailed(f"a model {name!r} already exists; try: another --name, or runyard models remove {name}")
 
 
 def _check(folder: Path) -> None:
@@ -138,7 +146,7 @@ def _check(folder: Path) -> None:
 
 
 def _files(source: Path) -> Iterator[tuple[str, Path]]:
-    """Paths inside the model folder, or inside both parts of a checkpoint, and the files that links end at."""
+    """Yield relative path and resolved file of each file of a model folder or checkpoint."""
     is_checkpoint = (source / MODEL_FULL).is_dir()
     for path in sorted(source.rglob("*")):
         parts = path.relative_to(source).parts
@@ -147,8 +155,8 @@ def _files(source: Path) -> Iterator[tuple[str, Path]]:
             yield "/".join(parts), path.resolve()
 
 
-def _copied(path: Path, target: Path) -> Iterator[int]:
-    """Copy a file, piece by piece; yields the length of each."""
+def _copy_file(path: Path, target: Path) -> Iterator[int]:
+    """Copy a file in chunks and yield the length of each."""
     with open(path, "rb") as source, open(target, "xb") as file:
         while piece := source.read(PIECE_BYTES):
             file.write(piece)
@@ -157,7 +165,7 @@ def _copied(path: Path, target: Path) -> Iterator[int]:
         os.fsync(file.fileno())
 
 
-def _linked(path: Path, target: Path) -> Iterator[int]:
+def _link_file(path: Path, target: Path) -> Iterator[int]:
     try:
         os.link(path, target)
     except OSError as error:
@@ -168,8 +176,8 @@ def _linked(path: Path, target: Path) -> Iterator[int]:
     yield path.stat().st_size
 
 
-def _remove_left_over(root: Path) -> None:
-    """Remove what commands that were killed have left."""
+def _remove_leftovers(root: Path) -> None:
+    """Delete temporary folders of killed commands."""
     for path in [*root.glob(f"{ADDING}*"), *root.glob(f"{REMOVING}*")]:
         number = path.name.rpartition("-")[2]
         try:

@@ -1,4 +1,4 @@
-"""``runyard completion``: the script that lets a shell complete commands, options and their values."""
+"""``runyard completion``: shell completion of commands, options and their values."""
 
 import click
 
@@ -8,7 +8,7 @@ SHELLS = ("bash", "zsh", "fish")
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print the script that completes commands in a shell.
+    """Print the completion script for a shell.
 
     \b
     bash:  runyard completion bash > ~/.local/share/bash-completion/completions/runyard
@@ -21,5 +21,5 @@ def completion(shell: str) -> None:
 
     kind = get_completion_class(shell)
     if kind is None:
-        raise click.BadParameter(f"{shell} is not one of {', '.join(SHELLS)}")
+        raise click.BadParameter(f"{shell} is not supported, expected: one of {', '.join(SHELLS)}")
     click.echo(kind(cli, {}, "runyard", "_RUNYARD_COMPLETE").source())

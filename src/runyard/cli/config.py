@@ -1,4 +1,4 @@
-"""``runyard config``: the settings as the processes of an instance would read them."""
+"""``runyard config``: the settings as the processes of an instance read them."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +9,8 @@ from runyard.cli.connection import data_dir_option
 from runyard.cli.output import json_option, print_json, print_table
 
 
-class Shown(NamedTuple):
-    """One setting, its value, and where that value comes from."""
+class ShownSetting(NamedTuple):
+    """Setting with its value, the source of the value, and its meaning."""
 
     name: str
     value: object
@@ -20,18 +20,19 @@ class Shown(NamedTuple):
 
 @click.group()
 def config() -> None:
-    """Show every setting, its value, and where it comes from."""
+    """Show every setting, its value and its source."""
 
 
 @config.command("show")
 @data_dir_option
 @json_option
 def show_config(data_dir: Path | None, as_json: bool) -> None:
-    """Show every setting, its value, and where it comes from.
+    """Show every setting, its value and its source.
 
-    Each can be given as a variable RUNYARD_<NAME>; an option of `runyard up` wins over the variable.
+    Each setting can be set by an environment variable RUNYARD_<NAME>; options of `runyard up` take
+    precedence.
     """
-    settings = shown_settings(data_dir)
+    settings = list_settings(data_dir)
     if as_json:
         print_json({"settings": [setting._asdict() for setting in settings]})
     else:
@@ -39,8 +40,8 @@ def show_config(data_dir: Path | None, as_json: bool) -> None:
         print_table(("SETTING", "VALUE", "FROM", "MEANING"), rows)
 
 
-def shown_settings(data_dir: Path | None) -> list[Shown]:
-    """Every setting, in the order in which they are defined."""
+def list_settings(data_dir: Path | None) -> list[ShownSetting]:
+    """Return every setting in order of definition."""
     from dataclasses import fields
 
     from runyard.settings import Settings, get_source, read_settings
@@ -50,5 +51,7 @@ def shown_settings(data_dir: Path | None) -> list[Shown]:
     for item in fields(Settings):
         value = getattr(settings, item.name)
         source = "--data-dir" if item.name == "data_dir" and data_dir is not None else get_source(item.name)
-        shown.append(Shown(item.name, str(value) if isinstance(value, Path) else value, source, item.metadata["help"]))
+        shown.append(
+            ShownSetting(item.name, str(value) if isinstance(value, Path) else value, source, item.metadata["help"])
+        )
     return shown

@@ -1,7 +1,8 @@
-"""Which server a command talks to, and with which key.
+"""Selection of the server and key of a command.
 
-``--data-dir`` names the data folder of an instance and wins over everything; without it the variables
-``DATATURE_VI_*`` count, then the credentials in the data folder of ``RUNYARD_DATA_DIR``, then those in ``~/.runyard``.
+``--data-dir`` names the data folder of an instance and takes precedence. Otherwise the variables
+``DATATURE_VI_*`` apply, then the credentials in the data folder of ``RUNYARD_DATA_DIR`` or
+``~/.runyard``.
 """
 
 from collections.abc import Iterator
@@ -23,8 +24,8 @@ data_dir_option = click.option(
 )
 
 
-class Known(TypedDict, total=False):
-    """What is known about the server; the rest the SDK looks up itself."""
+class ClientArguments(TypedDict, total=False):
+    """Arguments of ``vi.Client``; the SDK looks up missing ones."""
 
     endpoint: str
     secret_key: str
@@ -32,7 +33,7 @@ class Known(TypedDict, total=False):
     config_file: str
 
 
-# A person at a terminal wants to hear soon that nobody answers; what changes something is worth more patience.
+# Reading commands report an unreachable server soon; changing commands retry longer.
 QUICK_RETRIES, PATIENT_RETRIES = 1, 3
 ANSWER_TIMEOUT_S = 60.0
 
@@ -41,21 +42,23 @@ ANSWER_TIMEOUT_S = 60.0
 def connect(
     data_dir: Path | None, *, is_patient: bool = False, timeout_s: float = ANSWER_TIMEOUT_S
 ) -> "Iterator[vi.Client]":
-    """A client of the server that the command line means; a patient one outlasts a restart of the server.
+    """Yield a client of the selected server.
+
+    With ``is_patient`` it survives a restart of the server.
 
     Raises:
-        CommandFailed: there is no key to talk to a server with.
+        CommandFailed: No key was found.
     """
     import vi
 
     retries = PATIENT_RETRIES if is_patient else QUICK_RETRIES
     try:
-        client = vi.Client(**_known(data_dir), max_retries=retries, timeout=timeout_s)
+        client = vi.Client(**_read_client_arguments(data_dir), max_retries=retries, timeout=timeout_s)
     except vi.ViConfigurationError as error:
         if error.error_code is not vi.ViErrorCode.MISSING_REQUIRED_FIELD:
             raise
         raise CommandFailed(
-            f"{error.message}; start an instance with `runyard up`, name the data folder of one with --data-dir, or "
+            f"{error.message}; try: start an instance with `runyard up`, name its data folder with --data-dir, or "
             "set DATATURE_VI_SECRET_KEY and DATATURE_VI_ORGANIZATION_ID",
             exit_code=EXIT_USAGE,
         ) from error
@@ -63,20 +66,20 @@ def connect(
         yield client
 
 
-def key_in_use(data_dir: Path | None) -> str:
+def find_key(data_dir: Path | None) -> str:
     """Return the key that ``connect`` uses.
 
     Raises:
-        CommandFailed: there is none.
+        CommandFailed: No key was found.
     """
     from vi._client.credentials import find_credentials
 
     with connect(data_dir):
-        return find_credentials(**_known(data_dir)).secret_key
+        return find_credentials(**_read_client_arguments(data_dir)).secret_key
 
 
-def _known(data_dir: Path | None) -> "Known":
-    """The arguments of ``vi.Client``: everything from a named data folder, or only where to look last."""
+def _read_client_arguments(data_dir: Path | None) -> "ClientArguments":
+    """Return the credentials of a named data folder, or the default configuration file."""
     import json
 
     from runyard.settings import read_settings
@@ -93,9 +96,9 @@ def _known(data_dir: Path | None) -> "Known":
         }
     except FileNotFoundError:
         raise CommandFailed(
-            f"no instance has been started with the data folder {data_dir} yet ({file.name} is missing there); "
-            f"start one with `runyard up --data-dir {data_dir}`",
+            f"no instance has been started with the data folder {data_dir} ({file.name} is missing); "
+            f"try: runyard up --data-dir {data_dir}",
             exit_code=EXIT_UNREACHABLE,
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise CommandFailed(f"{file} is damaged ({error}); put back a copy of it") from error
+        raise CommandFailed(f"{file} is damaged ({error}); try: restore a copy of it") from error

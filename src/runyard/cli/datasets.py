@@ -1,6 +1,6 @@
-"""``runyard datasets``: from a folder of pictures and labels to a dataset, and what was wrong with it.
+"""``runyard datasets``: import, check, preview and export of datasets.
 
-``check`` uses the same code as the server's import, here: it needs no instance.
+``check`` uses the same code as the server's import and needs no instance.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,16 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_ERROR, EXIT_NOT_FOUND, EXIT_USAGE, CommandFailed
-from runyard.cli.output import age, json_option, local_time, one_line, print_fields, print_json, print_table, size
+from runyard.cli.output import (
+    format_age,
+    format_size,
+    format_time,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    to_single_line,
+)
 
 if TYPE_CHECKING:
     from vi.api.resources.datasets.responses import DatasetImport, Finding, ImportReport
@@ -27,29 +36,31 @@ SAMPLE = "sample:"
 SHOWN = 10
 
 format_option = click.option("--format", default="auto", show_default=True, help="Format of the labels.")
-type_option = click.option("--type", "dataset_type", type=click.Choice(TYPES), help="[default: what the labels carry]")
+type_option = click.option(
+    "--type", "dataset_type", type=click.Choice(TYPES), help="Type of the dataset. [default: type of the labels]"
+)
 on_error_option = click.option(
     "--on-error",
     type=click.Choice(POLICIES, case_sensitive=False),
     default="RejectRow",
     show_default=True,
-    help="Mend or leave out bad rows; leave out those, or the files they are in; or take nothing if anything is bad.",
+    help="Policy for invalid rows: repair them if possible, skip them, skip their files, or reject the import.",
 )
 
 
 @click.group()
 def datasets() -> None:
-    """Import your own pictures and labels, check them, see them."""
+    """Import, check, preview and export datasets."""
 
 
 @datasets.command("import")
 @click.argument("path")
-@click.option("--name", help="Of the new dataset. [default: the folder's]")
+@click.option("--name", help="Name of the new dataset. [default: name of the folder]")
 @format_option
 @type_option
 @on_error_option
 @click.option("--dataset", "dataset_id", help="Import into this dataset instead of a new one.")
-@click.option("--resume", metavar="IMPORT_ID", help="Go on with an import of --dataset that broke off.")
+@click.option("--resume", metavar="IMPORT_ID", help="Interrupted import of --dataset to resume.")
 @data_dir_option
 @json_option
 def import_data(
@@ -63,15 +74,16 @@ def import_data(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Import a folder, or one archive or table, and print the id of its dataset.
+    """Import a folder, an archive or a table, and print the id of its dataset.
 
-    PATH is a folder with pictures and labels in any known format, a .zip, .parquet or .jsonl file, or the name of a
-    built-in sample such as sample:digits. Ctrl-C cancels the import. Defects are printed at the end and stay in the
-    report (`runyard datasets report`); exit code 1 when nothing was taken.
+    PATH is a folder with images and labels in any supported format, a .zip, .parquet or .jsonl
+    file, or a built-in sample such as sample:digits. Ctrl-C cancels the import. Findings are
+    printed at the end and remain available (`runyard datasets report`); exit code 1 if nothing was
+    accepted.
     """
     import vi
 
-    with _folder_of(path) as folder, connect(data_dir, is_patient=True) as client:
+    with _open_source(path) as folder, connect(data_dir, is_patient=True) as client:
         try:
             imported = client.datasets.import_folder(
                 folder,
@@ -79,7 +91,7 @@ def import_data(
                 name=name or (path.removeprefix(SAMPLE) if path.startswith(SAMPLE) and not dataset_id else None),
                 dataset_type=dataset_type,
                 on_error=on_error,
-                progress=_progress(),
+                progress=_create_progress(),
                 dataset_id=dataset_id,
                 resume=resume,
             )
@@ -89,17 +101,17 @@ def import_data(
                     print_json(error.imported.session)
                 else:
                     _print_report(client.datasets.report(error.imported), err=True)
-            raise CommandFailed(_try_again(error.message, error.details, path)) from error
+            raise CommandFailed(_format_import_failure(error.message, error.details, path)) from error
         if as_json:
             print_json(imported.session)
             return
         report = client.datasets.report(imported)
-        left_out = [found for found in imported.findings if found.line is None and found.code == "NameUnsafe"]
-        click.echo(one_line(imported.summary()), err=True)
+        skipped = [found for found in imported.findings if found.line is None and found.code == "NameUnsafe"]
+        click.echo(to_single_line(imported.summary()), err=True)
         _print_groups(report, err=True)
-        if left_out:
-            click.echo("\nNot sent:", err=True)
-        for found in left_out[:SHOWN]:
+        if skipped:
+            click.echo("\nNot uploaded:", err=True)
+        for found in skipped[:SHOWN]:
             click.echo(f"  {_finding_line(found)}", err=True)
         click.echo(imported.dataset_id)
 
@@ -109,12 +121,12 @@ def import_data(
 @format_option
 @type_option
 @on_error_option
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report to this file as well.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="HTML file to write the report to.")
 @json_option
 def check_data(
     folder: Path, format: str, dataset_type: str | None, on_error: str, html: Path | None, as_json: bool
 ) -> None:
-    """Check a folder as an import would, without a server; exit code 1 when anything is wrong with it."""
+    """Check a folder like an import, without a server; exit code 1 if there are errors."""
     import msgspec
 
     from runyard.datasets.ingest import check_folder
@@ -122,13 +134,13 @@ def check_data(
     from vi.api.resources.datasets.responses import DatasetImport, ImportFindings, ImportProgress, ImportStatus
 
     if not folder.is_dir():
-        raise CommandFailed(f"there is no folder {folder}", exit_code=EXIT_NOT_FOUND)
-    draw = _progress()
+        raise CommandFailed(f"folder {folder} does not exist", exit_code=EXIT_NOT_FOUND)
+    draw = _create_progress()
     report = Report()
 
-    def tell(document: dict[str, Any]) -> None:
-        known = {key: value for key, value in document.items() if value is not None}
-        progress, found = msgspec.convert(known, ImportProgress), msgspec.convert(known, ImportFindings)
+    def show_progress(document: dict[str, Any]) -> None:
+        counts = {key: value for key, value in document.items() if value is not None}
+        progress, found = msgspec.convert(counts, ImportProgress), msgspec.convert(counts, ImportFindings)
         if callable(draw):
             draw(DatasetImport(status=ImportStatus(progress=progress, findings=found)))
 
@@ -138,22 +150,22 @@ def check_data(
         format=format,
         on_error=on_error,  # type: ignore[arg-type]
         on_finding=report.add,
-        on_progress=tell,
+        on_progress=show_progress,
     )
-    told = _checked(report, outcome)
+    document = _build_report(report, outcome)
     if html is not None:
-        said = f"{outcome.decision}: {outcome.why}" if outcome.why else outcome.decision
-        html.write_text(render_page(told, title=f"Check of {folder.resolve().name}", outcome=said), "utf-8")
+        summary = f"{outcome.decision}: {outcome.why}" if outcome.why else outcome.decision
+        html.write_text(render_page(document, title=f"Check of {folder.resolve().name}", outcome=summary), "utf-8")
     if as_json:
-        print_json(told)
+        print_json(document)
     else:
-        _print_report(told, kind=outcome.type)
-    if outcome.decision != "Accepted" or told.errors:
+        _print_report(document, kind=outcome.type)
+    if outcome.decision != "Accepted" or document.errors:
         raise click.exceptions.Exit(EXIT_ERROR)
 
 
 @datasets.command("list")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many, newest first.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Maximum number of datasets.")
 @data_dir_option
 @json_option
 def list_datasets(limit: int, data_dir: Path | None, as_json: bool) -> None:
@@ -175,13 +187,13 @@ def list_datasets(limit: int, data_dir: Path | None, as_json: bool) -> None:
             dataset.type,
             dataset.statistic.asset_total,
             dataset.statistic.annotation_total,
-            size(dataset.size_bytes),
-            age(dataset.create_date),
+            format_size(dataset.size_bytes),
+            format_age(dataset.create_date),
             dataset.version,
         )
         for dataset in found
     ]
-    print_table(("DATASET", "NAME", "TYPE", "PICTURES", "RECORDS", "SIZE", "AGE", "VERSION"), rows)
+    print_table(("DATASET", "NAME", "TYPE", "IMAGES", "RECORDS", "SIZE", "AGE", "VERSION"), rows)
 
 
 @datasets.command("get")
@@ -189,7 +201,7 @@ def list_datasets(limit: int, data_dir: Path | None, as_json: bool) -> None:
 @data_dir_option
 @json_option
 def get_dataset(dataset_id: str, data_dir: Path | None, as_json: bool) -> None:
-    """Show one dataset and its imports."""
+    """Show a dataset and its imports."""
     with connect(data_dir) as client:
         dataset = client.datasets.get(dataset_id)
         imports = client.datasets.imports.list(dataset_id).items
@@ -203,12 +215,12 @@ def get_dataset(dataset_id: str, data_dir: Path | None, as_json: bool) -> None:
             ("Name", dataset.name),
             ("Description", dataset.description),
             ("Type", dataset.type),
-            ("Pictures", f"{counts.asset_total}, {counts.asset_annotated} of them with records"),
+            ("Images", f"{counts.asset_total}, {counts.asset_annotated} of them with records"),
             ("Records", counts.annotation_total),
-            ("Size", size(dataset.size_bytes)),
+            ("Size", format_size(dataset.size_bytes)),
             ("Version", dataset.version),
-            ("Created", local_time(dataset.create_date)),
-            ("Changed", local_time(dataset.metadata.last_updated)),
+            ("Created", format_time(dataset.create_date)),
+            ("Changed", format_time(dataset.metadata.last_updated)),
             ("Attributes", ", ".join(f"{key}={value}" for key, value in dataset.metadata.attributes.items())),
         ]
     )
@@ -229,25 +241,33 @@ def list_versions(dataset_id: str, data_dir: Path | None, as_json: bool) -> None
         print_json({"items": found})
         return
     rows = [
-        (one.version_id, one.number, one.assets, one.records, size(one.size_bytes), age(one.metadata.time_created))
+        (
+            one.version_id,
+            one.number,
+            one.assets,
+            one.records,
+            format_size(one.size_bytes),
+            format_age(one.metadata.time_created),
+        )
         for one in found
     ]
-    print_table(("VERSION", "NUMBER", "PICTURES", "RECORDS", "SIZE", "AGE"), rows)
+    print_table(("VERSION", "NUMBER", "IMAGES", "RECORDS", "SIZE", "AGE"), rows)
 
 
 @datasets.command("report")
 @click.argument("dataset_id")
 @click.argument("import_id", required=False)
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report to this file instead.")
-@click.option("--all", "shows_all", is_flag=True, help="Print every finding, one a line, as JSON.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="HTML file to write the report to.")
+@click.option("--all", "shows_all", is_flag=True, help="Print every finding as JSON, one per line.")
 @data_dir_option
 @json_option
 def print_report(
     dataset_id: str, import_id: str | None, html: Path | None, shows_all: bool, data_dir: Path | None, as_json: bool
 ) -> None:
-    """Show what an import found: counts by code, and the first findings with file, line, field, cause and cure.
+    """Show the findings of an import: counts by code, and the first ones with file, line, field,
+    cause and fix.
 
-    Without IMPORT_ID the newest import of the dataset.
+    Default for IMPORT_ID: the newest import of the dataset.
     """
     with connect(data_dir) as client:
         if html is not None:
@@ -265,33 +285,44 @@ def print_report(
 @datasets.command("preview")
 @click.argument("dataset_id")
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path, dir_okay=False), default=Path("preview.png"), show_default=True
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("preview.png"),
+    show_default=True,
+    help="PNG file to write.",
 )
-@click.option("--count", default=12, show_default=True, type=click.IntRange(1, 100), help="How many pictures.")
-@click.option("--seed", default=0, show_default=True, help="Which ones.")
-@click.option("--version", help="Of this version. [default: the newest]")
+@click.option("--count", default=12, show_default=True, type=click.IntRange(1, 100), help="Number of images.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random selection.")
+@click.option("--version", help="Version of the dataset. [default: the newest]")
 @data_dir_option
 def preview(dataset_id: str, out: Path, count: int, seed: int, version: str | None, data_dir: Path | None) -> None:
-    """Draw a sheet of pictures with their boxes, phrases, questions and answers."""
+    """Write a contact sheet of images with their boxes, phrases, questions and answers."""
     with connect(data_dir, is_patient=True) as client:
         click.echo(client.datasets.preview(dataset_id, out, count=count, seed=seed, version=version))
 
 
 @datasets.command("export")
 @click.argument("dataset_id")
-@click.option("--format", type=click.Choice(FORMATS_OUT, case_sensitive=False), default="ViFull", show_default=True)
-@click.option("--split", "split_ratio", type=click.FloatRange(0, 1), help="Share of pictures that go into training/.")
-@click.option("--pictures/--no-pictures", default=True, show_default=True, help="Whether the pictures come along.")
-@click.option("--pixels", is_flag=True, help="Boxes of the CSV formats in pixels, not as shares.")
+@click.option(
+    "--format",
+    type=click.Choice(FORMATS_OUT, case_sensitive=False),
+    default="ViFull",
+    show_default=True,
+    help="Format of the export.",
+)
+@click.option("--split", "split_ratio", type=click.FloatRange(0, 1), help="Share of images in training/.")
+@click.option("--pictures/--no-pictures", default=True, show_default=True, help="Include the images.")
+@click.option("--pixels", is_flag=True, help="Boxes of the CSV formats in pixels instead of relative to the image.")
 @click.option(
     "--out",
     "-o",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("datasets"),
     show_default=True,
-    help="Folder to fill; the dataset goes into one of its name there.",
+    help="Target folder; the dataset is written to a subfolder.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what an earlier export left there.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing export.")
 @data_dir_option
 @json_option
 def export_data(
@@ -305,7 +336,7 @@ def export_data(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Write a dataset out in another format, and print where it lies."""
+    """Export a dataset in another format and print the path of the export."""
     settings = {"format": format, "options": {"split_ratio": split_ratio, "normalized": not pixels}}
     with connect(data_dir, is_patient=True) as client:
         written = client.datasets.download(
@@ -324,23 +355,23 @@ def export_data(
 
 @datasets.command("delete")
 @click.argument("dataset_ids", nargs=-1, required=True, metavar="DATASET_ID...")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @data_dir_option
 def delete_datasets(dataset_ids: tuple[str, ...], yes: bool, data_dir: Path | None) -> None:
-    """Delete datasets with their pictures, records and versions, for good."""
+    """Delete datasets with their images, records and versions permanently."""
     with connect(data_dir, is_patient=True) as client:
         for dataset_id in dataset_ids:
             if not yes:
                 found = client.datasets.get(dataset_id)
-                counts = f"{found.statistic.asset_total} pictures, {found.statistic.annotation_total} records"
-                click.confirm(f"Delete {one_line(found.name)} ({dataset_id}) with {counts}?", abort=True)
+                counts = f"{found.statistic.asset_total} images, {found.statistic.annotation_total} records"
+                click.confirm(f"Delete {to_single_line(found.name)} ({dataset_id}) with {counts}?", abort=True)
             client.datasets.delete(dataset_id)
             click.echo(f"deleted {dataset_id}")
 
 
 @contextmanager
-def _folder_of(path: str) -> Iterator[Path]:
-    """Where the files lie; those of a built-in sample are written into a folder that is gone afterwards."""
+def _open_source(path: str) -> Iterator[Path]:
+    """Yield the path to import; a built-in sample is written to a temporary folder."""
     if not path.startswith(SAMPLE):
         yield Path(path)
         return
@@ -351,15 +382,15 @@ def _folder_of(path: str) -> Iterator[Path]:
     name = path.removeprefix(SAMPLE)
     if name not in samples.SAMPLES:
         raise CommandFailed(
-            f"there is no sample {name!r}; there are {', '.join(sorted(samples.SAMPLES))}", exit_code=EXIT_USAGE
+            f"sample {name!r} does not exist; try: one of {', '.join(sorted(samples.SAMPLES))}", exit_code=EXIT_USAGE
         )
     with tempfile.TemporaryDirectory(prefix="runyard-sample-") as folder:
         samples.write(name, Path(folder))
         yield Path(folder)
 
 
-def _progress() -> Any:
-    """A bar on a terminal; elsewhere a plain line on stderr for each phase, and every few seconds between."""
+def _create_progress() -> Any:
+    """Return the progress argument: True on a terminal, else a function that prints lines."""
     import sys
 
     if sys.stderr.isatty():
@@ -369,8 +400,8 @@ def _progress() -> Any:
     return PhaseLines().update
 
 
-def _checked(report: Any, outcome: Any) -> "ImportReport":
-    """A local check as the report that the server would make of it."""
+def _build_report(report: Any, outcome: Any) -> "ImportReport":
+    """Return the report that the server would create for a local check."""
     import msgspec
 
     from vi.api.resources.datasets.responses import FindingGroup, ImportReport
@@ -390,37 +421,37 @@ def _checked(report: Any, outcome: Any) -> "ImportReport":
 
 
 def _print_report(report: "ImportReport", *, kind: str | None = None, err: bool = False) -> None:
-    """What was taken, then what was found."""
-    from vi.api.resources.datasets.results import counted
+    """Print the counts of accepted data, then the findings."""
+    from vi.api._display import format_count
 
-    rows = f"{report.rows_kept:,} of {counted(report.rows, 'row')} taken"
+    rows = f"{report.rows_kept:,} of {format_count(report.rows, 'row')} accepted"
     what = ", ".join(filter(None, (report.format or "no labels", kind)))
-    defects = f"{counted(report.errors, 'error')}, {counted(report.warnings, 'warning')}"
-    click.echo(f"{counted(report.images, 'picture')}, {rows} ({one_line(what)}); {defects}", err=err)
+    defects = f"{format_count(report.errors, 'error')}, {format_count(report.warnings, 'warning')}"
+    click.echo(f"{format_count(report.images, 'image')}, {rows} ({to_single_line(what)}); {defects}", err=err)
     if report.why:
-        click.echo(f"Nothing was taken: {one_line(report.why)}", err=err)
+        click.echo(f"Nothing was accepted: {to_single_line(report.why)}", err=err)
     _print_groups(report, err=err)
 
 
 def _print_groups(report: "ImportReport", *, err: bool) -> None:
-    """Counts by code, then the first findings of each, errors before warnings."""
+    """Print counts by code, then the first findings of each code, errors before warnings."""
     groups = sorted(report.groups, key=lambda group: group.severity != "error")
     if groups:
         click.echo(err=err)
         table = [(group.code, group.severity, f"{group.count:,}", group.cure) for group in groups]
-        print_table(("CODE", "SEVERITY", "COUNT", "CURE"), table, err=err)
+        print_table(("CODE", "SEVERITY", "COUNT", "FIX"), table, err=err)
     for group in groups:
         more = f", the first {len(group.first)}" if group.count > len(group.first) else ""
-        click.echo(f"\n{group.code} ({group.count:,}{more}): {one_line(group.cure)}", err=err)
+        click.echo(f"\n{group.code} ({group.count:,}{more}): {to_single_line(group.cure)}", err=err)
         for found in group.first:
             click.echo(f"  {_finding_line(found)}", err=err)
 
 
 def _finding_line(found: "Finding") -> str:
-    place = found.file if found.line is None else f"{found.file}:{found.line}"
+    location = found.file if found.line is None else f"{found.file}:{found.line}"
     field = f" {found.field}" if found.field else ""
     value = f" [{found.value}]" if found.value else ""
-    return one_line(f"{place}{field}: {found.cause}{value}")
+    return to_single_line(f"{location}{field}: {found.cause}{value}")
 
 
 def _row(imported: "DatasetImport") -> tuple[object, ...]:
@@ -432,7 +463,7 @@ def _row(imported: "DatasetImport") -> tuple[object, ...]:
         f"{status.progress.rows_kept}/{status.progress.rows}",
         status.findings.errors,
         status.findings.warnings,
-        age(imported.metadata.time_created),
+        format_age(imported.metadata.time_created),
     )
 
 
@@ -443,7 +474,7 @@ def _state(imported: "DatasetImport") -> str:
     return "Succeeded" if imported.is_over else "Running"
 
 
-def _try_again(message: str, details: dict[str, Any], path: str) -> str:
+def _format_import_failure(message: str, details: dict[str, Any], path: str) -> str:
     dataset_id = details.get("datasetId")
-    again = f"runyard datasets import {path} --dataset {dataset_id}"
-    return f"{message}\nThe whole report: runyard datasets report {dataset_id}\nOnce it is mended: {again}"
+    command = f"runyard datasets import {path} --dataset {dataset_id}"
+    return f"{message}\nfull report: runyard datasets report {dataset_id}\nafter fixing the data: {command}"

@@ -1,8 +1,9 @@
-"""``runyard demo``: from nothing to a trained model that answers questions, in one command.
+"""``runyard demo``: trains a model and shows its answers, in one command.
 
-Everything goes the way a user's own program would go: an instance, a run created through the SDK with the empty recipe,
-its checkpoint downloaded, and the model asked about every held-out image. Held out is what the trainer's own split by
-content says, so no image that is asked about was ever trained on. What the instance knows stays in its data folder.
+It does what a user's program would do: start an instance, create a run of the default flow through
+the SDK, download its checkpoint, and query the model about every held-out image. The held-out
+images come from the trainer's own split, so the model was not trained on any of them. The data
+folder is kept.
 """
 
 import signal
@@ -18,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runyard.cli.connection import connect
+from runyard.cli.drawing import AnsweredQuestion, draw_answers, select_evenly
 from runyard.cli.failures import EXIT_TIME_UP, CommandFailed
-from runyard.cli.instance import END_TIMEOUT_S, live_endpoint, longest_end_s, tail
-from runyard.cli.output import duration, json_option, print_json
-from runyard.cli.picture import Asked, draw_answers, evenly_spaced
-from runyard.cli.recipes import EMPTY_RECIPE
+from runyard.cli.flow_files import DEFAULT_FLOW
+from runyard.cli.instance import SHUTDOWN_TIMEOUT_S, live_endpoint, max_shutdown_s, read_log_tail
+from runyard.cli.output import format_duration, json_option, print_json
 from runyard.rundir import read_json
 from runyard.settings import Settings, get_source, read_settings
 
@@ -34,37 +35,38 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 90.0
 TRAIN_TIMEOUT_S = 3600.0
-SHOWN_EVENLY, SHOWN_WRONG = 18, 6  # pictures in the grid
+SHOWN_EVENLY, SHOWN_WRONG = 18, 6  # images in the grid
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A finished run of the demo, and how long it took."""
+    """Finished run of the demo, and its duration."""
 
     run: "Run"
-    train_s: float  # from the moment an attempt held the run to Succeeded
-    total_s: float  # from create to Succeeded, seen from here
+    train_s: float  # from the start of the attempt to Succeeded
+    total_s: float  # from create to Succeeded, measured by this process
 
 
 @click.command()
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Use the instance over this data folder, or start one there. [default: RUNYARD_DATA_DIR, else OUT/data]",
+    help="Data folder of the instance to use or start. [default: RUNYARD_DATA_DIR, else OUT/data]",
 )
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("demo"),
     show_default=True,
-    help="Folder for the model and the picture.",
+    help="Folder for the model and the image of its answers.",
 )
 @json_option
 def demo(data_dir: Path | None, out: Path, as_json: bool) -> None:
-    """Train a small model on this machine and show what it learned.
+    """Train a small model on this machine and show its answers.
 
-    Trains a vision-language model of about 200,000 parameters on real handwritten digits, downloads it, asks it about
-    every held-out image, and draws a picture of some of its answers. Takes a minute or two on two cores.
+    Trains a vision-language model with about 200,000 parameters on real handwritten digits,
+    downloads it, queries it about every held-out image, and writes an image of some of its answers.
+    Takes a minute or two on two cores.
     """
     if data_dir is None and get_source("data_dir") == "default":
         data_dir = out / "data"
@@ -74,19 +76,19 @@ def demo(data_dir: Path | None, out: Path, as_json: bool) -> None:
         click.echo(sentence, err=as_json)
 
     with (
-        _sigterm_as_interrupt(),
+        _handle_sigterm_as_interrupt(),
         running_instance(settings, say=say),
         connect(settings.data_dir, is_patient=True) as client,
     ):
         trained = train(client, say=say)
         run_id = trained.run.run_id
         model_dir = client.models.download(run_id, save_dir=out, show_progress=not as_json).model_path
-    asked = ask_held_out(model_dir, trained.run.spec.flow, say=say)
+    asked = answer_held_out(model_dir, trained.run.spec.flow, say=say)
     accuracy = sum(item.is_right for item in asked) / len(asked)
-    picture, example = out / run_id / "answers.png", out / run_id / "held-out.png"
-    draw_sheet(asked, path=picture)
+    sheet, example = out / run_id / "answers.png", out / run_id / "held-out.png"
+    draw_answer_sheet(asked, path=sheet)
     asked[0].image.save(example)
-    for line in report(trained, asked, model_dir=model_dir, picture=picture, example=example, settings=settings):
+    for line in format_report(trained, asked, model_dir=model_dir, sheet=sheet, example=example, settings=settings):
         say(line)
     if as_json:
         print_json(
@@ -97,7 +99,7 @@ def demo(data_dir: Path | None, out: Path, as_json: bool) -> None:
                 "trainSeconds": round(trained.train_s, 3),
                 "totalSeconds": round(trained.total_s, 3),
                 "modelDir": str(model_dir.absolute()),
-                "picture": str(picture.absolute()),
+                "picture": str(sheet.absolute()),
                 "dataDir": str(settings.data_dir),
             }
         )
@@ -105,17 +107,17 @@ def demo(data_dir: Path | None, out: Path, as_json: bool) -> None:
 
 @contextmanager
 def running_instance(settings: Settings, *, say: Callable[[str], None]) -> Iterator[None]:
-    """The instance over a data folder: the one that is up there, or a private one that ends with this block."""
+    """Use the running instance of a data folder, or run a private one during the block."""
     endpoint = live_endpoint(settings)
     if endpoint is not None:
         say(f"Using the instance at {endpoint}")
         yield
         return
-    say(f"Starting a private instance over {_short(settings.data_dir)}")
+    say(f"Starting a private instance with the data folder {_shorten_path(settings.data_dir)}")
     settings.logs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_path = settings.logs_dir / "up.log"
-    # Standard input is the private instance's lifeline: should this process die without a word, it reads the end of it
-    # and ends too. A process group of its own keeps Ctrl-C for us, who end the run first.
+    # If this process is killed, the instance reads the end of its standard input and stops, too. Its own
+    # process group keeps Ctrl-C from it, because this process must end the run first.
     with open(log_path, "wb") as log:
         command = ["up", "--data-dir", str(settings.data_dir), "--host", "127.0.0.1", "--port", "0", "--end-with-stdin"]
         process = subprocess.Popen(
@@ -129,48 +131,48 @@ def running_instance(settings: Settings, *, say: Callable[[str], None]) -> Itera
         _wait_until_up(settings, process, log_path)
         yield
     finally:
-        _end(process, timeout_s=longest_end_s(settings) + END_TIMEOUT_S)
+        _stop_instance(process, timeout_s=max_shutdown_s(settings) + SHUTDOWN_TIMEOUT_S)
 
 
 def train(client: "vi.Client", *, say: Callable[[str], None]) -> Trained:
-    """Run the empty recipe to its end; a run that is interrupted here is killed.
+    """Run the default flow to its end; on an interrupt the run is killed.
 
     Raises:
-        vi.ViRunFailedError: the run ended, and not in Succeeded.
+        vi.ViRunFailedError: the run wait_for_end, and not in Succeeded.
     """
-    from runyard.cli.runs import follow
+    from runyard.cli.runs import follow_run
 
     started_s = time.monotonic()
-    run = client.runs.create(flow=EMPTY_RECIPE, metadata={"made-by": "runyard demo"})
+    run = client.runs.create(flow=DEFAULT_FLOW, metadata={"made-by": "runyard demo"})
     say(f"Training a vision-language model on real handwritten digits, run {run.run_id}")
     try:
-        run = follow(client, run.run_id, timeout_s=TRAIN_TIMEOUT_S)
+        run = follow_run(client, run.run_id, timeout_s=TRAIN_TIMEOUT_S)
     except KeyboardInterrupt:
         _kill(client, run.run_id)
         raise
     total_s = time.monotonic() - started_s
-    return Trained(run=run, train_s=seconds_running(run), total_s=total_s)
+    return Trained(run=run, train_s=measure_training_s(run), total_s=total_s)
 
 
-def seconds_running(run: "Run") -> float:
-    """Seconds from the newest attempt's start to the end of the run, by the server's clock."""
+def measure_training_s(run: "Run") -> float:
+    """Return the seconds from the start of the newest attempt to the end of the run."""
     began = [each for each in run.status.conditions if each.condition.value == "Running"]
     if not began:
         return 0.0
     return (run.status.conditions[-1].last_transition_time - began[-1].last_transition_time) / 1000
 
 
-def ask_held_out(model_dir: Path, flow: "FlowSpec", *, say: Callable[[str], None]) -> list[Asked]:
-    """Ask the model about every image that its flow held out."""
-    samples = held_out(flow)
-    say(f"Asking the model about {len(samples)} held-out images it has never seen")
+def answer_held_out(model_dir: Path, flow: "FlowSpec", *, say: Callable[[str], None]) -> list[AnsweredQuestion]:
+    """Query the model about every held-out image of its flow."""
+    samples = load_held_out(flow)
+    say(f"Querying the model about {len(samples)} held-out images")
 
     from runyard.trainer.answers import is_same_text
     from runyard.trainer.export.predict import Predictor
 
     answers = Predictor(model_dir).ask_all([(sample.image, sample.question) for sample in samples])
     return [
-        Asked(
+        AnsweredQuestion(
             image=sample.image,
             question=sample.question,
             truth=sample.truth.text,
@@ -181,77 +183,84 @@ def ask_held_out(model_dir: Path, flow: "FlowSpec", *, say: Callable[[str], None
     ]
 
 
-def held_out(flow: "FlowSpec") -> "Sequence[Sample]":
-    """What the trainer kept apart for a flow: same dataset, seed and fraction, split by the trainer's own function."""
+def load_held_out(flow: "FlowSpec") -> "Sequence[Sample]":
+    """Return the held-out samples of a flow, split by the trainer's own function."""
     from runyard.flows import resolve
     from runyard.trainer.data.datasets import load_dataset
 
-    recipe = resolve(flow)
+    resolved = resolve(flow)
     dataset = load_dataset(
-        recipe.dataset.dataset_id,
-        seed=recipe.settings.seed,
-        validation_fraction=recipe.dataset.validation_fraction,
+        resolved.dataset.dataset_id,
+        seed=resolved.settings.seed,
+        validation_fraction=resolved.dataset.validation_fraction,
     )
     return dataset.validation
 
 
-def draw_sheet(asked: Sequence[Asked], *, path: Path) -> None:
-    """Draw some of the answers, spread evenly over all of them, and after them some of those that were wrong."""
-    evenly = evenly_spaced(asked, SHOWN_EVENLY)
+def draw_answer_sheet(asked: Sequence[AnsweredQuestion], *, path: Path) -> None:
+    """Write an image of evenly spaced answers, followed by some wrong ones."""
+    evenly = select_evenly(asked, SHOWN_EVENLY)
     drawn = {id(item) for item in evenly}
     wrong = [item for item in asked if not item.is_right and id(item) not in drawn][:SHOWN_WRONG]
     right = sum(item.is_right for item in asked)
-    title = f"{right} of {len(asked)} held-out images right ({right / len(asked):.1%}): {len(evenly)} evenly spaced"
+    title = f"{right} of {len(asked)} held-out images correct ({right / len(asked):.1%}): {len(evenly)} evenly spaced"
     if wrong:
-        title += f", then {len(wrong)} more that were wrong"
+        title += f", then {len(wrong)} wrong ones"
     draw_answers([*evenly, *wrong], title=title, path=path)
 
 
-def report(
-    trained: Trained, asked: Sequence[Asked], *, model_dir: Path, picture: Path, example: Path, settings: Settings
+def format_report(
+    trained: Trained,
+    asked: Sequence[AnsweredQuestion],
+    *,
+    model_dir: Path,
+    sheet: Path,
+    example: Path,
+    settings: Settings,
 ) -> list[str]:
-    """What came out, where it lies, and three ways to go on."""
+    """Return accuracy, paths of the results, and commands to try next."""
     right = sum(item.is_right for item in asked)
-    runyard, data_dir = _invoked_as(), _short(settings.data_dir)
+    runyard, data_dir = _get_script_name(), _shorten_path(settings.data_dir)
     return [
         "",
-        f"Held-out accuracy {right / len(asked):.4f}: {right} of {len(asked)} images it was never trained on.",
-        f"Training took {duration(trained.train_s)}, create to Succeeded {duration(trained.total_s)}.",
+        f"Held-out accuracy {right / len(asked):.4f}: {right} of {len(asked)} images that were not trained on.",
+        f"Training took {format_duration(trained.train_s)}, create to Succeeded {format_duration(trained.total_s)}.",
         "",
-        f"  model    {_short(model_dir)}",
-        f"  picture  {_short(picture)}",
+        f"  model    {_shorten_path(model_dir)}",
+        f"  image    {_shorten_path(sheet)}",
         f"  data     {data_dir}",
         "",
-        "Go on:",
+        "Next steps:",
         "",
-        f'  {runyard} models predict {_short(model_dir)} {_short(example)} "{asked[0].question}"',
+        f'  {runyard} models predict {_shorten_path(model_dir)} {_shorten_path(example)} "{asked[0].question}"',
         f"  {runyard} up --data-dir {data_dir}",
         f"  {runyard} runs create --data-dir {data_dir} --set vi-model.hyperparameters.epochs=30 --wait",
         "",
-        "(the last one in a second terminal, while the one before is up)",
+        "(run the last command in a second terminal while the instance is up)",
     ]
 
 
 def _wait_until_up(settings: Settings, process: "subprocess.Popen[bytes]", log_path: Path) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    # The key file names the address too, and is what we connect with: both must say the same before it is of use.
-    while not (endpoint := live_endpoint(settings)) or known_endpoint(settings) != endpoint:
+    # The client reads the address from the credentials file, which the server updates after it listens.
+    while not (endpoint := live_endpoint(settings)) or read_credentials_endpoint(settings) != endpoint:
         if process.poll() is not None:
-            raise CommandFailed(f"the private instance did not start:\n{tail(log_path)}")
+            raise CommandFailed(f"the private instance did not start:\n{read_log_tail(log_path)}")
         if time.monotonic() > deadline_s:
             raise CommandFailed(
-                f"the private instance is not up after {START_TIMEOUT_S:g} s:\n{tail(log_path)}", exit_code=EXIT_TIME_UP
+                f"the private instance is not up after {START_TIMEOUT_S:g} s:\n{read_log_tail(log_path)}",
+                exit_code=EXIT_TIME_UP,
             )
         time.sleep(0.05)
 
 
-def known_endpoint(settings: Settings) -> object:
-    """The address in the credentials of a data folder; None when there is none yet."""
+def read_credentials_endpoint(settings: Settings) -> object:
+    """Return the endpoint in the credentials of a data folder; None if there are none yet."""
     return (read_json(settings.credentials_file) or {}).get("endpoint")
 
 
-def _end(process: "subprocess.Popen[bytes]", *, timeout_s: float) -> None:
-    """End the private instance: ask, wait for its own orderly end, and only then kill."""
+def _stop_instance(process: "subprocess.Popen[bytes]", *, timeout_s: float) -> None:
+    """Stop the private instance: request a shutdown, wait for it, and kill it after the timeout."""
     if process.stdin is not None:
         process.stdin.close()
     process.terminate()
@@ -263,18 +272,18 @@ def _end(process: "subprocess.Popen[bytes]", *, timeout_s: float) -> None:
 
 
 def _kill(client: "vi.Client", run_id: str) -> None:
-    from runyard.cli.runs import ended
+    from runyard.cli.runs import wait_for_end
     from vi import ViError
 
     click.echo("Interrupted: killing the run", err=True)
-    with suppress(ViError):  # the instance ends in any case, and the interrupt is what people shall see
+    with suppress(ViError):  # the instance stops in any case, and the interrupt must be reported
         client.runs.kill(run_id)
-        ended(client, run_id)
+        wait_for_end(client, run_id)
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM unwind as Ctrl-C does, so that the run and the private instance are ended on the way out."""
+def _handle_sigterm_as_interrupt() -> Iterator[None]:
+    """Handle SIGTERM like Ctrl-C, so that the run and the private instance are stopped."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -286,13 +295,13 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _invoked_as() -> str:
-    """How to call this command again from here: the path it was called by, or its bare name."""
+def _get_script_name() -> str:
+    """Return the command to call this script from the current folder."""
     script = Path(sys.argv[0])
-    return _short(script) if script.name == "runyard" and script.is_file() else "runyard"
+    return _shorten_path(script) if script.name == "runyard" and script.is_file() else "runyard"
 
 
-def _short(path: Path) -> str:
-    """A path as short as it can be said from the current folder."""
+def _shorten_path(path: Path) -> str:
+    """Return a path relative to the current folder if it is below it."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

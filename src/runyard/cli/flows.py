@@ -1,7 +1,7 @@
-"""``runyard flows``: saved recipes, and looking at a recipe without a server.
+"""``runyard flows``: saved flows, and validation of flow files without a server.
 
-``check``, ``plan`` and ``schema`` use the same code as the server, here: they need no instance unless the recipe is
-named by its flow id.
+``check``, ``plan`` and ``schema`` use the same code as the server. They need no instance unless the
+flow is given by its id.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from typing import Any
 import click
 
 from runyard.cli.connection import connect, data_dir_option
-from runyard.cli.output import age, json_option, local_time, print_fields, print_json, print_table
-from runyard.cli.recipes import names_file, read_recipe, recipe_for, set_option, with_assignments
+from runyard.cli.flow_files import apply_assignments, is_file_name, load_flow, read_flow_file, set_option
+from runyard.cli.output import format_age, format_time, json_option, print_fields, print_json, print_table
 
 
 @click.group()
 def flows() -> None:
-    """Keep recipes, check them, and see them with every default."""
+    """Save, validate and inspect flows (training configurations)."""
 
 
 @flows.command("list")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Maximum number of flows.")
 @data_dir_option
 @json_option
 def list_flows(limit: int, data_dir: Path | None, as_json: bool) -> None:
@@ -40,7 +40,7 @@ def list_flows(limit: int, data_dir: Path | None, as_json: bool) -> None:
             (
                 flow.flow_id,
                 flow.spec.name,
-                age(flow.metadata.time_created),
+                format_age(flow.metadata.time_created),
                 ", ".join(b.block for b in flow.spec.blocks),
             )
             for flow in found
@@ -53,7 +53,7 @@ def list_flows(limit: int, data_dir: Path | None, as_json: bool) -> None:
 @data_dir_option
 @json_option
 def get_flow(flow_id: str, data_dir: Path | None, as_json: bool) -> None:
-    """Show one flow with its whole recipe."""
+    """Show a flow with its content."""
     with connect(data_dir) as client:
         flow = client.flows.get(flow_id)
     if as_json:
@@ -63,8 +63,8 @@ def get_flow(flow_id: str, data_dir: Path | None, as_json: bool) -> None:
         [
             ("Flow", flow.flow_id),
             ("Name", flow.spec.name),
-            ("Created", local_time(flow.metadata.time_created)),
-            ("Changed", local_time(flow.metadata.last_updated)),
+            ("Created", format_time(flow.metadata.time_created)),
+            ("Changed", format_time(flow.metadata.last_updated)),
             ("Generation", flow.metadata.generation),
         ]
     )
@@ -76,13 +76,13 @@ def get_flow(flow_id: str, data_dir: Path | None, as_json: bool) -> None:
 @data_dir_option
 @json_option
 def list_accelerators(flow_id: str, data_dir: Path | None, as_json: bool) -> None:
-    """Say whether a run of the flow would fit into the memory of the accelerators there are."""
+    """Show whether a run of the flow fits into the memory of each available accelerator."""
     with connect(data_dir) as client:
         found = client.flows.get_accelerators(flow_id)
     if as_json:
         print_json(found)
     elif not found.items:
-        click.echo("no machine has reported an accelerator lately; is a controller running?", err=True)
+        click.echo("no machine has reported an accelerator recently; try: check that a controller runs", err=True)
     else:
         print_table(
             ("ACCELERATOR", "COUNT", "MEMORY", "VERDICT", "REASON"),
@@ -96,9 +96,9 @@ def list_accelerators(flow_id: str, data_dir: Path | None, as_json: bool) -> Non
 @data_dir_option
 @json_option
 def create_flow(file: str | None, assignments: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
-    """Save the recipe in FILE (.yaml or .json; the empty recipe without FILE) and print its flow id."""
+    """Save the flow in FILE (.yaml or .json), or the default flow, and print its id."""
     with connect(data_dir) as client:
-        flow = client.flows.create(spec=with_assignments(recipe_for(client, file), assignments))
+        flow = client.flows.create(spec=apply_assignments(load_flow(client, file), assignments))
     if as_json:
         print_json(flow)
     else:
@@ -109,7 +109,7 @@ def create_flow(file: str | None, assignments: tuple[str, ...], data_dir: Path |
 @click.argument("flow_ids", nargs=-1, required=True, metavar="FLOW_ID...")
 @data_dir_option
 def delete_flows(flow_ids: tuple[str, ...], data_dir: Path | None) -> None:
-    """Delete flows. Runs made from them keep their own frozen copy."""
+    """Delete flows. Runs created from them keep their own copy."""
     with connect(data_dir) as client:
         for flow_id in flow_ids:
             click.echo(f"deleted {client.flows.delete(flow_id).id}")
@@ -120,10 +120,10 @@ def delete_flows(flow_ids: tuple[str, ...], data_dir: Path | None) -> None:
 @set_option
 @data_dir_option
 def check_flow(flow: str, assignments: tuple[str, ...], data_dir: Path | None) -> None:
-    """Check a recipe; exit code 1 and one line for each problem when it cannot run."""
+    """Validate a flow; print one line per problem and exit with 1 if it is invalid."""
     from runyard.flows import validate
 
-    spec = validate(_recipe(flow, assignments, data_dir))
+    spec = validate(_load_flow(flow, assignments, data_dir))
     click.echo(f"{spec.name}: no problems")
 
 
@@ -133,10 +133,10 @@ def check_flow(flow: str, assignments: tuple[str, ...], data_dir: Path | None) -
 @data_dir_option
 @json_option
 def plan_flow(flow: str | None, assignments: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
-    """Show a recipe with every default written out, as a run of it would train."""
+    """Show a flow with every default filled in, as a run would use it."""
     from runyard.flows import build_flow_document, resolve, validate
 
-    document = build_flow_document(resolve(validate(_recipe(flow, assignments, data_dir))), for_published_client=False)
+    document = build_flow_document(resolve(validate(_load_flow(flow, assignments, data_dir))), for_published_client=False)
     if as_json:
         print_json(document)
     else:
@@ -145,7 +145,7 @@ def plan_flow(flow: str | None, assignments: tuple[str, ...], data_dir: Path | N
 
 @flows.command("schema")
 def print_schema() -> None:
-    """Print the JSON Schema of recipes, for editors that complete and check while you type."""
+    """Print the JSON Schema of flows, for completion and validation in editors."""
     from runyard.flows import schema
 
     _print_indented(schema())
@@ -159,16 +159,16 @@ def _accelerator_row(item: Any, configuration: Any) -> tuple[object, ...]:
     return name, int(spec.resources.get("count", 1)), memory, configuration.action, configuration.reason
 
 
-def _recipe(given: str | None, assignments: Sequence[str], data_dir: Path | None) -> Any:
-    """The recipe behind a file name or a flow id; only an id needs a server."""
-    if given is not None and names_file(given):
-        return with_assignments(read_recipe(given), assignments)
+def _load_flow(given: str | None, assignments: Sequence[str], data_dir: Path | None) -> Any:
+    """Return the flow of a file name or a flow id; only an id needs a server."""
+    if given is not None and is_file_name(given):
+        return apply_assignments(read_flow_file(given), assignments)
     if given is None:
-        from runyard.cli.recipes import EMPTY_RECIPE
+        from runyard.cli.flow_files import DEFAULT_FLOW
 
-        return with_assignments(EMPTY_RECIPE, assignments)
+        return apply_assignments(DEFAULT_FLOW, assignments)
     with connect(data_dir) as client:
-        return with_assignments(recipe_for(client, given), assignments)
+        return apply_assignments(load_flow(client, given), assignments)
 
 
 def _print_indented(document: object) -> None:

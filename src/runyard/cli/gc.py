@@ -1,6 +1,7 @@
-"""``runyard gc``: whether the server's database and its disk agree, and the removal of what nothing needs.
+"""``runyard gc``: comparison of the server's database with its disk, and deletion of unreferenced
+data.
 
-The running server compares, since it alone knows what is arriving just now; this is its voice.
+The running server does the comparison, because only it knows which uploads are in progress.
 """
 
 from pathlib import Path
@@ -10,20 +11,20 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_ERROR
-from runyard.cli.output import json_option, print_fields, print_json, size
+from runyard.cli.output import format_size, json_option, print_fields, print_json
 
 
 @click.command()
-@click.option("--check", "is_check", is_flag=True, help="Remove nothing; exit with 1 when store and disk disagree.")
+@click.option("--check", "is_check", is_flag=True, help="Delete nothing; exit with 1 if database and disk disagree.")
 @data_dir_option
 @json_option
 def gc(is_check: bool, data_dir: Path | None, as_json: bool) -> None:
-    """Prove that database and disk agree; remove what nothing needs.
+    """Compare database and disk, and delete unreferenced data.
 
-    Bytes that nothing needs are left alone while runs of the organisation are held by a machine or imports are under
-    way, since they may just be arriving. Free space of the database goes back to the disk; the first time, a database
-    of an older Runyard is rebuilt for that, and writes wait meanwhile. Lost bytes cannot be mended here; they end the
-    command with exit code 1.
+    Unreferenced data is kept while runs of the organization are on a machine or imports are in
+    progress, because it may belong to an upload. Free space of the database is returned to the
+    disk; the first time, a database of an older version is rebuilt for that, which blocks writes.
+    Lost files cannot be repaired; they result in exit code 1.
     """
     with connect(data_dir) as client:
         path = f"/workspaces/{client.organization_id}/storage"
@@ -41,7 +42,7 @@ def gc(is_check: bool, data_dir: Path | None, as_json: bool) -> None:
 
 
 def _fields(report: dict[str, Any]) -> list[tuple[str, object]]:
-    left_over = "removed" if report["isRemoved"] else "left over"
+    state = "deleted" if report["isRemoved"] else "unreferenced"
     lost = [
         f"{file['runId']}/{file['modelId']}/{file['path']}" if file["runId"] else f"{file['datasetId']} {file['path']}"
         for file in report["rowsWithoutBlobs"]
@@ -50,12 +51,12 @@ def _fields(report: dict[str, Any]) -> list[tuple[str, object]]:
     return [
         ("store and disk", "agree" if report["agrees"] else "disagree"),
         ("blobs", report["blobs"]),
-        ("perhaps arriving", report["arriving"]),
-        (f"blobs {left_over}", len(report["blobsWithoutRows"])),
-        (f"run folders {left_over}", ", ".join(report["foldersWithoutRuns"]) or 0),
-        (f"import folders {left_over}", ", ".join(report["foldersWithoutImports"]) or 0),
-        (f"organizations' folders {left_over}", ", ".join(report["foldersWithoutOrganizations"]) or 0),
-        ("files lost", ", ".join(lost) or 0),
+        ("possibly uploading", report["arriving"]),
+        (f"blobs {state}", len(report["blobsWithoutRows"])),
+        (f"run folders {state}", ", ".join(report["foldersWithoutRuns"]) or 0),
+        (f"import folders {state}", ", ".join(report["foldersWithoutImports"]) or 0),
+        (f"organizations' folders {state}", ", ".join(report["foldersWithoutOrganizations"]) or 0),
+        ("lost files", ", ".join(lost) or 0),
         *([("further entries, not listed", omitted)] if omitted else []),
         *_space("freed" if report["isRemoved"] else "could free", report["freedBytes"] or report["leftOverBytes"]),
     ]
@@ -70,6 +71,6 @@ def _space(what: str, space: dict[str, Any]) -> list[tuple[str, object]]:
         "otherFolders": "other folders",
     }
     return [
-        (f"{what}: {name}", "left to PostgreSQL (autovacuum)" if space[field] is None else size(space[field]))
+        (f"{what}: {name}", "left to PostgreSQL (autovacuum)" if space[field] is None else format_size(space[field]))
         for field, name in places.items()
     ]

@@ -1,8 +1,8 @@
-"""``runyard keys``: who may use the server, as what, and until when.
+"""``runyard keys``: API keys with their roles and expiry.
 
-A secret is shown once. It goes to a terminal, to a file of mode 0600, or into the JSON that was asked for; a pipe that
-nobody thought of gets none. The key of ``credentials.json`` is rotated so that the file always holds a valid one: the
-new key is written there before the old one is revoked with it.
+A secret is shown once: on a terminal, in a file of mode 0600, or in JSON output that was requested.
+It is never written to a pipe otherwise. The key in ``credentials.json`` is rotated so that the file
+always has a valid key: the new key is written before the old one is revoked, using the new one.
 """
 
 import os
@@ -15,43 +15,44 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from runyard.cli.connection import connect, data_dir_option, key_in_use
+from runyard.cli.connection import connect, data_dir_option, find_key
 from runyard.cli.failures import EXIT_UNREACHABLE, EXIT_USAGE, CommandFailed
-from runyard.cli.moments import Duration, Moment
-from runyard.cli.output import age, json_option, local_time, print_fields, print_json, print_table
+from runyard.cli.output import format_age, format_time, json_option, print_fields, print_json, print_table
+from runyard.cli.time_arguments import Duration, Moment
 
 if TYPE_CHECKING:
     import vi
     from vi.api.resources.keys.responses import IssuedKey, Key
 
 ROLES = ("viewer", "member", "admin")
-# How long the old key of credentials.json stays valid at least while the new one is on its way into the file: a
-# response that is lost can be asked for again within it.
+# Minimum time for which the old key of credentials.json stays valid. If the response with the new key is
+# lost, the rotation can be repeated within it.
 SAFE_OVERLAP_S = 3600
 RECOVERY_TIMEOUT_S = 30.0
-# A key is ``dtvi_``, a version of two characters, its id, its secret and a checksum.
+# A key consists of ``dtvi_``, a version of two characters, its id, its secret and a checksum.
 KEY_ID = slice(7, 23)
 
 out_option = click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="New file (mode 0600) for endpoint, organization and secret; `vi.Client(config_file=...)` reads it.",
+    help="New file (mode 0600) for endpoint, organization and secret, readable by `vi.Client(config_file=...)`.",
 )
 expires_option = click.option(
-    "--expires", type=Moment(is_past=False), metavar="WHEN", help="When the key ends, such as 90d or 2027-01-31."
+    "--expires", type=Moment(is_past=False), metavar="WHEN", help="Expiry, such as 90d or 2027-01-31."
 )
 
 
 @click.group()
 def keys() -> None:
-    """Create, list, revoke and rotate keys.
+    """Create, list, revoke and rotate API keys.
 
-    All of it needs an admin's key, except `recover`, which needs write access to the data folder.
+    All commands require an admin's key, except `recover`, which requires write access to the data
+    folder.
     """
 
 
 @keys.command("list")
-@click.option("--all", "shows_all", is_flag=True, help="Revoked and expired keys as well.")
+@click.option("--all", "shows_all", is_flag=True, help="Include revoked and expired keys.")
 @data_dir_option
 @json_option
 def list_keys(shows_all: bool, data_dir: Path | None, as_json: bool) -> None:
@@ -69,8 +70,8 @@ def list_keys(shows_all: bool, data_dir: Path | None, as_json: bool) -> None:
 
 
 @keys.command("create")
-@click.option("--name", required=True, help="What the key is for.")
-@click.option("--role", type=click.Choice(ROLES), default="member", show_default=True, help="What it may do.")
+@click.option("--name", required=True, help="Purpose of the key.")
+@click.option("--role", type=click.Choice(ROLES), default="member", show_default=True, help="Role of the key.")
 @expires_option
 @out_option
 @data_dir_option
@@ -80,15 +81,16 @@ def create_key(
 ) -> None:
     """Create a key and show its secret once.
 
-    A viewer reads; a member creates, changes and deletes; an admin manages keys and storage as well.
+    A viewer reads; a member also creates, changes and deletes resources; an admin also manages keys
+    and storage.
 
-    Examples: `runyard keys create --name ci --role member --expires 90d --out ci.json`,
-    `runyard keys create --name dashboard --role viewer`
+    Examples: `runyard keys create --name ci --role member --expires 90d --out ci.json`, `runyard
+    keys create --name dashboard --role viewer`
     """
     _check_output(out, as_json=as_json)
-    with connect(data_dir) as client, _reserved(out) as file:
+    with connect(data_dir) as client, _create_secret_file(out) as file:
         issued = client.keys.create(name, role, expires=expires)  # type: ignore[arg-type]  # click checked the role
-        _hand_over(client, issued, file, out=out, as_json=as_json)
+        _deliver_secret(client, issued, file, out=out, as_json=as_json)
 
 
 @keys.command("revoke")
@@ -96,10 +98,10 @@ def create_key(
 @data_dir_option
 @json_option
 def revoke_keys(key_ids: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
-    """End keys now.
+    """Revoke keys immediately.
 
-    New requests are rejected at once, requests under way within seconds. The last admin key that does not expire cannot
-    be revoked.
+    New requests are rejected at once, running requests within seconds. The last admin key that does
+    not expire cannot be revoked.
 
     Example: `runyard keys revoke 4fY0dZkPq3LmXw81`
     """
@@ -115,7 +117,12 @@ def revoke_keys(key_ids: tuple[str, ...], data_dir: Path | None, as_json: bool) 
 @keys.command("rotate")
 @click.argument("key_id", metavar="[KEY]", required=False)
 @click.option(
-    "--overlap", "overlap_s", type=Duration(), default=0, metavar="DURATION", help="How long the old key stays valid."
+    "--overlap",
+    "overlap_s",
+    type=Duration(),
+    default=0,
+    metavar="DURATION",
+    help="Time for which the old key stays valid.",
 )
 @expires_option
 @out_option
@@ -124,42 +131,45 @@ def revoke_keys(key_ids: tuple[str, ...], data_dir: Path | None, as_json: bool) 
 def rotate_key(
     key_id: str | None, overlap_s: int, expires: int | None, out: Path | None, data_dir: Path | None, as_json: bool
 ) -> None:
-    """Replace a key by one with the same name, role and lifetime; the default is the key in use.
+    """Replace a key with one of the same name, role and lifetime. Default: the key in use.
 
-    The key of credentials.json is replaced in that file before it stops working. Any other secret is shown once.
+    The key of credentials.json is replaced in that file before it is revoked. Any other secret is
+    shown once.
 
-    Examples: `runyard keys rotate`, `runyard keys rotate 4fY0dZkPq3LmXw81 --overlap 24h --out ci.json`
+    Examples: `runyard keys rotate`, `runyard keys rotate 4fY0dZkPq3LmXw81 --overlap 24h --out
+    ci.json`
     """
     from runyard.rundir import read_json
     from runyard.settings import read_settings
 
     file = read_settings(data_dir=data_dir).credentials_file
-    target = key_id or key_in_use(data_dir)[KEY_ID]
+    target = key_id or find_key(data_dir)[KEY_ID]
     if str((read_json(file) or {}).get("secret_key", ""))[KEY_ID] == target:
         if out is not None:
             raise CommandFailed(
-                f"the new secret goes into {file}, which holds the old one; leave --out out", exit_code=EXIT_USAGE
+                f"the new secret is written to {file}, which has the old one; try: omit --out", exit_code=EXIT_USAGE
             )
         with connect(data_dir) as client:
-            issued = _rotate_own(client, target, file, overlap_s=overlap_s, expires=expires)
+            issued = _rotate_credentials_file(client, target, file, overlap_s=overlap_s, expires=expires)
         if as_json:
-            print_json(_without_secret(issued))
+            print_json(_remove_secret(issued))
         else:
-            click.echo(f"replaced {target} by {issued.key_id}, which is in {file}")
+            click.echo(f"replaced {target} with {issued.key_id} in {file}")
         return
     _check_output(out, as_json=as_json)
-    with connect(data_dir) as client, _reserved(out) as reserved:
+    with connect(data_dir) as client, _create_secret_file(out) as reserved:
         issued = client.keys.rotate(target, overlap_s=overlap_s, expires=expires)
-        _hand_over(client, issued, reserved, out=out, as_json=as_json)
+        _deliver_secret(client, issued, reserved, out=out, as_json=as_json)
 
 
 @keys.command("recover")
 @data_dir_option
 def recover_key(data_dir: Path | None) -> None:
-    """Have an admin key created when the last one is lost; needs write access to the data folder.
+    """Request a new admin key after the last one was lost. Requires write access to the data
+    folder.
 
-    The server puts it into credentials.json, at once if it is running and else when it starts. A valid admin key in
-    that file is kept.
+    The server writes it to credentials.json, at once if it is running, else at its next start. A
+    valid admin key in that file is kept.
 
     Example: `runyard keys recover --data-dir /srv/runyard`
     """
@@ -169,27 +179,31 @@ def recover_key(data_dir: Path | None) -> None:
     settings = read_settings(data_dir=data_dir)
     if not settings.secrets_dir.is_dir():
         raise CommandFailed(
-            f"{settings.data_dir} is not the data folder of an instance; name it with --data-dir",
+            f"{settings.data_dir} is not the data folder of an instance; try: --data-dir",
             exit_code=EXIT_USAGE,
         )
     marker = settings.secrets_dir / "recover"
     marker.touch(mode=0o600)
     if live_endpoint(settings) is None:
-        click.echo(f"The server is not running. When it starts, it puts an admin key into {settings.credentials_file}.")
+        click.echo(
+            f"The server is not running. At its next start it writes an admin key to {settings.credentials_file}."
+        )
         return
     deadline_s = time.monotonic() + RECOVERY_TIMEOUT_S
     while marker.exists():
         if time.monotonic() > deadline_s:
             raise CommandFailed(
-                f"the server has not acted on {marker} within {RECOVERY_TIMEOUT_S:g} s; see its log in "
+                f"the server has not processed {marker} within {RECOVERY_TIMEOUT_S:g} s; try: its log in "
                 f"{settings.logs_dir}",
                 exit_code=EXIT_UNREACHABLE,
             )
         time.sleep(0.1)
-    click.echo(f"{settings.credentials_file} holds a valid admin key.")
+    click.echo(f"{settings.credentials_file} has a valid admin key.")
 
 
-def _rotate_own(client: "vi.Client", key_id: str, file: Path, *, overlap_s: int, expires: int | None) -> "IssuedKey":
+def _rotate_credentials_file(
+    client: "vi.Client", key_id: str, file: Path, *, overlap_s: int, expires: int | None
+) -> "IssuedKey":
     import vi
     from runyard.rundir import read_json, write_json
 
@@ -198,9 +212,9 @@ def _rotate_own(client: "vi.Client", key_id: str, file: Path, *, overlap_s: int,
         write_json(file, {**(read_json(file) or {}), "secret_key": issued.secret_key}, mode=0o600)
     except OSError as error:
         raise CommandFailed(
-            f"{file} cannot be written ({error.strerror}), so it keeps the old key, which stays valid for "
-            f"{(overlap_s or SAFE_OVERLAP_S) // 60} minutes; make the file writable and rotate again, then revoke "
-            f"{issued.key_id}, whose secret nobody has"
+            f"{file} cannot be written ({error.strerror}); it still has the old key, which stays valid for "
+            f"{(overlap_s or SAFE_OVERLAP_S) // 60} minutes; try: make the file writable, rotate again, and revoke "
+            f"{issued.key_id}, whose secret is lost"
         ) from error
     if overlap_s == 0:
         with vi.Client(issued.secret_key, client.organization_id, endpoint=client.endpoint) as renewed:
@@ -211,21 +225,24 @@ def _rotate_own(client: "vi.Client", key_id: str, file: Path, *, overlap_s: int,
 def _check_output(out: Path | None, *, as_json: bool) -> None:
     if out is None and not as_json and not sys.stdout.isatty():
         raise CommandFailed(
-            "a secret is printed to a terminal only, and standard output is not one; give --out FILE, or --json",
+            "standard output is not a terminal, so the secret is not printed; try: --out FILE, or --json",
             exit_code=EXIT_USAGE,
         )
 
 
 @contextmanager
-def _reserved(out: Path | None) -> Iterator[IO[bytes] | None]:
-    """Yield a new file that only its owner can read, made before there is a secret to lose; an empty one is removed."""
+def _create_secret_file(out: Path | None) -> Iterator[IO[bytes] | None]:
+    """Yield a new file of mode 0600, created before the secret is issued.
+
+    Delete it if it stays empty.
+    """
     if out is None:
         yield None
         return
     try:
         descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise CommandFailed(f"{out} is there already; name another file", exit_code=EXIT_USAGE) from None
+        raise CommandFailed(f"{out} already exists; try: another file", exit_code=EXIT_USAGE) from None
     with open(descriptor, "wb") as file:
         try:
             yield file
@@ -234,10 +251,10 @@ def _reserved(out: Path | None) -> Iterator[IO[bytes] | None]:
                 out.unlink(missing_ok=True)
 
 
-def _hand_over(
+def _deliver_secret(
     client: "vi.Client", issued: "IssuedKey", file: IO[bytes] | None, *, out: Path | None, as_json: bool
 ) -> None:
-    """Give the secret to whoever asked for it, once."""
+    """Write the secret to the file, to JSON output or to the terminal."""
     import json
 
     if file is not None:
@@ -250,22 +267,22 @@ def _hand_over(
         file.flush()
         os.fsync(file.fileno())
     if as_json:
-        print_json(issued if file is None else _without_secret(issued))
+        print_json(issued if file is None else _remove_secret(issued))
         return
     print_fields(
         [
             ("key", issued.key_id),
             ("name", issued.spec.name),
             ("role", issued.spec.role),
-            ("expires", local_time(issued.spec.expires) or "never"),
+            ("expires", format_time(issued.spec.expires) or "never"),
             ("file", out),
         ]
     )
     if file is None:
-        click.echo(f"\nThe secret, shown this once: {issued.secret_key}")
+        click.echo(f"\nSecret (shown only once): {issued.secret_key}")
 
 
-def _without_secret(issued: "IssuedKey") -> dict[str, Any]:
+def _remove_secret(issued: "IssuedKey") -> dict[str, Any]:
     import msgspec
 
     document: dict[str, Any] = msgspec.to_builtins(issued)
@@ -280,7 +297,7 @@ def _row(key: "Key") -> tuple[object, ...]:
         spec.name,
         spec.role,
         status.state,
-        age(key.metadata.time_created),
-        local_time(spec.expires) or "never",
-        local_time(status.last_used) or "never",
+        format_age(key.metadata.time_created),
+        format_time(spec.expires) or "never",
+        format_time(status.last_used) or "never",
     )

@@ -1,7 +1,7 @@
-"""The root of the command line: which commands there are, and how anything that goes wrong is said.
+"""Root of the command line: the table of commands, and the handling of errors.
 
-``COMMANDS`` is the whole map. A command's module is imported when the command is used and not before, so the help text
-here is written beside the name and the module's own docstring adds the rest.
+A command's module is imported only when the command is used. ``COMMANDS`` therefore has a help text
+for the overview, and the docstring of the command has the details.
 """
 
 import importlib
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import click
 
-from runyard.cli.failures import EXIT_INTERRUPTED, CommandFailed, explain
+from runyard.cli.failures import EXIT_INTERRUPTED, CommandFailed, to_command_failure
 from runyard.vi_package import describe_conflict
 
 
 class Entry(NamedTuple):
-    """Where a command lives, and its line in the overview."""
+    """Module and attribute of a command, and its line in the overview."""
 
     module: str
     attribute: str
@@ -22,29 +22,27 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "up": Entry("runyard.cli.up", "up", "Start server and controller here, and watch over them."),
-    "down": Entry("runyard.cli.down", "down", "End the instance over a data folder; report which runs were saved."),
-    "status": Entry("runyard.cli.status", "status", "Show whether an instance is up, and what it is doing."),
-    "demo": Entry("runyard.cli.demo", "demo", "Train a small model on this machine and show what it learned."),
-    "runs": Entry("runyard.cli.runs", "runs", "Start, follow, kill and delete training runs."),
-    "flows": Entry("runyard.cli.flows", "flows", "Keep recipes, check them, and see them with every default."),
-    "datasets": Entry("runyard.cli.datasets", "datasets", "Import your own pictures and labels, check them, see them."),
-    "models": Entry(
-        "runyard.cli.models", "models", "List, download, export and query checkpoints; add models to begin from."
-    ),
-    "backup": Entry("runyard.cli.backup", "backup", "Write everything the server keeps into one file."),
-    "restore": Entry("runyard.cli.backup", "restore", "Put a backup in the place of everything the server keeps."),
-    "keys": Entry("runyard.cli.keys", "keys", "Create, list, revoke and rotate keys."),
-    "audit": Entry("runyard.cli.audit", "audit", "Show who did what, and which keys were rejected."),
-    "gc": Entry("runyard.cli.gc", "gc", "Prove that database and disk agree; remove what nothing needs."),
-    "config": Entry("runyard.cli.config", "config", "Show every setting, its value, and where it comes from."),
-    "doctor": Entry("runyard.cli.doctor", "doctor", "Say what is installed here, what is missing, and what to do."),
-    "completion": Entry("runyard.cli.completion", "completion", "Print the script that completes commands in a shell."),
+    "up": Entry("runyard.cli.up", "up", "Start and supervise server and controller on this machine."),
+    "down": Entry("runyard.cli.down", "down", "Stop the instance of a data folder and report which runs were saved."),
+    "status": Entry("runyard.cli.status", "status", "Show the state of an instance, its processes and runs."),
+    "demo": Entry("runyard.cli.demo", "demo", "Train a small model on this machine and show its answers."),
+    "runs": Entry("runyard.cli.runs", "runs", "Create, follow, compare, kill and delete training runs."),
+    "flows": Entry("runyard.cli.flows", "flows", "Save, validate and inspect flows (training configurations)."),
+    "datasets": Entry("runyard.cli.datasets", "datasets", "Import, check, preview and export datasets."),
+    "models": Entry("runyard.cli.models", "models", "List, download, export and query checkpoints; add base models."),
+    "backup": Entry("runyard.cli.backup", "backup", "Back up all data of the server to one file."),
+    "restore": Entry("runyard.cli.backup", "restore", "Replace all data of the server with a backup."),
+    "keys": Entry("runyard.cli.keys", "keys", "Create, list, revoke and rotate API keys."),
+    "audit": Entry("runyard.cli.audit", "audit", "Show the audit log of actions and rejected keys, newest first."),
+    "gc": Entry("runyard.cli.gc", "gc", "Compare database and disk, and delete unreferenced data."),
+    "config": Entry("runyard.cli.config", "config", "Show every setting, its value and its source."),
+    "doctor": Entry("runyard.cli.doctor", "doctor", "Check the installation and suggest fixes."),
+    "completion": Entry("runyard.cli.completion", "completion", "Print the completion script for a shell."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module when the command is used."""
+    """Command group that imports the module of a command on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -53,7 +51,7 @@ class LazyGroup(click.Group):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        # Every other command uses vi; doctor says more about it.
+        # Every command but doctor uses vi; doctor reports conflicts in detail.
         if cmd_name != "doctor" and (conflict := describe_conflict()) is not None:
             raise CommandFailed(conflict)
         command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
@@ -64,14 +62,14 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error that has an explanation ends as one line on stderr and its exit code."""
+        """Run the command; print expected errors as one line on stderr and set the exit code."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
         except Exception as error:
-            failure = explain(error)
+            failure = to_command_failure(error)
             if failure is None:
                 raise
             raise failure from error
@@ -92,14 +90,15 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, is_asked: bo
 def cli() -> None:
     """Train vision-language models on your own machines.
 
-    Begin with `runyard demo`, or with `runyard up` in one terminal and `runyard runs create --wait` in another.
+    Start with `runyard demo`, or with `runyard up` in one terminal and `runyard runs create --wait`
+    in another.
 
-    Exit codes: 0 done; 1 an error; 2 wrong usage or setting; 3 the run did not succeed; 4 not found; 5 the server
-    cannot be reached; 6 the key was refused; 7 time is up; 8 the instance cannot start; 130 interrupted. `runyard
-    status` ends with 0 when an instance is up and with 3 when none is.
+    Exit codes: 0 success; 1 error; 2 invalid usage or setting; 3 run did not succeed; 4 not found;
+    5 server unreachable; 6 key rejected; 7 timeout; 8 instance cannot start; 130 interrupted.
+    `runyard status` exits with 0 if an instance is up and with 3 if none is.
     """
 
 
 def main() -> None:
-    """The entry point of the ``runyard`` script."""
+    """Run the ``runyard`` command."""
     cli(prog_name="runyard")

@@ -1,4 +1,4 @@
-"""``runyard models``: the checkpoints runs have handed over, asking them questions, and models to begin from."""
+"""``runyard models``: checkpoints of runs, predictions, exports and base models."""
 
 import contextlib
 import tempfile
@@ -9,7 +9,16 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_NOT_FOUND, CommandFailed
-from runyard.cli.output import age, json_option, number, one_line, print_fields, print_json, print_table, size
+from runyard.cli.output import (
+    format_age,
+    format_number,
+    format_size,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    to_single_line,
+)
 from runyard.cli.progress import WorkLine
 
 if TYPE_CHECKING:
@@ -24,20 +33,21 @@ FORMS, DTYPES = ("merged", "adapter", "full"), ("float32", "bfloat16", "float16"
 
 @click.group()
 def models() -> None:
-    """List, download, export and query checkpoints; add models to begin from."""
+    """List, download, export and query checkpoints; add base models."""
 
 
 @models.command("add")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--name", required=True, help="What flows call it: base:NAME, or base:OWNER/NAME.")
-@click.option("--link", is_flag=True, help="Make hard links instead of copies; the folder has to be on the same disk.")
+@click.option("--name", required=True, help="Name of the model, NAME or OWNER/NAME; flows refer to it as base:NAME.")
+@click.option("--link", is_flag=True, help="Create hard links instead of copies; requires the same disk.")
 @data_dir_option
 @json_option
 def add_model(folder: Path, name: str, link: bool, data_dir: Path | None, as_json: bool) -> None:
-    """Add a model folder of this machine, so that flows can begin from it as `base:NAME`.
+    """Add a base model to this machine, which flows refer to as `base:NAME`.
 
-    FOLDER holds config.json and safetensors weights, or is a downloaded checkpoint. It is checked, then copied into the
-    first of the folders of RUNYARD_MODEL_FOLDERS. Run the command on each machine that trains.
+    FOLDER contains config.json and safetensors weights, or is a downloaded checkpoint. It is
+    validated, then copied to the first folder of RUNYARD_MODEL_FOLDERS. Run the command on each
+    machine that trains.
     """
     from runyard.cli import base_models
     from runyard.settings import read_settings
@@ -50,7 +60,7 @@ def add_model(folder: Path, name: str, link: bool, data_dir: Path | None, as_jso
             name,
             link=link,
             spare_bytes=settings.free_disk_mib << 20,
-            on_progress=_nothing if as_json else progress.update,
+            on_progress=_ignore_progress if as_json else progress.update,
         )
     if as_json:
         print_json({"name": name, "weights": f"base:{name}", "folder": str(path)})
@@ -60,37 +70,37 @@ def add_model(folder: Path, name: str, link: bool, data_dir: Path | None, as_jso
 
 @models.command("remove")
 @click.argument("name")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @data_dir_option
 def remove_model(name: str, yes: bool, data_dir: Path | None) -> None:
-    """Remove a model that was added on this machine, for good."""
+    """Delete a base model from this machine permanently."""
     from runyard.cli import base_models
     from runyard.settings import read_settings
 
     if not yes:
-        click.confirm(f"Remove {name}? Runs that have not begun from it yet will fail.", abort=True)
+        click.confirm(f"Delete {name}? Runs that use it and have not started will fail.", abort=True)
     base_models.remove(read_settings(data_dir=data_dir).models, name.removeprefix("base:"))
     click.echo(f"removed base:{name.removeprefix('base:')}")
 
 
 @models.command("list")
 @click.argument("run_id", required=False)
-@click.option("--base", is_flag=True, help="List the models of this machine that flows can begin from.")
+@click.option("--base", is_flag=True, help="List the base models of this machine.")
 @data_dir_option
 @json_option
 def list_models(run_id: str | None, base: bool, data_dir: Path | None, as_json: bool) -> None:
-    """List the checkpoints of a run, the newest last; with --base the models that were added on this machine."""
+    """List the checkpoints of a run, newest last; with --base, the base models of this machine."""
     if base == (run_id is not None):
-        raise click.UsageError("give the id of a run, or --base")
+        raise click.UsageError("expected: either a run id or --base")
     if run_id is None:
-        _list_base(data_dir, as_json=as_json)
+        _list_base_models(data_dir, as_json=as_json)
         return
     with connect(data_dir) as client:
         found = list(client.models.list(run_id).all_items())
     if as_json:
         print_json({"items": found})
     else:
-        # Each that was the best of its time carries the mark; people mean the last of them.
+        # is_best marks each checkpoint that was the best so far; the last of them is the best.
         best = next((model for model in reversed(found) if model.spec.is_best), None)
         rows = [_row(model, is_best=model is best) for model in found]
         print_table(("CHECKPOINT", "EPOCH", "STEP", "AGE", "BEST", "HELD OUT"), rows)
@@ -99,8 +109,8 @@ def list_models(run_id: str | None, base: bool, data_dir: Path | None, as_json: 
 @models.command("download")
 @click.argument("run_id")
 @click.argument("checkpoint", default="latest")
-@click.option("--out", type=click.Path(path_type=Path), default=DOWNLOADS, show_default=True, help="Folder to fill.")
-@click.option("--overwrite", is_flag=True, help="Replace what an earlier download left there.")
+@click.option("--out", type=click.Path(path_type=Path), default=DOWNLOADS, show_default=True, help="Target folder.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing download.")
 @data_dir_option
 @json_option
 def download_model(
@@ -119,55 +129,64 @@ def download_model(
 @click.argument("model", metavar="FOLDER|RUN_ID[/CHECKPOINT]")
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("question")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="PNG to draw the boxes of a grounding on.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="PNG file for the image with the boxes of a grounding.",
+)
 @data_dir_option
 @json_option
 def predict(model: str, image: Path, question: str, out: Path | None, data_dir: Path | None, as_json: bool) -> None:
-    """Ask a model a question about an image.
+    """Query a model with a question about an image.
 
-    MODEL is a downloaded folder, or a run's id, optionally with a checkpoint; that is downloaded into ./models first. A
-    grounding comes with a picture of its boxes, beside the image's name in the current folder unless --out says where.
+    MODEL is a downloaded folder, or a run id with an optional checkpoint, which is downloaded to
+    ./models first. For a grounding, an image with its boxes is written, by default to
+    IMAGE-boxes.png in the current folder.
     """
-    picture = _open(image)
+    opened = _open_image(image)
     folder = _model_folder(model, data_dir)
 
     from runyard.trainer.export.predict import Predictor
 
-    answer = Predictor(folder).ask(picture, question)
+    answer = Predictor(folder).ask(opened, question)
     boxes = [(item.phrase, box) for item in answer.groundings for box in item.boxes]
     drawn = out or (Path(f"{image.stem}-boxes.png") if boxes else None)
     if drawn is not None:
-        from runyard.cli.picture import draw_boxes
+        from runyard.cli.drawing import draw_boxes
 
-        draw_boxes(picture, boxes, path=drawn)
+        draw_boxes(opened, boxes, path=drawn)
     if as_json:
         grounded = [{"phrase": phrase, "box": box} for phrase, box in boxes]
         print_json({"answer": answer.text, "groundings": grounded, "raw": answer.raw, "picture": drawn and str(drawn)})
         return
-    click.echo(one_line(answer.text))
+    click.echo(to_single_line(answer.text))
     if drawn is not None:
-        print_fields([*((phrase, " ".join(map(str, box))) for phrase, box in boxes), ("picture", drawn)])
+        print_fields([*((phrase, " ".join(map(str, box))) for phrase, box in boxes), ("image", drawn)])
 
 
 @models.command("export")
 @click.argument("model", metavar="FOLDER|RUN_ID[/CHECKPOINT]")
-@click.option("--form", type=click.Choice(FORMS), help="[default: merged where there is an adapter, else full]")
-@click.option("--out", "-o", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to make.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Format of merged weights. [default: the base's own]")
+@click.option(
+    "--form", type=click.Choice(FORMS), help="Form of the export. [default: merged if there is an adapter, else full]"
+)
+@click.option("--out", "-o", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to create.")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), help="Data type of merged weights. [default: that of the base model]"
+)
 @click.option(
     "--pictures",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Folder with the held-out pictures, where neither this machine nor the server has them.",
+    help="Folder with the held-out images, if neither this machine nor the server has them.",
 )
-@click.option("--no-replay", is_flag=True, help="Export without asking the stored questions again: unproven.")
+@click.option("--no-replay", is_flag=True, help="Export without verifying the stored answers.")
 @click.option(
     "--tolerate",
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="Share of answers that may be others than the stored ones.",
+    help="Share of answers that may differ from the stored ones.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an earlier export in that folder.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing export.")
 @data_dir_option
 @json_option
 def export(
@@ -182,12 +201,13 @@ def export(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Write a checkpoint out for elsewhere, and prove that it answers as it did.
+    """Export a checkpoint for use elsewhere, and verify its answers.
 
-    MODEL is a downloaded folder, or a run's id, optionally with a checkpoint; that is downloaded into ./models first.
-    The form `merged` is one model folder with the adapter in its weights, `adapter` the adapter alone, `full` all as it
-    was trained. The exported files are loaded and asked every held-out question again: unless each answer is the one
-    stored with the checkpoint, the command fails and leaves nothing.
+    MODEL is a downloaded folder, or a run id with an optional checkpoint, which is downloaded to
+    ./models first. The form `merged` is a model folder with the adapter merged into the weights,
+    `adapter` the adapter alone, `full` everything as trained. The exported files are loaded and
+    queried with every held-out question. If an answer differs from the one stored with the
+    checkpoint, the command fails and deletes the export.
     """
     folder = _model_folder(model, data_dir)
 
@@ -195,7 +215,7 @@ def export(
 
     with contextlib.ExitStack() as held:
         if pictures is None and not no_replay:
-            pictures = _pictures(folder, data_dir, held, show_progress=not as_json)
+            pictures = _find_images(folder, data_dir, held, show_progress=not as_json)
         progress = held.enter_context(WorkLine())
         written = export_model(
             folder,
@@ -206,34 +226,39 @@ def export(
             with_replay=not no_replay,
             tolerate=tolerate,
             overwrite=overwrite,
-            told=_nothing if as_json else progress.update,
+            told=_ignore_progress if as_json else progress.update,
         )
     if as_json:
         print_json({"path": str(out), **written})
     else:
         if not written["replayed"]:
-            click.echo("Not proven: the stored predictions were not replayed.", err=True)
+            click.echo("Not verified: the stored predictions were not replayed.", err=True)
         click.echo(out)
 
 
-def _list_base(data_dir: Path | None, *, as_json: bool) -> None:
+def _list_base_models(data_dir: Path | None, *, as_json: bool) -> None:
     from runyard.cli import base_models
     from runyard.settings import read_settings
 
-    found = base_models.listed(read_settings(data_dir=data_dir).models)
+    found = base_models.list_base_models(read_settings(data_dir=data_dir).models)
     if as_json:
         print_json({"items": found})
     else:
-        rows = [(f"base:{item['name']}", item["modelType"], size(item["sizeBytes"]), item["folder"]) for item in found]
+        rows = [
+            (f"base:{item['name']}", item["modelType"], format_size(item["sizeBytes"]), item["folder"])
+            for item in found
+        ]
         print_table(("WEIGHTS", "MODEL TYPE", "SIZE", "FOLDER"), rows)
 
 
-def _nothing(doing: str, done: int, total: int) -> None:
+def _ignore_progress(doing: str, done: int, total: int) -> None:
     pass
 
 
-def _pictures(folder: Path, data_dir: Path | None, held: contextlib.ExitStack, *, show_progress: bool) -> Path | None:
-    """Where the held-out pictures lie: a version's folder on this machine, else fetched for as long as ``held``."""
+def _find_images(
+    folder: Path, data_dir: Path | None, held: contextlib.ExitStack, *, show_progress: bool
+) -> Path | None:
+    """Return the folder with the held-out images; a download is deleted when ``held`` closes."""
     from runyard.ids import resolve_folder
     from runyard.rundir import is_complete
     from runyard.settings import read_settings
@@ -252,26 +277,30 @@ def _pictures(folder: Path, data_dir: Path | None, held: contextlib.ExitStack, *
     try:
         with connect(data_dir, is_patient=True) as client:
             return client.assets.download(asked.dataset["datasetId"], fetched, show_progress=show_progress).save_path
-    except (CommandFailed, ViError) as error:  # the export says what to do without them
-        click.echo(f"The pictures cannot be fetched: {error}", err=True)
+    except (CommandFailed, ViError) as error:  # the export reports what to do without images
+        click.echo(f"The held-out images cannot be downloaded: {error}", err=True)
         return None
 
 
-def _open(path: Path) -> "Image":
-    """The picture in a file; read before anything that takes long, so that a wrong name is said at once."""
+def _open_image(path: Path) -> "Image":
+    """Return the image in a file; call it first, so that a wrong name is reported at once.
+
+    Raises:
+        CommandFailed: The file is missing or not an image.
+    """
     from PIL import Image, UnidentifiedImageError
 
     if not path.is_file():
-        raise CommandFailed(f"there is no image {path}", exit_code=EXIT_NOT_FOUND)
+        raise CommandFailed(f"image {path} does not exist", exit_code=EXIT_NOT_FOUND)
     try:
         with Image.open(path) as opened:
             return opened.convert("RGB")
     except UnidentifiedImageError as error:
-        raise CommandFailed(f"{path} is no image that can be read; JPEG, PNG, WebP, BMP, GIF and TIFF can") from error
+        raise CommandFailed(f"cannot read {path} as an image (supported: JPEG, PNG, WebP, BMP, GIF, TIFF)") from error
 
 
 def _model_folder(given: str, data_dir: Path | None) -> Path:
-    """The folder with the model's files: one on this disk, or a checkpoint fetched from the server."""
+    """Return the folder of a model on disk, or of a checkpoint downloaded from the server."""
     folder = Path(given)
     if folder.is_dir():
         return folder / "model_full" if (folder / "model_full").is_dir() else folder
@@ -282,12 +311,14 @@ def _model_folder(given: str, data_dir: Path | None) -> Path:
 
 def _row(model: "Model", *, is_best: bool) -> tuple[object, ...]:
     scores = model.spec.evaluation_metrics or {}
-    shown = ", ".join(f"{name} {number(value)}" for name, value in scores.items() if isinstance(value, int | float))
+    shown = ", ".join(
+        f"{name} {format_number(value)}" for name, value in scores.items() if isinstance(value, int | float)
+    )
     return (
         model.model_id,
         model.spec.epoch,
         model.spec.step,
-        age(model.metadata.time_created),
+        format_age(model.metadata.time_created),
         "best" if is_best else "",
         shown,
     )

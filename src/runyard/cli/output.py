@@ -1,7 +1,7 @@
-"""How commands print: a document as JSON, or plain aligned text.
+"""Output of commands: API documents as JSON, or plain aligned text.
 
-JSON is exactly the document of the wire, one object a line where a command prints many. Tables are plain text made
-here: a table library takes longer to import than the server takes to answer.
+JSON output is the API response, one object per line where a command prints many. Tables are
+formatted here, because importing a table library takes longer than a response of the server.
 """
 
 import datetime
@@ -12,55 +12,55 @@ from typing import Any
 
 import click
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the documents of the wire as JSON.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the API response as JSON.")
 
-_COLOURS = {"Succeeded": "green", "Running": "cyan", "Failed": "red", "Error": "red", "Cancelled": "yellow"}
+_COLORS = {"Succeeded": "green", "Running": "cyan", "Failed": "red", "Error": "red", "Cancelled": "yellow"}
 
 
 def print_json(value: Any) -> None:
-    """Print one document on one line; structs keep the names and shapes they have on the wire."""
+    """Print a document as one line of JSON, with its names on the wire."""
     import msgspec
 
-    click.echo(msgspec.json.encode(value, enc_hook=_plain).decode())
+    click.echo(msgspec.json.encode(value, enc_hook=_encode_path).decode())
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, err: bool = False) -> None:
-    """Print aligned columns, and a condition in its colour when a person is reading; to stderr if asked for."""
+    """Print aligned columns, with colored conditions on a terminal."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(line[index]) for line in [list(headings), *cells]) for index in range(len(headings))]
     click.echo(click.style(_line(headings, widths, str), bold=True), err=err)
     for row in cells:
-        click.echo(_line(row, widths, coloured), err=err)
+        click.echo(_line(row, widths, colorize), err=err)
 
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
-    """Print names and values below each other; a field whose value is None or empty is left out."""
+    """Print one field per line; fields whose value is None or empty are omitted."""
     shown = [(name, _cell(value)) for name, value in fields if value not in (None, "", [], {})]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
-        click.echo(f"{name:<{width}}  {coloured(value)}")
+        click.echo(f"{name:<{width}}  {colorize(value)}")
 
 
-def coloured(text: str) -> str:
-    """A condition's name in its colour; anything else, and anything not going to a terminal, as it is."""
-    colour = _COLOURS.get(text.strip())
-    return click.style(text, fg=colour) if colour else text
+def colorize(text: str) -> str:
+    """Return the name of a condition in its color, and any other text unchanged."""
+    color = _COLORS.get(text.strip())
+    return click.style(text, fg=color) if color else text
 
 
-def local_time(epoch_ms: int | None) -> str:
-    """A time of the wire as people read it, in their own time zone."""
+def format_time(epoch_ms: int | None) -> str:
+    """Return epoch milliseconds in the local time zone; empty for None and 0."""
     if not epoch_ms:
         return ""
     return datetime.datetime.fromtimestamp(epoch_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def age(epoch_ms: int, *, now: Callable[[], float] = time.time) -> str:
-    """How long ago a time of the wire was, in the largest unit that fits."""
-    return duration(max(0.0, now() - epoch_ms / 1000))
+def format_age(epoch_ms: int, *, now: Callable[[], float] = time.time) -> str:
+    """Return the time since ``epoch_ms`` as a duration."""
+    return format_duration(max(0.0, now() - epoch_ms / 1000))
 
 
-def duration(seconds: float) -> str:
-    """A length of time in one or two units: ``9s``, ``1m 05s``, ``3h 20m``, ``4d 02h``."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in one or two units: ``9s``, ``1m 05s``, ``3h 20m``, ``4d 02h``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -71,8 +71,8 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400}d {whole % 86400 // 3600:02}h"
 
 
-def size(size_bytes: int) -> str:
-    """A number of bytes with a binary unit."""
+def format_size(size_bytes: int) -> str:
+    """Return a number of bytes with a binary unit."""
     value = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024 or unit == "GiB":
@@ -81,24 +81,24 @@ def size(size_bytes: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def number(value: float | None) -> str:
-    """A measured number, short; nothing for one that is not there yet."""
+def format_number(value: float | None) -> str:
+    """Return a number with four significant digits; empty for None."""
     return "" if value is None else f"{value:.4g}"
 
 
-def one_line(text: str) -> str:
-    """Text from a run or a server as harmless text: control characters cannot steer the terminal."""
+def to_single_line(text: str) -> str:
+    """Return text without control characters, which could control the terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def _plain(value: object) -> str:
+def _encode_path(value: object) -> str:
     if isinstance(value, Path):
         return str(value)
-    raise NotImplementedError(f"no JSON for {type(value).__name__}")
+    raise TypeError(f"cannot encode a {type(value).__name__} as JSON")
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else one_line(str(value))
+    return "" if value is None else to_single_line(str(value))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], paint: Callable[[str], str]) -> str:

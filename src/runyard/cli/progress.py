@@ -1,8 +1,7 @@
-"""The live line of a run that somebody follows: step, loss, metric, time left.
+"""Progress lines on stderr: runs, imports and local work.
 
-On a terminal it is one line that changes in place; elsewhere it is a plain line whenever the run's condition changes
-and every few seconds between, so that the log of a build stays readable. It goes to stderr, so stdout stays for
-results.
+On a terminal, one line is updated in place. Elsewhere, a plain line is printed on each change of
+condition and every few seconds, so that build logs remain readable. stdout is reserved for results.
 """
 
 import shutil
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from runyard.cli.output import duration, number, one_line
+from runyard.cli.output import format_duration, format_number, to_single_line
 
 if TYPE_CHECKING:
     from vi.api.resources.datasets.responses import DatasetImport
@@ -24,7 +23,7 @@ BAR_WIDTH = 24
 
 
 class ProgressLine:
-    """Give ``update`` to ``client.runs.wait(on_update=...)``; leaving the context ends the line."""
+    """Progress line of a run; pass ``update`` to ``client.runs.wait(on_update=...)``."""
 
     def __init__(self, stream: TextIO | None = None, *, now: Callable[[], float] = time.monotonic):
         self._stream = stream or sys.stderr
@@ -45,15 +44,18 @@ class ProgressLine:
             self._stream.flush()
 
     def interrupt(self) -> None:
-        """End the line that is being drawn, so that something else can be said; the next update begins a new one."""
+        """End the current line, so that other text can be printed.
+
+        The next update starts a new one.
+        """
         if self._is_live and self._last_text:
             self._stream.write("\n")
             self._stream.flush()
             self._last_text = ""
 
     def update(self, run: "Run") -> None:
-        """Show where a run stands now."""
-        condition, text = run.condition, line_of(run)
+        """Show the current state of a run."""
+        condition, text = run.condition, format_progress(run)
         if text == self._last_text:
             return
         if self._is_live:
@@ -69,8 +71,10 @@ class ProgressLine:
 
 
 class PhaseLines:
-    """Give ``update`` to ``client.datasets.import_folder(progress=...)`` where nobody watches: a line for each phase,
-    and one every few seconds between."""
+    """Progress lines of an import without a terminal: one per phase, and one every few seconds.
+
+    Pass ``update`` to ``client.datasets.import_folder(progress=...)``.
+    """
 
     def __init__(self, stream: TextIO | None = None, *, now: Callable[[], float] = time.monotonic):
         self._stream = stream or sys.stderr
@@ -79,19 +83,19 @@ class PhaseLines:
         self._printed_s = float("-inf")
 
     def update(self, imported: "DatasetImport") -> None:
-        """Say where an import stands now, if it is time to."""
-        from vi.api._progress import import_text
+        """Print the state of an import if the phase changed or the interval has passed."""
+        from vi.api._progress import describe_import
 
         phase = imported.status.progress.phase
         if phase == self._last_phase and self._now() - self._printed_s < PLAIN_LINE_EVERY_S:
             return
         self._last_phase, self._printed_s = phase, self._now()
-        self._stream.write(one_line(f"{phase}  {import_text(imported)}") + "\n")
+        self._stream.write(to_single_line(f"{phase}  {describe_import(imported)}") + "\n")
         self._stream.flush()
 
 
 class WorkLine:
-    """Give ``update`` to work on this machine that tells what it does, how much is done, and how much there is."""
+    """Progress line of work on this machine, such as copying a model."""
 
     def __init__(self, stream: TextIO | None = None, *, now: Callable[[], float] = time.monotonic):
         self._stream = stream or sys.stderr
@@ -111,8 +115,8 @@ class WorkLine:
             self._stream.flush()
 
     def update(self, doing: str, done: int, total: int) -> None:
-        """Show where the work stands now; without a terminal a line for each thing done, and every few seconds."""
-        text = one_line(f"{bar(done / total)}  {doing} {done}/{total}" if total else doing)
+        """Show the current activity and how much of it is done."""
+        text = to_single_line(f"{bar(done / total)}  {doing} {done}/{total}" if total else doing)
         if self._is_live:
             self._stream.write(f"\r\x1b[2K{text[: shutil.get_terminal_size().columns - 1]}")
         elif doing != self._last_doing or self._now() - self._printed_s >= PLAIN_LINE_EVERY_S:
@@ -122,30 +126,30 @@ class WorkLine:
         self._last_doing = doing
 
 
-def state_of(run: "Run") -> str:
-    """Condition and reason in words."""
+def describe_state(run: "Run") -> str:
+    """Return the condition and its reason."""
     if not run.status.conditions:
         return "Waiting"
     latest = run.status.conditions[-1]
-    return one_line(f"{latest.condition.value}, {latest.reason}" if latest.reason else latest.condition.value)
+    return to_single_line(f"{latest.condition.value}, {latest.reason}" if latest.reason else latest.condition.value)
 
 
-def line_of(run: "Run") -> str:
-    """One line about where a run stands."""
+def format_progress(run: "Run") -> str:
+    """Return the state of a run as one line."""
     progress = run.status.progress
     if progress is None or not progress.total_steps:
-        return state_of(run)
-    parts = [state_of(run), f"step {progress.step}/{progress.total_steps}"]
+        return describe_state(run)
+    parts = [describe_state(run), f"step {progress.step}/{progress.total_steps}"]
     if progress.loss is not None:
-        parts.append(f"loss {number(progress.loss)}")
+        parts.append(f"loss {format_number(progress.loss)}")
     if progress.metric_name and progress.metric is not None:
-        parts.append(f"{one_line(progress.metric_name)} {number(progress.metric)}")
+        parts.append(f"{to_single_line(progress.metric_name)} {format_number(progress.metric)}")
     if progress.seconds_left and not (run.condition and run.condition.is_final):
-        parts.append(f"{duration(progress.seconds_left)} left")
+        parts.append(f"{format_duration(progress.seconds_left)} left")
     return f"{bar(progress.step / progress.total_steps)}  {'  '.join(parts)}"
 
 
 def bar(share: float) -> str:
-    """A bar of plain characters."""
+    """Return a bar of plain characters for a share from 0 to 1."""
     full = round(min(1.0, max(0.0, share)) * BAR_WIDTH)
     return "[" + "=" * full + " " * (BAR_WIDTH - full) + "]"

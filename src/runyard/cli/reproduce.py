@@ -1,7 +1,8 @@
-"""Whether two runs are the same training: what to pin for a second one, and what the two of them ended with. Pure.
+"""Reproduction of runs: what to pin for a second run, and the comparison of two runs. Pure
+functions.
 
-The same recipe, data, versions and hardware give the same weights bit for bit on the CPU. So when two runs differ, the
-first thing to look at is what differed before their first step: that stands in their plans.
+The same flow, data, versions and hardware give bit-identical weights on the CPU. When two runs
+differ, their plans show what differed before the first step.
 """
 
 import math
@@ -14,13 +15,13 @@ import msgspec
 from vi.api.resources.flows.responses import FlowSpec
 from vi.api.resources.runs.responses import MetricPoint, Run
 
-ATTRIBUTE = "reproduces"  # of a run that was made to reproduce another; its value is that one's id
+ATTRIBUTE = "reproduces"  # attribute of a reproduction; its value is the id of the original run
 MODEL_BLOCK = "vi-model"
 VALIDATION = "validation/"
 CUT_BY_MEMORY = "too much for the memory"  # in the plan's reason
 Verdict = Literal["identical", "equal", "different"]
 
-# What the plan resolved, and where a recipe says it. Pinned, so that nothing is measured or chosen a second time.
+# Values of the plan, and their paths in a flow. They are pinned, so that nothing is measured again.
 PINNED = {
     "batchSize": ("hyperparameters", "batchSize"),
     "microBatchSize": ("hyperparameters", "microBatchSize"),
@@ -34,7 +35,10 @@ PINNED = {
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """A value of the plan that two runs do not share; a name such as ``versions.torch``, None where one has none."""
+    """Value of the plan that differs between two runs, such as ``versions.torch``.
+
+    None if missing.
+    """
 
     name: str
     original: Any
@@ -42,7 +46,7 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class StepDifference(msgspec.Struct, frozen=True, rename="camel"):
-    """The loss of one optimizer step in both runs."""
+    """Loss of one optimizer step in both runs."""
 
     step: int
     original: float
@@ -54,7 +58,7 @@ class StepDifference(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Weights(msgspec.Struct, frozen=True, rename="camel"):
-    """The weights of a run's last checkpoint: SHA-256 by file."""
+    """Weights of the last checkpoint of a run: SHA-256 by file."""
 
     checkpoint: str
     step: int | None
@@ -63,7 +67,7 @@ class Weights(msgspec.Struct, frozen=True, rename="camel"):
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a run left behind: the run itself, what was measured, and its last weights, if there are any."""
+    """Results of a run: the run, its metrics, and the weights of its last checkpoint, if any."""
 
     run: Run
     points: Sequence[MetricPoint]
@@ -75,12 +79,15 @@ class Evidence:
 
     @property
     def losses(self) -> dict[int, float]:
-        """By step. A step that a later attempt took again counts as that one took it."""
+        """Training loss by step.
+
+        A step repeated by a later attempt has the loss of that attempt.
+        """
         return {point.step: point.values["loss"] for point in self.points if "loss" in point.values}
 
     @property
     def evaluation(self) -> dict[str, float]:
-        """The last one's metrics, by name."""
+        """Metrics of the last evaluation, by name."""
         measured = [point for point in self.points if any(name.startswith(VALIDATION) for name in point.values)]
         last = max((point.step for point in measured), default=0)
         return {
@@ -93,21 +100,21 @@ class Evidence:
 
     @property
     def ending(self) -> str:
-        """Condition and reason in words."""
+        """Final condition and its reason."""
         last = self.run.status.conditions[-1] if self.run.status.conditions else None
         return "Unknown" if last is None else ", ".join(filter(None, [last.condition.value, last.reason]))
 
     @property
     def total_steps(self) -> int | None:
-        total: int | None = value_of(self.plan, "totalSteps")
+        total: int | None = get_plan_value(self.plan, "totalSteps")
         return total
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Everything two runs were compared by; ``original`` and ``reproduction`` are in this order wherever two stand.
+    """Result of comparing two runs; pairs are in the order original, reproduction.
 
-    ``largest`` is None where no step has two losses, and ``are_weights_same`` where not both have a last checkpoint of
-    the same step.
+    ``largest`` is None if no step has two losses; ``are_weights_same`` is None unless both runs
+    have a last checkpoint of the same step.
     """
 
     original: str
@@ -128,76 +135,76 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     notes: list[str]
 
 
-def in_words(value: Any) -> str:
-    """A value of a plan, or something measured, in a table."""
+def format_value(value: Any) -> str:
+    """Return a value of a plan or a metric as text for a table."""
     return "none" if value is None or value == [] else str(value)
 
 
-def value_of(plan: Mapping[str, Any], name: str) -> Any:
-    """A value of a plan, without its reason; None where the plan does not have it."""
+def get_plan_value(plan: Mapping[str, Any], name: str) -> Any:
+    """Return a value of a plan without its reason; None if the plan lacks it."""
     item = plan.get(name)
     return item.get("value") if isinstance(item, Mapping) else None
 
 
-def pinned_flow(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The run's frozen recipe with everything pinned that its plan resolved, and what that is, by the plan's names.
+def pin_flow(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the frozen flow of a run with the values of its plan pinned, and the pinned values by
+    name.
 
-    A micro-batch that memory cut to what does not divide the batch cannot be asked for, and is left as the recipe has
-    it.
+    A micro-batch size that was reduced for lack of memory and does not divide the batch size is not
+    a valid setting, so it is not pinned.
     """
-    plan, flow = run.status.plan or {}, _plain(run.spec.flow)
+    plan, flow = run.status.plan or {}, _copy_flow(run.spec.flow)
     settings = _settings_of_model(flow)
     pinned: dict[str, Any] = {}
     for name, path in PINNED.items():
-        value = value_of(plan, name)
-        if value is None or (name == "microBatchSize" and (value_of(plan, "batchSize") or 0) % value):
+        value = get_plan_value(plan, name)
+        if value is None or (name == "microBatchSize" and (get_plan_value(plan, "batchSize") or 0) % value):
             continue
-        place = settings
+        target = settings
         for part in path[:-1]:
-            place = place.setdefault(part, {})
-        place[path[-1]] = pinned[name] = value
-    if (seed := value_of(plan, "seed")) is not None:
+            target = target.setdefault(part, {})
+        target[path[-1]] = pinned[name] = value
+    if (seed := get_plan_value(plan, "seed")) is not None:
         flow["settings"]["seed"] = pinned["seed"] = seed
     return flow, pinned
 
 
-def notes_on(run: Run) -> list[str]:
-    """What there is to know about a run before it is trained again, a sentence each."""
+def list_notes(run: Run) -> list[str]:
+    """Return notes on a run that affect its reproduction, one sentence each."""
     plan, notes = run.status.plan or {}, []
     ending = Evidence(run=run, points=[], weights=None).ending
     if run.condition is None or run.condition.value != "Succeeded":
-        notes.append(f"it ended as {ending}, so only what it got to can be compared")
+        notes.append(f"it ended as {ending}, so only its completed steps can be compared")
     if len(run.status.attempts) > 1:
         notes.append(
-            f"it took {len(run.status.attempts)} attempts; a resume is exact, so one that takes a single attempt ends "
-            "with the same weights"
+            f"it had {len(run.status.attempts)} attempts; resuming is exact, so a single attempt gives the same weights"
         )
     if CUT_BY_MEMORY in str((plan.get("microBatchSize") or {}).get("reason")):
-        notes.append("memory cut its micro-batch while it trained; the steps before that summed up otherwise")
-    if (value_of(plan, "revision") or {}).get("isDirty"):
-        notes.append("it was trained by source code with changes that no commit has")
+        notes.append("its micro-batch was reduced during training for lack of memory; earlier steps summed differently")
+    if (get_plan_value(plan, "revision") or {}).get("isDirty"):
+        notes.append("it was trained with uncommitted changes of the source code")
     if run.spec.flow.settings.get("timeLimitMinutes") is not None:
-        notes.append("settings.timeLimitMinutes ends it by the clock, which may come at another step")
-    if value_of(plan, "device") not in (None, "cpu"):
-        notes.append("it trained on an accelerator, which sums in no fixed order; state a --tolerance")
+        notes.append("settings.timeLimitMinutes ends it by time, possibly at another step")
+    if get_plan_value(plan, "device") not in (None, "cpu"):
+        notes.append("it trained on an accelerator, where sums have no fixed order; try: --tolerance")
     if plan and "hardware" not in plan:
-        notes.append("it was trained by a Runyard that did not write down hardware and source revision")
+        notes.append("it was trained by a version that did not record hardware and source revision")
     return notes
 
 
 def differences(original: Mapping[str, Any], reproduction: Mapping[str, Any]) -> list[Difference]:
-    """Where two plans differ: versions, revision, hardware, threads, data, and every number that was resolved."""
-    one, other = _flat(original), _flat(reproduction)
+    """Return the values that differ between two plans: versions, hardware, data, settings."""
+    one, other = _flatten(original), _flatten(reproduction)
     names = [*one, *(name for name in other if name not in one)]
     return [Difference(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
 
 
 def compare(original: Evidence, reproduction: Evidence, *, tolerance: float | None = None) -> Comparison:
-    """Everything that tells whether the second run is the first one again.
+    """Compare two runs.
 
-    ``identical`` are runs with the same ending, the same loss at every step, the same last evaluation and the same last
-    weights, bit for bit (none in both is the same); ``equal`` are those that took the same steps with losses, of
-    training and validation, that are at most ``tolerance`` apart.
+    Runs are ``identical`` if ending, loss of every step, last evaluation and last weights are the
+    same, bit for bit (or both have no weights). They are ``equal`` if they took the same steps and
+    their training and validation losses differ by at most ``tolerance``.
     """
     losses, others = original.losses, reproduction.losses
     both = [StepDifference(step, losses[step], others[step]) for step in sorted(losses.keys() & others.keys())]
@@ -210,7 +217,7 @@ def compare(original: Evidence, reproduction: Evidence, *, tolerance: float | No
     is_same_course = is_same_course and bool(both)
     has_weights = original.weights is not None or reproduction.weights is not None
     is_identical = is_same_course and not unequal and before == after and (same_weights is True or not has_weights)
-    apart = _apart(largest, evaluation)
+    apart = _max_distance(largest, evaluation)
     is_equal = is_same_course and tolerance is not None and apart <= tolerance
     verdict: Verdict = "identical" if is_identical else "equal" if is_equal else "different"
     return Comparison(
@@ -229,33 +236,33 @@ def compare(original: Evidence, reproduction: Evidence, *, tolerance: float | No
         weights=(original.weights, reproduction.weights),
         are_weights_same=same_weights,
         differences=differences(original.plan, reproduction.plan),
-        notes=notes_on(original.run),
+        notes=list_notes(original.run),
     )
 
 
-def table_of(found: Comparison) -> list[tuple[str, str, str, str]]:
-    """What was compared, a row each: the name, both values, and what they make."""
+def build_rows(found: Comparison) -> list[tuple[str, str, str, str]]:
+    """Return one row per comparison: name, both values, and the result."""
     rows = [
         ("run", found.original, found.reproduction, ""),
-        ("ended as", found.endings[0], found.endings[1], _same(found.endings[0] == found.endings[1])),
-        ("steps", _steps(found, 0), _steps(found, 1), _same(found.steps == (found.compared_steps,) * 2)),
+        ("ended as", found.endings[0], found.endings[1], _describe_equality(found.endings[0] == found.endings[1])),
+        ("steps", _steps(found, 0), _steps(found, 1), _describe_equality(found.steps == (found.compared_steps,) * 2)),
         ("losses", *_losses(found)),
     ]
     for name, (one, other) in found.evaluation.items():
-        rows.append((name, in_words(one), in_words(other), _same(one == other)))
-    made = "not comparable" if found.are_weights_same is None else _same(found.are_weights_same)
+        rows.append((name, format_value(one), format_value(other), _describe_equality(one == other)))
+    made = "not comparable" if found.are_weights_same is None else _describe_equality(found.are_weights_same)
     return [*rows, ("weights", _weights(found.weights[0]), _weights(found.weights[1]), made)]
 
 
 def _losses(found: Comparison) -> tuple[str, str, str]:
-    """Both losses where they first differ, or at the last step that both took."""
+    """Return both losses at the first difference, or at the last common step, and the result."""
     first, largest = found.first_different, found.largest
     if largest is None:
         return "", "", "no step in both"
     if first is None:
         return f"{found.compared_steps} steps", f"{found.compared_steps} steps", "same"
-    told = f"differ from step {first.step} on, by up to {largest.size:.3g} at step {largest.step}"
-    return in_words(first.original), in_words(first.reproduction), told
+    result = f"differ from step {first.step} on, by up to {largest.size:.3g} at step {largest.step}"
+    return format_value(first.original), format_value(first.reproduction), result
 
 
 def _steps(found: Comparison, place: Literal[0, 1]) -> str:
@@ -277,8 +284,11 @@ def _are_same_weights(one: Weights | None, other: Weights | None) -> bool | None
     return one.files == other.files
 
 
-def _apart(largest: StepDifference | None, evaluation: Mapping[str, tuple[float | None, float | None]]) -> float:
-    """The largest distance of two losses, of training or of validation; infinite where one is missing."""
+def _max_distance(largest: StepDifference | None, evaluation: Mapping[str, tuple[float | None, float | None]]) -> float:
+    """Return the largest difference of training or validation losses.
+
+    Infinite if one is missing.
+    """
     one, other = evaluation.get(f"{VALIDATION}loss", (0.0, 0.0))
     if one is None or other is None or largest is None:
         return math.inf
@@ -289,16 +299,16 @@ def _is_same(one: float, other: float) -> bool:
     return one == other or (math.isnan(one) and math.isnan(other))
 
 
-def _plain(flow: FlowSpec) -> dict[str, Any]:
-    """A copy that may be changed."""
+def _copy_flow(flow: FlowSpec) -> dict[str, Any]:
+    """Return a mutable copy."""
     document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(flow))
     return document
 
 
 def _settings_of_model(flow: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the block that describes the model, which is added where the recipe leaves all to the defaults.
+    """Return the settings of the model block, which is added if it is missing.
 
-    A block's name contains its type.
+    The name of a block contains its type.
     """
     for block in flow["blocks"]:
         if "model" in block["block"]:
@@ -308,11 +318,11 @@ def _settings_of_model(flow: dict[str, Any]) -> dict[str, Any]:
     return _settings_of_model(flow)
 
 
-def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a plan by name, what is in them by ``name.part``."""
+def _flatten(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a plan by name, nested ones as ``name.part``."""
     found: dict[str, Any] = {}
     for name in plan:
-        value = value_of(plan, name)
+        value = get_plan_value(plan, name)
         if isinstance(value, Mapping):
             found |= {f"{name}.{part}": inner for part, inner in value.items()}
         else:
@@ -320,5 +330,5 @@ def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _same(is_same: bool) -> str:
+def _describe_equality(is_same: bool) -> str:
     return "same" if is_same else "differs"

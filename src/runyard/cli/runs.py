@@ -1,37 +1,38 @@
-"""``runyard runs``: everything about training runs."""
+"""``runyard runs``: create, follow, compare, kill and delete training runs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from runyard.cli.connection import connect, data_dir_option
-from runyard.cli.failures import EXIT_INTERRUPTED, EXIT_RUN_FAILED, CommandFailed, explain
+from runyard.cli.failures import EXIT_INTERRUPTED, EXIT_RUN_FAILED, CommandFailed, to_command_failure
+from runyard.cli.flow_files import resolve_flow_argument, set_option
 from runyard.cli.output import (
-    age,
-    coloured,
-    duration,
+    colorize,
+    format_age,
+    format_duration,
+    format_number,
+    format_time,
     json_option,
-    local_time,
-    number,
-    one_line,
     print_fields,
     print_json,
     print_table,
+    to_single_line,
 )
 from runyard.cli.progress import ProgressLine
-from runyard.cli.recipes import flow_for, set_option
 from runyard.cli.selection import (
     CONDITIONS,
     Selection,
     apply_to_many,
-    attributes_of,
+    build_filters,
     confirm,
-    filters_of,
+    parse_attributes,
+    print_outcomes,
     selection_options,
-    tell_outcomes,
 )
 
 if TYPE_CHECKING:
@@ -44,18 +45,18 @@ STREAMS = ("events", "stdout", "stderr")
 
 @click.group()
 def runs() -> None:
-    """Start, follow, kill and delete training runs."""
+    """Create, follow, compare, kill and delete training runs."""
 
 
 @runs.command("list")
-@click.option("--condition", type=click.Choice(CONDITIONS, case_sensitive=False), help="Only runs in this state.")
-@click.option("--flow", help="Only runs of this flow id.")
-@click.option("--training-project", help="Only runs of this training project or dataset.")
-@click.option("--attribute", "attributes", metavar="KEY=VALUE", multiple=True, help="Only runs with this attribute.")
+@click.option("--condition", type=click.Choice(CONDITIONS, case_sensitive=False), help="Runs in this state.")
+@click.option("--flow", help="Runs of this flow id.")
+@click.option("--training-project", help="Runs of this training project or dataset.")
 @click.option(
-    "--since", "since_hours", type=float, metavar="HOURS", help="Only runs created in the last so many hours."
+    "--attribute", "attributes", metavar="KEY=VALUE", multiple=True, help="Runs with this attribute. Repeatable."
 )
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many, newest first.")
+@click.option("--since", "since_hours", type=float, metavar="HOURS", help="Maximum age of the runs in hours.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Maximum number of runs.")
 @data_dir_option
 @json_option
 def list_runs(
@@ -71,10 +72,10 @@ def list_runs(
     """List runs, newest first."""
     from vi.api.types import PaginationParams
 
-    given = filters_of(condition, flow, training_project, attributes, since_hours)
+    given = build_filters(condition, flow, training_project, attributes, since_hours)
     with connect(data_dir) as client:
         page = client.runs.list(pagination=PaginationParams(page_size=min(limit, 1000)), **given)
-        found = list(_first(page.all_items(), limit))
+        found = list(islice(page.all_items(), limit))
     if as_json:
         print_json({"items": found})
     else:
@@ -86,7 +87,7 @@ def list_runs(
 @data_dir_option
 @json_option
 def get_run(run_id: str, data_dir: Path | None, as_json: bool) -> None:
-    """Show one run: its state, where training stands, and its history."""
+    """Show a run: its state, progress and history."""
     with connect(data_dir) as client:
         run = client.runs.get(run_id)
     if as_json:
@@ -97,20 +98,18 @@ def get_run(run_id: str, data_dir: Path | None, as_json: bool) -> None:
 
 @runs.command("create")
 @click.option(
-    "--flow", metavar="FILE|FLOW_ID", help="Recipe file (.yaml, .json) or flow id. [default: the empty recipe]"
+    "--flow", metavar="FILE|FLOW_ID", help="Flow file (.yaml, .json) or flow id. [default: tiny model on digits]"
 )
 @set_option
 @click.option("--training-project", help="Training project or dataset to train on.")
-@click.option(
-    "--attribute", "attributes", metavar="KEY=VALUE", multiple=True, help="An attribute to keep with the run."
-)
-@click.option("--run-id", help="The run's id, if you make your own; repeating a create with it starts nothing twice.")
+@click.option("--attribute", "attributes", metavar="KEY=VALUE", multiple=True, help="Attribute of the run. Repeatable.")
+@click.option("--run-id", help="Id of the run. Repeating the command with the same id creates no second run.")
 @click.option(
     "--resume-from",
     metavar="RUN_ID[/CHECKPOINT]",
-    help="Go on from another run's checkpoint: an id, best, or latest, which is the default.",
+    help="Checkpoint of another run to resume from: an id, best or latest. [default: latest]",
 )
-@click.option("--wait", is_flag=True, help="Follow the run until it ends; exit code 3 if it does not succeed.")
+@click.option("--wait", is_flag=True, help="Follow the run until it has ended; exit code 3 if it does not succeed.")
 @data_dir_option
 @json_option
 def create_run(
@@ -124,24 +123,24 @@ def create_run(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Start a training run.
+    """Create a training run.
 
-    Without --flow it trains the tiny model on the built-in handwritten digits. Values are set on top of any recipe:
-    `runyard runs create --set vi-model.hyperparameters.epochs=5 --wait`.
+    Without --flow, the tiny model is trained on the built-in handwritten digits. --set changes
+    values of any flow: `runyard runs create --set vi-model.hyperparameters.epochs=5 --wait`.
     """
     with connect(data_dir, is_patient=True) as client:
         run = client.runs.create(
-            flow=flow_for(client, flow, assignments),
+            flow=resolve_flow_argument(client, flow, assignments),
             training_project=training_project,
-            metadata=attributes_of(attributes) or None,
+            metadata=parse_attributes(attributes) or None,
             run_id=run_id,
-            resume_from=None if resume_from is None else origin_of(resume_from),
+            resume_from=None if resume_from is None else parse_resume_from(resume_from),
         )
         if wait:
             if not as_json:
                 click.echo(f"Run {run.run_id}")
-            with _continues_without_us(run.run_id, data_dir):
-                run = follow(client, run.run_id)
+            with _report_interrupt(run.run_id, data_dir):
+                run = follow_run(client, run.run_id)
     if as_json:
         print_json(run)
     elif wait:
@@ -152,13 +151,16 @@ def create_run(
 
 @runs.command("wait")
 @click.argument("run_id")
-@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="Give up after so long (exit code 7).")
+@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="Maximum time to wait (then exit code 7).")
 @data_dir_option
 @json_option
 def wait_for_run(run_id: str, timeout_s: float | None, data_dir: Path | None, as_json: bool) -> None:
-    """Follow a run until it ends: exit code 0 when it succeeded, 3 when not, 4 when it was deleted meanwhile."""
-    with connect(data_dir, is_patient=True) as client, _continues_without_us(run_id, data_dir):
-        run = follow(client, run_id, timeout_s=timeout_s)
+    """Follow a run until it has ended.
+
+    Exit code 0 if it succeeded, 3 if not, 4 if it was deleted.
+    """
+    with connect(data_dir, is_patient=True) as client, _report_interrupt(run_id, data_dir):
+        run = follow_run(client, run_id, timeout_s=timeout_s)
     if as_json:
         print_json(run)
     else:
@@ -168,39 +170,41 @@ def wait_for_run(run_id: str, timeout_s: float | None, data_dir: Path | None, as
 tolerance_option = click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
-    help="Also content with losses that are at most so far apart. [default: only the same weights, bit for bit]",
+    help="Maximum difference of losses to accept. [default: require bit-identical weights]",
 )
 
 
 @runs.command("reproduce")
 @click.argument("run_id")
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow it to its end, then compare.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the new run to its end, then compare.")
 @tolerance_option
 @data_dir_option
 @json_option
 def reproduce_run(run_id: str, wait: bool, tolerance: float | None, data_dir: Path | None, as_json: bool) -> None:
-    """Train a run again as it was trained, and compare: exit code 0 when it is the same, 3 when not.
+    """Repeat the training of a run and compare the results; exit code 0 if they are the same, 3 if
+    not.
 
-    Its frozen recipe is taken with everything that was measured or chosen for it, on the same version of the data and
-    from the same beginning. What differs in versions, source or hardware is told before training.
+    The new run uses the frozen flow with all measured and selected values, the same dataset version
+    and the same starting point. Differences in versions, source code or hardware are printed before
+    training.
     """
-    from runyard.cli.reproduce import notes_on
+    from runyard.cli.reproduce import list_notes
 
     with connect(data_dir, is_patient=True) as client:
         original = client.runs.get(run_id)
-        run, pinned = _train_again(client, original)
-        _say(f"Run {run.run_id} reproduces {run_id}", err=as_json or not wait)
-        for note in notes_on(original):
-            _say(f"note: {note}")
-        _say(f"pinned: {', '.join(f'{name} {value}' for name, value in pinned.items())}")
+        run, pinned = _create_reproduction(client, original)
+        _print_line(f"Run {run.run_id} reproduces {run_id}", err=as_json or not wait)
+        for note in list_notes(original):
+            _print_line(f"note: {note}")
+        _print_line(f"pinned: {', '.join(f'{name} {value}' for name, value in pinned.items())}")
         if wait:
-            with _continues_without_us(run.run_id, data_dir):
+            with _report_interrupt(run.run_id, data_dir):
                 _follow_and_warn(client, original, run.run_id)
-            found = _compared(client, run_id, run.run_id, tolerance)
+            found = _compare_runs(client, run_id, run.run_id, tolerance)
     if wait:
-        _tell_comparison(found, as_json)
+        _print_comparison(found, as_json)
     else:
-        _say(f"compare them when it has ended: runyard runs compare {run_id} {run.run_id}")
+        _print_line(f"to compare them after it has ended: runyard runs compare {run_id} {run.run_id}")
         if as_json:
             print_json(run)
         else:
@@ -214,23 +218,23 @@ def reproduce_run(run_id: str, wait: bool, tolerance: float | None, data_dir: Pa
 @data_dir_option
 @json_option
 def compare_runs(run_id: str, other_run_id: str, tolerance: float | None, data_dir: Path | None, as_json: bool) -> None:
-    """Compare two runs: every step's loss, the last evaluation, the last weights, and what they were trained with.
+    """Compare two runs: loss of each step, last evaluation, last weights, versions and hardware.
 
-    Exit code 0 when they are the same, 3 when not.
+    Exit code 0 if they are the same, 3 if not.
     """
     with connect(data_dir) as client:
-        found = _compared(client, run_id, other_run_id, tolerance)
-    _tell_comparison(found, as_json)
+        found = _compare_runs(client, run_id, other_run_id, tolerance)
+    _print_comparison(found, as_json)
 
 
 @runs.command("logs")
 @click.argument("run_id")
-@click.option("--follow", "-f", "follows", is_flag=True, help="Go on until the run ends.")
-@click.option("--stream", "streams", type=click.Choice(STREAMS), multiple=True, help="Only this stream. Repeatable.")
+@click.option("--follow", "-f", "follows", is_flag=True, help="Print new lines until the run has ended.")
+@click.option("--stream", "streams", type=click.Choice(STREAMS), multiple=True, help="Stream to print. Repeatable.")
 @data_dir_option
 @json_option
 def print_logs(run_id: str, follows: bool, streams: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
-    """Print what the trainer wrote: its events, its standard output, its standard error."""
+    """Print the log of the trainer: events, standard output and standard error."""
     with connect(data_dir) as client:
         for line in client.runs.logs(run_id, follow=follows):
             if streams and line.stream not in streams:
@@ -238,19 +242,17 @@ def print_logs(run_id: str, follows: bool, streams: tuple[str, ...], data_dir: P
             if as_json:
                 print_json(line)
             else:
-                click.echo(f"{local_time(line.time)}  {line.stream:<6}  {one_line(line.text)}")
+                click.echo(f"{format_time(line.time)}  {line.stream:<6}  {to_single_line(line.text)}")
 
 
 @runs.command("metrics")
 @click.argument("run_id")
-@click.option("--name", "names", multiple=True, help="Only this metric, such as validation/loss. Repeatable.")
-@click.option(
-    "--last", default=20, show_default=True, type=click.IntRange(1), help="At most so many steps, the newest."
-)
+@click.option("--name", "names", multiple=True, help="Metric to print, such as validation/loss. Repeatable.")
+@click.option("--last", default=20, show_default=True, type=click.IntRange(1), help="Maximum number of newest steps.")
 @data_dir_option
 @json_option
 def print_metrics(run_id: str, names: tuple[str, ...], last: int, data_dir: Path | None, as_json: bool) -> None:
-    """Print what was measured while training. With --json, every point, one a line."""
+    """Print the metrics of a run. With --json, every point, one per line."""
     with connect(data_dir) as client:
         points = list(client.runs.metrics(run_id))
     if as_json:
@@ -259,7 +261,10 @@ def print_metrics(run_id: str, names: tuple[str, ...], last: int, data_dir: Path
         return
     shown = [point for point in points if not names or any(name in point.values for name in names)][-last:]
     columns = list(names) or sorted({name for point in shown for name in point.values})
-    rows = [[point.step, number(point.epoch), *(number(point.values.get(name)) for name in columns)] for point in shown]
+    rows = [
+        [point.step, format_number(point.epoch), *(format_number(point.values.get(name)) for name in columns)]
+        for point in shown
+    ]
     print_table(["STEP", "EPOCH", *columns], rows)
 
 
@@ -270,35 +275,35 @@ def print_metrics(run_id: str, names: tuple[str, ...], last: int, data_dir: Path
     "grace_s",
     type=click.FloatRange(0, 86_400),
     metavar="SECONDS",
-    help="Time for each run to save and stop.",
+    help="Seconds for each run to save and stop.",
 )
-@click.option("--wait", is_flag=True, help="Return only when no process of the runs is left.")
+@click.option("--wait", is_flag=True, help="Wait until all processes of the runs have exited.")
 @data_dir_option
 @json_option
 def kill_runs(selection: Selection, grace_s: float | None, wait: bool, data_dir: Path | None, as_json: bool) -> None:
-    """End runs now. They keep the checkpoints they have.
+    """Kill runs. Their checkpoints are kept.
 
-    Name runs by their ids, or by options: those that wait or train and match all of them.
+    Select runs by ids, or by filters: pending and running runs that match all of them.
     """
     if selection.is_one_run:
         with connect(data_dir, is_patient=True) as client:
             run = client.runs.kill(selection.run_ids[0], grace_s)
             if wait:
-                with _continues_without_us(run.run_id, data_dir, is_ending=True):
-                    run = ended(client, run.run_id)
+                with _report_interrupt(run.run_id, data_dir, is_ending=True):
+                    run = wait_for_end(client, run.run_id)
         if as_json:
             print_json(run)
         else:
-            click.echo(f"{run.run_id} is {'ended' if wait else 'ending'}: {coloured(_condition(run))}")
+            click.echo(f"{run.run_id} {'has ended' if wait else 'is ending'}: {colorize(_condition(run))}")
         return
     with connect(data_dir, is_patient=True) as client:
         outcomes = apply_to_many(client, "kill", selection, grace_s=grace_s)
         if wait and not selection.dry_run:
             for item in outcomes.items:
                 if item.outcome == "Killed":
-                    with _continues_without_us(item.run_id, data_dir, is_ending=True):
-                        item.condition = ended(client, item.run_id).condition
-    tell_outcomes(outcomes, as_json=as_json)
+                    with _report_interrupt(item.run_id, data_dir, is_ending=True):
+                        item.condition = wait_for_end(client, item.run_id).condition
+    print_outcomes(outcomes, as_json=as_json)
 
 
 @runs.command("delete")
@@ -306,9 +311,9 @@ def kill_runs(selection: Selection, grace_s: float | None, wait: bool, data_dir:
 @data_dir_option
 @json_option
 def delete_runs(selection: Selection, data_dir: Path | None, as_json: bool) -> None:
-    """Delete runs with their logs, metrics and checkpoints, for good.
+    """Delete runs with their logs, metrics and checkpoints permanently.
 
-    Name runs by their ids, or by options: those that match all of them.
+    Select runs by ids, or by filters: runs that match all of them.
     """
     with connect(data_dir, is_patient=True) as client:
         if selection.is_one_run:
@@ -321,18 +326,18 @@ def delete_runs(selection: Selection, data_dir: Path | None, as_json: bool) -> N
                 click.echo(f"deleted {deleted.id}")
             return
         outcomes = apply_to_many(client, "delete", selection)
-    tell_outcomes(outcomes, as_json=as_json)
+    print_outcomes(outcomes, as_json=as_json)
 
 
-def follow(client: "vi.Client", run_id: str, *, timeout_s: float | None = None) -> "Run":
-    """Wait for a run with a live progress line on stderr; raises what ``client.runs.wait`` raises."""
+def follow_run(client: "vi.Client", run_id: str, *, timeout_s: float | None = None) -> "Run":
+    """Wait for a run with a progress line on stderr; raises like ``client.runs.wait``."""
     with ProgressLine() as line:
         return client.runs.wait(run_id, timeout=timeout_s, on_update=line.update, show_progress=False)
 
 
 @contextmanager
-def _continues_without_us(run_id: str, data_dir: Path | None, *, is_ending: bool = False) -> Iterator[None]:
-    """Report on Ctrl-C that only the waiting ends, and how to follow or kill the run."""
+def _report_interrupt(run_id: str, data_dir: Path | None, *, is_ending: bool = False) -> Iterator[None]:
+    """On Ctrl-C, print that the run itself continues, and how to follow or kill it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -347,8 +352,8 @@ def _continues_without_us(run_id: str, data_dir: Path | None, *, is_ending: bool
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
 
-def ended(client: "vi.Client", run_id: str) -> "Run":
-    """Wait for a run, and return it however it ended."""
+def wait_for_end(client: "vi.Client", run_id: str) -> "Run":
+    """Wait for a run and return it, whether or not it succeeded."""
     from vi import ViRunFailedError
 
     try:
@@ -359,22 +364,22 @@ def ended(client: "vi.Client", run_id: str) -> "Run":
         return error.run
 
 
-def _train_again(client: "vi.Client", original: "Run") -> "tuple[Run, dict[str, Any]]":
-    """A new run of the original's recipe, and what was pinned in it.
+def _create_reproduction(client: "vi.Client", original: "Run") -> "tuple[Run, dict[str, Any]]":
+    """Create a run of the original's flow with pinned values; return the run and those values.
 
     Raises:
-        CommandFailed: the original is not over, was never planned, or what it began from is gone.
+        CommandFailed: The original has not ended or has no plan, or its starting point was deleted.
     """
-    from runyard.cli.reproduce import ATTRIBUTE, pinned_flow
+    from runyard.cli.reproduce import ATTRIBUTE, pin_flow
 
     run_id, origin = original.run_id, original.spec.resume_from
     if original.condition is None or not original.condition.is_final:
-        raise CommandFailed(f"run {run_id} is not over yet; wait for it: runyard runs wait {run_id}")
+        raise CommandFailed(f"run {run_id} has not ended; try: runyard runs wait {run_id}")
     if original.status.plan is None:
         raise CommandFailed(
-            f"run {run_id} ended before it had a plan, so there is no training to repeat; see runyard runs get {run_id}"
+            f"run {run_id} ended before it had a plan, so it has no training to repeat; try: runyard runs get {run_id}"
         )
-    flow, pinned = pinned_flow(original)
+    flow, pinned = pin_flow(original)
     try:
         run = client.runs.create(
             flow=flow,
@@ -383,25 +388,25 @@ def _train_again(client: "vi.Client", original: "Run") -> "tuple[Run, dict[str, 
             resume_from=None if origin is None else (origin.run_id, origin.checkpoint),
         )
     except Exception as error:
-        refused = explain(error)
+        refused = to_command_failure(error)
         if refused is None:
             raise
-        message = f"run {run_id} cannot be trained again as it was: {refused.message}"
+        message = f"run {run_id} cannot be reproduced: {refused.message}"
         raise CommandFailed(message, exit_code=refused.exit_code) from error
     return run, pinned
 
 
 def _follow_and_warn(client: "vi.Client", original: "Run", run_id: str) -> None:
-    """Wait for the reproduction however it ends; once it has a plan, say how that differs from the original's."""
+    """Wait for the reproduction; once it has a plan, print how that differs from the original's."""
     from vi import ViRunFailedError
 
     with ProgressLine() as line:
-        is_told = False
+        is_warned = False
 
         def update(run: "Run") -> None:
-            nonlocal is_told
-            if run.status.plan is not None and not is_told:
-                is_told = True
+            nonlocal is_warned
+            if run.status.plan is not None and not is_warned:
+                is_warned = True
                 line.interrupt()
                 _warn_of_differences(original, run)
             line.update(run)
@@ -414,32 +419,32 @@ def _follow_and_warn(client: "vi.Client", original: "Run", run_id: str) -> None:
 
 
 def _warn_of_differences(original: "Run", run: "Run") -> None:
-    from runyard.cli.reproduce import differences, in_words
+    from runyard.cli.reproduce import differences, format_value
 
     found = differences(original.status.plan or {}, run.status.plan or {})
     if not found:
-        _say("the same versions, source, hardware, data and numbers as before")
+        _print_line("versions, source, hardware, data and settings are the same as in the original run")
         return
-    _say("warning: it trains with something else than before, so it may end otherwise")
-    rows = [(item.name, in_words(item.original), in_words(item.reproduction)) for item in found]
+    _print_line("warning: the new run differs from the original, so its result may differ")
+    rows = [(item.name, format_value(item.original), format_value(item.reproduction)) for item in found]
     print_table(("DIFFERS", "ORIGINAL", "REPRODUCTION"), rows, err=True)
 
 
-def _compared(client: "vi.Client", run_id: str, other_run_id: str, tolerance: float | None) -> "Comparison":
+def _compare_runs(client: "vi.Client", run_id: str, other_run_id: str, tolerance: float | None) -> "Comparison":
     from runyard.cli.reproduce import compare
 
-    return compare(_evidence(client, run_id), _evidence(client, other_run_id), tolerance=tolerance)
+    return compare(_load_evidence(client, run_id), _load_evidence(client, other_run_id), tolerance=tolerance)
 
 
-def _evidence(client: "vi.Client", run_id: str) -> "Evidence":
+def _load_evidence(client: "vi.Client", run_id: str) -> "Evidence":
     from runyard.cli.reproduce import Evidence
 
     run = client.runs.get(run_id)
-    return Evidence(run=run, points=client.runs.metrics(run_id), weights=_last_weights(client, run_id))
+    return Evidence(run=run, points=client.runs.metrics(run_id), weights=_hash_last_weights(client, run_id))
 
 
-def _last_weights(client: "vi.Client", run_id: str) -> "Weights | None":
-    """Hashes of the last checkpoint's weights; it is fetched whole, and nothing of it stays."""
+def _hash_last_weights(client: "vi.Client", run_id: str) -> "Weights | None":
+    """Return the hashes of the weights of the last checkpoint, which is downloaded temporarily."""
     from tempfile import TemporaryDirectory
 
     from runyard.cli.reproduce import Weights
@@ -457,45 +462,40 @@ def _last_weights(client: "vi.Client", run_id: str) -> "Weights | None":
     return Weights(checkpoint=model.model_id, step=model.spec.step, files=found)
 
 
-def _tell_comparison(found: "Comparison", as_json: bool) -> None:
-    """Print it; a difference ends the command with exit code 3."""
-    from runyard.cli.reproduce import in_words, table_of
+def _print_comparison(found: "Comparison", as_json: bool) -> None:
+    """Print a comparison; exit with 3 if the runs differ."""
+    from runyard.cli.reproduce import build_rows, format_value
 
     if as_json:
         print_json(found)
     else:
         if found.differences:
-            rows = [(item.name, in_words(item.original), in_words(item.reproduction)) for item in found.differences]
+            rows = [
+                (item.name, format_value(item.original), format_value(item.reproduction)) for item in found.differences
+            ]
             print_table(("TRAINED WITH", "ORIGINAL", "REPRODUCTION"), rows)
             click.echo()
-        print_table(("COMPARED", "ORIGINAL", "REPRODUCTION", ""), table_of(found))
+        print_table(("COMPARED", "ORIGINAL", "REPRODUCTION", ""), build_rows(found))
         click.echo(f"Verdict: {found.words}")
     if found.verdict == "different":
         raise click.exceptions.Exit(EXIT_RUN_FAILED)
 
 
-def _say(text: str, *, err: bool = True) -> None:
-    click.echo(one_line(text), err=err)
+def _print_line(text: str, *, err: bool = True) -> None:
+    click.echo(to_single_line(text), err=err)
 
 
-def origin_of(given: str) -> tuple[str, str]:
-    """Run and checkpoint from ``RUN_ID[/CHECKPOINT]``."""
+def parse_resume_from(given: str) -> tuple[str, str]:
+    """Return run id and checkpoint of ``RUN_ID[/CHECKPOINT]``."""
     run_id, _, checkpoint = given.partition("/")
     return run_id, checkpoint or "latest"
-
-
-def _first(items: "Iterable[Run]", limit: int) -> "Iterable[Run]":
-    for count, item in enumerate(items, start=1):
-        yield item
-        if count == limit:
-            return
 
 
 def _condition(run: "Run") -> str:
     return run.condition.value if run.condition else "Unknown"
 
 
-def _origin(run: "Run") -> str:
+def _format_origin(run: "Run") -> str:
     origin = run.spec.resume_from
     return "" if origin is None else f"{origin.run_id}/{origin.checkpoint}, step {origin.step}"
 
@@ -506,9 +506,9 @@ def _row(run: "Run") -> tuple[object, ...]:
         run.run_id,
         _condition(run),
         (run.status.conditions[-1].reason or "") if run.status.conditions else "",
-        age(run.metadata.time_created),
+        format_age(run.metadata.time_created),
         f"{progress.step}/{progress.total_steps}" if progress else "",
-        f"{progress.metric_name} {number(progress.metric)}" if progress and progress.metric_name else "",
+        f"{progress.metric_name} {format_number(progress.metric)}" if progress and progress.metric_name else "",
         run.spec.flow.name,
     )
 
@@ -521,21 +521,20 @@ def _print_run(run: "Run") -> None:
             ("Condition", _condition(run)),
             ("Flow", run.spec.flow.name),
             ("Training project", run.spec.training_project),
-            ("Goes on from", _origin(run)),
-            ("Created", local_time(run.metadata.time_created)),
+            ("Resumes from", _format_origin(run)),
+            ("Created", format_time(run.metadata.time_created)),
             ("Attributes", ", ".join(f"{key}={value}" for key, value in run.metadata.attributes.items())),
-            ("Kill asked for", local_time(run.spec.killed_at)),
+            ("Kill requested", format_time(run.spec.killed_at)),
             ("Step", f"{progress.step} of {progress.total_steps}" if progress else ""),
-            ("Loss", number(progress.loss) if progress else ""),
+            ("Loss", format_number(progress.loss) if progress else ""),
             (
                 "Metric",
-                f"{progress.metric_name} {number(progress.metric)}" if progress and progress.metric_name else "",
+                f"{progress.metric_name} {format_number(progress.metric)}" if progress and progress.metric_name else "",
             ),
-            ("Time left", duration(progress.seconds_left) if progress and progress.seconds_left else ""),
+            ("Time left", format_duration(progress.seconds_left) if progress and progress.seconds_left else ""),
         ]
     )
     for condition in run.status.conditions:
         words = " ".join(filter(None, [condition.reason, condition.message and f"({condition.message})"]))
-        click.echo(
-            f"  {local_time(condition.last_transition_time)}  {coloured(condition.condition.value)}  {one_line(words)}"
-        )
+        time = format_time(condition.last_transition_time)
+        click.echo(f"  {time}  {colorize(condition.condition.value)}  {to_single_line(words)}")

@@ -1,6 +1,8 @@
-"""Which runs a command is about: ids, or filters; what is asked before many are changed, and what is said afterwards.
+"""Selection of runs by ids or filters, confirmation before many are changed, and output of
+outcomes.
 
-What a person confirms is what is done: filters are turned into ids first, and those ids are sent.
+Filters are resolved to ids before the confirmation, and those ids are sent, so that exactly the
+confirmed runs are changed.
 """
 
 import functools
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from runyard.cli.failures import EXIT_ERROR, EXIT_USAGE, CommandFailed
-from runyard.cli.output import one_line, print_json, print_table
+from runyard.cli.output import print_json, print_table, to_single_line
 
 if TYPE_CHECKING:
     import vi
@@ -27,16 +29,16 @@ _OPTIONS = (
     click.option("--flow", help="Runs of this flow id."),
     click.option("--training-project", help="Runs of this training project or dataset."),
     click.option("--attribute", "attributes", metavar="KEY=VALUE", multiple=True, help="Runs with this attribute."),
-    click.option("--since", "since_hours", type=float, metavar="HOURS", help="Runs created in the last so many hours."),
+    click.option("--since", "since_hours", type=float, metavar="HOURS", help="Maximum age of the runs in hours."),
     click.option("--all", "every", is_flag=True, help="Every run."),
-    click.option("--yes", "-y", is_flag=True, help="Do not ask."),
-    click.option("--dry-run", is_flag=True, help="Say which runs it would be, and do nothing."),
+    click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation."),
+    click.option("--dry-run", is_flag=True, help="Print the selected runs without changing them."),
 )
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The runs that were named: ids, or filters of ``client.runs.list``, or all."""
+    """Selected runs: ids, filters of ``client.runs.list``, or all."""
 
     run_ids: tuple[str, ...]
     filter: dict[str, Any] | Literal["all"] | None
@@ -45,12 +47,12 @@ class Selection:
 
     @property
     def is_one_run(self) -> bool:
-        """Whether it is about one run alone, as in the simplest use of a command."""
+        """True for a single id without a dry run."""
         return len(self.run_ids) == 1 and not self.dry_run
 
 
 def selection_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that name runs; it gets them as one argument, ``selection``."""
+    """Add the options that select runs to a command, which receives them as ``selection``."""
 
     @functools.wraps(command)
     def with_selection(
@@ -65,10 +67,10 @@ def selection_options(command: Callable[..., None]) -> Callable[..., None]:
         dry_run: bool,
         **others: Any,
     ) -> None:
-        filters = filters_of(condition, flow, training_project, attributes, since_hours)
+        filters = build_filters(condition, flow, training_project, attributes, since_hours)
         if sum((bool(run_ids), bool(filters), every)) != 1:
             raise CommandFailed(
-                "name the runs in one way: by their ids, by options such as --condition and --attribute, or with --all",
+                "expected: exactly one of run ids, filters such as --condition and --attribute, or --all",
                 exit_code=EXIT_USAGE,
             )
         filter: Any = None if run_ids else "all" if every else filters
@@ -79,31 +81,35 @@ def selection_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_selection
 
 
-def filters_of(
+def build_filters(
     condition: str | None,
     flow: str | None,
     training_project: str | None,
     attributes: Iterable[str],
     since_hours: float | None,
 ) -> dict[str, Any]:
-    """Return the options that were given as filters of ``client.runs.list``."""
+    """Return the given options as filters of ``client.runs.list``."""
     filters = {
         "condition": condition,
         "flow": flow,
         "training_project": training_project,
-        "attribute": attributes_of(attributes) or None,
+        "attribute": parse_attributes(attributes) or None,
         "created_after": None if since_hours is None else round((time.time() - since_hours * 3600) * 1000),
     }
     return {name: value for name, value in filters.items() if value is not None}
 
 
-def attributes_of(given: Iterable[str]) -> dict[str, str]:
-    """Attributes from ``KEY=VALUE`` texts."""
+def parse_attributes(given: Iterable[str]) -> dict[str, str]:
+    """Return attributes from ``KEY=VALUE`` texts.
+
+    Raises:
+        CommandFailed: A text is malformed.
+    """
     attributes = {}
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise CommandFailed(f"--attribute {text!r} is not KEY=VALUE", exit_code=EXIT_USAGE)
+            raise CommandFailed(f"--attribute {text!r} is malformed, expected: KEY=VALUE", exit_code=EXIT_USAGE)
         attributes[key] = value
     return attributes
 
@@ -111,73 +117,75 @@ def attributes_of(given: Iterable[str]) -> dict[str, str]:
 def apply_to_many(
     client: "vi.Client", verb: Literal["kill", "delete"], selection: Selection, *, grace_s: float | None = None
 ) -> "RunOutcomes":
-    """Kill or delete the runs, after asking; returns one outcome for each.
+    """Kill or delete the selected runs after a confirmation; return one outcome per run.
 
     Raises:
-        CommandFailed: nobody can be asked, or the answer was no.
+        CommandFailed: There is no terminal for the confirmation, or the answer was no.
     """
     options: dict[str, Any] = {} if grace_s is None else {"grace_s": grace_s}
-    act: Callable[..., RunOutcomes] = getattr(client.runs, verb)
-    named: dict[str, Any] = {"run_id": list(selection.run_ids)} if selection.run_ids else {"filter": selection.filter}
+    change: Callable[..., RunOutcomes] = getattr(client.runs, verb)
+    selected: dict[str, Any] = (
+        {"run_id": list(selection.run_ids)} if selection.run_ids else {"filter": selection.filter}
+    )
     if selection.dry_run:
-        return act(**named, **options, dry_run=True)
+        return change(**selected, **options, dry_run=True)
     if not selection.yes:
-        found = act(**named, **options, dry_run=True)
+        found = change(**selected, **options, dry_run=True)
         if not found.run_ids:
             return found
-        _show(found.items[:20], err=True)
+        _print_outcome_table(found.items[:20], err=True)
         if len(found.items) > 20 or found.more:
             click.echo(f"and {len(found.items) - 20}{' or more' if found.more else ''} others", err=True)
         lost = " with all logs, metrics and checkpoints" if verb == "delete" else ""
-        confirm(f"{verb.capitalize()} {_counted(len(found.run_ids))}{lost}?")
-        outcomes = act(run_id=[item.run_id for item in found.items], **options)
+        confirm(f"{verb.capitalize()} {_format_count(len(found.run_ids))}{lost}?")
+        outcomes = change(run_id=[item.run_id for item in found.items], **options)
         outcomes.more = found.more
         return outcomes
-    outcomes = act(**named, **options)
-    while outcomes.more:  # a filter takes a bounded number at once; what is done matches no more
-        further = act(**named, **options)
+    outcomes = change(**selected, **options)
+    while outcomes.more:  # a filter selects a bounded number; changed runs no longer match
+        further = change(**selected, **options)
         outcomes.items += further.items
         outcomes.more = further.more and bool(further.run_ids)
     return outcomes
 
 
 def confirm(question: str) -> None:
-    """Ask; only a yes goes on.
+    """Ask for confirmation.
 
     Raises:
-        CommandFailed: there is no terminal to ask on, or the answer was no.
+        CommandFailed: There is no terminal, or the answer was no.
     """
     if not has_terminal():
         raise CommandFailed(
-            "nothing was done: there is no terminal to ask on; --yes does it without asking", exit_code=EXIT_USAGE
+            "nothing was changed: no terminal to ask for confirmation; try: --yes", exit_code=EXIT_USAGE
         )
     if not click.confirm(question, err=True):
-        raise CommandFailed("nothing was done", exit_code=EXIT_ERROR)
+        raise CommandFailed("nothing was changed", exit_code=EXIT_ERROR)
 
 
 def has_terminal() -> bool:
-    """Whether a person can answer."""
+    """Return True if standard input is a terminal."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def tell_outcomes(outcomes: "RunOutcomes", *, as_json: bool) -> None:
-    """Print one line for each run; exit code 1 when one was refused."""
+def print_outcomes(outcomes: "RunOutcomes", *, as_json: bool) -> None:
+    """Print one line per run; exit with 1 if one was refused."""
     if as_json:
         print_json(outcomes)
     elif outcomes.items:
-        _show(outcomes.items)
+        _print_outcome_table(outcomes.items)
     else:
         click.echo("no run matches", err=True)
     if outcomes.more:
-        click.echo("there are more; repeat the command for the others", err=True)
+        click.echo("further runs match; try: repeat the command", err=True)
     if outcomes.refused:
         raise click.exceptions.Exit(EXIT_ERROR)
 
 
-def _show(items: "list[RunOutcome]", *, err: bool = False) -> None:
-    rows = [(item.run_id, item.outcome, item.condition or "", one_line(item.message or "")) for item in items]
+def _print_outcome_table(items: "list[RunOutcome]", *, err: bool = False) -> None:
+    rows = [(item.run_id, item.outcome, item.condition or "", to_single_line(item.message or "")) for item in items]
     print_table(("RUN", "OUTCOME", "CONDITION", "REASON"), rows, err=err)
 
 
-def _counted(number: int) -> str:
+def _format_count(number: int) -> str:
     return "1 run" if number == 1 else f"{number} runs"

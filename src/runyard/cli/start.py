@@ -1,6 +1,7 @@
-"""The entry point of the ``runyard`` script: imports nothing beyond the standard library before it knows that it can.
+"""Entry point of the ``runyard`` script, which reports a missing extra instead of a traceback.
 
-The wheel without extras is the SDK alone. The script is installed all the same, and then names the extra that it needs.
+The wheel without extras contains only the SDK. The script is installed anyway; it then names the
+extra that it needs. This module imports only the standard library at first.
 """
 
 import sys
@@ -12,19 +13,22 @@ EXIT_USAGE = 2  # as in runyard.cli.failures, which needs click
 
 
 def main() -> None:
-    """Run the command line, or name the extra without which there is none."""
+    """Run the command line, or report the missing extra."""
     try:
         from runyard.cli.main import main as run
     except ModuleNotFoundError as error:
         sentence = explain_missing_extra(error)
         if sentence is None:
             raise
-        sys.exit(without_command_line(sys.argv[1:], sentence))
+        sys.exit(run_without_command_line(sys.argv[1:], sentence))
     run()
 
 
-def without_command_line(arguments: Sequence[str], sentence: str) -> int:
-    """Answer what can be answered without the command line's libraries; returns the exit code."""
+def run_without_command_line(arguments: Sequence[str], sentence: str) -> int:
+    """Handle ``--version`` and ``--help`` without the libraries of the command line.
+
+    Return the exit code.
+    """
     if arguments[:1] == ["--version"]:
         from importlib.metadata import version
 

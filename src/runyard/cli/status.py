@@ -1,4 +1,4 @@
-"""``runyard status``: whether an instance is up over a data folder, and what it is doing."""
+"""``runyard status``: state of the instance of a data folder."""
 
 import shutil
 from pathlib import Path
@@ -8,25 +8,26 @@ import click
 
 from runyard import processes
 from runyard.cli.connection import connect, data_dir_option
-from runyard.cli.ending import ANSWER_TIMEOUT_S, format_report, read_report
 from runyard.cli.failures import EXIT_DOWN, EXIT_ERROR, CommandFailed
 from runyard.cli.instance import live_endpoint, read_processes
-from runyard.cli.output import duration, json_option, print_fields, print_json, size
+from runyard.cli.output import format_duration, format_size, json_option, print_fields, print_json
+from runyard.cli.shutdown_report import ANSWER_TIMEOUT_S, format_report, read_report
 
 if TYPE_CHECKING:
     from runyard.settings import Settings
 
 NAMES = ("up", "server", "controller")
-COUNTED = 1000  # runs of one state that are counted; a page holds no more
+COUNTED = 1000  # maximum count of runs in one state; the size of a page
 
 
 @click.command()
 @data_dir_option
 @json_option
 def status(data_dir: Path | None, as_json: bool) -> None:
-    """Show whether an instance is up, and what it is doing.
+    """Show the state of an instance, its processes and runs.
 
-    Exit code 0: server and controller are up, and `runyard up` watches them. 1: one of them is missing. 3: none is up.
+    Exit code 0: server and controller are up and supervised by `runyard up`; 1: one of them is
+    missing; 3: none is up.
     """
     from runyard.settings import read_settings
 
@@ -43,12 +44,14 @@ def status(data_dir: Path | None, as_json: bool) -> None:
 
 
 def inspect_instance(settings: "Settings") -> dict[str, Any]:
-    """Return what is known about the instance over a data folder; ``state`` is up, partly up or down."""
-    noted = read_processes(settings)
-    alive = {name: noted[name] for name in NAMES if name in noted and processes.check_liveness(noted[name]) == "alive"}
+    """Return the state of the instance of a data folder; ``state`` is up, partly up or down."""
+    recorded = read_processes(settings)
+    alive = {
+        name: recorded[name] for name in NAMES if name in recorded and processes.check_liveness(recorded[name]) == "alive"
+    }
     endpoint = live_endpoint(settings)
     is_up = [endpoint is not None, "controller" in alive, "up" in alive]
-    there = next(folder for folder in (settings.data_dir, *settings.data_dir.parents) if folder.exists())
+    existing = next(folder for folder in (settings.data_dir, *settings.data_dir.parents) if folder.exists())
     runs = _count_runs(settings) if endpoint is not None else {}
     return {
         "state": "up" if all(is_up) else "partly up" if any(is_up) or alive else "down",
@@ -58,13 +61,13 @@ def inspect_instance(settings: "Settings") -> dict[str, Any]:
         "uptimeSeconds": processes.get_age_s(alive["server"]) if "server" in alive else None,
         "runsRunning": runs.get("Running"),
         "runsWaiting": runs.get("Pending"),
-        "diskFreeBytes": shutil.disk_usage(there).free,
+        "diskFreeBytes": shutil.disk_usage(existing).free,
         "databaseBytes": _size_bytes(settings),
     }
 
 
 def _count_runs(settings: "Settings") -> dict[str, int]:
-    """Count the runs that train and wait; empty where the key does not open the server."""
+    """Return the number of running and pending runs; empty if the server rejects the key."""
     from vi import ViError
     from vi.api.types import PaginationParams
 
@@ -92,9 +95,9 @@ def _fields(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("data folder", found["dataDir"]),
         ("endpoint", found["endpoint"]),
         ("processes", ", ".join(f"{name} {pid}" for name, pid in found["processes"].items())),
-        ("up for", None if uptime_s is None else duration(uptime_s)),
+        ("up for", None if uptime_s is None else format_duration(uptime_s)),
         ("runs running", found["runsRunning"]),
         ("runs waiting", found["runsWaiting"]),
-        ("disk free", size(found["diskFreeBytes"])),
-        ("database", size(database_bytes) if database_bytes else None),
+        ("disk free", format_size(found["diskFreeBytes"])),
+        ("database", format_size(database_bytes) if database_bytes else None),
     ]

@@ -1,10 +1,10 @@
-"""``runyard up``: start an instance and watch over it until somebody ends it.
+"""``runyard up``: start an instance and supervise it until a stop is requested.
 
-The key itself is printed once, on the first start, and only to a terminal: what goes into a file or a pipe says where
-the key lies and never what it is.
+The key is printed only once, on the first start, and only to a terminal. Output to a file or a pipe
+names the file with the key instead.
 
-A terminal that closes (SIGHUP) ends the instance as a whole, as Ctrl-C and SIGTERM do, unless the process was started
-with SIGHUP ignored (``nohup``). With ``--detach`` the same command runs in a session of its own, with no terminal.
+A closed terminal (SIGHUP), Ctrl-C and SIGTERM stop the instance, except that SIGHUP is ignored
+under ``nohup``. With ``--detach`` the same command runs in its own session without a terminal.
 """
 
 import os
@@ -21,34 +21,32 @@ from pathlib import Path
 import click
 
 from runyard.cli.connection import data_dir_option
-from runyard.cli.ending import Ending
 from runyard.cli.failures import EXIT_USAGE, CommandFailed
 from runyard.cli.instance import (
     Instance,
-    holding,
     live_endpoint,
+    lock_data_dir,
     log_path,
-    longest_end_s,
+    max_shutdown_s,
     read_processes,
     rotate_log,
 )
+from runyard.cli.shutdown_report import ShutdownReport
 from runyard.rundir import read_json
 from runyard.settings import Settings, build_environment, read_settings
 
-LOOK_EVERY_S = 0.5
+POLL_INTERVAL_S = 0.5
 
 
 @click.command()
 @click.option("--host", help="Address to listen on. [default: RUNYARD_HOST, else 127.0.0.1]")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), help="Port; 0 takes a free one. [default: RUNYARD_PORT, else 7878]"
+    "--port", type=click.IntRange(0, 65535), help="Port; 0 selects a free one. [default: RUNYARD_PORT, else 7878]"
 )
 @data_dir_option
-@click.option("--insecure-bind", is_flag=True, default=None, help="Listen beyond this machine without TLS.")
-@click.option(
-    "--detach", is_flag=True, help="Run in the background; return when it serves, or with the reason why not."
-)
-@click.option("--end-with-stdin", is_flag=True, hidden=True, help="End when standard input does.")
+@click.option("--insecure-bind", is_flag=True, default=None, help="Allow other addresses than loopback without TLS.")
+@click.option("--detach", is_flag=True, help="Run in the background; return when the server is ready or has failed.")
+@click.option("--end-with-stdin", is_flag=True, hidden=True, help="Stop at the end of standard input.")
 def up(
     host: str | None,
     port: int | None,
@@ -57,12 +55,12 @@ def up(
     detach: bool,
     end_with_stdin: bool,
 ) -> None:
-    """Start server and controller here, and watch over them.
+    """Start and supervise server and controller on this machine.
 
-    The first start makes an organisation and a key, and writes credentials.json (mode 0600) into the data folder.
-    Ctrl-C, SIGTERM and a closed terminal end both: runs are saved and resume at the next start. A second Ctrl-C does
-    not wait. With --detach it outlives the terminal, and `runyard down` ends it. Logs are in the data folder, under
-    logs.
+    The first start creates an organization and a key, and writes credentials.json (mode 0600) to
+    the data folder. Ctrl-C, SIGTERM and a closed terminal stop both: runs are saved and resume at
+    the next start. A second Ctrl-C does not wait. With --detach the instance outlives the terminal,
+    and `runyard down` stops it. Logs are in the folder logs of the data folder.
     """
     settings = read_settings(host=host, port=port, data_dir=data_dir, insecure_bind=insecure_bind)
     check_bind(settings)
@@ -70,48 +68,48 @@ def up(
     if detach:
         endpoint = _start_detached(settings)
         shows_key = is_first_start and sys.stdout.isatty()
-        say("\n".join([*introduction(settings, endpoint, shows_key=shows_key), "`runyard down` ends it."]))
+        say("\n".join([*format_introduction(settings, endpoint, shows_key=shows_key), "`runyard down` stops it."]))
         return
-    with holding(settings), _ends_asked_for(end_with_stdin) as ends:
-        instance = Instance(settings, say=say, is_unwanted=lambda: ends.asked(0))
-        instance.end_orphans()
-        ending, started = Ending(settings), None
+    with lock_data_dir(settings), _catch_stop_requests(end_with_stdin) as stops:
+        instance = Instance(settings, say=say, is_stop_requested=lambda: stops.wait(0))
+        instance.stop_orphans()
+        report, started = ShutdownReport(settings), None
         try:
             started = instance.start()
             if started is not None:
                 shows_key = is_first_start and sys.stdout.isatty()
-                say("\n".join([*introduction(settings, started, shows_key=shows_key), "Ctrl-C ends it."]))
-            while not ends.asked(LOOK_EVERY_S):
+                say("\n".join([*format_introduction(settings, started, shows_key=shows_key), "Ctrl-C stops it."]))
+            while not stops.wait(POLL_INTERVAL_S):
                 instance.watch()
-            say("Ending: the controller first, then the server.")
+            say("Stopping the controller, then the server.")
         finally:
-            ends.on_repeat = instance.kill
+            stops.on_repeat = instance.kill
             if started is not None:
-                ending.begin()
-            instance.end(before_server_ends=ending.finish)
-            for line in ending.lines():
+                report.record_running()
+            instance.stop(before_server_stops=report.record_outcomes)
+            for line in report.lines():
                 say(line)
-    say("Ended.")
+    say("Stopped.")
 
 
 def say(text: str) -> None:
-    """Print a line; a terminal or a pipe that is gone must not keep an instance from ending."""
+    """Print a line; a closed terminal or pipe must not prevent the shutdown of an instance."""
     try:
         click.echo(text)
     except OSError:
         nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 1)  # else what is still buffered fails again at the exit
+        os.dup2(nothing, 1)  # otherwise flushing the buffer fails again at exit
         os.close(nothing)
 
 
 def _start_detached(settings: Settings) -> str:
-    """Start ``runyard up`` in a session of its own; returns the endpoint once it serves.
+    """Start ``runyard up`` in its own session and return the endpoint once the server is ready.
 
     Raises:
-        CommandFailed: it ended instead; the message is its own.
+        CommandFailed: The process exited; the message is its own.
     """
-    with holding(settings):
-        pass  # raises when an instance runs here already
+    with lock_data_dir(settings):
+        pass  # raises if an instance is running already
     log = log_path(settings, "up")
     rotate_log(log, settings.server_log_mib << 20)
     with open(log, "ab") as output:
@@ -126,41 +124,41 @@ def _start_detached(settings: Settings) -> str:
         )
     try:
         while process.poll() is None:
-            noted = read_processes(settings)
-            is_ours = "up" in noted and noted["up"].pid == process.pid and "controller" in noted
-            if is_ours and (endpoint := live_endpoint(settings)) is not None:
+            recorded = read_processes(settings)
+            is_started = "up" in recorded and recorded["up"].pid == process.pid and "controller" in recorded
+            if is_started and (endpoint := live_endpoint(settings)) is not None:
                 return endpoint
             time.sleep(0.05)
     except KeyboardInterrupt:
         process.terminate()
-        process.wait(longest_end_s(settings))
+        process.wait(max_shutdown_s(settings))
         raise
     with open(log, "rb") as output:
         output.seek(begins_at)
-        words = output.read().decode(errors="replace").strip()
+        text = output.read().decode(errors="replace").strip()
     raise CommandFailed(
-        words.rpartition("Error: ")[2] or "the instance ended at once", exit_code=process.returncode or 1
+        text.rpartition("Error: ")[2] or "the instance exited immediately", exit_code=process.returncode or 1
     )
 
 
 def check_bind(settings: Settings) -> None:
-    """Refuse to listen beyond this machine unless told to.
+    """Check that the host is a loopback address, or that ``--insecure-bind`` is given.
 
     Raises:
-        CommandFailed: the host is no loopback address and nobody said that this is meant.
+        CommandFailed: It is neither.
     """
     is_loopback = settings.host in ("localhost", "::1") or settings.host.startswith("127.")
     if is_loopback or settings.insecure_bind:
         return
     raise CommandFailed(
-        f"listening on {settings.host} would send keys and data over the network in clear text; put a TLS proxy in "
-        "front and keep --host 127.0.0.1, or, on a network you trust, add --insecure-bind",
+        f"listening on {settings.host} would send keys and data over the network in clear text; try: a TLS proxy in "
+        "front of --host 127.0.0.1, or, on a trusted network, --insecure-bind",
         exit_code=EXIT_USAGE,
     )
 
 
-def introduction(settings: Settings, endpoint: str, *, shows_key: bool) -> list[str]:
-    """What a newcomer needs to know about an instance that has just come up."""
+def format_introduction(settings: Settings, endpoint: str, *, shows_key: bool) -> list[str]:
+    """Return the text printed after a start: endpoint, credentials, and how to connect."""
     file = settings.credentials_file
     known = read_json(file) or {}
     read_key = f'python3 -c \'import json; print(json.load(open("{file}"))["secret_key"])\''
@@ -168,7 +166,7 @@ def introduction(settings: Settings, endpoint: str, *, shows_key: bool) -> list[
         "Runyard is up.",
         "",
         f"  endpoint      {endpoint}",
-        f"  organisation  {known.get('organization_id', 'unknown')}",
+        f"  organization  {known.get('organization_id', 'unknown')}",
         f"  credentials   {file}",
         f"  logs          {settings.logs_dir}",
         "",
@@ -185,12 +183,12 @@ def introduction(settings: Settings, endpoint: str, *, shows_key: bool) -> list[
         "",
     ]
     if shows_key:
-        lines += [f"The key, shown this once: {known.get('secret_key', 'unknown')}", ""]
+        lines += [f"Key (shown only once): {known.get('secret_key', 'unknown')}", ""]
     return lines
 
 
-class _Ends:
-    """Whether somebody wants us to end: a signal, or the end of standard input where we watch that."""
+class _StopRequests:
+    """Stop requests: signals, and the end of standard input if it is watched."""
 
     def __init__(self, wakes: socket.socket, stdin: int | None):
         self._wakes = wakes
@@ -200,26 +198,29 @@ class _Ends:
 
     def on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGHUP:
-            _leave_terminal()
+            _detach_from_terminal()
         self.signals += 1
-        # SIGTERM and SIGHUP come together at the end of a session, and `runyard down` may be repeated.
+        # Only SIGINT counts as a repeat: SIGTERM and SIGHUP arrive together at the end of a session.
         if self.signals > 1 and number == signal.SIGINT:
             self.on_repeat()
 
-    def asked(self, timeout_s: float) -> bool:
-        """Wait until somebody asks, a child ends, or time is up."""
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for a stop request, the exit of a child, or the timeout.
+
+        Return True if a stop is requested.
+        """
         watched: list[socket.socket | int] = [self._wakes] if self._stdin is None else [self._wakes, self._stdin]
         ready, _, _ = select.select(watched, [], [], 0 if self.signals else timeout_s)
         if self._wakes in ready:
             self._wakes.recv(4096)
         if self._stdin in ready and self._stdin is not None and not os.read(self._stdin, 4096):
             self._stdin = None
-            self.signals += 1  # whoever held the other end of standard input is gone, which asks as a signal does
+            self.signals += 1  # the process at the other end of standard input has exited
         return self.signals > 0
 
 
-def _leave_terminal() -> None:
-    """Let go of a terminal that is closing: writing to it would fail."""
+def _detach_from_terminal() -> None:
+    """Redirect standard streams from a closing terminal, to which writing would fail."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         with suppress(OSError):
@@ -229,22 +230,22 @@ def _leave_terminal() -> None:
 
 
 @contextmanager
-def _ends_asked_for(watches_stdin: bool) -> Iterator[_Ends]:
-    """Catch SIGINT, SIGTERM, SIGHUP and the death of children, so that waiting ends at once for each of them."""
+def _catch_stop_requests(watches_stdin: bool) -> Iterator[_StopRequests]:
+    """Handle SIGINT, SIGTERM, SIGHUP and SIGCHLD, so that each of them wakes up ``wait``."""
     wakes, wake_from = socket.socketpair()
     wakes.setblocking(False)
     wake_from.setblocking(False)
-    ends = _Ends(wakes, sys.stdin.fileno() if watches_stdin else None)
+    stops = _StopRequests(wakes, sys.stdin.fileno() if watches_stdin else None)
     signal.set_wakeup_fd(wake_from.fileno(), warn_on_full_buffer=False)
     before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, ends.on_signal),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, ends.on_signal),
+        signal.SIGINT: signal.signal(signal.SIGINT, stops.on_signal),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, stops.on_signal),
         signal.SIGCHLD: signal.signal(signal.SIGCHLD, lambda *_: None),
     }
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # whoever ignores it (nohup) wants us to survive it
-        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, ends.on_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, stops.on_signal)
     try:
-        yield ends
+        yield stops
     finally:
         signal.set_wakeup_fd(-1)
         for number, handler in before.items():

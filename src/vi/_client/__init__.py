@@ -1,1 +1,1 @@
-"""The two clients, and where they find their credentials; public as ``vi.client``."""
+"""Implementation of the two clients and of credential lookup; public as ``vi.client``."""

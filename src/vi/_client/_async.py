@@ -1,4 +1,4 @@
-"""The client: credentials once, then one attribute for each kind of thing the server keeps."""
+"""The client: credentials, and one attribute for each kind of resource."""
 
 from pathlib import Path
 from types import TracebackType
@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import httpx2
 
-from vi._client.credentials import Credentials, check_connection, find_again, find_credentials
+from vi._client.credentials import Credentials, check_connection, find_credentials, restore_credentials
 from vi._http._async import AsyncHttp
 from vi._http.retry import NO_RETRY, RetryPolicy
 from vi.api.resources.annotations._async import AsyncAnnotations
@@ -23,24 +23,26 @@ from vi.errors import ViConfigurationError
 
 
 class AsyncClient:
-    """Speaks to one server for one organisation.
+    """Client of one server for one organization.
 
-    Nothing is opened before the first request. One client may be shared, also by event loops and forked processes: each
-    has connections of its own. What it hands out, such as ``runs``, keeps working without it, until it is closed.
-    A client can be pickled if its key is no argument: the pickle says where the key is found, and has no key in it.
+    No connection is opened before the first request. Threads, event loops and forked processes may
+    share a client; each event loop and process opens its own connections. Resource objects such as
+    ``runs`` remain usable until the client is closed. A client can be pickled unless its key was
+    passed as an argument; the pickle records where to look up the key, never the key itself.
 
     Args:
-        secret_key: the key; else DATATURE_VI_SECRET_KEY, else the configuration file.
-        organization_id: for whom; else DATATURE_VI_ORGANIZATION_ID, else the configuration file.
-        config_file: a JSON file with these values; else ``~/.runyard/credentials.json``, if it is there.
-        endpoint: the server's address; else DATATURE_VI_API_ENDPOINT, else the configuration file, else
-            ``http://127.0.0.1:7878/``.
-        timeout: seconds to wait for an answer.
-        max_retries: how often a request is repeated after a failure, where that is safe; 0 never repeats.
-        transport: what carries the requests instead of a network, for tests.
+        secret_key: API key. Default: DATATURE_VI_SECRET_KEY, then the configuration file.
+        organization_id: Organization to act for. Default: DATATURE_VI_ORGANIZATION_ID, then the
+            configuration file.
+        config_file: JSON file with these values. Default: ``~/.runyard/credentials.json`` if it exists.
+        endpoint: Address of the server. Default: DATATURE_VI_API_ENDPOINT, then the configuration
+            file, then ``http://127.0.0.1:7878/``.
+        timeout: Seconds to wait for a response.
+        max_retries: Maximum number of retries of a request that is safe to repeat; 0 disables retries.
+        transport: HTTP transport to use instead of the network, for tests.
 
     Raises:
-        ViConfigurationError: a value is missing or malformed.
+        ViConfigurationError: A value is missing or malformed.
     """
 
     def __init__(
@@ -85,12 +87,12 @@ class AsyncClient:
 
     @property
     def endpoint(self) -> str:
-        """The server's address."""
+        """Address of the server."""
         return self._http.endpoint
 
     @property
     def is_closed(self) -> bool:
-        """Whether ``close`` was called."""
+        """True after ``close``."""
         return self._http.is_closed
 
     async def get_model(
@@ -101,7 +103,7 @@ class AsyncClient:
         overwrite: bool = False,
         show_progress: bool = True,
     ) -> DownloadedModel:
-        """Fetch a run's checkpoint and say where it lies; see ``models.download``."""
+        """Download a checkpoint of a run and return its paths; see ``models.download``."""
         return await self.models.download(
             run_id, ckpt, save_dir=save_path, overwrite=overwrite, show_progress=show_progress
         )
@@ -119,25 +121,26 @@ class AsyncClient:
         await self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle where the key is found, not the key, and no connection: the copy opens its own.
+        """Pickle the source of the key instead of the key; the copy opens its own connections.
 
         Raises:
-            ViConfigurationError: the key, or the transport, was given as an argument.
+            ViConfigurationError: The key or the transport was passed as an argument.
         """
         if self._transport is not None:
             raise ViConfigurationError(
-                "a client with a transport of its own cannot be pickled", suggestion="Make it anew where it is needed."
+                "a client with a custom transport cannot be pickled",
+                suggestion="try: create a new client in the other process",
             )
-        return type(self)._restored, (self._credentials.reference(), self._options)
+        return type(self)._restore, (self._credentials.reference(), self._options)
 
     @classmethod
-    def _restored(cls, reference: dict[str, str], options: dict[str, Any]) -> Self:
+    def _restore(cls, reference: dict[str, str], options: dict[str, Any]) -> Self:
         client = cls.__new__(cls)
-        client._open(find_again(reference), **options, transport=None)
+        client._open(restore_credentials(reference), **options, transport=None)
         return client
 
     def __copy__(self) -> Self:
-        """Return a client for the same server with the same key, and connections of its own."""
+        """Return a client with the same credentials and its own connections."""
         client = type(self).__new__(type(self))
         client._open(self._credentials, **self._options, transport=self._transport)  # type: ignore[arg-type]
         return client

@@ -1,8 +1,8 @@
-"""Which key, which organisation, which server: argument over environment over configuration file.
+"""Lookup of key, organization and endpoint: argument over environment over configuration file.
 
-The file is the one named as ``config_file``, or ``~/.runyard/credentials.json`` if a server of this user wrote one.
-Each value is looked for on its own, and remembers where it was found, so that a message can say which place to mend.
-The key itself appears in no message.
+The file is ``config_file``, or ``~/.runyard/credentials.json`` if a server of this user wrote one.
+Each value is looked up separately and its source is recorded, so that a message can name the source
+to correct. The key itself appears in no message.
 """
 
 import json
@@ -29,7 +29,7 @@ _VARIABLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """Who asks whom."""
+    """Key, organization and endpoint of a client, and the source of the key."""
 
     secret_key: str
     organization_id: str
@@ -38,15 +38,16 @@ class Credentials:
     config_file: Path
 
     def reference(self) -> dict[str, str]:
-        """Return where the key is found again, and what is no secret; for pickles.
+        """Return everything but the key, and where to look the key up again; used by pickle.
 
         Raises:
-            ViConfigurationError: the key was an argument, so that it is found nowhere.
+            ViConfigurationError: The key was passed as an argument, so it cannot be looked up.
         """
         if self.key_source == "argument":
             raise ViConfigurationError(
-                "a client whose secret_key is an argument cannot be pickled: the key would be in the pickle",
-                suggestion=f"Set {_VARIABLES['secret_key']}, or name a file with config_file=..., here and there.",
+                "a client whose secret_key was passed as an argument cannot be pickled: "
+                "the pickle would contain the key",
+                suggestion=f"try: set {_VARIABLES['secret_key']}, or pass config_file=..., in both processes",
             )
         return {
             "organization_id": self.organization_id,
@@ -67,19 +68,19 @@ def find_credentials(
     config_file: str | Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Credentials:
-    """Look each value up.
+    """Return the credentials, each from the first source that has it.
 
     Raises:
-        ViConfigurationError: one is missing or malformed.
+        ViConfigurationError: A value is missing or malformed.
     """
     arguments = {"secret_key": secret_key, "organization_id": organization_id, "endpoint": endpoint}
     environ = os.environ if environ is None else environ
     file = _ConfigFile(config_file)
-    found = {name: _find(name, arguments[name], environ, file) for name in arguments}
-    key, key_place = _required("secret_key", found)
-    organization, organization_place = _required("organization_id", found)
-    _check_key(key, place=key_place)
-    _check_organization(organization, place=organization_place)
+    found = {name: _find_value(name, arguments[name], environ, file) for name in arguments}
+    key, key_source = _require("secret_key", found)
+    organization, organization_source = _require("organization_id", found)
+    _check_key(key, source=key_source)
+    _check_organization(organization, source=organization_source)
     in_environment = environ.get(_VARIABLES["secret_key"])
     return Credentials(
         secret_key=key,
@@ -90,19 +91,19 @@ def find_credentials(
     )
 
 
-def find_again(reference: Mapping[str, str]) -> Credentials:
-    """Look the key of an unpickled client up where it was found before.
+def restore_credentials(reference: Mapping[str, str]) -> Credentials:
+    """Look up the key of an unpickled client in the source that it came from.
 
     Raises:
-        ViConfigurationError: it is not there.
+        ViConfigurationError: The source no longer has the key.
     """
     variable = _VARIABLES["secret_key"]
     is_in_file = reference["key_source"] == "file"
     if not is_in_file and not os.environ.get(variable):
         raise ViConfigurationError(
-            f"the pickled client had its key from {variable}, which is not set in this process",
+            f"the key of the pickled client came from {variable}, which is not set in this process",
             error_code=ViErrorCode.MISSING_REQUIRED_FIELD,
-            suggestion=f"Set {variable} here as well.",
+            suggestion=f"try: set {variable} in this process",
         )
     return find_credentials(
         organization_id=reference["organization_id"],
@@ -113,28 +114,28 @@ def find_again(reference: Mapping[str, str]) -> Credentials:
 
 
 def check_connection(*, timeout: object, max_retries: object) -> None:
-    """See that a client can wait so long and repeat so often.
+    """Check the timeout and the number of retries.
 
     Raises:
-        ViConfigurationError: it cannot.
+        ViConfigurationError: One of them is not a number, or out of range.
     """
     is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
     if not is_number or not 0 < timeout <= 86_400:  # type: ignore[operator]
         raise ViConfigurationError(
-            f"timeout is {shorten_repr(timeout)}",
+            f"timeout is {shorten_repr(timeout)}, expected: seconds, more than 0 and at most 86400",
             error_code=ViErrorCode.INVALID_PARAMETER,
-            suggestion="Give seconds, more than 0 and at most 86400.",
+            suggestion="try: timeout=60",
         )
     if not isinstance(max_retries, int) or isinstance(max_retries, bool) or not 0 <= max_retries <= 1000:
         raise ViConfigurationError(
-            f"max_retries is {shorten_repr(max_retries)}",
+            f"max_retries is {shorten_repr(max_retries)}, expected: an integer from 0 to 1000",
             error_code=ViErrorCode.INVALID_PARAMETER,
-            suggestion="Give a whole number from 0 to 1000; 0 never repeats.",
+            suggestion="try: max_retries=3; 0 disables retries",
         )
 
 
 class _ConfigFile:
-    """The configuration file, read when the first value is looked for in it."""
+    """Configuration file, read on the first lookup."""
 
     def __init__(self, named: str | Path | None) -> None:
         self._is_named = named is not None
@@ -142,7 +143,9 @@ class _ConfigFile:
             self.path = Path(DEFAULT_CONFIG_FILE if named is None else named).expanduser()
         except (TypeError, RuntimeError) as error:
             raise ViConfigurationError(
-                f"config_file is {shorten_repr(named)}, which is no path here", suggestion="Give a path.", cause=error
+                f"config_file is {shorten_repr(named)}, expected: a path",
+                suggestion="try: a string or a pathlib.Path",
+                cause=error,
             ) from error
         self._values: dict[str, object] | None = None
 
@@ -152,7 +155,10 @@ class _ConfigFile:
         value = self._values.get(name)
         if value is None or isinstance(value, str):
             return value or None
-        raise ViConfigurationError(f"{name} in {self.path} is not a string", suggestion="Write it in quotes.")
+        raise ViConfigurationError(
+            f"{name} in {self.path} is a {type(value).__name__}, expected: a string",
+            suggestion="try: quote the value",
+        )
 
     def _read(self) -> dict[str, object]:
         try:
@@ -161,27 +167,32 @@ class _ConfigFile:
             if not self._is_named:
                 return {}
             raise ViConfigurationError(
-                f"config_file {self.path} does not exist", suggestion="Check the path.", cause=error
+                f"config_file {self.path} does not exist", suggestion="try: check the path", cause=error
             ) from error
         except (OSError, ValueError) as error:
             raise ViConfigurationError(
                 f"{self.path} cannot be read as JSON ({type(error).__name__})",
-                suggestion='It holds {"secret_key": "...", "organization_id": "...", "endpoint": "..."}.',
+                suggestion='try: {"secret_key": "...", "organization_id": "...", "endpoint": "..."}',
                 cause=error if isinstance(error, OSError) else None,
             ) from None
         if not isinstance(values, dict):
-            raise ViConfigurationError(f"{self.path} holds no JSON object", suggestion="Begin it with {.")
+            raise ViConfigurationError(
+                f"{self.path} does not contain a JSON object",
+                suggestion='try: {"secret_key": "...", "organization_id": "...", "endpoint": "..."}',
+            )
         return values
 
 
-def _find(name: str, argument: str | None, environ: Mapping[str, str], file: _ConfigFile) -> tuple[str | None, str]:
-    """The value, and the place it comes from."""
+def _find_value(
+    name: str, argument: str | None, environ: Mapping[str, str], file: _ConfigFile
+) -> tuple[str | None, str]:
+    """Return a value and the source that it comes from."""
     if argument is not None:
         if not isinstance(argument, str):
             raise ViConfigurationError(
-                f"argument {name} is a {type(argument).__name__}",
+                f"argument {name} is a {type(argument).__name__}, expected: a string",
                 error_code=ViErrorCode.INVALID_PARAMETER,
-                suggestion="Give a string.",
+                suggestion=f"try: {name}='...'",
             )
         return argument, f"argument {name}"
     variable = _VARIABLES[name]
@@ -190,39 +201,39 @@ def _find(name: str, argument: str | None, environ: Mapping[str, str], file: _Co
     return file.get(name), str(file.path)
 
 
-def _required(name: str, found: Mapping[str, tuple[str | None, str]]) -> tuple[str, str]:
-    value, place = found[name]
+def _require(name: str, found: Mapping[str, tuple[str | None, str]]) -> tuple[str, str]:
+    value, source = found[name]
     if not value:
         raise ViConfigurationError(
-            f"{name} is missing" if value is None else f"{name} is empty ({place})",
+            f"{name} is missing" if value is None else f"{name} is empty ({source})",
             error_code=ViErrorCode.MISSING_REQUIRED_FIELD,
-            suggestion=f"Give {name}=..., or set {_VARIABLES[name]}, or name a file with config_file=...; "
-            "`runyard up` writes one.",
+            suggestion=f"try: {name}=..., or set {_VARIABLES[name]}, or config_file=... with the file "
+            "that `runyard up` writes",
         )
-    return value, place
+    return value, source
 
 
-def _check_key(key: str, *, place: str) -> None:
+def _check_key(key: str, *, source: str) -> None:
     if not key.startswith(KEY_PREFIX):
-        fault = f"does not begin with {KEY_PREFIX!r}"
+        problem = f"does not begin with {KEY_PREFIX!r}"
     elif len(key) != KEY_LENGTH:
-        fault = f"has {len(key)} characters"
+        problem = f"has {len(key)} characters"
     elif not (key.isascii() and key.isprintable() and " " not in key):
-        fault = "holds a character no key has"
+        problem = "contains a character that keys do not have"
     else:
         return
     raise ViConfigurationError(
-        f"secret_key ({place}) {fault}",
+        f"secret_key ({source}) {problem}",
         error_code=ViErrorCode.INVALID_PARAMETER,
-        suggestion=f"A key begins with {KEY_PREFIX!r} and has {KEY_LENGTH} characters in all; copy it again.",
+        suggestion=f"try: copy the key again; it begins with {KEY_PREFIX!r} and has {KEY_LENGTH} characters",
     )
 
 
-def _check_organization(organization_id: str, *, place: str) -> None:
+def _check_organization(organization_id: str, *, source: str) -> None:
     is_plain = organization_id.isascii() and organization_id.replace("-", "").replace("_", "").isalnum()
     if not is_plain or len(organization_id) > 255:
         raise ViConfigurationError(
-            f"organization_id ({place}) is {organization_id[:255]!r}, which is no id",
+            f"organization_id ({source}) is {organization_id[:255]!r}, expected: 1 to 255 letters, digits, '_' and '-'",
             error_code=ViErrorCode.INVALID_PARAMETER,
-            suggestion="An id is 1 to 255 letters, digits, '_' and '-'.",
+            suggestion="try: the organization_id of the credentials.json that `runyard up` wrote",
         )

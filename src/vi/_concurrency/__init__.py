@@ -1,5 +1,5 @@
-"""What differs between the two clients besides ``await``: sleeping, threads, and calling a user's function.
+"""Operations that differ between the two clients beyond ``await``: sleep, threads and callbacks.
 
-The asynchronous client is written and the synchronous one generated from it (``scripts/unasync``); the generator swaps
-one of these modules for the other.
+The asynchronous client is written by hand and the synchronous one is generated from it
+(``scripts/unasync``); the generator replaces one of these modules with the other.
 """

@@ -1,4 +1,4 @@
-"""Sleeping, threads, callbacks, doing many things at once, and the end of connections for the asynchronous client."""
+"""Sleep, threads, callbacks and connection scopes of the asynchronous client."""
 
 import asyncio
 import inspect
@@ -14,57 +14,61 @@ T = TypeVar("T")
 sleep = asyncio.sleep
 
 
-async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run what works on files for a while, without holding up the event loop."""
+async def run_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking function, such as file access, in a thread."""
     return await asyncio.to_thread(function, *args, **kwargs)
 
 
-async def tell(listener: Callable[[T], Any], news: T) -> None:
-    """Call a user's function, which may be a coroutine function here."""
-    answer = listener(news)
-    if inspect.isawaitable(answer):
-        await answer
+async def call_listener(listener: Callable[[T], Any], value: T) -> None:
+    """Call a user's callback, which may be a coroutine function."""
+    result = listener(value)
+    if inspect.isawaitable(result):
+        await result
 
 
 async def for_each(
     items: Iterable[T],
-    do: Callable[[T], Awaitable[None]],
+    process: Callable[[T], Awaitable[None]],
     *,
-    at_once: int,
-    tick: Callable[[], Awaitable[None]],
-    every_s: float = 0.2,
+    max_concurrency: int,
+    on_tick: Callable[[], Awaitable[None]],
+    tick_interval_s: float = 0.2,
 ) -> None:
-    """Do something with every item, so many at once; ``tick`` is called meanwhile, and at the end.
+    """Process every item, at most ``max_concurrency`` at a time.
 
-    An item is taken only when somebody is free for it. The first failure ends the rest and is raised.
+    ``on_tick`` is called every ``tick_interval_s`` seconds and at the end. An item is fetched only
+    when a task is free for it. The first exception cancels the remaining work and is raised.
     """
     waiting = iter(items)
 
     async def work() -> None:
         for item in waiting:
-            await do(item)
+            await process(item)
 
-    tasks = {asyncio.create_task(work()) for _ in range(at_once)}
+    tasks = {asyncio.create_task(work()) for _ in range(max_concurrency)}
     pending = tasks
     try:
         while pending:
-            done, pending = await asyncio.wait(pending, timeout=every_s, return_when=asyncio.FIRST_EXCEPTION)
+            done, pending = await asyncio.wait(pending, timeout=tick_interval_s, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
                 task.result()
-            await tick()
+            await on_tick()
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-Place: TypeAlias = tuple[int, int]
+ConnectionScope: TypeAlias = tuple[int, int]
 _loops: "WeakKeyDictionary[asyncio.AbstractEventLoop, int]" = WeakKeyDictionary()
 _numbers = itertools.count()
 
 
-def current_place() -> Place:
-    """Return what connections belong to: this process, and the event loop that runs. Numbers are not used twice."""
+def current_scope() -> ConnectionScope:
+    """Return the owner of connections: this process and the running event loop.
+
+    Loop numbers are never reused, unlike ``id(loop)``.
+    """
     loop = asyncio.get_running_loop()
     number = _loops.get(loop)
     if number is None:
@@ -72,13 +76,13 @@ def current_place() -> Place:
     return os.getpid(), number
 
 
-def forget_gone(transports: dict[Place, Any]) -> None:
-    """Drop connections of event loops that are closed: nobody can close them any more, and nobody uses them."""
-    alive = {number for loop, number in list(_loops.items()) if not loop.is_closed()}
-    for place in list(transports):
-        if place[1] not in alive:
-            transports.pop(place, None)
+def drop_closed_scopes(transports: dict[ConnectionScope, Any]) -> None:
+    """Drop connections of closed event loops, which can be neither used nor closed any more."""
+    open_loops = {number for loop, number in list(_loops.items()) if not loop.is_closed()}
+    for scope in list(transports):
+        if scope[1] not in open_loops:
+            transports.pop(scope, None)
 
 
-def close_with(owner: object, transports: object) -> None:
-    """Nothing: closing asynchronously needs an event loop, which need not live as long as the owner."""
+def close_on_finalize(owner: object, transports: object) -> None:
+    """Do nothing: an asynchronous close needs an event loop, which may be gone by then."""

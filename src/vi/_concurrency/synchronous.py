@@ -1,6 +1,6 @@
-"""Sleeping, threads, callbacks and the end of connections for the synchronous client: all happens here and now.
+"""Sleep, callbacks, bounded concurrency and connection scopes of the synchronous client.
 
-Only ``for_each`` needs threads; there are none outside of it.
+Only ``for_each`` starts threads; everything else runs in the caller's thread.
 """
 
 import os
@@ -16,79 +16,81 @@ T = TypeVar("T")
 sleep = time.sleep
 
 
-def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run the function."""
+def run_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run the function in the caller's thread."""
     return function(*args, **kwargs)
 
 
-def tell(listener: Callable[[T], Any], news: T) -> None:
-    """Call a user's function."""
-    listener(news)
+def call_listener(listener: Callable[[T], Any], value: T) -> None:
+    """Call a user's callback."""
+    listener(value)
 
 
 def for_each(
     items: Iterable[T],
-    do: Callable[[T], None],
+    process: Callable[[T], None],
     *,
-    at_once: int,
-    tick: Callable[[], None],
-    every_s: float = 0.2,
+    max_concurrency: int,
+    on_tick: Callable[[], None],
+    tick_interval_s: float = 0.2,
 ) -> None:
-    """Do something with every item, so many at once; ``tick`` is called meanwhile in this thread, and at the end.
+    """Process every item, at most ``max_concurrency`` at a time.
 
-    An item is taken only when somebody is free for it. The first failure ends the rest and is raised. An interrupt is
-    raised at once: what the threads are at then comes to its end behind the caller's back.
+    ``on_tick`` is called in the caller's thread every ``tick_interval_s`` seconds and at the end.
+    An item is fetched only when a thread is free for it. The first exception stops the remaining
+    work and is raised. KeyboardInterrupt is raised at once, while threads finish their current
+    item.
     """
-    waiting, taking = iter(items), threading.Lock()
+    waiting, lock = iter(items), threading.Lock()
     failures: list[BaseException] = []
-    is_over = threading.Event()
+    stopped = threading.Event()
 
     def work() -> None:
         try:
-            while not is_over.is_set():
-                with taking:
-                    item = next(waiting, is_over)
-                if item is is_over:
+            while not stopped.is_set():
+                with lock:  # an iterator must not be advanced by two threads at once
+                    item = next(waiting, stopped)
+                if item is stopped:
                     return
-                do(item)  # type: ignore[arg-type]
-        except BaseException as error:  # raised again below, in the thread of the caller
+                process(item)  # type: ignore[arg-type]
+        except BaseException as error:  # raised again below, in the caller's thread
             failures.append(error)
-            is_over.set()
+            stopped.set()
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(at_once)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(max_concurrency)]
     for thread in threads:
         thread.start()
     try:
         for thread in threads:
             while thread.is_alive():
-                thread.join(every_s)
-                tick()
+                thread.join(tick_interval_s)
+                on_tick()
     finally:
-        is_over.set()
+        stopped.set()
     if failures:
         raise failures[0]
 
 
-Place: TypeAlias = int
+ConnectionScope: TypeAlias = int
 
 
-def current_place() -> Place:
-    """Return what connections belong to: this process."""
+def current_scope() -> ConnectionScope:
+    """Return the owner of connections: this process."""
     return os.getpid()
 
 
-def forget_gone(transports: dict[Place, Any]) -> None:
-    """Nothing: connections of a parent process stay open for it."""
+def drop_closed_scopes(transports: dict[ConnectionScope, Any]) -> None:
+    """Do nothing: connections of a parent process remain in use by it."""
 
 
 class Closable(Protocol):
-    """What holds connections."""
+    """Object that holds connections."""
 
     def close(self) -> None: ...
 
 
-def close_with(owner: object, transports: dict[int, Any]) -> None:
-    """Close this process's connections when their owner is forgotten without having been closed."""
+def close_on_finalize(owner: object, transports: dict[int, Any]) -> None:
+    """Close this process's connections when their owner is garbage-collected unclosed."""
     weakref.finalize(owner, _close_own, transports)
 
 

@@ -1,8 +1,8 @@
-"""One object that sends requests to one endpoint and repeats them where that is safe.
+"""HTTP client that sends requests to one endpoint and retries them where that is safe.
 
-It drives httpx2's transport directly: what a full client adds above it (cookies, redirects, a log line with the whole
-address, signed links included) is either unwanted here or done below in fewer steps. Redirects are not followed, so a
-key never travels to a place nobody named.
+It uses the transport of httpx2 directly. A full httpx2 client would add cookies, redirects and a
+log line with the whole URL, which would expose signed links. Redirects are not followed, so that a
+key is never sent to another host.
 """
 
 import random
@@ -16,29 +16,29 @@ from typing import Any, NoReturn, TypeVar, overload
 import httpx2
 
 from vi._concurrency import asynchronous as concurrency
-from vi._http.answers import Answer, decode, error_of
 from vi._http.encoding import encode_body
 from vi._http.requests import (
     USER_AGENT,
     Body,
     FileBody,
     Params,
+    build_ssl_context,
+    build_timeouts,
     check_endpoint,
+    classify_transport_error,
     encode_params,
-    error_without_answer,
-    failure_without_answer,
-    proxy_of,
-    ssl_context,
-    timeouts,
+    error_from_transport,
+    find_proxy,
 )
-from vi._http.retry import REPEATABLE_METHODS, Failure, RetryPolicy, failure_of
+from vi._http.response import Response, decode, error_from_response
+from vi._http.retry import REPEATABLE_METHODS, Failure, RetryPolicy, classify_status
 from vi.errors import ViConfigurationError, ViInvalidParameterError, ViNotFoundError, ViOperationError
 
 T = TypeVar("T")
 
 
 class AsyncHttp:
-    """Requests to one endpoint with the same headers each."""
+    """HTTP client of one endpoint, with the same headers on each request."""
 
     def __init__(
         self,
@@ -59,11 +59,11 @@ class AsyncHttp:
         self.is_closed = False
         self._headers = {"Accept": "application/json", "User-Agent": USER_AGENT, **(headers or {})}
         self._given_transport = transport
-        self._transports: dict[concurrency.Place, httpx2.AsyncBaseTransport] = {}
-        concurrency.close_with(self, self._transports)
+        self._transports: dict[concurrency.ConnectionScope, httpx2.AsyncBaseTransport] = {}
+        concurrency.close_on_finalize(self, self._transports)
 
-    def without_key(self, endpoint: str) -> "AsyncHttp":
-        """The same manners towards an endpoint that must not see our headers, such as that of a signed link."""
+    def without_credentials(self, endpoint: str) -> "AsyncHttp":
+        """Return a client with the same settings but without our headers, for signed links."""
         return AsyncHttp(
             endpoint,
             timeout_s=self.timeout_s,
@@ -106,18 +106,20 @@ class AsyncHttp:
     async def call(
         self, method: str, path: str, *, decode_as: type[T] | None = None, body: Any = None, **options: Any
     ) -> T | None:
-        """Send ``body`` as JSON and return the answer as ``decode_as``; None ignores the answer's body.
+        """Send ``body`` as JSON and return the response as ``decode_as``; None ignores its body.
 
-        ``idempotent`` says whether the request may be repeated when nobody knows if it was carried out; by default
-        GET, HEAD, PUT and DELETE may.
+        ``idempotent`` allows a retry when it is unknown whether the server executed the request. By
+        default it is True for GET, HEAD, PUT and DELETE.
 
         Raises:
-            ViInvalidParameterError: the body holds a value that JSON does not have; nothing was sent.
-            ViError: see ``vi.errors``; ``status_code`` is None if no answer arrived.
+            ViInvalidParameterError: The body contains a value that JSON lacks; nothing was sent.
+            ViError: See ``vi.errors``; ``status_code`` is None if no response arrived.
         """
         content = None if body is None else encode_body(body)
-        answer = await self.send(method, path, content=content, **options)
-        return None if decode_as is None else decode(answer, decode_as, asked=f"{method} {path}")
+        response = await self.send(method, path, content=content, **options)
+        if decode_as is None:
+            return None
+        return decode(response, decode_as, request_name=f"{method} {path}")
 
     async def send(
         self,
@@ -130,33 +132,40 @@ class AsyncHttp:
         timeout_s: float | None = None,
         retry: RetryPolicy | None = None,
         idempotent: bool | None = None,
-        asked: str | None = None,
+        request_name: str | None = None,
         on_sent: Callable[[int], None] | None = None,
-    ) -> Answer:
-        """Send JSON, or a body piece by piece; return the raw answer if its status is below 300, else raise.
+    ) -> Response:
+        """Send a request and return the raw response; raise if its status is 300 or above.
 
-        ``asked`` is what error messages call the request; they must not show a path that is a secret itself.
-        ``on_sent`` gets the bytes of a body that are under way so far.
+        ``content`` is JSON, or a ``Body`` that is sent in chunks. ``request_name`` stands for the
+        request in error messages, because the path of a signed link is a secret. ``on_sent`` is
+        called with the number of body bytes sent so far.
         """
-        policy, timeout_s, asked = retry or self.retry, timeout_s or self.timeout_s, asked or f"{method} {path}"
+        policy, timeout_s, request_name = (
+            retry or self.retry,
+            timeout_s or self.timeout_s,
+            request_name or f"{method} {path}",
+        )
         repeatable = method in REPEATABLE_METHODS if idempotent is None else idempotent
         url = self.endpoint + path + encode_params(params)
         earlier: Counter[Failure] = Counter()
         while True:
             try:
-                answer = await self._exchange(
+                response = await self._exchange(
                     method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent
                 )
             except httpx2.RequestError as cause:
-                failure = failure_without_answer(cause)
-                error = error_without_answer(cause, asked=asked, endpoint=self.endpoint, timeout_s=timeout_s)
+                failure = classify_transport_error(cause)
+                error = error_from_transport(
+                    cause, request_name=request_name, endpoint=self.endpoint, timeout_s=timeout_s
+                )
             else:
-                # A deletion whose answer was lost is repeated and then finds nothing: it was carried out.
-                is_gone = method == "DELETE" and answer.status == 404 and earlier[Failure.UNKNOWN] > 0
-                if answer.status < 300 or is_gone:
-                    return replace(answer, tries=earlier.total() + 1)
-                failure = failure_of(answer.status)
-                error = error_of(answer, asked=asked)
+                # A DELETE whose response was lost is retried and gets 404: the first one succeeded.
+                is_deleted = method == "DELETE" and response.status == 404 and earlier[Failure.UNKNOWN] > 0
+                if response.status < 300 or is_deleted:
+                    return replace(response, tries=earlier.total() + 1)
+                failure = classify_status(response.status)
+                error = error_from_response(response, request_name=request_name)
             delay_s = policy.delay_s(
                 failure,
                 repeatable=repeatable,
@@ -170,15 +179,15 @@ class AsyncHttp:
             await self.sleep(delay_s)
 
     async def exists(self, path: str, **options: Any) -> bool:
-        """Whether a HEAD request finds something there."""
+        """Return True if a HEAD request succeeds, False on 404."""
         try:
             await self.send("HEAD", path, **options)
         except ViNotFoundError:
             return False
         return True
 
-    async def put_file(self, path: str, file: Path, **options: Any) -> Answer:
-        """Send a file piece by piece, from its start again on each try."""
+    async def put_file(self, path: str, file: Path, **options: Any) -> Response:
+        """Send a file in chunks; each retry starts at its first byte."""
         return await self.send("PUT", path, content=FileBody(file), **options)
 
     async def fetch(
@@ -190,30 +199,34 @@ class AsyncHttp:
         on_length: Callable[[int | None], None],
         timeout_s: float | None = None,
     ) -> None:
-        """Hand an answer of any length to ``write`` piece by piece; ``on_length`` gets its length first. One try.
+        """Stream a response body to ``write``, without retries.
+
+        ``on_length`` is called first, with the length in bytes or None if the server omits it.
 
         Raises:
-            ViError: it was refused, or broke off.
+            ViError: The server rejected the request, or the connection was lost.
         """
-        timeout_s, asked = timeout_s or self.timeout_s, f"{method} {path}"
+        timeout_s, request_name = timeout_s or self.timeout_s, f"{method} {path}"
         try:
             async with self.stream(method, self.endpoint + path, timeout_s=timeout_s) as response:
                 if response.status_code >= 300:
                     body = await response.aread()
-                    answer = Answer(status=response.status_code, headers=dict(response.headers), body=body)
-                    raise error_of(answer, asked=asked)
+                    refused = Response(status=response.status_code, headers=dict(response.headers), body=body)
+                    raise error_from_response(refused, request_name=request_name)
                 length = response.headers.get("content-length", "")
                 on_length(int(length) if length.isdigit() else None)
                 async for chunk in response.aiter_bytes():
                     write(chunk)
         except httpx2.RequestError as cause:
-            raise error_without_answer(cause, asked=asked, endpoint=self.endpoint, timeout_s=timeout_s) from cause
+            raise error_from_transport(
+                cause, request_name=request_name, endpoint=self.endpoint, timeout_s=timeout_s
+            ) from cause
 
     @asynccontextmanager
     async def stream(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, timeout_s: float | None = None
     ) -> AsyncIterator[httpx2.Response]:
-        """One try at an answer that is read piece by piece; its status is the caller's business."""
+        """Send one request and yield the unread response; the caller checks its status."""
         request = self._request(method, url, content=None, headers=headers, timeout_s=timeout_s or self.timeout_s)
         response = await self._transport().handle_async_request(request)
         try:
@@ -222,12 +235,12 @@ class AsyncHttp:
             await response.aclose()
 
     async def close(self) -> None:
-        """Close the connections; what is sent afterwards fails."""
+        """Close the connections; later requests raise ViOperationError."""
         self.is_closed = True
-        transport = self._transports.pop(concurrency.current_place(), None)
+        transport = self._transports.pop(concurrency.current_scope(), None)
         if transport is not None:
             await transport.aclose()
-        concurrency.forget_gone(self._transports)
+        concurrency.drop_closed_scopes(self._transports)
 
     async def _exchange(
         self,
@@ -238,14 +251,14 @@ class AsyncHttp:
         headers: Mapping[str, str] | None,
         timeout_s: float,
         on_sent: Callable[[int], None] | None,
-    ) -> Answer:
+    ) -> Response:
         request = self._request(method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent)
         response = await self._transport().handle_async_request(request)
         try:
             body = await response.aread()
         finally:
             await response.aclose()
-        return Answer(status=response.status_code, headers=dict(response.headers), body=body)
+        return Response(status=response.status_code, headers=dict(response.headers), body=body)
 
     def _request(
         self,
@@ -268,38 +281,38 @@ class AsyncHttp:
                 url,
                 headers=all_headers,
                 content=content if isinstance(content, bytes | None) else _chunks(content, on_sent),
-                extensions={"timeout": timeouts(timeout_s)},
+                extensions={"timeout": build_timeouts(timeout_s)},
             )
         except (httpx2.InvalidURL, ValueError, TypeError) as error:
             raise ViInvalidParameterError(
-                f"the request cannot be put into words that HTTP has: {error}",
-                suggestion="An argument is too long, or has characters that addresses and headers cannot carry.",
+                f"the request cannot be encoded as HTTP: {error}",
+                suggestion="try: shorter arguments without characters that URLs and headers cannot contain",
                 cause=error,
             ) from error
 
     def _transport(self) -> httpx2.AsyncBaseTransport:
         if self.is_closed:
-            raise ViOperationError("this client is closed", suggestion="Make a new client, or close it later.")
+            raise ViOperationError("this client is closed", suggestion="try: create a new client")
         if self._given_transport is not None:
             return self._given_transport
-        # One for each place: a forked child must not write into its parent's connections, nor an event loop into those
-        # of another. setdefault is atomic, so of two threads that come here first both get the same one; the other has
-        # opened nothing yet.
-        place = concurrency.current_place()
-        transport = self._transports.get(place)
+        # One transport per scope: a forked child must not write to its parent's connections, nor an
+        # event loop to those of another. Two threads may get here at once: setdefault is atomic, so
+        # both use the same transport, and the discarded one has not opened a connection yet.
+        scope = concurrency.current_scope()
+        transport = self._transports.get(scope)
         if transport is None:
-            concurrency.forget_gone(self._transports)
-            transport = self._transports.setdefault(place, self._open())
+            concurrency.drop_closed_scopes(self._transports)
+            transport = self._transports.setdefault(scope, self._open())
         return transport
 
     def __reduce__(self) -> NoReturn:
         raise ViConfigurationError(
-            "what holds connections and a key cannot be pickled or copied",
-            suggestion="Pickle the client itself: it is made again from where its key was found.",
+            "an object with connections and a key cannot be pickled or copied",
+            suggestion="try: pickle the client itself, which looks up its key again",
         )
 
     def _open(self) -> httpx2.AsyncBaseTransport:
-        return httpx2.AsyncHTTPTransport(verify=ssl_context(self.endpoint), proxy=proxy_of(self.endpoint))
+        return httpx2.AsyncHTTPTransport(verify=build_ssl_context(self.endpoint), proxy=find_proxy(self.endpoint))
 
 
 async def _chunks(body: Body, on_sent: Callable[[int], None] | None) -> AsyncIterator[bytes]:

@@ -1,9 +1,9 @@
 # Generated from _async.py by scripts/unasync: change that file, then run the script.
-"""One object that sends requests to one endpoint and repeats them where that is safe.
+"""HTTP client that sends requests to one endpoint and retries them where that is safe.
 
-It drives httpx2's transport directly: what a full client adds above it (cookies, redirects, a log line with the whole
-address, signed links included) is either unwanted here or done below in fewer steps. Redirects are not followed, so a
-key never travels to a place nobody named.
+It uses the transport of httpx2 directly. A full httpx2 client would add cookies, redirects and a
+log line with the whole URL, which would expose signed links. Redirects are not followed, so that a
+key is never sent to another host.
 """
 
 import random
@@ -17,29 +17,29 @@ from typing import Any, NoReturn, TypeVar, overload
 import httpx2
 
 from vi._concurrency import synchronous as concurrency
-from vi._http.answers import Answer, decode, error_of
 from vi._http.encoding import encode_body
 from vi._http.requests import (
     USER_AGENT,
     Body,
     FileBody,
     Params,
+    build_ssl_context,
+    build_timeouts,
     check_endpoint,
+    classify_transport_error,
     encode_params,
-    error_without_answer,
-    failure_without_answer,
-    proxy_of,
-    ssl_context,
-    timeouts,
+    error_from_transport,
+    find_proxy,
 )
-from vi._http.retry import REPEATABLE_METHODS, Failure, RetryPolicy, failure_of
+from vi._http.response import Response, decode, error_from_response
+from vi._http.retry import REPEATABLE_METHODS, Failure, RetryPolicy, classify_status
 from vi.errors import ViConfigurationError, ViInvalidParameterError, ViNotFoundError, ViOperationError
 
 T = TypeVar("T")
 
 
 class Http:
-    """Requests to one endpoint with the same headers each."""
+    """HTTP client of one endpoint, with the same headers on each request."""
 
     def __init__(
         self,
@@ -60,11 +60,11 @@ class Http:
         self.is_closed = False
         self._headers = {"Accept": "application/json", "User-Agent": USER_AGENT, **(headers or {})}
         self._given_transport = transport
-        self._transports: dict[concurrency.Place, httpx2.BaseTransport] = {}
-        concurrency.close_with(self, self._transports)
+        self._transports: dict[concurrency.ConnectionScope, httpx2.BaseTransport] = {}
+        concurrency.close_on_finalize(self, self._transports)
 
-    def without_key(self, endpoint: str) -> "Http":
-        """The same manners towards an endpoint that must not see our headers, such as that of a signed link."""
+    def without_credentials(self, endpoint: str) -> "Http":
+        """Return a client with the same settings but without our headers, for signed links."""
         return Http(
             endpoint,
             timeout_s=self.timeout_s,
@@ -107,18 +107,20 @@ class Http:
     def call(
         self, method: str, path: str, *, decode_as: type[T] | None = None, body: Any = None, **options: Any
     ) -> T | None:
-        """Send ``body`` as JSON and return the answer as ``decode_as``; None ignores the answer's body.
+        """Send ``body`` as JSON and return the response as ``decode_as``; None ignores its body.
 
-        ``idempotent`` says whether the request may be repeated when nobody knows if it was carried out; by default
-        GET, HEAD, PUT and DELETE may.
+        ``idempotent`` allows a retry when it is unknown whether the server executed the request. By
+        default it is True for GET, HEAD, PUT and DELETE.
 
         Raises:
-            ViInvalidParameterError: the body holds a value that JSON does not have; nothing was sent.
-            ViError: see ``vi.errors``; ``status_code`` is None if no answer arrived.
+            ViInvalidParameterError: The body contains a value that JSON lacks; nothing was sent.
+            ViError: See ``vi.errors``; ``status_code`` is None if no response arrived.
         """
         content = None if body is None else encode_body(body)
-        answer = self.send(method, path, content=content, **options)
-        return None if decode_as is None else decode(answer, decode_as, asked=f"{method} {path}")
+        response = self.send(method, path, content=content, **options)
+        if decode_as is None:
+            return None
+        return decode(response, decode_as, request_name=f"{method} {path}")
 
     def send(
         self,
@@ -131,33 +133,40 @@ class Http:
         timeout_s: float | None = None,
         retry: RetryPolicy | None = None,
         idempotent: bool | None = None,
-        asked: str | None = None,
+        request_name: str | None = None,
         on_sent: Callable[[int], None] | None = None,
-    ) -> Answer:
-        """Send JSON, or a body piece by piece; return the raw answer if its status is below 300, else raise.
+    ) -> Response:
+        """Send a request and return the raw response; raise if its status is 300 or above.
 
-        ``asked`` is what error messages call the request; they must not show a path that is a secret itself.
-        ``on_sent`` gets the bytes of a body that are under way so far.
+        ``content`` is JSON, or a ``Body`` that is sent in chunks. ``request_name`` stands for the
+        request in error messages, because the path of a signed link is a secret. ``on_sent`` is
+        called with the number of body bytes sent so far.
         """
-        policy, timeout_s, asked = retry or self.retry, timeout_s or self.timeout_s, asked or f"{method} {path}"
+        policy, timeout_s, request_name = (
+            retry or self.retry,
+            timeout_s or self.timeout_s,
+            request_name or f"{method} {path}",
+        )
         repeatable = method in REPEATABLE_METHODS if idempotent is None else idempotent
         url = self.endpoint + path + encode_params(params)
         earlier: Counter[Failure] = Counter()
         while True:
             try:
-                answer = self._exchange(
+                response = self._exchange(
                     method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent
                 )
             except httpx2.RequestError as cause:
-                failure = failure_without_answer(cause)
-                error = error_without_answer(cause, asked=asked, endpoint=self.endpoint, timeout_s=timeout_s)
+                failure = classify_transport_error(cause)
+                error = error_from_transport(
+                    cause, request_name=request_name, endpoint=self.endpoint, timeout_s=timeout_s
+                )
             else:
-                # A deletion whose answer was lost is repeated and then finds nothing: it was carried out.
-                is_gone = method == "DELETE" and answer.status == 404 and earlier[Failure.UNKNOWN] > 0
-                if answer.status < 300 or is_gone:
-                    return replace(answer, tries=earlier.total() + 1)
-                failure = failure_of(answer.status)
-                error = error_of(answer, asked=asked)
+                # A DELETE whose response was lost is retried and gets 404: the first one succeeded.
+                is_deleted = method == "DELETE" and response.status == 404 and earlier[Failure.UNKNOWN] > 0
+                if response.status < 300 or is_deleted:
+                    return replace(response, tries=earlier.total() + 1)
+                failure = classify_status(response.status)
+                error = error_from_response(response, request_name=request_name)
             delay_s = policy.delay_s(
                 failure,
                 repeatable=repeatable,
@@ -171,15 +180,15 @@ class Http:
             self.sleep(delay_s)
 
     def exists(self, path: str, **options: Any) -> bool:
-        """Whether a HEAD request finds something there."""
+        """Return True if a HEAD request succeeds, False on 404."""
         try:
             self.send("HEAD", path, **options)
         except ViNotFoundError:
             return False
         return True
 
-    def put_file(self, path: str, file: Path, **options: Any) -> Answer:
-        """Send a file piece by piece, from its start again on each try."""
+    def put_file(self, path: str, file: Path, **options: Any) -> Response:
+        """Send a file in chunks; each retry starts at its first byte."""
         return self.send("PUT", path, content=FileBody(file), **options)
 
     def fetch(
@@ -191,30 +200,34 @@ class Http:
         on_length: Callable[[int | None], None],
         timeout_s: float | None = None,
     ) -> None:
-        """Hand an answer of any length to ``write`` piece by piece; ``on_length`` gets its length first. One try.
+        """Stream a response body to ``write``, without retries.
+
+        ``on_length`` is called first, with the length in bytes or None if the server omits it.
 
         Raises:
-            ViError: it was refused, or broke off.
+            ViError: The server rejected the request, or the connection was lost.
         """
-        timeout_s, asked = timeout_s or self.timeout_s, f"{method} {path}"
+        timeout_s, request_name = timeout_s or self.timeout_s, f"{method} {path}"
         try:
             with self.stream(method, self.endpoint + path, timeout_s=timeout_s) as response:
                 if response.status_code >= 300:
                     body = response.read()
-                    answer = Answer(status=response.status_code, headers=dict(response.headers), body=body)
-                    raise error_of(answer, asked=asked)
+                    refused = Response(status=response.status_code, headers=dict(response.headers), body=body)
+                    raise error_from_response(refused, request_name=request_name)
                 length = response.headers.get("content-length", "")
                 on_length(int(length) if length.isdigit() else None)
                 for chunk in response.iter_bytes():
                     write(chunk)
         except httpx2.RequestError as cause:
-            raise error_without_answer(cause, asked=asked, endpoint=self.endpoint, timeout_s=timeout_s) from cause
+            raise error_from_transport(
+                cause, request_name=request_name, endpoint=self.endpoint, timeout_s=timeout_s
+            ) from cause
 
     @contextmanager
     def stream(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, timeout_s: float | None = None
     ) -> Iterator[httpx2.Response]:
-        """One try at an answer that is read piece by piece; its status is the caller's business."""
+        """Send one request and yield the unread response; the caller checks its status."""
         request = self._request(method, url, content=None, headers=headers, timeout_s=timeout_s or self.timeout_s)
         response = self._transport().handle_request(request)
         try:
@@ -223,12 +236,12 @@ class Http:
             response.close()
 
     def close(self) -> None:
-        """Close the connections; what is sent afterwards fails."""
+        """Close the connections; later requests raise ViOperationError."""
         self.is_closed = True
-        transport = self._transports.pop(concurrency.current_place(), None)
+        transport = self._transports.pop(concurrency.current_scope(), None)
         if transport is not None:
             transport.close()
-        concurrency.forget_gone(self._transports)
+        concurrency.drop_closed_scopes(self._transports)
 
     def _exchange(
         self,
@@ -239,14 +252,14 @@ class Http:
         headers: Mapping[str, str] | None,
         timeout_s: float,
         on_sent: Callable[[int], None] | None,
-    ) -> Answer:
+    ) -> Response:
         request = self._request(method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent)
         response = self._transport().handle_request(request)
         try:
             body = response.read()
         finally:
             response.close()
-        return Answer(status=response.status_code, headers=dict(response.headers), body=body)
+        return Response(status=response.status_code, headers=dict(response.headers), body=body)
 
     def _request(
         self,
@@ -269,38 +282,38 @@ class Http:
                 url,
                 headers=all_headers,
                 content=content if isinstance(content, bytes | None) else _chunks(content, on_sent),
-                extensions={"timeout": timeouts(timeout_s)},
+                extensions={"timeout": build_timeouts(timeout_s)},
             )
         except (httpx2.InvalidURL, ValueError, TypeError) as error:
             raise ViInvalidParameterError(
-                f"the request cannot be put into words that HTTP has: {error}",
-                suggestion="An argument is too long, or has characters that addresses and headers cannot carry.",
+                f"the request cannot be encoded as HTTP: {error}",
+                suggestion="try: shorter arguments without characters that URLs and headers cannot contain",
                 cause=error,
             ) from error
 
     def _transport(self) -> httpx2.BaseTransport:
         if self.is_closed:
-            raise ViOperationError("this client is closed", suggestion="Make a new client, or close it later.")
+            raise ViOperationError("this client is closed", suggestion="try: create a new client")
         if self._given_transport is not None:
             return self._given_transport
-        # One for each place: a forked child must not write into its parent's connections, nor an event loop into those
-        # of another. setdefault is atomic, so of two threads that come here first both get the same one; the other has
-        # opened nothing yet.
-        place = concurrency.current_place()
-        transport = self._transports.get(place)
+        # One transport per scope: a forked child must not write to its parent's connections, nor an
+        # event loop to those of another. Two threads may get here at once: setdefault is atomic, so
+        # both use the same transport, and the discarded one has not opened a connection yet.
+        scope = concurrency.current_scope()
+        transport = self._transports.get(scope)
         if transport is None:
-            concurrency.forget_gone(self._transports)
-            transport = self._transports.setdefault(place, self._open())
+            concurrency.drop_closed_scopes(self._transports)
+            transport = self._transports.setdefault(scope, self._open())
         return transport
 
     def __reduce__(self) -> NoReturn:
         raise ViConfigurationError(
-            "what holds connections and a key cannot be pickled or copied",
-            suggestion="Pickle the client itself: it is made again from where its key was found.",
+            "an object with connections and a key cannot be pickled or copied",
+            suggestion="try: pickle the client itself, which looks up its key again",
         )
 
     def _open(self) -> httpx2.BaseTransport:
-        return httpx2.HTTPTransport(verify=ssl_context(self.endpoint), proxy=proxy_of(self.endpoint))
+        return httpx2.HTTPTransport(verify=build_ssl_context(self.endpoint), proxy=find_proxy(self.endpoint))
 
 
 def _chunks(body: Body, on_sent: Callable[[int], None] | None) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
-"""What a request is made of: endpoint, query, timeouts, and the way out to the network. Pure but for the proxies.
+"""Parts of a request: endpoint, query, timeouts, TLS context and proxy. Pure except for the proxy.
 
-The endpoint decides two things. Addresses of this machine are never reached through a proxy, whatever the environment
-says. And the list of certificate authorities, slow to load, is loaded only for ``https``; with ``http`` an empty list
-stands in, so that nothing encrypted could be trusted by mistake.
+Loopback addresses never use a proxy, whatever the environment says. The certificate authorities are
+slow to load and are loaded only for ``https``; for ``http`` an empty list is used, so that no
+encrypted connection could be trusted by mistake.
 """
 
 import ipaddress
@@ -21,17 +21,17 @@ from vi._http.encoding import to_json_value
 from vi._http.retry import Failure
 from vi.errors import ViConfigurationError, ViError, ViInvalidParameterError, ViNetworkError, ViTimeoutError
 
-Scalar: TypeAlias = str | int | float | bool | None
-Params: TypeAlias = Mapping[str, Scalar] | Iterable[tuple[str, Scalar]]
+QueryValue: TypeAlias = str | int | float | bool | None
+Params: TypeAlias = Mapping[str, QueryValue] | Iterable[tuple[str, QueryValue]]
 
 USER_AGENT = f"vi/{__version__} (Python/{'.'.join(map(str, sys.version_info[:3]))}; {sys.platform})"
 
-_LONGEST_CONNECT_S = 10.0
+_MAX_CONNECT_S = 10.0
 _CHUNK_BYTES = 1 << 20
 
 
 class Body(Protocol):
-    """Bytes to send piece by piece; ``chunks`` begins anew each time, when a request is repeated."""
+    """Request body that is sent in chunks; ``chunks`` starts again on each retry."""
 
     @property
     def size_bytes(self) -> int: ...
@@ -40,7 +40,7 @@ class Body(Protocol):
 
 
 class FileBody:
-    """A file, read while it is sent."""
+    """File body that is read while it is sent."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -56,69 +56,69 @@ class FileBody:
 
 
 def check_endpoint(endpoint: str) -> str:
-    """The endpoint without a slash at its end.
+    """Return the endpoint without a trailing slash.
 
     Raises:
-        ViConfigurationError: it is not an address to send requests to.
+        ViConfigurationError: The endpoint is not an http or https URL, or contains credentials.
     """
     if "@" in endpoint:
         raise ViConfigurationError(
-            "the endpoint holds a user name or a password, which it must not",
-            suggestion="Give the key as secret_key, and the endpoint without it.",
+            "the endpoint contains a user name or a password, expected: a URL without credentials",
+            suggestion="try: pass the key as secret_key",
         )
     try:
         parts = urlsplit(endpoint)
         _ = parts.port
     except ValueError as error:
-        raise _bad_endpoint(endpoint, str(error)) from error
+        raise _endpoint_error(endpoint, str(error)) from error
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise _bad_endpoint(endpoint, "it needs http:// or https:// and a host")
+        raise _endpoint_error(endpoint, "http:// or https:// and a host are required")
     return endpoint.rstrip("/")
 
 
-def _bad_endpoint(endpoint: str, why: str) -> ViConfigurationError:
+def _endpoint_error(endpoint: str, why: str) -> ViConfigurationError:
     return ViConfigurationError(
-        f"the endpoint is {endpoint!r}, which is no address: {why}",
-        suggestion="Write it like http://127.0.0.1:7878/ (argument endpoint, or DATATURE_VI_API_ENDPOINT).",
+        f"the endpoint is {endpoint!r}, expected: a URL; {why}",
+        suggestion="try: http://127.0.0.1:7878/ (argument endpoint, or DATATURE_VI_API_ENDPOINT)",
     )
 
 
 def encode_params(params: Params | None) -> str:
-    """The query with its question mark; parameters that are None are left out, and without any there is no query.
+    """Return the query string with its question mark; parameters that are None are omitted.
 
     Raises:
-        ViInvalidParameterError: a value is neither a text nor a number that can be written down.
+        ViInvalidParameterError: A value is not a string, finite number or bool.
     """
     if not params:
         return ""
     pairs = params.items() if isinstance(params, Mapping) else params
-    given = [(name, _text(name, value)) for name, value in pairs if value is not None]
+    given = [(name, _encode_value(name, value)) for name, value in pairs if value is not None]
     return "?" + urlencode(given) if given else ""
 
 
-def _text(name: str, value: Scalar) -> str:
+def _encode_value(name: str, value: QueryValue) -> str:
     plain = to_json_value(value, name=f"the query parameter {name}")
     if isinstance(plain, dict | list):
         raise ViInvalidParameterError(
-            f"the query parameter {name} is a {type(value).__name__}", suggestion="Give a string, number or bool."
+            f"the query parameter {name} is a {type(value).__name__}, expected: a string, number or bool"
         )
     return str(plain).lower() if isinstance(plain, bool) else str(plain)
 
 
-def timeouts(timeout_s: float) -> dict[str, float]:
-    """The timeouts of one request as the transport wants them; a server that is there accepts at once."""
-    return {"connect": min(timeout_s, _LONGEST_CONNECT_S), "read": timeout_s, "write": timeout_s, "pool": timeout_s}
+def build_timeouts(timeout_s: float) -> dict[str, float]:
+    """Return the timeouts of one request for the transport; connecting gets at most 10 seconds."""
+    return {"connect": min(timeout_s, _MAX_CONNECT_S), "read": timeout_s, "write": timeout_s, "pool": timeout_s}
 
 
-def ssl_context(endpoint: str) -> ssl.SSLContext:
-    """Whom to trust on the way to this endpoint."""
+def build_ssl_context(endpoint: str) -> ssl.SSLContext:
+    """Return the TLS context for an endpoint; without authorities unless it is https."""
     if endpoint.startswith("https:"):
         return httpx2.create_ssl_context()
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-def proxy_of(endpoint: str) -> str | None:
-    """The proxy the environment names for this endpoint, if any."""
+def find_proxy(endpoint: str) -> str | None:
+    """Return the URL of the proxy that the environment sets for an endpoint; None without one."""
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
     if is_loopback(host) or proxy_bypass(host):
@@ -129,15 +129,15 @@ def proxy_of(endpoint: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the host is this machine."""
+    """Return True if the host is this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def failure_without_answer(cause: httpx2.RequestError) -> Failure:
-    """How far the request may have come."""
+def classify_transport_error(cause: httpx2.RequestError) -> Failure:
+    """Return how far a request without a response may have got."""
     if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)):
         return Failure.UNREACHED
     if isinstance(cause, (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol)):
@@ -145,16 +145,16 @@ def failure_without_answer(cause: httpx2.RequestError) -> Failure:
     return Failure.UNKNOWN
 
 
-def error_without_answer(cause: httpx2.RequestError, *, asked: str, endpoint: str, timeout_s: float) -> ViError:
-    """The error for a request nobody answered."""
+def error_from_transport(cause: httpx2.RequestError, *, request_name: str, endpoint: str, timeout_s: float) -> ViError:
+    """Return the exception for a request without a response."""
     if isinstance(cause, httpx2.TimeoutException):
         return ViTimeoutError(
-            f"{asked} to {endpoint} got no answer within {timeout_s:g} s",
-            suggestion="Is the server overloaded, or the network slow? A longer timeout= may help.",
+            f"{request_name} to {endpoint} got no response within {timeout_s:g} s",
+            suggestion="The server may be overloaded or the network slow. try: a longer timeout=",
             cause=cause,
         )
     return ViNetworkError(
-        f"{asked} to {endpoint} got no answer: {cause or type(cause).__name__}",
-        suggestion="Is the server up (`runyard up` starts one), and is the endpoint right?",
+        f"{request_name} to {endpoint} got no response: {cause or type(cause).__name__}",
+        suggestion="try: check that the server is up (`runyard up` starts one) and that the endpoint is right",
         cause=cause,
     )

@@ -1,10 +1,10 @@
-"""When to try again, and after how long: pure rules.
+"""Retry policy: which failures are retried, and after which delay. Pure rules.
 
-What may have happened on the server decides. ``BUSY`` (429) and ``UNREACHED`` (the connection was never made) are
-failures before anything was done, so any request may be repeated. After ``UNKNOWN`` (5xx, 408, a connection lost on the
-way) the request may or may not have been carried out, so only requests that can be repeated without harm are. The wait
-before try n is random between nothing and ``base * 2**n`` (full jitter), because clients that all waited the same time
-would come back all at once; a server that says how long to wait (``Retry-After`` on 429 and 503) is obeyed.
+The decision depends on what may have happened on the server. After ``BUSY`` (429) and ``UNREACHED``
+(no connection) nothing was executed, so any request may be retried. After ``UNKNOWN`` (5xx, 408, a
+lost connection) the request may have been executed, so only idempotent requests are retried. The
+delay before retry n is random between 0 and ``base * 2**n`` (full jitter), because clients with
+equal delays would return at the same time. ``Retry-After`` on 429 and 503 takes precedence.
 """
 
 import enum
@@ -16,7 +16,7 @@ REPEATABLE_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 
 
 class Failure(enum.Enum):
-    """What a failed try tells about the server."""
+    """What a failed request implies about its execution on the server."""
 
     BUSY = "busy"
     UNREACHED = "unreached"
@@ -24,8 +24,8 @@ class Failure(enum.Enum):
     REFUSED = "refused"
 
 
-def failure_of(status: int) -> Failure:
-    """How an answer of status 300 and above counts."""
+def classify_status(status: int) -> Failure:
+    """Return the kind of failure for a status of 300 or above."""
     if status == 429:
         return Failure.BUSY
     return Failure.UNKNOWN if status >= 500 or status == 408 else Failure.REFUSED
@@ -33,7 +33,10 @@ def failure_of(status: int) -> Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How often and how long. ``max_rate_limit_retries`` counts the tries the server answered with 429."""
+    """Limits and delays of retries.
+
+    ``max_rate_limit_retries`` applies to responses with status 429.
+    """
 
     max_retries: int = 3
     max_rate_limit_retries: int = 20
@@ -49,7 +52,10 @@ class RetryPolicy:
         retry_after_s: float | None,
         random: Callable[[], float],
     ) -> float | None:
-        """Seconds to wait before the next try, or None to give up. ``earlier`` counts the failures before this one."""
+        """Return the seconds to wait before the next retry, or None to give up.
+
+        ``earlier`` counts the failures before this one.
+        """
         if not self._allows(failure, repeatable=repeatable, earlier=earlier):
             return None
         if retry_after_s is not None:

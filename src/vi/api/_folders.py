@@ -1,4 +1,4 @@
-"""Folders that appear whole: filled beside their place, then put into it; and paths made from names of a server."""
+"""Atomic replacement of folders, and validation of paths that a server names."""
 
 import os
 import secrets
@@ -7,44 +7,47 @@ from pathlib import Path, PurePosixPath
 
 from vi.errors import ViDownloadError
 
-_DEEPEST = 64
+_MAX_DEPTH = 64
 
 
-def plain_path(name: str, *, deepest: int = _DEEPEST) -> PurePosixPath | None:
-    """Return a relative path without ``..``, as a server may name a file; None for anything else."""
+def parse_relative_path(name: str, *, max_depth: int = _MAX_DEPTH) -> PurePosixPath | None:
+    """Return a relative path without ``..``; None for any other name."""
     path = PurePosixPath(name)
-    is_odd = any(part == ".." or any(letter in part for letter in "\\\0") for part in path.parts)
-    return None if is_odd or path.is_absolute() or not 0 < len(path.parts) <= deepest else path
+    is_unsafe = any(part == ".." or any(letter in part for letter in "\\\0") for part in path.parts)
+    return None if is_unsafe or path.is_absolute() or not 0 < len(path.parts) <= max_depth else path
 
 
-def path_below(folder: Path, *names: str) -> Path:
-    """Return ``folder/name/...``, proven to be strictly inside ``folder``. Each name may have several parts.
+def resolve_inside(folder: Path, *names: str) -> Path:
+    """Return ``folder/name/...``, which is inside ``folder``. Each name may have several parts.
 
     Raises:
-        ViDownloadError: a name is not a plain relative path, or a symbolic link leads out of the folder.
+        ViDownloadError: A name is not a plain relative path, or a symbolic link leads outside.
     """
-    if names and all(plain_path(name) is not None for name in names):
+    if names and all(parse_relative_path(name) is not None for name in names):
         target = folder.joinpath(*names)
         real, root = Path(os.path.realpath(target)), Path(os.path.realpath(folder))
         if real != root and real.is_relative_to(root):
             return target
     raise ViDownloadError(
-        f"the server names a file {'/'.join(names)!r}, which would not be inside {folder}",
-        suggestion="Nothing of it was stored. Ask whoever runs the server.",
+        f"the server sent the file name {'/'.join(names)!r}, expected: a path inside {folder}",
+        suggestion="Nothing was stored. try: report it to the operator of the server",
     )
 
 
-def beside(path: Path, word: str) -> Path:
-    """A hidden name in the same folder that nothing else has."""
-    return path.with_name(f".{path.name}.{word}-{os.getpid()}-{secrets.token_hex(4)}")
+def staging_path(path: Path, label: str) -> Path:
+    """Return a unique hidden path in the same folder."""
+    return path.with_name(f".{path.name}.{label}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def put_in_place(staged: Path, folder: Path) -> None:
-    """Give a whole folder its name. What has that name is removed, and stays if the new one cannot have it."""
+def replace_folder(staged: Path, folder: Path) -> None:
+    """Rename a complete folder to its final name.
+
+    An existing one is removed, or kept on failure.
+    """
     if not folder.exists():
         staged.rename(folder)
         return
-    old = beside(folder, "old")
+    old = staging_path(folder, "old")
     folder.rename(old)
     try:
         staged.rename(folder)

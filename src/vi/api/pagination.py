@@ -1,4 +1,4 @@
-"""Lists that come in pages: what ``list`` returns, and what it raises when a list never ends."""
+"""Paginated lists: the return type of ``list``, and the exception for a list that never ends."""
 
 from vi.api._pages._async import AsyncPaginatedResponse
 from vi.api._pages._sync import PaginatedResponse

@@ -1,9 +1,10 @@
-"""What every document on the wire shares: metadata, conditions, deletions.
+"""Common parts of all API documents: metadata, conditions, deletions.
 
-The structs below ``vi.api`` are the only definition of Runyard's documents. The SDK decodes answers into them, the
-server encodes its answers from them, and the OpenAPI document is generated from them. They decode leniently: unknown
-fields are ignored and nearly every field has a default, so that a newer or a foreign server does not break a script.
-Names are camelCase on the wire and snake_case in Python; times are integer epoch milliseconds.
+The structs below ``vi.api`` are the only definition of Runyard's documents. The SDK decodes
+responses into them, the server encodes its responses from them, and the OpenAPI document is
+generated from them. Decoding is lenient: unknown fields are ignored and nearly every field has a
+default, so that a newer or another server does not break a script. Names are camelCase on the wire
+and snake_case in Python; times are integer epoch milliseconds.
 """
 
 import enum
@@ -13,14 +14,15 @@ import msgspec
 
 
 class Document(msgspec.Struct, rename="camel", kw_only=True):
-    """Base of every document: camelCase on the wire, keyword-only in Python."""
+    """Base class of API documents: camelCase on the wire, keyword-only in Python."""
 
 
 class OpenEnum(enum.StrEnum):
-    """Words of the wire. Each member equals its word, prints as it, and hashes like it.
+    """Enumeration of strings on the wire that accepts unknown values.
 
-    A word this version does not know becomes a member of its own, so that ``.value`` is always what the server sent and
-    two decoded members of the same word are equal.
+    A member equals its string, prints as it, and has its hash. An unknown string becomes a new
+    member, so that ``.value`` is always what the server sent, and equal strings decode to equal
+    members.
     """
 
     @classmethod
@@ -33,7 +35,7 @@ class OpenEnum(enum.StrEnum):
 
 
 class ConditionKind(OpenEnum):
-    """The states of a run. The last four are final."""
+    """States of a run; the last four are final."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -44,7 +46,7 @@ class ConditionKind(OpenEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing comes after this state."""
+        """True if no other state follows."""
         return self in FINAL_CONDITIONS
 
 
@@ -54,7 +56,7 @@ FINAL_CONDITIONS = frozenset(
 
 
 class ConditionStatus(OpenEnum):
-    """Whether a condition has been reached."""
+    """Status of a condition: pending, reached or failed."""
 
     WAITING = "Waiting"
     REACHED = "Reached"
@@ -62,7 +64,7 @@ class ConditionStatus(OpenEnum):
 
 
 class ResourceCondition(Document):
-    """One transition in a resource's history; lists of them have the most recent last."""
+    """One transition in the history of a resource; lists have the newest last."""
 
     condition: ConditionKind
     status: ConditionStatus = ConditionStatus.REACHED
@@ -72,7 +74,7 @@ class ResourceCondition(Document):
 
 
 class ResourceMetadata(Document):
-    """When a resource was made and changed, and the caller's own attributes."""
+    """Times of creation and last change, and the attributes set by the caller."""
 
     time_created: int = 0
     last_updated: int = 0
@@ -81,7 +83,7 @@ class ResourceMetadata(Document):
 
 
 class DeletedResource(Document):
-    """What ``delete`` returns: the id that is gone."""
+    """Result of ``delete``: the id of the deleted resource."""
 
     id: str
     deleted: Literal[True] = True

@@ -1,12 +1,13 @@
-"""Arguments that several resources take."""
+"""Argument types that several resources share."""
 
 import msgspec
 
 
 class PaginationParams(msgspec.Struct, frozen=True):
-    """Which slice of a list to ask for.
+    """Page of a list to request.
 
-    ``page_size`` is between 1 and 1000; ``page_token`` is the ``next_page`` of an earlier answer to the same question.
+    ``page_size`` is from 1 to 1000. ``page_token`` is the ``next_page`` of an earlier response to
+    the same request.
     """
 
     page_token: str | None = None

@@ -9,7 +9,7 @@ import pytest
 
 import vi
 from vi.api.resources.models import _archive
-from vi.api.resources.models._archive import unpack
+from vi.api.resources.models._archive import unpack_tar
 
 Members = list[tuple[tarfile.TarInfo, bytes]]
 
@@ -45,7 +45,7 @@ def test_files_and_folders_appear_and_the_archive_goes(pack: Callable[[Members],
         + member("model_adapter/deep/er.bin", b"x" * 5000)
     )
     folder = tmp_path / "epoch-1"
-    unpack(archive, folder)
+    unpack_tar(archive, folder)
     assert names(tmp_path) == [
         "epoch-1",
         "epoch-1/model_adapter",
@@ -82,16 +82,16 @@ def test_what_does_not_belong_is_refused_and_leaves_nothing(
     pack: Callable[[Members], Path], tmp_path: Path, members: Members
 ) -> None:
     archive = pack(member("model_full/run.json", b"{}") + members)
-    with pytest.raises(vi.ViDownloadError, match="refused"):
-        unpack(archive, tmp_path / "inner" / "epoch-1")
+    with pytest.raises(vi.ViDownloadError, match="archive of the model is invalid"):
+        unpack_tar(archive, tmp_path / "inner" / "epoch-1")
     assert names(tmp_path) == ["inner"]
 
 
 def test_a_cut_archive_is_refused(pack: Callable[[Members], Path], tmp_path: Path) -> None:
     archive = pack(member("a", b"x" * 100_000))
     archive.write_bytes(archive.read_bytes()[:50_000])
-    with pytest.raises(vi.ViDownloadError, match="refused"):
-        unpack(archive, tmp_path / "epoch-1")
+    with pytest.raises(vi.ViDownloadError, match="archive of the model is invalid"):
+        unpack_tar(archive, tmp_path / "epoch-1")
     assert names(tmp_path) == []
 
 
@@ -101,14 +101,14 @@ def test_a_member_that_claims_more_than_there_is_writes_nothing(tmp_path: Path) 
     archive = tmp_path / ".a.tar"
     archive.write_bytes(info.tobuf() + b"\0" * 1024)
     with pytest.raises(vi.ViDownloadError, match="claims more bytes than the archive has"):
-        unpack(archive, tmp_path / "a")
+        unpack_tar(archive, tmp_path / "a")
 
 
-def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_rejected(tmp_path: Path) -> None:
     archive = tmp_path / ".a.tar"
     archive.write_bytes(b"not a tar at all" * 100)
     with pytest.raises(vi.ViDownloadError, match="cannot be read"):
-        unpack(archive, tmp_path / "a")
+        unpack_tar(archive, tmp_path / "a")
 
 
 def test_a_compressed_archive_is_not_a_way_around_the_limits(tmp_path: Path) -> None:
@@ -117,23 +117,23 @@ def test_a_compressed_archive_is_not_a_way_around_the_limits(tmp_path: Path) -> 
         for info, content in member("zeros", b"\0" * 1_000_000):
             tar.addfile(info, io.BytesIO(content))
     with pytest.raises(vi.ViDownloadError):
-        unpack(archive, tmp_path / "a")
+        unpack_tar(archive, tmp_path / "a")
 
 
 def test_too_many_members_are_refused(
     pack: Callable[[Members], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_archive, "_MOST_MEMBERS", 2)
+    monkeypatch.setattr(_archive, "_MAX_MEMBERS", 2)
     archive = pack(member("a") + member("b") + member("c"))
     with pytest.raises(vi.ViDownloadError, match="more than 2 members"):
-        unpack(archive, tmp_path / "epoch-1")
+        unpack_tar(archive, tmp_path / "epoch-1")
 
 
 def test_what_was_there_is_replaced_as_a_whole(pack: Callable[[Members], Path], tmp_path: Path) -> None:
     folder = tmp_path / "epoch-1"
     folder.mkdir()
     (folder / "stale").write_text("old")
-    unpack(pack(member("fresh", b"new")), folder)
+    unpack_tar(pack(member("fresh", b"new")), folder)
     assert names(tmp_path) == ["epoch-1", "epoch-1/fresh"]
 
 
@@ -142,5 +142,5 @@ def test_what_was_there_stays_when_the_archive_is_bad(pack: Callable[[Members], 
     folder.mkdir()
     (folder / "good").write_text("old")
     with pytest.raises(vi.ViDownloadError):
-        unpack(pack(member("../evil", b"x")), folder)
+        unpack_tar(pack(member("../evil", b"x")), folder)
     assert names(tmp_path) == ["epoch-1", "epoch-1/good"]

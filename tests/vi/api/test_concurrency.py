@@ -1,4 +1,4 @@
-"""Doing many things at once, in both worlds: bounded, lazily, and the first failure ends it."""
+"""Bounded concurrency of both clients: lazy, and stopped by the first failure."""
 
 import asyncio
 import threading
@@ -48,7 +48,7 @@ def test_threads_do_every_item_and_never_more_at_once_than_allowed() -> None:
         time.sleep(0.002)
         seen.end(number)
 
-    synchronous.for_each(seen.items(50), do, at_once=4, tick=seen.tick)
+    synchronous.for_each(seen.items(50), do, max_concurrency=4, on_tick=seen.tick)
     assert sorted(seen.done) == list(range(50))
     assert seen.most <= 4
     assert seen.ticks > 0
@@ -62,7 +62,7 @@ def test_tasks_do_every_item_and_never_more_at_once_than_allowed() -> None:
         await asyncio.sleep(0.001)
         seen.end(number)
 
-    asyncio.run(asynchronous.for_each(seen.items(50), do, at_once=4, tick=seen.async_tick))
+    asyncio.run(asynchronous.for_each(seen.items(50), do, max_concurrency=4, on_tick=seen.async_tick))
     assert sorted(seen.done) == list(range(50))
     assert seen.most == 4
     assert seen.ticks > 0
@@ -76,7 +76,7 @@ def test_the_first_failure_ends_the_threads() -> None:
             raise ValueError("five")
 
     with pytest.raises(ValueError, match="five"):
-        synchronous.for_each(seen.items(10_000), do, at_once=1, tick=seen.tick)
+        synchronous.for_each(seen.items(10_000), do, max_concurrency=1, on_tick=seen.tick)
     assert seen.taken == 6
 
 
@@ -89,7 +89,7 @@ def test_the_first_failure_ends_the_tasks() -> None:
             raise ValueError("five")
 
     with pytest.raises(ValueError, match="five"):
-        asyncio.run(asynchronous.for_each(seen.items(10_000), do, at_once=1, tick=seen.async_tick))
+        asyncio.run(asynchronous.for_each(seen.items(10_000), do, max_concurrency=1, on_tick=seen.async_tick))
     assert seen.taken == 6
 
 
@@ -103,6 +103,6 @@ def test_an_interrupt_ends_the_threads_at_once() -> None:
         release.wait(10)
 
     with pytest.raises(KeyboardInterrupt):
-        synchronous.for_each(seen.items(100), hold, at_once=2, tick=interrupt)
+        synchronous.for_each(seen.items(100), hold, max_concurrency=2, on_tick=interrupt)
     release.set()
     assert seen.taken <= 4

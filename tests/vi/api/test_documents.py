@@ -94,7 +94,7 @@ def test_two_decodings_of_one_answer_are_equal() -> None:
     assert msgspec.json.decode(RUN, type=Run) == msgspec.json.decode(RUN, type=Run)
 
 
-def test_a_condition_nobody_has_heard_of_keeps_its_name() -> None:
+def test_an_unknown_condition_keeps_its_name() -> None:
     document = b'{"condition": "Hibernating", "status": "Waiting"}'
     first, second = (msgspec.json.decode(document, type=ResourceCondition) for _ in range(2))
     assert first == second

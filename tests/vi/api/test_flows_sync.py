@@ -90,7 +90,7 @@ def test_training_projects_are_listed_over_all_pages(client: vi.Client, server: 
     assert len(list(client.training_projects())) == 2
 
 
-def test_a_refused_flow_tells_every_problem(client: vi.Client, server: Any) -> None:
+def test_a_rejected_flow_lists_every_problem(client: vi.Client, server: Any) -> None:
     problems = [{"path": "/blocks/0/block", "given": "x", "allowed": "dataset", "message": "unknown block 'x'"}]
     server.answers({"message": "the flow has 1 problem", "code": "InvalidFlow", "problems": problems}, status=400)
     with pytest.raises(vi.ViValidationError, match="/blocks/0/block: unknown block 'x'") as raised:

@@ -172,7 +172,7 @@ def test_all_public_methods_are_among_the_calls() -> None:
 
 
 @pytest.mark.parametrize(("name", "parameter"), CALLS, ids=lambda part: part)
-async def test_no_argument_leads_to_an_error_of_somebody_else(
+async def test_no_argument_raises_a_foreign_exception(
     name: str, parameter: str, client: vi.AsyncClient, tmp_path: Path
 ) -> None:
     noun, _, verb = name.rpartition(".")
@@ -194,7 +194,7 @@ CLIENT_ARGUMENTS = ("secret_key", "organization_id", "config_file", "endpoint", 
 
 
 @pytest.mark.parametrize("parameter", CLIENT_ARGUMENTS)
-async def test_no_argument_of_the_client_leads_to_an_error_of_somebody_else(parameter: str, key: str) -> None:
+async def test_no_argument_of_the_client_raises_a_foreign_exception(parameter: str, key: str) -> None:
     transport = httpx2.MockTransport(lambda request: httpx2.Response(200, json=ANSWER))
     for value in VALUES:
         given: dict[str, Any] = {"secret_key": key, "organization_id": "lab", parameter: value}
@@ -208,7 +208,7 @@ async def test_no_argument_of_the_client_leads_to_an_error_of_somebody_else(para
 
 
 @pytest.mark.parametrize("timeout", ["5", -1, math.nan, True, [5], b"5"])
-async def test_a_time_to_wait_that_is_none_is_told_before_anything_is_sent(timeout: Any, key: str, server: Any) -> None:
+async def test_an_invalid_timeout_is_rejected_before_anything_is_sent(timeout: Any, key: str, server: Any) -> None:
     async with vi.AsyncClient(key, "lab", transport=server.transport) as client:
         for call in (client.runs.wait, lambda *_, **given: client.datasets.imports.wait("d1", "i1", **given)):
             with pytest.raises(vi.ViInvalidParameterError, match="timeout is"):

@@ -1,4 +1,4 @@
-"""``run.info()`` and the progress bars: what people read."""
+"""Output of ``run.info()`` and of the progress bars."""
 
 import io
 import sys
@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from vi.api._progress import byte_progress, duration_text, run_progress
-from vi.api.resources.runs._info import facts_of
-from vi.api.resources.runs.responses import Run
+from vi.api._display import format_duration
+from vi.api._progress import byte_progress, run_progress
+from vi.api.resources.runs.responses import Run, summarize_run
 
 PROGRESS = {"step": 120, "totalSteps": 300, "loss": 0.25, "metricName": "accuracy", "metric": 0.9, "secondsLeft": 200}
 
@@ -44,8 +44,8 @@ def test_info_prints_the_true_status_and_everything_known(run: Run, capsys: pyte
         assert fact in text
 
 
-def test_info_of_a_run_that_has_no_history_says_so(run_document: Callable[..., dict[str, Any]]) -> None:
-    facts = dict(facts_of(msgspec.convert(run_document(), Run)))
+def test_info_of_a_run_without_history_has_no_condition(run_document: Callable[..., dict[str, Any]]) -> None:
+    facts = dict(summarize_run(msgspec.convert(run_document(), Run)))
     assert facts["Status"] == "no condition yet"
     assert "Progress" not in facts
 
@@ -56,7 +56,7 @@ def test_times_are_local(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC-3")
     time.tzset()
     try:
-        assert dict(facts_of(run))["Created"] == "2026-01-01 03:00:00"
+        assert dict(summarize_run(run))["Created"] == "2026-01-01 03:00:00"
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -65,8 +65,8 @@ def test_times_are_local(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("duration_s", "text"), [(-1, "0 s"), (42.4, "42 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
 )
-def test_durations_read_as_people_say_them(duration_s: float, text: str) -> None:
-    assert duration_text(duration_s) == text
+def test_durations_are_formatted(duration_s: float, text: str) -> None:
+    assert format_duration(duration_s) == text
 
 
 def test_progress_is_drawn_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_progress_is_drawn_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("show", [True, False])
-def test_progress_is_silent_where_nobody_looks(run: Run, monkeypatch: pytest.MonkeyPatch, show: bool) -> None:
+def test_progress_is_silent_without_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch, show: bool) -> None:
     stream = io.StringIO() if show else Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     with run_progress(show) as draw, byte_progress("x", total_bytes=None, show=show) as draw_bytes:

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 import vi
-from vi.api import _copies
-from vi.api._copies import MANIFEST
+from vi.api import _manifest
+from vi.api._manifest import MANIFEST
 from vi.api.resources.models._folder import DEFAULT_SAVE_DIR
 
 pytestmark = pytest.mark.anyio
@@ -75,7 +75,7 @@ async def test_one_model_is_asked_for_by_name(
     assert byte_server.asked[0] == f"GET /workspaces/lab/runs/r-1/outputs/{name}"
 
 
-async def test_a_run_without_models_says_so(client: vi.AsyncClient, byte_server: Any, server: Any) -> None:
+async def test_a_run_without_models_is_reported(client: vi.AsyncClient, byte_server: Any, server: Any) -> None:
     byte_server.documents.append({"items": []})
     with pytest.raises(vi.ViOperationError, match="run r-1 has no checkpoint"):
         await client.models.get("r-1")
@@ -115,7 +115,7 @@ async def test_two_checkpoints_of_one_run_do_not_mix(
     assert (second.model_path / "model.safetensors").read_bytes()[:1] == b"v"
 
 
-async def test_a_model_that_is_there_is_fetched_again_only_when_told(
+async def test_an_existing_model_is_downloaded_again_only_with_overwrite(
     client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
 ) -> None:
     byte_server.documents.append(model_document())
@@ -161,7 +161,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("is_proven_before", [False, True], ids=["fresh", "proven"])
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-async def test_a_copy_that_is_not_whole_is_fetched_again(
+async def test_an_incomplete_copy_is_downloaded_again(
     client: vi.AsyncClient,
     byte_server: Any,
     model_document: Any,
@@ -170,7 +170,7 @@ async def test_a_copy_that_is_not_whole_is_fetched_again(
     is_proven_before: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_copies, "_SETTLED_NS", 0)
+    monkeypatch.setattr(_manifest, "_SETTLED_NS", 0)
     byte_server.documents += [model_document()] * 4
     folder = (await client.models.download("r-1", save_dir=tmp_path)).model_path.parent
     if is_proven_before:
@@ -191,12 +191,12 @@ async def test_a_copy_whose_files_cannot_have_changed_is_not_hashed_again(
     client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[Path] = []
-    original = _copies.sha256_of
-    monkeypatch.setattr(_copies, "_SETTLED_NS", 0)
+    original = _manifest.hash_file
+    monkeypatch.setattr(_manifest, "_SETTLED_NS", 0)
     byte_server.documents += [model_document()] * 4
     folder = (await client.models.download("r-1", save_dir=tmp_path)).model_path.parent
     time.sleep(0.02)
-    monkeypatch.setattr(_copies, "sha256_of", lambda path: hashed.append(path) or original(path))
+    monkeypatch.setattr(_manifest, "hash_file", lambda path: hashed.append(path) or original(path))
     await client.models.download("r-1", save_dir=tmp_path)
     assert len(hashed) == len(FILES)
     (folder / "notes.txt").write_text("mine")
@@ -214,7 +214,7 @@ async def test_times_that_were_just_recorded_prove_nothing(
     byte_server.documents += [model_document()] * 3
     folder = (await client.models.download("r-1", save_dir=tmp_path)).model_path.parent
     await client.models.download("r-1", save_dir=tmp_path)
-    manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_copies.Manifest)
+    manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_manifest.Manifest)
     assert [record.seen for record in manifest.files] == [None] * len(FILES)
 
 
@@ -254,7 +254,7 @@ async def test_a_run_without_a_checkpoint_says_in_which_state_it_is(
     assert (raised.value.status_code, raised.value.code) == (404, "NotFound")
 
 
-async def test_a_checkpoint_that_is_not_there_and_a_run_that_is_not_there_are_told_apart(
+async def test_a_missing_checkpoint_and_a_missing_run_have_different_errors(
     key: str, server: Any, run_document: Any, model_document: Any
 ) -> None:
     client = vi.AsyncClient(key, "lab", transport=server.transport)
@@ -278,7 +278,7 @@ async def test_a_damaged_model_is_never_left_behind(
     assert list((tmp_path / "r-1").iterdir()) == []
 
 
-async def test_a_cut_download_goes_on_in_the_next_call(
+async def test_an_interrupted_download_resumes_in_the_next_call(
     client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
 ) -> None:
     byte_server.faults = [20_000]
@@ -300,7 +300,7 @@ async def test_names_from_the_server_never_leave_the_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_model_without_a_link_says_so(
+async def test_a_model_without_a_link_raises(
     client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
 ) -> None:
     document = model_document()
@@ -310,7 +310,7 @@ async def test_a_model_without_a_link_says_so(
         await client.models.download("r-1", save_dir=tmp_path)
 
 
-async def test_a_place_that_cannot_be_written_is_told(
+async def test_an_unwritable_folder_is_reported(
     client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "r-1").write_text("in the way")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from vi._http import AsyncHttp
-from vi.api._pages._async import AsyncPaginatedResponse, list_pages
+from vi.api._pages._async import AsyncPaginatedResponse, fetch_page
 from vi.api.pagination import Page, PaginationError
 from vi.api.resources.flows.responses import Flow
 from vi.api.types import PaginationParams
@@ -24,7 +24,7 @@ def page(*ids: str, next_page: Any = None) -> dict[str, Any]:
 
 
 async def flows(http: AsyncHttp, pagination: Any = PaginationParams()) -> AsyncPaginatedResponse[Flow]:
-    return await list_pages(http, "/flows", item=Flow, pagination=pagination)
+    return await fetch_page(http, "/flows", item=Flow, pagination=pagination)
 
 
 async def test_iterating_yields_pages_beginning_with_the_one_held(http: AsyncHttp, server: Any) -> None:
@@ -35,7 +35,7 @@ async def test_iterating_yields_pages_beginning_with_the_one_held(http: AsyncHtt
     assert server.asked == ["GET /flows?s=10", "GET /flows?p=t+1%26&s=10"]
 
 
-async def test_all_items_fetches_a_page_only_when_somebody_gets_there(http: AsyncHttp, server: Any) -> None:
+async def test_all_items_fetches_pages_on_demand(http: AsyncHttp, server: Any) -> None:
     server.answers(page("a", "b", next_page="t1"))
     items = (await flows(http)).all_items()
     assert [(await anext(items)).flow_id for _ in range(2)] == ["a", "b"]
@@ -64,7 +64,7 @@ async def test_a_token_that_comes_twice_ends_the_list(http: AsyncHttp, server: A
     server.answers(page("b", next_page="t2"))
     server.answers(page("c", next_page="t1"))
     found = []
-    with pytest.raises(PaginationError, match="'t1' came twice"):
+    with pytest.raises(PaginationError, match="'t1' twice"):
         async for one in await flows(http):
             found.append(one.items[0].flow_id)
     assert found == ["a", "b", "c"]
@@ -99,7 +99,9 @@ async def test_pagination_is_an_object_or_a_dict(http: AsyncHttp, server: Any, p
         17,
     ],
 )
-async def test_wrong_pagination_is_told_before_anything_is_sent(http: AsyncHttp, server: Any, pagination: Any) -> None:
+async def test_wrong_pagination_is_rejected_before_anything_is_sent(
+    http: AsyncHttp, server: Any, pagination: Any
+) -> None:
     with pytest.raises(ViInvalidParameterError, match=r"page|pagination"):
         await flows(http, pagination)
     assert server.asked == []

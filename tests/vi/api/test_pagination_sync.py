@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from vi._http import Http
-from vi.api._pages._sync import PaginatedResponse, list_pages
+from vi.api._pages._sync import PaginatedResponse, fetch_page
 from vi.api.pagination import Page, PaginationError
 from vi.api.resources.flows.responses import Flow
 from vi.api.types import PaginationParams
@@ -23,7 +23,7 @@ def page(*ids: str, next_page: Any = None) -> dict[str, Any]:
 
 
 def flows(http: Http, pagination: Any = PaginationParams()) -> PaginatedResponse[Flow]:
-    return list_pages(http, "/flows", item=Flow, pagination=pagination)
+    return fetch_page(http, "/flows", item=Flow, pagination=pagination)
 
 
 def test_iterating_yields_pages_beginning_with_the_one_held(http: Http, server: Any) -> None:
@@ -34,7 +34,7 @@ def test_iterating_yields_pages_beginning_with_the_one_held(http: Http, server: 
     assert server.asked == ["GET /flows?s=10", "GET /flows?p=t+1%26&s=10"]
 
 
-def test_all_items_fetches_a_page_only_when_somebody_gets_there(http: Http, server: Any) -> None:
+def test_all_items_fetches_pages_on_demand(http: Http, server: Any) -> None:
     server.answers(page("a", "b", next_page="t1"))
     items = (flows(http)).all_items()
     assert [(next(items)).flow_id for _ in range(2)] == ["a", "b"]
@@ -63,7 +63,7 @@ def test_a_token_that_comes_twice_ends_the_list(http: Http, server: Any) -> None
     server.answers(page("b", next_page="t2"))
     server.answers(page("c", next_page="t1"))
     found = []
-    with pytest.raises(PaginationError, match="'t1' came twice"):
+    with pytest.raises(PaginationError, match="'t1' twice"):
         for one in flows(http):
             found.append(one.items[0].flow_id)
     assert found == ["a", "b", "c"]
@@ -98,7 +98,7 @@ def test_pagination_is_an_object_or_a_dict(http: Http, server: Any, pagination: 
         17,
     ],
 )
-def test_wrong_pagination_is_told_before_anything_is_sent(http: Http, server: Any, pagination: Any) -> None:
+def test_wrong_pagination_is_rejected_before_anything_is_sent(http: Http, server: Any, pagination: Any) -> None:
     with pytest.raises(ViInvalidParameterError, match=r"page|pagination"):
         flows(http, pagination)
     assert server.asked == []

@@ -27,7 +27,7 @@ def client(server: Any, clock: Any, key: str) -> Iterator[vi.Client]:
         yield client
 
 
-def test_the_key_and_the_organisation_travel_with_each_request(
+def test_the_key_and_the_organization_travel_with_each_request(
     client: vi.Client, server: Any, key: str, run_document: RunDocument
 ) -> None:
     server.answers(run_document("Running"))
@@ -44,7 +44,7 @@ def test_get_gives_the_run(client: vi.Client, server: Any, run_document: RunDocu
 
 
 @pytest.mark.parametrize("run_id", ["", "a/b", "..", "a b", "ü", "a" * 256, "a?b", "a\n", None, 7])
-def test_what_is_no_id_is_never_sent(client: vi.Client, server: Any, run_id: Any) -> None:
+def test_an_invalid_id_is_never_sent(client: vi.Client, server: Any, run_id: Any) -> None:
     for method in (client.runs.get, client.runs.kill, client.runs.delete, client.runs.wait, client.runs.metrics):
         with pytest.raises(vi.ViInvalidParameterError, match="run_id is"):
             method(run_id)
@@ -75,7 +75,7 @@ def test_a_run_made_by_flow_id_lets_the_server_freeze_the_flow(
         (("r-0", "best"), {"runId": "r-0", "checkpoint": "best"}),
     ],
 )
-def test_a_run_that_goes_on_from_another_names_it(
+def test_a_resumed_run_names_its_origin(
     client: vi.Client, server: Any, run_document: RunDocument, given: Any, sent: dict[str, str]
 ) -> None:
     answer = run_document("Pending")
@@ -93,7 +93,9 @@ def test_a_flow_that_is_a_dict_is_sent_as_it_is(client: vi.Client, server: Any, 
     assert server.body() == {"spec": {"flow": flow}}
 
 
-def test_a_flow_spec_is_sent_whole_in_camel_case(client: vi.Client, server: Any, run_document: RunDocument) -> None:
+def test_a_flow_spec_is_sent_completely_in_camel_case(
+    client: vi.Client, server: Any, run_document: RunDocument
+) -> None:
     server.answers(run_document("Pending"))
     client.runs.create(FlowSpec(blocks=[FlowBlock(block="vi-model")], training_project="p"))
     assert server.body()["spec"]["flow"] == {
@@ -132,11 +134,11 @@ def test_a_callers_own_id_is_used(client: vi.Client, server: Any, run_document: 
         ({"flow": {}, "metadata": "x"}, "metadata is 'x'"),
         ({"flow": {}, "resume_from": "a/b"}, "resume_from is 'a/b'"),
         ({"flow": {}, "resume_from": ("r-1", "../x")}, r"resume_from\[1\] is '../x'"),
-        ({"flow": {}, "resume_from": ("r-1",)}, "Give the id of a run"),
+        ({"flow": {}, "resume_from": ("r-1",)}, "expected: a run id"),
         ({"flow": {}, "resume_from": 7}, "resume_from is 7"),
     ],
 )
-def test_a_wrong_argument_of_create_is_told_before_anything_is_sent(
+def test_a_wrong_argument_of_create_is_rejected_before_anything_is_sent(
     client: vi.Client, server: Any, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(vi.ViInvalidParameterError, match=message):
@@ -282,7 +284,7 @@ def test_delete_gives_the_id_that_is_gone(client: vi.Client, server: Any) -> Non
     assert client.runs.delete(run_id="r-1") == DeletedResource(id="r-1")
 
 
-def test_delete_of_what_is_not_there_says_so(client: vi.Client, server: Any) -> None:
+def test_delete_of_a_missing_run_raises(client: vi.Client, server: Any) -> None:
     server.answers({"message": "run r-1 not found", "code": "RunNotFound"}, status=404)
     with pytest.raises(vi.ViNotFoundError, match="run r-1 not found"):
         client.runs.delete("r-1")
@@ -326,7 +328,7 @@ def test_the_resource_itself_yields_every_run(client: vi.Client, server: Any, ru
     assert [run.run_id for run in client.runs] == ["r-1", "r-2"]
 
 
-def test_wait_returns_a_run_that_succeeded_and_tells_of_each_change(
+def test_wait_returns_a_run_that_succeeded_and_reports_each_change(
     client: vi.Client, server: Any, run_document: RunDocument, clock: Any
 ) -> None:
     for conditions in (["Pending"], ["Pending"], ["Pending", "Running"], ["Pending", "Running", "Succeeded"]):
@@ -352,12 +354,12 @@ def test_wait_raises_when_the_run_ends_otherwise(
     assert raised.value.run.run_id == "r-1"
 
 
-def test_wait_tells_a_run_that_vanished_from_one_that_never_was(
+def test_wait_distinguishes_a_deleted_run_from_an_unknown_one(
     client: vi.Client, server: Any, run_document: RunDocument
 ) -> None:
     server.answers(run_document("Running"))
     server.answers({"message": "run r-1 not found"}, status=404)
-    with pytest.raises(vi.ViRunVanishedError, match="deleted while it was waited for"):
+    with pytest.raises(vi.ViRunVanishedError, match="deleted during the wait"):
         client.runs.wait("r-1")
     server.answers({"message": "run r-2 not found"}, status=404)
     with pytest.raises(vi.ViNotFoundError) as raised:
@@ -415,7 +417,7 @@ def test_logs_yield_every_line_there_is(client: vi.Client, server: Any) -> None:
     assert server.asked == ["GET /workspaces/lab/runs/r-1/logs?since=0", "GET /workspaces/lab/runs/r-1/logs?since=2"]
 
 
-def test_followed_logs_go_on_until_the_run_is_over(client: vi.Client, server: Any) -> None:
+def test_followed_logs_continue_until_the_run_ends(client: vi.Client, server: Any) -> None:
     server.answers({"items": [log_line(0)], "next": 1, "ended": False})
     server.answers({"items": [], "next": 1, "ended": False})
     server.refuses_connections()
@@ -446,7 +448,7 @@ def test_logs_stop_at_the_limit(client: vi.Client, server: Any) -> None:
     ]
 
 
-def test_logs_that_go_in_circles_are_told(client: vi.Client, server: Any) -> None:
+def test_logs_that_do_not_advance_raise(client: vi.Client, server: Any) -> None:
     server.answers({"items": [log_line(0)], "next": 0})
     with pytest.raises(vi.PaginationError):
         list(client.runs.logs("r-1"))

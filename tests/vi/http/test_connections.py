@@ -10,7 +10,7 @@ import pytest
 
 import vi
 from vi._http import NO_RETRY, Http
-from vi._http.requests import proxy_of
+from vi._http.requests import find_proxy
 
 
 def test_nothing_is_opened_before_the_first_request() -> None:
@@ -18,7 +18,7 @@ def test_nothing_is_opened_before_the_first_request() -> None:
     assert http._transports == {}
 
 
-def test_a_port_nobody_listens_on_is_a_network_error() -> None:
+def test_a_closed_port_is_a_network_error() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         http = Http(f"http://127.0.0.1:{taken.getsockname()[1]}", retry=NO_RETRY)
@@ -52,7 +52,7 @@ def test_an_answer_that_never_comes_is_a_timeout() -> None:
     http.close()
 
 
-def test_a_forgotten_client_closes_its_connections(byte_server: Any) -> None:
+def test_a_garbage_collected_client_closes_its_connections(byte_server: Any) -> None:
     http = Http(byte_server.endpoint)
     http.exists("/x")
     transports = http._transports
@@ -95,4 +95,4 @@ def test_this_machine_is_never_reached_through_a_proxy(monkeypatch: pytest.Monke
     monkeypatch.setenv("http_proxy", "http://proxy.test:3128")
     monkeypatch.setenv("no_proxy", "near.test")
     endpoints = ["http://127.0.0.1:7878", "http://localhost:1", "http://[::1]:1", "http://near.test", "http://far.test"]
-    assert [proxy_of(endpoint) for endpoint in endpoints] == [None, None, None, None, "http://proxy.test:3128"]
+    assert [find_proxy(endpoint) for endpoint in endpoints] == [None, None, None, None, "http://proxy.test:3128"]

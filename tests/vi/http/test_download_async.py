@@ -9,8 +9,8 @@ import pytest
 
 import vi
 from vi._http import AsyncHttp, RetryPolicy
-from vi._http.transfer._async import download
-from vi._http.transfer.part import PartFile
+from vi._http.downloads._async import download_file
+from vi._http.downloads.part_file import PartFile
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +35,7 @@ def target(tmp_path: Path) -> Path:
 async def fetch(http: AsyncHttp, byte_server: Any, target: Path, **changes: Any) -> list[int]:
     progress: list[int] = []
     options = {"size_bytes": len(byte_server.content), "sha256": byte_server.sha256, **changes}
-    await download(http, byte_server.url, target, on_progress=progress.append, **options)
+    await download_file(http, byte_server.url, target, on_progress=progress.append, **options)
     return progress
 
 
@@ -53,7 +53,9 @@ async def test_a_download_arrives_whole_and_leaves_nothing_else(
     assert all("Authorization" not in headers for headers in byte_server.headers_seen)
 
 
-async def test_a_cut_connection_goes_on_where_it_stopped(http: AsyncHttp, byte_server: Any, target: Path) -> None:
+async def test_an_interrupted_connection_resumes_where_it_stopped(
+    http: AsyncHttp, byte_server: Any, target: Path
+) -> None:
     byte_server.faults = [1000, 2000]
     await fetch(http, byte_server, target)
     assert target.read_bytes() == byte_server.content
@@ -107,10 +109,10 @@ async def test_wrong_bytes_are_thrown_away(http: AsyncHttp, byte_server: Any, ta
     assert names(target) == []
 
 
-async def test_a_wrong_length_is_told_before_anything_is_fetched(
+async def test_a_wrong_length_is_rejected_before_anything_is_fetched(
     http: AsyncHttp, byte_server: Any, target: Path
 ) -> None:
-    with pytest.raises(vi.ViDownloadError, match="but the model has 5"):
+    with pytest.raises(vi.ViDownloadError, match="expected: 5"):
         await fetch(http, byte_server, target, size_bytes=5)
     assert byte_server.ranges == []
 
@@ -121,9 +123,9 @@ async def test_a_server_without_ranges_begins_again(http: AsyncHttp, byte_server
     assert target.read_bytes() == byte_server.content
 
 
-async def test_a_range_nobody_asked_for_is_refused(http: AsyncHttp, byte_server: Any, target: Path) -> None:
+async def test_an_unrequested_range_is_rejected(http: AsyncHttp, byte_server: Any, target: Path) -> None:
     byte_server.faults = ["wrong-range"]
-    with pytest.raises(vi.ViDownloadError, match="asked for bytes from 0"):
+    with pytest.raises(vi.ViDownloadError, match="requested bytes from 0"):
         await fetch(http, byte_server, target)
     assert not target.exists()
 
@@ -172,6 +174,6 @@ async def test_a_part_larger_than_the_file_is_forgotten(http: AsyncHttp, byte_se
 async def test_more_bytes_than_announced_are_refused(target: Path) -> None:
     with PartFile(target, identity="a", size_bytes=4) as part:
         part.write(b"abcd")
-        with pytest.raises(vi.ViDownloadError, match="more than the 4 bytes"):
+        with pytest.raises(vi.ViDownloadError, match="more than the announced 4 bytes"):
             part.write(b"e")
         assert part.is_whole

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from vi._http import Http
-from vi._http.transfer._sync import download
+from vi._http.downloads._sync import download_file
 
 BEGIN = """
 import sys
 from pathlib import Path
 from vi._http import Http
-from vi._http.transfer._sync import download
+from vi._http.downloads._sync import download_file
 endpoint, url, target, size, sha256 = sys.argv[1:]
-download(Http(endpoint), url, Path(target), size_bytes=int(size), sha256=sha256, on_progress=lambda arrived: None)
+download_file(Http(endpoint), url, Path(target), size_bytes=int(size), sha256=sha256, on_progress=lambda arrived: None)
 """
 
 
-def test_a_killed_process_leaves_a_part_that_the_next_one_goes_on_from(byte_server: Any, tmp_path: Path) -> None:
+def test_the_partial_file_of_a_killed_process_is_resumed(byte_server: Any, tmp_path: Path) -> None:
     target, part = tmp_path / "model.tar", tmp_path / "model.tar.part"
     size, half = len(byte_server.content), len(byte_server.content) // 2
     byte_server.faults = ["hold"]
@@ -33,7 +33,7 @@ def test_a_killed_process_leaves_a_part_that_the_next_one_goes_on_from(byte_serv
     assert 0 < arrived <= half
     assert not target.exists()
     http = Http(byte_server.endpoint)
-    download(
+    download_file(
         http, byte_server.url, target, size_bytes=size, sha256=byte_server.sha256, on_progress=lambda arrived: None
     )
     http.close()

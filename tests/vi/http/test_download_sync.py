@@ -10,8 +10,8 @@ import pytest
 
 import vi
 from vi._http import Http, RetryPolicy
-from vi._http.transfer._sync import download
-from vi._http.transfer.part import PartFile
+from vi._http.downloads._sync import download_file
+from vi._http.downloads.part_file import PartFile
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def target(tmp_path: Path) -> Path:
 def fetch(http: Http, byte_server: Any, target: Path, **changes: Any) -> list[int]:
     progress: list[int] = []
     options = {"size_bytes": len(byte_server.content), "sha256": byte_server.sha256, **changes}
-    download(http, byte_server.url, target, on_progress=progress.append, **options)
+    download_file(http, byte_server.url, target, on_progress=progress.append, **options)
     return progress
 
 
@@ -50,7 +50,7 @@ def test_a_download_arrives_whole_and_leaves_nothing_else(http: Http, byte_serve
     assert all("Authorization" not in headers for headers in byte_server.headers_seen)
 
 
-def test_a_cut_connection_goes_on_where_it_stopped(http: Http, byte_server: Any, target: Path) -> None:
+def test_an_interrupted_connection_resumes_where_it_stopped(http: Http, byte_server: Any, target: Path) -> None:
     byte_server.faults = [1000, 2000]
     fetch(http, byte_server, target)
     assert target.read_bytes() == byte_server.content
@@ -100,8 +100,8 @@ def test_wrong_bytes_are_thrown_away(http: Http, byte_server: Any, target: Path)
     assert names(target) == []
 
 
-def test_a_wrong_length_is_told_before_anything_is_fetched(http: Http, byte_server: Any, target: Path) -> None:
-    with pytest.raises(vi.ViDownloadError, match="but the model has 5"):
+def test_a_wrong_length_is_rejected_before_anything_is_fetched(http: Http, byte_server: Any, target: Path) -> None:
+    with pytest.raises(vi.ViDownloadError, match="expected: 5"):
         fetch(http, byte_server, target, size_bytes=5)
     assert byte_server.ranges == []
 
@@ -112,9 +112,9 @@ def test_a_server_without_ranges_begins_again(http: Http, byte_server: Any, targ
     assert target.read_bytes() == byte_server.content
 
 
-def test_a_range_nobody_asked_for_is_refused(http: Http, byte_server: Any, target: Path) -> None:
+def test_an_unrequested_range_is_rejected(http: Http, byte_server: Any, target: Path) -> None:
     byte_server.faults = ["wrong-range"]
-    with pytest.raises(vi.ViDownloadError, match="asked for bytes from 0"):
+    with pytest.raises(vi.ViDownloadError, match="requested bytes from 0"):
         fetch(http, byte_server, target)
     assert not target.exists()
 
@@ -163,6 +163,6 @@ def test_a_part_larger_than_the_file_is_forgotten(http: Http, byte_server: Any, 
 def test_more_bytes_than_announced_are_refused(target: Path) -> None:
     with PartFile(target, identity="a", size_bytes=4) as part:
         part.write(b"abcd")
-        with pytest.raises(vi.ViDownloadError, match="more than the 4 bytes"):
+        with pytest.raises(vi.ViDownloadError, match="more than the announced 4 bytes"):
             part.write(b"e")
         assert part.is_whole

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import vi
 from vi._http import Http
-from vi._http.encoding import DEEPEST, encode_body
+from vi._http.encoding import MAX_DEPTH, encode_body
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
 from vi.api.responses import ConditionKind
 
@@ -103,7 +103,7 @@ def is_plain(value: Any) -> bool:
         (FlowBlock(block="b"), {"block": "b", "settings": {}, "style": {}}),
     ],
 )
-def test_what_stands_for_a_plain_value_is_sent_as_exactly_that(given: Any, sent: Any) -> None:
+def test_equivalents_of_plain_values_are_sent_as_exactly_these(given: Any, sent: Any) -> None:
     assert exact(msgspec.json.decode(encode_body({"x": given}))) == exact({"x": sent})
 
 
@@ -121,7 +121,7 @@ def test_a_refusal_names_the_path_and_sends_nothing(bad: Any, server: Any) -> No
 def test_a_value_that_contains_itself_is_refused() -> None:
     loop: list[Any] = []
     loop.append(loop)
-    with pytest.raises(vi.ViInvalidParameterError, match=f"at most {DEEPEST} levels"):
+    with pytest.raises(vi.ViInvalidParameterError, match=f"at most {MAX_DEPTH} levels"):
         encode_body(loop)
 
 

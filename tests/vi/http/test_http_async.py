@@ -120,7 +120,7 @@ async def test_a_deletion_that_never_arrived_and_finds_nothing_is_not_done(http:
 
 async def test_no_answer_is_a_network_error_without_a_status(http: AsyncHttp, server: Any) -> None:
     server.refuses_connections()
-    with pytest.raises(vi.ViNetworkError, match=r"GET /x to http://server\.test:1 got no answer") as raised:
+    with pytest.raises(vi.ViNetworkError, match=r"GET /x to http://server\.test:1 got no response") as raised:
         await http.call("GET", "/x", retry=NO_RETRY)
     assert raised.value.status_code is None
     assert isinstance(raised.value.__cause__, httpx2.ConnectError)
@@ -135,18 +135,18 @@ async def test_no_answer_in_time_is_a_timeout(http: AsyncHttp, server: Any) -> N
 
 async def test_an_answer_of_another_shape_is_an_operation_error(http: AsyncHttp, server: Any) -> None:
     server.answers({"number": "five"})
-    with pytest.raises(vi.ViOperationError, match="the answer to GET /x is not what was asked for") as raised:
+    with pytest.raises(vi.ViOperationError, match="the response to GET /x is not the expected document") as raised:
         await http.call("GET", "/x", decode_as=dict[str, int])
     assert raised.value.status_code is None
 
 
-async def test_head_tells_whether_something_is_there(http: AsyncHttp, server: Any) -> None:
+async def test_head_reports_existence(http: AsyncHttp, server: Any) -> None:
     server.answers()
     server.answers(status=404)
     assert [await http.exists("/blobs/a"), await http.exists("/blobs/b")] == [True, False]
 
 
-async def test_a_file_is_sent_whole_again_on_each_try(http: AsyncHttp, server: Any, tmp_path: Path) -> None:
+async def test_a_file_is_sent_completely_on_each_retry(http: AsyncHttp, server: Any, tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"w" * 3_000_000)
     server.answers(status=500)
@@ -156,7 +156,7 @@ async def test_a_file_is_sent_whole_again_on_each_try(http: AsyncHttp, server: A
     assert server.requests[1].headers["content-length"] == "3000000"
 
 
-async def test_a_closed_client_says_so(http: AsyncHttp) -> None:
+async def test_a_closed_client_raises(http: AsyncHttp) -> None:
     await http.close()
     with pytest.raises(vi.ViOperationError, match="closed"):
         await http.call("GET", "/x")
@@ -164,14 +164,14 @@ async def test_a_closed_client_says_so(http: AsyncHttp) -> None:
 
 async def test_signed_links_see_no_key(http: AsyncHttp, server: Any) -> None:
     server.answers()
-    await http.without_key("http://blobs.test").send("HEAD", "/x")
+    await http.without_credentials("http://blobs.test").send("HEAD", "/x")
     assert "authorization" not in server.requests[0].headers
 
 
 @pytest.mark.parametrize(
     "endpoint", ["", "127.0.0.1:7878", "ftp://host/", "http://", "http://h:99999/", "http://h/?a=b"]
 )
-async def test_an_endpoint_that_is_none_is_told_at_once(endpoint: str) -> None:
+async def test_an_invalid_endpoint_is_rejected_at_once(endpoint: str) -> None:
     with pytest.raises(vi.ViConfigurationError, match="the endpoint is"):
         AsyncHttp(endpoint)
 

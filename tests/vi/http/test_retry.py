@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from vi._http.retry import NO_RETRY, Failure, RetryPolicy, failure_of
+from vi._http.retry import NO_RETRY, Failure, RetryPolicy, classify_status
 
 
 def delay(
@@ -36,7 +36,7 @@ def delay(
     ],
 )
 def test_statuses_say_what_may_have_happened(status: int, failure: Failure) -> None:
-    assert failure_of(status) is failure
+    assert classify_status(status) is failure
 
 
 def test_waits_double_up_to_the_cap() -> None:

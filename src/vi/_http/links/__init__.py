@@ -1,1 +1,1 @@
-"""Signed links: requests that authorise themselves, wherever they lead; none of our headers goes along."""
+"""Signed links: URLs that carry their own authorization and are requested without our headers."""

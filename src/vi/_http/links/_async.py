@@ -1,36 +1,39 @@
-"""Follow signed links, many of them over the same few connections."""
+"""Requests to signed links, with one client per origin so that connections are reused."""
 
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urljoin, urlsplit
 
 from vi._http._async import AsyncHttp
-from vi._http.answers import Answer
+from vi._http.response import Response
 
 
-class AsyncLinks:
-    """Sends requests to links; a link without a host is one of the server itself. Used inside its ``with`` block."""
+class AsyncSignedLinks:
+    """Client for signed links.
+
+    Relative links belong to the server itself. Use it in a ``with`` block.
+    """
 
     def __init__(self, http: AsyncHttp) -> None:
         self._http = http
         self._by_origin: dict[str, AsyncHttp] = {}
 
-    async def send(self, method: str, link: str, *, asked: str, **options: Any) -> Answer:
-        """As ``AsyncHttp.send``. ``asked`` is what error messages say, since a link is a secret."""
-        source, path = self._of(link)
-        return await source.send(method, path, asked=asked, **options)
+    async def send(self, method: str, link: str, *, request_name: str, **options: Any) -> Response:
+        """Send a request to a link; ``request_name`` replaces the secret link in error messages."""
+        source, path = self._resolve(link)
+        return await source.send(method, path, request_name=request_name, **options)
 
-    async def exists(self, link: str, *, asked: str) -> bool:
-        """Whether a HEAD request finds something there."""
-        source, path = self._of(link)
-        return await source.exists(path, asked=asked)
+    async def exists(self, link: str, *, request_name: str) -> bool:
+        """Return True if a HEAD request succeeds, False on 404."""
+        source, path = self._resolve(link)
+        return await source.exists(path, request_name=request_name)
 
-    def _of(self, link: str) -> tuple[AsyncHttp, str]:
+    def _resolve(self, link: str) -> tuple[AsyncHttp, str]:
         url = urljoin(self._http.endpoint + "/", link)
         origin = "{0.scheme}://{0.netloc}".format(urlsplit(url))
         source = self._by_origin.get(origin)
         if source is None:
-            source = self._by_origin.setdefault(origin, self._http.without_key(origin))
+            source = self._by_origin.setdefault(origin, self._http.without_credentials(origin))
         return source, url.removeprefix(origin)
 
     async def __aenter__(self) -> Self:

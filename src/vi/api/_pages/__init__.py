@@ -1,1 +1,1 @@
-"""Lists that come in pages; public as ``vi.api.pagination``."""
+"""Paginated lists; public as ``vi.api.pagination``."""

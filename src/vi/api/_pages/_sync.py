@@ -1,11 +1,11 @@
 # Generated from _async.py by scripts/unasync: change that file, then run the script.
-"""A list that fetches its next page when somebody gets there."""
+"""Paginated list that fetches further pages on demand."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NoReturn, TypeVar, overload
 
 from vi._http._sync import Http
-from vi._http.requests import Scalar
+from vi._http.requests import QueryValue
 from vi.api._arguments import check_pagination
 from vi.api._pages.page import Page
 from vi.api.types import PaginationParams
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class PaginatedResponse(Generic[T]):
-    """The first page of a list, and the way to the others.
+    """One page of a list, and access to the following pages.
 
-    Iterating yields pages, beginning with this one; ``all_items()`` yields the items of all of them. ``items``,
-    ``len()``, indexing and truth speak of this page alone.
+    Iteration yields pages, starting with this one; ``all_items()`` yields the items of all pages.
+    ``items``, ``len()``, indexing and truth value refer to this page only.
     """
 
     def __init__(self, page: Page[T], *, fetch: Callable[[str], Page[T]]) -> None:
@@ -28,25 +28,25 @@ class PaginatedResponse(Generic[T]):
         self._fetch = fetch
 
     def pages(self) -> "Iterator[PaginatedResponse[T]]":
-        """This page, then each further one as it is asked for.
+        """Yield this page, then each following page, fetched on demand.
 
         Raises:
-            PaginationError: the server names a page it has named before.
+            PaginationError: The server returned a page token twice.
         """
         page, seen = self, set[str]()
         yield page
         while page.next_page is not None:
             if page.next_page in seen:
                 raise PaginationError(
-                    f"the list repeats itself: page token {page.next_page!r} came twice",
-                    suggestion="This is a fault of the server; the items so far are right.",
+                    f"the list repeats itself: the server returned page token {page.next_page!r} twice",
+                    suggestion="This is a bug of the server; the items so far are valid.",
                 )
             seen.add(page.next_page)
             page = PaginatedResponse(self._fetch(page.next_page), fetch=self._fetch)
             yield page
 
     def all_items(self) -> Iterator[T]:
-        """Every item from here to the end of the list."""
+        """Yield every item from this page to the end of the list."""
         for page in self.pages():
             yield from page.items
 
@@ -70,22 +70,23 @@ class PaginatedResponse(Generic[T]):
 
     def __reduce__(self) -> NoReturn:
         raise ViConfigurationError(
-            "a page fetches further ones, so it cannot be pickled or copied", suggestion="Pickle its items, a list."
+            "a page with access to further pages cannot be pickled or copied",
+            suggestion="try: pickle page.items, which is a list",
         )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.items)} items, next_page={self.next_page!r})"
 
 
-def list_pages(
+def fetch_page(
     http: Http,
     path: str,
     *,
     item: type[T],
     pagination: PaginationParams | dict[str, Any],
-    filters: list[tuple[str, Scalar]] | None = None,
+    filters: list[tuple[str, QueryValue]] | None = None,
 ) -> PaginatedResponse[T]:
-    """Fetch the page that ``pagination`` names; every further one is asked for with the same size and filters."""
+    """Fetch the page that ``pagination`` names; further pages have the same size and filters."""
     checked = check_pagination(pagination)
 
     def fetch(token: str | None) -> Page[T]:

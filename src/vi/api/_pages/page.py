@@ -1,4 +1,4 @@
-"""One page of a list, as it is on the wire."""
+"""One page of a list on the wire."""
 
 from typing import Generic, TypeVar
 
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Page(Document, Generic[T]):
-    """``next_page`` is an opaque token; null, absent or empty, it ends the list."""
+    """Page of a list. ``next_page`` is an opaque token; null, absent or empty on the last page."""
 
     items: list[T] = []
     next_page: str | None = None

@@ -1,1 +1,1 @@
-"""Annotations: what is said of a picture."""
+"""Annotations of images."""

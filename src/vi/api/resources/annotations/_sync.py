@@ -1,5 +1,5 @@
 # Generated from _async.py by scripts/unasync: change that file, then run the script.
-"""``client.annotations``: what is said of pictures, part by part, and files of it."""
+"""``client.annotations``: annotations of images, and upload of annotation files."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,15 @@ from typing import Any
 
 from vi._concurrency import synchronous as concurrency
 from vi._http._sync import Http
-from vi._http.links._sync import Links
+from vi._http.links._sync import SignedLinks
 from vi.api._arguments import check_id
-from vi.api._pages._sync import PaginatedResponse, list_pages
+from vi.api._pages._sync import PaginatedResponse, fetch_page
 from vi.api._progress import byte_progress
 from vi.api.resources.annotations.responses import Annotation, AnnotationImportSession, FileUploads
 from vi.api.resources.annotations.results import AnnotationUploadResult
-from vi.api.resources.assets._files import Outgoing, Paths, outgoing
-from vi.api.resources.datasets._places import dataset_path, word
-from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, check_reached, is_over, next_pause_s
+from vi.api.resources.assets._files import OutgoingFile, Paths, collect_files
+from vi.api.resources.datasets._parameters import dataset_path, parse_word
+from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, check_reached, is_finished, next_pause_s
 from vi.api.resources.datasets._sync import Datasets
 from vi.api.resources.datasets.results import DatasetDownloadResult
 from vi.api.resources.datasets.types import DatasetExportSettings
@@ -27,11 +27,11 @@ from vi.errors import ViError, ViUploadError
 ENDINGS = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".txt", ".yaml", ".yml", ".parquet"})
 DEFAULT_SAVE_DIR = "~/.datature/vi/annotations"
 _UPLOAD_WITHIN_MS = 55 * 60 * 1000
-_AT_ONCE = 4
+_MAX_CONCURRENCY = 4
 
 
 class Annotations:
-    """What is said of the pictures of the organisation's datasets."""
+    """Annotations of the images of the organization's datasets."""
 
     def __init__(self, http: Http, organization_id: str, datasets: Datasets) -> None:
         self._http = http
@@ -41,41 +41,46 @@ class Annotations:
     def list(
         self, dataset_id: str, asset_id: str, pagination: PaginationParams | dict[str, Any] = PaginationParams()
     ) -> PaginatedResponse[Annotation]:
-        """A page of what is said of one picture.
+        """Return a page of the annotations of an image.
 
         Raises:
-            ViNotFoundError: there is no such dataset or picture.
+            ViNotFoundError: The dataset or image does not exist.
         """
-        return list_pages(self._http, self._path(dataset_id, asset_id), item=Annotation, pagination=pagination)
+        return fetch_page(self._http, self._path(dataset_id, asset_id), item=Annotation, pagination=pagination)
 
     def get(self, dataset_id: str, asset_id: str, annotation_id: str) -> Annotation:
-        """One annotation.
+        """Return an annotation.
 
         Raises:
-            ViNotFoundError: there is no such dataset, picture or annotation.
+            ViNotFoundError: The dataset, image or annotation does not exist.
         """
         return self._http.call("GET", self._path(dataset_id, asset_id, annotation_id), decode_as=Annotation)
 
     def update(self, dataset_id: str, asset_id: str, annotation_id: str, body: Mapping[str, Any]) -> Annotation:
-        """Change what ``body`` has, in the form of the wire, such as ``{"spec": {"contents": {...}}}``.
+        """Change the fields in ``body``, in wire form, such as ``{"spec": {"contents": {...}}}``.
 
         Raises:
-            ViNotFoundError: there is no such dataset, picture or annotation.
-            ViValidationError: the body is no annotation.
+            ViNotFoundError: The dataset, image or annotation does not exist.
+            ViValidationError: The body is not a valid annotation.
         """
         path = self._path(dataset_id, asset_id, annotation_id)
         return self._http.call("PATCH", path, body=body, decode_as=Annotation)
 
     def replace(self, dataset_id: str, asset_id: str, annotation_id: str, body: Mapping[str, Any]) -> Annotation:
-        """Put another annotation in its place; errors as of ``update``."""
+        """Replace an annotation with ``body``, in wire form.
+
+        Raises:
+            ViNotFoundError: The dataset, image or annotation does not exist.
+            ViValidationError: The body is not a valid annotation.
+        """
         path = self._path(dataset_id, asset_id, annotation_id)
         return self._http.call("PUT", path, body=body, decode_as=Annotation)
 
     def delete(self, dataset_id: str, asset_id: str, annotation_id: str) -> DeletedResource:
-        """Delete one annotation.
+        """Delete an annotation.
 
         Raises:
-            ViNotFoundError: there is no such dataset, picture or annotation.
+            ViNotFoundError: The dataset, image or annotation does not exist.
         """
         self._http.call("DELETE", self._path(dataset_id, asset_id, annotation_id))
         return DeletedResource(id=annotation_id)
@@ -91,27 +96,28 @@ class Annotations:
         on_bad_file: str = "RejectSession",
         on_overwritten: str = "RejectSession",
     ) -> AnnotationUploadResult:
-        """Send annotation files for pictures that are in the dataset already.
+        """Upload annotation files for images that are already in the dataset.
 
         Args:
-            dataset_id: where to.
-            paths: files and folders; one, or several.
-            wait_until_done: until the annotations are in the dataset.
-            show_progress: draw a progress bar, if there is a terminal.
-            on_bad_annotation: what a bad row does: ``"Warn"``, ``"RejectFile"`` or ``"RejectSession"``.
-            on_bad_file: the same for a file that cannot be read; the stricter of the two counts for both.
-            on_overwritten: the same for a row whose id is there already.
+            dataset_id: Id of the dataset.
+            paths: One or more files and folders.
+            wait_until_done: Wait until the annotations are in the dataset.
+            show_progress: Draw a progress bar if standard error is a terminal.
+            on_bad_annotation: Policy for an invalid row: ``"Warn"``, ``"RejectFile"`` or
+                ``"RejectSession"``.
+            on_bad_file: Policy for an unreadable file; the stricter of the two applies to both.
+            on_overwritten: Policy for a row whose id already exists.
 
         Raises:
-            ViInvalidParameterError: there is nothing to send.
-            ViUploadError: a file could not be sent; the session was ended.
-            ViOperationError: the server took nothing, and why.
+            ViInvalidParameterError: There is no file to upload, or two files have the same name.
+            ViUploadError: A file could not be read or sent; the session was aborted.
+            ViOperationError: The server accepted nothing; the message has the reason.
         """
-        files = concurrency.in_thread(outgoing, paths, None, endings=ENDINGS)
+        files = concurrency.run_in_thread(collect_files, paths, None, endings=ENDINGS)
         policies = {
-            "onBadAnnotation": word(on_bad_annotation, name="on_bad_annotation"),
-            "onBadFile": word(on_bad_file, name="on_bad_file"),
-            "onOverwritten": word(on_overwritten, name="on_overwritten"),
+            "onBadAnnotation": parse_word(on_bad_annotation, name="on_bad_annotation"),
+            "onBadFile": parse_word(on_bad_file, name="on_bad_file"),
+            "onOverwritten": parse_word(on_overwritten, name="on_overwritten"),
         }
         spec = {
             "uploadBefore": round(time.time() * 1000) + _UPLOAD_WITHIN_MS,
@@ -121,28 +127,29 @@ class Annotations:
         body = {"spec": spec, "metadata": {"attributes": {}}}
         session = self._http.call("POST", self._sessions_path(dataset_id), body=body, decode_as=AnnotationImportSession)
         try:
-            self._send(dataset_id, session.session_id, files, show_progress=show_progress)
-        except BaseException as error:  # an interrupt as well: nobody will send the rest
-            self._give_up(dataset_id, session.session_id)
+            self._upload_files(dataset_id, session.session_id, files, show_progress=show_progress)
+        except BaseException as error:  # also on interrupt: the remaining files will never be sent
+            self._abort_session(dataset_id, session.session_id)
             if isinstance(error, OSError):
                 raise ViUploadError(f"{error.filename} cannot be read: {error.strerror}", cause=error) from error
             raise
-        session = self._tell(dataset_id, session.session_id, status="Reached")
+        session = self._set_status(dataset_id, session.session_id, status="Reached")
         if wait_until_done:
             session = self.wait_until_done(dataset_id, session.session_id)
         return AnnotationUploadResult(session)
 
     def wait_until_done(self, dataset_id: str, annotation_import_session_id: str) -> AnnotationImportSession:
-        """Wait until the annotations of a session are in the dataset.
+        """Wait until an upload session has ended, and return it.
 
         Raises:
-            ViOperationError: the server took nothing, and why.
+            ViNotFoundError: The dataset or session does not exist.
+            ViOperationError: The session failed; the message has the reason.
         """
         path, pause_s = self._session_path(dataset_id, annotation_import_session_id), FIRST_PAUSE_S
         while True:
             session = self._http.call("GET", path, decode_as=AnnotationImportSession)
             conditions = session.status.conditions
-            if is_over(conditions):
+            if is_finished(conditions):
                 check_reached(conditions, what="the upload of annotations", reason=session.status.reason)
                 return session
             self._http.sleep(pause_s)
@@ -157,7 +164,7 @@ class Annotations:
         overwrite: bool = False,
         show_progress: bool = True,
     ) -> DatasetDownloadResult:
-        """Fetch a dataset without its pictures; see ``client.datasets.download``."""
+        """Download the annotations of a dataset; see ``client.datasets.download``."""
         return self._datasets.download(
             dataset_id,
             dataset_export_id,
@@ -168,34 +175,36 @@ class Annotations:
             show_progress=show_progress,
         )
 
-    def _send(self, dataset_id: str, session_id: str, files: Sequence[Outgoing], *, show_progress: bool) -> None:
+    def _upload_files(
+        self, dataset_id: str, session_id: str, files: Sequence[OutgoingFile], *, show_progress: bool
+    ) -> None:
         announced = {file.name: {"sizeBytes": file.size_bytes, "kind": "Unknown"} for file in files}
         path = self._session_path(dataset_id, session_id) + "/files"
         uploads = (self._http.call("POST", path, body={"files": announced}, decode_as=FileUploads)).files
         sent_bytes = 0
 
-        def send(file: Outgoing) -> None:
+        def send(file: OutgoingFile) -> None:
             nonlocal sent_bytes
             upload = uploads.get(file.name)
             if upload is None:
-                raise ViUploadError(f"the server names no address for {file.name!r}")
-            asked = f"the upload of {file.name!r}"
-            links.send(upload.method, upload.url, content=file.body, headers=upload.headers, asked=asked)
+                raise ViUploadError(f"the server returned no upload link for {file.name!r}")
+            request_name = f"the upload of {file.name!r}"
+            links.send(upload.method, upload.url, content=file.body, headers=upload.headers, request_name=request_name)
             sent_bytes += file.size_bytes
 
         total_bytes = sum(file.size_bytes for file in files)
-        with byte_progress("Sending annotations", total_bytes=total_bytes, show=show_progress) as draw:
+        with byte_progress("Uploading annotations", total_bytes=total_bytes, show=show_progress) as draw:
 
-            def tell() -> None:
+            def update_bar() -> None:
                 draw(sent_bytes)
 
-            with Links(self._http) as links:
-                concurrency.for_each(files, send, at_once=_AT_ONCE, tick=tell)
+            with SignedLinks(self._http) as links:
+                concurrency.for_each(files, send, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar)
 
-    def _tell(
+    def _set_status(
         self, dataset_id: str, session_id: str, *, status: str, reason: str | None = None
     ) -> AnnotationImportSession:
-        """Say that every file was sent, or that none will come any more."""
+        """Report that all files were sent, or that no more will follow."""
         condition = {
             "condition": "FilesInserted",
             "status": status,
@@ -206,11 +215,11 @@ class Annotations:
         body = {"status": {"conditions": [condition]}}
         return self._http.call("PATCH", path, body=body, decode_as=AnnotationImportSession, idempotent=True)
 
-    def _give_up(self, dataset_id: str, session_id: str) -> None:
+    def _abort_session(self, dataset_id: str, session_id: str) -> None:
         try:
-            self._tell(dataset_id, session_id, status="FailedReach", reason="UserUploadErrored")
+            self._set_status(dataset_id, session_id, status="FailedReach", reason="UserUploadErrored")
         except ViError:
-            return  # the first error is the one to tell; the session ends at its deadline
+            return  # the first error is raised by the caller; the session ends at its deadline
 
     def _sessions_path(self, dataset_id: str) -> str:
         return dataset_path(self._organization_id, dataset_id) + "/annotationImportSessions"

@@ -1,7 +1,8 @@
-"""Annotations on the wire: what is said of a picture, part by part, and the sessions in which files of them arrive.
+"""Annotation documents: the annotations of an image, and the sessions that upload annotation files.
 
-A record of a dataset is told as one annotation, or as several that share ``spec.aggregation.whole.id``: the caption of
-a phrase grounding and each of its boxes. Questions and answers, and free texts, are one caption whose text is JSON.
+A record of a dataset is represented as one annotation, or as several that share
+``spec.aggregation.whole.id``: the caption of a phrase grounding and each of its boxes. Questions
+with answers, and free texts, are one caption whose text is JSON.
 """
 
 from typing import Literal
@@ -13,15 +14,16 @@ from vi.api.responses import Document, ResourceMetadata
 
 
 class Caption(Document, tag_field="kind", tag="Caption"):
-    """A text; JSON where the record is no caption."""
+    """Text; JSON if the record is not a caption."""
 
     contents: str | None = None
 
 
 class BoundingBox(Document, tag_field="kind", tag="PhraseGroundingBoundingBox"):
-    """Where a phrase of the caption is seen: four corners as shares of width and height, clockwise from the top left.
+    """Box of a phrase of the caption.
 
-    ``target`` is where the phrase begins and ends in the caption, in characters counted from 0, the end exclusive.
+    ``bound`` is four corners relative to width and height, clockwise from the top left. ``target``
+    is the span of the phrase in the caption, in characters from 0, end exclusive.
     """
 
     bound: list[tuple[float, float]] = []
@@ -29,7 +31,7 @@ class BoundingBox(Document, tag_field="kind", tag="PhraseGroundingBoundingBox"):
 
 
 class AnnotationWhole(Document):
-    """What the part belongs to: ``id`` is the record's."""
+    """Record that the annotation belongs to; ``id`` is the id of the record."""
 
     id: str = ""
 
@@ -51,7 +53,7 @@ class AnnotationSpec(Document):
 
 
 class Annotation(Document):
-    """One thing that is said of a picture."""
+    """One annotation of an image."""
 
     kind: Literal["Annotation"] = "Annotation"
     annotation_id: str = ""
@@ -65,7 +67,7 @@ class Annotation(Document):
 
 
 class FailurePolicies(Document):
-    """Each ``Warn``, ``RejectFile`` or ``RejectSession``."""
+    """Failure policies: each ``Warn``, ``RejectFile`` or ``RejectSession``."""
 
     on_bad_annotation: str = "RejectSession"
     on_bad_file: str = "RejectSession"
@@ -73,7 +75,10 @@ class FailurePolicies(Document):
 
 
 class AnnotationImportSpec(Document):
-    """``upload_before``: epoch milliseconds by which all files must have come."""
+    """Settings of a session.
+
+    ``upload_before`` is the deadline for all files, in epoch milliseconds.
+    """
 
     upload_before: int = 0
     failure_policies: FailurePolicies = msgspec.field(default_factory=FailurePolicies)
@@ -91,7 +96,7 @@ class AnnotationCounts(Document):
 
 
 class AnnotationImportStatus(Document):
-    """``reason`` says in words why nothing was taken."""
+    """Status of a session; ``reason`` explains why nothing was accepted."""
 
     conditions: list[SessionCondition] = []
     files: AnnotationFiles = msgspec.field(default_factory=AnnotationFiles)
@@ -100,7 +105,7 @@ class AnnotationImportStatus(Document):
 
 
 class AnnotationImportSession(Document):
-    """Annotation files on their way into a dataset."""
+    """Upload of annotation files into a dataset."""
 
     kind: Literal["AnnotationImportSession"] = "AnnotationImportSession"
     user: str = ""
@@ -115,7 +120,7 @@ class AnnotationImportSession(Document):
 
 
 class FileUpload(Document):
-    """Where one file goes."""
+    """Upload link of one file."""
 
     url: str
     method: str = "PUT"
@@ -123,6 +128,6 @@ class FileUpload(Document):
 
 
 class FileUploads(Document):
-    """By the name that the file was announced under."""
+    """Upload links by announced file name."""
 
     files: dict[str, FileUpload] = {}

@@ -1,14 +1,14 @@
-"""What the longer calls of ``client.annotations`` return."""
+"""Result of ``client.annotations.upload``."""
 
 from dataclasses import dataclass
 
 from vi.api.resources.annotations.responses import AnnotationImportSession
-from vi.api.resources.datasets._sessions import failure_of, is_over
+from vi.api.resources.datasets._sessions import find_failure, is_finished
 
 
 @dataclass(frozen=True)
 class AnnotationUploadResult:
-    """Annotation files that were sent in one session."""
+    """Result of an upload session of annotation files."""
 
     session: AnnotationImportSession
 
@@ -38,11 +38,11 @@ class AnnotationUploadResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it is over and the annotations are in the dataset."""
+        """True if the session has ended and the annotations are in the dataset."""
         conditions = self.session.status.conditions
-        return is_over(conditions) and failure_of(conditions) is None
+        return is_finished(conditions) and find_failure(conditions) is None
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return a one-line summary."""
         counts = ", ".join(f"{count} {status}" for status, count in sorted(self.annotations_by_status.items()))
         return f"{self.total_files} files; annotations: {counts or 'none'}"

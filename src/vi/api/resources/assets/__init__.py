@@ -1,1 +1,1 @@
-"""Assets: the pictures of a dataset."""
+"""Assets: the images of a dataset."""

@@ -1,7 +1,7 @@
-"""``client.assets``: the pictures of a dataset, one by one.
+"""``client.assets``: the images of a dataset.
 
-For whole folders with labels there is ``client.datasets.import_folder``, which sends many files at once in one piece;
-``upload`` here sends each by itself, as other clients of this API do.
+For folders with labels, ``client.datasets.import_folder`` is faster, because it sends many files in
+one request. ``upload`` here sends each file separately, like other clients of this API.
 """
 
 import hashlib
@@ -11,30 +11,30 @@ from typing import Any
 
 from vi._concurrency import asynchronous as concurrency
 from vi._http._async import AsyncHttp
-from vi._http.links._async import AsyncLinks
-from vi.api._arguments import check_id, local_path
-from vi.api._copies import is_file_of
-from vi.api._folders import path_below
-from vi.api._pages._async import AsyncPaginatedResponse, list_pages
+from vi._http.links._async import AsyncSignedLinks
+from vi.api._arguments import check_id, parse_local_path
+from vi.api._folders import resolve_inside
+from vi.api._manifest import has_content
+from vi.api._pages._async import AsyncPaginatedResponse, fetch_page
 from vi.api._progress import byte_progress
-from vi.api.resources.assets._files import PICTURES, Outgoing, Paths, outgoing
+from vi.api.resources.assets._files import IMAGE_TYPES, OutgoingFile, Paths, collect_files
 from vi.api.resources.assets.responses import Asset, AssetCount, AssetIngestionSession
 from vi.api.resources.assets.results import AssetDownloadResult, AssetUploadResult
 from vi.api.resources.assets.types import AssetSortCriterion
-from vi.api.resources.datasets._places import dataset_path, query_parameters, sort_parameters, word
-from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, check_reached, is_over, next_pause_s
+from vi.api.resources.datasets._parameters import dataset_path, encode_asset_query, encode_sort, parse_word
+from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, check_reached, is_finished, next_pause_s
 from vi.api.responses import DeletedResource
 from vi.api.types import PaginationParams
 from vi.errors import ViDownloadError, ViError, ViInvalidParameterError, ViNotFoundError, ViUploadError
 
 DEFAULT_SAVE_DIR = "~/.datature/vi/assets"
 _SOURCE = "assetSources/managed/datature/default"
-_MOST_IN_A_SESSION = 5000
-_AT_ONCE = 8
+_MAX_SESSION_FILES = 5000
+_MAX_CONCURRENCY = 8
 
 
 class AsyncAssets:
-    """The pictures of the organisation's datasets."""
+    """Images of the organization's datasets."""
 
     def __init__(self, http: AsyncHttp, organization_id: str) -> None:
         self._http = http
@@ -52,27 +52,27 @@ class AsyncAssets:
         strict_query: bool | None = None,
         page_after: bool | None = None,
     ) -> AsyncPaginatedResponse[Asset]:
-        """A page of a dataset's pictures.
+        """Return a page of the images of a dataset.
 
         Args:
-            dataset_id: which dataset.
-            pagination: page size and where to go on.
-            filter_criteria: those whose file name has this text in it, or that a dict names.
-            contents: with links to the bytes.
+            dataset_id: Id of the dataset.
+            pagination: Page size and page token.
+            filter_criteria: Text that the file name contains, or a dict of criteria.
+            contents: Include links to the bytes.
             sort_by: ``AssetSortCriterion``, a dict with ``criterion`` and ``order``, or a criterion such as
                 ``"filename"`` or ``"metadata.fileSize"``.
-            metadata_query: by their metadata.
-            rule_query: by rules.
-            strict_query: how ``metadata_query`` is read.
-            page_after: taken for the sake of other clients.
+            metadata_query: Query on the metadata.
+            rule_query: Query by rules.
+            strict_query: Interpret ``metadata_query`` strictly.
+            page_after: Ignored; accepted for compatibility with other clients.
 
         Raises:
-            ViNotFoundError: there is no such dataset.
+            ViNotFoundError: No dataset has this id.
         """
         filters: Any = [
-            *sort_parameters(sort_by),
+            *encode_sort(sort_by),
             ("contents", "y" if contents else None),
-            *query_parameters(
+            *encode_asset_query(
                 filter_criteria=filter_criteria,
                 metadata_query=metadata_query,
                 rule_query=rule_query,
@@ -80,13 +80,13 @@ class AsyncAssets:
             ),
             ("pageAfter", "y" if page_after else None),
         ]
-        return await list_pages(self._http, self._path(dataset_id), item=Asset, pagination=pagination, filters=filters)
+        return await fetch_page(self._http, self._path(dataset_id), item=Asset, pagination=pagination, filters=filters)
 
     async def get(self, dataset_id: str, asset_id: str, contents: bool | None = None) -> Asset:
-        """One picture; ``contents`` asks for links to its bytes as well.
+        """Return an image; ``contents`` includes links to its bytes.
 
         Raises:
-            ViNotFoundError: there is no such dataset or picture.
+            ViNotFoundError: The dataset or image does not exist.
         """
         params = {"contents": "y" if contents else None}
         return await self._http.call("GET", self._path(dataset_id, asset_id), params=params, decode_as=Asset)
@@ -99,8 +99,12 @@ class AsyncAssets:
         rule_query: str | None = None,
         strict_query: bool | None = None,
     ) -> int:
-        """How many pictures there are; the arguments are those of ``list``."""
-        params = query_parameters(
+        """Return the number of matching images; the arguments are those of ``list``.
+
+        Raises:
+            ViNotFoundError: No dataset has this id.
+        """
+        params = encode_asset_query(
             filter_criteria=filter_criteria,
             metadata_query=metadata_query,
             rule_query=rule_query,
@@ -112,26 +116,34 @@ class AsyncAssets:
     async def rename(
         self, dataset_id: str, new_name: str, asset_id: str | None = None, filename: str | None = None
     ) -> dict[str, Any]:
-        """Give a picture, named by its id or by its file name, another file name.
+        """Rename an image, given by its id or its current file name.
+
+        Args:
+            dataset_id: Id of the dataset.
+            new_name: New file name.
+            asset_id: Id of the image.
+            filename: Current file name, in place of ``asset_id``.
 
         Raises:
-            ViConflictError: another picture of the dataset has this name.
-            ViNotFoundError: there is no such dataset or picture.
+            ViInvalidParameterError: Not exactly one of ``asset_id`` and ``filename`` is given.
+            ViConflictError: Another image of the dataset has this name.
+            ViNotFoundError: The dataset or image does not exist.
         """
         if (asset_id is None) == (filename is None):
             raise ViInvalidParameterError(
-                f"asset_id is {asset_id!r} and filename is {filename!r}", suggestion="Give one of the two."
+                f"asset_id is {asset_id!r} and filename is {filename!r}, expected: exactly one of them",
+                suggestion="try: asset_id only",
             )
         if asset_id is None:
-            asset_id = await self._id_of(dataset_id, str(filename))
+            asset_id = await self._find_asset_id(dataset_id, str(filename))
         path = self._path(dataset_id, asset_id) + "/name"
         return await self._http.call("POST", path, body={"filename": new_name}, decode_as=dict[str, Any])
 
     async def delete(self, dataset_id: str, asset_id: str) -> DeletedResource:
-        """Delete a picture with everything that is said of it.
+        """Delete an image and its annotations.
 
         Raises:
-            ViNotFoundError: there is no such dataset or picture.
+            ViNotFoundError: The dataset or image does not exist.
         """
         await self._http.call("DELETE", self._path(dataset_id, asset_id))
         return DeletedResource(id=asset_id)
@@ -147,54 +159,55 @@ class AsyncAssets:
         show_progress: bool = True,
         progress: Any = None,
     ) -> AssetUploadResult:
-        """Send pictures, each by itself. Those of a folder go under their paths in it, single files under their names.
+        """Upload images one by one, named by their path in the given folder, or by their file name.
 
         Args:
-            dataset_id: where to.
-            paths: files and folders; one, or several.
-            assets_bytes: pictures in memory, each with its file name.
-            failure_mode: good pictures are taken whatever becomes of others; ``"FailAfterOne"`` raises when one file
-                is no picture, ``"FailAfterAll"`` when all are none.
-            on_asset_overwritten: what becomes of the records of a picture whose name is taken already:
-                ``"RemoveLinkedResource"`` or ``"KeepLinkedResource"``.
-            wait_until_done: until the pictures are in the dataset.
-            show_progress: draw a progress bar, if there is a terminal.
-            progress: taken for the sake of other clients; a bar of theirs is not drawn on.
+            dataset_id: Id of the dataset.
+            paths: One or more files and folders.
+            assets_bytes: Images in memory, each with its file name.
+            failure_mode: Valid images are accepted in any case; ``"FailAfterOne"`` raises if one file is
+                invalid, ``"FailAfterAll"`` if all are invalid.
+            on_asset_overwritten: ``"RemoveLinkedResource"`` or ``"KeepLinkedResource"``: what happens to
+                the records of an existing image of the same name.
+            wait_until_done: Wait until the images are in the dataset.
+            show_progress: Draw a progress bar if standard error is a terminal.
+            progress: Ignored; accepted for compatibility with other clients.
 
         Raises:
-            ViInvalidParameterError: there is nothing to send.
-            ViUploadError: a file could not be sent; its session was cancelled.
-            ViOperationError: the server took nothing.
+            ViInvalidParameterError: There is no file to upload, or two files have the same name.
+            ViUploadError: A file could not be read or sent; its session was canceled.
+            ViOperationError: The server accepted no image, or rejected one in ``"FailAfterOne"``.
         """
-        files = await concurrency.in_thread(outgoing, paths, assets_bytes, endings=PICTURES)
+        files = await concurrency.run_in_thread(collect_files, paths, assets_bytes, endings=IMAGE_TYPES)
         spec = {
             "kind": "Upload",
-            "failureMode": word(failure_mode, name="failure_mode"),
-            "onAssetOverwritten": word(on_asset_overwritten, name="on_asset_overwritten"),
+            "failureMode": parse_word(failure_mode, name="failure_mode"),
+            "onAssetOverwritten": parse_word(on_asset_overwritten, name="on_asset_overwritten"),
         }
         total_bytes, sessions, done = sum(file.size_bytes for file in files), [], 0
-        with byte_progress("Sending pictures", total_bytes=total_bytes, show=show_progress) as draw:
-            for start in range(0, len(files), _MOST_IN_A_SESSION):
-                some = files[start : start + _MOST_IN_A_SESSION]
-                sessions.append(await self._send(dataset_id, spec, some, draw=draw, before=done))
+        with byte_progress("Uploading images", total_bytes=total_bytes, show=show_progress) as draw:
+            for start in range(0, len(files), _MAX_SESSION_FILES):
+                some = files[start : start + _MAX_SESSION_FILES]
+                sessions.append(await self._upload_session(dataset_id, spec, some, draw=draw, before=done))
                 done += sum(file.size_bytes for file in some)
         if wait_until_done:
             sessions = [await self.wait_until_done(dataset_id, session.session_id) for session in sessions]
         return AssetUploadResult(sessions)
 
     async def wait_until_done(self, dataset_id: str, asset_ingestion_session_id: str) -> AssetIngestionSession:
-        """Wait until the pictures of a session are in the dataset.
+        """Wait until an upload session has ended, and return it.
 
         Raises:
-            ViOperationError: the server took nothing.
+            ViNotFoundError: The dataset or session does not exist.
+            ViOperationError: The session failed.
         """
         path, pause_s = self._session_path(dataset_id, asset_ingestion_session_id), FIRST_PAUSE_S
         while True:
             session = await self._http.call("GET", path, decode_as=AssetIngestionSession)
-            if is_over(session.status.conditions):
+            if is_finished(session.status.conditions):
                 refused = AssetUploadResult([session]).failed_files
                 reason = ", ".join(f"{name} ({code})" for name, code in list(refused.items())[:5]) or None
-                check_reached(session.status.conditions, what="the upload of pictures", reason=reason)
+                check_reached(session.status.conditions, what="the upload of images", reason=reason)
                 return session
             await self._http.sleep(pause_s)
             pause_s = next_pause_s(pause_s)
@@ -207,119 +220,121 @@ class AsyncAssets:
         show_progress: bool = True,
         http2: bool = False,
     ) -> AssetDownloadResult:
-        """Fetch every picture into ``<save_dir>/<dataset id>/`` under its relative path.
+        """Download every image to ``<save_dir>/<dataset id>/`` under its relative path.
 
-        An image that is there already, with its size and SHA-256, is not fetched again, unless ``overwrite``. Each
-        appears only whole, with its hash proven.
+        An existing file with the right size and SHA-256 is not downloaded again. Each file appears only
+        when it is complete and verified.
 
         Args:
-            dataset_id: of which dataset.
-            save_dir: where to; without it ``~/.datature/vi/assets``.
-            overwrite: fetch again what is there.
-            show_progress: draw a progress bar, if there is a terminal.
-            http2: taken for the sake of other clients.
+            dataset_id: Id of the dataset.
+            save_dir: Target folder. Default: ``~/.datature/vi/assets``.
+            overwrite: Download existing files again.
+            show_progress: Draw a progress bar if standard error is a terminal.
+            http2: Ignored; accepted for compatibility with other clients.
 
         Raises:
-            ViNotFoundError: there is no such dataset.
-            ViDownloadError: a picture arrived damaged, or cannot be stored.
+            ViNotFoundError: No dataset has this id.
+            ViDownloadError: An image is damaged, or cannot be stored.
         """
         bare_id = check_id(dataset_id, name="dataset_id").rpartition("_")[2]
-        folder = path_below(local_path(save_dir or DEFAULT_SAVE_DIR, name="save_dir"), bare_id)
+        folder = resolve_inside(parse_local_path(save_dir or DEFAULT_SAVE_DIR, name="save_dir"), bare_id)
         pages = await self.list(dataset_id, PaginationParams(page_size=1000), contents=True)
         count = arrived_bytes = 0
 
         async def fetch(asset: Asset) -> None:
             nonlocal arrived_bytes
-            await self._fetch(links, asset, path_below(folder, asset.filename), overwrite=overwrite)
+            await self._download_asset(links, asset, resolve_inside(folder, asset.filename), overwrite=overwrite)
             arrived_bytes += asset.metadata.file_size
 
-        with byte_progress("Fetching pictures", total_bytes=None, show=show_progress) as draw:
+        with byte_progress("Downloading images", total_bytes=None, show=show_progress) as draw:
 
-            async def tell() -> None:
+            async def update_bar() -> None:
                 draw(arrived_bytes)
 
-            async with AsyncLinks(self._http) as links:
+            async with AsyncSignedLinks(self._http) as links:
                 async for page in pages:
                     count += len(page.items)
-                    await concurrency.for_each(page.items, fetch, at_once=_AT_ONCE, tick=tell)
+                    await concurrency.for_each(page.items, fetch, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar)
         return AssetDownloadResult(dataset_id, count, str(folder))
 
-    async def _send(
-        self, dataset_id: str, spec: dict[str, Any], files: Sequence[Outgoing], *, draw: Any, before: int
+    async def _upload_session(
+        self, dataset_id: str, spec: dict[str, Any], files: Sequence[OutgoingFile], *, draw: Any, before: int
     ) -> AssetIngestionSession:
-        """One session: announce the files, and put each where the answer says."""
-        told = [
+        """Create a session, and upload each file to the link in the response."""
+        announced = [
             {"filename": file.name, "mime": file.mime, "size": file.size_bytes, "crc32c": None, "kind": "Image"}
             for file in files
         ]
         path = self._sessions_path(dataset_id)
-        body = {"spec": {**spec, "assets": [{**file, "customMetadata": None} for file in told]}}
+        body = {"spec": {**spec, "assets": [{**file, "customMetadata": None} for file in announced]}}
         session = await self._http.call("POST", path, body=body, decode_as=AssetIngestionSession)
         uploads = {upload.metadata.filename: upload.upload for upload in session.status.assets or []}
         sent_bytes = before
 
-        async def send(file: Outgoing) -> None:
+        async def send(file: OutgoingFile) -> None:
             nonlocal sent_bytes
             upload = uploads.get(file.name)
             if upload is None:
-                raise ViUploadError(f"the server names no address for {file.name!r}")
-            asked = f"the upload of {file.name!r}"
-            await links.send("PUT", upload.url, content=file.body, headers=upload.headers, asked=asked)
+                raise ViUploadError(f"the server returned no upload link for {file.name!r}")
+            request_name = f"the upload of {file.name!r}"
+            await links.send("PUT", upload.url, content=file.body, headers=upload.headers, request_name=request_name)
             sent_bytes += file.size_bytes
 
-        async def tell() -> None:
+        async def update_bar() -> None:
             draw(sent_bytes)
 
         try:
-            async with AsyncLinks(self._http) as links:
-                await concurrency.for_each(files, send, at_once=_AT_ONCE, tick=tell)
-        except BaseException as error:  # an interrupt as well: a session whose files never come would wait for them
-            await self._cancel(dataset_id, session.session_id)
+            async with AsyncSignedLinks(self._http) as links:
+                await concurrency.for_each(files, send, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar)
+        except BaseException as error:  # also on interrupt: the session would wait for the missing files
+            await self._cancel_session(dataset_id, session.session_id)
             if isinstance(error, OSError):
                 raise ViUploadError(f"{error.filename} cannot be read: {error.strerror}", cause=error) from error
             raise
         return session
 
-    async def _cancel(self, dataset_id: str, session_id: str) -> None:
+    async def _cancel_session(self, dataset_id: str, session_id: str) -> None:
         try:
             path = self._session_path(dataset_id, session_id) + ":cancel"
             await self._http.call("POST", path, idempotent=True)
         except ViError:
-            return  # the first error is the one to tell; the session ends at its deadline
+            return  # the first error is raised by the caller; the session ends at its deadline
 
-    async def _fetch(self, links: AsyncLinks, asset: Asset, target: Path, *, overwrite: bool) -> None:
+    async def _download_asset(self, links: AsyncSignedLinks, asset: Asset, target: Path, *, overwrite: bool) -> None:
         size_bytes, sha256 = asset.metadata.file_size, asset.metadata.sha256
         try:
-            if not overwrite and await concurrency.in_thread(is_file_of, target, size_bytes=size_bytes, sha256=sha256):
+            if not overwrite and await concurrency.run_in_thread(
+                has_content, target, size_bytes=size_bytes, sha256=sha256
+            ):
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
             link = asset.contents.asset if asset.contents else None
             if link is None:
-                raise ViDownloadError(f"the server gives no link for {asset.filename!r}")
-            asked = f"the download of {asset.filename!r}"
-            answer = await links.send("GET", link.url, headers=link.headers, asked=asked)
-            if sha256 and hashlib.sha256(answer.body).hexdigest() != sha256:
-                raise ViDownloadError(f"{asset.filename!r} arrived damaged: its SHA-256 is not {sha256}")
-            beside = target.with_name(f".{target.name}.new")
-            beside.write_bytes(answer.body)
-            beside.replace(target)
+                raise ViDownloadError(f"the server returned no link for {asset.filename!r}")
+            request_name = f"the download of {asset.filename!r}"
+            response = await links.send("GET", link.url, headers=link.headers, request_name=request_name)
+            if sha256 and hashlib.sha256(response.body).hexdigest() != sha256:
+                raise ViDownloadError(f"the download of {asset.filename!r} is damaged: its SHA-256 is not {sha256}")
+            staged = target.with_name(f".{target.name}.new")
+            staged.write_bytes(response.body)
+            staged.replace(target)
         except OSError as error:
             raise ViDownloadError(
                 f"{asset.filename!r} cannot be stored in {target.parent}: {error.strerror or error}",
-                suggestion="Check space and rights there, or name another save_dir.",
+                suggestion="try: check disk space and permissions, or use another save_dir",
                 cause=error,
             ) from error
 
     def _sessions_path(self, dataset_id: str) -> str:
         return f"{dataset_path(self._organization_id, dataset_id)}/{_SOURCE}/assetIngestionSessions"
 
-    async def _id_of(self, dataset_id: str, filename: str) -> str:
-        """An address has no room for a file name with folders in it, so the picture is looked for first."""
+    async def _find_asset_id(self, dataset_id: str, filename: str) -> str:
+        """Return the id of an image by file name, which may contain slashes and does not fit a path."""
         found = await self.list(dataset_id, filter_criteria=filename)
         async for asset in found.all_items():
             if asset.filename == filename:
                 return asset.asset_id
-        raise ViNotFoundError(f"dataset {dataset_id!r} has no picture {filename!r}")
+        raise ViNotFoundError(f"dataset {dataset_id!r} has no image {filename!r}")
 
     def _session_path(self, dataset_id: str, session_id: str) -> str:
         return f"{self._sessions_path(dataset_id)}/{check_id(session_id, name='asset_ingestion_session_id')}"

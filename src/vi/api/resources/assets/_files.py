@@ -1,15 +1,15 @@
-"""Files for the sessions that take them one by one: which they are, and where what comes back goes."""
+"""Selection of the files that an upload session sends one by one."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vi._http.requests import Body, FileBody
-from vi.api._arguments import local_path
+from vi.api._arguments import parse_local_path
 from vi.api.resources.datasets._files import find_files
 from vi.errors import ViInvalidParameterError
 
-PICTURES = {
+IMAGE_TYPES = {
     ".bmp": "image/bmp",
     ".gif": "image/gif",
     ".jfif": "image/jpeg",
@@ -24,8 +24,8 @@ Paths = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """Bytes that are in memory already; a ``Body`` of ``vi._http``."""
+class BytesBody:
+    """In-memory ``Body`` of ``vi._http``."""
 
     data: bytes
 
@@ -38,8 +38,8 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One file to send, and its name in the dataset."""
+class OutgoingFile:
+    """File to upload, and its name in the dataset."""
 
     name: str
     body: Body
@@ -47,29 +47,34 @@ class Outgoing:
 
     @property
     def mime(self) -> str:
-        return PICTURES.get(Path(self.name).suffix.lower(), "application/octet-stream")
+        return IMAGE_TYPES.get(Path(self.name).suffix.lower(), "application/octet-stream")
 
 
-def outgoing(
+def collect_files(
     paths: Paths | None, held: Sequence[tuple[str, bytes]] | None, *, endings: Collection[str]
-) -> list[Outgoing]:
-    """What is to be sent: files by path, and of folders those with one of the endings, under their relative paths.
+) -> list[OutgoingFile]:
+    """Return the files to upload, named by their paths relative to the given folders.
+
+    Of a folder, only files with one of the endings are included.
 
     Raises:
-        ViInvalidParameterError: there is nothing to send, or two files have the same name.
+        ViInvalidParameterError: There is no file, or two files have the same name.
     """
-    found = [Outgoing(name, Held(bytes(data)), len(data)) for name, data in held or ()]
+    found = [OutgoingFile(name, BytesBody(bytes(data)), len(data)) for name, data in held or ()]
     for path in [paths] if isinstance(paths, str | Path) else paths or ():
-        is_folder = local_path(path, name="paths").is_dir()
+        is_folder = parse_local_path(path, name="paths").is_dir()
         for file in find_files(path).files:
             if not is_folder or Path(file.path).suffix.lower() in endings:
-                found.append(Outgoing(file.path, FileBody(Path(file.place)), file.size_bytes))
+                found.append(OutgoingFile(file.path, FileBody(Path(file.local_path)), file.size_bytes))
     if not found:
         raise ViInvalidParameterError(
-            "there is no file to send", suggestion=f"In folders these are looked for: {', '.join(sorted(endings))}."
+            "there is no file to upload",
+            suggestion=f"try: a folder with files ending in {', '.join(sorted(endings))}",
         )
     names = [file.name for file in found]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ViInvalidParameterError(f"two files are called {twice!r}", suggestion="Names are unique in a dataset.")
+        raise ViInvalidParameterError(
+            f"two files have the name {twice!r}, expected: unique names", suggestion="try: rename one of them"
+        )
     return found

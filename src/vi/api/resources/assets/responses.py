@@ -1,4 +1,4 @@
-"""Assets on the wire: the pictures of a dataset, and the sessions in which single files of them arrive."""
+"""Asset documents: the images of a dataset, and the sessions that upload single image files."""
 
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ Scalar = bool | int | float | str
 
 
 class AssetLink(Document):
-    """A signed link that needs no key until ``expiry``, epoch milliseconds."""
+    """Signed link that needs no key; valid until ``expiry``, epoch milliseconds."""
 
     url: str
     expiry: int = 0
@@ -20,7 +20,7 @@ class AssetLink(Document):
 
 
 class AssetContents(Document):
-    """Where the bytes are to be had; filled in only when asked for."""
+    """Links to the bytes of an image; set only if requested."""
 
     asset: AssetLink | None = None
     thumbnail: AssetLink | None = None
@@ -32,28 +32,31 @@ class AssetGenerations(Document):
 
 
 class AssetAnnotations(Document):
-    """How many records a picture has."""
+    """Number of records of an image."""
 
     with_tag: dict[str, int] = {}
     total: int = 0
 
 
 class AssetDimensions(Document):
-    """In pixels, as the picture is shown."""
+    """Size in pixels, after applying the image's orientation."""
 
     height: int = 0
     width: int = 0
 
 
 class AssetHash(Document):
-    """``contents`` is base64 of four bytes, the most significant first."""
+    """Checksum; ``contents`` is base64 of four bytes, most significant first."""
 
     algorithm: str = "crc32c"
     contents: str = ""
 
 
 class AssetMetadata(Document):
-    """What is known of a picture. Width and height are as shown, in pixels; times are epoch milliseconds."""
+    """Metadata of an image.
+
+    Width and height are in pixels as displayed; times are epoch milliseconds.
+    """
 
     generations: AssetGenerations = msgspec.field(default_factory=AssetGenerations)
     inserted_by: str = ""
@@ -84,7 +87,7 @@ class AssetMetadata(Document):
 
 
 class Asset(Document):
-    """One picture. ``filename`` is its relative path, unique within the dataset."""
+    """One image. ``filename`` is its relative path, unique within the dataset."""
 
     kind: str = "Image"
     asset_id: str = ""
@@ -103,7 +106,10 @@ class AssetCount(Document):
 
 
 class AnnouncedAsset(Document):
-    """A file that is to come. ``crc32c`` is a signed 32-bit integer, None where the sender has not computed it."""
+    """File to be uploaded.
+
+    ``crc32c`` is a signed 32-bit integer, or None if it was not computed.
+    """
 
     filename: str
     kind: str = "Image"
@@ -114,7 +120,7 @@ class AnnouncedAsset(Document):
 
 
 class AssetUpload(Document):
-    """A file that is to come, and where to put it."""
+    """File to be uploaded, with its upload link."""
 
     metadata: AnnouncedAsset
     upload: AssetLink
@@ -127,7 +133,7 @@ class IngestionProgress(Document):
 
 
 class IngestionError(Document, tag_field="kind", tag="Error"):
-    """Files that were not taken, by name, with the code of what is wrong."""
+    """Rejected files by name, each with an error code."""
 
     files: dict[str, str] = {}
     corrections: dict[str, Any] = {}
@@ -135,7 +141,7 @@ class IngestionError(Document, tag_field="kind", tag="Error"):
 
 
 class IngestionTasks(Document, tag_field="kind", tag="Progress"):
-    """How far files have got, by task."""
+    """Progress of the files, by task."""
 
     tasks: dict[str, dict[str, int]] = {}
 
@@ -147,7 +153,10 @@ class IngestionSpec(Document):
 
 
 class IngestionStatus(Document):
-    """``assets`` names an upload for each announced file, in the answer to the creation alone."""
+    """Status of a session.
+
+    ``assets`` has the upload links, only in the response to the creation.
+    """
 
     conditions: list[SessionCondition] = []
     events: list[IngestionError | IngestionTasks] = []
@@ -156,7 +165,7 @@ class IngestionStatus(Document):
 
 
 class AssetIngestionSession(Document):
-    """Single files on their way into a dataset."""
+    """Upload of single files into a dataset."""
 
     kind: Literal["AssetIngestionSession"] = "AssetIngestionSession"
     organization_id: str = msgspec.field(name="workspaceId", default="")
@@ -181,13 +190,13 @@ class MultipartSpec(Document):
 
 
 class MultipartStatus(SessionStatus):
-    """The file is sent in ``part_count`` parts of equal length; the last one takes what is left over."""
+    """Status of a multipart upload in ``part_count`` equal parts; the last may be shorter."""
 
     part_count: int = 1
 
 
 class MultipartUpload(Document):
-    """One large file that arrives in parts."""
+    """Upload of one large file in parts."""
 
     kind: Literal["MultipartUpload"] = "MultipartUpload"
     organization_id: str = msgspec.field(name="workspaceId", default="")
@@ -204,7 +213,7 @@ class MultipartUpload(Document):
 
 
 class PartUpload(Document):
-    """Where one part goes, and which headers of the answer come with its completion."""
+    """Upload link of one part, and the response headers that its completion must contain."""
 
     url: str
     method: str = "PUT"

@@ -1,16 +1,16 @@
-"""What the longer calls of ``client.assets`` return."""
+"""Results of ``client.assets.upload`` and ``client.assets.download``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vi.api.resources.assets.responses import AssetIngestionSession, IngestionError
-from vi.api.resources.datasets._sessions import is_over
+from vi.api.resources.datasets._sessions import is_finished
 
 
 @dataclass(frozen=True)
 class AssetUploadResult:
-    """Files that were sent, in one session or several."""
+    """Result of an upload, which consists of one or more sessions."""
 
     sessions: Sequence[AssetIngestionSession]
 
@@ -32,12 +32,12 @@ class AssetUploadResult:
 
     @property
     def success_rate(self) -> float:
-        """In percent."""
+        """Share of accepted files in percent."""
         return 100.0 * self.total_succeeded / self.total_files if self.total_files else 0.0
 
     @property
     def failed_files(self) -> dict[str, str]:
-        """Files that were not taken, each with the code of what is wrong, such as ``ECORRUPT``."""
+        """Rejected files, each with an error code such as ``ECORRUPT``."""
         events = [event for session in self.sessions for event in session.status.events]
         return {
             name: code for event in events if isinstance(event, IngestionError) for name, code in event.files.items()
@@ -45,17 +45,17 @@ class AssetUploadResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every session is over."""
-        return all(is_over(session.status.conditions) for session in self.sessions)
+        """True if every session has ended."""
+        return all(is_finished(session.status.conditions) for session in self.sessions)
 
     def summary(self) -> str:
-        """One line for people."""
-        return f"{self.total_succeeded} of {self.total_files} files taken, {self.total_failed} refused"
+        """Return a one-line summary."""
+        return f"{self.total_succeeded} of {self.total_files} files accepted, {self.total_failed} rejected"
 
 
 @dataclass(frozen=True)
 class AssetDownloadResult:
-    """Pictures on this machine, below ``save_dir`` under their relative paths."""
+    """Downloaded images, below ``save_dir`` under their relative paths."""
 
     dataset_id: str
     count: int
@@ -74,5 +74,5 @@ class AssetDownloadResult:
         return sum(path.stat().st_size for path in self.save_path.rglob("*") if path.is_file()) / 1e6
 
     def summary(self) -> str:
-        """One line for people."""
-        return f"{self.dataset_id}: {self.count} pictures in {self.save_path}"
+        """Return a one-line summary."""
+        return f"{self.dataset_id}: {self.count} images in {self.save_path}"

@@ -1,4 +1,4 @@
-"""Arguments of ``client.assets``. A plain string or dict does wherever one of these is asked for."""
+"""Argument types of ``client.assets``; a plain string or dict is accepted in place of each."""
 
 import enum
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class SortCriterion(enum.StrEnum):
-    """By what pictures are sorted."""
+    """Sort key of images."""
 
     DEFAULT = "default"
     ASSET_ID = "assetId"
@@ -16,14 +16,14 @@ class SortCriterion(enum.StrEnum):
 
 
 class SortOrder(enum.StrEnum):
-    """Smallest first, or largest."""
+    """Ascending or descending order."""
 
     ASC = "asc"
     DESC = "desc"
 
 
 class AssetSortCriterion(msgspec.Struct, frozen=True):
-    """By what, and which end first."""
+    """Sort key and order."""
 
     criterion: SortCriterion | str = SortCriterion.DEFAULT
     order: SortOrder | str = SortOrder.ASC

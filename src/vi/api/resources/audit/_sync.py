@@ -1,19 +1,19 @@
 # Generated from _async.py by scripts/unasync: change that file, then run the script.
-"""``client.audit``: who did what, and which keys were rejected; for admins."""
+"""``client.audit``: audit log of actions and rejected keys; for admins."""
 
 from datetime import datetime
 from typing import Any
 
 from vi._http._sync import Http
-from vi._http.requests import Scalar
-from vi.api._arguments import milliseconds
-from vi.api._pages._sync import PaginatedResponse, list_pages
+from vi._http.requests import QueryValue
+from vi.api._arguments import to_epoch_ms
+from vi.api._pages._sync import PaginatedResponse, fetch_page
 from vi.api.resources.audit.responses import AuditEntry
 from vi.api.types import PaginationParams
 
 
 class Audit:
-    """The organization's audit log."""
+    """Audit log of the organization."""
 
     def __init__(self, http: Http, organization_id: str) -> None:
         self._http = http
@@ -31,16 +31,19 @@ class Audit:
         """Return a page of entries, newest first.
 
         Args:
-            pagination: which page, and how large.
-            actor: a key's id, ``operator``, or ``nobody``.
-            action: such as ``create run`` or ``reject key``.
-            since: entries from this moment on; a datetime or epoch milliseconds.
-            until: entries before this moment.
+            pagination: Page size and page token.
+            actor: Id of a key, ``operator`` or ``nobody``.
+            action: Action, such as ``create run`` or ``reject key``.
+            since: Start of the period, inclusive, as a datetime or epoch milliseconds.
+            until: End of the period, exclusive, as a datetime or epoch milliseconds.
+
+        Raises:
+            ViAuthenticationError: The key of the client is not an admin's.
         """
-        filters: list[tuple[str, Scalar]] = [
+        filters: list[tuple[str, QueryValue]] = [
             ("actor", actor),
             ("action", action),
-            ("since", milliseconds(since, name="since")),
-            ("until", milliseconds(until, name="until")),
+            ("since", to_epoch_ms(since, name="since")),
+            ("until", to_epoch_ms(until, name="until")),
         ]
-        return list_pages(self._http, self._base, item=AuditEntry, pagination=pagination, filters=filters)
+        return fetch_page(self._http, self._base, item=AuditEntry, pagination=pagination, filters=filters)

@@ -1,13 +1,14 @@
-"""The audit log on the wire."""
+"""Audit log documents."""
 
 from vi.api.responses import Document
 
 
 class AuditEntry(Document):
-    """Who did what, when, and from where.
+    """One action: actor, time (epoch milliseconds), address, action and target.
 
-    ``actor`` is ``key`` and the key's id, ``operator`` (access to the data folder), or ``nobody`` (a rejected key);
-    ``count`` says for how many requests an entry on rejected keys stands.
+    ``actor`` is ``key`` and the id of the key, ``operator`` (access to the data folder) or
+    ``nobody`` (a rejected key). ``count`` is the number of requests that an entry on rejected keys
+    stands for.
     """
 
     number: int = 0

@@ -1,12 +1,13 @@
-"""Packs: many small files in one upload, named by the hash of its bytes, so that each is sent once and proven whole.
+"""Packs: many small files in one upload, named by the hash of its bytes.
 
     b"RYPACK1\\n"          8 bytes
     length of the index   8 bytes, little-endian
     index                 JSON, [[path, size], ...]
     the files' bytes      one after another
 
-A pack has at most 16 MiB of content and is made in memory; a larger file is a pack of its own and is read twice, once
-for the hash and once while it is sent.
+The hash lets the server verify a pack and skip one that it already has. A pack has at most 16 MiB of
+content and is built in memory. A larger file is a pack of its own, which is read twice: for the hash
+and while it is sent.
 """
 
 import hashlib
@@ -21,109 +22,109 @@ from vi.api.resources.datasets._files import LocalFile
 from vi.errors import ViUploadError
 
 PACK_BYTES = 16 << 20
-_MOST_FILES = 50_000  # keeps the index of a pack of empty files short
+_MAX_FILES = 50_000  # keeps the index of a pack of empty files short
 _CHUNK_BYTES = 1 << 18
 _READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """One upload; a ``Body`` of ``vi._http``."""
+    """Content of one upload; a ``Body`` of ``vi._http``."""
 
     sha256: str
     size_bytes: int
-    _held: tuple[bytes | bytearray, ...]
-    _rest: LocalFile | None = None
+    _header_and_content: tuple[bytes | bytearray, ...]
+    _large_file: LocalFile | None = None
 
     def chunks(self) -> Iterator[bytes]:
-        for piece in self._held:
+        for piece in self._header_and_content:
             view = memoryview(piece)
             for start in range(0, len(view), _CHUNK_BYTES):
                 yield bytes(view[start : start + _CHUNK_BYTES])
-        if self._rest is not None:
-            yield from _read(self._rest)
+        if self._large_file is not None:
+            yield from _read_chunks(self._large_file)
 
 
-def planned(files: Iterable[LocalFile], *, limit_bytes: int = PACK_BYTES) -> Iterator[list[LocalFile]]:
-    """Which files go into a pack together, in their order: the same files always make the same packs."""
+def group_files(files: Iterable[LocalFile], *, limit_bytes: int = PACK_BYTES) -> Iterator[list[LocalFile]]:
+    """Yield the files of each pack, in order; the same files always give the same packs."""
     group: list[LocalFile] = []
-    held_bytes = 0
+    group_bytes = 0
     for file in files:
-        if group and (held_bytes + file.size_bytes > limit_bytes or len(group) == _MOST_FILES):
+        if group and (group_bytes + file.size_bytes > limit_bytes or len(group) == _MAX_FILES):
             yield group
-            group, held_bytes = [], 0
+            group, group_bytes = [], 0
         group.append(file)
-        held_bytes += file.size_bytes
+        group_bytes += file.size_bytes
     if group:
         yield group
 
 
-def packed(files: Sequence[LocalFile]) -> Pack:
-    """Read the files and make their pack.
+def build_pack(files: Sequence[LocalFile]) -> Pack:
+    """Read the files and build their pack.
 
     Raises:
-        ViUploadError: a file cannot be read, or is being written to.
+        ViUploadError: A file cannot be read, or its size has changed.
     """
     if len(files) == 1 and files[0].size_bytes > PACK_BYTES:
-        return _of_one(files[0])
+        return _build_large_pack(files[0])
     content, sizes = bytearray(), []
     for file in files:
         before = len(content)
-        content += _whole(file)
+        content += _read_file(file)
         sizes.append([file.path, len(content) - before])
-    head = _head(sizes)
+    head = _encode_header(sizes)
     digest = hashlib.sha256(head)
     digest.update(content)
     return Pack(digest.hexdigest(), len(head) + len(content), (head, content))
 
 
-def _of_one(file: LocalFile) -> Pack:
-    head = _head([[file.path, file.size_bytes]])
+def _build_large_pack(file: LocalFile) -> Pack:
+    head = _encode_header([[file.path, file.size_bytes]])
     digest = hashlib.sha256(head)
-    for chunk in _read(file):
+    for chunk in _read_chunks(file):
         digest.update(chunk)
     return Pack(digest.hexdigest(), len(head) + file.size_bytes, (head,), file)
 
 
-def _head(sizes: list[list[object]]) -> bytes:
+def _encode_header(sizes: list[list[object]]) -> bytes:
     index = msgspec.json.encode(sizes)
     return b"RYPACK1\n" + struct.pack("<Q", len(index)) + index
 
 
-def _whole(file: LocalFile) -> bytes:
+def _read_file(file: LocalFile) -> bytes:
     try:
-        with open(file.place, "rb", buffering=0) as opened:
+        with open(file.local_path, "rb", buffering=0) as opened:
             data = opened.read(file.size_bytes + 1)
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise _read_error(file, error) from error
     if data is None or len(data) != file.size_bytes:
-        raise _changed(file)
+        raise _size_changed_error(file)
     return data
 
 
-def _read(file: LocalFile) -> Iterator[bytes]:
+def _read_chunks(file: LocalFile) -> Iterator[bytes]:
     left_bytes = file.size_bytes
     try:
-        with open(file.place, "rb", buffering=0) as opened:
+        with open(file.local_path, "rb", buffering=0) as opened:
             while left_bytes and (chunk := opened.read(min(_READ_BYTES, left_bytes))):
                 left_bytes -= len(chunk)
                 yield chunk
             if left_bytes or os.fstat(opened.fileno()).st_size != file.size_bytes:
-                raise _changed(file)
+                raise _size_changed_error(file)
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise _read_error(file, error) from error
 
 
-def _unreadable(file: LocalFile, error: OSError) -> ViUploadError:
+def _read_error(file: LocalFile, error: OSError) -> ViUploadError:
     return ViUploadError(
-        f"{file.place} cannot be read: {error.strerror or error}",
-        suggestion="Check that it is still there and that you may read it; then import again.",
+        f"{file.local_path} cannot be read: {error.strerror or error}",
+        suggestion="try: check that it exists and is readable, then import again",
         cause=error,
     )
 
 
-def _changed(file: LocalFile) -> ViUploadError:
+def _size_changed_error(file: LocalFile) -> ViUploadError:
     return ViUploadError(
-        f"{file.place} is no longer as long as it was, {file.size_bytes} bytes",
-        suggestion="Something writes to it. Let that end, then import again.",
+        f"the size of {file.local_path} changed during the import, expected: {file.size_bytes} bytes",
+        suggestion="try: wait until nothing writes to it, then import again",
     )

@@ -1,6 +1,7 @@
-"""How sessions end: imports, exports, deletions, uploads. Pure functions from conditions to a value or an error.
+"""Outcome of sessions (imports, exports, deletions, uploads): pure functions of their conditions.
 
-A session knows its conditions from the start, the newest first; it is over when none of them waits, or one has failed.
+A session has all its conditions from the start, newest first. It has ended when none of them is
+waiting, or one has failed.
 """
 
 from collections.abc import Sequence
@@ -10,35 +11,35 @@ from vi.api.responses import ConditionStatus
 from vi.errors import ViOperationError
 
 FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 1.0
+MAX_PAUSE_S = 1.0
 
 
-def is_over(conditions: Sequence[SessionCondition]) -> bool:
-    """Whether nothing more will come."""
+def is_finished(conditions: Sequence[SessionCondition]) -> bool:
+    """Return True if the session has ended."""
     statuses = {condition.status for condition in conditions}
     has_ended = ConditionStatus.FAILED_REACH in statuses or ConditionStatus.WAITING not in statuses
     return bool(statuses) and has_ended
 
 
-def failure_of(conditions: Sequence[SessionCondition]) -> str | None:
-    """Why the session failed, in the server's words; None when it did not."""
+def find_failure(conditions: Sequence[SessionCondition]) -> str | None:
+    """Return the server's message for the failure of a session; None if it did not fail."""
     failed = [condition for condition in conditions if condition.status is ConditionStatus.FAILED_REACH]
     if not failed:
         return None
-    return next((condition.message for condition in failed if condition.message), "it does not say why")
+    return next((condition.message for condition in failed if condition.message), "no reason given")
 
 
 def check_reached(conditions: Sequence[SessionCondition], *, what: str, reason: str | None = None) -> None:
-    """See that the session ended well.
+    """Check that the session succeeded.
 
     Raises:
-        ViOperationError: it did not.
+        ViOperationError: It failed.
     """
-    why = failure_of(conditions)
+    why = find_failure(conditions)
     if why is not None:
         raise ViOperationError(f"{what} failed: {reason or why}")
 
 
 def next_pause_s(pause_s: float) -> float:
-    """How long to wait after having waited so long: soon at first, once a second later."""
-    return min(pause_s * 1.5, LONGEST_PAUSE_S)
+    """Return the next polling pause in seconds: growing, at most one second."""
+    return min(pause_s * 1.5, MAX_PAUSE_S)

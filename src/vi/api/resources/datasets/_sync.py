@@ -1,8 +1,8 @@
 # Generated from _async.py by scripts/unasync: change that file, then run the script.
-"""``client.datasets``: pictures with what is said of them, from a folder in and as a folder out.
+"""``client.datasets``: annotated images, imported from a folder and exported to a folder.
 
-``import_folder`` is the short way in: it sends a folder as it is, in any of the known formats, and hands back the
-dataset, its version and every defect that was found. ``imports`` and ``versions`` are the parts it is made of.
+``import_folder`` uploads a folder in any supported format and returns the dataset, its version and
+the findings. ``imports`` and ``versions`` give access to the single steps.
 """
 
 import time
@@ -15,19 +15,19 @@ import msgspec
 
 from vi._concurrency import synchronous as concurrency
 from vi._http._sync import Http
-from vi.api._arguments import check_id, if_match_headers, local_path, metadata_document, spec_document
-from vi.api._folders import path_below
-from vi.api._pages._sync import PaginatedResponse, list_pages
+from vi.api._arguments import build_if_match_headers, check_id, encode_metadata, encode_spec, parse_local_path
+from vi.api._folders import resolve_inside
+from vi.api._pages._sync import PaginatedResponse, fetch_page
 from vi.api._progress import byte_progress, import_progress
 from vi.api.resources.datasets._files import LocalFiles, find_files
-from vi.api.resources.datasets._places import (
+from vi.api.resources.datasets._parameters import (
     dataset_path,
-    export_document,
-    named_dataset,
-    named_import,
-    word,
+    encode_export,
+    parse_dataset_id,
+    parse_import_ids,
+    parse_word,
 )
-from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, check_reached, failure_of, is_over, next_pause_s
+from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, check_reached, find_failure, is_finished, next_pause_s
 from vi.api.resources.datasets.imports._sync import Imports
 from vi.api.resources.datasets.responses import (
     BulkDeletion,
@@ -58,14 +58,14 @@ from vi.errors import (
 T = TypeVar("T")
 
 DEFAULT_SAVE_DIR = "~/.datature/vi/datasets"
-_AWAY = (ViNetworkError, ViTimeoutError, ViServerError, ViRateLimitError)
-_FIRST_FINDINGS = 1000
+_UNAVAILABLE_ERRORS = (ViNetworkError, ViTimeoutError, ViServerError, ViRateLimitError)
+_MAX_FINDINGS = 1000
 
 
 class Datasets:
-    """The organisation's datasets; iterating yields every one of them.
+    """Datasets of the organization; iteration yields all of them.
 
-    Wherever a ``dataset_id`` is asked for, the id may carry the organisation's in front (``<organisation>_<dataset>``).
+    A ``dataset_id`` may be prefixed with the id of the organization (``<organization>_<dataset>``).
     """
 
     def __init__(self, http: Http, organization_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -76,21 +76,21 @@ class Datasets:
         self.versions = Versions(http, organization_id)
 
     def list(self, pagination: PaginationParams | dict[str, Any] = PaginationParams()) -> PaginatedResponse[Dataset]:
-        """A page of datasets, newest first."""
-        return list_pages(self._http, self._base, item=Dataset, pagination=pagination)
+        """Return a page of datasets, newest first."""
+        return fetch_page(self._http, self._base, item=Dataset, pagination=pagination)
 
     def list_simple(
         self, pagination: PaginationParams | dict[str, Any] = PaginationParams()
     ) -> PaginatedResponse[Dataset]:
-        """The same from the address that other clients use for short lists; fields may be missing."""
+        """Return a page of datasets with fewer fields, from the endpoint that other clients use."""
         path = f"/workspaces/{self._organization_id}/simpleDatasets"
-        return list_pages(self._http, path, item=Dataset, pagination=pagination)
+        return fetch_page(self._http, path, item=Dataset, pagination=pagination)
 
     def get(self, dataset_id: str) -> Dataset:
-        """One dataset.
+        """Return a dataset.
 
         Raises:
-            ViNotFoundError: there is none with this id.
+            ViNotFoundError: No dataset has this id.
         """
         return self._http.call("GET", self._path(dataset_id), decode_as=Dataset)
 
@@ -105,32 +105,32 @@ class Datasets:
         tags: Mapping[str, int] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Dataset:
-        """Make an empty dataset.
+        """Create an empty dataset.
 
         Args:
-            name: for people.
+            name: Name for people.
             dataset_type: ``"phrase-grounding"``, ``"vqa"`` or ``"freeform"``.
-            content: pictures are all there is.
-            description: for people.
-            localization: taken for the sake of other clients; here data lies where the server does.
-            data_localization: the same.
-            tags: taken for the sake of other clients.
-            metadata: attributes to find it by.
+            content: Only ``"Image"``.
+            description: Description for people.
+            localization: Ignored; accepted for compatibility with other clients.
+            data_localization: Ignored; accepted for compatibility with other clients.
+            tags: Ignored; accepted for compatibility with other clients.
+            metadata: Attributes.
 
         Raises:
-            ViValidationError: a value is not one of those above.
+            ViValidationError: A value is not one of those above.
         """
         body = {
             "name": name,
             "owner": self._organization_id,
             "description": description,
-            "type": word(dataset_type, name="dataset_type"),
-            "content": word(content, name="content"),
-            "localization": word(localization, name="localization"),
-            "dataLocalization": word(data_localization, name="data_localization"),
+            "type": parse_word(dataset_type, name="dataset_type"),
+            "content": parse_word(content, name="content"),
+            "localization": parse_word(localization, name="localization"),
+            "dataLocalization": parse_word(data_localization, name="data_localization"),
             "status": 0,
             "tags": dict(tags or {}),
-            **metadata_document(metadata),
+            **encode_metadata(metadata),
         }
         return self._http.call("POST", self._base, body=body, decode_as=Dataset)
 
@@ -142,30 +142,38 @@ class Datasets:
         *,
         if_match: str | None = None,
     ) -> Dataset:
-        """Change name, description or attributes, and nothing that is not given.
+        """Change the given fields (name, description) and attributes.
+
+        Args:
+            dataset_id: Id of the dataset.
+            spec: Fields to change.
+            metadata: Attributes to set; None as a value removes an attribute.
+            if_match: Etag; the change fails if the dataset has changed since.
 
         Raises:
-            ViConflictError: ``if_match`` was given and is no longer the dataset's etag.
-            ViNotFoundError: there is none with this id.
+            ViConflictError: ``if_match`` is outdated.
+            ViNotFoundError: No dataset has this id.
         """
-        body = {**spec_document(spec or {}), **metadata_document(metadata, removable=True)}
-        headers = if_match_headers(if_match)
+        body = {**encode_spec(spec or {}), **encode_metadata(metadata, removable=True)}
+        headers = build_if_match_headers(if_match)
         return self._http.call("PATCH", self._path(dataset_id), body=body, headers=headers, decode_as=Dataset)
 
     def delete(self, dataset_id: str) -> DeletedDataset:
-        """Delete a dataset with everything in it. It is gone at once; its bytes follow (``get_deletion_operation``).
+        """Delete a dataset and its contents.
+
+        The deletion is effective at once; its bytes are freed later (``get_deletion_operation``).
 
         Raises:
-            ViConflictError: a run that waits or trains needs it.
-            ViNotFoundError: there is none with this id.
+            ViConflictError: A pending or running run uses the dataset.
+            ViNotFoundError: No dataset has this id.
         """
         return self._http.call("DELETE", self._path(dataset_id), decode_as=DeletedDataset)
 
     def get_deletion_operation(self, dataset_id: str) -> DeletedDataset:
-        """What has become of a deletion.
+        """Return the state of the deletion of a dataset.
 
         Raises:
-            ViNotFoundError: no dataset of this id was deleted.
+            ViNotFoundError: No dataset with this id was deleted.
         """
         return self._http.call("GET", self._path(dataset_id) + "/deleteOperation", decode_as=DeletedDataset)
 
@@ -183,86 +191,92 @@ class Datasets:
         resume: str | DatasetImport | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> FolderImport:
-        """Send a folder of pictures and labels, or one archive, as it is; the server finds out what it is.
+        """Import a folder of images and labels, or one archive; the server detects the format.
 
-        Ctrl-C, or cancelling the task, cancels the import. When the server cannot be reached for long, the import stays
-        open for 24 hours and goes on with ``resume``.
+        Ctrl-C, or cancellation of the task, cancels the import. If the server stays unavailable, the
+        import remains open for 24 hours and can be continued with ``resume``.
 
         Args:
-            path: a folder, or a file such as ``.zip``, ``.parquet`` or ``.jsonl``. Files whose names begin with a dot
-                are left out, and so are links that lead out of the folder; the latter are told as findings.
-            format: of the annotation files; ``"auto"`` looks at them.
-            name: of the new dataset; the folder's name unless given.
-            dataset_type: ``"phrase-grounding"``, ``"vqa"`` or ``"freeform"``; unless given, what the files carry.
-            on_error: ``"Warn"`` takes what can be mended, ``"RejectRow"`` leaves bad rows out, ``"RejectFile"`` the
-                files they are in, ``"RejectAll"`` takes nothing if anything is bad.
-            wait: until it is over; without it the import goes on by itself once everything is sent.
-            progress: True draws a bar, if there is a terminal; a function is called with the import several times a
-                second (``status.progress.phase`` is ``Sending`` while files go out).
-            dataset_id: import into this dataset instead of a new one.
-            resume: an import of that dataset which broke off; only what has not arrived is sent.
-            metadata: attributes of a new dataset.
+            path: Folder, or a file such as ``.zip``, ``.parquet`` or ``.jsonl``. Names that begin with a
+                dot are ignored. Links that lead outside the folder are skipped and reported as findings.
+            format: Format of the annotation files; ``"auto"`` detects it.
+            name: Name of the new dataset. Default: the name of the folder.
+            dataset_type: ``"phrase-grounding"``, ``"vqa"`` or ``"freeform"``. Default: the type of the
+                annotations.
+            on_error: ``"Warn"`` repairs rows if possible, ``"RejectRow"`` skips invalid rows,
+                ``"RejectFile"`` skips their files, ``"RejectAll"`` accepts nothing if any row is invalid.
+            wait: Wait until the import has ended. If False, it continues on the server after the upload.
+            progress: True draws a bar if standard error is a terminal. A function is called with the
+                import several times a second; ``status.progress.phase`` is ``Sending`` during the upload.
+            dataset_id: Import into this dataset instead of a new one.
+            resume: Interrupted import of that dataset; only missing data is uploaded.
+            metadata: Attributes of a new dataset.
 
         Raises:
-            ViInvalidParameterError: the path names nothing that could be sent.
-            ViUploadError: a file cannot be read, or changes while it is sent.
-            ViImportFailedError: nothing was taken; ``imported.findings`` says why.
-            ViError: the server stayed away; the suggestion says how to go on.
+            ViInvalidParameterError: The path has no file to import, or arguments contradict each other.
+            ViUploadError: A file cannot be read, or changes during the upload.
+            ViImportFailedError: Nothing was accepted; ``error.imported.findings`` has the reasons.
+            ViError: The server stayed unavailable; the suggestion says how to resume.
         """
         if dataset_id is not None and (name is not None or metadata is not None):
             raise ViInvalidParameterError(
-                "name and metadata are for a new dataset, and dataset_id names one that is there",
-                suggestion="Leave them out, or change the dataset with client.datasets.update.",
+                "name and metadata are for a new dataset, but dataset_id names an existing one",
+                suggestion="try: omit them, or change the dataset with client.datasets.update",
             )
         if resume is not None and dataset_id is None:
-            dataset_id = named_dataset(resume) if isinstance(resume, DatasetImport) else None
+            dataset_id = parse_dataset_id(resume) if isinstance(resume, DatasetImport) else None
             if dataset_id is None:
-                raise ViInvalidParameterError("resume needs dataset_id", suggestion="Give the id of its dataset, too.")
-        found = concurrency.in_thread(find_files, path)
-        if on_error == "RejectAll" and found.left_out:
-            first = found.left_out[0]
+                raise ViInvalidParameterError(
+                    "resume requires dataset_id", suggestion="try: dataset_id=... with the dataset of the import"
+                )
+        found = concurrency.run_in_thread(find_files, path)
+        if on_error == "RejectAll" and found.skipped:
+            first = found.skipped[0]
             raise ViInvalidParameterError(
-                f"{first.file!r} cannot be sent: {first.cause}", suggestion="on_error is 'RejectAll'; " + first.cure
+                f"{first.file!r} cannot be imported: {first.cause}",
+                suggestion=f"on_error is 'RejectAll'. try: {first.cure}",
             )
         is_new = dataset_id is None
         if dataset_id is not None:
             dataset = self.get(dataset_id)
         else:
-            shown_type = "phrase-grounding" if dataset_type is None else dataset_type
-            named = name or Path(path).expanduser().resolve().name
-            dataset = self.create(named, shown_type, metadata=metadata)
-        draws = progress if isinstance(progress, bool) else False
+            initial_type = "phrase-grounding" if dataset_type is None else dataset_type
+            dataset_name = name or Path(path).expanduser().resolve().name
+            dataset = self.create(dataset_name, initial_type, metadata=metadata)
+        shows_bar = progress if isinstance(progress, bool) else False
         imported: DatasetImport | None = None
         try:
-            imported = self._begun(
+            imported = self._create_or_get_import(
                 dataset,
                 found,
                 path,
                 format=format,
                 on_error=on_error,
-                decides_type=dataset_type is None and (is_new or self._is_undecided(dataset)),
+                decides_type=dataset_type is None and (is_new or self._has_undecided_type(dataset)),
                 resume=resume,
             )
-            with import_progress(draws) as draw:
-                tell = draw if isinstance(progress, bool) else progress
-                if imported.status.upload is not None:  # None: one that broke off after everything had been sent
-                    imported = self.imports.send(imported, found.files, is_resumed=resume is not None, on_update=tell)
+            with import_progress(shows_bar) as draw:
+                on_update = draw if isinstance(progress, bool) else progress
+                if imported.status.upload is not None:  # None: interrupted after the upload was finished
+                    imported = self.imports.send(
+                        imported, found.files, is_resumed=resume is not None, on_update=on_update
+                    )
                 if wait:
-                    imported = self.imports.wait(dataset.dataset_id, imported.import_id, on_update=tell)
-        except _AWAY as error:
+                    imported = self.imports.wait(dataset.dataset_id, imported.import_id, on_update=on_update)
+        except _UNAVAILABLE_ERRORS as error:
             if imported is not None:
                 error.suggestion = (
-                    "What has arrived is kept for 24 hours. Import the same path again with "
-                    f"dataset_id={dataset.dataset_id!r} and resume={imported.import_id!r} to go on."
+                    "Uploaded data is kept for 24 hours. try: import the same path again with "
+                    f"dataset_id={dataset.dataset_id!r} and resume={imported.import_id!r}"
                 )
             raise
-        except BaseException:  # an interrupt as well: nobody waits for it any more, so nothing of it shall stay
-            self._forget(dataset, imported, is_new=is_new)
+        except BaseException:  # also on interrupt: an abandoned import must not remain
+            self._discard_import(dataset, imported, is_new=is_new)
             raise
         return (
-            self._outcome(dataset, imported, found)
+            self._build_result(dataset, imported, found)
             if wait
-            else FolderImport(dataset, imported, findings=found.left_out)
+            else FolderImport(dataset, imported, findings=found.skipped)
         )
 
     def findings(
@@ -274,35 +288,39 @@ class Datasets:
         severity: str | None = None,
         code: str | None = None,
     ) -> PaginatedResponse[Finding]:
-        """A page of what an import found, in the order in which it was found; also while it is going on.
+        """Return a page of the findings of an import, which may still be running.
 
         Args:
-            of: the import, or the id of its dataset: without ``import_id`` that dataset's newest import.
-            import_id: which import of the dataset.
-            pagination: page size and where to go on.
-            severity: only ``"error"`` or only ``"warning"``.
-            code: only those of one kind, such as ``"BoxOutside"``.
+            of: The import, or the id of its dataset.
+            import_id: Id of the import. Default: the newest import of the dataset.
+            pagination: Page size and page token.
+            severity: Only ``"error"`` or only ``"warning"``.
+            code: Only findings with this code, such as ``"BoxOutside"``.
 
         Raises:
-            ViNotFoundError: there is no such dataset or import.
+            ViNotFoundError: The dataset or import does not exist.
         """
         filters: Any = [("severity", severity), ("code", code)]
         path = self._import_path(of, import_id) + "/findings"
-        return list_pages(self._http, path, item=Finding, pagination=pagination, filters=filters)
+        return fetch_page(self._http, path, item=Finding, pagination=pagination, filters=filters)
 
     def report(self, of: str | FolderImport | DatasetImport, import_id: str | None = None) -> ImportReport:
-        """What an import found, by code, with the first findings of each; arguments as of ``findings``.
+        """Return the findings of an import grouped by code, with the first findings of each code.
+
+        Args:
+            of: The import, or the id of its dataset.
+            import_id: Id of the import. Default: the newest import of the dataset.
 
         Raises:
-            ViNotFoundError: there is no such dataset or import.
+            ViNotFoundError: The dataset or import does not exist.
         """
         return self._http.call("GET", self._import_path(of, import_id) + "/report", decode_as=ImportReport)
 
     def report_html(self, of: str | FolderImport | DatasetImport, import_id: str | None = None) -> str:
-        """The report as one page that needs nothing else.
+        """Return the report as a self-contained HTML page; the arguments are those of ``report``.
 
         Raises:
-            ViNotFoundError: there is no such dataset or import.
+            ViNotFoundError: The dataset or import does not exist.
         """
         path = self._import_path(of, import_id) + "/report"
         return (self._http.send("GET", path, headers={"Accept": "text/html"})).body.decode()
@@ -326,33 +344,34 @@ class Datasets:
         seed: int = 0,
         version: str | None = None,
     ) -> bytes | Path:
-        """A sheet of pictures with their boxes, phrases, questions and answers, to see whether the data is right.
+        """Return a contact sheet of images with their boxes, phrases, questions and answers.
 
         Args:
-            dataset_id: which dataset.
-            path: where to write the PNG; without it, its bytes are returned.
-            count: how many pictures.
-            seed: which ones; the same seed chooses the same.
-            version: of this version; without it the newest.
+            dataset_id: Id of the dataset.
+            path: File to write the PNG to; None returns its bytes.
+            count: Number of images.
+            seed: Seed of the random selection of images.
+            version: Id of the version. Default: the newest.
 
         Raises:
-            ViNotFoundError: there is no such dataset or version, or nothing in it.
+            ViNotFoundError: The dataset or version does not exist or is empty.
+            ViDownloadError: The file cannot be written.
         """
-        target = None if path is None else local_path(path, name="path")
+        target = None if path is None else parse_local_path(path, name="path")
         params = {"count": count, "seed": seed, "version": version}
         answer = self._http.send(
             "GET", self._path(dataset_id) + "/preview", params=params, headers={"Accept": "image/png"}
         )
         if target is None:
             return answer.body
-        from vi.api.resources.datasets._archive import write_whole
+        from vi.api.resources.datasets._archive import write_file_atomically
 
         try:
-            concurrency.in_thread(write_whole, target, answer.body)
+            concurrency.run_in_thread(write_file_atomically, target, answer.body)
         except OSError as error:
             raise ViDownloadError(
                 f"{target} cannot be written: {error.strerror or error}",
-                suggestion="Check space and rights there, or name another path.",
+                suggestion="try: check disk space and permissions, or use another path",
                 cause=error,
             ) from error
         return target
@@ -362,23 +381,24 @@ class Datasets:
         dataset_id: str,
         export_settings: DatasetExportSettings | Mapping[str, Any] | str = DatasetExportSettings(),
     ) -> DatasetExport:
-        """Have the server write the dataset into one zip; ``get_export`` tells when it is there.
+        """Start an export of a dataset as a zip on the server; ``get_export`` returns its state.
 
         Args:
-            dataset_id: which dataset.
-            export_settings: format and options: ``DatasetExportSettings``, a dict with the same names, or a format.
+            dataset_id: Id of the dataset.
+            export_settings: ``DatasetExportSettings``, a dict with the same names, or a format.
 
         Raises:
-            ViValidationError: there is no such format, or not for datasets of this type.
+            ViNotFoundError: No dataset has this id.
+            ViValidationError: The format is unknown, or does not support the type of the dataset.
         """
-        body = {"spec": export_document(export_settings)}
+        body = {"spec": encode_export(export_settings)}
         return self._http.call("POST", self._path(dataset_id) + "/datasetExports", body=body, decode_as=DatasetExport)
 
     def get_export(self, dataset_id: str, dataset_export_id: str) -> DatasetExport:
-        """One export as it is now.
+        """Return the current state of an export.
 
         Raises:
-            ViNotFoundError: there is no such dataset or export.
+            ViNotFoundError: The dataset or export does not exist.
         """
         path = f"{self._path(dataset_id)}/datasetExports/{check_id(dataset_export_id, name='dataset_export_id')}"
         return self._http.call("GET", path, decode_as=DatasetExport)
@@ -386,10 +406,14 @@ class Datasets:
     def list_exports(
         self, dataset_id: str, page_size: int | None = None, page: str | None = None
     ) -> PaginatedResponse[DatasetExport]:
-        """A page of a dataset's exports, newest first."""
+        """Return a page of the exports of a dataset, newest first.
+
+        Raises:
+            ViNotFoundError: No dataset has this id.
+        """
         pagination = PaginationParams(page_token=page, page_size=10 if page_size is None else page_size)
         path = self._path(dataset_id) + "/datasetExports"
-        return list_pages(self._http, path, item=DatasetExport, pagination=pagination)
+        return fetch_page(self._http, path, item=DatasetExport, pagination=pagination)
 
     def download(
         self,
@@ -401,36 +425,36 @@ class Datasets:
         overwrite: bool = False,
         show_progress: bool = True,
     ) -> DatasetDownloadResult:
-        """Have a dataset written, fetch it, and unpack it into ``<save_dir>/<dataset id>/``.
+        """Export a dataset, download it, and unpack it to ``<save_dir>/<dataset id>/``.
 
-        A download that was cut goes on where it stopped. The folder appears only whole, with length and hash proven.
+        An interrupted download is resumed. The folder appears only when it is complete and verified.
 
         Args:
-            dataset_id: which dataset.
-            dataset_export_id: an export that was made before; without it a new one is made.
-            annotations_only: without pictures, which otherwise come along in every format; ``ViFull`` then becomes
+            dataset_id: Id of the dataset.
+            dataset_export_id: Existing export to download; None creates a new one.
+            annotations_only: Exclude the images, which every format includes otherwise; ``ViFull`` becomes
                 ``ViJsonl``.
-            export_settings: format and options, as of ``create_export``.
-            save_dir: where to; without it ``~/.datature/vi/datasets``.
-            overwrite: replace what is there.
-            show_progress: draw a progress bar, if there is a terminal.
+            export_settings: Format and options, as in ``create_export``.
+            save_dir: Target folder. Default: ``~/.datature/vi/datasets``.
+            overwrite: Replace an existing folder.
+            show_progress: Draw a progress bar if standard error is a terminal.
 
         Raises:
-            ViNotFoundError: there is no such dataset or export.
-            ViOperationError: the export failed.
-            ViDownloadError: the folder is there already, or what arrived is damaged or cannot be stored.
+            ViNotFoundError: The dataset or export does not exist.
+            ViOperationError: The export failed.
+            ViDownloadError: The folder exists, or the download is damaged or cannot be stored.
         """
-        from vi._http.transfer._sync import download
-        from vi.api.resources.datasets._archive import unpack, write_whole
+        from vi._http.downloads._sync import download_file
+        from vi.api.resources.datasets._archive import unpack_zip, write_file_atomically
 
         dataset = self.get(dataset_id)
-        root = local_path(save_dir or DEFAULT_SAVE_DIR, name="save_dir")
-        folder = path_below(root, check_id(dataset.dataset_id, name="datasetId"))
+        root = parse_local_path(save_dir or DEFAULT_SAVE_DIR, name="save_dir")
+        folder = resolve_inside(root, check_id(dataset.dataset_id, name="datasetId"))
         if folder.exists() and not overwrite:
             raise ViDownloadError(
-                f"{folder} is there already", suggestion="Give overwrite=True to replace it, or another save_dir."
+                f"{folder} already exists", suggestion="try: overwrite=True to replace it, or another save_dir"
             )
-        export = self._exported(dataset_id, dataset_export_id, export_settings, annotations_only=annotations_only)
+        export = self._finish_export(dataset_id, dataset_export_id, export_settings, annotations_only=annotations_only)
         link = export.status.download_url
         if link is None:
             raise ViDownloadError(f"the server gives no download link for export {export.export_id} of {dataset_id}")
@@ -438,7 +462,7 @@ class Datasets:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with byte_progress(dataset.name, total_bytes=export.status.size_bytes, show=show_progress) as draw:
-                download(
+                download_file(
                     self._http,
                     link.url,
                     archive,
@@ -446,18 +470,18 @@ class Datasets:
                     sha256=export.status.sha256,
                     on_progress=draw,
                 )
-            concurrency.in_thread(unpack, archive, folder)
+            concurrency.run_in_thread(unpack_zip, archive, folder)
             about = {
                 "name": dataset.name,
                 "organizationId": self._organization_id,
                 "exportDir": str(folder),
                 "createdAt": round(datetime.now(UTC).timestamp() * 1000),
             }
-            write_whole(folder / "metadata.json", msgspec.json.encode(about))
+            write_file_atomically(folder / "metadata.json", msgspec.json.encode(about))
         except OSError as error:
             raise ViDownloadError(
                 f"dataset {dataset_id} cannot be stored in {folder.parent}: {error.strerror or error}",
-                suggestion="Check space and rights there, or name another save_dir.",
+                suggestion="try: check disk space and permissions, or use another save_dir",
                 cause=error,
             ) from error
         return DatasetDownloadResult(dataset.dataset_id, str(folder))
@@ -470,18 +494,19 @@ class Datasets:
         rule_query: str | None = None,
         strict_query: bool | None = None,
     ) -> BulkDeletion:
-        """Delete many pictures with their records, and wait until they are gone.
+        """Delete the matching images and their records, and wait for the end of the deletion.
 
         Args:
-            dataset_id: of which dataset.
-            filter_criteria: those whose file name has this text in it, or that a dict names.
-            metadata_query: by their metadata.
-            rule_query: by rules.
-            strict_query: how ``metadata_query`` is read.
+            dataset_id: Id of the dataset.
+            filter_criteria: Text that the file name contains, or a dict of criteria.
+            metadata_query: Query on the metadata.
+            rule_query: Query by rules.
+            strict_query: Interpret ``metadata_query`` strictly.
 
         Raises:
-            ViOperationError: the deletion failed.
-            ViValidationError: a query cannot be read; without any nothing is deleted.
+            ViNotFoundError: No dataset has this id.
+            ViOperationError: The deletion failed.
+            ViValidationError: A query is malformed, or no query is given.
         """
         spec = {
             "filter": filter_criteria,
@@ -491,25 +516,36 @@ class Datasets:
         }
         path = self._path(dataset_id) + "/deleteManyAssetsSessions"
         session = self._http.call("POST", path, body={"spec": spec}, decode_as=BulkDeletion)
-        return self._until_reached(
+        return self._wait_until_reached(
             lambda: self.get_bulk_asset_deletion_session(dataset_id, session.session_id),
-            what=f"the deletion of pictures of dataset {dataset_id}",
+            what=f"the deletion of images of dataset {dataset_id}",
         )
 
     def get_bulk_asset_deletion_session(self, dataset_id: str, delete_many_assets_session_id: str) -> BulkDeletion:
-        """One deletion of many pictures as it is now."""
+        """Return the current state of a bulk deletion.
+
+        Raises:
+            ViNotFoundError: The dataset or deletion does not exist.
+        """
         session_id = check_id(delete_many_assets_session_id, name="delete_many_assets_session_id")
         path = f"{self._path(dataset_id)}/deleteManyAssetsSessions/{session_id}"
         return self._http.call("GET", path, decode_as=BulkDeletion)
 
     def get_aggregation_statistics(self, dataset_id: str) -> dict[str, Any]:
-        """Counts of a dataset: pictures, pictures with records, records, bytes."""
+        """Return the counts of a dataset: images, annotated images, records, bytes.
+
+        Raises:
+            ViNotFoundError: No dataset has this id.
+        """
         return self._http.call("GET", self._path(dataset_id) + "/aggregationStatistics", decode_as=dict[str, Any])
 
     statistics = get_aggregation_statistics
 
     def generate_aggregation_statistics(self, dataset_id: str) -> None:
-        """Have the counts made anew; here they always are, so this is for the sake of other clients' scripts."""
+        """Do nothing, since counts are always current.
+
+        Kept for compatibility with other clients.
+        """
         self._http.call("POST", self._path(dataset_id) + "/aggregationStatistics:generate")
 
     def __iter__(self) -> Any:
@@ -518,7 +554,7 @@ class Datasets:
     def __call__(self) -> Any:
         return self.__iter__()
 
-    def _begun(
+    def _create_or_get_import(
         self,
         dataset: Dataset,
         found: LocalFiles,
@@ -529,7 +565,7 @@ class Datasets:
         decides_type: bool,
         resume: str | DatasetImport | None,
     ) -> DatasetImport:
-        """A new import, or the one that broke off."""
+        """Return a new import, or the interrupted one."""
         if resume is not None:
             import_id = resume.import_id if isinstance(resume, DatasetImport) else resume
             return self.imports.get(dataset.dataset_id, import_id)
@@ -543,50 +579,53 @@ class Datasets:
             size_bytes=found.size_bytes,
         )
 
-    def _is_undecided(self, dataset: Dataset) -> bool:
-        """Whether an import was to decide the dataset's type, and none has yet; the server sees to the second."""
+    def _has_undecided_type(self, dataset: Dataset) -> bool:
+        """Return True if the newest import was to determine the type of the dataset.
+
+        The server ignores the request if the type has been determined since.
+        """
         newest = self.imports.list(dataset.dataset_id, PaginationParams(page_size=1))
         return bool(newest) and newest[0].spec.dataset_type == "auto"
 
-    def _outcome(self, dataset: Dataset, imported: DatasetImport, found: LocalFiles) -> FolderImport:
-        """What there is to say of an import that is over.
+    def _build_result(self, dataset: Dataset, imported: DatasetImport, found: LocalFiles) -> FolderImport:
+        """Return the result of an import that has ended.
 
         Raises:
-            ViImportFailedError: it took nothing.
+            ViImportFailedError: It accepted nothing.
         """
-        place = (dataset.dataset_id, imported.import_id)
-        first = self.findings(*place, PaginationParams(page_size=_FIRST_FINDINGS))
+        dataset_id, import_id = dataset.dataset_id, imported.import_id
+        first = self.findings(dataset_id, import_id, PaginationParams(page_size=_MAX_FINDINGS))
         version = imported.status.version
         result = FolderImport(
             dataset=self.get(dataset.dataset_id),
             session=imported,
             version=self.versions.get(dataset.dataset_id, version) if version else None,
-            findings=[*found.left_out, *first.items],
+            findings=[*found.skipped, *first.items],
         )
         if imported.has_failed:
-            why = imported.status.why or failure_of(imported.status.conditions)
+            why = imported.status.why or find_failure(imported.status.conditions)
             raise ViImportFailedError(
                 f"nothing was imported into dataset {dataset.dataset_id}: {why}",
                 suggestion=(
-                    "error.imported.findings lists what was found, client.datasets.report sums it up. Mend it, then "
-                    f"import again with dataset_id={place[0]!r}."
+                    "error.imported.findings lists the findings, client.datasets.report summarizes them. "
+                    f"try: fix them, then import again with dataset_id={dataset_id!r}"
                 ),
-                details={"datasetId": place[0], "importId": place[1]},
+                details={"datasetId": dataset_id, "importId": import_id},
                 imported=result,
             )
         return result
 
-    def _forget(self, dataset: Dataset, imported: DatasetImport | None, *, is_new: bool) -> None:
-        """Cancel what was begun, and delete the dataset that was made for it. What cannot be reached ends by itself."""
+    def _discard_import(self, dataset: Dataset, imported: DatasetImport | None, *, is_new: bool) -> None:
+        """Cancel the import, and delete the dataset if it was created for it; ignore failures."""
         try:
             if imported is not None:
                 self.imports.cancel(dataset.dataset_id, imported.import_id)
             if is_new:
                 self.delete(dataset.dataset_id)
         except ViError:
-            return  # the first error is the one to tell; an import that is left ends at its deadline
+            return  # the first error is raised by the caller; the import ends at its deadline
 
-    def _exported(
+    def _finish_export(
         self,
         dataset_id: str,
         export_id: str | None,
@@ -594,39 +633,39 @@ class Datasets:
         *,
         annotations_only: bool,
     ) -> DatasetExport:
-        """An export that is ready."""
+        """Return a finished export, an existing one or a new one."""
         if export_id is None:
-            document = export_document(settings)
+            document = encode_export(settings)
             if annotations_only and document["format"] == "ViFull":
                 document["format"] = "ViJsonl"
             if document["options"]["pictures"] is None:
                 document["options"]["pictures"] = not annotations_only
             export_id = (self.create_export(dataset_id, document)).export_id
-        return self._until_reached(
+        return self._wait_until_reached(
             lambda: self.get_export(dataset_id, export_id), what=f"export {export_id} of dataset {dataset_id}"
         )
 
-    def _until_reached(self, ask: Callable[[], T], *, what: str) -> T:
+    def _wait_until_reached(self, request: Callable[[], T], *, what: str) -> T:
         """Ask until a session is over; it must have ended well."""
         pause_s = FIRST_PAUSE_S
         while True:
-            session: Any = ask()
-            if is_over(session.status.conditions):
+            session: Any = request()
+            if is_finished(session.status.conditions):
                 check_reached(session.status.conditions, what=what)
                 return session  # type: ignore[no-any-return]
             self._http.sleep(pause_s)
             pause_s = next_pause_s(pause_s)
 
     def _import_path(self, of: object, import_id: str | None) -> str:
-        dataset_id, import_id = named_import(of, import_id)
+        dataset_id, import_id = parse_import_ids(of, import_id)
         if import_id is None:
             newest = self.imports.list(dataset_id, PaginationParams(page_size=1))
             if not newest:
                 raise ViNotFoundError(
-                    f"dataset {dataset_id} has had no import", suggestion="client.datasets.import_folder begins one."
+                    f"dataset {dataset_id} has no import", suggestion="try: client.datasets.import_folder"
                 )
             import_id = newest[0].import_id
         return f"{self._path(dataset_id)}/imports/{import_id}"
 
     def _path(self, dataset_id: str) -> str:
-        return dataset_path(self._organization_id, named_dataset(dataset_id))
+        return dataset_path(self._organization_id, parse_dataset_id(dataset_id))

@@ -1,7 +1,7 @@
-"""Datasets on the wire: what is in one, how files come in and go out, and the versions that runs are pinned to.
+"""Dataset documents: datasets with their imports, exports and versions.
 
-An import is a session: its conditions are known from the start, ``Waiting`` at first, and the newest stands *first*
-(those of a run stand last). It is over when none of them waits any more.
+An import is a session. It has all its conditions from the start, as ``Waiting``, with the newest
+*first* (a run has the newest last). It has ended when none of them is waiting any more.
 """
 
 from typing import Any, Literal
@@ -15,7 +15,7 @@ DatasetType = Literal["phrase-grounding", "vqa", "freeform"]
 
 
 class SessionCondition(Document):
-    """One thing that a session waits for; lists of them have the newest first."""
+    """One stage of a session; lists have the newest first."""
 
     condition: str
     status: ConditionStatus = ConditionStatus.WAITING
@@ -25,13 +25,13 @@ class SessionCondition(Document):
 
 
 class SessionStatus(Document):
-    """What has become of a session that has nothing more to tell."""
+    """Status of a session that has only conditions."""
 
     conditions: list[SessionCondition] = []
 
 
 class DatasetStatistic(Document):
-    """``asset_total`` pictures, ``annotation_total`` records, ``asset_annotated`` pictures with at least one record."""
+    """Counts of a dataset: ``asset_annotated`` are the images with at least one record."""
 
     asset_total: int = 0
     annotation_total: int = 0
@@ -40,7 +40,7 @@ class DatasetStatistic(Document):
 
 
 class DatasetAccess(Document):
-    """Who else may look at it; nobody but its organisation may."""
+    """Access of other organizations; always none."""
 
     is_public: bool | None = None
     is_read_only: bool | None = None
@@ -48,9 +48,9 @@ class DatasetAccess(Document):
 
 
 class DatasetVersion(Document):
-    """What a dataset held at one moment, and always will: same content, same id. Runs are pinned to versions.
+    """Immutable content of a dataset; equal content has the same id. Runs are pinned to versions.
 
-    ``assets`` counts pictures with at least one record, ``size_bytes`` is theirs.
+    ``assets`` counts the images with at least one record; ``size_bytes`` is their size.
     """
 
     kind: Literal["DatasetVersion"] = "DatasetVersion"
@@ -68,9 +68,9 @@ class DatasetVersion(Document):
 
 
 class Dataset(Document):
-    """Pictures with records of one type. Times are epoch milliseconds.
+    """Images with records of one type. Times are epoch milliseconds.
 
-    ``version`` is the id of the newest version, None before the first import has ended.
+    ``version`` is the id of the newest version, or None before the first import has ended.
     """
 
     kind: Literal["Dataset"] = "Dataset"
@@ -100,7 +100,10 @@ class Dataset(Document):
 
 
 class DeletedDataset(Document):
-    """The deletion of a dataset: gone at once, its bytes when the condition ``Finished`` is reached."""
+    """Deletion of a dataset: effective at once.
+
+    Its bytes are freed when ``Finished`` is reached.
+    """
 
     kind: str = "DeletedDataset"
     user: str = ""
@@ -113,11 +116,13 @@ class DeletedDataset(Document):
 
 
 class ImportSpec(Document):
-    """What was asked for. ``source``, ``files`` and ``size_bytes`` are what the sender says of itself, for people.
+    """Settings of an import. ``source``, ``files`` and ``size_bytes`` are informative, from the
+    sender.
 
-    ``on_error``: ``Warn`` takes what can be mended, ``RejectRow`` leaves bad rows out, ``RejectFile`` the files that
-    hold them, ``RejectAll`` takes nothing if anything is bad. ``dataset_type`` is ``auto`` where the files of the first
-    import into an empty dataset decide its type.
+    ``on_error``: ``Warn`` repairs rows if possible, ``RejectRow`` skips invalid rows,
+    ``RejectFile`` skips their files, ``RejectAll`` accepts nothing if any row is invalid.
+    ``dataset_type`` is ``auto`` if the files of the first import into an empty dataset determine
+    its type.
     """
 
     format: str = "auto"
@@ -129,7 +134,7 @@ class ImportSpec(Document):
 
 
 class ImportProgress(Document):
-    """Where an import stands. ``bytes_done`` counts what has been looked at, ``rows_kept`` what passed the checks."""
+    """Progress of an import: ``bytes_done`` are processed bytes, ``rows_kept`` are valid rows."""
 
     phase: str = "Receiving"
     files: int = 0
@@ -143,7 +148,7 @@ class ImportProgress(Document):
 
 
 class ImportFindings(Document):
-    """How much was found, by code; the findings themselves come in pages of their own."""
+    """Number of findings, in total and by code."""
 
     errors: int = 0
     warnings: int = 0
@@ -151,7 +156,7 @@ class ImportFindings(Document):
 
 
 class ImportUpload(Document):
-    """Where packs go: ``PUT {url}/{sha256}``, without a key, until ``expiry``."""
+    """Upload link of packs: ``PUT {url}/{sha256}`` until ``expiry``, epoch milliseconds."""
 
     url: str
     expiry: int = 0
@@ -159,7 +164,10 @@ class ImportUpload(Document):
 
 
 class ImportStatus(Document):
-    """What has been seen. ``format`` and ``version`` are there once they are known; ``why`` says why it was refused."""
+    """Status of an import.
+
+    ``format`` and ``version`` are set once known; ``why`` explains a rejection.
+    """
 
     conditions: list[SessionCondition] = []
     progress: ImportProgress = msgspec.field(default_factory=ImportProgress)
@@ -171,7 +179,7 @@ class ImportStatus(Document):
 
 
 class DatasetImport(Document):
-    """Files on their way into a dataset."""
+    """Import of files into a dataset."""
 
     kind: Literal["DatasetImport"] = "DatasetImport"
     organization_id: str = msgspec.field(name="workspaceId", default="")
@@ -185,18 +193,21 @@ class DatasetImport(Document):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing of it waits any more."""
+        """True if the import has ended."""
         statuses = [condition.status for condition in self.status.conditions]
         return ConditionStatus.FAILED_REACH in statuses or ConditionStatus.WAITING not in statuses
 
     @property
     def has_failed(self) -> bool:
-        """Whether it ended without taking anything over; ``status.why`` says why."""
+        """True if the import ended without accepting anything; ``status.why`` has the reason."""
         return any(condition.status is ConditionStatus.FAILED_REACH for condition in self.status.conditions)
 
 
 class Finding(Document):
-    """One defect, or one oddity, with place, cause and cure. ``line`` counts from 1."""
+    """One defect in the data: code, location, cause, and the fix in ``cure``.
+
+    ``line`` starts at 1.
+    """
 
     file: str
     code: str
@@ -210,7 +221,7 @@ class Finding(Document):
 
 
 class FindingGroup(Document):
-    """All findings of one code: how many, and the first of them."""
+    """Findings of one code: their number, the fix in ``cure``, and the first of them."""
 
     code: str
     severity: str = "error"
@@ -220,7 +231,7 @@ class FindingGroup(Document):
 
 
 class ImportReport(Document):
-    """What an import found, the most frequent code first."""
+    """Report on the findings of an import, most frequent code first."""
 
     import_id: str = msgspec.field(name="datasetImportId", default="")
     dataset_id: str = ""
@@ -236,10 +247,11 @@ class ImportReport(Document):
 
 
 class ExportOptions(Document):
-    """``split_ratio`` is the share of pictures that go into ``training/``; None writes one folder, ``dump/``.
+    """Options of an export.
 
-    ``normalized`` writes the boxes of the CSV formats as shares of the picture, not in pixels. ``pictures`` says
-    whether the pictures come along; None leaves it to the format: with ViFull and Parquet they do.
+    ``split_ratio`` is the share of images in ``training/``; None writes one folder, ``dump/``.
+    ``normalized`` writes boxes of the CSV formats relative to the image size instead of in pixels.
+    ``pictures`` includes the images; None means yes for ViFull and Parquet, else no.
     """
 
     normalized: bool = True
@@ -248,14 +260,14 @@ class ExportOptions(Document):
 
 
 class ExportSpec(Document):
-    """``format`` is as it was asked for; other clients may be told a narrower one."""
+    """Settings of an export; ``format`` is as requested."""
 
     format: str = "ViFull"
     options: ExportOptions = msgspec.field(default_factory=ExportOptions)
 
 
 class ExportStatus(Document):
-    """``download_url`` is there when the file is: a zip, fetched with or without ranges."""
+    """Status of an export; ``download_url`` is set once the zip is ready and supports ranges."""
 
     conditions: list[SessionCondition] = []
     download_url: DownloadUrl | None = None
@@ -265,7 +277,7 @@ class ExportStatus(Document):
 
 
 class DatasetExport(Document):
-    """A dataset on its way out, as one zip."""
+    """Export of a dataset as one zip."""
 
     kind: Literal["DatasetExport"] = "DatasetExport"
     organization_id: str = msgspec.field(name="workspaceId", default="")
@@ -279,7 +291,7 @@ class DatasetExport(Document):
 
 
 class BulkDeletionSpec(Document):
-    """Which pictures to delete: those whose file name has ``filter`` in it, or the names and ids it lists."""
+    """Images to delete: file names that contain ``filter``, or the names and ids it lists."""
 
     filter: Any = None
     metadata_query: Any = None
@@ -288,7 +300,7 @@ class BulkDeletionSpec(Document):
 
 
 class BulkDeletion(Document):
-    """Many pictures on their way out of a dataset."""
+    """Deletion of many images of a dataset."""
 
     kind: str = "BulkAssetDeletionSession"
     organization_id: str = msgspec.field(name="workspaceId", default="")

@@ -1,22 +1,23 @@
-"""What the longer calls of ``client.datasets`` return: several documents of the server in one hand."""
+"""Results of ``client.datasets.import_folder`` and ``client.datasets.download``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vi.api._display import format_count
 from vi.api.resources.datasets.responses import Dataset, DatasetImport, DatasetVersion, Finding
 
 
 @dataclass(frozen=True)
 class FolderImport:
-    """What became of ``import_folder``.
+    """Result of ``import_folder``.
 
     Attributes:
-        dataset: the dataset as it is afterwards.
-        session: the import; its ``status`` counts files, rows and findings.
-        version: what the dataset holds now, for good; None when nothing was waited for or taken.
-        findings: the first of the findings, at most 1000; ``client.datasets.findings`` has all of them. Files that were
-            not even sent, such as links that lead out of the folder, come first.
+        dataset: The dataset after the import.
+        session: The import; its ``status`` counts files, rows and findings.
+        version: The new version; None without waiting, or if nothing was accepted.
+        findings: The first findings, at most 1000, starting with skipped files such as links that lead
+            outside the folder. ``client.datasets.findings`` returns all findings of the server.
     """
 
     dataset: Dataset
@@ -34,26 +35,26 @@ class FolderImport:
 
     @property
     def is_accepted(self) -> bool:
-        """Whether it is over and something was taken."""
+        """True if the import has ended and accepted data."""
         return self.session.is_over and not self.session.has_failed
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return a one-line summary."""
         progress, found = self.session.status.progress, self.session.status.findings
-        counts = f"{counted(progress.images, 'picture')}, {progress.rows_kept} of {counted(progress.rows, 'row')}"
+        counts = (
+            f"{format_count(progress.images, 'image')}, {progress.rows_kept} of {format_count(progress.rows, 'row')}"
+        )
         kind = f"{self.session.status.format or 'no annotations'}, {self.dataset.type}"
-        defects = f"{counted(found.errors, 'error')}, {counted(found.warnings, 'warning')}"
+        defects = f"{format_count(found.errors, 'error')}, {format_count(found.warnings, 'warning')}"
         return f"{self.dataset.name}: {counts} ({kind}); {defects}"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 row``, ``1,200 rows``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 @dataclass(frozen=True)
 class DatasetDownloadResult:
-    """A dataset on this machine. ``save_path`` is its folder, with ``dump/`` or ``training/`` and ``validation/``."""
+    """Downloaded dataset.
+
+    ``save_path`` contains ``dump/``, or ``training/`` and ``validation/``.
+    """
 
     dataset_id: str
     save_dir: str
@@ -64,12 +65,12 @@ class DatasetDownloadResult:
 
     @property
     def splits(self) -> list[str]:
-        """Which of ``dump``, ``training`` and ``validation`` are there."""
+        """Those of ``dump``, ``training`` and ``validation`` that exist."""
         return [name for name in ("dump", "training", "validation") if (self.save_path / name).is_dir()]
 
     @property
     def asset_count(self) -> int:
-        """How many pictures came along."""
+        """Number of downloaded images."""
         return sum(1 for path in self.save_path.rglob("images/**/*") if path.is_file())
 
     @property
@@ -77,5 +78,5 @@ class DatasetDownloadResult:
         return sum(path.stat().st_size for path in self.save_path.rglob("*") if path.is_file()) / 1e6
 
     def summary(self) -> str:
-        """One line for people."""
-        return f"{self.dataset_id}: {self.asset_count} pictures, {self.size_mb:.1f} MB in {self.save_path}"
+        """Return a one-line summary."""
+        return f"{self.dataset_id}: {self.asset_count} images, {self.size_mb:.1f} MB in {self.save_path}"

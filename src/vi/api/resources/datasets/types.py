@@ -1,4 +1,4 @@
-"""Arguments of ``client.datasets``. A plain string or dict does wherever one of these is asked for."""
+"""Argument types of ``client.datasets``; a plain string or dict is accepted in place of each."""
 
 import enum
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class DatasetType(enum.StrEnum):
-    """What is said of the pictures of a dataset."""
+    """Type of the records of a dataset."""
 
     PHRASE_GROUNDING = "phrase-grounding"
     VQA = "vqa"
@@ -14,7 +14,10 @@ class DatasetType(enum.StrEnum):
 
 
 class DatasetExportFormat(enum.StrEnum):
-    """In which form a dataset goes out. ``ViFull`` and ``Parquet`` have the pictures in them, every format can."""
+    """Format of an export.
+
+    ``ViFull`` and ``Parquet`` include images by default; every format can.
+    """
 
     VI_FULL = "ViFull"
     VI_JSONL = "ViJsonl"
@@ -31,9 +34,9 @@ class DatasetExportOptions(msgspec.Struct, rename="camel", frozen=True):
     """Options of an export.
 
     Attributes:
-        normalized: boxes of the CSV formats as shares of the picture; else in pixels.
-        split_ratio: the share of pictures in ``training/`` of ViFull; None writes one folder, ``dump/``.
-        pictures: whether the pictures come along; None leaves it to the format, or to ``annotations_only``.
+        normalized: Boxes of the CSV formats relative to the image size; else in pixels.
+        split_ratio: Share of images in ``training/`` of ViFull; None writes one folder, ``dump/``.
+        pictures: Include the images; None uses the default of the format or ``annotations_only``.
     """
 
     normalized: bool = True
@@ -42,7 +45,7 @@ class DatasetExportOptions(msgspec.Struct, rename="camel", frozen=True):
 
 
 class DatasetExportSettings(msgspec.Struct, rename="camel", frozen=True):
-    """What an export is to be."""
+    """Format and options of an export."""
 
     format: DatasetExportFormat | str = DatasetExportFormat.VI_FULL
     options: DatasetExportOptions = DatasetExportOptions()

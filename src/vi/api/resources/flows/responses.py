@@ -1,4 +1,4 @@
-"""Flows on the wire: saved training recipes."""
+"""Flow documents: a flow is a saved training configuration."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from vi.api.responses import Document, ResourceMetadata
 
 
 class FlowBlock(Document):
-    """One typed element of a flow: which block, its settings, and how an editor draws it."""
+    """One typed element of a flow: its type, its settings, and its style in an editor."""
 
     block: str
     settings: dict[str, Any] = {}
@@ -16,7 +16,7 @@ class FlowBlock(Document):
 
 
 class FlowSpec(Document):
-    """A recipe: an ordered list of blocks and settings. Every field has a default; no blocks is a good recipe."""
+    """Content of a flow: an ordered list of blocks, and settings. Every field has a default."""
 
     name: str = "Untitled"
     schema: str = "v1"
@@ -27,7 +27,10 @@ class FlowSpec(Document):
 
 
 class FlowRequirements(Document):
-    """What a flow asks of an accelerator; ``minimum_single_unit_resources`` has ``memoryGiB`` where that is known."""
+    """Requirements of a flow.
+
+    ``minimum_single_unit_resources`` has ``memoryGiB`` if it is known.
+    """
 
     accelerator_labels: dict[str, str] | None = None
     minimum_single_unit_resources: dict[str, float] | None = None
@@ -36,8 +39,11 @@ class FlowRequirements(Document):
 
 
 class TrainingAcceleratorSpec(Document):
-    """What a kind of accelerator is. ``resources`` has ``count``, how many all machines have together, and
-    ``memoryGiB`` of one, absent where the machine could not find out."""
+    """Properties of a kind of accelerator.
+
+    ``resources`` has ``count``, the total over all machines, and ``memoryGiB`` of one accelerator,
+    which is absent if the machine could not determine it.
+    """
 
     enabled: bool = True
     labels: dict[str, str] = {}
@@ -46,7 +52,7 @@ class TrainingAcceleratorSpec(Document):
 
 
 class TrainingAccelerator(Document):
-    """A kind of accelerator that machines have reported."""
+    """Kind of accelerator that machines have reported."""
 
     kind: Literal["TrainingAccelerator"] = "TrainingAccelerator"
     organization_id: str = msgspec.field(name="workspaceId", default="")
@@ -58,7 +64,7 @@ class TrainingAccelerator(Document):
 
 
 class AcceleratorConfiguration(Document):
-    """Whether a run of the flow fits on so many accelerators, and why: ``Allow``, ``Warn`` or ``Deny``."""
+    """Verdict (``Allow``, ``Warn`` or ``Deny``) on a run with ``count`` accelerators."""
 
     count: int = 1
     action: str = "Allow"
@@ -66,14 +72,14 @@ class AcceleratorConfiguration(Document):
 
 
 class FlowAccelerator(Document):
-    """An accelerator, and the verdict on it."""
+    """Accelerator with the verdict for each count."""
 
     accelerator: TrainingAccelerator = msgspec.field(default_factory=TrainingAccelerator)
     configurations: list[AcceleratorConfiguration] = []
 
 
 class FlowAcceleratorList(Document):
-    """Every accelerator there is now, each with the verdict on whether a run of the flow fits into its memory."""
+    """Available accelerators, each with the verdict on whether a run of the flow fits."""
 
     kind: Literal["FlowAcceleratorList"] = "FlowAcceleratorList"
     organization_id: str = msgspec.field(name="workspaceId", default="")
@@ -83,7 +89,7 @@ class FlowAcceleratorList(Document):
 
 
 class Flow(Document):
-    """A saved recipe."""
+    """Saved training configuration."""
 
     kind: Literal["Flow"] = "Flow"
     organization_id: str = msgspec.field(name="workspaceId", default="")

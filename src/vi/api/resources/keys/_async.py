@@ -1,18 +1,18 @@
-"""``client.keys``: who may use the server, as what, and until when; for admins."""
+"""``client.keys``: API keys with their roles and expiry; for admins."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
 from vi._http._async import AsyncHttp
-from vi.api._arguments import check_id, milliseconds
-from vi.api._pages._async import AsyncPaginatedResponse, list_pages
+from vi.api._arguments import check_id, to_epoch_ms
+from vi.api._pages._async import AsyncPaginatedResponse, fetch_page
 from vi.api.resources.keys.responses import IssuedKey, Key, KeyRole
 from vi.api.types import PaginationParams
 
 
 class AsyncKeys:
-    """The organization's keys; iterating yields every one of them, revoked ones too."""
+    """Keys of the organization; iteration yields all of them, including revoked ones."""
 
     def __init__(self, http: AsyncHttp, organization_id: str) -> None:
         self._http = http
@@ -22,49 +22,59 @@ class AsyncKeys:
         self, pagination: PaginationParams | dict[str, Any] = PaginationParams()
     ) -> AsyncPaginatedResponse[Key]:
         """Return a page of keys, newest first."""
-        return await list_pages(self._http, self._base, item=Key, pagination=pagination)
+        return await fetch_page(self._http, self._base, item=Key, pagination=pagination)
 
     async def get(self, key_id: str) -> Key:
         """Return a key, without its secret.
 
         Raises:
-            ViNotFoundError: the organization has no such key.
+            ViNotFoundError: The organization has no such key.
         """
         return await self._http.call("GET", self._path(key_id), decode_as=Key)
 
     async def create(self, name: str, role: KeyRole = "member", *, expires: datetime | int | None = None) -> IssuedKey:
-        """Create a key; ``secret_key`` of what this returns is not shown again.
+        """Create a key; the ``secret_key`` of the result is not available again.
 
-        It is not repeated after a lost response: then ``list`` shows a key that was never used, to be revoked.
+        The request is not retried if its response is lost. In that case ``list`` shows an unused key,
+        which should be revoked.
 
         Args:
-            name: what the key is for.
-            role: ``viewer`` reads, ``member`` changes things, ``admin`` manages keys and storage as well.
-            expires: a datetime or epoch milliseconds; None for never.
+            name: Purpose of the key.
+            role: ``viewer`` reads, ``member`` also changes resources, ``admin`` also manages keys and
+                storage.
+            expires: Expiry, as a datetime or epoch milliseconds; None for never.
+
+        Raises:
+            ViAuthenticationError: The key of the client is not an admin's.
         """
-        body = {"spec": {"name": name, "role": role, "expires": milliseconds(expires, name="expires")}}
+        body = {"spec": {"name": name, "role": role, "expires": to_epoch_ms(expires, name="expires")}}
         return await self._http.call("POST", self._base, body=body, decode_as=IssuedKey)
 
     async def revoke(self, key_id: str) -> Key:
-        """End a key now; it stays listed.
+        """Revoke a key immediately; it stays listed.
 
         Raises:
-            ViConflictError: it is the last admin key that does not expire.
+            ViNotFoundError: The organization has no such key.
+            ViConflictError: It is the last admin key that does not expire.
         """
         return await self._http.call("DELETE", self._path(key_id), decode_as=Key)
 
     async def rotate(self, key_id: str, *, overlap_s: int = 0, expires: datetime | int | None = None) -> IssuedKey:
-        """Create a key in the place of another one; ``secret_key`` of what this returns is not shown again.
+        """Replace a key with a new one of the same name and role.
+
+        The ``secret_key`` of the result is not available again.
 
         Args:
-            key_id: the key to replace.
-            overlap_s: seconds for which the old key stays valid.
-            expires: when the new key ends; None gives it the name, role and lifetime of the old one.
+            key_id: Id of the key to replace.
+            overlap_s: Seconds for which the old key stays valid.
+            expires: Expiry of the new key, as a datetime or epoch milliseconds; None gives it the
+                lifetime of the old one.
 
         Raises:
-            ViConflictError: the key is revoked or has expired.
+            ViNotFoundError: The organization has no such key.
+            ViConflictError: The key is revoked or has expired.
         """
-        body = {"spec": {"overlapSeconds": overlap_s, "expires": milliseconds(expires, name="expires")}}
+        body = {"spec": {"overlapSeconds": overlap_s, "expires": to_epoch_ms(expires, name="expires")}}
         return await self._http.call("POST", f"{self._path(key_id)}/rotations", body=body, decode_as=IssuedKey)
 
     async def __aiter__(self) -> AsyncIterator[Key]:

@@ -1,4 +1,7 @@
-"""Keys on the wire: who may do what, until when. The secret is in ``IssuedKey`` alone, which is sent once."""
+"""Key documents: role and expiry of each key.
+
+Only ``IssuedKey``, sent once, contains the secret.
+"""
 
 from typing import Literal
 
@@ -10,7 +13,11 @@ KeyRole = Literal["viewer", "member", "admin"]
 
 
 class KeySpec(Document):
-    """``role`` is ``viewer``, ``member`` or ``admin``; ``expires`` in epoch milliseconds, None for never."""
+    """Name, role and expiry of a key.
+
+    ``role`` is ``viewer``, ``member`` or ``admin``; ``expires`` is epoch milliseconds, or None for
+    never.
+    """
 
     name: str = ""
     role: str = "member"
@@ -18,7 +25,10 @@ class KeySpec(Document):
 
 
 class KeyStatus(Document):
-    """``state`` is ``Active``, ``Expired`` or ``Revoked``; ``last_used`` is accurate to about a minute."""
+    """State of a key: ``Active``, ``Expired`` or ``Revoked``.
+
+    Times are epoch milliseconds; ``last_used`` is accurate to about a minute.
+    """
 
     state: str = "Active"
     revoked: int | None = None
@@ -28,7 +38,7 @@ class KeyStatus(Document):
 
 
 class Key(Document):
-    """A key without its secret."""
+    """Key without its secret."""
 
     kind: Literal["Key"] = "Key"
     organization_id: str = msgspec.field(name="workspaceId", default="")
@@ -40,7 +50,7 @@ class Key(Document):
 
 
 class IssuedKey(Key):
-    """A new key with its secret, which the server does not keep and cannot show again."""
+    """New key with its secret, which the server does not store and cannot show again."""
 
     secret_key: str = ""
 

@@ -1,8 +1,8 @@
-"""Unpack the archive of a checkpoint into a folder that appears whole.
+"""Safe unpacking of the tar archive of a checkpoint into a folder that appears atomically.
 
-The archive comes from a network, so nothing in it is trusted: regular files and folders only, plain relative names, no
-name twice, a bounded number of them, and no more bytes than the archive has. tarfile reads the headers; every file is
-made here, new, with ordinary rights.
+The archive comes from a network and is not trusted. It may contain only regular files and folders
+with plain relative names, no name twice, a bounded number of members, and no more bytes than the
+archive has. tarfile reads only the headers; every file is created here, with default permissions.
 """
 
 import os
@@ -11,31 +11,31 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from vi.api._copies import MANIFEST
-from vi.api._folders import beside, plain_path, put_in_place
+from vi.api._folders import parse_relative_path, replace_folder, staging_path
+from vi.api._manifest import MANIFEST
 from vi.errors import ViDownloadError
 
-_MOST_MEMBERS = 100_000
-_DEEPEST = 32
+_MAX_MEMBERS = 100_000
+_MAX_DEPTH = 32
 _CHUNK_BYTES = 1 << 20
 
 
-def unpack(archive: Path, folder: Path, *, finish: Callable[[Path], None] = lambda staged: None) -> None:
-    """Unpack beside ``folder``, put the result in its place, and remove the archive.
+def unpack_tar(archive: Path, folder: Path, *, finish: Callable[[Path], None] = lambda staged: None) -> None:
+    """Unpack next to ``folder``, rename the result to it, and delete the archive.
 
-    ``finish`` gets the folder when it is filled, before it has its name.
+    ``finish`` is called with the unpacked folder before it is renamed.
 
     Raises:
-        ViDownloadError: the archive holds something it must not; ``folder`` is untouched.
+        ViDownloadError: The archive is invalid; ``folder`` is unchanged.
     """
-    staged = beside(folder, "new")
+    staged = staging_path(folder, "new")
     staged.mkdir(parents=True)
     try:
         _extract(archive, staged)
         finish(staged)
-        put_in_place(staged, folder)
+        replace_folder(staged, folder)
     except tarfile.TarError as error:
-        raise _bad(f"it cannot be read ({error})") from error
+        raise _archive_error(f"it cannot be read ({error})") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
         archive.unlink(missing_ok=True)
@@ -45,48 +45,48 @@ def _extract(archive: Path, folder: Path) -> None:
     left_bytes = archive.stat().st_size
     with tarfile.open(archive, "r:") as tar:
         for count, member in enumerate(tar, start=1):
-            if count > _MOST_MEMBERS:
-                raise _bad(f"it has more than {_MOST_MEMBERS} members")
-            target = folder / _safe_name(member)
+            if count > _MAX_MEMBERS:
+                raise _archive_error(f"it has more than {_MAX_MEMBERS} members")
+            target = folder / _parse_member_name(member)
             if member.isdir():
                 target.mkdir(parents=True, exist_ok=True)
                 continue
             left_bytes -= member.size
             if left_bytes < 0:
-                raise _bad(f"{member.name!r} claims more bytes than the archive has")
+                raise _archive_error(f"{member.name!r} claims more bytes than the archive has")
             _write_member(tar, member, target)
 
 
-def _safe_name(member: tarfile.TarInfo) -> PurePosixPath:
+def _parse_member_name(member: tarfile.TarInfo) -> PurePosixPath:
     if not (member.isdir() or (member.isreg() and not member.issparse())):
-        raise _bad(f"{member.name!r} is neither a regular file nor a folder")
+        raise _archive_error(f"{member.name!r} is neither a regular file nor a folder")
     if member.isdir() and not PurePosixPath(member.name).parts:
-        return PurePosixPath()  # the folder itself
-    name = plain_path(member.name, deepest=_DEEPEST)
+        return PurePosixPath()  # the root folder
+    name = parse_relative_path(member.name, max_depth=_MAX_DEPTH)
     if name is None or ":" in member.name or MANIFEST in name.parts:
-        raise _bad(f"{member.name!r} is no name for a file in it")
+        raise _archive_error(f"{member.name!r} is not a plain relative name")
     return name
 
 
 def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
     source = tar.extractfile(member)
     if source is None:
-        raise _bad(f"{member.name!r} has no content")
+        raise _archive_error(f"{member.name!r} has no content")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         file = target.open("xb")
     except FileExistsError as error:
-        raise _bad(f"{member.name!r} is in it twice") from error
+        raise _archive_error(f"{member.name!r} is in it twice") from error
     with source, file:
         shutil.copyfileobj(source, file, _CHUNK_BYTES)
         if file.tell() != member.size:
-            raise _bad(f"{member.name!r} is cut short")
+            raise _archive_error(f"{member.name!r} is truncated")
         file.flush()
         os.fsync(file.fileno())
 
 
-def _bad(what: str) -> ViDownloadError:
+def _archive_error(what: str) -> ViDownloadError:
     return ViDownloadError(
-        f"the archive of the model was refused: {what}",
-        suggestion="Nothing of it was kept. Ask whoever runs the server.",
+        f"the archive of the model is invalid: {what}",
+        suggestion="Nothing was stored. try: report it to the operator of the server",
     )

@@ -1,48 +1,50 @@
-"""Where a downloaded checkpoint lies: names only.
+"""Layout of a downloaded checkpoint on disk.
 
     <save_dir>/<run id>/<checkpoint id>/model_full/       weights, processor, run.json
-    <save_dir>/<run id>/<checkpoint id>/model_adapter/    if the checkpoint has one
-    <save_dir>/<run id>/.<checkpoint id>.tar              while it is unpacked; .part and .part.json while it arrives
+    <save_dir>/<run id>/<checkpoint id>/model_adapter/    if the checkpoint has an adapter
+    <save_dir>/<run id>/.<checkpoint id>.tar              archive; .part and .part.json if partial
 
-Each checkpoint has a folder of its own, so two of one run never mix.
+Each checkpoint has its own folder, so that checkpoints of one run never mix.
 """
 
 from pathlib import Path
 
-from vi.api._arguments import check_id, local_path
-from vi.api._folders import path_below
+from vi.api._arguments import check_id, parse_local_path
+from vi.api._folders import resolve_inside
 from vi.api.resources.models.responses import DownloadedModel, Model
 from vi.errors import ViDownloadError
 
 DEFAULT_SAVE_DIR = "~/.datature/vi/models"
 
 
-def folder_of(model: Model, *, save_dir: str | Path | None) -> Path:
-    """Return the checkpoint's folder. Ids come from a server, so they are checked before they become names of files.
+def checkpoint_folder(model: Model, *, save_dir: str | Path | None) -> Path:
+    """Return the folder of a checkpoint.
+
+    Ids come from a server and are checked before use in paths.
 
     Raises:
-        ViInvalidParameterError: the server sent an id that is not valid.
+        ViInvalidParameterError: The server sent an invalid id.
     """
-    root = local_path(DEFAULT_SAVE_DIR if save_dir is None else save_dir, name="save_dir").absolute()
-    return path_below(root, check_id(model.run_id, name="runId"), check_id(model.model_id, name="runOutputId"))
+    root = parse_local_path(DEFAULT_SAVE_DIR if save_dir is None else save_dir, name="save_dir").absolute()
+    return resolve_inside(root, check_id(model.run_id, name="runId"), check_id(model.model_id, name="runOutputId"))
 
 
-def archive_of(folder: Path) -> Path:
-    """Where the checkpoint's archive is put together."""
+def archive_path(folder: Path) -> Path:
+    """Return the path of the archive of a checkpoint during the download."""
     return folder.with_name(f".{folder.name}.tar")
 
 
-def model_in(folder: Path, model: Model) -> DownloadedModel:
-    """What lies in the folder.
+def describe_downloaded_model(folder: Path, model: Model) -> DownloadedModel:
+    """Return the paths of a downloaded checkpoint.
 
     Raises:
-        ViDownloadError: it is no checkpoint.
+        ViDownloadError: The folder is not a checkpoint.
     """
     adapter, config = folder / "model_adapter", folder / "model_full" / "run.json"
     if not config.is_file():
         raise ViDownloadError(
-            f"{folder} holds no model: {config.relative_to(folder)} is missing",
-            suggestion="Fetch it again with overwrite=True.",
+            f"{folder} is not a checkpoint: {config.relative_to(folder)} is missing",
+            suggestion="try: download it again with overwrite=True",
         )
     return DownloadedModel(
         run_id=model.run_id,

@@ -1,5 +1,5 @@
 # Generated from _async.py by scripts/unasync: change that file, then run the script.
-"""``client.models``: the checkpoints a run has handed over, and their way to this machine."""
+"""``client.models``: list and download the saved checkpoints of runs."""
 
 from functools import partial
 from pathlib import Path
@@ -10,25 +10,25 @@ import msgspec
 from vi._concurrency import synchronous as concurrency
 from vi._http._sync import Http
 from vi.api._arguments import check_id
-from vi.api._copies import is_intact, write_manifest
-from vi.api._pages._sync import PaginatedResponse, list_pages
+from vi.api._manifest import is_intact, write_manifest
+from vi.api._pages._sync import PaginatedResponse, fetch_page
 from vi.api._progress import byte_progress
-from vi.api.resources.models._folder import archive_of, folder_of, model_in
+from vi.api.resources.models._folder import archive_path, checkpoint_folder, describe_downloaded_model
 from vi.api.resources.models.responses import DownloadedModel, Model
-from vi.api.resources.runs._endings import no_checkpoint
+from vi.api.resources.runs._outcome import no_checkpoint_error
 from vi.api.resources.runs.responses import Run
 from vi.api.types import PaginationParams
 from vi.errors import ViDownloadError, ViError, ViNotFoundError, ViOperationError
 
 
-class _OneModel(Model):
-    """A checkpoint asked for by name: itself, a page that holds it, or both in one."""
+class _CheckpointResponse(Model):
+    """Response to a request for a checkpoint by name: the checkpoint, a page with it, or both."""
 
     items: list[Model] = []
 
 
 class Models:
-    """The checkpoints of the organisation's runs."""
+    """Checkpoints of the organization's runs."""
 
     def __init__(self, http: Http, organization_id: str) -> None:
         self._http = http
@@ -37,34 +37,38 @@ class Models:
     def list(
         self, run_id: str, pagination: PaginationParams | dict[str, Any] = PaginationParams()
     ) -> PaginatedResponse[Model]:
-        """A page of a run's checkpoints, the latest last.
+        """Return a page of the checkpoints of a run, newest last.
 
         Raises:
-            ViNotFoundError: there is no run with this id.
+            ViNotFoundError: No run has this id.
         """
-        return list_pages(self._http, self._path(run_id), item=Model, pagination=pagination)
+        return fetch_page(self._http, self._path(run_id), item=Model, pagination=pagination)
 
     def get(self, run_id: str, ckpt: str | None = None, contents: bool = False) -> Model:
-        """One checkpoint: ``ckpt`` is its id, ``"best"`` or ``"latest"``; without it, the latest.
+        """Return a checkpoint.
 
-        ``contents`` asks for the download link as well.
+        Args:
+            run_id: Id of the run.
+            ckpt: Id of the checkpoint, ``"best"`` or ``"latest"``; None is the latest.
+            contents: Include the download link.
 
         Raises:
-            ViNotFoundError: there is no such run or checkpoint, or none yet; then it says which state the run is in.
+            ViNotFoundError: The run or checkpoint does not exist; without any checkpoint yet, the
+                message states the state of the run.
         """
         path = f"{self._path(run_id)}/{check_id('latest' if ckpt is None else ckpt, name='ckpt')}"
         params = {"contents": "y" if contents else None}
         try:
-            answer = self._http.call("GET", path, params=params, decode_as=_OneModel)
+            answer = self._http.call("GET", path, params=params, decode_as=_CheckpointResponse)
         except ViNotFoundError as error:
-            raise self._nothing_found(run_id, error) from error
+            raise self._explain_missing_checkpoint(run_id, error) from error
         if answer.items:
             return answer.items[-1]
         if answer.model_id:
             return msgspec.convert(msgspec.to_builtins(answer), Model)
         raise ViOperationError(
             f"run {run_id} has no checkpoint {ckpt or ''}".rstrip(),
-            suggestion="A run hands over its first checkpoint after its first evaluation; wait for it.",
+            suggestion="A run saves its first checkpoint after its first evaluation. try: client.runs.wait",
         )
 
     def download(
@@ -75,38 +79,38 @@ class Models:
         overwrite: bool = False,
         show_progress: bool = True,
     ) -> DownloadedModel:
-        """Fetch a checkpoint into ``<save_dir>/<run id>/<checkpoint id>/`` and say where it lies.
+        """Download a checkpoint to ``<save_dir>/<run id>/<checkpoint id>/`` and return its paths.
 
-        A checkpoint that is there already is not fetched again, unless ``overwrite``, or unless a file of it is missing
-        or has changed since: every file is compared with its size and SHA-256 first. A download that was cut resumes
-        where it stopped, also in another process. The folder appears only whole, with length and hash proven.
+        An existing folder is reused if size and SHA-256 of each of its files are unchanged. An
+        interrupted download is resumed, also by another process. The folder appears only when it is
+        complete and verified.
 
         Args:
-            run_id: which run.
-            ckpt: id of a checkpoint, ``"best"`` or ``"latest"``; without it, the latest.
-            save_dir: where to; without it ``~/.datature/vi/models``.
-            overwrite: fetch again and replace what is there.
-            show_progress: draw a progress bar, if there is a terminal to draw on.
+            run_id: Id of the run.
+            ckpt: Id of the checkpoint, ``"best"`` or ``"latest"``; None is the latest.
+            save_dir: Target folder. Default: ``~/.datature/vi/models``.
+            overwrite: Download again and replace an existing folder.
+            show_progress: Draw a progress bar if standard error is a terminal.
 
         Raises:
-            ViNotFoundError: there is no such run or checkpoint.
-            ViDownloadError: what arrived is damaged or cannot be stored; nothing of it is left under the final name.
+            ViNotFoundError: The run or checkpoint does not exist.
+            ViDownloadError: The download is damaged or cannot be stored; no folder is created.
         """
-        from vi._http.transfer._sync import download  # what only downloads need is loaded for them
-        from vi.api.resources.models._archive import unpack
+        from vi._http.downloads._sync import download_file  # loaded only for downloads
+        from vi.api.resources.models._archive import unpack_tar
 
         model = self.get(run_id, ckpt, contents=True)
-        folder, contents = folder_of(model, save_dir=save_dir), model.status.contents
+        folder, contents = checkpoint_folder(model, save_dir=save_dir), model.status.contents
         identity = contents.sha256 if contents else None
-        if not overwrite and folder.is_dir() and concurrency.in_thread(is_intact, folder, identity=identity):
-            return model_in(folder, model)
+        if not overwrite and folder.is_dir() and concurrency.run_in_thread(is_intact, folder, identity=identity):
+            return describe_downloaded_model(folder, model)
         if contents is None:
             raise ViDownloadError(f"the server gives no download link for checkpoint {model.model_id} of {run_id}")
-        archive, title = archive_of(folder), f"{run_id}/{model.model_id}"
+        archive, title = archive_path(folder), f"{run_id}/{model.model_id}"
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with byte_progress(title, total_bytes=contents.size_bytes, show=show_progress) as draw:
-                download(
+                download_file(
                     self._http,
                     contents.download_url.url,
                     archive,
@@ -114,17 +118,17 @@ class Models:
                     sha256=contents.sha256,
                     on_progress=draw,
                 )
-            concurrency.in_thread(unpack, archive, folder, finish=partial(write_manifest, identity=identity))
+            concurrency.run_in_thread(unpack_tar, archive, folder, finish=partial(write_manifest, identity=identity))
         except OSError as error:
             raise ViDownloadError(
                 f"{title} cannot be stored in {folder.parent}: {error.strerror or error}",
-                suggestion="Check space and rights there, or name another save_dir.",
+                suggestion="try: check disk space and permissions, or use another save_dir",
                 cause=error,
             ) from error
-        return model_in(folder, model)
+        return describe_downloaded_model(folder, model)
 
-    def _nothing_found(self, run_id: str, error: ViNotFoundError) -> ViNotFoundError:
-        """What to say when a checkpoint was not found: that the run has none yet, if that is the reason."""
+    def _explain_missing_checkpoint(self, run_id: str, error: ViNotFoundError) -> ViNotFoundError:
+        """Return the exception for a missing checkpoint, or for a run without any."""
         try:
             run = self._http.call("GET", f"{self._base}/{run_id}", decode_as=Run)
             has_any = bool(self.list(run_id, PaginationParams(page_size=1)))
@@ -132,7 +136,7 @@ class Models:
             return missing_run
         except ViError:
             return error
-        return error if has_any else no_checkpoint(run, error)
+        return error if has_any else no_checkpoint_error(run, error)
 
     def _path(self, run_id: str) -> str:
         return f"{self._base}/{check_id(run_id, name='run_id')}/outputs"

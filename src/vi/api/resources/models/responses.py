@@ -1,4 +1,4 @@
-"""Models on the wire: the checkpoints a run has handed over (the wire calls them run outputs)."""
+"""Model documents: the saved checkpoints of a run (run outputs on the wire)."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -9,14 +9,14 @@ from vi.api.responses import Document, ResourceMetadata
 
 
 class DownloadUrl(Document):
-    """A signed link that needs no key until ``expires_at``."""
+    """Signed link that needs no key; valid until ``expires_at``, epoch milliseconds."""
 
     url: str
     expires_at: int = 0
 
 
 class ModelContents(Document):
-    """How to fetch the archive. ``sha256`` and ``size_bytes`` are of the whole archive."""
+    """Download link of the archive, and its SHA-256 and size."""
 
     download_url: DownloadUrl
     sha256: str | None = None
@@ -24,7 +24,7 @@ class ModelContents(Document):
 
 
 class ModelSpec(Document):
-    """Where in training the checkpoint was taken, and how it scored on held-out data."""
+    """Epoch and step of the checkpoint, and its metrics on held-out data."""
 
     kind: Literal["Checkpoint"] = "Checkpoint"
     epoch: int | None = None
@@ -34,7 +34,7 @@ class ModelSpec(Document):
 
 
 class ModelStatus(Document):
-    """``contents`` is filled in only when asked for."""
+    """Status of a checkpoint; ``contents`` is set only if requested."""
 
     observed_generation: int = 1
     conditions: list[dict[str, Any]] = []
@@ -43,7 +43,7 @@ class ModelStatus(Document):
 
 
 class Model(Document):
-    """One proven checkpoint of a run."""
+    """One verified checkpoint of a run."""
 
     kind: str = "RunOutput"
     organization_id: str = msgspec.field(name="workspaceId", default="")
@@ -57,7 +57,7 @@ class Model(Document):
 
 
 class DownloadedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a downloaded checkpoint lies: ``model_path`` holds weights, processor and configuration."""
+    """Paths of a downloaded checkpoint; ``model_path`` has weights, processor and configuration."""
 
     run_id: str
     model_id: str

@@ -1,11 +1,11 @@
-"""Answers of the logs and metrics endpoints: a slice, and the number from which to go on."""
+"""Responses of the logs and metrics endpoints: a slice, and the number to continue from."""
 
 from vi.api.resources.runs.responses import LogLine, MetricPoint
 from vi.api.responses import Document
 
 
 class LogSlice(Document):
-    """``ended`` says that the run is over, so that no line comes after the ones there are."""
+    """Log lines of one run, oldest first; ``ended`` is True if no further line will follow."""
 
     items: list[LogLine] = []
     next: int | None = None
@@ -13,7 +13,7 @@ class LogSlice(Document):
 
 
 class MetricSlice(Document):
-    """Points of one run, oldest first."""
+    """Metric points of one run, oldest first."""
 
     items: list[MetricPoint] = []
     next: int | None = None

@@ -1,22 +1,22 @@
-"""Which runs are meant: the filters of ``list``, as query parameters and as the body of a bulk request."""
+"""Selection of runs: filters as query parameters and as the body of a bulk request."""
 
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from vi._http.requests import Scalar
+from vi._http.requests import QueryValue
 from vi._text import shorten_repr
-from vi.api._arguments import check_id, milliseconds, text_or_none
+from vi.api._arguments import check_id, check_text, to_epoch_ms
 from vi.api.responses import ConditionKind
 from vi.errors import ViInvalidParameterError
 
 RunIds: TypeAlias = list[str] | tuple[str, ...] | set[str] | frozenset[str]
 
-MOST_IDS = 1000
+MAX_IDS = 1000
 FILTERS = ("condition", "flow", "training_project", "attribute", "created_after", "created_before")
 
 
-def filter_document(
+def encode_filters(
     *,
     condition: ConditionKind | str | None = None,
     flow: str | None = None,
@@ -25,20 +25,20 @@ def filter_document(
     created_after: datetime | int | None = None,
     created_before: datetime | int | None = None,
 ) -> dict[str, Any]:
-    """Return the given filters in wire form; those that are None are left out."""
+    """Return the given filters in wire form; those that are None are omitted."""
     filters = {
-        "condition": text_or_none(condition, name="condition"),
-        "flow": text_or_none(flow, name="flow"),
-        "trainingProject": text_or_none(training_project, name="training_project"),
+        "condition": check_text(condition, name="condition"),
+        "flow": check_text(flow, name="flow"),
+        "trainingProject": check_text(training_project, name="training_project"),
         "attributes": _attributes(attribute),
-        "createdAfter": milliseconds(created_after, name="created_after"),
-        "createdBefore": milliseconds(created_before, name="created_before"),
+        "createdAfter": to_epoch_ms(created_after, name="created_after"),
+        "createdBefore": to_epoch_ms(created_before, name="created_before"),
     }
     return {name: value for name, value in filters.items() if value is not None}
 
 
-def filter_parameters(filters: Mapping[str, Any]) -> list[tuple[str, Scalar]]:
-    """Return the filters as parameters of the list's address."""
+def to_query_parameters(filters: Mapping[str, Any]) -> list[tuple[str, QueryValue]]:
+    """Return the filters as query parameters of the list endpoint."""
     attributes = filters.get("attributes") or {}
     return [
         *((name, value) for name, value in filters.items() if name != "attributes"),
@@ -46,39 +46,43 @@ def filter_parameters(filters: Mapping[str, Any]) -> list[tuple[str, Scalar]]:
     ]
 
 
-def selection_document(run_ids: object, filter: object) -> dict[str, Any]:
-    """Return the part of a bulk request that says which runs are meant.
+def encode_selection(run_ids: object, filter: object) -> dict[str, Any]:
+    """Return the part of a bulk request that selects the runs.
 
     Raises:
-        ViInvalidParameterError: both are given, or none, or one that names no run.
+        ViInvalidParameterError: Ids and filter are both given, both missing, empty or malformed.
     """
     if filter is None:
         return {"ids": _ids(run_ids)}
     if run_ids is not None:
-        raise ViInvalidParameterError("run_id and filter are both given", suggestion="Give one of the two.")
+        raise ViInvalidParameterError("run_id and filter are both given", suggestion="try: one of the two")
     if filter == "all":
         return {"filter": {"all": True}}
     unknown = set(filter) - set(FILTERS) if isinstance(filter, Mapping) else set()
     if not isinstance(filter, Mapping) or unknown or not filter:
         what = f"has the unknown key {min(map(repr, unknown))}" if unknown else f"is {shorten_repr(filter)}"
         raise ViInvalidParameterError(
-            f"filter {what}", suggestion=f"Give a dict with some of {', '.join(FILTERS)}, or 'all' for every run."
+            f"filter {what}, expected: a dict with some of {', '.join(FILTERS)}, or 'all'",
+            suggestion="try: filter={'condition': 'Running'}",
         )
-    document = filter_document(**filter)
+    document = encode_filters(**filter)
     if not document:
-        raise ViInvalidParameterError("filter has only None in it", suggestion="Give 'all' to mean every run.")
+        raise ViInvalidParameterError(
+            "every value of filter is None, expected: at least one filter", suggestion="try: 'all' to select every run"
+        )
     return {"filter": document}
 
 
 def _ids(given: object) -> list[str]:
     if not isinstance(given, list | tuple | set | frozenset) or not given:
         raise ViInvalidParameterError(
-            f"run_id is {shorten_repr(given)}", suggestion="Give the id of a run, a list of ids, or filter={...}."
+            f"run_id is {shorten_repr(given)}, expected: an id or a list of ids",
+            suggestion="try: a list of run ids, or filter={...}",
         )
     ids = [check_id(run_id, name=f"run_id[{number}]") for number, run_id in enumerate(given)]
-    if len(ids) > MOST_IDS:
+    if len(ids) > MAX_IDS:
         raise ViInvalidParameterError(
-            f"run_id has {len(ids)} ids", suggestion=f"Give at most {MOST_IDS} at once, in several calls."
+            f"run_id has {len(ids)} ids, expected: at most {MAX_IDS}", suggestion="try: several calls"
         )
     return ids
 
@@ -87,11 +91,14 @@ def _attributes(given: object) -> dict[str, str] | None:
     if given is None:
         return None
     if not isinstance(given, Mapping):
-        raise ViInvalidParameterError(f"attribute is {shorten_repr(given)}", suggestion="Give a dict of strings.")
+        raise ViInvalidParameterError(
+            f"attribute is {shorten_repr(given)}, expected: a dict of strings", suggestion="try: {'team': 'a'}"
+        )
     for key, value in given.items():
         if not isinstance(key, str) or not isinstance(value, str) or not key or ":" in key:
             raise ViInvalidParameterError(
-                f"attribute[{shorten_repr(key)}] is {shorten_repr(value)}",
-                suggestion="Names and values of attributes are strings; a name that is looked for has no colon.",
+                f"attribute[{shorten_repr(key)}] is {shorten_repr(value)}, "
+                "expected: strings, and a name without a colon",
+                suggestion="try: {'team': 'a'}",
             )
     return dict(given)

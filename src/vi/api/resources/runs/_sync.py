@@ -1,9 +1,9 @@
 # Generated from _async.py by scripts/unasync: change that file, then run the script.
-"""``client.runs``: start trainings, follow them, end them.
+"""``client.runs``: create, monitor and end training runs.
 
-A run's id is made by the caller, so creating it can be repeated over a bad line and is still one run. What takes long
-(``wait``, following ``logs``) outlasts a server that is away for a while: training goes on without it, so there is no
-reason to stop waiting. A missing run is no such case and ends the waiting at once.
+The client generates the id of a run, so that a retried creation never creates a second run. Long
+calls (``wait``, following ``logs``) tolerate a server that is unavailable for up to two minutes,
+because training continues without it. A missing run ends them at once.
 """
 
 import builtins
@@ -18,20 +18,20 @@ from vi._concurrency import synchronous as concurrency
 from vi._http._sync import Http
 from vi._http.retry import NO_RETRY
 from vi.api._arguments import (
+    build_if_match_headers,
     check_id,
     check_seconds,
-    flow_document,
-    if_match_headers,
-    metadata_document,
-    resume_document,
-    spec_document,
+    encode_flow,
+    encode_metadata,
+    encode_resume_from,
+    encode_spec,
 )
-from vi.api._pages._sync import PaginatedResponse, list_pages
+from vi.api._pages._sync import PaginatedResponse, fetch_page
 from vi.api._progress import run_progress
 from vi.api.resources.flows.responses import FlowSpec
-from vi.api.resources.runs._endings import is_over, succeeded, too_long, vanished
+from vi.api.resources.runs._outcome import is_finished, require_success, run_vanished_error, wait_timeout_error
 from vi.api.resources.runs._pages import LogSlice, MetricSlice
-from vi.api.resources.runs._selection import RunIds, filter_document, filter_parameters, selection_document
+from vi.api.resources.runs._selection import RunIds, encode_filters, encode_selection, to_query_parameters
 from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunOutcomes, RunSpec
 from vi.api.responses import ConditionKind, DeletedResource
 from vi.api.types import PaginationParams
@@ -46,16 +46,16 @@ from vi.errors import (
 
 T = TypeVar("T")
 
-_AWAY = (ViNetworkError, ViTimeoutError, ViServerError, ViRateLimitError)
-_PATIENCE_S = 120.0
+_UNAVAILABLE_ERRORS = (ViNetworkError, ViTimeoutError, ViServerError, ViRateLimitError)
+_UNAVAILABLE_TIMEOUT_S = 120.0
 _FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 1.0
+_MAX_PAUSE_S = 1.0
 _LONG_POLL_S = 15
-_MOST_LINES = 1000
+_MAX_LINES = 1000
 
 
 class Runs:
-    """The organisation's runs; iterating yields every one of them."""
+    """Runs of the organization; iteration yields all of them."""
 
     def __init__(self, http: Http, organization_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._http = http
@@ -73,18 +73,22 @@ class Runs:
         created_after: datetime | int | None = None,
         created_before: datetime | int | None = None,
     ) -> PaginatedResponse[Run]:
-        """A page of runs, newest first, of those that match every given filter.
+        """Return a page of the runs that match every given filter, newest first.
 
         Args:
-            pagination: page size and where to go on.
-            condition: the state the runs are in now, such as ``"Running"``.
-            flow: id of the flow they were made from.
-            training_project: what they were made for.
-            attribute: attributes they carry, all of them.
-            created_after: a datetime, or epoch milliseconds; the same goes for ``created_before``.
+            pagination: Page size and page token.
+            condition: Current state, such as ``"Running"``.
+            flow: Id of the flow that the runs were created from.
+            training_project: Id of a training project or dataset.
+            attribute: Attributes that the runs must all have.
+            created_after: Earliest creation time, as a datetime or epoch milliseconds.
+            created_before: Latest creation time, as a datetime or epoch milliseconds.
+
+        Raises:
+            ViInvalidParameterError: An argument is malformed.
         """
-        filters = filter_parameters(
-            filter_document(
+        filters = to_query_parameters(
+            encode_filters(
                 condition=condition,
                 flow=flow,
                 training_project=training_project,
@@ -93,13 +97,13 @@ class Runs:
                 created_before=created_before,
             )
         )
-        return list_pages(self._http, self._base, item=Run, pagination=pagination, filters=filters)
+        return fetch_page(self._http, self._base, item=Run, pagination=pagination, filters=filters)
 
     def get(self, run_id: str) -> Run:
-        """One run as it is now.
+        """Return the current state of a run.
 
         Raises:
-            ViNotFoundError: there is none with this id.
+            ViNotFoundError: No run has this id.
         """
         return self._http.call("GET", self._path(run_id), decode_as=Run)
 
@@ -111,30 +115,30 @@ class Runs:
         run_id: str | None = None,
         resume_from: str | tuple[str, str] | None = None,
     ) -> Run:
-        """Create a run and start it as soon as there is room.
+        """Create a run; it starts as soon as a machine is free.
 
         Args:
-            flow: id of a saved flow, or the recipe itself. The run keeps its own copy.
-            training_project: id of a training project or a dataset.
-            metadata: attributes to find the run by.
-            run_id: an id of your own; the same id with the same body is the same run.
-            resume_from: id of a run to go on from, or that and one of its checkpoints: ``(run_id, checkpoint)``, where
-                the checkpoint is an id, ``"latest"`` or ``"best"``. Weights, optimizer, step and random states are as
-                they were saved. The run keeps its own copy, so the other one may be deleted.
+            flow: Id of a saved flow, or the flow itself. The run keeps its own copy.
+            training_project: Id of a training project or a dataset.
+            metadata: Attributes, which ``list`` can filter by.
+            run_id: Id of the run. Repeating the call with the same id and body returns the same run.
+            resume_from: Id of a run to resume, or ``(run_id, checkpoint)``, where the checkpoint is an
+                id, ``"latest"`` or ``"best"``. Weights, optimizer, step and random states are restored.
+                The new run copies the checkpoint, so the other run may be deleted.
 
         Raises:
-            ViValidationError: the recipe is wrong; ``details["problems"]`` lists every fault with its path.
-            ViNotFoundError: there is no such flow, or nothing of that name to resume from.
-            ViConflictError: the id belongs to a run made from something else.
+            ViValidationError: The flow is invalid; ``details["problems"]`` lists each problem and path.
+            ViNotFoundError: The flow, or the run or checkpoint to resume from, does not exist.
+            ViConflictError: The id belongs to a run with a different body.
         """
         path = self._path(str(uuid.uuid4()) if run_id is None else run_id)
         spec: dict[str, Any]
-        spec = {"flowId": check_id(flow, name="flow")} if isinstance(flow, str) else {"flow": flow_document(flow)}
+        spec = {"flowId": check_id(flow, name="flow")} if isinstance(flow, str) else {"flow": encode_flow(flow)}
         if training_project is not None:
             spec["trainingProject"] = training_project
         if resume_from is not None:
-            spec["resumeFrom"] = resume_document(resume_from)
-        return self._http.call("PUT", path, body={"spec": spec, **metadata_document(metadata)}, decode_as=Run)
+            spec["resumeFrom"] = encode_resume_from(resume_from)
+        return self._http.call("PUT", path, body={"spec": spec, **encode_metadata(metadata)}, decode_as=Run)
 
     start = create
 
@@ -146,16 +150,23 @@ class Runs:
         *,
         if_match: str | None = None,
     ) -> Run:
-        """Change the given fields and attributes and no others; an attribute that is None goes away.
+        """Change only the given fields and attributes of a run.
+
+        Args:
+            run_id: Id of the run.
+            spec: Fields of the spec to change.
+            metadata: Attributes to set; None as a value removes an attribute.
+            if_match: Etag; the change fails if the run has changed since.
 
         Raises:
-            ViConflictError: the run's state forbids it, or ``if_match`` is no longer its etag.
+            ViNotFoundError: No run has this id.
+            ViConflictError: The state of the run forbids the change, or ``if_match`` is outdated.
         """
         body = {
-            **({} if spec is None else {"spec": spec_document(spec)}),
-            **metadata_document(metadata, removable=True),
+            **({} if spec is None else {"spec": encode_spec(spec)}),
+            **encode_metadata(metadata, removable=True),
         }
-        headers = if_match_headers(if_match)
+        headers = build_if_match_headers(if_match)
         return self._http.call("PATCH", self._path(run_id), body=body, headers=headers, decode_as=Run)
 
     @overload
@@ -179,26 +190,28 @@ class Runs:
         filter: Mapping[str, Any] | Literal["all"] | None = None,
         dry_run: bool = False,
     ) -> Run | RunOutcomes:
-        """Ask for the end of a run, or of many. It saves and stops; ``wait`` tells when nothing of it lives any more.
+        """Request the end of one or many runs; each saves a checkpoint and stops.
 
-        What has not ended after ``grace_s`` seconds is ended unsaved; without it the flow's
-        ``settings.gracePeriodSeconds`` or the platform's own grace holds. A second kill changes nothing.
+        ``wait`` returns when all processes of a run have exited. A run that does not stop within the
+        grace period is ended without saving. A second kill has no effect.
 
         Args:
-            run_id: which run, or at most 1,000 ids: then one request, and one outcome for each run.
-            grace_s: seconds for each run to save and stop.
-            filter: those that wait or train and match these filters of ``list``, such as
-                ``{"attribute": {"sweep": "3"}}``, or ``"all"``. At most 1,000 at once; ``more`` says that there are
-                further ones.
-            dry_run: say which runs it would be, and do nothing.
+            run_id: Id of a run, or up to 1,000 ids for one bulk request with one outcome per run.
+            grace_s: Seconds for each run to save and stop. Default: ``settings.gracePeriodSeconds`` of
+                the flow, else the value of the platform.
+            filter: Filters of ``list``, such as ``{"attribute": {"sweep": "3"}}``, or ``"all"``, to
+                select pending and running runs. At most 1,000 per call; ``more`` is True if
+                further runs match.
+            dry_run: Return the runs that would be killed, without killing them.
 
         Raises:
-            ViConflictError: the run is over already. With several, ``outcomes.refused`` says so.
+            ViNotFoundError: No run has this id. For several runs, see ``outcomes.refused``.
+            ViConflictError: The run has already ended. For several runs, see ``outcomes.refused``.
         """
         check_seconds(grace_s, name="grace_s")
         if not isinstance(run_id, str) or filter is not None or dry_run:
             grace = {} if grace_s is None else {"graceSeconds": grace_s}
-            return self._with_many("kill", run_id, filter, dry_run=dry_run, **grace)
+            return self._change_many("kill", run_id, filter, dry_run=dry_run, **grace)
         spec: dict[str, float] = {"killedAt": time.time_ns() // 1_000_000}
         if grace_s is not None:
             spec["graceSeconds"] = grace_s
@@ -224,15 +237,21 @@ class Runs:
         filter: Mapping[str, Any] | Literal["all"] | None = None,
         dry_run: bool = False,
     ) -> DeletedResource | RunOutcomes:
-        """Delete a run, or many, with logs, metrics and checkpoints, for good. Those under way are killed by it.
+        """Delete one or many runs permanently, with logs, metrics and checkpoints.
 
-        ``run_id``, ``filter`` and ``dry_run`` are those of ``kill``.
+        Runs that have not ended are killed first.
+
+        Args:
+            run_id: Id of a run, or up to 1,000 ids for one bulk request with one outcome per run.
+            filter: Filters of ``list``, or ``"all"``. At most 1,000 runs per call; ``more`` is True if
+                further runs match.
+            dry_run: Return the runs that would be deleted, without deleting them.
 
         Raises:
-            ViNotFoundError: there is none with this id. With several, ``outcomes.refused`` says so.
+            ViNotFoundError: No run has this id. For several runs, see ``outcomes.refused``.
         """
         if not isinstance(run_id, str) or filter is not None or dry_run:
-            return self._with_many("delete", run_id, filter, dry_run=dry_run)
+            return self._change_many("delete", run_id, filter, dry_run=dry_run)
         self._http.call("DELETE", self._path(run_id))
         return DeletedResource(id=run_id)
 
@@ -245,50 +264,51 @@ class Runs:
         poll_interval: float | None = None,
         show_progress: bool = True,
     ) -> Run:
-        """Wait until a run is over, and return it if it succeeded.
+        """Wait until a run has ended, and return it if it succeeded.
 
         Args:
-            run_id: which run.
-            timeout: seconds to wait at most; without it, as long as it takes.
-            on_update: called with the run each time it has changed.
-            poll_interval: seconds between two looks; without it they grow from 0.1 to 1.
-            show_progress: draw a progress bar, if there is a terminal to draw on.
+            run_id: Id of the run.
+            timeout: Maximum seconds to wait; None waits without limit.
+            on_update: Called with the run whenever it has changed.
+            poll_interval: Seconds between requests; None increases them from 0.1 to 1.
+            show_progress: Draw a progress bar if standard error is a terminal.
 
         Raises:
-            ViRunFailedError: it ended in Failed, Error or Cancelled; the error carries the run.
-            ViRunVanishedError: it was deleted meanwhile. One that never was raises ViNotFoundError.
-            ViTimeoutError: it is still going on after ``timeout`` seconds.
+            ViRunFailedError: The run ended in Failed, Error or Cancelled; ``error.run`` is the run.
+            ViRunVanishedError: The run was deleted during the wait.
+            ViNotFoundError: No run has this id.
+            ViTimeoutError: The run has not ended after ``timeout`` seconds; it continues.
         """
         check_seconds(timeout, name="timeout")
-        check_seconds(poll_interval, name="poll_interval", least=0.001)
+        check_seconds(poll_interval, name="poll_interval", minimum=0.001)
         path, start_s = self._path(run_id), self._clock()
         deadline_s = float("inf") if timeout is None else start_s + timeout
         pause_s = _FIRST_PAUSE_S
-        run, told = self.get(run_id), None
+        run, reported = self.get(run_id), None
         with run_progress(show_progress) as draw:
             while True:
-                if run != told:
+                if run != reported:
                     draw(run)
                     if on_update is not None:
-                        concurrency.tell(on_update, run)
-                    told = run
-                if is_over(run):
-                    return succeeded(run)
+                        concurrency.call_listener(on_update, run)
+                    reported = run
+                if is_finished(run):
+                    return require_success(run)
                 left_s = deadline_s - self._clock()
                 if left_s <= 0:
-                    raise too_long(run_id, run, timeout_s=timeout or 0)
+                    raise wait_timeout_error(run_id, run, timeout_s=timeout or 0)
                 self._http.sleep(min(poll_interval or pause_s, left_s))
-                pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+                pause_s = min(pause_s * 1.5, _MAX_PAUSE_S)
                 try:
-                    run = self._outlast(
+                    run = self._retry_while_unavailable(
                         lambda: self._http.call("GET", path, decode_as=Run, retry=NO_RETRY), deadline_s=deadline_s
                     )
                 except ViNotFoundError as error:
-                    raise vanished(run_id, error) from error
-                except _AWAY as error:
+                    raise run_vanished_error(run_id, error) from error
+                except _UNAVAILABLE_ERRORS as error:
                     if self._clock() < deadline_s:
                         raise
-                    raise too_long(run_id, run, timeout_s=timeout or 0) from error
+                    raise wait_timeout_error(run_id, run, timeout_s=timeout or 0) from error
 
     def logs(
         self,
@@ -299,84 +319,98 @@ class Runs:
         limit: int | None = None,
         stream: Literal["events", "stdout", "stderr"] | None = None,
     ) -> Iterator[LogLine]:
-        """The lines a run's trainer has written, oldest first.
+        """Iterate over the log lines of a run's trainer, oldest first.
 
         Args:
-            run_id: which run.
-            follow: go on with lines as they are written, until the run is over.
-            since: number of the last line that is known already.
-            limit: most lines to yield.
-            stream: lines of this stream alone.
+            run_id: Id of the run.
+            follow: Keep yielding new lines until the run has ended.
+            since: Number of the last line to skip.
+            limit: Maximum number of lines.
+            stream: Yield lines of this stream only.
+
+        Raises:
+            ViNotFoundError: No run has this id.
         """
-        return self._lines(self._path(run_id) + "/logs", follow=follow, since=since, limit=limit, stream=stream)
+        return self._iterate_lines(self._path(run_id) + "/logs", follow=follow, since=since, limit=limit, stream=stream)
 
     def metrics(self, run_id: str, *, since: int = 0) -> builtins.list[MetricPoint]:
-        """Everything measured so far, oldest first; ``since`` leaves out that many of the server's points."""
+        """Return the metric points recorded so far, oldest first.
+
+        Args:
+            run_id: Id of the run.
+            since: Number of points to skip.
+
+        Raises:
+            ViNotFoundError: No run has this id.
+        """
         path, points, number = self._path(run_id) + "/metrics", [], since
         while True:
-            piece = self._http.call("GET", path, params={"since": number}, decode_as=MetricSlice)
-            points += piece.items
-            if not piece.items or piece.next is None:
+            slice_ = self._http.call("GET", path, params={"since": number}, decode_as=MetricSlice)
+            points += slice_.items
+            if not slice_.items or slice_.next is None:
                 return points
-            number = _further(piece.next, than=number)
+            number = _check_advances(slice_.next, than=number)
 
     def __iter__(self) -> Iterator[Run]:
         yield from (self.list(PaginationParams(page_size=100))).all_items()
 
     def __call__(self, **filters: Any) -> Iterator[Run]:
-        """Every run that matches the filters of ``list``."""
+        """Iterate over every run that matches the filters of ``list``."""
         yield from (self.list(PaginationParams(page_size=100), **filters)).all_items()
 
-    def _with_many(self, verb: str, run_ids: object, filter: object, *, dry_run: bool, **options: float) -> RunOutcomes:
-        """Send one request for many runs.
+    def _change_many(
+        self, verb: str, run_ids: object, filter: object, *, dry_run: bool, **options: float
+    ) -> RunOutcomes:
+        """Send one bulk request.
 
-        With ids it may be repeated when its answer got lost: what was done has the same outcome again. A filter would
-        find other runs the second time.
+        With ids it is idempotent: a retry has the same outcome. A filter could match other runs on
+        a retry.
         """
         if isinstance(run_ids, str):
             run_ids = [run_ids]
-        body = {**selection_document(run_ids, filter), **options, **({"dryRun": True} if dry_run else {})}
-        path, is_same_again = f"{self._base}:{verb}", filter is None
-        return self._http.call("POST", path, body=body, decode_as=RunOutcomes, idempotent=is_same_again)
+        body = {**encode_selection(run_ids, filter), **options, **({"dryRun": True} if dry_run else {})}
+        return self._http.call(
+            "POST", f"{self._base}:{verb}", body=body, decode_as=RunOutcomes, idempotent=filter is None
+        )
 
-    def _lines(
+    def _iterate_lines(
         self, path: str, *, follow: bool, since: int, limit: int | None, stream: str | None
     ) -> Iterator[LogLine]:
         number, left = since, limit
         while left is None or left > 0:
             params = {
                 "since": number,
-                "limit": None if left is None else min(left, _MOST_LINES),
+                "limit": None if left is None else min(left, _MAX_LINES),
                 "block": stream,
                 "wait": _LONG_POLL_S if follow else None,
             }
-            ask = partial(self._http.call, "GET", path, params=params, decode_as=LogSlice)
-            piece = self._outlast(ask) if follow else ask()
-            yield from piece.items[:left]
-            left = None if left is None else left - len(piece.items)
-            if piece.items and piece.next is not None:
-                number = _further(piece.next, than=number)
-            elif piece.ended or not follow:
+            request = partial(self._http.call, "GET", path, params=params, decode_as=LogSlice)
+            slice_ = self._retry_while_unavailable(request) if follow else request()
+            yield from slice_.items[:left]
+            left = None if left is None else left - len(slice_.items)
+            if slice_.items and slice_.next is not None:
+                number = _check_advances(slice_.next, than=number)
+            elif slice_.ended or not follow:
                 return
             else:
-                self._http.sleep(_FIRST_PAUSE_S)  # a server that does not hold the question must not be flooded
+                self._http.sleep(_FIRST_PAUSE_S)  # for servers that ignore the long poll
 
-    def _outlast(self, ask: Callable[[], T], *, deadline_s: float = float("inf")) -> T:
-        """Ask until there is an answer, or the server has been away for too long."""
-        patience_s = min(self._clock() + _PATIENCE_S, deadline_s)
+    def _retry_while_unavailable(self, request: Callable[[], T], *, deadline_s: float = float("inf")) -> T:
+        """Repeat a request until it succeeds, or the server was unavailable for too long."""
+        give_up_s = min(self._clock() + _UNAVAILABLE_TIMEOUT_S, deadline_s)
         while True:
             try:
-                return ask()
-            except _AWAY:
-                if self._clock() >= patience_s:
+                return request()
+            except _UNAVAILABLE_ERRORS:
+                if self._clock() >= give_up_s:
                     raise
-            self._http.sleep(_LONGEST_PAUSE_S)
+            self._http.sleep(_MAX_PAUSE_S)
 
     def _path(self, run_id: str) -> str:
         return f"{self._base}/{check_id(run_id, name='run_id')}"
 
 
-def _further(number: int, *, than: int) -> int:
+def _check_advances(number: int, *, than: int) -> int:
     if number <= than:
-        raise PaginationError(f"the server says to go on from {number}, after having been asked from {than}")
+        raise PaginationError(f"the server returned {number} as the next number after {than}, expected: a larger one")
     return number

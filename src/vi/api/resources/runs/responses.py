@@ -1,19 +1,20 @@
-"""Runs on the wire: one execution of a frozen flow.
+"""Run documents: a run is one execution of a frozen flow.
 
-``spec`` is what was asked for and only users write it; ``status`` is what was seen and only the platform writes it.
-``status.conditions`` is the history of the run, one entry per transition, most recent last.
+``spec`` is the intent, written only by users; ``status`` is the observation, written only by the
+platform. ``status.conditions`` is the history of the run, one entry per transition, newest last.
 """
 
 from typing import Any, Literal
 
 import msgspec
 
+from vi.api._display import format_duration, format_local_time, print_fields
 from vi.api.resources.flows.responses import FlowSpec
 from vi.api.responses import ConditionKind, Document, ResourceCondition, ResourceMetadata
 
 
 class ResumeFrom(Document):
-    """The checkpoint a run goes on from, as it was found when the run was made: never ``latest`` or ``best``."""
+    """Checkpoint that a run resumes from, resolved at creation: never ``latest`` or ``best``."""
 
     run_id: str
     checkpoint: str
@@ -22,10 +23,10 @@ class ResumeFrom(Document):
 
 
 class RunSpec(Document):
-    """What was asked for: the flow as it was when the run was made, and whether the run shall end early.
+    """Intent of a run: the flow as of its creation, and whether the run is to end early.
 
-    ``grace_seconds`` is what a kill gives it to save and stop; without it the flow's or the platform's own holds.
-    ``resume_from`` is None for a run that begins from nothing.
+    ``grace_seconds`` is the time a kill leaves to save and stop; None uses the value of the flow or
+    the platform. ``resume_from`` is None for a run that starts from scratch.
     """
 
     flow: FlowSpec = msgspec.field(default_factory=FlowSpec)
@@ -36,10 +37,10 @@ class RunSpec(Document):
 
 
 class RunProgress(Document):
-    """Where training stands, as last reported by the trainer.
+    """Progress of training, as last reported by the trainer.
 
-    ``metric`` and ``metric_name`` are those of the newest evaluation. ``seconds_left`` estimates training alone and
-    respects the run's time limit; it is None unless the run is running.
+    ``metric`` and ``metric_name`` belong to the newest evaluation. ``seconds_left`` estimates
+    training only and respects the time limit of the run; it is None unless the run is running.
     """
 
     step: int = 0
@@ -52,9 +53,10 @@ class RunProgress(Document):
 
 
 class RunAttempt(Document):
-    """One try at a run: where and when it ran, and how it ended (``cause`` is empty while it runs).
+    """One attempt of a run: where and when it ran, and how it ended; ``cause`` is empty until then.
 
-    ``micro_batch_size`` is how many samples at once it trained with last; memory may have made it smaller.
+    ``micro_batch_size`` is the last micro-batch size in samples, which lack of memory may have
+    reduced.
     """
 
     attempt: int
@@ -68,11 +70,11 @@ class RunAttempt(Document):
 
 
 class RunStatus(Document):
-    """What the platform has seen. ``plan`` holds every number of the recipe as it was resolved before training.
+    """Observed state of a run. ``plan`` holds every value of the flow as resolved before training.
 
-    ``micro_batch_limit`` is there once an attempt was ended for want of memory and the recipe lets the micro-batch
-    shrink: no later attempt takes more samples at once. ``log_lines_left_out`` counts the lines that were not kept
-    because the log had reached the server's limit; metrics are always kept.
+    ``micro_batch_limit`` is set once an attempt ran out of memory and the flow allows a smaller
+    micro-batch; later attempts do not exceed it. ``log_lines_left_out`` counts the lines that were
+    dropped because the log had reached the server's limit; metrics are never dropped.
     """
 
     log: str = ""
@@ -99,22 +101,26 @@ class Run(Document):
 
     @property
     def condition(self) -> ConditionKind | None:
-        """The state the run is in now; None for a run that has no history yet."""
+        """Current state of the run; None if it has no history yet."""
         return self.status.conditions[-1].condition if self.status.conditions else None
 
     def info(self) -> None:
         """Print a summary of the run."""
-        from vi.api.resources.runs._info import print_run  # rich loads on first use, not on import
-
-        print_run(self)
+        fields = summarize_run(self)
+        style = _CONDITION_STYLES.get(self.condition, "") if self.condition else ""
+        print_fields(
+            f"Run {self.run_id}",
+            [(name, value, style if name == "Status" else "") for name, value in fields],
+        )
 
 
 class RunOutcome(Document):
-    """What one request for many runs did to one of them.
+    """Effect of a bulk request on one run.
 
-    ``outcome`` is ``Killed``, ``Deleted``, ``AlreadyDeleted``, ``Refused``, or for a dry run ``WouldKill`` or
-    ``WouldDelete``. A refused run has the ``code`` and ``message`` that a request for it alone would have raised, such
-    as ``NotFound`` or ``RunFinished``. ``condition`` is the state of a killed run afterwards.
+    ``outcome`` is ``Killed``, ``Deleted``, ``AlreadyDeleted``, ``Refused``, or for a dry run
+    ``WouldKill`` or ``WouldDelete``. A refused run has the ``code`` and ``message`` that a request
+    for this run alone would have raised, such as ``NotFound`` or ``RunFinished``. ``condition`` is
+    the state of a killed run.
     """
 
     run_id: str
@@ -125,24 +131,24 @@ class RunOutcome(Document):
 
 
 class RunOutcomes(Document):
-    """One outcome for each run that was named or found; ``more`` says that a filter finds further ones."""
+    """One outcome per selected run; ``more`` is True if the filter matches further runs."""
 
     items: list[RunOutcome] = []
     more: bool = False
 
     @property
     def refused(self) -> list[RunOutcome]:
-        """The runs that nothing was done to, each with the reason."""
+        """Outcomes of the runs that were not changed, each with the reason."""
         return [item for item in self.items if item.outcome == "Refused"]
 
     @property
     def run_ids(self) -> list[str]:
-        """The runs that it was done to, or would be."""
+        """Ids of the runs that were changed, or would be."""
         return [item.run_id for item in self.items if item.outcome != "Refused"]
 
 
 class LogLine(Document):
-    """One line a run's trainer wrote. ``number`` grows by one a line over all attempts, so it says where to go on."""
+    """One log line of a run's trainer. ``number`` increases by one per line over all attempts."""
 
     number: int
     time: int
@@ -152,10 +158,85 @@ class LogLine(Document):
 
 
 class MetricPoint(Document):
-    """What was measured at one optimizer step: ``values`` maps names such as ``validation/loss`` to numbers."""
+    """Metrics of one optimizer step.
+
+    ``values`` maps names such as ``validation/loss`` to numbers.
+    """
 
     step: int
     epoch: float
     time: int
     attempt: int
     values: dict[str, float]
+
+
+_CONDITION_STYLES = {
+    ConditionKind.PENDING: "yellow",
+    ConditionKind.RUNNING: "cyan",
+    ConditionKind.SUCCEEDED: "green",
+    ConditionKind.FAILED: "red",
+    ConditionKind.ERROR: "red",
+    ConditionKind.CANCELLED: "magenta",
+}
+
+
+def describe_state(run: Run) -> str:
+    """Return the condition and its reason."""
+    if not run.status.conditions:
+        return "no condition yet"
+    last = run.status.conditions[-1]
+    return f"{last.condition.value} ({last.reason})" if last.reason else last.condition.value
+
+
+def describe_progress(progress: RunProgress) -> str:
+    """Return steps, loss, metric and time left, as far as they are known."""
+    facts = [f"step {progress.step}/{progress.total_steps}" if progress.total_steps else f"step {progress.step}"]
+    if progress.loss is not None:
+        facts.append(f"loss {progress.loss:.4f}")
+    if progress.metric is not None:
+        facts.append(f"{progress.metric_name or 'metric'} {progress.metric:.4f}")
+    if progress.seconds_left is not None:
+        facts.append(f"{format_duration(progress.seconds_left)} left")
+    return ", ".join(facts)
+
+
+def summarize_run(run: Run) -> list[tuple[str, str]]:
+    """Return the fields that ``Run.info`` prints; times are local."""
+    flow = run.spec.flow
+    fields = [("Status", describe_state(run))]
+    if run.status.conditions and run.status.conditions[-1].message:
+        fields.append(("Message", run.status.conditions[-1].message))
+    if run.status.progress is not None:
+        fields.append(("Progress", describe_progress(run.status.progress)))
+    fields += [
+        ("Organization", run.organization_id),
+        ("Flow", f"{flow.name} (schema {flow.schema}, {len(flow.blocks)} blocks)"),
+    ]
+    if run.spec.training_project:
+        fields.append(("Training project", run.spec.training_project))
+    fields += [
+        ("Created", format_local_time(run.metadata.time_created)),
+        ("Last updated", format_local_time(run.metadata.last_updated)),
+    ]
+    if run.status.log_lines_left_out:
+        fields.append(("Log lines omitted", f"{run.status.log_lines_left_out:,}"))
+    if run.spec.killed_at is not None:
+        fields.append(("Killed", format_local_time(run.spec.killed_at)))
+    fields += [("Attribute", f"{key} = {value}") for key, value in sorted(run.metadata.attributes.items())]
+    for index, condition in enumerate(run.status.conditions):
+        reason = f" ({condition.reason})" if condition.reason else ""
+        time = format_local_time(condition.last_transition_time)
+        fields.append(("" if index else "History", f"{time}  {condition.condition.value}{reason}"))
+    fields += [(f"Attempt {attempt.attempt}", _describe_attempt(attempt)) for attempt in run.status.attempts]
+    return fields
+
+
+def _describe_attempt(attempt: RunAttempt) -> str:
+    facts = [f"on {attempt.machine}"] if attempt.machine else []
+    if attempt.time_ended:
+        facts.append(f"took {format_duration((attempt.time_ended - attempt.time_started) / 1000)}")
+    exits = (None if attempt.exit_code is None else f"exit code {attempt.exit_code}", attempt.signal)
+    facts += [text for text in exits if text and text not in attempt.cause]  # the cause may contain it
+    if attempt.cause:
+        facts.append(attempt.cause)
+    return ", ".join(facts) or "-"

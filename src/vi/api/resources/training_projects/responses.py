@@ -1,4 +1,4 @@
-"""Training projects on the wire: what belongs together over many runs."""
+"""Training project documents: a project groups flows and runs."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,11 @@ from vi.api.responses import Document, ResourceMetadata
 
 
 class TrainingProjectSpec(Document):
-    """``type`` is the task: ``phrase-grounding``, ``vqa`` or ``freeform``; ``dataset_id`` names its runs' data."""
+    """Content of a project.
+
+    ``type`` is ``phrase-grounding``, ``vqa`` or ``freeform``; ``dataset_id`` is the dataset of its
+    runs.
+    """
 
     name: str = "Untitled"
     description: str | None = None
@@ -17,7 +21,7 @@ class TrainingProjectSpec(Document):
 
 
 class TrainingProject(Document):
-    """A named place for flows and runs over the same data."""
+    """Named group of flows and runs over the same data."""
 
     kind: Literal["TrainingProject"] = "TrainingProject"
     organization_id: str = msgspec.field(name="workspaceId", default="")

@@ -1,1 +1,1 @@
-"""Where other clients of this API keep what is here in ``vi.api.resources.assets``, so that their imports work."""
+"""Aliases of ``vi.api.resources.assets`` for imports written for other clients of this API."""

@@ -1,4 +1,4 @@
-"""The arguments of ``client.assets`` under the name that other clients of this API have for them."""
+"""Argument types of ``client.assets`` under the module path of other clients of this API."""
 
 from vi.api.resources.assets.types import AssetSortCriterion, SortCriterion, SortOrder
 

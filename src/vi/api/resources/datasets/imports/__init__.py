@@ -1,1 +1,1 @@
-"""``client.datasets.imports``: files on their way into a dataset."""
+"""``client.datasets.imports``: import sessions of datasets."""

@@ -1,9 +1,9 @@
 # Generated from _async.py by scripts/unasync: change that file, then run the script.
-"""``client.datasets.imports``: the sessions in which files come into a dataset.
+"""``client.datasets.imports``: import sessions of datasets.
 
-A session takes packs, each under the hash of its bytes, in any order and as often as anybody likes, until it is told
-that everything is there. What arrived is kept while it is open, so an import that broke off goes on with the packs that
-are missing. ``client.datasets.import_folder`` does all of this for a folder.
+A session accepts packs under the hash of their bytes, in any order and any number of times, until
+``finish``. Uploaded packs are kept while it is open, so that an interrupted import sends only the
+missing packs when it is resumed. ``client.datasets.import_folder`` does all of this for a folder.
 """
 
 import time
@@ -13,16 +13,16 @@ from typing import Any, TypeVar
 
 from vi._concurrency import synchronous as concurrency
 from vi._http._sync import Http
-from vi._http.links._sync import Links
+from vi._http.links._sync import SignedLinks
 from vi._http.retry import RetryPolicy
 from vi._text import shorten_repr
-from vi.api._arguments import check_id, check_seconds, metadata_document
-from vi.api._pages._sync import PaginatedResponse, list_pages
+from vi.api._arguments import check_id, check_seconds, encode_metadata
+from vi.api._pages._sync import PaginatedResponse, fetch_page
 from vi.api.resources.datasets._files import LocalFile
-from vi.api.resources.datasets._packs import Pack, packed, planned
-from vi.api.resources.datasets._places import dataset_path, named_import
+from vi.api.resources.datasets._packs import Pack, build_pack, group_files
+from vi.api.resources.datasets._parameters import dataset_path, parse_import_ids
 from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, next_pause_s
-from vi.api.resources.datasets.imports._sending import Sending
+from vi.api.resources.datasets.imports._upload_progress import UploadProgress
 from vi.api.resources.datasets.responses import DatasetImport
 from vi.api.types import PaginationParams
 from vi.errors import (
@@ -37,15 +37,15 @@ from vi.errors import (
 
 T = TypeVar("T")
 
-_AWAY = (ViNetworkError, ViTimeoutError, ViServerError, ViRateLimitError)
-_PATIENCE_S = 120.0
-_AT_ONCE = 4  # packs in memory, 16 MiB each
-_ASKED = "the upload of a pack"
+_UNAVAILABLE_ERRORS = (ViNetworkError, ViTimeoutError, ViServerError, ViRateLimitError)
+_UNAVAILABLE_TIMEOUT_S = 120.0
+_MAX_CONCURRENCY = 4  # packs in memory, 16 MiB each
+_REQUEST_NAME = "the upload of a pack"
 _UPLOAD_RETRIES = 8  # with growing pauses: a restart of the server, or a minute without a network
 
 
 class Imports:
-    """The imports of the organisation's datasets."""
+    """Imports of the organization's datasets."""
 
     def __init__(self, http: Http, organization_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._http = http
@@ -55,18 +55,18 @@ class Imports:
     def list(
         self, dataset_id: str, pagination: PaginationParams | dict[str, Any] = PaginationParams()
     ) -> PaginatedResponse[DatasetImport]:
-        """A page of a dataset's imports, newest first.
+        """Return a page of the imports of a dataset, newest first.
 
         Raises:
-            ViNotFoundError: there is no such dataset.
+            ViNotFoundError: No dataset has this id.
         """
-        return list_pages(self._http, self._path(dataset_id), item=DatasetImport, pagination=pagination)
+        return fetch_page(self._http, self._path(dataset_id), item=DatasetImport, pagination=pagination)
 
     def get(self, dataset_id: str, import_id: str) -> DatasetImport:
-        """One import as it is now.
+        """Return the current state of an import.
 
         Raises:
-            ViNotFoundError: there is no such dataset or import.
+            ViNotFoundError: The dataset or import does not exist.
         """
         return self._http.call("GET", self._path(dataset_id, import_id), decode_as=DatasetImport)
 
@@ -82,21 +82,22 @@ class Imports:
         size_bytes: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> DatasetImport:
-        """Begin an import. It ends by itself after 24 hours if nobody finishes it.
+        """Create an import. It expires after 24 hours unless it is finished.
 
         Args:
-            dataset_id: where to.
-            format: of the annotation files; ``"auto"`` looks at them.
-            on_error: what one bad row does: ``Warn``, ``RejectRow``, ``RejectFile`` or ``RejectAll``.
-            dataset_type: ``"auto"`` lets the first import into an empty dataset decide its type.
-            source: what people are told the files came from.
-            files: how many there will be, for progress.
-            size_bytes: how many bytes, for progress.
-            metadata: attributes of the import.
+            dataset_id: Id of the dataset.
+            format: Format of the annotation files; ``"auto"`` detects it.
+            on_error: Policy for an invalid row: ``"Warn"``, ``"RejectRow"``, ``"RejectFile"`` or
+                ``"RejectAll"``.
+            dataset_type: ``"auto"`` lets the first import into an empty dataset determine its type.
+            source: Description of the source, for people.
+            files: Number of files, for progress.
+            size_bytes: Number of bytes, for progress.
+            metadata: Attributes of the import.
 
         Raises:
-            ViNotFoundError: there is no such dataset.
-            ViValidationError: there is no such format or policy.
+            ViNotFoundError: No dataset has this id.
+            ViValidationError: The format or the policy is unknown.
         """
         spec = {
             "format": format,
@@ -109,7 +110,7 @@ class Imports:
         body = {
             "spec": {key: value for key, value in spec.items() if value is not None},
             "metadata": {"attributes": {}},
-            **metadata_document(metadata),
+            **encode_metadata(metadata),
         }
         return self._http.call("POST", self._path(dataset_id), body=body, decode_as=DatasetImport)
 
@@ -121,64 +122,72 @@ class Imports:
         is_resumed: bool = False,
         on_update: Callable[[DatasetImport], Any] = lambda imported: None,
     ) -> DatasetImport:
-        """Send files as packs, several at once, and say that everything is there.
+        """Upload files as packs, several at a time, and finish the upload.
 
-        ``is_resumed`` asks for each pack first whether it has arrived already.
+        Args:
+            imported: Import, as returned by ``create`` or ``get``.
+            files: Files to upload.
+            is_resumed: Skip packs that the server already has.
+            on_update: Called with the import and its progress several times a second.
 
         Raises:
-            ViUploadError: a file cannot be read, or changes meanwhile.
-            ViConflictError: the import takes no more files.
-            ViError: the server stayed away; what has arrived is kept.
+            ViUploadError: A file cannot be read, or changes during the upload.
+            ViConflictError: The import accepts no more files.
+            ViError: The server stayed unavailable; uploaded packs are kept.
         """
         if not isinstance(imported, DatasetImport):
             raise ViInvalidParameterError(
-                f"imported is {shorten_repr(imported)}", suggestion="Give what imports.create returned."
+                f"imported is {shorten_repr(imported)}, expected: a DatasetImport",
+                suggestion="try: the result of imports.create",
             )
         upload = imported.status.upload
         if upload is None:
-            raise ViOperationError(
-                f"import {imported.import_id} takes no files any more", suggestion="Begin a new import."
-            )
-        sending = Sending(files=len(files), size_bytes=sum(file.size_bytes for file in files), clock=self._clock)
+            raise ViOperationError(f"import {imported.import_id} accepts no more files", suggestion="try: a new import")
+        progress = UploadProgress(
+            files=len(files), size_bytes=sum(file.size_bytes for file in files), clock=self._clock
+        )
 
         def send(group: Sequence[LocalFile]) -> None:
-            pack = concurrency.in_thread(packed, group)
+            pack = concurrency.run_in_thread(build_pack, group)
             link = f"{upload.url}/{pack.sha256}"
-            was_there = is_resumed and links.exists(link, asked=_ASKED)
-            if not was_there:
-                self._put(links, link, pack, on_sent=lambda sent_bytes: sending.sent(pack.sha256, sent_bytes))
+            was_stored = is_resumed and links.exists(link, request_name=_REQUEST_NAME)
+            if not was_stored:
+                self._upload_pack(
+                    links, link, pack, on_sent=lambda sent_bytes: progress.record_sent(pack.sha256, sent_bytes)
+                )
             size_bytes = sum(file.size_bytes for file in group)
-            sending.arrived(pack.sha256, size_bytes, files=len(group), was_there=was_there)
+            progress.record_stored(pack.sha256, size_bytes, files=len(group), was_stored=was_stored)
 
-        def tell() -> None:
-            concurrency.tell(on_update, sending.told(imported))
+        def report_progress() -> None:
+            concurrency.call_listener(on_update, progress.apply_to(imported))
 
-        with Links(self._http) as links:
-            concurrency.for_each(planned(files), send, at_once=_AT_ONCE, tick=tell)
-        tell()
-        return self.finish(imported.dataset_id, imported.import_id, sending.packs)
+        with SignedLinks(self._http) as links:
+            concurrency.for_each(group_files(files), send, max_concurrency=_MAX_CONCURRENCY, on_tick=report_progress)
+        report_progress()
+        return self.finish(imported.dataset_id, imported.import_id, progress.packs)
 
     def finish(self, dataset_id: str, import_id: str, packs: Sequence[str]) -> DatasetImport:
-        """Say that everything has been sent: the SHA-256 of every pack. A repeat changes nothing.
+        """Finish the upload, given the SHA-256 of every pack. Repeating the call has no effect.
 
         Raises:
-            ViConflictError: a pack is not there, or the import is over.
+            ViConflictError: A pack is missing, or the import has ended.
+            ViNotFoundError: The dataset or import does not exist.
         """
         return self._http.call(
             "POST",
             self._path(dataset_id, import_id) + ":finish",
             body={"packs": sorted(set(packs))},
             decode_as=DatasetImport,
-            retry=_patient(self._http.retry),
+            retry=_with_more_retries(self._http.retry),
             idempotent=True,
         )
 
     def cancel(self, dataset_id: str, import_id: str) -> DatasetImport:
-        """End an import; what it has sent is thrown away. One that is over stays as it is.
+        """Cancel an import and discard its uploads. An import that has ended is unchanged.
 
         Raises:
-            ViConflictError: the dataset is being changed by it just now.
-            ViNotFoundError: there is no such dataset or import.
+            ViConflictError: The import is just being committed to the dataset.
+            ViNotFoundError: The dataset or import does not exist.
         """
         path = self._path(dataset_id, import_id) + ":cancel"
         return self._http.call("POST", path, decode_as=DatasetImport, idempotent=True)
@@ -191,61 +200,74 @@ class Imports:
         timeout: float | None = None,
         on_update: Callable[[DatasetImport], Any] = lambda imported: None,
     ) -> DatasetImport:
-        """Wait until an import is over, however it ends; a server that is restarted meanwhile does not end the waiting.
+        """Wait until an import has ended, successfully or not, and return it.
+
+        A restart of the server does not interrupt the wait.
 
         Args:
-            dataset_id: which dataset.
-            import_id: which import.
-            timeout: seconds; None waits as long as it takes.
-            on_update: called with the import whenever it was looked at.
+            dataset_id: Id of the dataset.
+            import_id: Id of the import.
+            timeout: Maximum seconds to wait; None waits without limit.
+            on_update: Called with the import after each request.
 
         Raises:
-            ViTimeoutError: the time is over; the import goes on.
-            ViNotFoundError: there is no such dataset or import, or no longer.
+            ViTimeoutError: The import has not ended after ``timeout`` seconds; it continues.
+            ViNotFoundError: The dataset or import does not exist, or was deleted during the wait.
         """
         check_seconds(timeout, name="timeout")
         deadline_s = float("inf") if timeout is None else self._clock() + timeout
         pause_s = FIRST_PAUSE_S
         while True:
-            imported = self._outlast(lambda: self.get(dataset_id, import_id), deadline_s=deadline_s)
-            concurrency.tell(on_update, imported)
+            imported = self._retry_while_unavailable(lambda: self.get(dataset_id, import_id), deadline_s=deadline_s)
+            concurrency.call_listener(on_update, imported)
             if imported.is_over:
                 return imported
             if self._clock() >= deadline_s:
                 raise ViTimeoutError(
                     f"import {import_id} did not end within {timeout:g} s; it is {imported.status.progress.phase}",
-                    suggestion="It goes on: wait again, or end it with client.datasets.imports.cancel.",
+                    suggestion="The import continues. try: wait again, or client.datasets.imports.cancel",
                 )
             self._http.sleep(min(pause_s, max(0.0, deadline_s - self._clock())))
             pause_s = next_pause_s(pause_s)
 
-    def _put(self, links: Links, link: str, pack: Pack, *, on_sent: Callable[[int], None]) -> None:
-        """Send one pack. The server may remove the same bytes for another's sake just then, and asks for them again."""
+    def _upload_pack(self, links: SignedLinks, link: str, pack: Pack, *, on_sent: Callable[[int], None]) -> None:
+        """Upload one pack.
+
+        A concurrent cancellation of another import may delete the same bytes; the server then
+        reports BlobMissing, and the upload is repeated.
+        """
         for tries_left in range(_UPLOAD_RETRIES, -1, -1):
             try:
-                links.send("PUT", link, content=pack, asked=_ASKED, retry=_patient(self._http.retry), on_sent=on_sent)
+                links.send(
+                    "PUT",
+                    link,
+                    content=pack,
+                    request_name=_REQUEST_NAME,
+                    retry=_with_more_retries(self._http.retry),
+                    on_sent=on_sent,
+                )
             except ViConflictError as error:
                 if error.code != "BlobMissing" or not tries_left:
                     raise
             else:
                 return
 
-    def _outlast(self, ask: Callable[[], T], *, deadline_s: float) -> T:
-        """Ask until there is an answer, or the server has been away for too long."""
-        patience_s = min(self._clock() + _PATIENCE_S, deadline_s)
+    def _retry_while_unavailable(self, request: Callable[[], T], *, deadline_s: float) -> T:
+        """Repeat a request until it succeeds, or the server was unavailable for too long."""
+        give_up_s = min(self._clock() + _UNAVAILABLE_TIMEOUT_S, deadline_s)
         while True:
             try:
-                return ask()
-            except _AWAY:
-                if self._clock() >= patience_s:
+                return request()
+            except _UNAVAILABLE_ERRORS:
+                if self._clock() >= give_up_s:
                     raise
             self._http.sleep(1.0)
 
     def _path(self, dataset_id: str, import_id: str | None = None) -> str:
-        path = dataset_path(self._organization_id, named_import(dataset_id, None)[0]) + "/imports"
+        path = dataset_path(self._organization_id, parse_import_ids(dataset_id, None)[0]) + "/imports"
         return path if import_id is None else f"{path}/{check_id(import_id, name='import_id')}"
 
 
-def _patient(policy: RetryPolicy) -> RetryPolicy:
-    """The client's policy, with more tries if it tries again at all."""
+def _with_more_retries(policy: RetryPolicy) -> RetryPolicy:
+    """Return the policy with more retries, unless retries are disabled."""
     return replace(policy, max_retries=max(policy.max_retries, _UPLOAD_RETRIES)) if policy.max_retries else policy

@@ -1,1 +1,1 @@
-"""``client.datasets.versions``: what a dataset held at one moment."""
+"""``client.datasets.versions``: immutable versions of datasets."""

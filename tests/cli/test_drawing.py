@@ -4,21 +4,21 @@ from pathlib import Path
 
 from PIL import Image
 
-from runyard.cli.picture import RIGHT, WRONG, Asked, draw_answers, draw_boxes, evenly_spaced
+from runyard.cli.drawing import RIGHT, WRONG, AnsweredQuestion, draw_answers, draw_boxes, select_evenly
 
 
-def asked(count: int, *, is_right: bool = True) -> list[Asked]:
+def asked(count: int, *, is_right: bool = True) -> list[AnsweredQuestion]:
     image = Image.new("RGB", (8, 8), "#000000")
     given = "7" if is_right else "1"
     return [
-        Asked(image=image, question="Which digit is this?", truth="7", given=given, is_right=is_right)
+        AnsweredQuestion(image=image, question="Which digit is this?", truth="7", given=given, is_right=is_right)
         for _ in range(count)
     ]
 
 
 def colours_in(path: Path) -> set[tuple[int, ...]]:
     with Image.open(path) as picture:
-        return {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}  # type: ignore[misc]
+        return {color for _, color in picture.convert("RGB").getcolors(1 << 20) or []}  # type: ignore[misc]
 
 
 def rgb(text: str) -> tuple[int, ...]:
@@ -39,9 +39,9 @@ def test_the_grid_grows_by_rows(tmp_path: Path) -> None:
         assert one.width == two.width and one.height < two.height
 
 
-def test_the_choice_of_pictures_is_spread_over_all_of_them() -> None:
+def test_images_are_selected_evenly() -> None:
     items = asked(100)
-    chosen = evenly_spaced(items, 4)
+    chosen = select_evenly(items, 4)
     assert [next(i for i, item in enumerate(items) if item is each) for each in chosen] == [0, 25, 50, 75]
 
 

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 import vi
-from vi._http.answers import Answer, error_of, retry_after_s
+from vi._http.response import Response, error_from_response, retry_after_s
 
 
 def error(status: int, document: Any = None, *, body: bytes | None = None, **headers: str) -> vi.ViError:
     content = json.dumps(document).encode() if body is None else body
-    return error_of(Answer(status=status, headers=headers, body=content), asked="GET /workspaces/lab/runs/r-1")
+    return error_from_response(
+        Response(status=status, headers=headers, body=content), request_name="GET /workspaces/lab/runs/r-1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_every_problem_is_shown_with_its_path() -> None:
     assert raised.message.splitlines() == [
         "the flow has 2 problems",
         "  /blocks/1/settings/epochs: epochs is 0",
-        "  /blocks/2/block: 'modle' was given, allowed is dataset, model",
+        "  /blocks/2/block: 'modle', expected: dataset, model",
     ]
     assert raised.code == "InvalidFlow"
     assert [problem["path"] for problem in raised.details["problems"]] == [
@@ -63,7 +65,7 @@ def test_every_problem_is_shown_with_its_path() -> None:
     ]
 
 
-def test_a_problem_the_message_tells_is_not_told_twice() -> None:
+def test_a_problem_in_the_message_is_not_repeated() -> None:
     problem = {"path": "?condition", "given": "Foo", "message": "condition is 'Foo'; it must be Running"}
     raised = error(400, {"message": "query parameter condition is 'Foo'; it must be Running", "problems": [problem]})
     assert raised.message == "query parameter condition is 'Foo'; it must be Running"
@@ -82,7 +84,7 @@ def test_a_problem_document_says_itself_what_to_do() -> None:
         (b'{"message": 7, "detail": "a detail"}', "a detail"),
         (b"<h1>Bad gateway</h1>", "<h1>Bad gateway</h1>"),
         (b"[1, 2]", "[1, 2]"),
-        (b"", "GET /workspaces/lab/runs/r-1 was answered with status 404"),
+        (b"", "GET /workspaces/lab/runs/r-1 returned status 404"),
         (b"\xff\xfe", "\ufffd\ufffd"),
     ],
 )
@@ -104,7 +106,7 @@ def test_retry_after_is_seconds_or_a_date(given: str, wait_s: float | None) -> N
     assert retry_after_s({"retry-after": given}, now_s=10.0) == wait_s
 
 
-def test_what_the_headers_tell_is_kept() -> None:
+def test_header_values_are_kept() -> None:
     headers = {"retry-after": "9", "x-cloud-trace-context": "abc/1;o=1"}
-    raised = error_of(Answer(status=429, headers=headers, body=b""), asked="GET /x")
+    raised = error_from_response(Response(status=429, headers=headers, body=b""), request_name="GET /x")
     assert (raised.retry_after, raised.trace_id) == (9, "abc")

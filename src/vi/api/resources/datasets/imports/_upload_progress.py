@@ -1,4 +1,4 @@
-"""How far the sending of an import has got: counts that several uploads add to at once."""
+"""Progress of the upload phase of an import, updated by concurrent uploads."""
 
 import threading
 import time
@@ -9,8 +9,8 @@ import msgspec
 from vi.api.resources.datasets.responses import DatasetImport, ImportProgress
 
 
-class Sending:
-    """Counts files and bytes; ``told`` puts them where the server's own counts stand later."""
+class UploadProgress:
+    """Thread-safe counters of uploaded files and bytes, in the form of the server's progress."""
 
     def __init__(self, *, files: int, size_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._files, self._size_bytes = files, size_bytes
@@ -20,22 +20,25 @@ class Sending:
         self._under_way: dict[str, int] = {}
         self.packs: list[str] = []
 
-    def sent(self, sha256: str, sent_bytes: int) -> None:
-        """So much of a pack is under way; a repeat begins at nothing again."""
+    def record_sent(self, sha256: str, sent_bytes: int) -> None:
+        """Record how many bytes of a pack were sent so far; a retry starts at 0 again."""
         with self._lock:
             self._under_way[sha256] = sent_bytes
 
-    def arrived(self, sha256: str, size_bytes: int, *, files: int, was_there: bool) -> None:
-        """The server has a pack."""
+    def record_stored(self, sha256: str, size_bytes: int, *, files: int, was_stored: bool) -> None:
+        """Record that the server has a pack; ``was_stored`` if it had it before."""
         with self._lock:
             self._under_way.pop(sha256, None)
             self.packs.append(sha256)
             self._files_done += files
             self._bytes_done += size_bytes
-            self._bytes_found += size_bytes if was_there else 0
+            self._bytes_found += size_bytes if was_stored else 0
 
-    def told(self, imported: DatasetImport) -> DatasetImport:
-        """The import as it was, with where the sending stands; bytes a second are those that really went."""
+    def apply_to(self, imported: DatasetImport) -> DatasetImport:
+        """Return the import with the progress of the upload.
+
+        The rate counts only bytes sent now.
+        """
         with self._lock:
             done_bytes = self._bytes_done + sum(self._under_way.values())
             rate = (done_bytes - self._bytes_found) / max(self._clock() - self._began_s, 1e-3)

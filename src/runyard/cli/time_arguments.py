@@ -1,4 +1,4 @@
-"""Moments and durations as people type them: ``90d``, ``12h``, ``2027-01-31``, ``2027-01-31T18:00``."""
+"""Parameter types for durations and points in time: ``90d``, ``12h``, ``2027-01-31T18:00``."""
 
 import datetime
 import re
@@ -11,7 +11,7 @@ _DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 
 
 class Duration(click.ParamType[int]):
-    """A number and a unit; converts to seconds."""
+    """Number with a unit (s, m, h, d), converted to seconds."""
 
     name = "duration"
 
@@ -20,14 +20,14 @@ class Duration(click.ParamType[int]):
             return value
         seconds = parse_duration_s(str(value))
         if seconds is None:
-            self.fail(f"{value!r} is not a duration; give a number and s, m, h or d, such as 12h", param, ctx)
+            self.fail(f"{value!r} is not a duration, expected: a number and s, m, h or d; try: 12h", param, ctx)
         return seconds
 
 
 class Moment(click.ParamType[int]):
-    """A date, a date and time, or a duration from now; converts to epoch milliseconds.
+    """Date, date and time, or duration from now, converted to epoch milliseconds.
 
-    A duration counts into the past with ``is_past``, and into the future without it.
+    A duration is subtracted from now if ``is_past``, else added.
     """
 
     name = "moment"
@@ -42,10 +42,10 @@ class Moment(click.ParamType[int]):
         if seconds is not None:
             return round((time.time() + self._sign * seconds) * 1000)
         try:
-            # Without a zone it is the time zone of this machine, as everywhere on the command line.
+            # Without a time zone, local time is meant, as everywhere on the command line.
             return round(datetime.datetime.fromisoformat(str(value)).astimezone().timestamp() * 1000)
         except (ValueError, OverflowError, OSError):
-            self.fail(f"{value!r} is not a moment; give a date such as 2027-01-31, or 12h or 90d from now", param, ctx)
+            self.fail(f"{value!r} is not a time, expected: a date or a duration; try: 2027-01-31, or 90d", param, ctx)
 
 
 def parse_duration_s(text: str) -> int | None:

@@ -1,8 +1,8 @@
-"""From an HTTP answer, or the lack of one, to a value or an error: pure functions.
+"""Conversion of HTTP responses to values or exceptions: pure functions.
 
-Runyard's server answers failures with problem documents: ``message`` is for people, ``code`` for programs, ``problems``
-lists every fault of a document with its path. Any other server's answer is still shown as well as it can be: a JSON
-object's ``message`` or ``error``, else the text.
+Runyard's server reports failures as problem documents: ``message`` is for people, ``code`` for
+programs, and ``problems`` lists each problem of the request with its path. From any other server,
+the message is the ``message`` or ``error`` of a JSON object, else the text of the body.
 """
 
 import time
@@ -28,7 +28,7 @@ from vi.errors import (
 
 T = TypeVar("T")
 
-_LONGEST_TEXT = 2000
+_MAX_TEXT_LENGTH = 2000
 _DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
 
 _BY_STATUS: dict[int, tuple[type[ViError], ViErrorCode]] = {
@@ -45,20 +45,23 @@ _BY_STATUS: dict[int, tuple[type[ViError], ViErrorCode]] = {
     504: (ViServerError, ViErrorCode.TIMEOUT_ERROR),
 }
 _SUGGESTIONS = {
-    401: "Check secret_key (or DATATURE_VI_SECRET_KEY, or the config file): the server does not know this key.",
-    403: "Check organization_id and what the key may do: the server knows the key but forbids this.",
-    404: "It may have been deleted, or belong to another organisation.",
+    401: "The server does not know this key. try: check secret_key, DATATURE_VI_SECRET_KEY or the config file",
+    403: "The key is not permitted to do this. try: check organization_id and the role of the key",
+    404: "The resource may have been deleted, or belong to another organization.",
 }
 _SUGGESTIONS_WITHOUT_CODE = {
-    412: "Somebody changed it in the meantime: get it again, look, and repeat with the new etag.",
-    429: "The server is busy; try again later or send fewer requests at once.",
-    503: "The server is there but cannot work now; try again in a moment.",
+    412: "The resource was changed in the meantime. try: get it again and repeat with its new etag",
+    429: "The server is busy. try: again later, or with fewer concurrent requests",
+    503: "The server is temporarily unavailable. try: again in a moment",
 }
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back: header names are lower-case. ``tries`` counts the requests it took."""
+class Response:
+    """Response with lower-case header names.
+
+    ``tries`` counts the requests sent, retries included.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -66,46 +69,49 @@ class Answer:
     tries: int = 1
 
 
-def decode(answer: Answer, decode_as: type[T], *, asked: str) -> T:
-    """The answer's body as the wanted type.
+def decode(response: Response, decode_as: type[T], *, request_name: str) -> T:
+    """Return the response body as an instance of ``decode_as``.
 
     Raises:
-        ViOperationError: the body is something else.
+        ViOperationError: The body does not match the type.
     """
     decoder = _DECODERS.get(decode_as)
     if decoder is None:
         decoder = _DECODERS[decode_as] = msgspec.json.Decoder(decode_as)
     try:
-        return decoder.decode(answer.body)  # type: ignore[no-any-return]
+        return decoder.decode(response.body)  # type: ignore[no-any-return]
     except msgspec.MsgspecError as error:
         raise ViOperationError(
-            f"the answer to {asked} is not what was asked for: {error}",
-            suggestion="Check that the endpoint is a Runyard server, and that vi is as new as the server.",
+            f"the response to {request_name} is not the expected document: {error}",
+            suggestion="try: check that the endpoint is a Runyard server, and upgrade vi to the server's version",
             cause=error,
         ) from error
 
 
-def error_of(answer: Answer, *, asked: str) -> ViError:
-    """The error an answer of status 300 and above stands for."""
-    status = answer.status
-    document = _problem_document(answer)
+def error_from_response(response: Response, *, request_name: str) -> ViError:
+    """Return the exception for a response with status 300 or above."""
+    status = response.status
+    document = _problem_document(response)
     kind, code = _kind_of(status)
     details = {key: value for key, value in document.items() if key not in ("message", "error", "suggestion")}
     return kind(
-        _message(document, status=status, asked=asked),
+        _message(document, status=status, request_name=request_name),
         error_code=code,
         status_code=status,
-        suggestion=_suggestion(document, answer),
+        suggestion=_suggestion(document, response),
         details=details,
-        retry_after=retry_after_s(answer.headers, now_s=time.time()),
-        trace_id=answer.headers.get("x-request-id")
-        or answer.headers.get("x-cloud-trace-context", "").split("/")[0]
+        retry_after=retry_after_s(response.headers, now_s=time.time()),
+        trace_id=response.headers.get("x-request-id")
+        or response.headers.get("x-cloud-trace-context", "").split("/")[0]
         or None,
     )
 
 
 def retry_after_s(headers: Mapping[str, str], *, now_s: float) -> float | None:
-    """How long the server asks to wait, given in seconds or as a date; None if it does not say, or not readably."""
+    """Return the seconds to wait according to ``Retry-After``.
+
+    None if it is missing or malformed.
+    """
     value = headers.get("retry-after")
     if not value:
         return None
@@ -129,27 +135,27 @@ def _kind_of(status: int) -> tuple[type[ViError], ViErrorCode]:
     return ViOperationError, ViErrorCode.OPERATION_FAILED
 
 
-def _problem_document(answer: Answer) -> dict[str, Any]:
+def _problem_document(response: Response) -> dict[str, Any]:
     try:
-        document = msgspec.json.decode(answer.body)
+        document = msgspec.json.decode(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         document = None
     if isinstance(document, dict):
         return document
-    text = answer.body[:_LONGEST_TEXT].decode("utf-8", errors="replace").strip()
+    text = response.body[:_MAX_TEXT_LENGTH].decode("utf-8", errors="replace").strip()
     return {"message": text} if text else {}
 
 
-def _message(document: dict[str, Any], *, status: int, asked: str) -> str:
+def _message(document: dict[str, Any], *, status: int, request_name: str) -> str:
     texts = (document.get(key) for key in ("message", "error", "detail", "title"))
     message = next(
-        (text for text in texts if isinstance(text, str) and text), f"{asked} was answered with status {status}"
+        (text for text in texts if isinstance(text, str) and text), f"{request_name} returned status {status}"
     )
     return "\n".join([message, *(f"  {_problem_line(problem)}" for problem in _problems_not_in(message, document))])
 
 
 def _problems_not_in(message: str, document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The problems the message does not tell by itself."""
+    """Return the problems that the message does not mention."""
     problems = document.get("problems")
     if not isinstance(problems, list):
         return []
@@ -160,16 +166,17 @@ def _problems_not_in(message: str, document: dict[str, Any]) -> list[dict[str, A
 def _problem_line(problem: dict[str, Any]) -> str:
     path, text = problem.get("path") or "/", problem.get("message")
     if not text:
-        text = f"{problem.get('given')!r} was given, allowed is {problem.get('allowed')}"
+        text = f"{problem.get('given')!r}, expected: {problem.get('allowed')}"
     return text if str(text).startswith(str(path)) else f"{path}: {text}"
 
 
-def _suggestion(document: dict[str, Any], answer: Answer) -> str | None:
+def _suggestion(document: dict[str, Any], response: Response) -> str | None:
     given = document.get("suggestion")
     if isinstance(given, str):
         return given
-    if 300 <= answer.status < 400:
-        elsewhere = answer.headers.get("location", "the address it redirects to")
-        return f"The endpoint points elsewhere; if that is right, use it as endpoint: {elsewhere}"
-    general = {} if "code" in document else _SUGGESTIONS_WITHOUT_CODE  # a problem document says itself what to do
-    return _SUGGESTIONS.get(answer.status) or general.get(answer.status)
+    if 300 <= response.status < 400:
+        location = response.headers.get("location", "the address that it redirects to")
+        return f"The endpoint redirects. try: endpoint={location}, if you trust it"
+    # A problem document with a code carries its own suggestion.
+    general = {} if "code" in document else _SUGGESTIONS_WITHOUT_CODE
+    return _SUGGESTIONS.get(response.status) or general.get(response.status)

@@ -1,4 +1,4 @@
-"""Recipes from files, and single values set on top."""
+"""Flow files, and single values set by ``--set``."""
 
 import json
 import math
@@ -9,44 +9,44 @@ import click
 import pytest
 
 from runyard.cli.failures import CommandFailed
-from runyard.cli.recipes import EMPTY_RECIPE, names_file, read_recipe, with_assignments
+from runyard.cli.flow_files import DEFAULT_FLOW, apply_assignments, is_file_name, read_flow_file
 from runyard.flows import FlowProblems, validate
 
 
 @pytest.mark.parametrize("given", ["a.json", "a.yaml", "A.YML", "./flow", "-"])
 def test_names_of_files(given: str) -> None:
-    assert names_file(given)
+    assert is_file_name(given)
 
 
 @pytest.mark.parametrize("given", ["flow_abc123", "0b9f6f0e-2f6f-4d1c-9d3f-0a4a3f2d5c11"])
 def test_names_of_flows(given: str) -> None:
-    assert not names_file(given)
+    assert not is_file_name(given)
 
 
-def test_yaml_and_json_of_one_recipe_read_the_same(tmp_path: Path) -> None:
+def test_yaml_and_json_of_one_flow_read_the_same(tmp_path: Path) -> None:
     recipe = {"name": "x", "blocks": [{"block": "vi-model", "settings": {"hyperparameters": {"learningRate": 2e-4}}}]}
     (tmp_path / "a.json").write_text(json.dumps(recipe))
     (tmp_path / "a.yaml").write_text(
         "name: x\nblocks:\n- block: vi-model\n  settings: {hyperparameters: {learningRate: 2e-4}}\n"
     )
-    assert read_recipe(str(tmp_path / "a.json")) == read_recipe(str(tmp_path / "a.yaml")) == recipe
+    assert read_flow_file(str(tmp_path / "a.json")) == read_flow_file(str(tmp_path / "a.yaml")) == recipe
 
 
 def test_a_date_in_yaml_stays_text(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("name: 2026-01-31\n")
-    assert read_recipe(str(tmp_path / "a.yaml")) == {"name": "2026-01-31"}
+    assert read_flow_file(str(tmp_path / "a.yaml")) == {"name": "2026-01-31"}
 
 
 def test_yaml_that_names_python_objects_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("name: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(CommandFailed, match="is not YAML: could not determine a constructor"):
-        read_recipe(str(tmp_path / "a.yaml"))
+        read_flow_file(str(tmp_path / "a.yaml"))
 
 
 def test_yaml_aliases_are_refused_with_their_line(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a: &a [x, x]\nb: [*a, *a]\n")
     with pytest.raises(CommandFailed, match="uses an alias in line 2"):
-        read_recipe(str(tmp_path / "a.yaml"))
+        read_flow_file(str(tmp_path / "a.yaml"))
 
 
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
@@ -54,12 +54,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, suffix: str) -> Non
     path = tmp_path / f"a.{suffix}"
     path.write_text("{name: [")
     with pytest.raises(CommandFailed, match=f"a.{suffix} is not {suffix.upper()}"):
-        read_recipe(str(path))
+        read_flow_file(str(path))
 
 
 def test_assignments_reach_top_level_fields_and_blocks() -> None:
-    changed = with_assignments(
-        EMPTY_RECIPE, ["name=shelf", "settings.seed=3", "vi-model.hyperparameters.epochs=5", "vi-model.images={}"]
+    changed = apply_assignments(
+        DEFAULT_FLOW, ["name=shelf", "settings.seed=3", "vi-model.hyperparameters.epochs=5", "vi-model.images={}"]
     )
     assert changed["name"] == "shelf"
     assert changed["settings"] == {"seed": 3}
@@ -69,14 +69,14 @@ def test_assignments_reach_top_level_fields_and_blocks() -> None:
 
 
 def test_assignments_leave_what_they_were_given_alone() -> None:
-    before = json.dumps(EMPTY_RECIPE)
-    with_assignments(EMPTY_RECIPE, ["vi-dataset.datasetId=digits"])
-    assert json.dumps(EMPTY_RECIPE) == before
+    before = json.dumps(DEFAULT_FLOW)
+    apply_assignments(DEFAULT_FLOW, ["vi-dataset.datasetId=digits"])
+    assert json.dumps(DEFAULT_FLOW) == before
 
 
 def test_an_assignment_changes_a_block_that_is_there() -> None:
     recipe = {"blocks": [{"block": "vi-dataset", "settings": {"datasetId": "digits", "shuffle": False}}]}
-    changed = with_assignments(recipe, ["vi-dataset.datasetId=digits-grounding"])
+    changed = apply_assignments(recipe, ["vi-dataset.datasetId=digits-grounding"])
     assert changed["blocks"] == [
         {"block": "vi-dataset", "settings": {"datasetId": "digits-grounding", "shuffle": False}}
     ]
@@ -85,17 +85,17 @@ def test_an_assignment_changes_a_block_that_is_there() -> None:
 @pytest.mark.parametrize("assignment", ["epochs", "=3", "vi-model..x=1", "vi-model=3"])
 def test_a_malformed_assignment_is_wrong_usage(assignment: str) -> None:
     with pytest.raises(click.ClickException) as caught:
-        with_assignments(EMPTY_RECIPE, [assignment])
+        apply_assignments(DEFAULT_FLOW, [assignment])
     assert caught.value.exit_code == 2
     assert assignment in caught.value.message
 
 
-def test_an_assignment_through_a_number_says_so() -> None:
-    with pytest.raises(CommandFailed, match="leads through a value that is no object"):
-        with_assignments({"settings": {"seed": 3}}, ["settings.seed.x=1"])
+def test_an_assignment_through_a_number_is_rejected() -> None:
+    with pytest.raises(CommandFailed, match="leads through a value that is not an object"):
+        apply_assignments({"settings": {"seed": 3}}, ["settings.seed.x=1"])
 
 
-def test_check_names_every_problem_of_a_recipe(runyard, tmp_path: Path) -> None:
+def test_check_names_every_problem_of_a_flow(runyard, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(
         "settings: {seeds: 3}\nblocks:\n- block: vi-model\n  settings: {hyperparameters: {epochs: 0}}\n"
     )
@@ -106,7 +106,7 @@ def test_check_names_every_problem_of_a_recipe(runyard, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_check_passes_a_good_recipe(runyard, tmp_path: Path) -> None:
+def test_check_accepts_a_valid_flow(runyard, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text("name: shelf\n")
     result = runyard("flows", "check", "good.yaml", "--set", "vi-model.hyperparameters.epochs=2")
     assert (result.exit_code, result.stdout) == (0, "shelf: no problems\n")
@@ -120,7 +120,7 @@ def test_plan_writes_every_default_out(runyard) -> None:
     assert blocks["vi-model"]["hyperparameters"]["batchSize"] == 32
 
 
-def test_a_recipe_is_read_from_standard_input(runyard) -> None:
+def test_a_flow_is_read_from_standard_input(runyard) -> None:
     result = runyard("flows", "check", "-", stdin="name: piped\n")
     assert result.stdout == "piped: no problems\n"
 
@@ -151,7 +151,7 @@ NUMBERS_IN_YAML = [
 @pytest.mark.parametrize(("text", "value"), NUMBERS_IN_YAML)
 def test_a_number_in_yaml_is_the_one_that_is_written(text: str, value: object, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"x: {text}\n")
-    read = read_recipe(str(tmp_path / "a.yaml"))["x"]
+    read = read_flow_file(str(tmp_path / "a.yaml"))["x"]
     assert (type(read), read) == (type(value), value)
 
 
@@ -166,21 +166,21 @@ def test_a_number_in_yaml_is_the_one_that_is_written(text: str, value: object, t
 def test_a_key_that_is_there_twice_is_refused(suffix: str, text: str, tmp_path: Path) -> None:
     (tmp_path / f"a.{suffix}").write_text(text)
     with pytest.raises(CommandFailed, match="has the key 'seed' twice"):
-        read_recipe(str(tmp_path / f"a.{suffix}"))
+        read_flow_file(str(tmp_path / f"a.{suffix}"))
 
 
 NOT_FINITE = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"]
 
 
 def with_value(tmp_path: Path, way: str, field: str, word: str) -> Any:
-    """The recipe with one of these words as a number, given in one of the ways."""
+    """The flow with one of these words as a number, given in one of the ways."""
     if way == "--set":
-        return with_assignments(EMPTY_RECIPE, [f"vi-model.hyperparameters.{field}={word}"])
+        return apply_assignments(DEFAULT_FLOW, [f"vi-model.hyperparameters.{field}={word}"])
     if way == "yaml":
         word = {"NaN": ".nan", "Infinity": ".inf", "-Infinity": "-.inf"}.get(word, word)
     text = f'{{"blocks": [{{"block": "vi-model", "settings": {{"hyperparameters": {{"{field}": {word}}}}}}}]}}'
     (tmp_path / f"a.{way}").write_text(text)
-    return read_recipe(str(tmp_path / f"a.{way}"))
+    return read_flow_file(str(tmp_path / f"a.{way}"))
 
 
 @pytest.mark.parametrize("field", ["learningRate", "maxGradNorm"])
@@ -212,6 +212,6 @@ def test_creating_a_run_with_a_number_that_is_not_finite_sends_nothing(
     assert "/blocks/0/settings/hyperparameters/learningRate is nan" in result.stderr
 
 
-def test_assignments_leave_keys_and_values_of_a_recipe_as_they_are() -> None:
+def test_assignments_keep_other_keys_and_values_of_a_flow() -> None:
     recipe = {"settings": {1: math.inf}}
-    assert with_assignments(recipe, ["name=x"]) == {"settings": {1: math.inf}, "name": "x"}
+    assert apply_assignments(recipe, ["name=x"]) == {"settings": {1: math.inf}, "name": "x"}

@@ -1,4 +1,4 @@
-"""The part of a download that has arrived, kept on disk over any number of tries and processes."""
+"""Partial file of a download, kept on disk across retries and processes."""
 
 import contextlib
 import hashlib
@@ -12,17 +12,17 @@ from vi.errors import ViDownloadError
 
 try:
     import fcntl
-except ImportError:  # no file locks on this platform; the hash at the end still proves the bytes
+except ImportError:  # no file locks on this platform; the final hash still verifies the bytes
     fcntl = None  # type: ignore[assignment]
 
 _CHUNK_BYTES = 1 << 20
 
 
 class PartFile:
-    """Bytes from the start of a download, without gaps; hashed as they come.
+    """Contiguous bytes from the start of a download, hashed as they are written.
 
-    ``identity`` names the exact bytes that are being fetched, such as their hash. A part found on disk is gone on from
-    only if it has the same identity and size; without an identity every download begins at zero.
+    ``identity`` identifies the exact content, such as by its hash. A partial file on disk is
+    resumed only if its identity and size match; without an identity every download starts at zero.
     """
 
     def __init__(self, target: Path, *, identity: str | None, size_bytes: int) -> None:
@@ -39,8 +39,8 @@ class PartFile:
     def __enter__(self) -> Self:
         self._file = self._path.open("a+b")
         self._lock()
-        if self._is_ours():
-            self._read_what_is_there()
+        if self._matches_state():
+            self._hash_existing_bytes()
         else:
             self.restart()
         return self
@@ -57,48 +57,48 @@ class PartFile:
         return self.offset == self.size_bytes
 
     def restart(self) -> None:
-        """Forget every byte."""
+        """Discard all bytes and start at zero."""
         self._open_file.truncate(0)
         self._hash = hashlib.sha256()
         self.offset, self.was_resumed = 0, False
-        # The state is written after the old bytes are gone, so it never vouches for somebody else's.
+        # Written after the truncation: after a crash in between, no state describes foreign bytes.
         self._state_path.write_text(json.dumps(self._state), "utf-8")
 
     def write(self, chunk: bytes) -> None:
-        """Add the next bytes.
+        """Append the next bytes.
 
         Raises:
-            ViDownloadError: there are more than announced.
+            ViDownloadError: The server sends more bytes than announced.
         """
         if self.offset + len(chunk) > self.size_bytes:
-            raise ViDownloadError(f"the server sends more than the {self.size_bytes} bytes it announced")
+            raise ViDownloadError(f"the server sends more than the announced {self.size_bytes} bytes")
         self._open_file.write(chunk)
         self._hash.update(chunk)
         self.offset += len(chunk)
 
     def flush(self) -> None:
-        """Hand what has arrived to the operating system, so that it survives this process."""
+        """Write buffered bytes to the operating system, so that they survive this process."""
         self._open_file.flush()
 
     def has_hash(self, sha256: str | None) -> bool:
-        """Whether the bytes are the right ones, as far as anybody told which ones are."""
+        """Return True if the bytes have this hash, or if no hash is given."""
         return sha256 is None or self._hash.hexdigest() == sha256.lower()
 
     def finish(self) -> None:
-        """Give the proven bytes their final name."""
+        """Rename the verified file to its final name."""
         self._open_file.flush()
         os.fsync(self._open_file.fileno())
         self._path.replace(self._target)
         self._state_path.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove every trace."""
+        """Delete the partial file and its state."""
         self._path.unlink(missing_ok=True)
         self._state_path.unlink(missing_ok=True)
 
     @property
     def _open_file(self) -> BinaryIO:
-        assert self._file is not None, "a part is used inside its with block"  # noqa: S101
+        assert self._file is not None, "PartFile must be used in a with block"  # noqa: S101
         return self._file
 
     def _lock(self) -> None:
@@ -110,18 +110,18 @@ class PartFile:
             self._open_file.close()
             raise ViDownloadError(
                 f"another process is downloading {self._target}",
-                suggestion="Let it finish, or name another folder.",
+                suggestion="try: wait for it to finish, or use another folder",
                 cause=error,
             ) from error
 
-    def _is_ours(self) -> bool:
+    def _matches_state(self) -> bool:
         if self._state["identity"] is None:
             return False
         with contextlib.suppress(OSError, ValueError):
             return bool(json.loads(self._state_path.read_text("utf-8")) == self._state)
         return False
 
-    def _read_what_is_there(self) -> None:
+    def _hash_existing_bytes(self) -> None:
         file = self._open_file
         file.seek(0)
         while chunk := file.read(_CHUNK_BYTES):
