@@ -1,4 +1,4 @@
-"""Our SDK beside the published one, against the same server: importing, listing 100 runs, reading one run.
+"""Our SDK compared with the published one, against the same server: importing, listing 100 runs, reading one run.
 
 Absolute times on a shared machine say little, so each round makes the same call with both clients, one right after the
 other and in changing order, and the ratio of the medians is what counts. The server runs without a controller: its 100

@@ -1,4 +1,4 @@
-"""How fast pictures are imported, beside copying and hashing the same files.
+"""How fast images are imported, compared with copying and hashing the same files.
 
 Makes really encoded JPEGs with a question each (50,000 of about 10 KB, or ``--count`` and ``--side``), then measures by
 turns, each in a process of its own: ``cp -r`` of the folder with a SHA-256 of every file, without and with ``sync``;
@@ -57,23 +57,23 @@ with vi.Client() as client:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=50_000, help="pictures")
+    parser.add_argument("--count", type=int, default=50_000, help="images")
     parser.add_argument("--side", type=int, default=256, help="their width")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each")
     arguments = parser.parse_args()
     count = arguments.count
     with tempfile.TemporaryDirectory(prefix="runyard-import-speed-") as name:
         folder = Path(name)
-        pictures, size_bytes = make_pictures(folder / "pictures", count, arguments.side)
+        images, size_bytes = make_images(folder / "pictures", count, arguments.side)
         print(f"{count:,} JPEGs, {size_bytes / count / 1000:.1f} KB each")
-        packs = make_packs(folder / "blobs", pictures, arguments.side)
+        packs = make_packs(folder / "blobs", images, arguments.side)
         copies, durable, imports, checks = [], [], [], []
         for number in range(arguments.rounds):
             for times, then in ((copies, ""), (durable, "sync")):
-                times.append(timed([sys.executable, "-c", COPY, str(pictures), str(folder / "copy"), then]))
+                times.append(timed([sys.executable, "-c", COPY, str(images), str(folder / "copy"), then]))
                 shutil.rmtree(folder / "copy")
             with server(folder / f"server-{number}") as environ, highest_mib() as peak:
-                imports.append(timed([sys.executable, "-c", SDK, str(pictures), str(count)], environ))
+                imports.append(timed([sys.executable, "-c", SDK, str(images), str(count)], environ))
             shutil.rmtree(folder / f"server-{number}")
             checks.append(check_s(folder / f"import-{number}", folder / "blobs", packs, count))
             print(
@@ -82,7 +82,7 @@ def main() -> None:
                 flush=True,
             )
     copy_s, durable_s, import_s, check = (statistics.median(times) for times in (copies, durable, imports, checks))
-    print(f"import: {import_s / count * 1e6:.0f} microseconds a picture, {count / import_s:,.0f} pictures a second")
+    print(f"import: {import_s / count * 1e6:.0f} microseconds an image, {count / import_s:,.0f} images a second")
     print(f"whole import: {copy_s / import_s:.2f} times the speed of cp -r + sha256 (medians)")
     print(
         f"whole import: {min(copies) / min(imports):.2f} times (fastest rounds, in which cp waits least for the disk)"
@@ -93,7 +93,7 @@ def main() -> None:
 
 @contextmanager
 def highest_mib() -> Iterator[list[float]]:
-    """The most memory that a process below this one held at any time, told in the end."""
+    """Return the peak memory of this process's children."""
     peak, is_over = [0.0], threading.Event()
 
     def look() -> None:
@@ -121,19 +121,19 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def make_pictures(folder: Path, count: int, width: int) -> tuple[Path, int]:
+def make_images(folder: Path, count: int, width: int) -> tuple[Path, int]:
     """JPEGs of four to three with shapes and grain, in folders of 1,000; returns their size, too."""
-    numbers, size_bytes = random.Random(7), 0  # noqa: S311 - pictures, no secrets
+    numbers, size_bytes = random.Random(7), 0  # noqa: S311 - images, no secrets
     grain = [Image.effect_noise((width, width * 3 // 4), 24).convert("RGB") for _ in range(16)]
     for number in range(count):
-        picture = grain[number % len(grain)].copy()
-        draw = ImageDraw.Draw(picture)
+        image = grain[number % len(grain)].copy()
+        draw = ImageDraw.Draw(image)
         for _ in range(4):
             x, y = numbers.randrange(200), numbers.randrange(150)
             colour = tuple(numbers.randrange(256) for _ in range(3))
             draw.rectangle((x, y, x + numbers.randrange(8, 56), y + numbers.randrange(8, 42)), fill=colour)
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=45)
+        image.save(file, "JPEG", quality=45)
         path = folder / f"{number // 1000:03}" / f"{number:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(file.getvalue())
@@ -141,22 +141,22 @@ def make_pictures(folder: Path, count: int, width: int) -> tuple[Path, int]:
     return folder, size_bytes
 
 
-def make_packs(blobs: Path, pictures: Path, width: int) -> list[dict[str, object]]:
-    """The same files as packs in a store of blobs. Writes a question for every picture beside them first."""
-    paths = sorted(path for path in pictures.rglob("*") if path.is_file())
+def make_packs(blobs: Path, images: Path, width: int) -> list[dict[str, object]]:
+    """Write the same files as packs into a blob store, after a question for every image."""
+    paths = sorted(path for path in images.rglob("*") if path.is_file())
     rows = [
         {
             "id": number,
-            "asset": {"filename": path.relative_to(pictures).as_posix(), "width": width, "height": width * 3 // 4},
+            "asset": {"filename": path.relative_to(images).as_posix(), "width": width, "height": width * 3 // 4},
             "contents": {"type": "Vqa", "interactions": [{"order": 1, "question": "How many?", "answer": "Four"}]},
         }
         for number, path in enumerate(paths)
     ]
-    annotations = pictures / "annotations.jsonl"
+    annotations = images / "annotations.jsonl"
     annotations.write_text("".join(json.dumps(row) + "\n" for row in rows))
     store, lines = FolderBlobs(blobs), []
     for number, group in enumerate(plan_packs((path, path.stat().st_size) for path in [*paths, annotations]), start=1):
-        content = build_pack((path.relative_to(pictures).as_posix(), path.read_bytes()) for path in group)
+        content = build_pack((path.relative_to(images).as_posix(), path.read_bytes()) for path in group)
         sha256 = hashlib.sha256(content).hexdigest()
         store.put(io.BytesIO(content), sha256=sha256, size_bytes=len(content))
         lines.append({"sha256": sha256, "size": len(content), "number": number})

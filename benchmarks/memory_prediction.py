@@ -1,7 +1,7 @@
-"""What the trainer predicts of a training's memory, beside what it then takes.
+"""The trainer's memory estimate compared with the memory that training takes.
 
 Models of three families with 5 to 30 million random weights are trained for three steps on the longest sample there is,
-each setting in a process of its own. Compared is the peak of the whole process, as the plan tells it, with the kernel's
+each setting in a process of its own. Compared is the peak of the whole process, as the plan says, with the kernel's
 own (``VmHWM``, reset before the first step), and beside it what the steps alone add to what the process had before the
 first one. Ratios are predicted to measured.
 
@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for the miniatures of t
 from train_speed import RESULTS, machine, say, write_results
 
 from runyard.model_folders import ModelFolders
-from runyard.trainer.data.cache import Told
-from runyard.trainer.export.predict import keep_libraries_quiet
+from runyard.trainer.data.cache import Hooks
+from runyard.trainer.export.predict import silence_libraries
 from runyard.trainer.main import _machine, _read_run, preload
 from runyard.trainer.prepare import Job, prepare
-from runyard.trainer.steps.memory import give_back, hand_back, keep_freed, measure_step
+from runyard.trainer.steps.memory import measure_step_memory, retain_freed_memory, return_freed_memory, trim_heap
 from runyard.trainer.train import _accumulate, _move
 from tests.trainer import miniatures
 
@@ -46,7 +46,7 @@ STEPS = 3
 BATCH = 8
 VOCABULARY = 8192
 SIZES = {"llava": (320, 6), "idefics3": (384, 8), "qwen3_vl": (256, 8)}  # width and layers
-PROMPTS = {"short": 10, "long": 90}  # words before the question; all is learnt
+PROMPTS = {"short": 10, "long": 90}  # words before the question; all are labels
 GRID = list(
     itertools.product(SIZES, ("full", "lora"), (1, 4, 8), ("adamw", "muon"), (False, True), PROMPTS),
 )
@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/RESULTS.md")
     arguments = parser.parse_args()
     preload()
-    keep_libraries_quiet()
+    silence_libraries()
     import torch
 
     torch.set_num_threads(1)
@@ -105,8 +105,8 @@ class Row:
 
     def __str__(self) -> str:
         numbers = (self.before + self.predicted, self.before + self.added, self.predicted, self.added)
-        told = [f"{number / MIB:,.0f}" for number in numbers]
-        cells = [*map(str, self.case), *told[:2], f"{self.whole:.3f}", *told[2:], f"{self.steps:.3f}"]
+        values = [f"{number / MIB:,.0f}" for number in numbers]
+        cells = [*map(str, self.case), *values[:2], f"{self.whole:.3f}", *values[2:], f"{self.steps:.3f}"]
         return f"| {' | '.join(cells)} |"
 
 
@@ -201,14 +201,14 @@ def measure(home: Path, case: tuple[Any, ...], answer: Any, is_ample: bool) -> N
         made = prepare(
             Job(folder=Path(folder), run=run, recipe=recipe, models={}, folders=ModelFolders((home,), home / "data")),
             _machine(1),
-            told=Told(),
+            told=Hooks(),
         )
-        step = measure_step(
+        step = measure_step_memory(
             made.draw, made.losses, made.optimizers, longest=made.longest, plan=made.plan, device=made.device
         )
         predicted = step.peak(micro, BATCH)
-        give_back()
-        (keep_freed if is_ample else hand_back)()
+        trim_heap()
+        (retain_freed_memory if is_ample else return_freed_memory)()
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
         for _ in range(STEPS):

@@ -1,12 +1,13 @@
-"""How long training stands still for a checkpoint, written beside it and in its stead.
+"""How long training pauses for a checkpoint, written asynchronously and synchronously.
 
-The trainer as a supervisor starts it trains a case of ``train_case.py`` and saves every few steps: once as it
-does, beside training, and once as where memory has no room for copies, by turns, each in a process of its own.
+The trainer, started as a supervisor does, trains a case of ``train_case.py`` and saves every few steps: asynchronously,
+and synchronously as where memory does not suffice for copies, in turns, each in a process of its own.
 
-The *pause* of a save is what its loop spends in saving: taking the copies, waiting for them before the optimizers move,
-looking, telling, waiting for the save before. It is told beside the median of the steps that no save touches. *Cost* is
-everything: how much longer the steps from one save to the next took in the mean than that many undisturbed ones, with
-what the writer takes from those who compute. The first save of each process, which takes memory, is told alone.
+The *pause* of a save is the time its loop spends on it: copying, waiting for the copies before the optimizer update,
+polling, reporting, waiting for the previous save. It is reported with the median of the steps without a save. *Cost* is
+everything: how much longer the steps from one save to the next took on average than that many undisturbed ones,
+including what the writer takes from the computing threads. The first save of each process, which allocates memory, is
+reported separately.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from train_case import CASES, Shape, forget_attempt, write_case
 from train_speed import RESULTS, VOCABULARY, machine, own_threads, prepare_environment, say, write_results
 
 MARK = "saving_pause"
-WAYS = ("beside", "in its stead")
+WAYS = ("asynchronous", "synchronous")
 STEPS_BETWEEN = {"tiny": 20, "medium": 5}
 SAVES = {"tiny": 12, "medium": 5}
 
@@ -86,7 +87,7 @@ def measured(folder: Path, shape: Shape, rounds: int) -> list[Row]:
         ways = list(WAYS)
         for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
             forget_attempt(folder)
-            output = folder / "told.json"
+            output = folder / "report.json"
             process = get_context("fork").Process(target=run, args=(attempt, output, way, own_threads(shape)))
             process.start()
             process.join()
@@ -94,7 +95,7 @@ def measured(folder: Path, shape: Shape, rounds: int) -> list[Row]:
                 raise SystemExit(f"the trainer ended with code {process.exitcode}")
             found[way].append(json.loads(output.read_text()))
             say(f"{shape.name} round {number + 1} {way}: {summary(found[way][-1])}\n")
-    return [row(shape, way, told) for way, told in found.items()]
+    return [row(shape, way, report) for way, report in found.items()]
 
 
 def save_every(attempt: Path, steps: int) -> None:
@@ -114,7 +115,7 @@ def run(attempt: Path, output: Path, way: str, threads: int) -> None:
     from runyard.trainer.checkpoints import async_checkpoint
 
     torch.set_num_threads(threads)
-    if way == "in its stead":
+    if way == "synchronous":
         async_checkpoint.available_bytes = lambda _: 0
     clock = Pauses()
     train._save = clock.over(train._save)
@@ -163,29 +164,29 @@ class Pauses:
                 self.spans.append((began, time.perf_counter()))
 
 
-def by_save(told: dict[str, Any], between: int) -> list[tuple[float, float]]:
+def by_save(report: dict[str, Any], between: int) -> list[tuple[float, float]]:
     """Of each save but those at the end: seconds of its pauses, and of the steps from it to the next save."""
-    ends, found = told["ends"], []
+    ends, found = report["ends"], []
     for at in range(between - 1, len(ends) - between, between):
         begin, end = ends[at], ends[at + between]
-        found.append((sum(after - before for before, after in told["pauses"] if begin <= before < end), end - begin))
+        found.append((sum(after - before for before, after in report["pauses"] if begin <= before < end), end - begin))
     return found
 
 
-def quiet_s(told: dict[str, Any], between: int) -> float:
+def quiet_s(report: dict[str, Any], between: int) -> float:
     """A step that no save touches: the last before each save."""
-    ends = told["ends"]
+    ends = report["ends"]
     return statistics.median(ends[at] - ends[at - 1] for at in range(between - 1, len(ends), between))
 
 
-def summary(told: dict[str, Any]) -> str:
-    return f"{len(told['ends'])} steps, {sum(after - before for before, after in told['pauses']):.2f} s of pauses"
+def summary(report: dict[str, Any]) -> str:
+    return f"{len(report['ends'])} steps, {sum(after - before for before, after in report['pauses']):.2f} s of pauses"
 
 
 def row(shape: Shape, way: str, rounds: list[dict[str, Any]]) -> Row:
     between = STEPS_BETWEEN[shape.name]
-    saves = [by_save(told, between) for told in rounds]
-    quiet = [quiet_s(told, between) for told in rounds]
+    saves = [by_save(report, between) for report in rounds]
+    quiet = [quiet_s(report, between) for report in rounds]
     later = [pause for found in saves for pause, _ in found[1:]]
     costs = [taken - between * step for found, step in zip(saves, quiet, strict=True) for _, taken in found[1:]]
     return Row(
@@ -208,8 +209,8 @@ def section(table: str) -> str:
             "",
             f"`make bench-saving`, {datetime.now(UTC):%Y-%m-%d}. {on}.",
             "",
-            "Medians over saves. *pause*: how long the loop stands still for a save, beside the median of a step that "
-            "no save touches. *first*: that of a process, which takes the memory for the copies. *cost*: how much "
+            "Medians over saves. *pause*: how long the loop pauses for a save, with the median of a step "
+            "without a save. *first*: that of a process, which takes the memory for the copies. *cost*: how much "
             "longer training takes for a save all in all.",
             "",
             table,

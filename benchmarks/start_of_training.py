@@ -1,11 +1,11 @@
-"""How long a run takes from reading its data to its first step, with its pictures encoded before and without.
+"""How long a run takes from reading its data to its first step, with its images encoded before and without.
 
     .venv/bin/python benchmarks/start_of_training.py [--pictures 5000] [--side 640x480]
 
 Makes that many JPEGs (photograph-like noise), lays them out as a version of a dataset, and starts the same run three
 times on one thread: without a cache, with an empty one, and with what the second has left there. Each is a process of
-its own; what is timed lies between the trainer's first event and its first step, model included. Prints seconds, the
-ratio of an empty to a filled cache, the pictures encoded a second, and the most memory a process held.
+its own; the time is that between the trainer's first event and its first step, model included. Prints seconds, the
+ratio of an empty to a filled cache, the images encoded per second, and the peak memory of a process.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def timed(folder: Path) -> tuple[float, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pictures", type=int, default=5000)
-    parser.add_argument("--side", default="640x480", help="width x height of each picture")
+    parser.add_argument("--side", default="640x480", help="width x height of each image")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder without it")
     given = parser.parse_args()
     width, _, height = given.side.partition("x")
@@ -132,13 +132,13 @@ def main() -> int:
     try:
         began = time.monotonic()
         make_version(root / "version", given.pictures, (int(width), int(height)))
-        print(f"{given.pictures} pictures of {given.side} made in {time.monotonic() - began:.0f} s")
+        print(f"{given.pictures} images of {given.side} made in {time.monotonic() - began:.0f} s")
         without, _ = timed(make_attempt(root, "without", cache_bytes=0))
         empty, empty_mib = timed(make_attempt(root, "empty", cache_bytes=1 << 40))
         filled, filled_mib = timed(make_attempt(root, "filled", cache_bytes=1 << 40))
         kept = sum(path.stat().st_size for path in (root / "cache").rglob("*") if path.is_file())
         print(f"without a cache   {without:8.2f} s to the first step")
-        print(f"empty cache       {empty:8.2f} s, {given.pictures / empty:.0f} pictures/s, {empty_mib} MiB more held")
+        print(f"empty cache       {empty:8.2f} s, {given.pictures / empty:.0f} images/s, {empty_mib} MiB more held")
         print(f"filled cache      {filled:8.2f} s, {filled_mib} MiB more held; {kept / 2**20:.0f} MiB on disk")
         print(f"ratio             {empty / filled:8.1f} (empty / filled)")
     finally:

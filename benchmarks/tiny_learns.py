@@ -3,7 +3,7 @@
 Each seed makes another split of the scans, other weights and another order, so the median over seeds says what to
 expect and the least what may happen. Attempts run one after the other, each in a process of its own as a supervisor
 starts them. Seconds of training count from the plan to the last event, evaluations and checkpoints included. They
-depend on what else the machine does, so its load and the processor time of the whole attempt are told beside them.
+depend on what else the machine does, so its load and the processor time of the whole attempt are reported with them.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The cases of ``train_speed.py``: a model with random weights, and samples, each laid down for every loop.
 
 Pictures are scikit-learn's handwritten digits, answers the digit or invented text. The same samples lie as a dataset's
-version beside an attempt's folder (what a supervisor brings to our trainer) and as pictures with ``case.json`` for the
-other loops. ``case.json`` also tells the batches that our trainer will draw and how many tokens every sample has.
+version and an attempt's folder (what a supervisor brings to our trainer) and as images with ``case.json`` for the
+other loops. ``case.json`` also lists our trainer's batches and the tokens of every sample.
 
 The medium model is shaped like Idefics3 and SmolVLM at 35-40 million parameters. How many words its output layer has
 decides how much is gained by leaving out the prompt's columns there, as ours does: with 12,288 words that layer has a
@@ -23,7 +23,7 @@ MIXED_MEAN_TOKENS, MIXED_MOST_TOKENS = 40, 200
 DATASET, VERSION, SEED = "digits-told", "0" * 16, 7
 QUESTION = "Which digit is this?"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-CACHE_BYTES = 4 << 30  # more than any case fills; without it every picture would be decoded anew each time
+CACHE_BYTES = 4 << 30  # more than any case fills; without it every image would be decoded again each time
 TEXT_TOKENS_PER_WORD = 2  # a word and a space: the tiny tokenizer keeps them apart, and so does the medium one
 
 
@@ -42,7 +42,7 @@ class Shape:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether one step is like another, so that the median of them tells what a step takes."""
+        """Whether all steps are alike, so that their median is the time of a step."""
         return not (self.is_mixed or self.is_frozen)
 
     @property
@@ -77,11 +77,11 @@ def write_case(folder: Path, shape: Shape, *, vocabulary: int, threads: int, mic
     folder.mkdir(parents=True)
     system = SYSTEM_PROMPTS["vqa"]
     make_model(folder / "model", shape, system, vocabulary)
-    pictures, answers = make_pictures(shape), make_answers(shape)
+    images, answers = make_images(shape), make_answers(shape)
     (folder / "pictures").mkdir()
-    for number, picture in enumerate(pictures):
-        (folder / "pictures" / f"{number:05}.png").write_bytes(picture)
-    write_version(folder / "version", pictures, answers)
+    for number, image in enumerate(images):
+        (folder / "pictures" / f"{number:05}.png").write_bytes(image)
+    write_version(folder / "version", images, answers)
     write_attempt(folder, shape, threads=threads, micro_batch=micro_batch)
     rows = [
         {"picture": f"pictures/{at:05}.png", "system": system, "question": QUESTION, "answer": write_vqa(answer)}
@@ -94,7 +94,7 @@ def write_case(folder: Path, shape: Shape, *, vocabulary: int, threads: int, mic
         for epoch in range(epochs)
         for batch in epoch_batches(lengths, batch_size=shape.batch_size, seed=SEED, epoch=epoch)
     ]
-    told = {
+    document = {
         "rows": rows,
         "tokens": lengths.tolist(),
         "batches": drawn[: shape.steps],
@@ -105,7 +105,7 @@ def write_case(folder: Path, shape: Shape, *, vocabulary: int, threads: int, mic
         "attempt": str(folder / "runs" / "org" / "run" / "attempts" / "1"),
         "parameters": parameters_in(folder / "model"),
     }
-    (folder / "case.json").write_text(json.dumps(told))
+    (folder / "case.json").write_text(json.dumps(document))
 
 
 def forget_attempt(folder: Path) -> None:
@@ -119,7 +119,7 @@ def forget_attempt(folder: Path) -> None:
         (attempt / name).write_bytes(data)
 
 
-def make_pictures(shape: Shape) -> list[bytes]:
+def make_images(shape: Shape) -> list[bytes]:
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -215,11 +215,11 @@ def token_counts(model: Path, system: str, answers: list[str]) -> Any:
     from PIL import Image
 
     from runyard.trainer.data.encode import Encoder
-    from runyard.trainer.families import parts_of
+    from runyard.trainer.families import get_family_parts
     from runyard.trainer.models.model import load_processor
 
     processor = load_processor(model)
-    encoder = Encoder(processor, parts_of("idefics3"), system_prompt=system, task="vqa")
+    encoder = Encoder(processor, get_family_parts("idefics3"), system_prompt=system, task="vqa")
     prompt = len(encoder.encode_question(Image.new("RGB", (32, 32)), QUESTION).prompt)
     ends = 1  # the token behind an answer
     return np.asarray(
@@ -234,18 +234,18 @@ def parameters_in(folder: Path) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def write_version(folder: Path, pictures: list[bytes], answers: list[str]) -> None:
+def write_version(folder: Path, images: list[bytes], answers: list[str]) -> None:
     """A version's folder as a supervisor leaves it, in one pack."""
     from runyard.datasets.records import Interaction, Vqa
     from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, encode_contents_line
     from runyard.rundir import COMPLETE
 
     (folder / PACKS).mkdir(parents=True)
-    pack = b"".join(pictures)
+    pack = b"".join(images)
     name, offset, lines = hashlib.sha256(pack).hexdigest(), 0, {}
     with open(folder / MANIFEST, "wb") as file:
         writer = ManifestWriter(file)
-        for number, (data, answer) in enumerate(zip(pictures, answers, strict=True)):
+        for number, (data, answer) in enumerate(zip(images, answers, strict=True)):
             sha256 = hashlib.sha256(data).hexdigest()
             lines.setdefault(sha256, encode_contents_line(sha256, name, offset, len(data)))
             offset += len(data)
@@ -267,7 +267,7 @@ def write_version(folder: Path, pictures: list[bytes], answers: list[str]) -> No
 
 
 def write_attempt(folder: Path, shape: Shape, *, threads: int, micro_batch: int | str) -> None:
-    """The recipe that does what the other loops do: no evaluation, a checkpoint at the end alone, pictures as is."""
+    """The flow that does what the other loops do: no evaluation, one checkpoint at the end, images unchanged."""
     attempt = folder / "runs" / "org" / "run" / "attempts" / "1"
     attempt.mkdir(parents=True)
     data = {

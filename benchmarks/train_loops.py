@@ -6,10 +6,10 @@ for torch again each time. Forks do not share a thread: the parent computes with
 Ours and the bare loop run in ``.venv``, the others in ``.venv-peers``; both hold the same torch and transformers. All
 begin with the same weights and see the same samples, batch size, rates and optimizer. What a loop is asked for is the
 moment at which each of its steps was over, on the wall and on the processor, so a step holds all that comes between two
-of them: drawing the batch, forward, backward, clipping, the optimizer, and what the loop tells of it.
+of them: drawing the batch, forward, backward, clipping, the optimizer, and what the loop reports.
 
 ``bare`` and ``trainer-cached`` draw from samples that were encoded before the clock runs. ``trainer`` has decoded
-pictures and calls the processor on each batch; ``trl`` has rows of pictures and messages and brings its own collator.
+images and calls the processor on each batch; ``trl`` has rows of images and messages and brings its own collator.
 What a loop does besides and can be switched off (checkpoints, evaluation, gradient checkpointing) is off in all.
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 IGNORED = -100
-PLANNED = ("threads", "precision", "microBatchSize", "packing", "featureCache")  # of our trainer's plan, to tell
+PLANNED = ("threads", "precision", "microBatchSize", "packing", "featureCache")  # of our trainer's plan, for the report
 MEASURED_SAMPLES = 32  # on which the models are compared in the end
 LOG_EVERY = 5  # steps; fetching each loss would be ours alone to pay for, and nobody asks a Trainer for it
 WEIGHT_DECAY, LONGEST_GRADIENT = 0.01, 1.0
@@ -45,27 +45,27 @@ class Clock:
 
 
 class Case:
-    """A folder that ``train_case.py`` has made: the model, the pictures, and ``case.json`` about them."""
+    """A folder that ``train_case.py`` has made: the model, the images, and ``case.json`` about them."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.told: dict[str, Any] = json.loads((folder / "case.json").read_text())
-        self.rows: list[dict[str, Any]] = self.told["rows"]
-        self.batch_size, self.steps = int(self.told["batchSize"]), int(self.told["steps"])
+        self.document: dict[str, Any] = json.loads((folder / "case.json").read_text())
+        self.rows: list[dict[str, Any]] = self.document["rows"]
+        self.batch_size, self.steps = int(self.document["batchSize"]), int(self.document["steps"])
 
-    def picture(self, row: dict[str, Any]) -> Any:
+    def read_image(self, row: dict[str, Any]) -> Any:
         from PIL import Image
 
         with Image.open(self.folder / row["picture"]) as image:
             return image.convert("RGB")
 
     def model(self, trained: Path | None = None) -> tuple[Any, Any]:
-        """The model as it stands before the first step, or as it lies in ``trained``, with its processor."""
+        """The model before the first step, or the one in ``trained``, with its processor."""
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         module = AutoModelForImageTextToText.from_pretrained(trained or self.folder / "model", dtype=torch.float32)
-        if self.told["isFrozen"]:
+        if self.document["isFrozen"]:
             module.model.vision_model.requires_grad_(False)
         module.train()
         return module, AutoProcessor.from_pretrained(self.folder / "model", backend="pil")
@@ -84,7 +84,7 @@ class Case:
         """Samples through the processor, once: tensors without a batch dimension, labels on the answer alone."""
         found = []
         for row in self.rows[:count]:
-            image = self.picture(row)
+            image = self.read_image(row)
             prompt, whole = self.texts(processor, row)
             made = processor(images=[image], text=[whole], return_tensors="pt")
             asked = processor(images=[image], text=[prompt], return_tensors="pt")["input_ids"].shape[1]
@@ -113,7 +113,7 @@ def ours(case: Case, clock: Clock) -> dict[str, Any]:
     """The trainer as a supervisor starts it; the moment of each step is that of its event."""
     from runyard.trainer import main as trainer
 
-    attempt, stamps = Path(case.told["attempt"]), []
+    attempt, stamps = Path(case.document["attempt"]), []
 
     def now_ms() -> int:
         stamps.append((time.perf_counter(), time.process_time()))
@@ -135,7 +135,7 @@ def ours(case: Case, clock: Clock) -> dict[str, Any]:
     saving = next(event for event in events if event["ev"] == "phase" and event["phase"] == "Saving")
     return {
         "losses": means(losses),
-        "batches": case.told["batches"],
+        "batches": case.document["batches"],
         "plan": {name: plan[name]["value"] for name in PLANNED if name in plan},
         "save_s": (saved["t"] - saving["t"]) / 1000,
         "model": case.model(Path(saved["folder"]) / "model_full")[0],
@@ -158,7 +158,7 @@ def bare(case: Case, clock: Clock, order: list[list[int]] | None = None) -> dict
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    rate = case.told["learningRate"]
+    rate = case.document["learningRate"]
     optimizer = torch.optim.AdamW(groups, lr=rate, fused=True)
     batches = order or list(random_batches(len(samples), case.batch_size, case.steps))
     kept, losses = torch.zeros(()), []
@@ -197,7 +197,7 @@ def trainer_cached(case: Case, clock: Clock) -> dict[str, Any]:
 
 
 def trainer(case: Case, clock: Clock) -> dict[str, Any]:
-    """Transformers' Trainer with a collator that calls the processor on each batch, over pictures already decoded."""
+    """Transformers' Trainer with a collator that calls the processor on each batch, over images already decoded."""
     import torch
 
     module, processor = case.model()
@@ -217,7 +217,7 @@ def trainer(case: Case, clock: Clock) -> dict[str, Any]:
         return {**batch, "labels": labels}
 
     items = [
-        {"at": at, "image": case.picture(row), "text": case.texts(processor, row)[1]}
+        {"at": at, "image": case.read_image(row), "text": case.texts(processor, row)[1]}
         for at, row in enumerate(case.rows)
     ]
     return _trained(case, clock, module, items, collate)
@@ -251,7 +251,7 @@ def _trained(
 
 
 def trl(case: Case, clock: Clock) -> dict[str, Any]:
-    """TRL's SFTTrainer over rows of pictures and messages, with its own collator and the loss on completions alone."""
+    """TRL's SFTTrainer over rows of images and messages, with its own collator and the loss on completions alone."""
     import datasets
     from trl import SFTConfig, SFTTrainer
 
@@ -265,7 +265,7 @@ def trl(case: Case, clock: Clock) -> dict[str, Any]:
         for row in case.rows
     ]
     data = datasets.Dataset.from_list(rows).cast_column("images", datasets.Sequence(datasets.Image()))
-    # Which rows a batch held is told by their answers' length alone, so tokens are counted in what the collator made.
+    # Which rows a batch held is known by their answers' length alone, so tokens are counted in what the collator made.
     tokens: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         loop = SFTTrainer(
@@ -293,7 +293,7 @@ def _arguments(case: Case) -> dict[str, Any]:
     return {
         "per_device_train_batch_size": case.batch_size,
         "max_steps": case.steps,
-        "learning_rate": case.told["learningRate"],
+        "learning_rate": case.document["learningRate"],
         "lr_scheduler_type": "linear",
         "optim": "adamw_torch_fused",
         "weight_decay": WEIGHT_DECAY,
@@ -332,7 +332,7 @@ LOOPS: dict[str, Callable[[Case, Clock], dict[str, Any]]] = {
 
 
 def mean_loss(case: Case, module: Any) -> float:
-    """Over all answer tokens of some samples, whatever order they were learnt in."""
+    """Over all answer tokens of some samples, whatever order they were learned in."""
     import torch
 
     processor = case.model()[1]
@@ -342,15 +342,15 @@ def mean_loss(case: Case, module: Any) -> float:
     with torch.no_grad():
         for start in range(0, len(samples), case.batch_size):
             batch = filled_up(samples[start : start + case.batch_size], pad_id)
-            learnt = int((batch["labels"] != IGNORED).sum())
-            total += float(module(**batch, use_cache=False).loss) * learnt
-            tokens += learnt
+            label_count = int((batch["labels"] != IGNORED).sum())
+            total += float(module(**batch, use_cache=False).loss) * label_count
+            tokens += label_count
     return total / tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What one process does: a loop over a case, told in ``output``. ``order`` names what another loop wrote."""
+    """Run one loop over a case and write its report to ``output``. ``order`` is the report of another loop."""
 
     loop: str
     case: str
@@ -380,7 +380,7 @@ def run(task: Task) -> None:
         found["endLoss"] = mean_loss(case, module)
     if "batches" in found:
         found["batches"] = found["batches"][: case.steps]  # a Trainer draws one ahead
-        found["tokens"] = [sum(case.told["tokens"][index] for index in batch) for batch in found["batches"]]
+        found["tokens"] = [sum(case.document["tokens"][index] for index in batch) for batch in found["batches"]]
     found["tokens"] = found["tokens"][: case.steps]
     Path(task.output).write_text(json.dumps(found | {"wall_s": clock.wall_s, "cpu_s": clock.cpu_s}))
 

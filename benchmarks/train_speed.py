@@ -1,9 +1,9 @@
-"""How fast our trainer's steps are, beside the loops that people would otherwise write or take.
+"""How fast our trainer's steps are, compared with the loops that people would otherwise write or use.
 
 The same model with the same random weights, the same samples, batch size, number of steps, rates and threads, in
 float32 on the processor: a recipe through our trainer; a bare loop in plain torch over samples encoded beforehand;
 transformers' Trainer over such samples, and with a collator that calls the processor; TRL's SFTTrainer by its own way
-with pictures. ``train_loops.py`` tells what each does, ``train_case.py`` what it is given.
+with images. ``train_loops.py`` says what each does, ``train_case.py`` what its input is.
 
 Every loop and round has a process of its own, and begins with all imports done. Rounds go by turns in changing order,
 each ratio is taken within its round (above 1, ours is faster), and the medians over the rounds are shown. A step is all
@@ -11,10 +11,10 @@ that lies between the ends of two steps, drawing the batch included. Where all s
 median of the steps; with answers of mixed length, and with a frozen tower, the mean, because then steps differ for a
 reason.
 
-Speed counts only if the same is learnt. So the bare loop runs once more in the order of our batches, and once in the
+Speed counts only if the same is learned. So the bare loop runs once more in the order of our batches, and once in the
 Trainer's: both curves of losses must be the same to one in a thousand. In the last round each model is measured on the
 same samples: loops that took them in another order must end within 2 % of the loss at the beginning, there and in the
-mean over the last quarter of the steps. What is not so stands in the table.
+mean over the last quarter of the steps. Exceptions are in the table.
 """
 
 import argparse
@@ -95,14 +95,14 @@ def main() -> None:
             write_case(folder, shape, vocabulary=given.vocabulary, threads=threads, micro_batch=micro)
             measured = measure(folder, shape, given.loops, given.rounds or shape.rounds, threads, start)
             rows += compared(shape, measured, checked(folder, given.loops, threads, start))
-    told = {"machine": machine(), "vocabulary": given.vocabulary}
+    report = {"machine": machine(), "vocabulary": given.vocabulary}
     if given.json:
-        print(json.dumps(told | {"rows": [row.__dict__ for row in rows]}))
+        print(json.dumps(report | {"rows": [row.__dict__ for row in rows]}))
     else:
         print_table(rows)
         print(", ".join(f"{key} {value}" for key, value in machine().items()))
     if given.write:
-        write_results(given.write, section(rows, told))
+        write_results(given.write, section(rows, report))
 
 
 def arguments() -> argparse.Namespace:
@@ -138,7 +138,7 @@ def names_of(known: Any) -> Callable[[str], list[str]]:
 
 
 def whole_quarters(steps: int) -> int:
-    """Losses are told every few steps, and the last quarter of them is compared."""
+    """Losses are reported every few steps, and the last quarter of them is compared."""
     unit = 4 * train_loops.LOG_EVERY
     return max(unit, steps // unit * unit)
 
@@ -196,7 +196,7 @@ class Peers:
 def measure(
     folder: Path, shape: Shape, loops: list[str], rounds: int, threads: int, start: Start
 ) -> dict[str, list[dict[str, Any]]]:
-    """What every loop told in every round."""
+    """What every loop reported in every round."""
     found: dict[str, list[dict[str, Any]]] = {loop: [] for loop in loops}
     for number in range(rounds):
         turn = number % len(loops)
@@ -216,9 +216,9 @@ def step_s(shape: Shape, ends_s: list[float]) -> float:
     return statistics.median(taken) if shape.is_uniform else statistics.mean(taken)
 
 
-def token_s(shape: Shape, told: dict[str, Any]) -> float:
-    """Seconds a token that is no filling, over the same steps."""
-    return step_s(shape, told["wall_s"]) / statistics.mean(told["tokens"][shape.settling_steps :])
+def token_s(shape: Shape, report: dict[str, Any]) -> float:
+    """Seconds per token without padding, over the same steps."""
+    return step_s(shape, report["wall_s"]) / statistics.mean(report["tokens"][shape.settling_steps :])
 
 
 def checked(folder: Path, loops: list[str], threads: int, start: Start) -> dict[str, str]:
@@ -227,7 +227,7 @@ def checked(folder: Path, loops: list[str], threads: int, start: Start) -> dict[
     if "bare" not in loops:
         return remarks
     trainers = [loop for loop in OF_PEERS if loop in loops]
-    leader = next((loop for loop in trainers if loop != "trl"), None)  # what order TRL takes it does not tell
+    leader = next((loop for loop in trainers if loop != "trl"), None)  # TRL does not report its order
     groups = {"ours": ["ours"] if "ours" in loops else [], leader or "": trainers if leader else []}
     for of, members in groups.items():
         if not members:
@@ -255,21 +255,21 @@ def compared(shape: Shape, measured: dict[str, list[dict[str, Any]]], remarks: d
     for loop, rounds in measured.items():
         ratios = None if ours is None else [paired(shape, *pair) for pair in zip(rounds, ours, strict=True)]
         sample, token, cpu = (None,) * 3 if ratios is None else map(statistics.median, zip(*ratios, strict=True))
-        taken = statistics.median(step_s(shape, told["wall_s"]) for told in rounds)
+        taken = statistics.median(step_s(shape, report["wall_s"]) for report in rounds)
         losses = rounds[-1]["losses"]
         rows.append(
             Row(
                 case=shape.name,
                 loop=loop,
                 step_ms=round(1000 * taken, 2),
-                cpu_ms=round(1000 * statistics.median(step_s(shape, told["cpu_s"]) for told in rounds), 2),
+                cpu_ms=round(1000 * statistics.median(step_s(shape, report["cpu_s"]) for report in rounds), 2),
                 samples_per_s=round(shape.batch_size / taken, 1),
-                tokens_per_s=round(1 / statistics.median(token_s(shape, told) for told in rounds)),
+                tokens_per_s=round(1 / statistics.median(token_s(shape, report) for report in rounds)),
                 ratio=sample and round(sample, 3),
                 token_ratio=token and round(token, 3),
                 cpu_ratio=cpu and round(cpu, 3),
-                start_s=round(statistics.median(told["wall_s"][1] - told["wall_s"][0] for told in rounds), 2),
-                run_s=round(statistics.median(told["wall_s"][-1] - told["wall_s"][0] for told in rounds), 2),
+                start_s=round(statistics.median(report["wall_s"][1] - report["wall_s"][0] for report in rounds), 2),
+                run_s=round(statistics.median(report["wall_s"][-1] - report["wall_s"][0] for report in rounds), 2),
                 first_loss=round(losses[0], 4),
                 last_loss=round(last_quarter(losses), 4),
                 end_loss=round(rounds[-1]["endLoss"], 4),
@@ -378,17 +378,17 @@ def print_table(rows: list[Row]) -> None:
     console.print(table)
 
 
-def section(rows: list[Row], told: dict[str, Any]) -> str:
+def section(rows: list[Row], report: dict[str, Any]) -> str:
     """The results as a section of a Markdown page."""
     lines = ["| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|"]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    on = ", ".join(f"{name} {value}" for name, value in told["machine"].items())
+    on = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
     return "\n".join(
         [
             "## Steps of training",
             "",
             f"`make bench-train`, {datetime.now(UTC):%Y-%m-%d}, medians of the rounds, medium model of "
-            f"{told['vocabulary']:,} words. {on}.",
+            f"{report['vocabulary']:,} words. {on}.",
             "",
             "*x* is the loop's time over ours: above 1, ours is faster. *start* is from the call to the end of the "
             "first step, reading data and model included, *run* to that of the last. *loss* is that of the first steps "

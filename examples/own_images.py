@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+import runyard.predict
 import vi
-from runyard.trainer.export.predict import Predictor
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "images")
 image_path = Path(sys.argv[2]) if len(sys.argv) > 2 else min(folder.rglob("*.png"))
@@ -31,11 +31,10 @@ with vi.Client() as client:
     model = client.get_model(run.run_id, ckpt="best", save_path="models")
 
 image = Image.open(image_path).convert("RGB")
-answer = Predictor(model.model_path).ask(image, "What is here?")
+prediction = runyard.predict.load(model.model_path).predict(image, "What is here?")
 draw = ImageDraw.Draw(image)
-for grounding in answer.groundings:
-    for x1, y1, x2, y2 in grounding.boxes:  # in a frame of 1024 by 1024
-        box = (x1 * image.width / 1024, y1 * image.height / 1024, x2 * image.width / 1024, y2 * image.height / 1024)
-        draw.rectangle(box, outline="red")
+for box in prediction.boxes:
+    draw.boxes:  # in a frame of 1024 by 1024
+        box = ((box.left, box.top, box.right, box.bottom), outline="red")
 image.save("answer.png")
-print(f"The model says: {answer.text}; its boxes are drawn in answer.png")
+print(f"The model says: {prediction.answer}; its boxes are drawn in answer.png")

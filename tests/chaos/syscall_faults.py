@@ -286,13 +286,13 @@ class SaveOperation(Operation):
         return self._all_made.get(attempt) or self._make(attempt)
 
     def _make(self, attempt: Path) -> Any:
-        from runyard.trainer.data.cache import Told
+        from runyard.trainer.data.cache import Hooks
         from runyard.trainer.main import _machine, _read_run
         from runyard.trainer.prepare import Job, prepare
 
         run, recipe = _read_run(rundir.read_json(rundir.AttemptDir(attempt).run) or {})
         job = Job(folder=attempt, run=run, recipe=recipe, models={}, resume=None)
-        return prepare(job, _machine(1), told=Told())
+        return prepare(job, _machine(1), told=Hooks())
 
     def _save(
         self,

@@ -98,7 +98,7 @@ def test_what_no_trainer_would_open_is_not_added(runyard: Any, source: Path, tmp
     assert runyard("models", "add", str(tmp_path / "nothing"), "--name", "x", *data).exit_code == 4
     (source / "modeling.py").write_text("")
     answer = runyard("models", "add", str(source), "--name", "x", *data)
-    assert answer.exit_code == 1 and "modeling.py may not be in a model folder" in answer.stderr
+    assert answer.exit_code == 1 and "modeling.py is not allowed in a model folder" in answer.stderr
     assert not list((tmp_path / "data").rglob("*"))
 
 

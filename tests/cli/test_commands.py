@@ -230,7 +230,7 @@ def test_an_export_is_proven_and_one_that_answers_otherwise_fails(runyard, data_
     arguments = ("models", "export", str(downloaded), "--out", "other", "--json")
     refused = runyard(*arguments)
     assert refused.exit_code == 1
-    assert "2 of 2 answers of the exported files are not the stored ones" in refused.stderr
+    assert "2 of 2 answers of the exported files differ from the stored ones" in refused.stderr
     assert not Path("other").exists()
     told = document(runyard(*arguments, "--tolerate", "1"))
     assert (told["path"], told["replayed"], told["different"], told["tolerated"]) == ("other", 2, 2, 1)

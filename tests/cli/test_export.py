@@ -61,7 +61,7 @@ def test_images_are_found_locally_else_downloaded_else_requested(
     result = runyard(*arguments, str(alone), "--out", "one")
     assert result.exit_code == 1
     assert "The held-out images cannot be downloaded: no instance has been started" in result.stderr
-    assert "name a folder that holds them with --pictures, or export unproven with --no-replay" in result.stderr
+    assert "try: --pictures FOLDER with these images, or export without verification (--no-replay)" in result.stderr
     assert not Path("one").exists()
     shutil.copytree(version, alone / "datasets" / "org" / VERSION)
     result = runyard(*arguments, str(alone), "--out", "one")

@@ -6,7 +6,7 @@ from PIL import Image
 
 from runyard.datasets import samples
 from runyard.datasets.records import PhraseGrounding, Vqa
-from runyard.trainer.data.datasets import digits, digits_grounding
+from runyard.trainer.data.datasets import make_digits, make_digits_grounding
 
 
 def pixels(path: Path) -> bytes:
@@ -19,7 +19,7 @@ def test_digits_are_those_that_the_trainer_makes(shelf: Any) -> None:
     samples.write("digits", shelf.folder, count=40)
     result = shelf.check()
     assert (result.outcome.format, result.outcome.type, result.outcome.counts["errors"]) == ("ViJsonl", "vqa", 0)
-    made = digits(seed=0, validation_fraction=0.0).train[:40]
+    made = make_digits(seed=0, validation_fraction=0.0).train[:40]
     for record, sample in zip(result.records, made, strict=True):
         assert isinstance(record.contents, Vqa)
         [one] = record.contents.interactions
@@ -32,7 +32,7 @@ def test_canvases_are_those_that_the_trainer_makes(shelf: Any) -> None:
     samples.write("digits-grounding", shelf.folder, count=40)
     result = shelf.check()
     assert (result.outcome.type, result.outcome.counts["errors"]) == ("phrase-grounding", 0)
-    made = digits_grounding(seed=1, validation_fraction=0.0).train[:40]
+    made = make_digits_grounding(seed=1, validation_fraction=0.0).train[:40]
     for record, sample in zip(result.records, made, strict=True):
         assert isinstance(record.contents, PhraseGrounding)
         assert record.contents.caption == sample.truth.text

@@ -138,7 +138,7 @@ def events_of() -> Callable[[Path, str], list[dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def png() -> Callable[..., bytes]:
-    """A small picture of its own for each number."""
+    """Return a small image, another one for each number."""
     return make_png
 
 
@@ -155,25 +155,25 @@ def make_png(number: int, size: tuple[int, int] = (24, 16)) -> bytes:
 
 @pytest.fixture
 def make_version(tmp_path: Path) -> Callable[[dict[str, tuple[bytes, list[Any]]]], Path]:
-    """Writes a version's folder as a supervisor leaves it, from pictures with their records by filename."""
+    """Writes a version's folder as a supervisor leaves it, from images with their records by filename."""
     return partial(write_version, tmp_path / "datasets" / "org")
 
 
-def write_version(home: Path, pictures: dict[str, tuple[bytes, list[Any]]]) -> Path:
+def write_version(home: Path, images: dict[str, tuple[bytes, list[Any]]]) -> Path:
     from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, encode_contents_line
     from runyard.rundir import COMPLETE
 
     folder = home / f"{len(list(home.glob('*'))):016x}"
     (folder / PACKS).mkdir(parents=True)
-    pack = b"".join(data for data, _ in pictures.values())
+    pack = b"".join(data for data, _ in images.values())
     name, offset, lines = hashlib.sha256(pack).hexdigest(), 0, set()
     with open(folder / MANIFEST, "wb") as file:
         writer, places = ManifestWriter(file), {}
-        for filename, (data, _) in pictures.items():
+        for filename, (data, _) in images.items():
             places[filename] = (hashlib.sha256(data).hexdigest(), offset, len(data))
             offset += len(data)
         seen = set()
-        for filename, (data, records) in sorted(pictures.items()):
+        for filename, (data, records) in sorted(images.items()):
             sha256, at, size = places[filename]
             writer.add(
                 Item(

@@ -1,6 +1,6 @@
 """Answers of checkpoints in a process that knows transformers and peft alone; ``test_export.py`` runs this.
 
-The argument is a JSON file with a list of ``{"checkpoint", "quantization", "exports", "pictures", "questions"}``. The
+The argument is a JSON file with a list of ``{"checkpoint", "quantization", "exports", "images", "questions"}``. The
 last line of the output is what is said to each question by the checkpoint, with its adapter if it has one, by its
 ``model_full`` alone, and by each of the exports: a whole model, or an adapter that is put on the checkpoint's base.
 """
@@ -25,14 +25,14 @@ from transformers import (
 warnings.filterwarnings("error", message=".*newly initialized.*")
 
 
-def ask(model: Any, full: Path, picture: str, question: str) -> str:
+def ask(model: Any, full: Path, image: str, question: str) -> str:
     flow = json.loads((full / "run.json").read_text())["spec"]["flow"]
     system = next(b["settings"]["systemPrompt"] for b in flow["blocks"] if "system-prompt" in b["block"])
     messages = [
         {"role": "system", "content": [{"type": "text", "text": system}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
     ]
-    inputs, tokenizer = read(full, messages, Image.open(picture).convert("RGB"))
+    inputs, tokenizer = read(full, messages, Image.open(image).convert("RGB"))
     with torch.no_grad():
         made = model.generate(**inputs)
     return str(tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
@@ -67,8 +67,8 @@ def read(full: Path, messages: list[dict[str, Any]], image: Any) -> tuple[dict[s
     seen = images(images=[image], return_tensors="pt")
     count = int(seen["image_grid_thw"].prod()) // images.merge_size**2
     inputs = tokenizer(text.replace("<|image_pad|>", "<|image_pad|>" * count), return_tensors="pt")
-    is_picture = inputs["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    return {**inputs, **seen, "mm_token_type_ids": is_picture.int()}, tokenizer
+    is_image = inputs["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    return {**inputs, **seen, "mm_token_type_ids": is_image.int()}, tokenizer
 
 
 def main() -> None:
@@ -76,20 +76,20 @@ def main() -> None:
     found = []
     for case in json.loads(Path(sys.argv[1]).read_text()):
         full, adapter = Path(case["checkpoint"], "model_full"), Path(case["checkpoint"], "model_adapter")
-        asked = list(zip(case["pictures"], case["questions"], strict=True))
+        asked = list(zip(case["images"], case["questions"], strict=True))
         model = load(full, case["quantization"])
-        base = [ask(model, full, picture, question) for picture, question in asked]
+        base = [ask(model, full, image, question) for image, question in asked]
         answers = base
         if adapter.is_dir():
             model = PeftModel.from_pretrained(model, str(adapter)).eval()
-            answers = [ask(model, full, picture, question) for picture, question in asked]
+            answers = [ask(model, full, image, question) for image, question in asked]
         exported = {}
         for form, folder in case.get("exports", {}).items():
             whole = full if form == "adapter" else Path(folder)
             model = load(whole, case["quantization"] if form == "adapter" else None)
             if form == "adapter":
                 model = PeftModel.from_pretrained(model, folder).eval()
-            exported[form] = [ask(model, whole, picture, question) for picture, question in asked]
+            exported[form] = [ask(model, whole, image, question) for image, question in asked]
         found.append({"base": base, "answers": answers, "exported": exported})
     print(json.dumps({"found": found, "runyard": "runyard" in sys.modules}))
 

@@ -13,7 +13,7 @@ from runyard.trainer.answers import (
     scale_box,
     write_answer,
 )
-from runyard.trainer.evaluation.metrics import measure
+from runyard.trainer.evaluation.metrics import compute_metrics
 
 SEVEN = Grounding("seven", ((0, 0, 512, 512),))
 
@@ -80,13 +80,13 @@ def test_each_true_box_takes_its_best_and_boxes_too_many_count_as_misses() -> No
 
 def test_the_right_word_in_the_wrong_form_is_a_wrong_answer() -> None:
     given = [read_answer('{"vqa":{"answer":"7"}}'), read_answer("7")]
-    values = measure(VQA, given, [Answer("7"), Answer("7")]).values
+    values = compute_metrics(VQA, given, [Answer("7"), Answer("7")]).values
     assert (values["exactMatch"], values["wellFormed"]) == (0.5, 0.5)
 
 
 def test_grounding_is_scored_by_box() -> None:
     near = Answer("seven", (Grounding("seven", ((0, 0, 512, 256),)),))
     far = Answer("seven", (Grounding("seven", ((0, 0, 512, 200),)),))
-    found = measure(PHRASE_GROUNDING, [near, far], [Answer("seven", (SEVEN,))] * 2).values
+    found = compute_metrics(PHRASE_GROUNDING, [near, far], [Answer("seven", (SEVEN,))] * 2).values
     assert found["accuracyAt50"] == 0.5
     assert found["iou"] == pytest.approx((0.5 + 200 / 512) / 2)

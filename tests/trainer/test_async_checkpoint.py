@@ -19,7 +19,7 @@ from runyard.rundir import EventWriter, read_json
 from runyard.trainer.checkpoints.async_checkpoint import Copies, Saver
 from runyard.trainer.checkpoints.checkpoint import Contents
 from runyard.trainer.main import train_attempt
-from runyard.trainer.steps.memory import Room
+from runyard.trainer.steps.memory import AvailableMemory
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 HELD_S = 30.0  # at most, should a test go wrong
@@ -266,7 +266,9 @@ def test_buffers_are_copied_at_once_and_what_nobody_trains_not_at_all() -> None:
 
 def test_memory_that_a_step_will_take_again_is_not_free_for_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     free = 10**12
-    monkeypatch.setattr(saving_module, "host_room", lambda _: Room(taken=10**9, free=free, total=2 * free))
+    monkeypatch.setattr(
+        saving_module, "read_host_memory", lambda _: AvailableMemory(used=10**9, free=free, total=2 * free)
+    )
     assert saving_module.available_bytes(free) == 10**9
     copies = Copies()
     copies.peak_bytes = free + 10**9

@@ -1,4 +1,4 @@
-"""Varied pictures: the same numbers give the same picture, and boxes stay on what they mark."""
+"""Augmented images: the same numbers give the same image, and boxes stay on what they mark."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from runyard.flows.blocks import Augmentation
 from runyard.trainer.answers import Answer, Grounding
-from runyard.trainer.data.augment import varied_by, vary
+from runyard.trainer.data.augment import augment_sample, make_augmenter
 from runyard.trainer.data.datasets import Sample
 
 
@@ -23,9 +23,9 @@ def sample_with_a_square() -> Sample:
     "strengths",
     [Augmentation(shift=0.2), Augmentation(zoom=0.3), Augmentation(mirror=1.0), Augmentation(shift=0.1, zoom=0.2)],
 )
-def test_boxes_follow_the_picture(strengths: Augmentation) -> None:
+def test_boxes_follow_the_image(strengths: Augmentation) -> None:
     for seed in range(10):
-        varied = vary(sample_with_a_square(), strengths, np.random.default_rng(seed))
+        varied = augment_sample(sample_with_a_square(), strengths, np.random.default_rng(seed))
         bright = np.argwhere(np.asarray(varied.image.convert("L")) > 127)
         (top, left), (bottom, right) = bright.min(0), bright.max(0) + 1
         seen = [int(value) * 16 for value in (left, top, right, bottom)]
@@ -35,14 +35,14 @@ def test_boxes_follow_the_picture(strengths: Augmentation) -> None:
 
 def test_a_varied_sample_is_of_the_same_task() -> None:
     sample = replace(sample_with_a_square(), task="phrase-grounding")
-    assert vary(sample, Augmentation(shift=0.2), np.random.default_rng(0)).task == "phrase-grounding"
+    assert augment_sample(sample, Augmentation(shift=0.2), np.random.default_rng(0)).task == "phrase-grounding"
 
 
-def test_a_picture_is_not_moved_where_a_box_would_be_lost() -> None:
+def test_an_image_is_not_transformed_where_a_box_would_be_lost() -> None:
     sample = sample_with_a_square()
     moved = 0
     for seed in range(40):
-        varied = vary(sample, Augmentation(shift=1.0), np.random.default_rng(seed))
+        varied = augment_sample(sample, Augmentation(shift=1.0), np.random.default_rng(seed))
         is_moved = varied.image.tobytes() != sample.image.tobytes()
         moved += is_moved
         assert is_moved == (varied.truth != sample.truth)
@@ -51,13 +51,13 @@ def test_a_picture_is_not_moved_where_a_box_would_be_lost() -> None:
 
 def test_light_and_noise_leave_boxes_alone() -> None:
     strengths = Augmentation(brightness=0.5, contrast=0.5, noise=0.1)
-    varied = vary(sample_with_a_square(), strengths, np.random.default_rng(1))
+    varied = augment_sample(sample_with_a_square(), strengths, np.random.default_rng(1))
     assert varied.truth == sample_with_a_square().truth
     assert varied.image.tobytes() != sample_with_a_square().image.tobytes()
 
 
 def test_a_variation_depends_on_seed_epoch_and_place_alone() -> None:
     sample = sample_with_a_square()
-    one, two = varied_by(Augmentation(shift=0.2), 7), varied_by(Augmentation(shift=0.2), 7)
+    one, two = make_augmenter(Augmentation(shift=0.2), 7), make_augmenter(Augmentation(shift=0.2), 7)
     assert one(sample, 3, 5).image.tobytes() == two(sample, 3, 5).image.tobytes()
     assert one(sample, 3, 5).image.tobytes() != one(sample, 4, 5).image.tobytes()

@@ -1,4 +1,4 @@
-"""Encoded samples on disk: the same to the last bit, shared, bounded, whole or absent whatever is killed."""
+"""Encoded samples on disk: bit-identical, shared, limited in size, complete or absent after any kill."""
 
 import itertools
 import json
@@ -20,13 +20,13 @@ from runyard.datasets.records import Freeform, GroundedPhrase, Interaction, Phra
 from runyard.rundir import read_json
 from runyard.trainer.answers import METRICS
 from runyard.trainer.data import cache as cache_module
-from runyard.trainer.data.cache import Cached, Place, Told, encode_all, make_room, settings_key
+from runyard.trainer.data.cache import CacheDir, EncodedShards, Hooks, encode_all, evict_unused, hash_settings
 from runyard.trainer.data.datasets import Dataset
-from runyard.trainer.data.encode import EncodedSamples, Encoder, Layout
+from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.shards import Shard, ShardWriter
 from runyard.trainer.data.uploaded import Selection, load_uploaded
-from runyard.trainer.errors import InvalidData, StopAsked
-from runyard.trainer.families import parts_of
+from runyard.trainer.errors import InvalidData, StopRequested
+from runyard.trainer.families import get_family_parts
 from runyard.trainer.main import train_attempt
 from runyard.trainer.models.model import load_processor
 from runyard.trainer.models.tiny import SHAPES, make_processor
@@ -35,7 +35,7 @@ MakeVersion = Callable[..., Path]
 Png = Callable[..., bytes]
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 CONTEXT = multiprocessing.get_context("fork")
-PER_FILE = 4
+PER_SHARD = 4
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def processor() -> Any:
 
 @pytest.fixture
 def encoder(processor: Any) -> Encoder:
-    return Encoder(processor, parts_of("idefics3"), system_prompt="Look.", task="vqa")
+    return Encoder(processor, get_family_parts("idefics3"), system_prompt="Look.", task="vqa")
 
 
 def asked(*answers: str) -> list[Vqa]:
@@ -60,8 +60,8 @@ def asked(*answers: str) -> list[Vqa]:
     return [Vqa(interactions=questions)]
 
 
-def pictures(png: Png, numbers: range, *, of: int = 1) -> dict[str, tuple[bytes, list[Vqa]]]:
-    """Pictures of three sizes, most of them not square."""
+def images(png: Png, numbers: range, *, of: int = 1) -> dict[str, tuple[bytes, list[Vqa]]]:
+    """Images of three sizes, most of them not square."""
     sizes = [(24, 16), (16, 30), (40, 40)]
     return {f"{n:03}.png": (png(n, sizes[n % 3]), asked(*[str(n % 5)] * of)) for n in numbers}
 
@@ -83,72 +83,78 @@ def selections(data: Dataset) -> list[Selection]:
     return [data.train, data.validation]
 
 
-def shared_place(root: Path, *, limit_bytes: int = 1 << 30) -> Place:
+def shared_dir(root: Path, *, limit_bytes: int = 1 << 30) -> CacheDir:
     cache = root / "cache"
-    return Place(own=root / "own", root=cache, shared=cache / "org" / "shelves", limit_bytes=limit_bytes, spare_bytes=0)
+    return CacheDir(
+        attempt_folder=root / "own",
+        root=cache,
+        shared=cache / "org" / "shelves",
+        limit_bytes=limit_bytes,
+        spare_bytes=0,
+    )
 
 
-def encoded(folder: Path, encoder: Encoder, place: Place, told: Told | None = None) -> Cached:
-    return encode_all(selections(load(folder)), encoder, place, told or Told(), per_file=PER_FILE)
+def encoded(folder: Path, encoder: Encoder, cache_dir: CacheDir, hooks: Hooks | None = None) -> EncodedShards:
+    return encode_all(selections(load(folder)), encoder, cache_dir, hooks or Hooks(), per_shard=PER_SHARD)
 
 
 def files(root: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in (root / "cache").rglob("*") if path.is_file()}
 
 
-def assert_same(data: Dataset, cached: Cached, encoder: Encoder) -> None:
-    """What is gathered from files equals what is gathered from memory, in every batch and every prompt."""
+def assert_same(data: Dataset, cached: EncodedShards, encoder: Encoder) -> None:
+    """Samples from shards equal samples from memory, in every batch and every prompt."""
     layout = Layout(pad_id=0, answer_token_type=1)
     for part in selections(data):
-        ours, theirs = cached.part(part, layout), EncodedSamples([encoder.encode(s) for s in part], layout)
+        ours, theirs = cached.select(part, layout), InMemoryEncodings([encoder.encode(s) for s in part], layout)
         assert ours.lengths.tolist() == theirs.lengths.tolist()
         assert ours.longest_answer == theirs.longest_answer
-        groups = ours.groups_by_prompt_length(len(part), 3)
-        assert groups == theirs.groups_by_prompt_length(len(part), 3)
+        groups = ours.group_by_prompt_length(len(part), 3)
+        assert groups == theirs.group_by_prompt_length(len(part), 3)
         for group in [*groups, list(range(len(part)))[::-1]]:
-            one, two = ours.batch(group), theirs.batch(group)
+            one, two = ours.make_batch(group), theirs.make_batch(group)
             assert one.inputs.keys() == two.inputs.keys()
             assert all(torch.equal(one.inputs[name], two.inputs[name]) for name in one.inputs)
-            assert torch.equal(one.places, two.places)
-            assert torch.equal(one.wanted, two.wanted)
+            assert torch.equal(one.label_positions, two.label_positions)
+            assert torch.equal(one.labels, two.labels)
         for group in groups:
-            one, two = ours.prompts(group), theirs.prompts(group)
+            one, two = ours.make_prompts(group), theirs.make_prompts(group)
             assert all(torch.equal(one[name], two[name]) for name in (*one, *two))
 
 
 @pytest.mark.parametrize("model_type", ["tiny", "llava", "qwen3_vl", "paligemma"])
-def test_files_give_back_what_the_processor_made(
+def test_shards_restore_the_processors_output(
     model_type: str, miniature: Any, processor: Any, make_version: MakeVersion, png: Png, tmp_path: Path
 ) -> None:
     if model_type != "tiny":
         processor = load_processor(miniature(model_type))
     family = "idefics3" if model_type == "tiny" else model_type
-    encoder = Encoder(processor, parts_of(family), system_prompt="Look.", task="vqa")
-    folder = make_version(pictures(png, range(9), of=2))
-    for place in (shared_place(tmp_path), Place(own=tmp_path / "own")):
-        cached = encoded(folder, encoder, place)
+    encoder = Encoder(processor, get_family_parts(family), system_prompt="Look.", task="vqa")
+    folder = make_version(images(png, range(9), of=2))
+    for cache_dir in (shared_dir(tmp_path), CacheDir(attempt_folder=tmp_path / "own")):
+        cached = encoded(folder, encoder, cache_dir)
         assert_same(load(folder), cached, encoder)
-        again = encoded(folder, encoder, place)
+        again = encoded(folder, encoder, cache_dir)
         assert (cached.built > 0, again.built) == (True, 0)
         cached.close()
         again.close()
 
 
-def test_questions_about_one_picture_share_its_pixels(
+def test_questions_about_one_image_share_its_pixels(
     make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
 ) -> None:
     sizes = []
     for of in (1, 8):
-        cached = encoded(make_version(pictures(png, range(6), of=of)), encoder, shared_place(tmp_path / str(of)))
+        cached = encoded(make_version(images(png, range(6), of=of)), encoder, shared_dir(tmp_path / str(of)))
         sizes.append(sum(shard.size_bytes for shard in cached.shards))
         cached.close()
     assert sizes[1] < 2 * sizes[0]
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
-def test_any_array_comes_back_with_its_kind_and_bits(kind: type, tmp_path: Path) -> None:
-    """Also more different floats than a table takes, negative zero, and what is no number."""
-    from runyard.trainer.data.encode import Encoded
+def test_any_array_is_restored_with_its_dtype_and_bits(kind: type, tmp_path: Path) -> None:
+    """Also more distinct floats than the table takes, negative zero, and NaN."""
+    from runyard.trainer.data.encode import EncodedSample
 
     random = np.random.default_rng(0)
     pixels = [random.integers(0, n, 70_000).astype(kind) for n in (5, 300, 1 << 30)]
@@ -157,26 +163,24 @@ def test_any_array_comes_back_with_its_kind_and_bits(kind: type, tmp_path: Path)
     with open(tmp_path / "file", "w+b") as file:
         writer = ShardWriter(file, with_images=True)
         for array in pixels:
-            writer.add(Encoded(np.arange(3), np.arange(2), {}, {"pixel_values": array.reshape(2, -1)}))
+            writer.add(EncodedSample(np.arange(3), np.arange(2), {}, {"pixel_values": array.reshape(2, -1)}))
         assert writer.finish() == (tmp_path / "file").stat().st_size
     shard = Shard(os.open(tmp_path / "file", os.O_RDWR))
     for number, array in enumerate(pixels):
-        images = shard.images(number)
-        assert images is not None
-        assert images["pixel_values"].dtype == kind
-        assert images["pixel_values"].tobytes() == array.tobytes()
+        found = shard.read_images(number)
+        assert found is not None
+        assert found["pixel_values"].dtype == kind
+        assert found["pixel_values"].tobytes() == array.tobytes()
     assert shard.prompt_lengths.tolist() == [3, 3, 3]
     shard.close()
 
 
-def test_added_pictures_make_few_files_anew(
-    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
-) -> None:
-    place = shared_place(tmp_path)
-    first = encoded(make_version(pictures(png, range(100))), encoder, place)
-    whole = pictures(png, range(100))
+def test_added_images_rewrite_few_shards(make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path) -> None:
+    cache_dir = shared_dir(tmp_path)
+    first = encoded(make_version(images(png, range(100))), encoder, cache_dir)
+    whole = images(png, range(100))
     whole["050b.png"], whole["077b.png"] = (png(500), asked("x")), (png(501), asked("y"))
-    second = encoded(make_version(whole), encoder, place)
+    second = encoded(make_version(whole), encoder, cache_dir)
     assert first.built > 10
     assert 1 <= second.built <= 4
     assert second.built < len(second.shards) - 5
@@ -185,19 +189,19 @@ def test_added_pictures_make_few_files_anew(
 
 
 @pytest.mark.parametrize("changed", ["prompt", "processor", "answer"])
-def test_whatever_decides_what_is_written_decides_the_name(
+def test_whatever_determines_the_content_determines_the_name(
     changed: str, make_version: MakeVersion, png: Png, processor: Any, encoder: Encoder, tmp_path: Path
 ) -> None:
-    place, data = shared_place(tmp_path), pictures(png, range(5))
-    encoded(make_version(data), encoder, place).close()
+    cache_dir, data = shared_dir(tmp_path), images(png, range(5))
+    encoded(make_version(data), encoder, cache_dir).close()
     if changed == "prompt":
-        encoder = Encoder(processor, parts_of("idefics3"), system_prompt="Look!", task="vqa")
+        encoder = Encoder(processor, get_family_parts("idefics3"), system_prompt="Look!", task="vqa")
     elif changed == "processor":
         other = make_processor(SHAPES["vqa"], ["Look."], pixel_mean=0.5, pixel_std=0.4)
-        encoder = Encoder(other, parts_of("idefics3"), system_prompt="Look.", task="vqa")
+        encoder = Encoder(other, get_family_parts("idefics3"), system_prompt="Look.", task="vqa")
     else:
-        data = {name: (picture, asked("other")) for name, (picture, _) in data.items()}
-    again = encoded(make_version(data), encoder, place)
+        data = {name: (image, asked("other")) for name, (image, _) in data.items()}
+    again = encoded(make_version(data), encoder, cache_dir)
     assert again.built == len(again.shards)
     again.close()
 
@@ -206,21 +210,21 @@ def test_whatever_decides_what_is_written_decides_the_name(
 def test_a_processor_that_was_saved_and_loaded_again_has_the_same_name(
     model_type: str, processor: Any, miniature: Any, tmp_path: Path
 ) -> None:
-    """So a resumed run finds what the attempt before has written."""
+    """So a resumed run finds the shards of the previous attempt."""
     keys = set()
     if model_type != "tiny":
         processor = load_processor(miniature(model_type))
     family = "idefics3" if model_type == "tiny" else model_type
     for round_trip in range(3):
-        encoder = Encoder(processor, parts_of(family), system_prompt="Look.", task="vqa")
-        keys.add(settings_key(encoder))
+        encoder = Encoder(processor, get_family_parts(family), system_prompt="Look.", task="vqa")
+        keys.add(hash_settings(encoder))
         processor.save_pretrained(tmp_path / str(round_trip))
         processor = load_processor(tmp_path / str(round_trip))
     assert len(keys) == 1
 
 
 def build(folder: Path, root: Path, processor: Any, pause_s: float, results: Any) -> None:
-    encoder = Encoder(processor, parts_of("idefics3"), system_prompt="Look.", task="vqa")
+    encoder = Encoder(processor, get_family_parts("idefics3"), system_prompt="Look.", task="vqa")
     encode, times = encoder.encode, []
 
     def slowly(sample: Any) -> Any:
@@ -229,14 +233,14 @@ def build(folder: Path, root: Path, processor: Any, pause_s: float, results: Any
         return encode(sample)
 
     encoder.encode = slowly  # type: ignore[method-assign]
-    cached = encoded(folder, encoder, shared_place(root))
+    cached = encoded(folder, encoder, shared_dir(root))
     results.put((len(times), cached.built, len(cached.shards)))
 
 
-def test_a_builder_killed_at_any_place_leaves_whole_files_and_its_half_is_begun_anew(
+def test_a_killed_builder_leaves_complete_shards_and_its_partial_one_is_started_anew(
     make_version: MakeVersion, png: Png, encoder: Encoder, processor: Any, tmp_path: Path
 ) -> None:
-    folder, results = make_version(pictures(png, range(24))), CONTEXT.Queue()
+    folder, results = make_version(images(png, range(24))), CONTEXT.Queue()
     survived = 0
     for _ in range(3):
         victim = CONTEXT.Process(target=build, args=(folder, tmp_path, processor, 0.02, results))
@@ -251,7 +255,7 @@ def test_a_builder_killed_at_any_place_leaves_whole_files_and_its_half_is_begun_
         victim.join()
         survived = len(whole)
     before = {name for name in files(tmp_path) if name[0] != "."}
-    cached = encoded(folder, encoder, shared_place(tmp_path))
+    cached = encoded(folder, encoder, shared_dir(tmp_path))
     assert cached.built == len(cached.shards) - len(before)
     assert_same(load(folder), cached, encoder)
     assert all(name[0] != "." for name in files(tmp_path))
@@ -261,7 +265,7 @@ def test_a_builder_killed_at_any_place_leaves_whole_files_and_its_half_is_begun_
 def test_two_builders_at_once_share_the_work(
     make_version: MakeVersion, png: Png, encoder: Encoder, processor: Any, tmp_path: Path
 ) -> None:
-    folder, results = make_version(pictures(png, range(24))), CONTEXT.Queue()
+    folder, results = make_version(images(png, range(24))), CONTEXT.Queue()
     running = [CONTEXT.Process(target=build, args=(folder, tmp_path, processor, 0.01, results)) for _ in range(2)]
     for process in running:
         process.start()
@@ -271,125 +275,127 @@ def test_two_builders_at_once_share_the_work(
     assert sum(times for times, _, _ in told) == 24  # nothing was encoded twice
     assert sum(built for _, built, _ in told) == told[0][2]
     assert min(built for _, built, _ in told) > 0
-    cached = encoded(folder, encoder, shared_place(tmp_path))
+    cached = encoded(folder, encoder, shared_dir(tmp_path))
     assert cached.built == 0
     assert_same(load(folder), cached, encoder)
     cached.close()
 
 
-def test_the_bound_holds_and_what_is_in_use_stays(
+def test_the_limit_holds_and_shards_in_use_stay(
     make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
 ) -> None:
-    first = make_version(pictures(png, range(20)))
-    cached = encoded(first, encoder, shared_place(tmp_path))
+    first = make_version(images(png, range(20)))
+    cached = encoded(first, encoder, shared_dir(tmp_path))
     limit = sum(files(tmp_path).values()) * 3 // 2
     used = set(files(tmp_path))
-    place = shared_place(tmp_path, limit_bytes=limit)
-    second = encoded(make_version(pictures(png, range(100, 120))), encoder, place)
+    cache_dir = shared_dir(tmp_path, limit_bytes=limit)
+    second = encoded(make_version(images(png, range(100, 120))), encoder, cache_dir)
     assert sum(files(tmp_path).values()) <= limit
     assert used <= set(files(tmp_path))  # in use by the first
     assert any(path.is_file() for path in (tmp_path / "own").rglob("*"))  # the rest keeps no pixels
     assert_same(load(first.with_name(f"{1:016x}")), second, encoder)
     cached.close()
     second.close()
-    third = encoded(make_version(pictures(png, range(200, 220))), encoder, place)
+    third = encoded(make_version(images(png, range(200, 220))), encoder, cache_dir)
     assert sum(files(tmp_path).values()) <= limit
     assert not used & set(files(tmp_path))  # used longest ago
     third.close()
 
 
-def test_a_full_disk_keeps_no_pixels_and_changes_nothing(
+def test_a_full_disk_stores_no_pixels_and_changes_no_sample(
     make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "free_bytes", lambda _: -1)
-    folder = make_version(pictures(png, range(6)))
-    cached = encoded(folder, encoder, shared_place(tmp_path))
+    folder = make_version(images(png, range(6)))
+    cached = encoded(folder, encoder, shared_dir(tmp_path))
     assert files(tmp_path) == {}
     assert_same(load(folder), cached, encoder)
     cached.close()
 
 
-def test_a_damaged_file_is_made_anew(make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path) -> None:
-    folder, place = make_version(pictures(png, range(12))), shared_place(tmp_path)
-    encoded(folder, encoder, place).close()
+def test_a_damaged_shard_is_written_again(
+    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
+) -> None:
+    folder, cache_dir = make_version(images(png, range(12))), shared_dir(tmp_path)
+    encoded(folder, encoder, cache_dir).close()
     torn = sorted((tmp_path / "cache").rglob("*"))[-1]
     torn.write_bytes(torn.read_bytes()[:-9])
-    cached = encoded(folder, encoder, place)
+    cached = encoded(folder, encoder, cache_dir)
     assert cached.built == 1
     assert_same(load(folder), cached, encoder)
     cached.close()
 
 
-def test_what_nobody_uses_goes_first_used_first_gone(tmp_path: Path) -> None:
+def test_unused_shards_are_evicted_least_recently_used_first(tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / f"{number}").write_bytes(bytes(100))
         os.utime(tmp_path / f"{number}", (number, number))
-    assert make_room(tmp_path, 50, 250)
+    assert evict_unused(tmp_path, 50, 250)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
-    assert not make_room(tmp_path, 300, 250)
+    assert not evict_unused(tmp_path, 300, 250)
 
 
-def test_building_says_how_far_it_is_and_looks_for_a_stop(
+def test_building_reports_progress_and_checks_for_cancellation(
     make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
 ) -> None:
-    folder, now = make_version(pictures(png, range(40))), [0.0]
+    folder, now = make_version(images(png, range(40))), [0.0]
     said: list[tuple[float, str]] = []
 
     def clock() -> float:
         now[0] += 0.06
         return now[0]
 
-    told = Told(progress=lambda message: said.append((now[0], message)), clock=clock)
-    encoded(folder, encoder, shared_place(tmp_path), told).close()
+    hooks = Hooks(on_progress=lambda message: said.append((now[0], message)), clock=clock)
+    encoded(folder, encoder, shared_dir(tmp_path), hooks).close()
     assert all(later - earlier >= 1 for (earlier, _), (later, _) in itertools.pairwise(said))
     assert len(said) >= 3
     assert " of 40 samples, " in said[-1][1]
     assert said[-1][1].endswith(" left")
-    looks: list[int] = []
+    checks: list[int] = []
 
     def stop() -> None:
-        looks.append(1)
-        if len(looks) == 5:
-            raise StopAsked
+        checks.append(1)
+        if len(checks) == 5:
+            raise StopRequested
 
     shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(StopAsked):
-        encoded(folder, encoder, shared_place(tmp_path), Told(look=stop, clock=clock))
+    with pytest.raises(StopRequested):
+        encoded(folder, encoder, shared_dir(tmp_path), Hooks(check_cancelled=stop, clock=clock))
     assert all(name[0] != "." for name in files(tmp_path))
 
 
-def test_broken_pictures_are_told_and_left_out(
+def test_broken_images_are_reported_and_left_out(
     make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
 ) -> None:
-    data = pictures(png, range(60))
+    data = images(png, range(60))
     whole = png(999, (64, 64))
     data["042.png"] = (whole[: len(whole) // 2], asked("x", "y"))
     folder, said = make_version(data), list[str]()
-    for _ in range(2):  # the second time from the files
+    for _ in range(2):  # the second time from the shards
         said.clear()
-        cached = encoded(folder, encoder, shared_place(tmp_path), Told(warn=said.append))
+        cached = encoded(folder, encoder, shared_dir(tmp_path), Hooks(on_warning=said.append))
         assert [cached.samples.filename(number) for number in cached.broken] == ["042.png", "042.png"]
         assert len(said) == 2
-        assert "picture '042.png' cannot be decoded and is left out: " in said[0]
-        assert said[1] == "1 of 60 pictures cannot be decoded and are left out"
+        assert "image '042.png' cannot be decoded and is left out: " in said[0]
+        assert said[1] == "1 of 60 images cannot be decoded and are left out"
         cached.close()
 
 
-def test_too_many_broken_pictures_end_the_run(
+def test_too_many_broken_images_end_the_run(
     make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
 ) -> None:
-    data = pictures(png, range(30))
+    data = images(png, range(30))
     for name in ("003.png", "004.png"):
         data[name] = (data[name][0][:-30], data[name][1])
-    with pytest.raises(InvalidData, match=r"2 of 30 pictures .* more than 5%: '003.png' \("):
-        encoded(make_version(data), encoder, shared_place(tmp_path))
+    with pytest.raises(InvalidData, match=r"2 of 30 images .* more than 5%: '003.png' \("):
+        encoded(make_version(data), encoder, shared_dir(tmp_path))
 
 
-def test_what_is_kept_nowhere_is_decoded_once_for_each_draw_and_small_data_once_in_all(
+def test_unstored_images_are_decoded_on_each_use_and_those_of_small_data_once(
     make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = load(make_version(pictures(png, range(6))))
-    cached = encode_all(selections(data), encoder, Place(own=tmp_path / "own"), Told())
+    data = load(make_version(images(png, range(6))))
+    cached = encode_all(selections(data), encoder, CacheDir(attempt_folder=tmp_path / "own"), Hooks())
     layout, decoded = Layout(pad_id=0), 0
     as_ever = encoder.encode
 
@@ -399,10 +405,10 @@ def test_what_is_kept_nowhere_is_decoded_once_for_each_draw_and_small_data_once_
         return as_ever(sample)
 
     monkeypatch.setattr(encoder, "encode", counted)
-    for room_bytes, times in ((0, 2), (1 << 20, 1)):
-        monkeypatch.setattr("runyard.trainer.data.cache.IN_MEMORY_BYTES", room_bytes)
-        part, decoded = cached.part(selections(data)[0], layout), 0
-        one, two = part.batch([0, 1]), part.batch([0, 1])
+    for memory_bytes, times in ((0, 2), (1 << 20, 1)):
+        monkeypatch.setattr("runyard.trainer.data.cache.IN_MEMORY_BYTES", memory_bytes)
+        part, decoded = cached.select(selections(data)[0], layout), 0
+        one, two = part.make_batch([0, 1]), part.make_batch([0, 1])
         assert decoded == 2 * times
         assert all(torch.equal(one.inputs[name], two.inputs[name]) for name in one.inputs)
 
@@ -442,7 +448,7 @@ def give(attempt: Path, version: Path) -> Path:
 def test_a_run_ends_the_same_with_cache_without_and_without_the_originals(
     make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png, events_of: EventsOf
 ) -> None:
-    version = make_version(pictures(png, range(40), of=2))
+    version = make_version(images(png, range(40), of=2))
     folders = []
     for run, cache_bytes in (("with", 1 << 30), ("without", 0), ("again", 1 << 30)):
         folder = give(make_attempt(RECIPE, run=run, cache_bytes=cache_bytes), version)
@@ -466,10 +472,10 @@ def test_a_run_ends_the_same_with_cache_without_and_without_the_originals(
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
-def test_a_resumed_run_ends_as_an_undisturbed_one(
+def test_a_resumed_run_ends_as_an_uninterrupted_one(
     cache_bytes: int, make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png, events_of: EventsOf
 ) -> None:
-    version = make_version(pictures(png, range(40)))
+    version = make_version(images(png, range(40)))
     whole = give(make_attempt(RECIPE, run="whole", cache_bytes=cache_bytes), version)
     assert train_attempt(whole) == 0
     cache = version.parents[2] / "cache"
@@ -504,10 +510,10 @@ def test_the_other_tasks_train_on_uploaded_data_too(
     assert losses[-1] < losses[0]
 
 
-def test_a_broken_picture_is_a_warning_of_the_run(
+def test_a_broken_image_is_a_warning_of_the_run(
     make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png, events_of: EventsOf
 ) -> None:
-    data = pictures(png, range(40))
+    data = images(png, range(40))
     data["007.png"] = (data["007.png"][0][:200], data["007.png"][1])
     folder = give(make_attempt(RECIPE, cache_bytes=1 << 30), make_version(data))
     assert train_attempt(folder) == 0
@@ -518,16 +524,16 @@ def test_a_broken_picture_is_a_warning_of_the_run(
 
 
 @pytest.mark.parametrize("what", ["problem", "damaged"])
-def test_data_that_could_not_be_had_ends_the_attempt(
+def test_missing_data_ends_the_attempt(
     what: str, make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png
 ) -> None:
-    folder = give(make_attempt(RECIPE), make_version(pictures(png, range(40))))
+    folder = give(make_attempt(RECIPE), make_version(images(png, range(40))))
     if what == "problem":
         (folder / "dataset.json").write_text(json.dumps({"folder": "x", "problem": "it is lost"}))
         assert train_attempt(folder) == 64
         result = read_json(folder / "result.json") or {}
         assert (result["reason"], result["message"]) == ("InvalidData", "it is lost")
-    else:  # the machine's fault: another try has the copy proven anew
+    else:  # a failure of the machine: the next attempt verifies the copy again
         home = Path(str((read_json(folder / "dataset.json") or {})["folder"]))
         shutil.rmtree(home / "packs")
         assert train_attempt(folder) == 1

@@ -10,12 +10,12 @@ from PIL import Image
 
 from runyard.datasets.samples import CANVAS_DIGIT, CANVAS_GRID, CANVAS_SIDE, Scan, load_scans
 from runyard.trainer.answers import iou
-from runyard.trainer.data.datasets import Dataset, Sample, _is_held_out, digits, load_dataset
+from runyard.trainer.data.datasets import Dataset, Sample, _is_held_out, load_dataset, make_digits
 from runyard.trainer.errors import InvalidData, InvalidFlow
 
 
 def test_no_scan_is_in_both_parts_and_the_share_is_about_as_asked() -> None:
-    data = digits(seed=7, validation_fraction=0.2)
+    data = make_digits(seed=7, validation_fraction=0.2)
     train = {sample.image.tobytes() for sample in data.train}
     held_out = {sample.image.tobytes() for sample in data.validation}
     assert not train & held_out
@@ -24,7 +24,7 @@ def test_no_scan_is_in_both_parts_and_the_share_is_about_as_asked() -> None:
 
 
 def test_all_held_out_questions_are_the_same_and_half_of_the_training_ones_are_worded_otherwise() -> None:
-    data = digits(seed=7, validation_fraction=0.2)
+    data = make_digits(seed=7, validation_fraction=0.2)
     assert {sample.question for sample in data.validation} == {"Which digit is this?"}
     usual = sum(sample.question == "Which digit is this?" for sample in data.train)
     assert abs(usual - len(data.train) / 2) <= 1
@@ -118,11 +118,11 @@ def test_however_few_samples_are_taken_the_first_is_of_the_datasets_own_task(
 
 
 def test_an_unknown_dataset_is_the_recipes_fault() -> None:
-    with pytest.raises(InvalidFlow, match="'shelves' is not known here"):
+    with pytest.raises(InvalidFlow, match="unknown dataset 'shelves'"):
         load_dataset("shelves", seed=0, validation_fraction=0.2)
 
 
 def test_nothing_left_to_train_on_is_the_datas_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runyard.trainer.data.datasets.is_held_out", lambda *_, **__: True)
-    with pytest.raises(InvalidData, match="nothing to train on"):
+    with pytest.raises(InvalidData, match="no training samples"):
         load_dataset("digits", seed=0, validation_fraction=0.9)

@@ -1,4 +1,4 @@
-"""The cache gives back what the processor made, to the last bit, and labels stand on answers alone."""
+"""Encodings restore the processor's output exactly, and labels are on answers alone."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,23 +8,23 @@ import pytest
 import torch
 
 from runyard.trainer.answers import Answer, Grounding
-from runyard.trainer.data.datasets import Sample, digits
+from runyard.trainer.data.datasets import Sample, make_digits
 from runyard.trainer.data.encode import (
-    EncodedSamples,
     Encoder,
+    InMemoryEncodings,
     Layout,
     PixelTable,
+    concatenate_padded,
     epoch_batches,
-    join,
 )
-from runyard.trainer.families import parts_of
+from runyard.trainer.families import get_family_parts
 from runyard.trainer.models.model import load_processor
 from runyard.trainer.models.tiny import SHAPES, make_processor
 
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    return list(digits(seed=7, validation_fraction=0.2).train[:12])
+    return list(make_digits(seed=7, validation_fraction=0.2).train[:12])
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,15 @@ def processor() -> Any:
 
 
 @pytest.fixture(scope="module")
-def data(samples: list[Sample], processor: Any) -> EncodedSamples:
-    encoder = Encoder(processor, parts_of("idefics3"), system_prompt="Look.", task="vqa")
-    return EncodedSamples([encoder.encode(sample) for sample in samples], Layout(pad_id=0))
+def data(samples: list[Sample], processor: Any) -> InMemoryEncodings:
+    encoder = Encoder(processor, get_family_parts("idefics3"), system_prompt="Look.", task="vqa")
+    return InMemoryEncodings([encoder.encode(sample) for sample in samples], Layout(pad_id=0))
 
 
-def test_pixels_and_prompts_are_the_processors_own(data: EncodedSamples, samples: list[Sample], processor: Any) -> None:
-    batch = data.batch([3, 4])
+def test_pixels_and_prompts_are_the_processors_own(
+    data: InMemoryEncodings, samples: list[Sample], processor: Any
+) -> None:
+    batch = data.make_batch([3, 4])
     for row, sample in enumerate(samples[3:5]):
         messages = [
             {"role": "system", "content": [{"type": "text", "text": "Look."}]},
@@ -52,40 +54,40 @@ def test_pixels_and_prompts_are_the_processors_own(data: EncodedSamples, samples
         assert batch.inputs["input_ids"][row, : len(prompt)].tolist() == prompt.tolist()
 
 
-def test_without_pictures_the_tokens_are_the_same(
+def test_without_images_the_tokens_are_the_same(
     samples: list[Sample], processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = Encoder(processor, parts_of("idefics3"), system_prompt="Look.", task="vqa")
+    encoder = Encoder(processor, get_family_parts("idefics3"), system_prompt="Look.", task="vqa")
     asked = [replace(sample, question="Which digit is this?") for sample in samples]
-    data = EncodedSamples([encoder.encode(sample) for sample in asked], Layout(pad_id=0))
+    data = InMemoryEncodings([encoder.encode(sample) for sample in asked], Layout(pad_id=0))
     shown = []
     preprocess = type(processor.image_processor).preprocess
     monkeypatch.setattr(
         type(processor.image_processor), "preprocess", lambda *a, **k: shown.append(1) or preprocess(*a, **k)
     )
-    bare = EncodedSamples([encoder.encode(sample, with_picture=False) for sample in asked], Layout(pad_id=0))
-    assert not shown  # what this text and size take has been seen
+    bare = InMemoryEncodings([encoder.encode(sample, with_image=False) for sample in asked], Layout(pad_id=0))
+    assert not shown  # the tokens of this text and size are known
     assert bare.size_bytes == 0
     assert bare.lengths.tolist() == data.lengths.tolist()
-    tokens = [part.batch(range(12)) for part in (bare, data)]
+    tokens = [part.make_batch(range(12)) for part in (bare, data)]
     assert torch.equal(tokens[0].inputs["input_ids"], tokens[1].inputs["input_ids"])
-    assert torch.equal(tokens[0].wanted, tokens[1].wanted)
+    assert torch.equal(tokens[0].labels, tokens[1].labels)
 
 
-def test_labels_stand_on_the_answer_and_its_end_alone(
-    data: EncodedSamples, samples: list[Sample], processor: Any
+def test_labels_are_on_the_answer_and_its_end_alone(
+    data: InMemoryEncodings, samples: list[Sample], processor: Any
 ) -> None:
-    batch = data.batch([0, 1, 2])
+    batch = data.make_batch([0, 1, 2])
     for row, sample in enumerate(samples[:3]):
-        is_of_row = batch.places // batch.inputs["input_ids"].shape[1] == row
-        said = processor.tokenizer.decode(batch.wanted[is_of_row])
+        is_of_row = batch.label_positions // batch.inputs["input_ids"].shape[1] == row
+        said = processor.tokenizer.decode(batch.labels[is_of_row])
         assert said == '{"vqa":{"answer":"' + sample.truth.text + '"}}<end_of_utterance>'
-    assert batch.inputs["input_ids"].flatten()[batch.places + 1].tolist() == batch.wanted.tolist()
-    assert batch.learnt_tokens == 12
+    assert batch.inputs["input_ids"].flatten()[batch.label_positions + 1].tolist() == batch.labels.tolist()
+    assert batch.label_count == 12
 
 
 def test_a_sample_that_names_its_task_is_answered_in_that_form(samples: list[Sample], processor: Any) -> None:
-    encoder = Encoder(processor, parts_of("idefics3"), system_prompt="Look.", task="phrase-grounding")
+    encoder = Encoder(processor, get_family_parts("idefics3"), system_prompt="Look.", task="phrase-grounding")
     found = replace(samples[0], truth=Answer("seven", (Grounding("seven", ((0, 171, 341, 512),)),)))
     said = [
         processor.tokenizer.decode(encoder.encode(sample).answer) for sample in (replace(samples[0], task="vqa"), found)
@@ -95,22 +97,22 @@ def test_a_sample_that_names_its_task_is_answered_in_that_form(samples: list[Sam
     assert said[1] == '{"phrase_grounding":{"sentence":"seven","groundings":' + box + "}}<end_of_utterance>"
 
 
-def test_without_answers_only_the_prompt_is_learnt_but_not_the_picture(samples: list[Sample], processor: Any) -> None:
-    encoder = Encoder(processor, parts_of("idefics3"), system_prompt="Look.", task="vqa")
+def test_without_answers_only_the_prompt_is_learned_but_not_the_image(samples: list[Sample], processor: Any) -> None:
+    encoder = Encoder(processor, get_family_parts("idefics3"), system_prompt="Look.", task="vqa")
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
     layout = Layout(pad_id=0, image_token_id=image, answers_only=False)
-    batch = EncodedSamples([encoder.encode(samples[0])], layout).batch([0])
+    batch = InMemoryEncodings([encoder.encode(samples[0])], layout).make_batch([0])
     ids = batch.inputs["input_ids"][0]
-    assert batch.wanted.tolist() == ids[1:][ids[1:] != image].tolist()
-    assert batch.places.tolist() == (ids[1:] != image).nonzero().flatten().tolist()
+    assert batch.labels.tolist() == ids[1:][ids[1:] != image].tolist()
+    assert batch.label_positions.tolist() == (ids[1:] != image).nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize("model_type", ["llava", "qwen3_vl", "paligemma"])
-def test_the_short_way_gives_what_the_whole_processor_gives(
+def test_the_image_processor_alone_gives_what_the_whole_processor_gives(
     model_type: str, miniature: Any, samples: list[Sample]
 ) -> None:
     processor = load_processor(miniature(model_type))
-    whole, short = (Encoder(processor, parts_of(model_type), system_prompt="", task="vqa") for _ in range(2))
+    whole, short = (Encoder(processor, get_family_parts(model_type), system_prompt="", task="vqa") for _ in range(2))
     short.encode(samples[0])
     one, two = whole.encode(samples[2]), short.encode(samples[2])
     assert one.prompt.tolist() == two.prompt.tolist()
@@ -124,12 +126,12 @@ def test_the_table_of_values_is_exact_for_few_and_for_many_values() -> None:
     many = [random.normal(size=(1, 3, size, 200)).astype(np.float32) for size in (200, 150)]
     for arrays in (few, many):
         table = PixelTable(arrays)
-        assert np.array_equal(table.get([1, 0]), join([arrays[1], arrays[0]]))
+        assert np.array_equal(table.get([1, 0]), concatenate_padded([arrays[1], arrays[0]]))
     assert PixelTable(few).size_bytes == sum(array.size for array in few)
 
 
-def test_arrays_of_different_size_are_filled_up_with_zeros() -> None:
-    joined = join([np.ones((1, 2, 2)), np.ones((2, 1, 3))])
+def test_arrays_of_different_size_are_padded_with_zeros() -> None:
+    joined = concatenate_padded([np.ones((1, 2, 2)), np.ones((2, 1, 3))])
     assert joined.shape == (3, 2, 3)
     assert joined.sum() == 4 + 6
 
@@ -143,15 +145,15 @@ def test_an_epoch_has_every_sample_once_and_depends_on_seed_and_epoch_alone() ->
     assert epoch_batches(lengths, batch_size=60, seed=1, epoch=0, shuffle=False)[1] == list(range(60, 100))
 
 
-def test_batches_hold_samples_of_like_length() -> None:
+def test_batches_have_samples_of_similar_length() -> None:
     lengths = np.random.default_rng(0).integers(10, 500, 400)
     batches = epoch_batches(lengths, batch_size=8, seed=1, epoch=0)
     padded = sum(len(batch) * lengths[batch].max() for batch in batches)
     assert lengths.sum() / padded > 0.95
 
 
-def test_a_freeform_answer_may_hold_anything(samples: list[Sample], processor: Any) -> None:
-    encoder = Encoder(processor, parts_of("idefics3"), system_prompt="", task="freeform")
+def test_a_freeform_answer_may_contain_anything(samples: list[Sample], processor: Any) -> None:
+    encoder = Encoder(processor, get_family_parts("idefics3"), system_prompt="", task="freeform")
     sample = Sample(samples[0].image, "What?", Answer("<image> ANSWER {braces}"))
     ids = encoder.encode(sample).answer
     assert processor.tokenizer.decode(ids).endswith("<end_of_utterance>")

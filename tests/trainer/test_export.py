@@ -91,7 +91,7 @@ def said(
     home: Path,
     events_of: Callable[[Path, str], list[dict[str, Any]]],
 ) -> dict[tuple[str, str], tuple[Said, list[str]]]:
-    """For each case what the fresh process was told, and what had been said at the last evaluation."""
+    """For each case the answers of the fresh process and those of the last evaluation."""
     asked, measured = [], []
     for (family, mode), folder in trained.items():
         checkpoint = checkpoint_of(folder)
@@ -100,15 +100,15 @@ def said(
             export_model(checkpoint, out, form=form)  # type: ignore[arg-type]
         previews = events_of(folder, "evaluation")[-1]["previews"]
         samples = load_dataset("digits", seed=SEED, validation_fraction=0.2, max_samples=SAMPLES).validation
-        pictures = [folder / f"{n}.png" for n in range(HELD_OUT)]
-        for path, sample in zip(pictures, samples, strict=False):
+        images = [folder / f"{n}.png" for n in range(HELD_OUT)]
+        for path, sample in zip(images, samples, strict=False):
             sample.image.save(path)
         asked.append(
             {
                 "checkpoint": str(checkpoint),
                 "quantization": QUANTIZATION.get(mode),
                 "exports": {form: str(out) for form, out in exports.items()},
-                "pictures": [str(path) for path in pictures],
+                "images": [str(path) for path in images],
                 "questions": [preview["question"] for preview in previews],
             }
         )
@@ -123,9 +123,9 @@ def said(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert not told["runyard"]
-    return dict(zip(CASES, zip(told["found"], measured, strict=True), strict=True))
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert not answer["runyard"]
+    return dict(zip(CASES, zip(answer["found"], measured, strict=True), strict=True))
 
 
 @pytest.mark.parametrize(("family", "mode"), CASES)
@@ -145,8 +145,8 @@ def test_plain_transformers_and_peft_say_it_of_the_exported_files(
     fresh, measured = said[family, mode]
     assert fresh["exported"][form] == measured
     out = home / "exports" / f"{family}-{mode}-{form}"
-    told = read_json(out / "export.json") or {}
-    assert (told["form"], told["replayed"], told["different"]) == (form, HELD_OUT, 0)
+    document = read_json(out / "export.json") or {}
+    assert (document["form"], document["replayed"], document["different"]) == (form, HELD_OUT, 0)
     assert (out / "predictions.jsonl").exists()
     if form == "adapter":
         check_adapter_folder(out)
@@ -171,10 +171,10 @@ def change_a_weight(path: Path) -> None:
 
 
 def test_an_adapter_says_to_which_base_it_belongs(lora: Path, tmp_path: Path, miniature: Callable[[str], Path]) -> None:
-    told = export_model(lora, tmp_path / "out", form="adapter")
+    document = export_model(lora, tmp_path / "out", form="adapter")
     weights = lora / "model_full" / "model.safetensors"
-    assert told["base"]["weights"] == str(miniature("llava"))
-    assert told["base"]["files"] == [
+    assert document["base"]["weights"] == str(miniature("llava"))
+    assert document["base"]["files"] == [
         {"path": "model.safetensors", "sizeBytes": weights.stat().st_size, "sha256": sha256_of(weights)}
     ]
     config = read_json(tmp_path / "out" / "adapter_config.json") or {}
@@ -184,8 +184,8 @@ def test_an_adapter_says_to_which_base_it_belongs(lora: Path, tmp_path: Path, mi
 
 def test_in_full_an_adapter_lies_beside_its_base(lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    told = export_model(lora / "model_full", out, form="full")  # as the command line finds a downloaded one
-    assert (told["replayed"], told["different"]) == (HELD_OUT, 0)
+    document = export_model(lora / "model_full", out, form="full")  # as the command line finds a downloaded one
+    assert (document["replayed"], document["different"]) == (HELD_OUT, 0)
     assert sorted(path.name for path in out.iterdir()) == [
         "export.json", "model_adapter", "model_full", "predictions.jsonl",
     ]  # fmt: skip
@@ -205,8 +205,8 @@ def test_what_an_adapter_does_not_touch_keeps_its_bits_and_format(
     save_file(halves, base / "model.safetensors", metadata={"format": "pt"})
     folder = write_attempt(tmp_path, recipe({"name": "auto", "weights": str(base)}, "lora"), settings={"seed": SEED})
     assert train_attempt(folder) == 0
-    told = export_model(checkpoint_of(folder), tmp_path / "out", tolerate=1)
-    assert (told["dtype"], told["tolerated"]) == ("bfloat16", 1)
+    document = export_model(checkpoint_of(folder), tmp_path / "out", tolerate=1)
+    assert (document["dtype"], document["tolerated"]) == ("bfloat16", 1)
     merged = load_file(tmp_path / "out" / "model.safetensors")
     assert merged.keys() == halves.keys()
     assert {value.dtype for value in merged.values()} == {torch.bfloat16}
@@ -223,12 +223,12 @@ def test_other_answers_fail_the_export_and_leave_nothing(lora: Path, tmp_path: P
     for form in ("merged", "adapter", "full"):
         with pytest.raises(ExportFailed, match=rf"^\d of {HELD_OUT} answers of the exported files") as failed:
             export_model(lora, out, form=form)  # type: ignore[arg-type]
-        assert "download it anew, or allow it with --tolerate" in str(failed.value)
+        assert "download it again, or allow it with --tolerate" in str(failed.value)
         stored = json.loads((lora / "predictions.jsonl").read_text().splitlines()[0])
         assert f"#0 {stored['question']!r}: stored {stored['raw']!r}, now " in str(failed.value)
         assert list(out.parent.iterdir()) == []
-    told = export_model(lora, out, tolerate=1)
-    assert 0 < told["different"] <= HELD_OUT
+    document = export_model(lora, out, tolerate=1)
+    assert 0 < document["different"] <= HELD_OUT
 
 
 def test_a_weight_that_is_not_the_one_computed_fails_the_export(
@@ -242,16 +242,16 @@ def test_a_weight_that_is_not_the_one_computed_fails_the_export(
         return written
 
     monkeypatch.setattr(export_module, "_write_merged", write_wrongly)
-    with pytest.raises(ExportFailed, match="are not the stored ones, so nothing was exported"):
+    with pytest.raises(ExportFailed, match="differ from the stored ones, so nothing was exported"):
         export_model(lora, tmp_path / "out" / "model")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_folder_that_holds_something_stays_unless_it_is_an_export(lora: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_kept_unless_it_is_an_export(lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()  # an empty one is taken
     export_model(lora, out, form="adapter")
-    with pytest.raises(ExportFailed, match=r"holds something already.*--overwrite"):
+    with pytest.raises(ExportFailed, match=r"is not empty.*--overwrite"):
         export_model(lora, out)
     assert export_model(lora, out, overwrite=True)["form"] == "merged"
     before = {path: path.read_bytes() for path in out.iterdir()}
@@ -260,7 +260,7 @@ def test_a_folder_that_holds_something_stays_unless_it_is_an_export(lora: Path, 
         export_model(lora, out, overwrite=True)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     (out / "export.json").unlink()
-    with pytest.raises(ExportFailed, match="holds no earlier export"):
+    with pytest.raises(ExportFailed, match="is not an earlier export"):
         export_model(lora, out, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "out"}
 
@@ -271,7 +271,7 @@ def test_what_a_killed_export_left_is_cleared_away(lora: Path, tmp_path: Path) -
     os.replace(tmp_path / "out", tmp_path / ".out.replaced")
     (tmp_path / ".out.exporting" / "model_full").mkdir(parents=True)
     (tmp_path / ".out.exporting" / "left.json").write_text("{")
-    with pytest.raises(ExportFailed, match="holds something already"):
+    with pytest.raises(ExportFailed, match="is not empty"):
         export_model(lora, tmp_path / "out", form="full")
     export_model(lora, tmp_path / "out", form="full", overwrite=True)
     assert not (tmp_path / "out" / "left.json").exists()
@@ -292,7 +292,7 @@ def test_two_exports_into_one_folder_are_kept_apart(lora: Path, tmp_path: Path) 
 
 def test_what_cannot_be_exported_is_named(lora: Path, tmp_path: Path, trained: dict[tuple[str, str], Path]) -> None:
     full, out = checkpoint_of(trained["idefics3", "full"]), tmp_path / "out"
-    with pytest.raises(ExportFailed, match="has no adapter, so there is nothing merged; use full"):
+    with pytest.raises(ExportFailed, match="has no adapter for the form merged; try: full"):
         export_model(full, out, form="merged")
     with pytest.raises(ExportFailed, match="dtype 'bfloat16' is for merged weights"):
         export_model(full, out, dtype="bfloat16")
@@ -301,11 +301,11 @@ def test_what_cannot_be_exported_is_named(lora: Path, tmp_path: Path, trained: d
     (lora / "predictions.jsonl").unlink()
     with pytest.raises(ExportFailed, match=r"no stored predictions to replay.*--no-replay"):
         export_model(lora, out)
-    told = export_model(lora, out, with_replay=False)
-    assert told["replayed"] == 0
-    assert "different" not in told
+    document = export_model(lora, out, with_replay=False)
+    assert document["replayed"] == 0
+    assert "different" not in document
     (lora / "model_adapter" / "adapter_model.bin").write_bytes(b"pickle")
-    with pytest.raises(InvalidFlow, match=r"adapter_model.bin may not be in an adapter folder"):
+    with pytest.raises(InvalidFlow, match=r"adapter_model.bin is not allowed in an adapter folder"):
         export_model(lora, tmp_path / "other", with_replay=False)
     shutil.rmtree(lora / "model_adapter")
     (lora / "model_full" / "run.json").write_text("{}")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runyard.trainer.export.predict import Predictor
-from runyard.trainer.families import PARTS, part_of
+from runyard.trainer.families import PARTS, find_part
 from runyard.trainer.main import train_attempt
 from runyard.trainer.models.model import load_model
 from tests.trainer import miniatures
@@ -54,8 +54,8 @@ def test_a_model_of_the_family_is_trained_saved_and_answers(
     checkpoint = folder / "checkpoints" / "epoch-1"
     assert (checkpoint / "model_adapter").is_dir() == (training is LORA)
     (evaluation,) = events_of(folder, "evaluation")
-    asked = [(_picture(), preview["question"]) for preview in evaluation["previews"]]
-    assert isinstance(Predictor(checkpoint).ask_all(asked, max_new_tokens=2)[0].raw, str)
+    asked = [(_make_image(), preview["question"]) for preview in evaluation["previews"]]
+    assert isinstance(Predictor(checkpoint).predict_all(asked, max_new_tokens=2)[0].raw, str)
 
 
 @pytest.mark.parametrize(("frozen", "changing"), FREEZING.values(), ids=FREEZING)
@@ -73,14 +73,14 @@ def test_what_is_frozen_stays_as_it_was_and_the_rest_changes(
     before, after = (weights(place) for place in (source, folder / "checkpoints" / "step-1"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()
-    assert {part_of(name, PARTS[model_type]) for name in changed} == changing
+    assert {find_part(name, PARTS[model_type]) for name in changed} == changing
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_model(folder, dtype=torch.float32).module.named_parameters())
 
 
-def _picture() -> Any:
+def _make_image() -> Any:
     from PIL import Image
 
     return Image.new("RGB", (32, 32), "white")

@@ -1,4 +1,4 @@
-"""Kept features of a frozen vision encoder: every step as with pixels, shared between runs, and used where they pay."""
+"""Stored features of a frozen vision encoder: steps as with pixels, shared between runs, used where faster."""
 
 import json
 from collections.abc import Callable
@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from runyard.trainer.data.encode import EncodedSamples, Encoder, Layout
-from runyard.trainer.data.packing import pack, positions_of, use_packed_attention
+from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
+from runyard.trainer.data.packing import get_position_function, pack, use_packed_attention
 from runyard.trainer.families import PARTS
 from runyard.trainer.main import train_attempt
-from runyard.trainer.models.model import Model, freeze, load_model
-from runyard.trainer.steps.features import FeatureEncoder, FeaturesVary, FrozenTower
+from runyard.trainer.models.model import Model, freeze_parts, load_model
+from runyard.trainer.steps.features import FeatureEncoder, FeaturesNotReusable, FrozenTower
 from runyard.trainer.steps.losses import TokenLosses
-from tests.trainer.test_cache import RECIPE, give, pictures
+from tests.trainer.test_cache import RECIPE, give, images
 from tests.trainer.test_packing import loss_and_gradients, samples
 
-# Behind the projectors of these, pictures are put together from tiles or the projector is a part of the encoder.
-WHOLE_ONLY = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava_next", "llava_onevision")
+# These assemble images from tiles after the projector, or their projector is a part of the encoder.
+WITH_PROJECTOR_ONLY = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava_next", "llava_onevision")
 
 
 def tower_of(model: Model) -> tuple[FrozenTower, TokenLosses]:
@@ -30,28 +30,28 @@ def tower_of(model: Model) -> tuple[FrozenTower, TokenLosses]:
 
 @pytest.mark.parametrize("frozen", [("vision", "projector"), ("vision",)], ids=["whole", "tower"])
 @pytest.mark.parametrize("model_type", [name for name in PARTS if name != "florence2"])  # which takes pixels only
-def test_a_step_with_kept_features_is_the_step_with_pixels(
+def test_a_step_with_stored_features_is_the_step_with_pixels(
     model_type: str, frozen: tuple[str, ...], miniature: Callable[[str], Path]
 ) -> None:
     model = load_model(miniature(model_type), dtype=torch.float32)
-    freeze(model, frozen)
+    freeze_parts(model, frozen)
     module = model.module.train()
     encoder = Encoder(model.processor, model.parts, system_prompt="", task="vqa")
     layout = Layout(pad_id=0, answer_token_type=model.parts.answer_token_type)
     tower, losses = tower_of(model)
-    whole = EncodedSamples([encoder.encode(sample) for sample in samples()], layout)
+    whole = InMemoryEncodings([encoder.encode(sample) for sample in samples()], layout)
     try:
         tower.check(encoder.encode(samples()[0]).images)
-    except FeaturesVary:
+    except FeaturesNotReusable:
         assert frozen == ("vision",)
-        assert model_type in WHOLE_ONLY
+        assert model_type in WITH_PROJECTOR_ONLY
         return
-    losses.from_features = tower.outputs
+    losses.expand_features = tower.expand
     features = FeatureEncoder(encoder, tower)
-    kept = EncodedSamples([features.encode(sample) for sample in samples()], layout)
+    kept = InMemoryEncodings([features.encode(sample) for sample in samples()], layout)
 
-    wanted, gradients = loss_and_gradients(losses, module, whole.batch([2, 0, 3]))
-    batch = kept.batch([2, 0, 3])
+    wanted, gradients = loss_and_gradients(losses, module, whole.make_batch([2, 0, 3]))
+    batch = kept.make_batch([2, 0, 3])
     assert not any("pixel" in name for name in batch.inputs)
     loss, found = loss_and_gradients(losses, module, batch)
     assert loss == pytest.approx(wanted, rel=1e-6)
@@ -59,9 +59,9 @@ def test_a_step_with_kept_features_is_the_step_with_pixels(
     for name, gradient in gradients.items():
         assert torch.allclose(found[name], gradient, atol=1e-6), name
 
-    if model.parts.unpacked is None:
+    if model.parts.packing_obstacle is None:
         use_packed_attention(module)
-        packed, _ = loss_and_gradients(losses, module, pack(batch, positions_of(module.model)))
+        packed, _ = loss_and_gradients(losses, module, pack(batch, get_position_function(module.model)))
         assert packed == pytest.approx(wanted, rel=1e-6)
 
 
@@ -81,7 +81,7 @@ def recipe(folder: Path, **compute: Any) -> dict[str, dict[str, Any]]:
 def test_runs_share_features_and_learn_what_they_would_learn_from_pixels(
     miniature: Callable[[str], Path], make_attempt: Any, make_version: Any, png: Any, events_of: Any
 ) -> None:
-    version, weights = make_version(pictures(png, range(30))), miniature("llava")
+    version, weights = make_version(images(png, range(30))), miniature("llava")
     losses: dict[str, list[float]] = {}
     built: dict[str, set[Path]] = {}
     for run, kept in (("pixels", False), ("features", True), ("again", True)):
@@ -97,10 +97,10 @@ def test_runs_share_features_and_learn_what_they_would_learn_from_pixels(
     assert built["pixels"] < built["features"] == built["again"]
 
 
-def test_auto_measures_once_and_whoever_goes_on_does_the_same(
+def test_auto_measures_once_and_a_resumed_run_makes_the_same_choice(
     miniature: Callable[[str], Path], make_attempt: Any, make_version: Any, png: Any, events_of: Any
 ) -> None:
-    version, weights = make_version(pictures(png, range(30))), miniature("llava")
+    version, weights = make_version(images(png, range(30))), miniature("llava")
     first = give(make_attempt(recipe(weights), run="first", cache_bytes=1 << 30), version)
     assert train_attempt(first) == 0
     (plan,) = (event["plan"] for event in events_of(first, "plan"))
@@ -113,7 +113,7 @@ def test_auto_measures_once_and_whoever_goes_on_does_the_same(
     assert train_attempt(second) == 0
     (again,) = (event["plan"] for event in events_of(second, "plan"))
     assert again["featureCache"]["value"] == plan["featureCache"]["value"]
-    assert again["featureCache"]["reason"] == "as measured when this training began"
+    assert again["featureCache"]["reason"] == "as measured when this training started"
     ends = [events_of(folder, "step")[-1]["values"]["loss"] for folder in (first, second)]
     assert ends[0] == ends[1]
 
@@ -125,7 +125,7 @@ def test_auto_measures_once_and_whoever_goes_on_does_the_same(
         ({"hyperparameters": {"maxSteps": 1, "batchSize": 8}}, "pictures are seen 0."),
     ],
 )
-def test_features_are_not_kept_where_they_change_or_do_not_pay(
+def test_features_are_not_stored_where_they_change_or_are_not_faster(
     change: dict[str, Any],
     reason: str,
     miniature: Callable[[str], Path],
@@ -137,7 +137,7 @@ def test_features_are_not_kept_where_they_change_or_do_not_pay(
     asked = recipe(miniature("llava"))
     folder = give(
         make_attempt(asked | {"vi-model": asked["vi-model"] | change}, run="run"),
-        make_version(pictures(png, range(30))),
+        make_version(images(png, range(30))),
     )
     assert train_attempt(folder) == 0
     (plan,) = (event["plan"] for event in events_of(folder, "plan"))
@@ -145,12 +145,12 @@ def test_features_are_not_kept_where_they_change_or_do_not_pay(
     assert plan["featureCache"]["reason"].startswith(reason)
 
 
-def test_features_that_are_asked_for_and_cannot_be_kept_are_refused(
+def test_requested_features_that_cannot_be_stored_are_refused(
     miniature: Callable[[str], Path], make_attempt: Any, make_version: Any, png: Any
 ) -> None:
     asked = recipe(miniature("llava"), featureCache=True)
     asked["vi-model"]["training"] = {"mode": "full", "freeze": []}
-    folder = give(make_attempt(asked), make_version(pictures(png, range(30))))
+    folder = give(make_attempt(asked), make_version(images(png, range(30))))
     assert train_attempt(folder) == 64
     result = json.loads((folder / "result.json").read_text())
     assert "compute.featureCache true is not possible: the vision encoder is trained" in result["message"]

@@ -1,4 +1,4 @@
-"""Limits on pictures reach the model through the processor, and samples that are too long are shrunk or left out."""
+"""Resolution limits reach the model through the processor; samples that are too long are shrunk or left out."""
 
 import hashlib
 import json
@@ -17,20 +17,26 @@ from runyard.datasets.splits import is_held_out
 from runyard.flows.blocks import Images
 from runyard.rundir import read_json
 from runyard.trainer.answers import Answer
-from runyard.trainer.data.cache import settings_key
+from runyard.trainer.data.cache import hash_settings
 from runyard.trainer.data.datasets import Sample
-from runyard.trainer.data.encode import EncodedSamples, Encoder, Layout, VariedSamples
-from runyard.trainer.data.image_resolution import SIZINGS, Fitting, TooLong, limit_pictures, settings_of
+from runyard.trainer.data.encode import AugmentedSamples, Encoder, InMemoryEncodings, Layout
+from runyard.trainer.data.image_resolution import (
+    RESOLUTION_SETTINGS,
+    TokenBudget,
+    TooLong,
+    get_resolution_settings,
+    limit_resolution,
+)
 from runyard.trainer.errors import InvalidFlow
-from runyard.trainer.families import parts_of
+from runyard.trainer.families import get_family_parts
 from runyard.trainer.main import train_attempt
 from tests.trainer import miniatures
 
 MakeVersion, Png = Callable[..., Path], Callable[..., bytes]
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
-FIXED = sorted(miniatures.MINIATURES.keys() - SIZINGS.keys())
-PICTURE = (200, 120)
-# Fewer and more pixels than the miniatures below have of themselves; the rest of what is asked for depends on tokens.
+FIXED = sorted(miniatures.MINIATURES.keys() - RESOLUTION_SETTINGS.keys())
+SIZE = (200, 120)
+# Fewer and more pixels than the miniatures below have of themselves; all other limits depend on tokens.
 FEWER, MORE = (
     {"gemma4": 5000, "llava_next": 3000, "llava_onevision": 3000},
     {"llava_next": 5000, "llava_onevision": 5000},
@@ -38,7 +44,7 @@ FEWER, MORE = (
 
 
 def opened(model_type: str) -> tuple[Any, Any]:
-    """A miniature whose own pictures are of middling size, so that they can become smaller and larger."""
+    """A miniature with images of medium size, so that they can become smaller and larger."""
     model, processor = miniatures.make(model_type)
     images = processor.image_processor
     match model_type:
@@ -57,10 +63,10 @@ def opened(model_type: str) -> tuple[Any, Any]:
 
 
 def limited(model_type: str, **images: Any) -> tuple[Any, Any]:
-    """The same with limits of a recipe."""
+    """The same with limits of a flow."""
     model, processor = opened(model_type)
     wanted = Images(**{"min_pixels": "auto", "max_pixels": "auto", "patch_budget": None} | images)
-    limit_pictures(model, processor, model_type, wanted, is_tiny=False)
+    limit_resolution(model, processor, model_type, wanted, is_tiny=False)
     return model, processor
 
 
@@ -69,30 +75,30 @@ def image_token(model: Any) -> int:
     return int(getattr(config, "image_token_id", None) or config.image_token_index)
 
 
-def encoder_of(model_type: str, model: Any, processor: Any, **fitting: Any) -> Encoder:
-    fit = Fitting(**{"context": None, "image_token_id": image_token(model), "model_type": model_type} | fitting)
-    return Encoder(processor, parts_of(model_type), system_prompt="Look.", task="vqa", fitting=fit)
+def encoder_of(model_type: str, model: Any, processor: Any, **budget: Any) -> Encoder:
+    limits = TokenBudget(**{"context": None, "image_token_id": image_token(model), "model_type": model_type} | budget)
+    return Encoder(processor, get_family_parts(model_type), system_prompt="Look.", task="vqa", budget=limits)
 
 
-def tokens(model_type: str, model: Any, processor: Any, size: tuple[int, int] = PICTURE) -> int:
+def tokens(model_type: str, model: Any, processor: Any, size: tuple[int, int] = SIZE) -> int:
     made = encoder_of(model_type, model, processor).encode_question(Image.new("RGB", size), "Which?")
     return int(np.count_nonzero(made.prompt == image_token(model)))
 
 
-def sample(answer: str = "seven", size: tuple[int, int] = PICTURE) -> Sample:
+def sample(answer: str = "seven", size: tuple[int, int] = SIZE) -> Sample:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Sample(Image.fromarray(pixels), "Which?", Answer(answer))
 
 
-@pytest.mark.parametrize("model_type", SIZINGS)
-def test_pictures_take_fewer_tokens_with_fewer_pixels_and_more_with_more(model_type: str) -> None:
+@pytest.mark.parametrize("model_type", RESOLUTION_SETTINGS)
+def test_images_take_fewer_tokens_with_fewer_pixels_and_more_with_more(model_type: str) -> None:
     own = tokens(model_type, *opened(model_type))
     fewer = tokens(model_type, *limited(model_type, max_pixels=FEWER.get(model_type, 2100)))
     budget = tokens(model_type, *limited(model_type, patch_budget=own - 1))
     more = tokens(model_type, *limited(model_type, min_pixels=MORE.get(model_type, 12_000)))
     assert fewer < own
     assert budget < own
-    if model_type in MORE:  # these choose from a list, and their largest is what this picture has already
+    if model_type in MORE:  # these choose from a list, and this image already has the largest
         small = (60, 28)
         more, own = (
             tokens(model_type, *made, small)
@@ -101,23 +107,25 @@ def test_pictures_take_fewer_tokens_with_fewer_pixels_and_more_with_more(model_t
     assert more > own
 
 
-@pytest.mark.parametrize("model_type", SIZINGS)
-def test_what_is_counted_beforehand_is_what_the_processor_makes(model_type: str) -> None:
+@pytest.mark.parametrize("model_type", RESOLUTION_SETTINGS)
+def test_counted_tokens_are_those_of_the_processor(model_type: str) -> None:
     model, processor = opened(model_type)
-    for size in (PICTURE, (60, 60), (50, 140)):
-        assert SIZINGS[model_type].tokens(processor, *size) == tokens(model_type, model, processor, size)
+    for size in (SIZE, (60, 60), (50, 140)):
+        assert RESOLUTION_SETTINGS[model_type].count_tokens(processor, *size) == tokens(
+            model_type, model, processor, size
+        )
 
 
-@pytest.mark.parametrize("model_type", SIZINGS)
+@pytest.mark.parametrize("model_type", RESOLUTION_SETTINGS)
 def test_a_limit_that_changes_nothing_leaves_the_settings_alone(model_type: str) -> None:
     _, before = opened(model_type)
     _, after = limited(model_type, patch_budget=5000)
-    assert settings_of(after, model_type) == settings_of(before, model_type)
+    assert get_resolution_settings(after, model_type) == get_resolution_settings(before, model_type)
 
 
-@pytest.mark.parametrize("model_type", SIZINGS)
-def test_a_limit_that_nothing_keeps_is_refused_with_what_there_is(model_type: str) -> None:
-    with pytest.raises(InvalidFlow, match=r"images.maxPixels 10 cannot be had: .* pixels.*; change the limit"):
+@pytest.mark.parametrize("model_type", RESOLUTION_SETTINGS)
+def test_a_limit_that_cannot_be_met_is_refused_with_the_possible_range(model_type: str) -> None:
+    with pytest.raises(InvalidFlow, match=r"images.maxPixels 10 cannot be met: .* pixels.*; try: another limit"):
         limited(model_type, max_pixels=10)
 
 
@@ -125,51 +133,51 @@ def test_a_limit_that_nothing_keeps_is_refused_with_what_there_is(model_type: st
 def test_families_with_one_size_refuse_every_limit(model_type: str) -> None:
     for name, value in (("max_pixels", 500), ("min_pixels", 500), ("patch_budget", 5)):
         with pytest.raises(
-            InvalidFlow, match=rf"images.\w+ {value} cannot be set: family '{model_type}' takes pictures of"
+            InvalidFlow, match=rf"images.\w+ {value} cannot be set: family '{model_type}' takes images of"
         ):
             limited(model_type, **{name: value})
 
 
-def test_a_processor_that_does_not_split_pictures_is_told() -> None:
+def test_a_processor_that_does_not_split_images_is_refused() -> None:
     model, processor = miniatures.make("smolvlm")
-    with pytest.raises(InvalidFlow, match="does not split pictures, so each has 32 x 32 pixels"):
-        limit_pictures(model, processor, "smolvlm", Images(max_pixels=5000), is_tiny=False)
+    with pytest.raises(InvalidFlow, match="does not split images, so each has 32 x 32 pixels"):
+        limit_resolution(model, processor, "smolvlm", Images(max_pixels=5000), is_tiny=False)
 
 
 def test_limits_that_leave_no_step_between_them_are_refused() -> None:
-    with pytest.raises(InvalidFlow, match=r"images.minPixels 1,100 with images.maxPixels 4,000 cannot be had"):
+    with pytest.raises(InvalidFlow, match=r"images.minPixels 1,100 with images.maxPixels 4,000 cannot be met"):
         limited("idefics3", min_pixels=1100, max_pixels=4000)  # one tile has 1,024 pixels, four have 4,096
 
 
-@pytest.mark.parametrize("model_type", SIZINGS)
-def test_a_sample_that_is_too_long_gets_the_largest_picture_that_fits(model_type: str) -> None:
+@pytest.mark.parametrize("model_type", RESOLUTION_SETTINGS)
+def test_a_sample_that_is_too_long_gets_the_largest_image_that_fits(model_type: str) -> None:
     model, processor = opened(model_type)
     free = encoder_of(model_type, model, processor).encode(sample())
     own = int(np.count_nonzero(free.prompt == image_token(model)))
     shrunk = encoder_of(model_type, model, processor, context=free.length - 1).encode(sample())
-    of_picture = int(np.count_nonzero(shrunk.prompt == image_token(model)))
+    image_tokens = int(np.count_nonzero(shrunk.prompt == image_token(model)))
     assert (free.is_shrunk, shrunk.is_shrunk) == (False, True)
-    assert 0 < of_picture < own
+    assert 0 < image_tokens < own
     assert shrunk.length <= free.length - 1
     assert shrunk.answer.tolist() == free.answer.tolist()
     words = [row.prompt[row.prompt != image_token(model)].tolist() for row in (shrunk, free)]
     if "row" not in processor.tokenizer.decode(words[1]):  # some families name each tile
         assert words[0] == words[1]  # no text is lost
-    # It stands in one batch with whole ones, and the model reads it as it does alone.
-    data = EncodedSamples([free, shrunk], Layout(pad_id=0, image_token_id=image_token(model)))
+    # In one batch with others, the model's logits are the same as alone.
+    data = InMemoryEncodings([free, shrunk], Layout(pad_id=0, image_token_id=image_token(model)))
     model.eval()
     with torch.no_grad():
-        together = model(**data.batch([0, 1]).inputs).logits[1, : shrunk.length]
-        alone = model(**EncodedSamples([shrunk], Layout(pad_id=0)).batch([0]).inputs).logits[0]
+        together = model(**data.make_batch([0, 1]).inputs).logits[1, : shrunk.length]
+        alone = model(**InMemoryEncodings([shrunk], Layout(pad_id=0)).make_batch([0]).inputs).logits[0]
     assert torch.allclose(together, alone, atol=1e-4)
 
 
-def test_a_picture_far_longer_than_wide_keeps_to_the_budget_too() -> None:
-    """Its processor gives no side less than one token, so a limit on pixels is not enough."""
+def test_an_elongated_image_stays_within_the_budget_too() -> None:
+    """Its processor makes no side shorter than one token, so a limit on pixels is not enough."""
     model, processor = limited("qwen3_vl", patch_budget=6)
     strip = sample(size=(900, 45))
     assert tokens("qwen3_vl", model, processor, (900, 45)) > 6
-    made = encoder_of("qwen3_vl", model, processor, budget=6).encode(strip)
+    made = encoder_of("qwen3_vl", model, processor, image_budget=6).encode(strip)
     assert made.is_shrunk
     assert 0 < np.count_nonzero(made.prompt == image_token(model)) <= 6
 
@@ -178,21 +186,21 @@ def test_a_picture_far_longer_than_wide_keeps_to_the_budget_too() -> None:
 def test_a_sample_whose_text_alone_is_too_long_is_refused_with_its_length(model_type: str) -> None:
     model, processor = opened(model_type)
     free = encoder_of(model_type, model, processor).encode(sample())
-    with pytest.raises(TooLong, match=rf"^{free.length} tokens, \d+ of them the picture's$"):
+    with pytest.raises(TooLong, match=rf"^{free.length} tokens, \d+ of them for the image$"):
         encoder_of(model_type, model, processor, context=10).encode(sample())
 
 
-def test_where_an_encoder_reads_the_prompt_the_answer_takes_none_of_its_room() -> None:
+def test_in_encoder_decoder_models_prompt_and_answer_have_separate_contexts() -> None:
     model, processor = opened("florence2")
     free = encoder_of("florence2", model, processor).encode(sample())
     context = max(len(free.prompt), len(free.answer))
     assert context < free.length
-    encoder_of("florence2", model, processor, context=context, is_apart=True).encode(sample())
+    encoder_of("florence2", model, processor, context=context, is_encoder_decoder=True).encode(sample())
     with pytest.raises(TooLong):
-        encoder_of("florence2", model, processor, context=context - 1, is_apart=True).encode(sample())
+        encoder_of("florence2", model, processor, context=context - 1, is_encoder_decoder=True).encode(sample())
 
 
-def test_whatever_limits_pictures_or_samples_decides_the_name_of_encoded_files() -> None:
+def test_whatever_limits_images_or_samples_determines_the_name_of_shards() -> None:
     plain = encoder_of("qwen3_vl", *opened("qwen3_vl"))
     others = [
         encoder_of("qwen3_vl", *limited("qwen3_vl", max_pixels=2100)),
@@ -200,23 +208,23 @@ def test_whatever_limits_pictures_or_samples_decides_the_name_of_encoded_files()
         encoder_of("qwen3_vl", *limited("qwen3_vl", patch_budget=7)),
         encoder_of("qwen3_vl", *opened("qwen3_vl"), context=100),
     ]
-    assert len({settings_key(encoder) for encoder in (plain, *others)}) == 5
-    assert settings_key(plain) == settings_key(encoder_of("qwen3_vl", *opened("qwen3_vl")))
+    assert len({hash_settings(encoder) for encoder in (plain, *others)}) == 5
+    assert hash_settings(plain) == hash_settings(encoder_of("qwen3_vl", *opened("qwen3_vl")))
 
 
-def test_a_varied_sample_that_does_not_fit_is_taken_as_it_is() -> None:
+def test_an_augmented_sample_that_does_not_fit_is_used_unchanged() -> None:
     model, processor = opened("llava")
     encoder = encoder_of("llava", model, processor)
     context = encoder.encode(sample()).length
     encoder = encoder_of("llava", model, processor, context=context)
 
-    def vary(given: Sample, epoch: int, index: int) -> Sample:
+    def augment(given: Sample, epoch: int, index: int) -> Sample:
         return replace(given, truth=Answer("a longer one")) if epoch else replace(given, truth=Answer("a"))
 
-    varied = VariedSamples([sample()], encoder, Layout(pad_id=0), vary)
+    augmented = AugmentedSamples([sample()], encoder, Layout(pad_id=0), augment)
     plain = encoder.encode(sample()).answer.tolist()
-    assert varied.batch([0], 1).wanted.tolist() == plain
-    assert varied.batch([0], 0).wanted.tolist() != plain
+    assert augmented.make_batch([0], 1).labels.tolist() == plain
+    assert augmented.make_batch([0], 0).labels.tolist() != plain
 
 
 # Whole attempts.
@@ -263,11 +271,11 @@ def plan_of(folder: Path, events_of: EventsOf) -> dict[str, Any]:
 
 
 def test_every_family_that_has_sizes_is_trained_below() -> None:
-    assert TRAINED.keys() == SIZINGS.keys()
+    assert TRAINED.keys() == RESOLUTION_SETTINGS.keys()
 
 
 @pytest.mark.parametrize("model_type", TRAINED)
-def test_a_checkpoint_makes_of_pictures_in_plain_transformers_what_was_trained_with(
+def test_a_checkpoint_processes_images_in_plain_transformers_as_in_training(
     model_type: str, make_attempt: Any, events_of: EventsOf, tmp_path: Path
 ) -> None:
     from transformers import AutoConfig, AutoProcessor
@@ -279,8 +287,8 @@ def test_a_checkpoint_makes_of_pictures_in_plain_transformers_what_was_trained_w
     names = {"minPixels": "min_pixels", "maxPixels": "max_pixels", "patchBudget": "patch_budget"}
     model, processor = limited(model_type, **{names[name]: value for name, value in TRAINED[model_type].items()})
     plan = plan_of(folder, events_of)
-    assert plan["pictureSettings"] == settings_of(processor, model_type)
-    assert plan["familyPictureSettings"] == settings_of(opened(model_type)[1], model_type)
+    assert plan["pictureSettings"] == get_resolution_settings(processor, model_type)
+    assert plan["familyPictureSettings"] == get_resolution_settings(opened(model_type)[1], model_type)
     assert (plan["contextTokens"], plan["refusedSamples"]) == (512, 0)
 
     full = folder / "checkpoints" / "epoch-1" / "model_full"
@@ -299,7 +307,7 @@ def test_a_checkpoint_makes_of_pictures_in_plain_transformers_what_was_trained_w
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
-def test_a_resumed_run_has_the_same_pictures_and_tells_the_same_plan(
+def test_a_resumed_run_has_the_same_images_and_the_same_plan(
     mode: str, make_attempt: Any, events_of: EventsOf, tmp_path: Path
 ) -> None:
     weights = saved("qwen3_vl", tmp_path / "models" / "weights")
@@ -322,7 +330,7 @@ def test_the_tiny_model_refuses_limits(images: dict[str, int], make_attempt: Any
     result = read_json(folder / "result.json") or {}
     ((name, value),) = images.items()
     assert result["reason"] == "InvalidFlow"
-    assert result["message"].startswith(f"images.{name} {value:,} cannot be set: the tiny model takes pictures of one ")
+    assert result["message"].startswith(f"images.{name} {value:,} cannot be set: the tiny model takes images of one ")
 
 
 def asked(answer: str) -> list[Vqa]:
@@ -332,9 +340,9 @@ def asked(answer: str) -> list[Vqa]:
 def uploaded(
     make_attempt: Any, make_version: MakeVersion, png: Png, run: str, *, too_long: set[int], cached: bool = True
 ) -> Path:
-    """An attempt of the tiny model on forty pictures; answers to some are longer than its context."""
-    pictures = {f"{n:03}.png": (png(n), asked("x " * 1500 if n in too_long else str(n % 5))) for n in range(40)}
-    version = make_version(pictures)
+    """An attempt of the tiny model on forty images; answers to some are longer than its context."""
+    images = {f"{n:03}.png": (png(n), asked("x " * 1500 if n in too_long else str(n % 5))) for n in range(40)}
+    version = make_version(images)
     blocks = {
         "vi-dataset": {"datasetId": "shelves", "augmentation": {}, "validationFraction": 0.2},
         "vi-model": {"hyperparameters": {"maxSteps": 1, "batchSize": 8}, "validation": {"maxSamples": 2}},
@@ -358,7 +366,7 @@ def test_samples_that_are_too_long_are_named_counted_and_left_out(
             "out: '003.png' ("
         )
         assert "; '017.png' (" in message
-        assert message.endswith(" tokens, 4 of them the picture's)")
+        assert message.endswith(" tokens, 4 of them for the image)")
         plans.append(plan_of(folder, events_of))
     for plan in plans:
         assert (plan["refusedSamples"], plan["shrunkSamples"], plan["brokenPictures"]) == (2, 0, 0)
@@ -396,9 +404,7 @@ def test_samples_of_built_in_data_are_left_out_as_well(make_attempt: Any, events
     )
 
 
-def test_pictures_are_shrunk_where_that_makes_samples_fit(
-    make_attempt: Any, events_of: EventsOf, tmp_path: Path
-) -> None:
+def test_images_are_shrunk_where_that_makes_samples_fit(make_attempt: Any, events_of: EventsOf, tmp_path: Path) -> None:
     model, processor = opened("internvl")
     processor.image_processor.min_patches = 6
     model.config.text_config.max_position_embeddings = 130

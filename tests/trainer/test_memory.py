@@ -1,4 +1,4 @@
-"""What training is predicted to take: its parts counted, its peak beside the kernel's, and what follows of it."""
+"""The memory estimate: its parts, its peak compared with the kernel's, and its consequences."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -18,17 +18,17 @@ from runyard.trainer.data.encode import Batch
 from runyard.trainer.families import PARTS
 from runyard.trainer.main import train_attempt
 from runyard.trainer.steps.memory import (
-    Course,
-    LiveBytes,
-    Room,
-    Step,
-    give_back,
-    hand_back,
-    host_room,
-    kept_bytes,
-    measure_step,
-    optimizer_bytes,
-    room_of,
+    AvailableMemory,
+    LiveBytesRecorder,
+    MemoryTimeline,
+    StepMemory,
+    count_optimizer_bytes,
+    estimate_optimizer_bytes,
+    measure_step_memory,
+    read_available_memory,
+    read_host_memory,
+    return_freed_memory,
+    trim_heap,
 )
 from runyard.trainer.steps.optim import make_optimizers
 
@@ -38,50 +38,57 @@ CPU = torch.device("cpu")
 BATCH = 4
 
 
-def test_bytes_alive_are_counted_once_a_storage_and_until_it_is_let_go() -> None:
-    weight = torch.ones(100, 50, requires_grad=True)  # there before, so it does not count
-    with LiveBytes() as live:
+def test_live_bytes_are_counted_once_per_storage_until_it_is_freed() -> None:
+    weight = torch.ones(100, 50, requires_grad=True)  # created before, so it does not count
+    with LiveBytesRecorder() as live:
         made = torch.ones(10, 100) @ weight
         at_most = made.t().relu()
         del at_most
         made.sum().backward()
         del made
-    # Ones, their product, and the relu of a view of it; then a gradient of 100 by 50 remains beside the first.
-    assert live.course[1] >= 4 * (10 * 100 + 10 * 50)
+    # Ones, their product, and the relu of a view of it; then a gradient of 100 by 50 remains.
+    assert live.timeline[1] >= 4 * (10 * 100 + 10 * 50)
     assert live.peak >= 4 * (10 * 100 + 10 * 50 + 100 * 50)
-    assert live.course[-1] <= live.peak
+    assert live.timeline[-1] <= live.peak
     assert weight.grad is not None
     assert live._live == 4 * 100 * 50
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "adafactor"])
-def test_what_an_optimizer_will_keep_is_what_it_keeps_after_a_step(name: Any) -> None:
+def test_the_estimated_optimizer_state_is_the_state_after_a_step(name: Any) -> None:
     shapes = {"text.weight": (24, 40), "embed.weight": (90, 24), "norm.weight": (24,), "patch.weight": (8, 3, 4, 4)}
     named = [(n, torch.nn.Parameter(torch.randn(shape))) for n, shape in shapes.items()]
     optimizers = make_optimizers(
         named, Optimizer(name=name), learning_rate=1e-3, rates=None, parts=PARTS["llava"], device=CPU
     )
-    predicted = optimizer_bytes(optimizers)
+    estimated = estimate_optimizer_bytes(optimizers)
     for _, parameter in named:
         parameter.grad = torch.randn_like(parameter)
     for optimizer in optimizers:
         optimizer.step()
-    assert kept_bytes(optimizers) == predicted
-    assert optimizer_bytes(optimizers) == 0  # as when a training goes on
+    assert count_optimizer_bytes(optimizers) == estimated
+    assert estimate_optimizer_bytes(optimizers) == 0  # as in a resumed training
 
 
-def test_the_course_of_a_larger_micro_batch_follows_from_one_and_two_samples() -> None:
-    assert Course([10, 90, 40], [12, 92, 70]).peak(1) == 90
-    assert Course([10, 90, 40], [12, 92, 70]).peak(3) == 100  # no longer where it was with one
-    assert Course([10, 90], [12, 92, 70]).peak(3) == 94  # other operations: by the peaks
-    step = Step(alone=Course([50], [80]), further=Course([20], [50]), gradients=40, optimizer=7, moving=90, sample=1)
+def test_the_timeline_of_a_larger_micro_batch_follows_from_one_and_two_samples() -> None:
+    assert MemoryTimeline([10, 90, 40], [12, 92, 70]).peak(1) == 90
+    assert MemoryTimeline([10, 90, 40], [12, 92, 70]).peak(3) == 100  # at another operation than with one
+    assert MemoryTimeline([10, 90], [12, 92, 70]).peak(3) == 94  # different operations: from the peaks
+    step = StepMemory(
+        whole_batch=MemoryTimeline([50], [80]),
+        accumulating=MemoryTimeline([20], [50]),
+        gradients=40,
+        optimizer=7,
+        update=90,
+        inputs=1,
+    )
     assert (step.peak(4, 4), step.peak(2, 4), step.peak(1, 4)) == (4 + 7 + 140, 4 + 7 + 130, 4 + 7 + 130)
 
 
 class Wide(torch.nn.Module):
-    """Stands for a model with its losses; 5 million parameters."""
+    """A substitute for a model with its losses; 5 million parameters."""
 
-    rows_at_once = 1 << 20
+    max_rows = 1 << 20
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,23 +100,23 @@ class Wide(torch.nn.Module):
         total: torch.Tensor = self.layers(batch.inputs["x"]).float().square().sum()
         return total
 
-    def forget_gradients(self) -> None:
+    def zero_gradients(self) -> None:
         self.zero_grad(set_to_none=True)
 
 
-def draw(indices: Any, epoch: int) -> Batch:
+def build_batch(indices: Any, epoch: int) -> Batch:
     return Batch({"x": torch.ones(len(indices), 256, 1024)}, torch.arange(3), torch.arange(3))
 
 
 class PlanOf:
-    """Of a plan what measuring asks for."""
+    """The fields of a plan that the estimate reads."""
 
     def __init__(self, micro_batch_size: int) -> None:
         self.micro_batch_size, self.batch_size = micro_batch_size, BATCH
 
 
 def measured(micro_batch_size: int, name: Any, answer: Any) -> None:
-    hand_back()
+    return_freed_memory()
     torch.set_num_threads(1)
     model = Wide()
     optimizers = make_optimizers(
@@ -122,19 +129,19 @@ def measured(micro_batch_size: int, name: Any, answer: Any) -> None:
     )
     plan: Any = PlanOf(micro_batch_size)
     state = torch.get_rng_state()
-    step = measure_step(draw, model, optimizers, longest=0, plan=plan, device=CPU)
+    step = measure_step_memory(build_batch, model, optimizers, longest=0, plan=plan, device=CPU)
     is_untouched = torch.equal(torch.get_rng_state(), state) and all(p.grad is None for p in model.parameters())
-    give_back()
+    trim_heap()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     for _ in range(2):
-        parts = [draw(range(micro_batch_size), 0) for _ in range(BATCH // micro_batch_size)]
+        parts = [build_batch(range(micro_batch_size), 0) for _ in range(BATCH // micro_batch_size)]
         for part in parts:
             model(part).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    step = replace(step, first_use=0)  # the code has been read by the process that this one is a fork of
+    step = replace(step, first_use=0)  # the parent of this fork has read the code pages
     answer.send((is_untouched, step.peak(micro_batch_size, BATCH), status("VmHWM") - before))
 
 
@@ -145,19 +152,19 @@ def status(name: str) -> int:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(("micro_batch_size", "name"), [(BATCH, "adamw"), (1, "sgd")])
-def test_the_predicted_peak_is_the_kernels(micro_batch_size: int, name: str) -> None:
+def test_the_estimated_peak_is_the_kernels(micro_batch_size: int, name: str) -> None:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=measured, args=(micro_batch_size, name, theirs))
     process.start()
     theirs.close()
-    is_untouched, predicted, found = ours.recv()
+    is_untouched, estimated, found = ours.recv()
     process.join()
     assert is_untouched
-    assert predicted == pytest.approx(found, rel=0.15)
+    assert estimated == pytest.approx(found, rel=0.15)
 
 
-def test_a_cgroups_limit_holds_below_the_machines(tmp_path: Path) -> None:
+def test_a_cgroups_limit_applies_below_the_machines(tmp_path: Path) -> None:
     files = {
         "proc/meminfo": "MemTotal: 8000 kB\nMemAvailable: 6000 kB\nSwapTotal: 1000 kB\n",
         "proc/self/statm": "100 50 0 0 0 0 0",
@@ -166,7 +173,7 @@ def test_a_cgroups_limit_holds_below_the_machines(tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    found = host_room(tmp_path)
+    found = read_host_memory(tmp_path)
     assert (found.free, found.total, found.name) == (6000 * 1024, 9000 * 1024, "the machine")
     folder = tmp_path / "sys/fs/cgroup/runs"
     (folder / "one").mkdir(parents=True)
@@ -174,17 +181,19 @@ def test_a_cgroups_limit_holds_below_the_machines(tmp_path: Path) -> None:
     (folder / "memory.max").write_text("4096000\n")
     (folder / "memory.current").write_text("3000000\n")
     (folder / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
-    found = host_room(tmp_path)
+    found = read_host_memory(tmp_path)
     assert (found.free, found.total, found.name) == (4096000 - 2500000, 4096000, "the cgroup")
 
 
 @pytest.fixture
-def with_room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets what there is, in bytes, for a process that has nothing yet."""
+def with_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set the available bytes for a process that uses none yet."""
     monkeypatch.setattr(memory_module, "FIRST_USE_BYTES", 0)
 
     def give(*, free: int, total: int) -> None:
-        monkeypatch.setattr(prepare_module, "room_of", lambda device: Room(taken=0, free=free, total=total))
+        monkeypatch.setattr(
+            prepare_module, "read_available_memory", lambda device: AvailableMemory(used=0, free=free, total=total)
+        )
 
     return give
 
@@ -210,10 +219,10 @@ def memory_of(folder: Path, events_of: EventsOf) -> dict[str, Any]:
     return plan
 
 
-def test_more_than_there_could_ever_be_ends_before_the_first_step(
-    attempt: Callable[..., Path], with_room: Callable[..., None], events_of: EventsOf
+def test_more_than_the_total_ends_before_the_first_step(
+    attempt: Callable[..., Path], with_memory: Callable[..., None], events_of: EventsOf
 ) -> None:
-    with_room(free=MIB, total=MIB // 100)
+    with_memory(free=MIB, total=MIB // 100)
     folder = attempt(training={"mode": "full"})
     assert train_attempt(folder) == 64
     result = read_json(folder / "result.json") or {}
@@ -225,15 +234,15 @@ def test_more_than_there_could_ever_be_ends_before_the_first_step(
     assert not events_of(folder, "step")
 
 
-def test_a_training_that_may_shrink_takes_what_fits_instead(
-    attempt: Callable[..., Path], with_room: Callable[..., None], events_of: EventsOf
+def test_a_training_that_may_shrink_uses_a_micro_batch_that_fits(
+    attempt: Callable[..., Path], with_memory: Callable[..., None], events_of: EventsOf
 ) -> None:
-    with_room(free=9000 * MIB, total=9000 * MIB)
+    with_memory(free=9000 * MIB, total=9000 * MIB)
     ample = attempt(run="ample")
     assert train_attempt(ample) == 0
     memory = memory_of(ample, events_of)["memory"]
     assert memory["reason"].startswith("Allow: ")
-    with_room(free=9000 * MIB, total=memory["value"] - 1)
+    with_memory(free=9000 * MIB, total=memory["value"] - 1)
     folder = attempt(onOutOfMemory="shrink")
     assert train_attempt(folder) == 0
     plan = memory_of(folder, events_of)
@@ -244,10 +253,10 @@ def test_a_training_that_may_shrink_takes_what_fits_instead(
     assert state["progress"]["microBatchLimit"] == plan["microBatchSize"]["value"]
 
 
-def test_little_that_is_free_is_told_and_much_is_allowed(
-    attempt: Callable[..., Path], with_room: Callable[..., None], events_of: EventsOf
+def test_more_than_the_free_memory_is_a_warning(
+    attempt: Callable[..., Path], with_memory: Callable[..., None], events_of: EventsOf
 ) -> None:
-    with_room(free=MIB // 100, total=9000 * MIB)
+    with_memory(free=MIB // 100, total=9000 * MIB)
     folder = attempt()
     assert train_attempt(folder) == 0
     told = memory_of(folder, events_of)["memory"]["reason"]
@@ -255,8 +264,8 @@ def test_little_that_is_free_is_told_and_much_is_allowed(
     assert any(told in event["message"] for event in events_of(folder, "warning"))
 
 
-def test_this_machine_has_room_and_the_process_takes_some() -> None:
-    found = room_of(CPU)
-    assert 0 < found.taken < found.total
+def test_this_machine_has_memory_and_the_process_uses_some() -> None:
+    found = read_available_memory(CPU)
+    assert 0 < found.used < found.total
     assert 0 < found.free <= found.total
     assert np.isfinite(found.total)

@@ -17,13 +17,13 @@ from runyard.trainer.evaluation.metrics import (
     anls,
     bleu,
     cider_d,
+    compute_metrics,
     count_boxes,
     mean_average_precision,
-    measure,
     meteor,
     normalize,
     rouge_l,
-    words,
+    split_words,
 )
 
 exactly = partial(pytest.approx, abs=1e-9)
@@ -93,8 +93,10 @@ def test_meteor_is_that_of_nltk_without_wordnet(answer: str, references: list[st
 
     stemmer = PorterStemmer(PorterStemmer.ORIGINAL_ALGORITHM)
     for said, true in [(answer, references), *FIXED]:
-        if any(words(text) for text in (said, *true)):
-            theirs = meteor_score([words(text) for text in true], words(said), stemmer=stemmer, wordnet=NoSynonyms())
+        if any(split_words(text) for text in (said, *true)):
+            theirs = meteor_score(
+                [split_words(text) for text in true], split_words(said), stemmer=stemmer, wordnet=NoSynonyms()
+            )
             assert meteor(said, true) == exactly(theirs)
 
 
@@ -158,7 +160,7 @@ def test_normal_form(text: str, normal: str) -> None:
 
 def by_definition(answer: str, references: list[str], documents: list[list[str]]) -> float:
     """Equation by equation, without a thought for speed."""
-    grams = lambda text, n: [tuple(words(text)[i : i + n]) for i in range(len(words(text)) - n + 1)]  # noqa: E731
+    grams = lambda text, n: [tuple(split_words(text)[i : i + n]) for i in range(len(split_words(text)) - n + 1)]  # noqa: E731
     total = 0.0
     for n in range(1, 5):
         in_documents = [{gram for text in texts for gram in grams(text, n)} for texts in documents]
@@ -187,7 +189,7 @@ def test_cider_is_its_definition(corpus: list[tuple[str, list[str]]]) -> None:
 
 
 def test_cider_by_hand() -> None:
-    """Two pictures, so each word of one alone weighs log 2, and "a", in both, weighs nothing.
+    """Two images, so each word of one alone weighs log 2, and "a", in both, weighs nothing.
 
     "a cat" beside "a cat sits". One word: (0, 1) and (0, 1, 1), cosine 1/sqrt(2). Two words: "a cat" of "a cat" and
     "cat sits", 1/sqrt(2). Longer: nothing. One pair of words more in the truth.
@@ -195,7 +197,7 @@ def test_cider_by_hand() -> None:
     (score, perfect) = cider_d(["a cat", "a small dog runs"], [["a cat sits"], ["a small dog runs"]])
     assert score == exactly(10 / 4 * 2 / math.sqrt(2) * math.exp(-1 / 72))
     assert perfect == exactly(10)
-    assert cider_d(["a cat"], [["a cat"]]) == [0]  # what every picture says tells nothing
+    assert cider_d(["a cat"], [["a cat"]]) == [0]  # an n-gram of every image has no weight
     assert cider_d(["", "dog"], [["a cat"], [""]]) == [0, 0]
     # Saying it again gains nothing: clipped, and longer than the truth.
     again = cider_d(["cat sits cat sits"], [["cat sits"]], [["cat sits"], ["dog"]])
@@ -205,12 +207,15 @@ def test_cider_by_hand() -> None:
 def test_several_truths_of_one_question_are_references_for_each_other() -> None:
     said = [Answer("a red car"), Answer("a red car"), Answer("dog")]
     truth = [Answer("a red car"), Answer("one crimson automobile"), Answer("dog")]
-    alone, together = measure(VQA, said, truth), measure(VQA, said, truth, [("p", "q"), ("p", "q"), None])
+    alone, together = (
+        compute_metrics(VQA, said, truth),
+        compute_metrics(VQA, said, truth, [("p", "q"), ("p", "q"), None]),
+    )
     assert (alone.values["normalizedMatch"], together.values["normalizedMatch"]) == (exactly(2 / 3), 1)
     assert (alone.values["anls"], together.values["anls"]) == (exactly(2 / 3), 1)
     assert alone.values["exactMatch"] == together.values["exactMatch"] == exactly(2 / 3)  # its own truth alone
-    # CIDEr counts a picture once, however many truths it has: two pictures, so what one of them says weighs log 2.
-    captions = measure(FREEFORM, said, truth, [("p", "q"), ("p", "q"), None])
+    # CIDEr counts an image once, however many truths it has: two images, so what one of them says weighs log 2.
+    captions = compute_metrics(FREEFORM, said, truth, [("p", "q"), ("p", "q"), None])
     assert captions.values["cider"] == exactly(
         sum(cider_d(["a red car", "dog"], [["a red car", "one crimson automobile"], ["dog"]])[i] for i in (0, 0, 1)) / 3
     )
@@ -218,7 +223,7 @@ def test_several_truths_of_one_question_are_references_for_each_other() -> None:
 
 def test_an_answer_in_the_wrong_form_counts_nothing() -> None:
     given = [read_answer('{"vqa":{"answer":"the red car is here"}}'), read_answer("the red car is here")]
-    measured = measure(VQA, given, [Answer("the red car is here")] * 2)
+    measured = compute_metrics(VQA, given, [Answer("the red car is here")] * 2)
     assert set(measured.samples[1].values()) == {0}
     assert {name: value for name, value in measured.values.items() if value != 0.5} == {
         "bleu": exactly(math.exp(-1)),  # half as long as the truths together
@@ -228,8 +233,8 @@ def test_an_answer_in_the_wrong_form_counts_nothing() -> None:
 
 def test_nothing_said_and_nothing_true_breaks_nothing() -> None:
     for task in METRICS:
-        assert measure(task, [], []) == measure(task, [], [], [])
-        empty = measure(task, [Answer("")], [Answer("")])
+        assert compute_metrics(task, [], []) == compute_metrics(task, [], [], [])
+        empty = compute_metrics(task, [Answer("")], [Answer("")])
         assert tuple(empty.values) == METRICS[task]
         assert all(math.isfinite(value) for value in empty.values.values())
 
@@ -244,14 +249,14 @@ BOXES = some.lists(some.tuples(some.sampled_from(["cat", "Cat ", "dog", "a"]), P
 def as_pycocotools(
     given: list[list[Grounding]], truth: list[list[Grounding]], capsys: pytest.CaptureFixture[str]
 ) -> tuple[float, float]:
-    """Every phrase in every picture, as the reference does it; it prints its progress."""
+    """Every phrase in every image, as the reference does it; it prints its progress."""
     import numpy as np
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    phrases = sorted({item.phrase.strip().lower() for picture in (*given, *truth) for item in picture})
+    phrases = sorted({item.phrase.strip().lower() for image in (*given, *truth) for item in image})
 
-    def flat(pictures: list[list[Grounding]]) -> list[dict[str, Any]]:
+    def flat(images: list[list[Grounding]]) -> list[dict[str, Any]]:
         return [
             {
                 "image_id": number,
@@ -261,7 +266,7 @@ def as_pycocotools(
                 "score": 1.0,
                 "iscrowd": 0,
             }
-            for number, groundings in enumerate(pictures)
+            for number, groundings in enumerate(images)
             for item in groundings
             for x1, y1, x2, y2 in item.boxes
         ]
@@ -287,15 +292,15 @@ def as_pycocotools(
 def test_average_precision_is_that_of_pycocotools(capsys: pytest.CaptureFixture[str]) -> None:
     @given(some.lists(some.tuples(BOXES, BOXES), min_size=1, max_size=6))
     @quick
-    def holds(pictures: list[tuple[list[Grounding], list[Grounding]]]) -> None:
-        said, true = [said for said, _ in pictures], [true for _, true in pictures]
+    def holds(images: list[tuple[list[Grounding], list[Grounding]]]) -> None:
+        said, true = [said for said, _ in images], [true for _, true in images]
         assert mean_average_precision(said, true) == exactly(as_pycocotools(said, true, capsys))
 
     holds()
 
 
 def test_average_precision_of_phrases_that_are_rare_and_frequent(capsys: pytest.CaptureFixture[str]) -> None:
-    """Seventy pictures with phrases of their own and two that they share, boxes off by a little more each time."""
+    """Seventy images with phrases of their own and two that they share, boxes off by a little more each time."""
     said, true = [], []
     for number in range(70):
         box = (number, 10, number + 100, 110)
@@ -312,16 +317,16 @@ def test_boxes_by_hand() -> None:
     truth = [Grounding("cat", ((0, 0, 100, 100), (200, 0, 300, 100))), Grounding("dog", ((5, 5, 9, 9),))]
     given = [Grounding("CAT ", (half, half)), Grounding("dog", ((50, 50, 60, 60),)), Grounding("cow", (half,))]
     counts = count_boxes(given, truth)  # one of the halves has exactly the overlap it needs
-    assert (counts.right, counts.given, counts.true) == (1, 4, 3)
+    assert (counts.correct, counts.predicted, counts.true) == (1, 4, 3)
     assert (counts.precision, counts.recall, counts.f1) == (0.25, exactly(1 / 3), exactly(2 / 7))
-    values = measure(PHRASE_GROUNDING, [Answer("", tuple(given))], [Answer("", tuple(truth))]).values
+    values = compute_metrics(PHRASE_GROUNDING, [Answer("", tuple(given))], [Answer("", tuple(truth))]).values
     assert (values["precisionAt50"], values["f1At50"], values["map50"]) == (0.25, exactly(2 / 7), exactly(51 / 101 / 2))
 
 
-def test_a_phrase_told_twice_does_not_use_its_boxes_twice() -> None:
+def test_a_repeated_phrase_does_not_use_its_boxes_twice() -> None:
     box: Box = (0, 0, 10, 10)
     truth = [Grounding("cat", (box,)), Grounding("cat", ((20, 20, 30, 30),))]
-    assert count_boxes([Grounding("cat", (box,))], truth).right == 1
+    assert count_boxes([Grounding("cat", (box,))], truth).correct == 1
 
 
 def test_no_boxes_and_boxes_of_any_number() -> None:
@@ -346,11 +351,12 @@ def test_no_library_is_loaded_before_something_is_measured() -> None:
     """The warm parent imports the trainer, and the first step is not to wait for what it does not need."""
     program = """
 import sys
-from runyard.trainer import metrics, plan
+from runyard.trainer import plan
+from runyard.trainer.evaluation import metrics
 from runyard.trainer.answers import Answer
 libraries = {"rapidfuzz", "snowballstemmer", "faster_coco_eval", "sacrebleu", "rouge_score", "nltk", "pycocotools"}
 print(sorted(libraries & set(sys.modules)))
-metrics.measure("vqa", [Answer("runs")], [Answer("running")])
+metrics.compute_metrics("vqa", [Answer("runs")], [Answer("running")])
 print(sorted(libraries & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -358,5 +364,5 @@ print(sorted(libraries & set(sys.modules)))
 
 
 @pytest.mark.parametrize("name", sorted({name for names in METRICS.values() for name in names}))
-def test_every_metric_is_told(name: str) -> None:
+def test_every_metric_is_documented(name: str) -> None:
     assert f"`{name}`" in (Path(__file__).parents[2] / "docs/training.md").read_text()

@@ -1,4 +1,4 @@
-"""Each miniature is of the family it says, reads a picture with a question, and answers."""
+"""Each miniature is of the family it says, reads an image with a question, and answers."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def test_every_family_has_a_miniature() -> None:
 
 
 @pytest.mark.parametrize("model_type", miniatures.MINIATURES)
-def test_a_miniature_answers_about_a_picture(model_type: str) -> None:
+def test_a_miniature_answers_about_an_image(model_type: str) -> None:
     model, processor = miniatures.make(model_type)
     assert model.config.model_type == model_type
     assert 40_000 < sum(parameter.numel() for parameter in model.parameters()) < 120_000
@@ -27,7 +27,7 @@ def test_a_miniature_answers_about_a_picture(model_type: str) -> None:
     red, blue = (ask(model, processor, text, color) for color in ("red", "blue"))
     assert torch.equal(ask(model, processor, text, "red"), red)
     assert red.shape == (3, model.get_output_embeddings().out_features)
-    assert not torch.allclose(red, blue, atol=1e-6)  # it looks at the picture
+    assert not torch.allclose(red, blue, atol=1e-6)  # it uses the image
 
 
 def ask(model: Any, processor: Any, text: str, color: str) -> torch.Tensor:

@@ -8,10 +8,10 @@ import torch
 from runyard.flows.blocks import LearningRates, Schedule
 from runyard.flows.blocks import Optimizer as Settings
 from runyard.trainer.errors import InvalidFlow
-from runyard.trainer.families import parts_of
+from runyard.trainer.families import get_family_parts
 from runyard.trainer.steps.optim import Named, make_optimizers, rate_factor, set_rates
 
-PARTS = parts_of("llava")
+PARTS = get_family_parts("llava")
 CPU = torch.device("cpu")
 
 
@@ -82,7 +82,7 @@ def test_muon_takes_hidden_matrices_only() -> None:
     assert sum(len(group["params"]) for group in rest.param_groups) == 2
 
 
-def test_an_optimizer_that_is_not_installed_is_refused_with_a_remedy() -> None:
+def test_an_optimizer_that_is_not_installed_is_refused_with_a_fix() -> None:
     settings = Settings(name="adamw8bit")
     with pytest.raises(InvalidFlow, match="use 'adamw'"):
         make_optimizers(parameters(), settings, learning_rate=0.01, rates=None, parts=PARTS, device=CPU)

@@ -10,13 +10,13 @@ import torch
 
 from runyard.trainer.answers import Answer
 from runyard.trainer.data.datasets import Sample
-from runyard.trainer.data.encode import Batch, EncodedSamples, Encoder, Layout
-from runyard.trainer.data.packing import pack, padding_share, positions_of, use_packed_attention
-from runyard.trainer.families import PARTS, parts_of
+from runyard.trainer.data.encode import Batch, Encoder, InMemoryEncodings, Layout
+from runyard.trainer.data.packing import compute_padding_share, get_position_function, pack, use_packed_attention
+from runyard.trainer.families import PARTS, get_family_parts
 from runyard.trainer.models.model import load_model
 from runyard.trainer.steps.losses import TokenLosses
 
-PACKED = [model_type for model_type, parts in PARTS.items() if parts.unpacked is None]
+PACKED = [model_type for model_type, parts in PARTS.items() if parts.packing_obstacle is None]
 TEXTS = ["a", "a longer answer with words", "b", "the longest answer of all of these, by far, with a number: 12345"]
 CLOSE = 1e-5  # of the largest entry of a gradient
 
@@ -25,16 +25,16 @@ def samples() -> list[Sample]:
     from PIL import Image
 
     random = np.random.default_rng(5)
-    pictures = [Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)) for _ in TEXTS]
+    images = [Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)) for _ in TEXTS]
     questions = ["Which?", "Which digit is this, please?", "Which?", "Where?"]
-    return [Sample(p, q, Answer(t)) for p, q, t in zip(pictures, questions, TEXTS, strict=True)]
+    return [Sample(p, q, Answer(t)) for p, q, t in zip(images, questions, TEXTS, strict=True)]
 
 
 def loss_and_gradients(losses: TokenLosses, module: Any, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
-    loss = losses(batch) / batch.learnt_tokens
+    loss = losses(batch) / batch.label_count
     loss.backward()
     found = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
-    losses.forget_gradients()
+    losses.zero_gradients()
     return float(loss.detach()), found
 
 
@@ -43,14 +43,14 @@ def test_packed_and_padded_have_the_same_gradients(model_type: str, miniature: C
     model = load_model(miniature(model_type), dtype=torch.float32)
     module = model.module.train()
     encoder = Encoder(model.processor, model.parts, system_prompt="", task="vqa")
-    data = EncodedSamples([encoder.encode(sample) for sample in samples()], Layout(pad_id=0))
+    data = InMemoryEncodings([encoder.encode(sample) for sample in samples()], Layout(pad_id=0))
     losses = TokenLosses(module, precision="float32", device=torch.device("cpu"), label_smoothing=0.0)
-    padded = data.batch([0, 1, 2, 3])
+    padded = data.make_batch([0, 1, 2, 3])
     wanted, gradients = loss_and_gradients(losses, module, padded)
 
     use_packed_attention(module)
     again, unchanged = loss_and_gradients(losses, module, padded)
-    packed = pack(padded, positions_of(module.model))
+    packed = pack(padded, get_position_function(module.model))
     loss, found = loss_and_gradients(losses, module, packed)
 
     assert packed.inputs["input_ids"].numel() == data.lengths.sum()
@@ -64,15 +64,15 @@ def test_packed_and_padded_have_the_same_gradients(model_type: str, miniature: C
         assert float((found[name] - gradient).abs().max()) <= CLOSE * largest, name
 
 
-def test_a_sample_sees_nothing_of_its_neighbours(miniature: Callable[[str], Path]) -> None:
+def test_a_sample_does_not_attend_to_its_neighbors(miniature: Callable[[str], Path]) -> None:
     model = load_model(miniature("llava"), dtype=torch.float32)
     module = model.module.eval()
     use_packed_attention(module)
     encoder = Encoder(model.processor, model.parts, system_prompt="", task="vqa")
-    data = EncodedSamples([encoder.encode(sample) for sample in samples()], Layout(pad_id=0))
+    data = InMemoryEncodings([encoder.encode(sample) for sample in samples()], Layout(pad_id=0))
 
     def hidden(indices: list[int]) -> torch.Tensor:
-        batch = pack(data.batch(indices))
+        batch = pack(data.make_batch(indices))
         with torch.inference_mode():
             states: torch.Tensor = module.model(**batch.inputs, segments=batch.segments).last_hidden_state[0]
         return states[-int(data.lengths[indices[-1]]) :]
@@ -84,8 +84,10 @@ def test_a_sample_sees_nothing_of_its_neighbours(miniature: Callable[[str], Path
 
 def test_chunks_of_the_loss_change_nothing(miniature: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(miniature("llava"), dtype=torch.float32)
-    encoder = Encoder(model.processor, parts_of("llava"), system_prompt="", task="vqa")
-    batch = EncodedSamples([encoder.encode(sample) for sample in samples()], Layout(pad_id=0)).batch([0, 1, 2, 3])
+    encoder = Encoder(model.processor, get_family_parts("llava"), system_prompt="", task="vqa")
+    batch = InMemoryEncodings([encoder.encode(sample) for sample in samples()], Layout(pad_id=0)).make_batch(
+        [0, 1, 2, 3]
+    )
 
     def measured() -> tuple[float, dict[str, torch.Tensor]]:
         losses = TokenLosses(model.module, precision="float32", device=torch.device("cpu"), label_smoothing=0.1)
@@ -100,4 +102,4 @@ def test_chunks_of_the_loss_change_nothing(miniature: Callable[[str], Path], mon
 
 
 def test_padding_is_counted_over_batches() -> None:
-    assert padding_share([np.array([2, 4]), np.array([3, 3])]) == pytest.approx(1 - 12 / 14)
+    assert compute_padding_share([np.array([2, 4]), np.array([3, 3])]) == pytest.approx(1 - 12 / 14)

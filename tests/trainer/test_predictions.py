@@ -52,10 +52,10 @@ def test_a_disk_that_refuses_loses_nothing_that_is_kept(tmp_path: Path, monkeypa
 def attempt_on(
     make_attempt: Callable[..., Path], make_version: Callable[..., Path], png: Callable[..., bytes]
 ) -> Callable[..., Path]:
-    """An attempt of three epochs of one step each on uploaded pictures, which all say ``contents``."""
+    """An attempt of three epochs of one step each on uploaded images, which all say ``contents``."""
 
     def make(task: str, contents: Any, **model: Any) -> Path:
-        pictures = {f"{number:02}.png": (png(number), [contents]) for number in range(24)}
+        images = {f"{number:02}.png": (png(number), [contents]) for number in range(24)}
         dataset = {"datasetId": "shelves", "projectKind": task, "validationFraction": 0.3}
         folder = make_attempt(
             {
@@ -63,7 +63,7 @@ def attempt_on(
                 "vi-model": {"hyperparameters": {"batchSize": 32, "epochs": 3}, "compute": {"compile": False}} | model,
             }
         )
-        brought = {"folder": str(make_version(pictures)), "dataset": "shelves", "version": "0" * 16}
+        brought = {"folder": str(make_version(images)), "dataset": "shelves", "version": "0" * 16}
         (folder / "dataset.json").write_text(json.dumps(brought))
         return folder
 

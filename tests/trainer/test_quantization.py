@@ -14,7 +14,7 @@ from runyard.rundir import read_json, sha256_of
 from runyard.trainer.errors import ExportFailed
 from runyard.trainer.export.export import export_model
 from runyard.trainer.main import train_attempt
-from runyard.trainer.models.model import load_model, whole
+from runyard.trainer.models.model import dequantize, load_model
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
@@ -93,11 +93,11 @@ def test_answering_leaves_4_bit_weights_as_they_are(miniature: Callable[[str], P
     model = load_model(miniature("llava"), dtype=torch.bfloat16, quantization="fp4")
     assert {str(p.dtype) for p in model.module.parameters()} == {"torch.uint8", "torch.float32"}
     layer = next(layer for layer in model.module.modules() if type(layer).__name__ == "Linear4bit")
-    before = whole(layer.weight).clone()
+    before = dequantize(layer.weight).clone()
     assert before.shape == (layer.out_features, layer.in_features)
     with torch.inference_mode():
         layer.eval()(torch.ones(2, layer.in_features))
-    assert torch.equal(whole(layer.weight), before)
+    assert torch.equal(dequantize(layer.weight), before)
     assert not any(p.requires_grad for p in model.module.parameters())
 
 
@@ -105,20 +105,24 @@ def test_answering_leaves_4_bit_weights_as_they_are(miniature: Callable[[str], P
 def test_an_export_is_measured_over_the_4_bits_and_merged_over_whole_weights(attempt: Path, tmp_path: Path) -> None:
     checkpoint = shutil.copytree(attempt / "checkpoints" / LAST, tmp_path / "checkpoint")
     for form in ("adapter", "full"):
-        told = export_model(checkpoint, tmp_path / form, form=form)  # type: ignore[arg-type]
-        assert (told["quantization"], told["different"], told["replayed"]) == ("nf4", 0, len(lines(checkpoint)))
-    told = export_model(checkpoint, tmp_path / "merged", tolerate=1)
-    assert told["replayed"] == len(lines(checkpoint))
+        document = export_model(checkpoint, tmp_path / form, form=form)  # type: ignore[arg-type]
+        assert (document["quantization"], document["different"], document["replayed"]) == (
+            "nf4",
+            0,
+            len(lines(checkpoint)),
+        )
+    document = export_model(checkpoint, tmp_path / "merged", tolerate=1)
+    assert document["replayed"] == len(lines(checkpoint))
     run = read_json(tmp_path / "merged" / "run.json") or {}
     assert run["spec"]["flow"]["blocks"][-1]["settings"]["quantization"]["enabled"] is False
     config = read_json(tmp_path / "merged" / "config.json") or {}
     assert "quantization_config" not in config
 
-    # An answer that only the 4 bits give is told with what to do about it.
+    # An answer that only the 4-bit model gives is reported with a fix.
     stored = checkpoint / "predictions.jsonl"
     stored.write_text(stored.read_text().replace('"raw":"', '"raw":"other '))
     with pytest.raises(
-        ExportFailed, match=r"base weights in 4 bit \(nf4\), and merged weights are whole.*--tolerate 1"
+        ExportFailed, match=r"base weights in 4 bits \(nf4\), and merged weights are not quantized.*--tolerate 1"
     ):
         export_model(checkpoint, tmp_path / "other", form="merged")
 

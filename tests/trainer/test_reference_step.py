@@ -23,16 +23,16 @@ from torch.nn.functional import cross_entropy
 
 from runyard.datasets.records import Interaction, Vqa
 from runyard.rundir import read_json
-from runyard.trainer.data.cache import Told
+from runyard.trainer.data.cache import Hooks
 from runyard.trainer.errors import InvalidFlow
-from runyard.trainer.families import PARTS, part_of
+from runyard.trainer.families import PARTS, find_part
 from runyard.trainer.main import _machine, _model_folders, _read_run
 from runyard.trainer.prepare import Job, Prepared, prepare
 from runyard.trainer.train import _accumulate
 from tests.trainer import miniatures
 
 SYSTEM = "Look well."
-# Questions and answers of unlike length about pictures of unlike shape; a few of them are held out.
+# Questions and answers of different lengths about images of different shapes; a few of them are held out.
 SAID = [
     ("What is it?", "a"),
     ("Which digit is this, the seven or another?", "seven"),
@@ -93,7 +93,7 @@ def trainer(
 
     def begin(model_type: str, settings: dict[str, Any]) -> Prepared:
         version = make_version(
-            {f"{n}.png": (picture(n), [Vqa(interactions=[Interaction(order=1, question=asked, answer=answer)])])
+            {f"{n}.png": (make_image(n), [Vqa(interactions=[Interaction(order=1, question=asked, answer=answer)])])
              for n, (asked, answer) in enumerate(SAID)}
         )  # fmt: skip
         blocks = {
@@ -113,12 +113,12 @@ def trainer(
         config = read_json(folder / "run.json") or {}
         run, recipe = _read_run(config)
         job = Job(folder=folder, run=run, recipe=recipe, models={}, folders=_model_folders(config))
-        return prepare(job, _machine(1), told=Told())
+        return prepare(job, _machine(1), told=Hooks())
 
     return begin
 
 
-def picture(number: int) -> bytes:
+def make_image(number: int) -> bytes:
     held = io.BytesIO()
     noise = torch.randint(0, 256, (*SIZES[number % 3][::-1], 3), generator=torch.Generator().manual_seed(number))
     Image.fromarray(noise.byte().numpy()).save(held, "PNG")
@@ -131,7 +131,7 @@ def step(made: Prepared) -> tuple[list[int], float, Gradients]:
     loss = _accumulate(made, indices, 0, made.plan.micro_batch_size)
     questions = [asked for asked, _ in SAID]
     said = [questions.index(made.data.train[index].question) for index in indices]
-    return said, loss, {name: p.grad for name, p in made.model.trainable() if p.grad is not None}
+    return said, loss, {name: p.grad for name, p in made.model.trainable_parameters() if p.grad is not None}
 
 
 class Reference:
@@ -159,7 +159,7 @@ class Reference:
     def read(self, number: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """A conversation as the model takes it, and its labels."""
         question, answer = SAID[number]
-        image = Image.open(io.BytesIO(picture(number)))
+        image = Image.open(io.BytesIO(make_image(number)))
         answer = '{"vqa":{"answer":"' + answer + '"}}'
         if self.model_type == "paligemma":
             made = self.processor(
@@ -208,10 +208,12 @@ def test_a_step_has_the_loss_and_the_gradients_of_the_reference(
     model_type: str, variant: str, trainer: Callable[..., Prepared], reference: Callable[[str], Reference]
 ) -> None:
     settings, parts = VARIANTS[variant], PARTS[model_type]
-    if settings["packing"] and parts.unpacked:
-        pytest.skip(f"not packed: {parts.unpacked}")
+    if settings["packing"] and parts.packing_obstacle:
+        pytest.skip(f"not packed: {parts.packing_obstacle}")
     if settings["compute"]["featureCache"] and model_type == "florence2":
-        with pytest.raises(InvalidFlow, match="featureCache true is not possible: the family takes pictures as pixels"):
+        with pytest.raises(
+            InvalidFlow, match="featureCache true is not possible: the family accepts images only as pixels"
+        ):
             trainer(model_type, settings)
         return
     made = trainer(model_type, settings)
@@ -220,12 +222,12 @@ def test_a_step_has_the_loss_and_the_gradients_of_the_reference(
 
     wanted_loss, wanted = reference(model_type).step(said)
     frozen = settings["training"]["freeze"]
-    assert {part_of(name, parts) for name, gradient in wanted.items() if gradient.any()} == {
+    assert {find_part(name, parts) for name, gradient in wanted.items() if gradient.any()} == {
         "vision",
         "projector",
         "language",
     }
-    assert gradients.keys() == {name for name in wanted if part_of(name, parts) not in frozen}
+    assert gradients.keys() == {name for name in wanted if find_part(name, parts) not in frozen}
     compare((loss, gradients), (wanted_loss, wanted))
 
 

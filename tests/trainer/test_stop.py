@@ -139,17 +139,17 @@ def test_an_evaluation_is_broken_off_within_an_answer(
     """The flag is looked at for each token, and the module is left as it was: training, with its own random state."""
     folder, evaluate, left = make_attempt(RECIPE), train_module.evaluate, []
 
-    def with_stop(module: Any, *arguments: Any, look: Callable[[], None], **named: Any) -> Any:
+    def with_stop(module: Any, *arguments: Any, check_cancelled: Callable[[], None], **named: Any) -> Any:
         looks, state = [], torch.get_rng_state()
 
         def stop_at_the_fourth() -> None:
             looks.append(1)
             if len(looks) == 4:  # the loss, the first group of prompts, its first token, its second
                 (folder / "stop.json").write_text("{}")
-            look()
+            check_cancelled()
 
         try:
-            return evaluate(module, *arguments, look=stop_at_the_fourth, **named)
+            return evaluate(module, *arguments, check_cancelled=stop_at_the_fourth, **named)
         finally:
             left.append((len(looks), module.training, torch.equal(state, torch.get_rng_state())))
 

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from runyard.trainer.data import templates
-from runyard.trainer.data.encode import Encoder, conversation
+from runyard.trainer.data.encode import Encoder, build_conversation
 from runyard.trainer.data.templates import BuiltInTemplate, TemplateProcess
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.export.predict import Predictor
-from runyard.trainer.families import parts_of
+from runyard.trainer.families import get_family_parts
 from runyard.trainer.main import train_attempt
 from runyard.trainer.models.model import load_processor
 
 Processor = Callable[[str], Any]
-MESSAGES = conversation("Look.", "which digit is this")
+MESSAGES = build_conversation("Look.", "which digit is this")
 BOMBS = {
     "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "loops in a macro": (
@@ -43,8 +43,8 @@ BOMBS = {
     ),
 }
 SAYS = {
-    "recursion": "nests deeper",
-    "a long answer": r"wrote 2,097,152 characters; at most 1,048,576",
+    "recursion": "nests too deeply",
+    "a long answer": r"wrote 2,097,152 characters; the limit is 1,048,576",
     **dict.fromkeys(
         ("a text that doubles", "a text repeated", "a width", "a list"),
         "(needs more than 512 MiB of memory|was stopped after 0.5 s)",
@@ -78,7 +78,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_stopped_and_named_with_its_limit(processor: Processor, name: str) -> None:
     renderer = TemplateProcess(processor(BOMBS[name]))
-    says = SAYS.get(name, "was stopped after 0.5 s of processor time, which is the limit")
+    says = SAYS.get(name, "was stopped after 0.5 s of CPU time, which is the limit")
     with pytest.raises(InvalidFlow, match=rf"the chat template of bomb .*{says}.*; try: .*chat_template\.jinja"):
         renderer.render(MESSAGES, with_generation_prompt=True)
 
@@ -96,8 +96,8 @@ def test_a_bomb_off_the_main_thread_and_in_a_fork_is_stopped_as_well(processor: 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert "processor time" in said[0]
-    harmless = conversation("", "hello")
+    assert "CPU time" in said[0]
+    harmless = build_conversation("", "hello")
     assert renderer.render(harmless, with_generation_prompt=True) == ""  # it is there again
     pid = os.fork()
     if pid == 0:
@@ -112,9 +112,9 @@ def test_a_bomb_off_the_main_thread_and_in_a_fork_is_stopped_as_well(processor: 
     assert renderer.render(harmless, with_generation_prompt=True) == ""
 
 
-def test_what_a_template_refuses_is_told_in_its_words(processor: Processor) -> None:
+def test_the_error_of_a_template_is_part_of_the_message(processor: Processor) -> None:
     renderer = TemplateProcess(processor("{{ raise_exception('no system prompt, please') }}"))
-    with pytest.raises(InvalidFlow, match=r"does not take this conversation .*no system prompt, please"):
+    with pytest.raises(InvalidFlow, match=r"does not support this conversation .*no system prompt, please"):
         renderer.render(MESSAGES, with_generation_prompt=False)
 
 
@@ -123,13 +123,13 @@ def test_a_renderer_writes_what_the_library_writes(miniature: Callable[[str], Pa
     limited, plain = TemplateProcess(loaded), BuiltInTemplate(loaded)
     for question in ("hello", "ünï ✓ \U0001f600", "line\nline", "{{ 7 * 7 }}", ""):
         for prompt in (True, False):
-            asked = conversation("Look.", question)
+            asked = build_conversation("Look.", question)
             assert limited.render(asked, with_generation_prompt=prompt) == plain.render(
                 asked, with_generation_prompt=prompt
             )
 
 
-def test_its_process_holds_nothing_of_the_parent_and_ends_with_it(processor: Processor, tmp_path: Path) -> None:
+def test_its_process_keeps_nothing_of_the_parent_and_ends_with_it(processor: Processor, tmp_path: Path) -> None:
     import fcntl
 
     lock = os.open(tmp_path / "run.lock", os.O_RDWR | os.O_CREAT)
@@ -182,7 +182,7 @@ def test_asking_a_model_whose_template_never_ends_says_so(with_template: Callabl
 
 def test_an_encoder_without_a_renderer_is_limited_as_well(processor: Processor) -> None:
     with pytest.raises(InvalidFlow, match="the chat template of bomb was stopped"):
-        Encoder(processor(BOMBS["nested loops"]), parts_of("llava"), system_prompt="", task="vqa")
+        Encoder(processor(BOMBS["nested loops"]), get_family_parts("llava"), system_prompt="", task="vqa")
 
 
 def test_the_process_of_an_encoder_ends_with_it(miniature: Callable[[str], Path]) -> None:
@@ -190,7 +190,7 @@ def test_the_process_of_an_encoder_ends_with_it(miniature: Callable[[str], Path]
 
     gc.disable()
     try:
-        encoder = Encoder(load_processor(miniature("llava")), parts_of("llava"), system_prompt="", task="vqa")
+        encoder = Encoder(load_processor(miniature("llava")), get_family_parts("llava"), system_prompt="", task="vqa")
         renderer = encoder._renderer
         assert isinstance(renderer, TemplateProcess) and renderer._child is not None
         pid = renderer._child._pid

@@ -170,7 +170,7 @@ def test_plain_transformers_in_a_fresh_process_says_what_the_predictor_says(fini
     )
     told = json.loads(done.stdout.splitlines()[-1])
     image = Image.new("RGB", (32, 32), (40, 90, 160))
-    said = Predictor(full.parent, threads=1).ask(image, "Which digit is this?", max_new_tokens=8)
+    said = Predictor(full.parent, threads=1).predict(image, "Which digit is this?", max_new_tokens=8)
     assert told == {"class": "Idefics3ForConditionalGeneration", "said": said.raw, "runyard": False}
 
 
@@ -527,14 +527,14 @@ def failure(folder: Path) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("blocks", "says"),
     [
-        ({"vi-dataset": {"datasetId": "shelves", "projectKind": "vqa"}}, "'shelves' is not known here"),
+        ({"vi-dataset": {"datasetId": "shelves", "projectKind": "vqa"}}, "unknown dataset 'shelves'"),
         ({"vi-dataset": {"projectKind": "phrase-grounding"}}, "is of kind vqa"),
         (
             {"vi-model": {"architecture": {"weights": "/no/such/folder"}}},
-            "not inside a folder of this machine's setting model_folders",
+            "not in a folder of this machine's setting model_folders",
         ),
         ({"vi-model": {"architecture": {"name": "qwen3vl"}}}, "not on this machine"),
-        ({"vi-model": {"images": {"maxPixels": 1000}}}, "pictures of one size only"),
+        ({"vi-model": {"images": {"maxPixels": 1000}}}, "images of one size only"),
         ({"vi-dataset": {"datasetVersion": "v1"}}, "has no versions"),
         ({"vi-model": {"compute": {"precisionType": "float16"}}}, "needs CUDA"),
         ({"vi-model": {"training": {"freeze": ["vision", "projector", "language"]}}}, "nothing to train"),

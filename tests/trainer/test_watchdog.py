@@ -64,10 +64,10 @@ def test_a_run_that_diverges_names_step_samples_and_the_last_good_checkpoint(
         nonlocal steps
         steps += 1
         if steps == 4 and what == "loss":
-            next(iter(made.model.trainable()))[1].data.fill_(float("nan"))
+            next(iter(made.model.trainable_parameters()))[1].data.fill_(float("nan"))
         loss = as_ever(made, *arguments)
         if steps == 4:
-            next(p for _, p in made.model.trainable() if p.grad is not None).grad[0] = torch.nan
+            next(p for _, p in made.model.trainable_parameters() if p.grad is not None).grad[0] = torch.nan
         return loss
 
     monkeypatch.setattr(train, "_accumulate", spoilt)

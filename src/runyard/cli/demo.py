@@ -170,7 +170,7 @@ def answer_held_out(model_dir: Path, flow: "FlowSpec", *, say: Callable[[str], N
     from runyard.trainer.answers import is_same_text
     from runyard.trainer.export.predict import Predictor
 
-    answers = Predictor(model_dir).ask_all([(sample.image, sample.question) for sample in samples])
+    answers = Predictor(model_dir).predict_all([(sample.image, sample.question) for sample in samples])
     return [
         AnsweredQuestion(
             image=sample.image,

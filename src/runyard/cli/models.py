@@ -148,7 +148,7 @@ def predict(model: str, image: Path, question: str, out: Path | None, data_dir: 
 
     from runyard.trainer.export.predict import Predictor
 
-    answer = Predictor(folder).ask(opened, question)
+    answer = Predictor(folder).predict(opened, question)
     boxes = [(item.phrase, box) for item in answer.groundings for box in item.boxes]
     drawn = out or (Path(f"{image.stem}-boxes.png") if boxes else None)
     if drawn is not None:
@@ -222,11 +222,11 @@ def export(
             out,
             form=form,
             dtype=dtype,
-            pictures=pictures,
+            images=pictures,
             with_replay=not no_replay,
             tolerate=tolerate,
             overwrite=overwrite,
-            told=_ignore_progress if as_json else progress.update,
+            on_progress=_ignore_progress if as_json else progress.update,
         )
     if as_json:
         print_json({"path": str(out), **written})
@@ -262,10 +262,10 @@ def _find_images(
     from runyard.ids import resolve_folder
     from runyard.rundir import is_complete
     from runyard.settings import read_settings
-    from runyard.trainer.export.replay import read_asked
+    from runyard.trainer.export.replay import read_replay_context
     from vi.errors import ViError
 
-    asked = read_asked(folder.parent if folder.name == "model_full" else folder)
+    asked = read_replay_context(folder.parent if folder.name == "model_full" else folder)
     if asked.is_built_in:
         return None
     settings = read_settings(data_dir=data_dir)

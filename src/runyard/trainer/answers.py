@@ -1,10 +1,12 @@
-"""How models answer: one JSON object on one line, in the form the published client's inference reads.
+"""The form of answers: one JSON object on one line, as the published client's inference reads it.
 
     {"vqa":{"answer":"7"}}
-    {"phrase_grounding":{"sentence":"the seven","groundings":[{"phrase":"the seven","grounding":[[0,171,341,512]]}]}}
+    {"phrase_grounding":{"sentence":"the seven",
+        "groundings":[{"phrase":"the seven","grounding":[[0,171,341,512]]}]}}
 
-Boxes are whole numbers from 0 to 1024 over the width and the height of the picture, left, top, right, bottom. This page
-writes answers, reads them back (leniently: a model may say anything) and scores them against the truth.
+Boxes are ``[left, top, right, bottom]`` in whole numbers from 0 to 1024 over the width and the
+height of the image. This module writes answers, parses generated text leniently (a model may write
+anything), and compares boxes.
 """
 
 import json
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 VQA, PHRASE_GROUNDING, FREEFORM = "vqa", "phrase-grounding", "freeform"
-# The metrics besides the loss, by task.
+# Metrics besides the loss, by task.
 METRICS = {
     VQA: ("exactMatch", "normalizedMatch", "anls", "bleu", "rougeL", "meteor", "wellFormed"),
     PHRASE_GROUNDING: (
@@ -22,7 +24,7 @@ METRICS = {
     FREEFORM: ("bleu", "rougeL", "meteor", "cider", "wellFormed"),
 }  # fmt: skip
 BOX_SCALE = 1024
-# The parts of answers that never change. The tiny tokenizer makes each of them one token.
+# Constant pieces of answers. The tiny tokenizer encodes each of them as one token.
 SCAFFOLDING = (
     '{"vqa":{"answer":"',
     '"}}',
@@ -40,7 +42,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Grounding:
-    """A phrase and where it is in the picture."""
+    """A phrase and its boxes in the image."""
 
     phrase: str
     boxes: tuple[Box, ...]
@@ -48,7 +50,7 @@ class Grounding:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said: the text for people, the boxes if any, and the words as they came (``raw``)."""
+    """An answer: its text, its boxes if any, and the generated text unchanged (``raw``)."""
 
     text: str
     groundings: tuple[Grounding, ...] = ()
@@ -57,51 +59,54 @@ class Answer:
 
 
 def write_vqa(answer: str) -> str:
-    return _one_line({"vqa": {"answer": answer}})
+    return _to_json_line({"vqa": {"answer": answer}})
 
 
 def write_freeform(caption: str) -> str:
-    return _one_line({"freeform": {"caption": caption}})
+    return _to_json_line({"freeform": {"caption": caption}})
 
 
 def write_grounding(sentence: str, groundings: Sequence[Grounding]) -> str:
     items = [{"phrase": item.phrase, "grounding": [list(box) for box in item.boxes]} for item in groundings]
-    return _one_line({"phrase_grounding": {"sentence": sentence, "groundings": items}})
+    return _to_json_line({"phrase_grounding": {"sentence": sentence, "groundings": items}})
 
 
 def write_answer(task: str, truth: Answer) -> str:
-    """The words a model shall say for this truth."""
+    """Return the text that a model should generate for this true answer."""
     if task == PHRASE_GROUNDING:
         return write_grounding(truth.text, truth.groundings)
     return write_vqa(truth.text) if task == VQA else write_freeform(truth.text)
 
 
 def scale_box(box: Sequence[float], *, width: float, height: float) -> Box:
-    """A box in pixels as whole numbers from 0 to ``BOX_SCALE``."""
+    """Convert a box in pixels to whole numbers from 0 to ``BOX_SCALE``."""
     sides = (width, height, width, height)
     x1, y1, x2, y2 = (min(BOX_SCALE, max(0, round(v * BOX_SCALE / side))) for v, side in zip(box, sides, strict=True))
     return x1, y1, x2, y2
 
 
 def read_answer(raw: str) -> Answer:
-    """Read what a model said. Words that are not one of the forms become the text as they stand."""
+    """Parse generated text. Text in no known form becomes the answer's text unchanged."""
     try:
-        said = json.loads(raw)
+        parsed = json.loads(raw)
     except (ValueError, RecursionError):
         return Answer(text=raw.strip(), raw=raw, is_well_formed=False)
-    match said:
+    match parsed:
         case {"vqa": {"answer": str(text)}} | {"freeform": {"caption": str(text)}}:
-            return Answer(text=_whole(text), raw=raw)
+            return Answer(text=_replace_surrogates(text), raw=raw)
         case {"phrase_grounding": {"sentence": str(text), "groundings": list(items)}}:
             groundings = tuple(found for item in items if (found := _read_grounding(item)))
             return Answer(
-                text=_whole(text), groundings=groundings, raw=raw, is_well_formed=len(groundings) == len(items)
+                text=_replace_surrogates(text),
+                groundings=groundings,
+                raw=raw,
+                is_well_formed=len(groundings) == len(items),
             )
     return Answer(text=raw.strip(), raw=raw, is_well_formed=False)
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes; 0 for boxes without area."""
+    """Return the intersection over union of two boxes; 0 for boxes without area."""
     width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
     shared = width * height
@@ -109,43 +114,50 @@ def iou(a: Box, b: Box) -> float:
     return shared / union if union > 0 else 0.0
 
 
-def folded(text: str) -> str:
-    """What is left when case and surrounding space do not count."""
+def fold_case(text: str) -> str:
+    """Return the text without surrounding space and without case."""
     return text.strip().casefold()
 
 
-def is_same_text(given: str, truth: str) -> bool:
-    """Equal but for case and surrounding space."""
-    return folded(given) == folded(truth)
+def is_same_text(text: str, other: str) -> bool:
+    """Return whether two texts are equal, ignoring case and surrounding space."""
+    return fold_case(text) == fold_case(other)
 
 
-def pair_boxes(offered: Sequence[Box], wanted: Sequence[Box]) -> list[float]:
-    """For every box wanted the overlap of the one it gets: greedily, best overlap first, each offered box once."""
-    pairs = sorted(((iou(a, b), i, j) for i, a in enumerate(offered) for j, b in enumerate(wanted)), reverse=True)
+def match_boxes(predicted: Sequence[Box], truth: Sequence[Box]) -> list[float]:
+    """Return the IoU of the predicted box matched to each true box; 0 for an unmatched one.
+
+    Matching is greedy, highest IoU first; each predicted box is used once.
+    """
+    pairs = sorted(
+        ((iou(a, b), i, j) for i, a in enumerate(predicted) for j, b in enumerate(truth)),
+        reverse=True,
+    )
     used: set[int] = set()
     found: dict[int, float] = {}
     for overlap, i, j in pairs:
         if i not in used and j not in found:
             used.add(i)
             found[j] = overlap
-    return [found.get(j, 0.0) for j in range(len(wanted))]
+    return [found.get(j, 0.0) for j in range(len(truth))]
 
 
-def grounding_ious(given: Sequence[Grounding], truth: Sequence[Grounding]) -> list[float]:
-    """For every true box the overlap of the box given for its phrase; 0 where none was given.
+def grounding_ious(predicted: Sequence[Grounding], truth: Sequence[Grounding]) -> list[float]:
+    """Return the IoU of the predicted box for each true box of a phrase; 0 where none was
+    predicted.
 
-    Boxes of one phrase are paired as by ``pair_boxes``. Boxes too many cost nothing here but count as extra zeros, so
-    that naming the whole picture ten times does not pay.
+    Boxes of one phrase are matched by ``match_boxes``. Each surplus box adds a zero, so that
+    predicting the whole image ten times gains nothing.
     """
     scores: list[float] = []
     for item in truth:
-        offered = [box for other in given if is_same_text(other.phrase, item.phrase) for box in other.boxes]
-        scores += pair_boxes(offered, item.boxes)
-        scores += [0.0] * max(0, len(offered) - len(item.boxes))
+        candidates = [box for other in predicted if is_same_text(other.phrase, item.phrase) for box in other.boxes]
+        scores += match_boxes(candidates, item.boxes)
+        scores += [0.0] * max(0, len(candidates) - len(item.boxes))
     return scores
 
 
-def _one_line(value: Any) -> str:
+def _to_json_line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -153,7 +165,7 @@ def _read_grounding(item: Any) -> Grounding | None:
     match item:
         case {"phrase": str(phrase), "grounding": list(boxes)}:
             read = tuple(box for values in boxes if (box := _read_box(values)))
-            return Grounding(_whole(phrase), read) if len(read) == len(boxes) else None
+            return Grounding(_replace_surrogates(phrase), read) if len(read) == len(boxes) else None
     return None
 
 
@@ -164,8 +176,8 @@ def _read_box(values: Any) -> Box | None:
     return None
 
 
-def _whole(text: str) -> str:
-    """JSON may name half a character, which no file takes; it becomes a question mark."""
+def _replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON may contain and files cannot, with question marks."""
     return text.encode(errors="replace").decode()
 
 

@@ -1,21 +1,21 @@
-"""What may go wrong while training, by whose fault it is.
+"""The errors of the trainer, grouped by who can correct them.
 
-    TrainingFailed              the recipe or the data cannot run; trying again would fail again (exit code 64)
-        InvalidFlow             the recipe asks for something that does not exist or does not fit
-        InvalidData             the data cannot be read or is not what the task needs
-        OutOfMemory             the machine has too little memory for it
-        Diverged                the loss is no longer a number
-    StopAsked                   what was under way is broken off because a stop was asked for; never leaves the trainer
-    LockHeld                    another trainer of the same run is alive (exit code 1, the platform's affair)
-    ExportFailed                exported files are not proven to say what the checkpoint said; nothing is left of them
+    TrainingFailed      the flow or the data cannot run; a retry would fail again (exit code 64)
+        InvalidFlow     the flow asks for something that does not exist or does not fit
+        InvalidData     the data cannot be read or does not fit the task
+        OutOfMemory     the machine has too little memory
+        Diverged        the loss or the gradient is not finite
+    StopRequested       a stop request interrupted work in progress; never leaves the trainer
+    LockHeld            another trainer of the same run is alive (exit code 1: infrastructure)
+    ExportFailed        exported files do not reproduce the checkpoint; none of them are kept
 
-Class names are the reasons that ``result.json`` carries. Everything else that escapes is a defect or the platform's
-fault: exit code 1, the traceback on stderr.
+The class names are the reasons that ``result.json`` carries. Every other error that escapes is a
+defect of Runyard or a failure of the machine: exit code 1, with the traceback on stderr.
 """
 
 
 class TrainingFailed(Exception):
-    """The run cannot succeed as it is; ``reason`` is the word people see."""
+    """A run that cannot succeed as it is; ``reason`` is the word that users see."""
 
     @property
     def reason(self) -> str:
@@ -23,11 +23,11 @@ class TrainingFailed(Exception):
 
 
 class InvalidFlow(TrainingFailed):
-    """The recipe asks for something that does not exist or does not fit."""
+    """The flow asks for something that does not exist or does not fit."""
 
 
 class InvalidData(TrainingFailed):
-    """The data cannot be read or is not what the task needs."""
+    """The data cannot be read or does not fit the task."""
 
 
 class OutOfMemory(TrainingFailed):
@@ -35,11 +35,11 @@ class OutOfMemory(TrainingFailed):
 
 
 class Diverged(TrainingFailed):
-    """The loss is no longer a number."""
+    """The loss or the gradient is not finite."""
 
 
-class StopAsked(Exception):
-    """What was under way is broken off because a stop was asked for."""
+class StopRequested(Exception):
+    """Work in progress was interrupted because a stop was requested."""
 
 
 class LockHeld(Exception):
@@ -47,4 +47,4 @@ class LockHeld(Exception):
 
 
 class ExportFailed(Exception):
-    """A checkpoint is not exported, and nothing is left of the try; the message has the remedy."""
+    """A checkpoint cannot be exported, and nothing was written; the message suggests a fix."""

@@ -1,7 +1,8 @@
-"""What the trainer has to know of a model family beyond ``runyard.flows.families``: where its parts lie.
+"""What the trainer needs to know of a model family beyond ``runyard.flows.families``.
 
-Data, not forks: each row says which modules are the vision encoder, the projector and the language model in
-transformers' classes, and the two or three quirks that a batch must respect. A family without a row here is refused.
+Families differ by data, not by code. Each row names the modules of the vision encoder, the
+projector and the language model in transformers' classes, and the few peculiarities that a batch
+must respect. A family without a row is refused.
 """
 
 from dataclasses import dataclass, replace
@@ -10,13 +11,14 @@ from runyard.trainer.errors import InvalidFlow
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """Module-name prefixes of the three parts, tried in order: the projector of some lies inside the vision encoder.
+class FamilyParts:
+    """Module-name prefixes of a family's three parts, and its peculiarities.
 
-    ``vision`` holds all encoders, of sound too. ``answer_token_type`` is what ``token_type_ids`` hold on the answer's
-    tokens. ``plain_prompt`` is the prompt for processors without a chat template; its ``{text}`` is the system text and
-    the question. ``answer_begin`` stands before every answer. ``unpacked`` says why samples of this family cannot share
-    a row.
+    ``projector`` is matched first, because some families nest it inside the vision encoder.
+    ``vision`` holds all encoders, including those for audio. ``answer_token_type`` is the value of
+    ``token_type_ids`` on the answer's tokens. ``plain_prompt`` is the prompt for processors without
+    a chat template; its ``{text}`` is the system prompt and the question. ``answer_prefix``
+    precedes every answer. ``packing_obstacle`` says why samples of this family cannot share a row.
     """
 
     projector: tuple[str, ...]
@@ -24,66 +26,73 @@ class Parts:
     language: tuple[str, ...] = ("model.language_model", "language_model", "lm_head")
     answer_token_type: int = 0
     plain_prompt: str | None = None
-    answer_begin: str = ""
-    unpacked: str | None = None
+    answer_prefix: str = ""
+    packing_obstacle: str | None = None
 
 
-_LLAVA = Parts(projector=("model.multi_modal_projector",), vision=("model.vision_tower",))
-_IDEFICS = Parts(
-    projector=("model.connector",), vision=("model.vision_model",), language=("model.text_model", "lm_head")
+_LLAVA = FamilyParts(projector=("model.multi_modal_projector",), vision=("model.vision_tower",))
+_IDEFICS = FamilyParts(
+    projector=("model.connector",),
+    vision=("model.vision_model",),
+    language=("model.text_model", "lm_head"),
 )
-_QWEN = Parts(projector=("model.visual.merger", "model.visual.deepstack_merger_list"), vision=("model.visual",))
-_BOTH_WAYS = "its attention looks both ways within pictures"
+_QWEN = FamilyParts(
+    projector=("model.visual.merger", "model.visual.deepstack_merger_list"),
+    vision=("model.visual",),
+)
+_BIDIRECTIONAL = "its attention is bidirectional within images"
 
-PARTS: dict[str, Parts] = {
+PARTS: dict[str, FamilyParts] = {
     "idefics3": _IDEFICS,
     "smolvlm": _IDEFICS,
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,
-    "qwen3_5": replace(_QWEN, unpacked="its linear attention carries a state from token to token"),
+    "qwen3_5": replace(_QWEN, packing_obstacle="its linear attention carries a state from token to token"),
     "internvl": _LLAVA,
     "llava": _LLAVA,
-    "llava_next": Parts(
-        projector=("model.multi_modal_projector", "model.image_newline"), vision=("model.vision_tower",)
+    "llava_next": FamilyParts(
+        projector=("model.multi_modal_projector", "model.image_newline"),
+        vision=("model.vision_tower",),
     ),
-    "llava_onevision": Parts(
-        projector=("model.multi_modal_projector", "model.image_newline"), vision=("model.vision_tower",)
+    "llava_onevision": FamilyParts(
+        projector=("model.multi_modal_projector", "model.image_newline"),
+        vision=("model.vision_tower",),
     ),
-    "gemma3": replace(_LLAVA, unpacked=_BOTH_WAYS),
-    "gemma4": Parts(
+    "gemma3": replace(_LLAVA, packing_obstacle=_BIDIRECTIONAL),
+    "gemma4": FamilyParts(
         projector=("model.embed_vision", "model.embed_audio"),
         vision=("model.vision_tower", "model.audio_tower"),
-        unpacked=_BOTH_WAYS,
+        packing_obstacle=_BIDIRECTIONAL,
     ),
-    "paligemma": Parts(
+    "paligemma": FamilyParts(
         projector=("model.multi_modal_projector",),
         vision=("model.vision_tower",),
         answer_token_type=1,
         plain_prompt="<image>{text}",
-        unpacked=_BOTH_WAYS,
+        packing_obstacle=_BIDIRECTIONAL,
     ),
     "florence2": replace(
         _LLAVA,
         plain_prompt="{text}",
-        answer_begin="<s>",
-        unpacked="an encoder reads its prompts and a decoder writes its answers",
+        answer_prefix="<s>",
+        packing_obstacle="an encoder reads its prompts and a decoder writes its answers",
     ),
 }
 
 
-def parts_of(model_type: str) -> Parts:
-    """The row of a model type.
+def get_family_parts(model_type: str) -> FamilyParts:
+    """Return the row of a model type.
 
     Raises:
-        InvalidFlow: the trainer cannot train that family yet.
+        InvalidFlow: the trainer does not support that family.
     """
     if model_type not in PARTS:
-        raise InvalidFlow(f"model type {model_type!r} cannot be trained yet; those that can are {', '.join(PARTS)}")
+        raise InvalidFlow(f"model type {model_type!r} cannot be trained yet; supported: {', '.join(PARTS)}")
     return PARTS[model_type]
 
 
-def part_of(name: str, parts: Parts) -> str:
-    """Which part a parameter belongs to; what is named nowhere counts to the language model."""
+def find_part(name: str, parts: FamilyParts) -> str:
+    """Return the part that a parameter belongs to; unlisted names belong to the language model."""
     for part, prefixes in (("projector", parts.projector), ("vision", parts.vision)):
         if any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes):
             return part

@@ -20,35 +20,35 @@ from runyard.model_folders import ModelFolders
 from runyard.rundir import DATASET, MODEL_ADAPTER, MODEL_FULL, read_json
 from runyard.trainer.checkpoints.checkpoint import RUN, Progress, load_state
 from runyard.trainer.checkpoints.warm_start import check_fits, taken_up
-from runyard.trainer.data.cache import Place, Told, encode_all
-from runyard.trainer.data.datasets import Dataset, Sample, load_dataset, version_of
+from runyard.trainer.data.cache import CacheDir, Hooks, encode_all
+from runyard.trainer.data.datasets import Dataset, Sample, hash_samples, load_dataset
 from runyard.trainer.data.encode import (
-    EncodedSamples,
     Encoder,
     Encodings,
+    InMemoryEncodings,
     Layout,
 )
 from runyard.trainer.data.image_resolution import (
-    Fitting,
-    Limits,
+    ResolutionLimits,
+    TokenBudget,
     TooLong,
-    apply,
-    context_of,
-    limit_pictures,
-    settings_of,
+    apply_resolution,
+    get_context_length,
+    get_resolution_settings,
+    limit_resolution,
 )
-from runyard.trainer.data.uploaded import Selection, check_parts, load_uploaded
+from runyard.trainer.data.uploaded import Selection, check_split, load_uploaded
 from runyard.trainer.errors import InvalidData, InvalidFlow
 from runyard.trainer.models.model import (
     DTYPES,
     Model,
-    adapt,
+    add_adapter,
     build_tiny,
     check_family,
-    freeze,
+    find_weights_folder,
+    freeze_parts,
+    get_pad_id,
     load_model,
-    pad_id,
-    weights_folder,
 )
 from runyard.trainer.plan import (
     FAMILY_PICTURES,
@@ -61,11 +61,18 @@ from runyard.trainer.plan import (
     make_plan,
     with_micro_batch,
 )
-from runyard.trainer.steps.autotune import Draw
-from runyard.trainer.steps.batching import Drawing, padding_of
-from runyard.trainer.steps.features import why_not_frozen
-from runyard.trainer.steps.losses import TokenLosses, base_of
-from runyard.trainer.steps.memory import Outlook, hand_back, keep_freed, look_ahead, measure_step, room_of
+from runyard.trainer.steps.autotune import BuildBatch
+from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
+from runyard.trainer.steps.features import explain_not_frozen
+from runyard.trainer.steps.losses import TokenLosses, get_base_model
+from runyard.trainer.steps.memory import (
+    MemoryEstimate,
+    estimate_memory,
+    measure_step_memory,
+    read_available_memory,
+    retain_freed_memory,
+    return_freed_memory,
+)
 from runyard.trainer.steps.optim import make_optimizers
 from vi.api.resources.runs.responses import Run
 
@@ -111,7 +118,7 @@ class Prepared:
     model: Model
     data: Dataset
     lengths: Any
-    draw: Draw
+    draw: BuildBatch
     held_out: Encodings
     optimizers: list[torch.optim.Optimizer]
     parameters: list[torch.nn.Parameter]  # all that those change
@@ -123,11 +130,11 @@ class Prepared:
     run_document: dict[str, Any]
     device: torch.device
     longest: int  # the index of the training sample with most tokens
-    outlook: Outlook | None  # of memory; None where nothing is predicted
+    outlook: MemoryEstimate | None  # of memory; None where nothing is predicted
 
 
-def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
-    """Read data and model and make the plan; ``told.look`` is called often and raises when that is not wanted any more.
+def prepare(job: Job, machine: Machine, *, told: Hooks) -> Prepared:
+    """Read data and model and make the plan; ``told.check_cancelled`` is called often and raises to abort.
 
     Raises:
         TrainingFailed: recipe or data are at fault.
@@ -137,27 +144,27 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
         check_fits(recipe, job.resume)
     numbers, device = settings.hyperparameters, torch.device(machine.device)
     if device.type == "cpu":
-        (keep_freed if recipe.is_tiny else hand_back)()
-    data = _read_data(job, told.look)
-    told.look()
+        (retain_freed_memory if recipe.is_tiny else return_freed_memory)()
+    data = _read_data(job, told.check_cancelled)
+    told.check_cancelled()
     precision, _ = choose_precision(recipe, machine)
     model = _make_model(job, data, DTYPES[precision])
     fitting = _fit_pictures(job, model)
     layout = Layout(
-        pad_id=pad_id(model.processor.tokenizer),
+        pad_id=get_pad_id(model.processor.tokenizer),
         image_token_id=model.image_token_id,
         answer_token_type=model.parts.answer_token_type,
         answers_only=numbers.loss.answers_only,
-        decoder_start=model.decoder_start,
+        decoder_start_id=model.decoder_start_id,
     )
-    if layout.decoder_start is not None and not layout.answers_only:
-        raise InvalidFlow(f"loss.answersOnly false is not possible: {model.parts.unpacked}; leave it true")
+    if layout.decoder_start_id is not None and not layout.answers_only:
+        raise InvalidFlow(f"loss.answersOnly false is not possible: {model.parts.packing_obstacle}; leave it true")
     encoder = Encoder(
         model.processor,
         model.parts,
         system_prompt=recipe.system_prompt.system_prompt,
         task=recipe.task,
-        fitting=fitting,
+        budget=fitting,
         renderer=model.renderer,
     )
     data, cached, held_out, fit, uploaded = _encodings(job, data, encoder, layout, fitting, told)
@@ -165,16 +172,16 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     sizes = replace(
         sizes if uploaded is not None else _of_built_in(data, sizes),
         pictures=PictureSizes(
-            settings=settings_of(model.processor, model.model_type),
-            family=fitting.family,
+            settings=get_resolution_settings(model.processor, model.model_type),
+            family=fitting.family_settings,
             context=fitting.context,
-            context_source=context_of(base_of(model.module), model.processor.tokenizer)[1],
+            context_source=get_context_length(get_base_model(model.module), model.processor.tokenizer)[1],
             shrunk=fit.shrunk,
             refused=len(fit.refused),
         ),
-        padding_share=partial(padding_of, recipe, cached.lengths),
-        unpacked=model.parts.unpacked,
-        unfrozen=why_not_frozen(model.module, model.parts),
+        padding_share=partial(estimate_padding_share, recipe, cached.lengths),
+        unpacked=model.parts.packing_obstacle,
+        unfrozen=explain_not_frozen(model.module, model.parts),
     )
     plan = make_plan(recipe, machine, sizes)
 
@@ -183,9 +190,9 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     if plan.gradient_checkpointing:
         module.activation_checkpointing_enable()
     if plan.compile:
-        base_of(module).model.compile()
+        get_base_model(module).model.compile()
     optimizers = make_optimizers(
-        model.trainable(),
+        model.trainable_parameters(),
         numbers.optimizer,
         learning_rate=numbers.learning_rate,
         rates=settings.training.learning_rates,
@@ -204,15 +211,15 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
     plan = _within_memory(plan, progress, job.run.status.micro_batch_limit)
     smoothing = numbers.loss.label_smoothing
     losses = TokenLosses(module, precision=precision, device=device, label_smoothing=smoothing)
-    drawing = Drawing(recipe, data, cached, encoder, layout, model, losses, device, _place(job, data.name), told)
-    plan = drawing.decide(plan, progress.choices)
-    told.look()
+    drawing = BatchBuilder(recipe, data, cached, encoder, layout, model, losses, device, _place(job, data.name), told)
+    plan = drawing.resolve_choices(plan, progress.choices)
+    told.check_cancelled()
     longest = int(np.argmax(cached.lengths))
-    measure = partial(measure_step, drawing.draw, losses, optimizers, longest=longest, plan=plan, device=device)
+    measure = partial(measure_step_memory, drawing.build, losses, optimizers, longest=longest, plan=plan, device=device)
     before = plan.micro_batch_size
-    plan, outlook = look_ahead(plan, recipe, measure=measure, room=partial(room_of, device))
+    plan, outlook = estimate_memory(plan, recipe, measure=measure, available=partial(read_available_memory, device))
     if device.type == "cpu" and outlook is not None and outlook.is_ample:
-        keep_freed()
+        retain_freed_memory()
     if plan.micro_batch_size < before:
         progress.micro_batch_limit = plan.micro_batch_size
     return Prepared(
@@ -220,10 +227,10 @@ def prepare(job: Job, machine: Machine, *, told: Told) -> Prepared:
         model=model,
         data=data,
         lengths=cached.lengths,
-        draw=drawing.draw,
+        draw=drawing.build,
         held_out=held_out,
         optimizers=optimizers,
-        parameters=[parameter for _, parameter in model.trainable()],
+        parameters=[parameter for _, parameter in model.trainable_parameters()],
         scaler=scaler,
         losses=losses,
         plain_losses=TokenLosses(module, precision=precision, device=device, label_smoothing=0.0),
@@ -244,31 +251,31 @@ class Fit:
     refused: list[str] = field(default_factory=list)
 
 
-def _fit_pictures(job: Job, model: Model) -> Fitting:
+def _fit_pictures(job: Job, model: Model) -> TokenBudget:
     """Limit pictures as the recipe says, and say what samples have to fit into.
 
     A checkpoint to go on from has the limits of its recipe in its processor; what the family had stands in its plan.
     """
-    module, images = base_of(model.module), job.recipe.model.images
+    module, images = get_base_model(model.module), job.recipe.model.images
     if job.resume is not None:
         run = read_json(job.resume / MODEL_FULL / RUN) or {}
         family = (run.get("status", {}).get("plan") or {}).get(FAMILY_PICTURES)
         if family is not None:
-            apply(module, model.processor, family["value"])
-    family = settings_of(model.processor, model.model_type)
-    limit_pictures(module, model.processor, model.model_type, images, is_tiny=job.recipe.is_tiny)
-    return Fitting(
-        context=context_of(module, model.processor.tokenizer)[0],
+            apply_resolution(module, model.processor, family["value"])
+    family = get_resolution_settings(model.processor, model.model_type)
+    limit_resolution(module, model.processor, model.model_type, images, is_tiny=job.recipe.is_tiny)
+    return TokenBudget(
+        context=get_context_length(module, model.processor.tokenizer)[0],
         image_token_id=model.image_token_id,
         model_type=model.model_type,
-        budget=images.patch_budget,
-        is_apart=model.decoder_start is not None,
-        family=None if Limits.of(images) == Limits() else family,
+        image_budget=images.patch_budget,
+        is_encoder_decoder=model.decoder_start_id is not None,
+        family_settings=None if ResolutionLimits.from_images(images) == ResolutionLimits() else family,
     )
 
 
 def _encodings(
-    job: Job, data: Dataset, encoder: Encoder, layout: Layout, fitting: Fitting, told: Told
+    job: Job, data: Dataset, encoder: Encoder, layout: Layout, fitting: TokenBudget, told: Hooks
 ) -> tuple[Dataset, Encodings, Encodings, Fit, UploadedSizes | None]:
     """Both parts of the data, encoded. What turns out to be broken or too long is left out."""
     train, validation = data.train, data.validation
@@ -282,47 +289,47 @@ def _encodings(
     missing = np.asarray(sorted({*cached.broken, *cached.refused}), np.int64)
     train, validation = train.without(missing), validation.without(missing)
     left = replace(data, train=train, validation=validation)
-    _tell_refused(data, left, fit, fitting.in_words, told)
-    check_parts(left, job.recipe.dataset.validation_fraction)
+    _tell_refused(data, left, fit, fitting.description, told)
+    check_split(left, job.recipe.dataset.validation_fraction)
     sizes = UploadedSizes(
         dataset=data.name,
         version=data.version or "",
-        training_pictures=train.pictures,
-        validation_pictures=validation.pictures,
-        broken_pictures=cached.broken_pictures,
+        training_pictures=train.image_count,
+        validation_pictures=validation.image_count,
+        broken_pictures=cached.broken_image_count,
     )
-    return left, cached.part(train, layout), cached.part(validation, layout), fit, sizes
+    return left, cached.select(train, layout), cached.select(validation, layout), fit, sizes
 
 
 def _encodings_in_memory(
-    recipe: ResolvedFlow, data: Dataset, encoder: Encoder, layout: Layout, fitting: Fitting, told: Told
+    recipe: ResolvedFlow, data: Dataset, encoder: Encoder, layout: Layout, fitting: TokenBudget, told: Hooks
 ) -> tuple[Dataset, Encodings, Encodings, Fit, None]:
     fit = Fit()
 
-    def encoded(samples: Sequence[Sample], *, with_pictures: bool = True) -> tuple[list[Sample], EncodedSamples]:
+    def encoded(samples: Sequence[Sample], *, with_pictures: bool = True) -> tuple[list[Sample], InMemoryEncodings]:
         kept, made = [], []
         for number, sample in enumerate(samples):
             if number % SAMPLES_BETWEEN_LOOKS == 0:
-                told.look()
+                told.check_cancelled()
             try:
-                item = encoder.encode(sample, with_picture=with_pictures)
+                item = encoder.encode(sample, with_image=with_pictures)
             except TooLong as error:
                 fit.refused.append(f"{sample.filename or sample.question!r} ({error})")
                 continue
             kept.append(sample)
             made.append(item)
         fit.shrunk += sum(item.is_shrunk for item in made)
-        return kept, EncodedSamples(made, layout)
+        return kept, InMemoryEncodings(made, layout)
 
     # Pictures that are varied are encoded anew whenever they are drawn.
     train, of_train = encoded(data.train, with_pictures=not recipe.dataset.varies_images)
     validation, of_validation = encoded(data.validation)
     left = replace(data, train=train, validation=validation) if fit.refused else data
-    _tell_refused(data, left, fit, fitting.in_words, told)
+    _tell_refused(data, left, fit, fitting.description, told)
     return left, of_train, of_validation, fit, None
 
 
-def _tell_refused(data: Dataset, left: Dataset, fit: Fit, bounds: str, told: Told) -> None:
+def _tell_refused(data: Dataset, left: Dataset, fit: Fit, bounds: str, told: Hooks) -> None:
     """Warn of samples that are too long, the first of them by name.
 
     Raises:
@@ -342,15 +349,15 @@ def _tell_refused(data: Dataset, left: Dataset, fit: Fit, bounds: str, told: Tol
                 f"no sample {part} fits: {found}: {first}; shorten questions, answers or system prompt, or take a "
                 "model with a longer context"
             )
-    told.warn(f"{found} and are left out: {first}")
+    told.on_warning(f"{found} and are left out: {first}")
 
 
-def _place(job: Job, dataset: str) -> Place:
+def _place(job: Job, dataset: str) -> CacheDir:
     """Of each organisation and dataset apart, so that what belongs to a deleted one can be found."""
     if job.cache is None or job.cache_bytes <= 0:
-        return Place(own=job.folder)
-    return Place(
-        own=job.folder,
+        return CacheDir(attempt_folder=job.folder)
+    return CacheDir(
+        attempt_folder=job.folder,
         root=job.cache,
         shared=resolve_folder(job.cache, job.run.organization_id or "none", dataset),
         limit_bytes=job.cache_bytes,
@@ -385,7 +392,7 @@ def _read_data(job: Job, look: Callable[[], None]) -> Dataset:
             seed=recipe.settings.seed,
             validation_fraction=recipe.dataset.validation_fraction,
             max_samples=recipe.dataset.max_samples,
-            look=look,
+            check_cancelled=look,
         )
     data = load_dataset(
         recipe.dataset.dataset_id,
@@ -409,7 +416,7 @@ def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
     if job.resume is not None:
         source: Path | None = job.resume / MODEL_FULL
     else:
-        source = weights_folder(settings.architecture, job.models, job.folders)
+        source = find_weights_folder(settings.architecture, job.models, job.folders)
     is_offered = source is not None and job.folders.resolve(source) is not None
     is_base = source is not None and not (source / MODEL_ADAPTER).is_dir()
     if source is not None:
@@ -430,8 +437,8 @@ def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
         )
     check_family(settings.architecture, model.model_type)
     if not with_adapter:
-        freeze(model, settings.training.freeze)
-        if not model.trainable():
+        freeze_parts(model, settings.training.freeze)
+        if not model.trainable_parameters():
             raise InvalidFlow(f"training.freeze {settings.training.freeze} leaves nothing to train")
         return model
     base = source
@@ -445,7 +452,7 @@ def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
         base = base / MODEL_FULL
     adapter = job.resume / MODEL_ADAPTER if job.resume is not None else None
     torch.manual_seed(recipe.settings.seed)  # a new adapter is drawn at random
-    return adapt(model, settings.training, base=base, adapter=adapter)
+    return add_adapter(model, settings.training, base=base, adapter=adapter)
 
 
 def _sizes(model: Model, cached: Encodings, held_out: Encodings, uploaded: UploadedSizes | None) -> Sizes:
@@ -455,14 +462,14 @@ def _sizes(model: Model, cached: Encodings, held_out: Encodings, uploaded: Uploa
         longest_answer=max(cached.longest_answer, held_out.longest_answer),
         cache_bytes=cached.size_bytes + held_out.size_bytes,
         parameters=model.parameter_count,
-        trainable_parameters=sum(parameter.numel() for _, parameter in model.trainable()),
+        trainable_parameters=sum(parameter.numel() for _, parameter in model.trainable_parameters()),
         uploaded=uploaded,
     )
 
 
 def _of_built_in(data: Dataset, sizes: Sizes) -> Sizes:
     """Their samples lie in memory, so each can be looked at."""
-    return replace(sizes, version=version_of(data), tasks=[sample.task or data.task for sample in data.validation])
+    return replace(sizes, version=hash_samples(data), tasks=[sample.task or data.task for sample in data.validation])
 
 
 def _generation(recipe: ResolvedFlow, model: Model, answer_tokens: int) -> dict[str, Any]:
@@ -478,7 +485,7 @@ def _generation(recipe: ResolvedFlow, model: Model, answer_tokens: int) -> dict[
     own = model.module.generation_config
     ends = wanted.eos_token_id if wanted.eos_token_id is not None else own.eos_token_id or tokenizer.eos_token_id
     settings["eos_token_id"] = list(ends) if isinstance(ends, list | tuple) else ends
-    settings["pad_token_id"] = wanted.pad_token_id if wanted.pad_token_id is not None else pad_id(tokenizer)
+    settings["pad_token_id"] = wanted.pad_token_id if wanted.pad_token_id is not None else get_pad_id(tokenizer)
     if wanted.bos_token_id is not None:
         own.bos_token_id = wanted.bos_token_id
     if not wanted.do_sample:

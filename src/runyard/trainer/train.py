@@ -31,14 +31,14 @@ from runyard.trainer.checkpoints.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
-from runyard.trainer.data.cache import Told
+from runyard.trainer.data.cache import Hooks
 from runyard.trainer.data.encode import epoch_batches
-from runyard.trainer.errors import Diverged, OutOfMemory, StopAsked
+from runyard.trainer.errors import Diverged, OutOfMemory, StopRequested
 from runyard.trainer.evaluation.evaluation import evaluate
 from runyard.trainer.evaluation.predictions import prune_predictions, write_predictions
 from runyard.trainer.plan import Machine, is_due, plan_in_words, with_micro_batch
 from runyard.trainer.prepare import Job, Prepared, prepare
-from runyard.trainer.steps.memory import in_words, is_out_of_memory
+from runyard.trainer.steps.memory import format_bytes, is_out_of_memory
 from runyard.trainer.steps.optim import rate_factor, set_rates
 from runyard.trainer.watchdog import LossWatch, StepWatch, listed
 
@@ -89,7 +89,7 @@ def _train(
 
     def look() -> None:
         if should_stop():
-            raise StopAsked
+            raise StopRequested
 
     def preparing(message: str) -> None:
         events.write("phase", phase="Preparing", message=message)
@@ -103,8 +103,8 @@ def _train(
         with _memory_is_named(
             "preparing data and model", "dataset.maxSamples, architecture.size, training.mode 'lora'"
         ):
-            made = prepare(job, machine, told=Told(look=look, progress=preparing, warn=warn))
-    except StopAsked:
+            made = prepare(job, machine, told=Hooks(check_cancelled=look, on_progress=preparing, on_warning=warn))
+    except StopRequested:
         return Outcome("Stopped", "stopped while preparing, before another step", None, {})
     plan, progress, settings, seed = made.plan, made.progress, job.recipe.model, job.recipe.settings.seed
     events.write("plan", plan=plan.document)
@@ -115,7 +115,7 @@ def _train(
     if progress.step:
         say(f"going on after step {progress.step}")
 
-    predicted = made.outlook.value if made.outlook is not None and made.device.type == "cpu" else 0
+    predicted = made.outlook.peak_bytes if made.outlook is not None and made.device.type == "cpu" else 0
     saver.take(made.model.processor, peak_bytes=predicted)
     first_step, seconds_before = progress.step, progress.train_seconds
     limit_minutes = job.recipe.settings.time_limit_minutes
@@ -215,7 +215,7 @@ def _train(
         is_taken = is_evaluated = False
         predictions = None
         if progress.owes_evaluation:
-            with contextlib.suppress(StopAsked):
+            with contextlib.suppress(StopRequested):
                 predictions = _evaluate(made, events, job, _steps_kept(saved, saver), say, look)
                 is_evaluated, last_evaluation_at = True, clock()
                 progress.owes_evaluation = False
@@ -278,9 +278,9 @@ def _heed(made: Prepared, settings: ModelSettings, events: EventWriter, warn: Ca
     if outlook is None:
         return
     if outlook.verdict == "Deny":
-        raise OutOfMemory(f"{in_words(outlook.value)} of memory would be needed. {outlook.reason}")
+        raise OutOfMemory(f"{format_bytes(outlook.peak_bytes)} of memory would be needed. {outlook.reason}")
     if outlook.verdict == "Warn":
-        warn(f"{in_words(outlook.value)} of memory will be needed. {outlook.reason}")
+        warn(f"{format_bytes(outlook.peak_bytes)} of memory will be needed. {outlook.reason}")
     if outlook.is_ample or made.lengths.min() == made.lengths.max():
         return  # there is no want to be found, or the first step finds it
     with torch.random.fork_rng(devices=[made.device] if made.device.type == "cuda" else []):
@@ -323,7 +323,7 @@ def _shrink(made: Prepared, size: int, events: EventWriter) -> None:
 def _accumulate(made: Prepared, indices: list[int], epoch: int, micro_batch_size: int) -> float:
     parts = [indices[start : start + micro_batch_size] for start in range(0, len(indices), micro_batch_size)]
     batches = [made.draw(part, epoch) for part in parts]
-    tokens = max(1, sum(batch.learnt_tokens for batch in batches))
+    tokens = max(1, sum(batch.label_count for batch in batches))
     total = 0.0
     for batch in batches:
         loss = made.losses(batch.to(made.device)) / tokens
@@ -396,7 +396,7 @@ def _evaluate(
     Of earlier predictions those of the steps in ``keep`` stay.
 
     Raises:
-        StopAsked: it was broken off, and nothing has been noted.
+        StopRequested: it was broken off, and nothing has been noted.
     """
     look()
     plan, progress, settings = made.plan, made.progress, job.recipe.model.validation
@@ -415,7 +415,7 @@ def _evaluate(
             generation=made.generation,
             seed=job.recipe.model.evaluation.seed,
             device=made.device,
-            look=look,
+            check_cancelled=look,
         )
     progress.metrics = {f"validation/{name}": round(value, 6) for name, value in found.values.items()}
     events.write(

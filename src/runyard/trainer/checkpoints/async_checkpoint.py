@@ -32,7 +32,7 @@ from runyard import rundir
 from runyard.rundir import EventWriter
 from runyard.trainer.checkpoints.checkpoint import Contents, Saved
 from runyard.trainer.disk_space import Room
-from runyard.trainer.steps.memory import host_room, is_out_of_memory
+from runyard.trainer.steps.memory import is_out_of_memory, read_host_memory
 
 SPARE_MEMORY_BYTES = 256 << 20  # left free beside the copies, and a tenth of them
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -316,6 +316,6 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
 
 def available_bytes(peak_bytes: int) -> int:
     """Memory of the host that is free now, less what a step will take again: the most so far, or ``peak_bytes``."""
-    room = host_room(Path("/"))
+    room = read_host_memory(Path("/"))
     most = max(peak_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    return room.free - max(0, most - room.taken)
+    return room.free - max(0, most - room.used)

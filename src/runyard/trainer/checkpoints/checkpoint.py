@@ -37,7 +37,7 @@ from runyard.rundir import (
     sha256_of,
     write_json,
 )
-from runyard.trainer.data.image_resolution import write_config
+from runyard.trainer.data.image_resolution import write_model_config
 from runyard.trainer.disk_space import as_system_error
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.models.model import Model
@@ -275,7 +275,7 @@ def _write_model(staged: Path, model: Model, contents: Contents, previous: Saved
         model.module.save_pretrained(staged / MODEL_ADAPTER, save_embedding_layers=False, state_dict=weights)
         for note in ("README.md",):
             (staged / MODEL_ADAPTER / note).unlink(missing_ok=True)
-        write_config(full, model.module)
+        write_model_config(full, model.module)
         model.module.generation_config.save_pretrained(full)  # of this recipe, as under a full training
     contents.processor.save_pretrained(full)
     write_json(full / RUN, contents.run_document)

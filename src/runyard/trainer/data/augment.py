@@ -1,8 +1,9 @@
-"""Pictures varied while training: light, noise, place and size; boxes follow the picture.
+"""Augmentation while training: brightness, contrast, noise, shift, zoom and mirroring; boxes follow
+the image.
 
-A variation is drawn from seed, epoch and the sample's place, so a resumed run sees the very pictures that an
-undisturbed one would have seen. A picture keeps its size; what comes in from outside is black. Where moving would cut a
-box to less than half, the picture is not moved.
+The random numbers depend on seed, epoch and the sample's index, so a resumed run sees exactly the
+images that an uninterrupted run would have seen. An image keeps its size; regions from outside it
+are black. The geometric change is skipped where it would leave less than half of a box visible.
 """
 
 from dataclasses import replace
@@ -15,21 +16,24 @@ from runyard.flows.blocks import Augmentation
 from runyard.trainer.answers import BOX_SCALE, Box, Grounding
 from runyard.trainer.data.datasets import Sample
 
-LEAST_VISIBLE = 0.5
+MIN_VISIBLE = 0.5
 
 
-def vary(sample: Sample, strengths: Augmentation, random: np.random.Generator) -> Sample:
-    """The sample with its picture varied; draws the same numbers whatever the strengths."""
+def augment_sample(sample: Sample, strengths: Augmentation, random: np.random.Generator) -> Sample:
+    """Return the sample with its image augmented.
+
+    Draws the same numbers whatever the strengths are.
+    """
     x, y, size, mirror, light, contrast = random.uniform(-1, 1, 6)
     image = sample.image.convert("RGB")
     zoom = 1 + strengths.zoom * float(size)
     is_mirrored = abs(float(mirror)) < strengths.mirror
     shift = (strengths.shift * float(x), strengths.shift * float(y))
-    moved = _move_boxes(sample.truth.groundings, zoom=zoom, shift=shift, is_mirrored=is_mirrored)
+    groundings = _transform_groundings(sample.truth.groundings, zoom=zoom, shift=shift, is_mirrored=is_mirrored)
     truth = sample.truth
-    if moved is not None and (zoom != 1 or shift != (0, 0) or is_mirrored):
-        image = _move(image, zoom=zoom, shift=shift, is_mirrored=is_mirrored)
-        truth = replace(truth, groundings=moved)
+    if groundings is not None and (zoom != 1 or shift != (0, 0) or is_mirrored):
+        image = _transform_image(image, zoom=zoom, shift=shift, is_mirrored=is_mirrored)
+        truth = replace(truth, groundings=groundings)
     if strengths.brightness:
         image = ImageEnhance.Brightness(image).enhance(1 + strengths.brightness * float(light))
     if strengths.contrast:
@@ -40,11 +44,11 @@ def vary(sample: Sample, strengths: Augmentation, random: np.random.Generator) -
     return Sample(image, sample.question, truth, task=sample.task)
 
 
-def _move(image: Image.Image, *, zoom: float, shift: tuple[float, float], is_mirrored: bool) -> Image.Image:
-    """Enlarge about the middle, move by a share of the sides, perhaps swap left and right."""
+def _transform_image(image: Image.Image, *, zoom: float, shift: tuple[float, float], is_mirrored: bool) -> Image.Image:
+    """Zoom about the center, shift by a fraction of each side, and mirror horizontally if asked."""
     width, height = image.size
     sign = -1.0 if is_mirrored else 1.0
-    # PIL asks for the way back: for a point of the result, where it comes from.
+    # PIL takes the inverse transform: for each output pixel, its source coordinates.
     matrix = (
         sign / zoom,
         0.0,
@@ -56,35 +60,38 @@ def _move(image: Image.Image, *, zoom: float, shift: tuple[float, float], is_mir
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
 
 
-def _move_boxes(
+def _transform_groundings(
     groundings: tuple[Grounding, ...], *, zoom: float, shift: tuple[float, float], is_mirrored: bool
 ) -> tuple[Grounding, ...] | None:
-    """The boxes after ``_move``; None if one of them would lose more than half of its area."""
-    moved = []
+    """Return the boxes after ``_transform_image``.
+
+    None if one would lose more than half of its area.
+    """
+    transformed = []
     for item in groundings:
-        boxes = [_move_box(box, zoom=zoom, shift=shift, is_mirrored=is_mirrored) for box in item.boxes]
+        boxes = [_transform_box(box, zoom=zoom, shift=shift, is_mirrored=is_mirrored) for box in item.boxes]
         if any(box is None for box in boxes):
             return None
-        moved.append(Grounding(item.phrase, tuple(box for box in boxes if box is not None)))
-    return tuple(moved)
+        transformed.append(Grounding(item.phrase, tuple(box for box in boxes if box is not None)))
+    return tuple(transformed)
 
 
-def _move_box(box: Box, *, zoom: float, shift: tuple[float, float], is_mirrored: bool) -> Box | None:
+def _transform_box(box: Box, *, zoom: float, shift: tuple[float, float], is_mirrored: bool) -> Box | None:
     half = BOX_SCALE / 2
     sign = -1 if is_mirrored else 1
     xs = sorted(half + shift[0] * BOX_SCALE + sign * zoom * (x - half) for x in (box[0], box[2]))
     ys = [half + shift[1] * BOX_SCALE + zoom * (y - half) for y in (box[1], box[3])]
     x1, y1, x2, y2 = (min(float(BOX_SCALE), max(0.0, value)) for value in (xs[0], ys[0], xs[1], ys[1]))
-    whole = (xs[1] - xs[0]) * (ys[1] - ys[0])
-    if whole <= 0 or (x2 - x1) * (y2 - y1) < LEAST_VISIBLE * whole:
+    area = (xs[1] - xs[0]) * (ys[1] - ys[0])
+    if area <= 0 or (x2 - x1) * (y2 - y1) < MIN_VISIBLE * area:
         return None
     return round(x1), round(y1), round(x2), round(y2)
 
 
-def varied_by(strengths: Augmentation, seed: int) -> Any:
-    """The function ``VariedSamples`` asks: sample, epoch and index to the varied sample."""
+def make_augmenter(strengths: Augmentation, seed: int) -> Any:
+    """Return the function that ``AugmentedSamples`` calls with sample, epoch and index."""
 
-    def varied(sample: Sample, epoch: int, index: int) -> Sample:
-        return vary(sample, strengths, np.random.default_rng([seed, epoch, index]))
+    def augment(sample: Sample, epoch: int, index: int) -> Sample:
+        return augment_sample(sample, strengths, np.random.default_rng([seed, epoch, index]))
 
-    return varied
+    return augment

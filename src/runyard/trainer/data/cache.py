@@ -1,20 +1,23 @@
-"""Encoded samples on disk: made once for all runs of this machine that see the same data through the same processor.
+"""Encoded samples on disk: encoded once for all runs of this machine with the same settings.
 
-Samples lie in files of some hundred pictures (``shards.py``), in the order of the data. Where one file ends and the
-next begins is decided by the pictures' content, so pictures that are added or removed change the files around them and
-no others. A file's name is a hash of everything that decides what is in it: its samples' content, the processor with
-its settings, system prompt, family, and the versions of what did the work. Same name, same bytes.
+Samples are stored in shards of about a hundred images (``shards.py``), in the order of the data.
+Shard boundaries follow from the images' content, so added or removed images change the shards
+around them and no others. A shard's name is a hash of everything that determines its content: its
+samples, the processor with its settings, system prompt, family, and the versions of the libraries.
+Same name, same bytes.
 
-    <data_dir>/cache/<organization>/<dataset>/<name>            whole: fsynced before it got this name
-    <data_dir>/cache/<organization>/<dataset>/.<name>.building  being written by whoever has it locked
+    <data_dir>/cache/<organization>/<dataset>/
+        <name>               complete: fsynced before it received this name
+        .<name>.building     being written by the process that holds its lock
 
-Several runs share it. Whoever writes a file holds it locked (flock), so two runs that begin at once write different
-files and wait for each other's only in the end; the lock of a killed one is free, and its half is begun anew. Whoever
-reads a file holds it locked as well, shared, and so it is never removed under anybody. What is used by nobody goes when
-the bound (``RUNYARD_CACHE_MAX_GIB``) needs room, least recently used first.
+Several runs share the cache. The writer of a shard holds an exclusive flock, so two runs that start
+together write different shards and wait for each other only at the end. The lock of a killed writer
+is free, and its partial file is started anew. A reader holds a shared flock, so a shard in use is
+never removed. Unused shards are evicted, least recently used first, when the limit
+(``RUNYARD_CACHE_MAX_GIB``) is reached.
 
-Where the bound or the disk leaves no room, tokens alone are written, into the attempt's folder, and pictures are
-decoded and processed again each time they are drawn: slower, the same to the last bit.
+Where the limit or the disk leaves no space, only tokens are written, into the attempt's folder, and
+images are decoded and processed each time they are used: slower, with bit-identical results.
 """
 
 import contextlib
@@ -31,31 +34,50 @@ from pathlib import Path
 import numpy as np
 
 from runyard.rundir import NO_ROOM, free_bytes, fsync_dir
-from runyard.trainer.data.encode import Encoded, Encodes, Encodings, Layout, join
+from runyard.trainer.data.encode import (
+    EncodedSample,
+    Encodings,
+    Layout,
+    SampleEncoder,
+    concatenate_padded,
+)
 from runyard.trainer.data.image_resolution import TooLong
-from runyard.trainer.data.images import BrokenPicture
-from runyard.trainer.data.shards import BROKEN, REFUSED, SHRUNK, Array, Shard, ShardDamaged, ShardWriter, open_shard
+from runyard.trainer.data.images import BrokenImage
+from runyard.trainer.data.shards import (
+    BROKEN,
+    REFUSED,
+    SHRUNK,
+    Array,
+    Shard,
+    ShardDamaged,
+    ShardWriter,
+    open_shard_file,
+)
 from runyard.trainer.data.uploaded import Selection, UploadedSamples
 from runyard.trainer.errors import InvalidData
 
-ENCODING = 2  # to be raised when what is written changes, or the code that makes it
-PICTURES_PER_FILE, MOST_PICTURES = 128, 512  # on average, and at most
-MOST_BROKEN = 0.05  # a larger share of broken pictures ends the run
-NAMED_BROKEN = 20  # pictures that are told one by one
-TOLD_EVERY_S, LOOK_EVERY_S, WAIT_S = 1.0, 0.1, 0.1
-FOLDER = "encoded"  # below the attempt's folder, for what finds no room in the cache
+ENCODING = 2  # to be raised when the stored format changes, or the code that produces it
+IMAGES_PER_SHARD, MAX_IMAGES_PER_SHARD = 128, 512  # on average, and at most
+MAX_BROKEN_SHARE = 0.05  # a larger share of broken images ends the run
+MAX_NAMED_BROKEN = 20  # broken images that are reported one by one
+PROGRESS_EVERY_S, CHECK_EVERY_S, WAIT_S = 1.0, 0.1, 0.1
+FOLDER = "encoded"  # below the attempt's folder, for shards that find no space in the cache
 BUILDING = ".building"
 SPARE_DESCRIPTORS = 256
-IN_MEMORY_BYTES = 128 << 20  # of each part of the data
-SAMPLE_BYTES = 2 << 10  # what a sample takes beside its pixels
+IN_MEMORY_BYTES = 128 << 20  # per part of the data
+SAMPLE_BYTES = 2 << 10  # of a sample in memory, besides its pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where encoded samples may lie: ``shared`` (None: nowhere), at most ``limit_bytes`` below ``root``, as long as
-    ``spare_bytes`` of the disk stay free; and ``own``, the attempt's folder."""
+class CacheDir:
+    """Where encoded samples are stored.
 
-    own: Path
+    ``shared`` is the folder for this dataset (None: no shared cache). All files below ``root`` take
+    at most ``limit_bytes``, as long as ``spare_bytes`` of the disk stay free. ``attempt_folder``
+    takes what has no space there.
+    """
+
+    attempt_folder: Path
     root: Path | None = None
     shared: Path | None = None
     limit_bytes: int = 0
@@ -63,25 +85,29 @@ class Place:
 
 
 @dataclass(kw_only=True)
-class Told:
-    """What building says and asks meanwhile. ``look`` raises when all this is not wanted any more."""
+class Hooks:
+    """Callbacks of long operations.
 
-    look: Callable[[], None] = lambda: None
-    progress: Callable[[str], None] = lambda message: None
-    warn: Callable[[str], None] = lambda message: None
+    ``check_cancelled`` raises when the result is no longer wanted.
+    """
+
+    check_cancelled: Callable[[], None] = lambda: None
+    on_progress: Callable[[str], None] = lambda message: None
+    on_warning: Callable[[str], None] = lambda message: None
     clock: Callable[[], float] = time.monotonic
 
 
 @dataclass(kw_only=True)
-class Cached:
-    """Every sample that was asked for: ``numbers`` ascending, and for each its file and its place there.
+class EncodedShards:
+    """The shards of all requested samples; ``numbers`` are those samples in ascending order.
 
-    ``broken`` says why samples cannot be had, ``refused`` how long those are that do not fit into the model's context;
-    ``shrunk`` are those with a smaller picture; ``built`` counts the files that were not there before.
+    ``broken`` says why a sample's image cannot be decoded, ``refused`` how long a sample is that
+    exceeds the model's context. ``shrunk`` are the samples with a smaller image. ``built`` counts
+    the shards that were written now.
     """
 
     samples: UploadedSamples
-    encoder: Encodes
+    encoder: SampleEncoder
     numbers: Array
     shards: list[Shard]
     broken: dict[int, str]
@@ -90,107 +116,118 @@ class Cached:
     built: int
 
     @property
-    def broken_pictures(self) -> int:
-        return self.samples.pictures_among(np.asarray(sorted(self.broken), np.int64))
+    def broken_image_count(self) -> int:
+        return self.samples.count_images(np.asarray(sorted(self.broken), np.int64))
 
-    def part(self, selection: Selection, layout: Layout) -> "CachedSamples":
-        return CachedSamples(self, selection, layout)
+    def select(self, selection: Selection, layout: Layout) -> "CachedEncodings":
+        return CachedEncodings(self, selection, layout)
 
     def close(self) -> None:
-        """Let others remove the files; what was mapped stays readable."""
+        """Allow other processes to evict the shards; mapped data stays readable."""
         for shard in self.shards:
             shard.close()
 
 
-class CachedSamples(Encodings):
-    """The samples of one part of the data, gathered from mapped files."""
+class CachedEncodings(Encodings):
+    """The samples of one part of the data, read from mapped shards."""
 
-    def __init__(self, cached: Cached, selection: Selection, layout: Layout):
+    def __init__(self, encoded: EncodedShards, selection: Selection, layout: Layout):
         super().__init__(layout)
-        self._memory: dict[int, Encoded] = {}
-        self._room_bytes = IN_MEMORY_BYTES
-        self._cached, self._numbers = cached, selection.numbers
-        sizes = [len(shard) for shard in cached.shards]
-        at = np.searchsorted(cached.numbers, selection.numbers)
+        self._memory: dict[int, EncodedSample] = {}
+        self._free_memory_bytes = IN_MEMORY_BYTES
+        self._encoded, self._numbers = encoded, selection.numbers
+        sizes = [len(shard) for shard in encoded.shards]
+        at = np.searchsorted(encoded.numbers, selection.numbers)
         self._shards = np.repeat(np.arange(len(sizes)), sizes)[at]
         self._rows = at - np.concatenate([[0], np.cumsum(sizes)])[self._shards]
-        self.prompt_lengths = np.concatenate([shard.prompt_lengths for shard in cached.shards])[at]
-        self.lengths = self.prompt_lengths + np.concatenate([shard.answer_lengths for shard in cached.shards])[at]
+        self.prompt_lengths = np.concatenate([shard.prompt_lengths for shard in encoded.shards])[at]
+        self.lengths = self.prompt_lengths + np.concatenate([shard.answer_lengths for shard in encoded.shards])[at]
         shares = np.bincount(self._shards, minlength=len(sizes)) / sizes
-        self.size_bytes = round(float(shares @ [shard.size_bytes for shard in cached.shards]))
+        self.size_bytes = round(float(shares @ [shard.size_bytes for shard in encoded.shards]))
 
-    def _row(self, index: int) -> Encoded:
-        return self._memory.get(index) or self._shard(index).row(int(self._rows[index]))
+    def _get_row(self, index: int) -> EncodedSample:
+        return self._memory.get(index) or self._get_shard(index).read_row(int(self._rows[index]))
 
-    def _pixels(self, indices: Sequence[int]) -> dict[str, Array]:
-        found = [self._kept_images(index) for index in indices]
-        return {name: join([images[name] for images in found]) for name in found[0]}
+    def _get_images(self, indices: Sequence[int]) -> dict[str, Array]:
+        found = [self._get_sample_images(index) for index in indices]
+        return {name: concatenate_padded([images[name] for images in found]) for name in found[0]}
 
-    def _kept_images(self, index: int) -> dict[str, Array]:
-        """Pictures of a sample; those of small data stay in memory with its tokens, ready to be joined with others."""
+    def _get_sample_images(self, index: int) -> dict[str, Array]:
+        """Return the image tensors of a sample.
+
+        Those of small datasets stay in memory with their tokens.
+        """
         if index in self._memory:
             return self._memory[index].images
-        images = self._images(index)
+        images = self._read_images(index)
         size_bytes = SAMPLE_BYTES + sum(array.nbytes for array in images.values())
-        if size_bytes <= self._room_bytes:
-            self._memory[index] = replace(self._row(index), images=images)
-            self._room_bytes -= size_bytes
+        if size_bytes <= self._free_memory_bytes:
+            self._memory[index] = replace(self._get_row(index), images=images)
+            self._free_memory_bytes -= size_bytes
         return images
 
-    def _shard(self, index: int) -> Shard:
-        return self._cached.shards[int(self._shards[index])]
+    def _get_shard(self, index: int) -> Shard:
+        return self._encoded.shards[int(self._shards[index])]
 
-    def _images(self, index: int) -> dict[str, Array]:
-        images = self._shard(index).images(int(self._rows[index]))
+    def _read_images(self, index: int) -> dict[str, Array]:
+        images = self._get_shard(index).read_images(int(self._rows[index]))
         if images is None:
-            sample = self._cached.samples.sample(int(self._numbers[index]))
-            images = self._cached.encoder.encode(sample).images
+            sample = self._encoded.samples.sample(int(self._numbers[index]))
+            images = self._encoded.encoder.encode(sample).images
         return images
 
 
 def encode_all(
-    parts: Sequence[Selection], encoder: Encodes, place: Place, told: Told, *, per_file: int = PICTURES_PER_FILE
-) -> Cached:
-    """Find or make the encodings of all samples of these parts.
+    parts: Sequence[Selection],
+    encoder: SampleEncoder,
+    cache_dir: CacheDir,
+    hooks: Hooks,
+    *,
+    per_shard: int = IMAGES_PER_SHARD,
+) -> EncodedShards:
+    """Return the encodings of all samples of these parts, from existing shards or newly written
+    ones.
 
     Raises:
-        InvalidData: more than ``MOST_BROKEN`` of the pictures are broken.
+        InvalidData: more than ``MAX_BROKEN_SHARE`` of the images are broken.
         OSError: the disk or the machine's copy of the data fails.
     """
     samples = parts[0].whole
     numbers = np.unique(np.concatenate([part.numbers for part in parts]))
-    settings = settings_key(encoder)
-    pieces = [(name_of(samples, piece, settings), piece) for piece in cut(samples, numbers, per_file)]
-    _allow_descriptors(2 * len(pieces) + SPARE_DESCRIPTORS)
-    builder = _Builder(samples, encoder, place, told, numbers)
-    shards = builder.all(pieces)
+    settings = hash_settings(encoder)
+    pieces = [
+        (make_shard_name(samples, piece, settings), piece) for piece in split_by_content(samples, numbers, per_shard)
+    ]
+    _raise_descriptor_limit(2 * len(pieces) + SPARE_DESCRIPTORS)
+    builder = _ShardBuilder(samples, encoder, cache_dir, hooks, numbers)
+    shards = builder.build_all(pieces)
     states = np.concatenate([shard.states for shard in shards])
     begins = np.cumsum([0, *map(len, shards)])
 
-    def missing(state: int) -> dict[int, str]:
+    def find_missing(state: int) -> dict[int, str]:
         found = {}
         for at in np.flatnonzero(states == state):
             shard = int(np.searchsorted(begins, at, side="right")) - 1
-            found[int(numbers[at])] = shards[shard].missing(int(at - begins[shard])) or ""
+            found[int(numbers[at])] = shards[shard].read_missing_reason(int(at - begins[shard])) or ""
         return found
 
-    broken = missing(BROKEN)
-    cached = Cached(
+    broken = find_missing(BROKEN)
+    encoded = EncodedShards(
         samples=samples,
         encoder=encoder,
         numbers=numbers,
         shards=shards,
         broken=broken,
-        refused=missing(REFUSED),
+        refused=find_missing(REFUSED),
         shrunk=numbers[states == SHRUNK],
         built=builder.built,
     )
-    _tell_broken(samples, numbers, broken, told)
-    return cached
+    _report_broken(samples, numbers, broken, hooks)
+    return encoded
 
 
-def settings_key(encoder: Encodes) -> str:
-    """A hash of everything but the samples that decides what is written."""
+def hash_settings(encoder: SampleEncoder) -> str:
+    """Return a hash of everything except the samples that determines the content of shards."""
     import PIL
     import tokenizers
     import transformers
@@ -200,55 +237,71 @@ def settings_key(encoder: Encodes) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def cut(samples: UploadedSamples, numbers: Array, per_file: int = PICTURES_PER_FILE) -> Iterator[Array]:
-    """The samples in pieces of about ``per_file`` pictures. A piece ends behind a picture whose hash says so."""
-    begin = pictures = 0
+def split_by_content(samples: UploadedSamples, numbers: Array, per_shard: int = IMAGES_PER_SHARD) -> Iterator[Array]:
+    """Yield the samples in pieces of about ``per_shard`` images (content-defined chunking).
+
+    A piece ends after an image whose hash is divisible by ``per_shard``, so an insertion moves no
+    later boundary.
+    """
+    begin = images = 0
     for at, number in enumerate(numbers):
-        picture = samples.pictures[number]
-        if at + 1 < len(numbers) and np.array_equal(samples.pictures[numbers[at + 1]], picture):
+        image_hash = samples.image_hashes[number]
+        if at + 1 < len(numbers) and np.array_equal(samples.image_hashes[numbers[at + 1]], image_hash):
             continue
-        pictures += 1
-        is_end = int.from_bytes(picture[:4].tobytes(), "big") % per_file == 0
-        if is_end or pictures >= per_file * (MOST_PICTURES // PICTURES_PER_FILE) or at + 1 == len(numbers):
+        images += 1
+        is_end = int.from_bytes(image_hash[:4].tobytes(), "big") % per_shard == 0
+        if is_end or images >= per_shard * (MAX_IMAGES_PER_SHARD // IMAGES_PER_SHARD) or at + 1 == len(numbers):
             yield numbers[begin : at + 1]
-            begin, pictures = at + 1, 0
+            begin, images = at + 1, 0
 
 
-def name_of(samples: UploadedSamples, piece: Array, settings: str) -> str:
+def make_shard_name(samples: UploadedSamples, piece: Array, settings: str) -> str:
     return hashlib.sha256(settings.encode() + samples.keys[piece].tobytes()).hexdigest()[:40]
 
 
-class _Builder:
-    """Opens the files that are there, writes those that are not, and shares that work with other runs."""
+class _ShardBuilder:
+    """Opens existing shards, writes missing ones, and shares that work with other runs."""
 
-    def __init__(self, samples: UploadedSamples, encoder: Encodes, place: Place, told: Told, numbers: Array):
-        self._samples, self._encoder, self._place, self._told = samples, encoder, place, told
-        self._total, self._pictures = len(numbers), samples.pictures_among(numbers)
+    def __init__(
+        self,
+        samples: UploadedSamples,
+        encoder: SampleEncoder,
+        cache_dir: CacheDir,
+        hooks: Hooks,
+        numbers: Array,
+    ):
+        self._samples, self._encoder, self._cache_dir, self._hooks = (
+            samples,
+            encoder,
+            cache_dir,
+            hooks,
+        )
+        self._total, self._image_count = len(numbers), samples.count_images(numbers)
         self._done = self._encoded = 0
-        self._began_s = self._told_s = self._looked_s = told.clock()
+        self._started_s = self._reported_s = self._checked_s = hooks.clock()
         self._bytes_per_sample = 0.0
         self._broken: set[bytes] = set()
         self.built = 0
 
-    def all(self, pieces: list[tuple[str, Array]]) -> list[Shard]:
-        """The files of all pieces, open, each locked against removal."""
+    def build_all(self, pieces: list[tuple[str, Array]]) -> list[Shard]:
+        """Return the shards of all pieces, open and each locked against eviction."""
         found: dict[int, Shard] = {}
         try:
             waiting = list(enumerate(pieces))
             while waiting:
                 left, is_idle = [], True
                 for at, (name, piece) in waiting:
-                    self._look()
+                    self._check_cancelled()
                     shard = self._open(name, piece) or self._build(name, piece)
                     if shard is None:
                         left.append((at, (name, piece)))
                     else:
                         found[at], is_idle = shard, False
                         self._done += len(piece)
-                        self._tell()
+                        self._report()
                 waiting = left
                 if waiting and is_idle:
-                    self._tell("Waiting for another run that encodes the same pictures")
+                    self._report("Waiting for another run that encodes the same images")
                     time.sleep(WAIT_S)
         except BaseException:
             for shard in found.values():
@@ -257,29 +310,33 @@ class _Builder:
         return [found[at] for at in range(len(pieces))]
 
     def _open(self, name: str, piece: Array) -> Shard | None:
-        """A whole file of that name, from the cache or of this attempt."""
-        for folder in self._folders():
-            shard = opened(folder / name, count=len(piece))
+        """Return the complete shard of that name, from the cache or from this attempt.
+
+        None if there is none.
+        """
+        for folder in self._list_folders():
+            shard = open_cached_shard(folder / name, count=len(piece))
             if shard is not None:
                 return shard
         return None
 
-    def _folders(self) -> list[Path]:
-        return [folder for folder in (self._place.shared, self._place.own / FOLDER) if folder is not None]
+    def _list_folders(self) -> list[Path]:
+        folders = (self._cache_dir.shared, self._cache_dir.attempt_folder / FOLDER)
+        return [folder for folder in folders if folder is not None]
 
     def _build(self, name: str, piece: Array) -> Shard | None:
-        """Write a file; None when another run is at it."""
-        place = self._place
-        if place.shared is not None and self._has_room(int(self._bytes_per_sample * len(piece))):
-            with contextlib.suppress(_NoRoom):
-                return self._write(place.shared, name, piece, with_images=True)
+        """Write a shard; return None while another run is writing it."""
+        cache_dir = self._cache_dir
+        if cache_dir.shared is not None and self._has_space(int(self._bytes_per_sample * len(piece))):
+            with contextlib.suppress(_NoSpace):
+                return self._write(cache_dir.shared, name, piece, with_images=True)
         while True:
             try:
-                return self._write(place.own / FOLDER, name, piece, with_images=False)
-            except _NoRoom as error:
-                self._tell(f"Waiting for disk space: {error}")
+                return self._write(cache_dir.attempt_folder / FOLDER, name, piece, with_images=False)
+            except _NoSpace as error:
+                self._report(f"Waiting for disk space: {error}")
                 time.sleep(WAIT_S)
-                self._told.look()
+                self._hooks.check_cancelled()
 
     def _write(self, folder: Path, name: str, piece: Array, *, with_images: bool) -> Shard | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -287,23 +344,24 @@ class _Builder:
         descriptor = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         is_kept = False
         try:
-            if not _lock(descriptor, fcntl.LOCK_EX) or not _is_at(descriptor, staged):
+            # Between open and lock, another writer may have renamed the file that we opened.
+            if not _try_lock(descriptor, fcntl.LOCK_EX) or not _is_at(descriptor, staged):
                 return None
-            if final.exists():  # whoever was at it has finished between our two looks
+            if final.exists():  # another writer finished after our `_open` and before our lock
                 staged.unlink()
                 return None
             try:
                 size_bytes = self._fill(descriptor, piece, with_images=with_images)
                 if with_images:
                     self._bytes_per_sample = size_bytes / len(piece)
-                    if not self._has_room(0):
-                        raise _NoRoom("the cache is full")
+                    if not self._has_space(0):
+                        raise _NoSpace("the cache is full")
                 os.replace(staged, final)
                 fsync_dir(folder)
             except BaseException as error:
                 staged.unlink(missing_ok=True)
                 if isinstance(error, OSError) and error.errno in NO_ROOM:
-                    raise _NoRoom(error.strerror) from error
+                    raise _NoSpace(error.strerror) from error
                 raise
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             shard = Shard(descriptor)
@@ -315,12 +373,13 @@ class _Builder:
                 os.close(descriptor)
 
     def _fill(self, descriptor: int, piece: Array, *, with_images: bool) -> int:
+        """Encode a piece into an open file; return its size in bytes."""
         with open(os.dup(descriptor), "r+b") as file:
             writer = ShardWriter(file, with_images=with_images)
             for at, number in enumerate(piece.tolist()):
                 try:
                     item = self._encoder.encode(self._samples.sample(number))
-                except BrokenPicture as broken:
+                except BrokenImage as broken:
                     writer.add_missing(str(broken) or type(broken).__name__, BROKEN)
                     self._count_broken(number, str(broken))
                 except TooLong as refused:
@@ -328,73 +387,78 @@ class _Builder:
                 else:
                     writer.add(item)
                 self._encoded += 1
-                self._look(at + 1)
+                self._check_cancelled(at + 1)
             return writer.finish()
 
-    def _count_broken(self, number: int, why: str) -> None:
-        """End early when there are too many, rather than after hours."""
-        self._broken.add(self._samples.pictures[number].tobytes())
-        if len(self._broken) > MOST_BROKEN * self._pictures and len(self._broken) > NAMED_BROKEN:
+    def _count_broken(self, number: int, reason: str) -> None:
+        """Raise InvalidData as soon as too many images are broken, rather than hours later."""
+        self._broken.add(self._samples.image_hashes[number].tobytes())
+        if len(self._broken) > MAX_BROKEN_SHARE * self._image_count and len(self._broken) > MAX_NAMED_BROKEN:
             raise InvalidData(
-                f"more than {MOST_BROKEN:.0%} of the pictures of dataset {self._samples.name!r} cannot be decoded, "
-                f"{self._samples.filename(number)!r} among them ({why}); save them again from their source"
+                f"more than {MAX_BROKEN_SHARE:.0%} of the images of dataset {self._samples.name!r} "
+                "cannot be decoded, "
+                f"including {self._samples.filename(number)!r} ({reason}); try: export them again "
+                "from their source"
             )
 
-    def _has_room(self, needed_bytes: int) -> bool:
-        place = self._place
-        if place.root is None:
+    def _has_space(self, needed_bytes: int) -> bool:
+        cache_dir = self._cache_dir
+        if cache_dir.root is None:
             return False
-        place.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not make_room(place.root, needed_bytes, place.limit_bytes):
+        cache_dir.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not evict_unused(cache_dir.root, needed_bytes, cache_dir.limit_bytes):
             return False
-        return free_bytes(place.root) >= needed_bytes + place.spare_bytes
+        return free_bytes(cache_dir.root) >= needed_bytes + cache_dir.spare_bytes
 
-    def _look(self, in_piece: int = 0) -> None:
-        now_s = self._told.clock()
-        if now_s - self._looked_s >= LOOK_EVERY_S:
-            self._looked_s = now_s
-            self._told.look()
-            self._tell(in_piece=in_piece)
+    def _check_cancelled(self, in_piece: int = 0) -> None:
+        now_s = self._hooks.clock()
+        if now_s - self._checked_s >= CHECK_EVERY_S:
+            self._checked_s = now_s
+            self._hooks.check_cancelled()
+            self._report(in_piece=in_piece)
 
-    def _tell(self, message: str | None = None, in_piece: int = 0) -> None:
-        now_s = self._told.clock()
-        if now_s - self._told_s < TOLD_EVERY_S:
+    def _report(self, message: str | None = None, in_piece: int = 0) -> None:
+        now_s = self._hooks.clock()
+        if now_s - self._reported_s < PROGRESS_EVERY_S:
             return
-        self._told_s = now_s
-        self._told.progress(message or self._progress(self._done + in_piece, now_s - self._began_s))
+        self._reported_s = now_s
+        self._hooks.on_progress(message or self._format_progress(self._done + in_piece, now_s - self._started_s))
 
-    def _progress(self, done: int, seconds: float) -> str:
-        words = f"Encoding pictures: {done:,} of {self._total:,} samples"
+    def _format_progress(self, done: int, seconds: float) -> str:
+        progress = f"Encoding images: {done:,} of {self._total:,} samples"
         if not self._encoded or seconds <= 0:
-            return words
-        # Files that were there took no time; the rest goes at the rate of those that did.
+            return progress
+        # Existing shards took no time; the remaining samples take as long as those encoded so far.
         rate = self._encoded / seconds
-        return f"{words}, {rate:,.0f}/s, {in_words((self._total - done) / rate)} left"
+        return f"{progress}, {rate:,.0f}/s, {format_duration((self._total - done) / rate)} left"
 
 
-class _NoRoom(Exception):
-    """Neither bound nor disk takes this file."""
+class _NoSpace(Exception):
+    """Neither the limit nor the disk leaves space for this shard."""
 
 
-def in_words(seconds: float) -> str:
-    """A time left, as roughly as it is known."""
+def format_duration(seconds: float) -> str:
+    """Return a remaining time, as coarse as the estimate is."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def opened(path: Path, *, count: int) -> Shard | None:
-    """A whole file, locked against removal and noted as used; None when there is none. A damaged one is removed."""
-    descriptor = open_shard(path)
+def open_cached_shard(path: Path, *, count: int) -> Shard | None:
+    """Open a complete shard, locked against eviction and marked as used; None if there is none.
+
+    A damaged shard is removed.
+    """
+    descriptor = open_shard_file(path)
     if descriptor is None:
         return None
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     try:
-        if not _is_at(descriptor, path):  # removed while we waited
-            raise ShardDamaged("it is gone")
+        if not _is_at(descriptor, path):  # evicted while we waited for the lock
+            raise ShardDamaged("it was removed")
         shard = Shard(descriptor)
         if len(shard) != count:
-            raise ShardDamaged(f"it holds {len(shard)} samples and not {count}")
+            raise ShardDamaged(f"it has {len(shard)} samples, expected {count}")
         os.utime(descriptor)
         return shard
     except ShardDamaged:
@@ -405,8 +469,11 @@ def opened(path: Path, *, count: int) -> Shard | None:
         return None
 
 
-def make_room(root: Path, needed_bytes: int, limit_bytes: int) -> bool:
-    """Remove what nobody uses, least recently used first, until so much more fits; False when it still does not."""
+def evict_unused(root: Path, needed_bytes: int, limit_bytes: int) -> bool:
+    """Remove unused shards, least recently used first, until ``needed_bytes`` more fit.
+
+    Return whether they do.
+    """
     files = []
     for folder, _, names in os.walk(root):
         for name in names:
@@ -418,18 +485,18 @@ def make_room(root: Path, needed_bytes: int, limit_bytes: int) -> bool:
     for _, size, path in sorted(files):
         if left <= limit_bytes:
             break
-        if _removed(path):
+        if _remove_if_unused(path):
             left -= size
     return left <= limit_bytes
 
 
-def _removed(path: Path) -> bool:
-    """Remove a file unless somebody has it locked."""
-    descriptor = open_shard(path)
+def _remove_if_unused(path: Path) -> bool:
+    """Remove a file unless another process has it locked; return whether it is gone."""
+    descriptor = open_shard_file(path)
     if descriptor is None:
         return True
     try:
-        if not _lock(descriptor, fcntl.LOCK_EX):
+        if not _try_lock(descriptor, fcntl.LOCK_EX):
             return False
         if _is_at(descriptor, path):
             path.unlink()
@@ -438,7 +505,7 @@ def _removed(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, kind: int) -> bool:
+def _try_lock(descriptor: int, kind: int) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -447,7 +514,7 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file still has its name."""
+    """Return whether an open file still has this path."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -456,26 +523,31 @@ def _is_at(descriptor: int, path: Path) -> bool:
     return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
 
 
-def _allow_descriptors(needed: int) -> None:
-    """Two a file, as the map has its own; the soft limit of 1,024 is there for programs that use ``select``."""
+def _raise_descriptor_limit(needed: int) -> None:
+    """Raise the soft limit of open files, which is 1,024 only for programs that use ``select``.
+
+    A shard takes two descriptors, because its memory map duplicates one.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
-        wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+        target = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, target), hard))
 
 
-def _tell_broken(samples: UploadedSamples, numbers: Array, broken: dict[int, str], told: Told) -> None:
-    """Warn of each broken picture by name; refuse the data when there are too many."""
+def _report_broken(samples: UploadedSamples, numbers: Array, broken: dict[int, str], hooks: Hooks) -> None:
+    """Warn of each broken image by name; raise InvalidData when there are too many."""
     if not broken:
         return
-    by_name = {samples.filename(number): why for number, why in broken.items()}
-    total = samples.pictures_among(numbers)
-    first = "; ".join(f"{name!r} ({why})" for name, why in list(by_name.items())[:3])
-    if len(by_name) > MOST_BROKEN * total:
+    by_name = {samples.filename(number): reason for number, reason in broken.items()}
+    total = samples.count_images(numbers)
+    first = "; ".join(f"{name!r} ({reason})" for name, reason in list(by_name.items())[:3])
+    if len(by_name) > MAX_BROKEN_SHARE * total:
         raise InvalidData(
-            f"{len(by_name)} of {total} pictures of dataset {samples.name!r} cannot be decoded, more than "
-            f"{MOST_BROKEN:.0%}: {first}; save them again from their source, or remove them"
+            f"{len(by_name)} of {total} images of dataset {samples.name!r} cannot be decoded, more "
+            "than "
+            f"{MAX_BROKEN_SHARE:.0%}: {first}; try: export them again from their source, or remove "
+            "them"
         )
-    for name, why in list(by_name.items())[:NAMED_BROKEN]:
-        told.warn(f"picture {name!r} cannot be decoded and is left out: {why}")
-    told.warn(f"{len(by_name)} of {total} pictures cannot be decoded and are left out")
+    for name, reason in list(by_name.items())[:MAX_NAMED_BROKEN]:
+        hooks.on_warning(f"image {name!r} cannot be decoded and is left out: {reason}")
+    hooks.on_warning(f"{len(by_name)} of {total} images cannot be decoded and are left out")

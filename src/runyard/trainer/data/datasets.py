@@ -1,11 +1,11 @@
-"""What is trained on: samples, the split into training and held-out ones, and the three built-in datasets.
+"""Training data: samples, the train/validation split, and the three built-in datasets.
 
-Those that people upload are read in ``uploaded.py``.
+Uploaded datasets are read in ``uploaded.py``.
 
-``digits`` asks which digit a real handwritten scan shows; ``digits-grounding`` asks where digits are on a canvas;
-``digits-both`` asks both, of one model. All are made of the 1,797 scans that scikit-learn carries, so they need no
-download. What is held out is decided by scan, by content hash and seed: adding pictures moves none across, and no
-canvas for training holds a held-out scan.
+``digits`` asks which digit a scan of real handwriting shows. ``digits-grounding`` asks where digits
+are on a canvas. ``digits-both`` asks both of one model. All are made from the 1,797 scans that
+scikit-learn ships, so they need no download. The split is decided per scan, by content hash and
+seed: added images move none to the other part, and no canvas for training shows a held-out scan.
 """
 
 import hashlib
@@ -39,81 +39,90 @@ if TYPE_CHECKING:
 
 CANVAS_QUESTION = "Which digits are here?"
 TRAINING_CANVASES, HELD_OUT_CANVASES = CANVASES, 400
-# Of the dataset with both tasks. Held out are as many of each, and together as many as a recipe measures by default.
+# For the dataset with both tasks. The held-out part has as many of each, and as many as a flow
+# evaluates by default.
 BOTH_CANVASES, BOTH_HELD_OUT = 10_000, 500
 BOTH_VQA, BOTH_HELD_OUT_VQA = 0.25, 0.5
-VERSION_LENGTH = 16  # as that of an uploaded dataset's
+VERSION_LENGTH = 16  # the same as for uploaded datasets
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one picture, and the true answer.
+    """One question about one image, and the true answer.
 
-    ``picture`` is the hash of the picture's bytes and ``filename`` its name, where it was uploaded; else empty.
-    ``task`` is named where the dataset has several; without it the sample is of the recipe's.
+    ``image_sha256`` and ``filename`` describe an uploaded image's file; they are empty otherwise.
+    ``task`` is set in datasets with several tasks; None stands for the flow's task.
     """
 
     image: "Image.Image"
     question: str
     truth: Answer
-    picture: str = ""
+    image_sha256: str = ""
     filename: str = ""
     task: str | None = None
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples to train on and samples held out. ``phrases`` are texts that occur often, for a new tokenizer."""
+    """Training samples and held-out samples.
+
+    ``phrases`` are frequent texts, for a new tokenizer.
+    """
 
     name: str
     task: str
     train: Sequence[Sample]
     validation: Sequence[Sample]
     phrases: tuple[str, ...] = ()
-    version: str | None = None  # of an uploaded dataset
+    version: str | None = None  # of an uploaded dataset; None for built-in ones
 
 
 def load_dataset(name: str, *, seed: int, validation_fraction: float, max_samples: int | None = None) -> Dataset:
-    """Make or read the dataset of that id, split, with at most ``max_samples`` of each part.
+    """Return the built-in dataset with this ID, split, with at most ``max_samples`` of each part.
 
     Raises:
-        InvalidFlow: no such dataset.
-        InvalidData: nothing to train on is left.
+        InvalidFlow: there is no such dataset.
+        InvalidData: the training part is empty.
     """
     if name not in BUILT_IN:
-        raise InvalidFlow(f"dataset {name!r} is not known here; the built-in ones are {', '.join(BUILT_IN)}")
+        raise InvalidFlow(f"unknown dataset {name!r}; the built-in ones are {', '.join(BUILT_IN)}")
     dataset = BUILT_IN[name](seed, validation_fraction)
     if max_samples is not None:
         dataset = replace(
             dataset,
-            train=_some(dataset.train, max_samples, seed, dataset.task),
-            validation=_some(dataset.validation, max_samples, seed, dataset.task),
+            train=_subsample(dataset.train, max_samples, seed, dataset.task),
+            validation=_subsample(dataset.validation, max_samples, seed, dataset.task),
         )
     if not dataset.train:
-        raise InvalidData(f"dataset {name!r} has nothing to train on with validationFraction {validation_fraction}")
+        raise InvalidData(
+            f"dataset {name!r} has no training samples with validationFraction "
+            f"{validation_fraction}; "
+            "try: a lower validationFraction"
+        )
     return dataset
 
 
-def version_of(data: Dataset) -> str:
-    """A hash of all samples, in their order and as they are divided; of built-in data, whose samples lie in memory.
+def hash_samples(data: Dataset) -> str:
+    """Return a hash of all samples of a built-in dataset, in order and by part: its version.
 
-    It is another one where a library draws or resizes pictures otherwise, or other samples are made of the same scans.
+    It changes when a library resizes images differently, or when other samples are made from the
+    same scans.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in (data.train, data.validation):
-        found.update(f"{len(part)} samples".encode())
+        digest.update(f"{len(part)} samples".encode())
         for sample in part:
-            found.update(f"{sample.image.size}{sample.task}{sample.question!r}{sample.truth}".encode())
-            found.update(sample.image.tobytes())
-    return found.hexdigest()[:VERSION_LENGTH]
+            digest.update(f"{sample.image.size}{sample.task}{sample.question!r}{sample.truth}".encode())
+            digest.update(sample.image.tobytes())
+    return digest.hexdigest()[:VERSION_LENGTH]
 
 
 def _is_held_out(scan: "np.ndarray[Any, Any]", seed: int, fraction: float) -> bool:
     return is_held_out(hashlib.sha256(scan.tobytes()).digest(), seed=seed, fraction=fraction)
 
 
-def digits(seed: int, validation_fraction: float) -> Dataset:
-    """Which digit is this? One scan a sample, enlarged to 32 x 32."""
+def make_digits(seed: int, validation_fraction: float) -> Dataset:
+    """Make the dataset "Which digit is this?": one scan per sample, enlarged to 32 x 32."""
     train: list[Sample] = []
     held_out: list[Sample] = []
     for scan, label in load_scans():
@@ -124,64 +133,89 @@ def digits(seed: int, validation_fraction: float) -> Dataset:
     return Dataset("digits", VQA, train, held_out)
 
 
-def digits_grounding(seed: int, validation_fraction: float) -> Dataset:
-    """Where are these digits? One to three different scans on a canvas of 48 x 48; the sentence names all of them."""
+def make_digits_grounding(seed: int, validation_fraction: float) -> Dataset:
+    """Make the dataset "Where are these digits?": one to three different scans on a canvas of 48 x
+    48.
+
+    The sentence names all of them.
+    """
     import numpy as np
 
-    train, held_out = _divided(seed, validation_fraction)
+    train, held_out = _split_scans(seed, validation_fraction)
     return Dataset(
         "digits-grounding",
         PHRASE_GROUNDING,
-        _canvases(train, TRAINING_CANVASES, np.random.default_rng([seed, 1]), share_unnamed=UNNAMED),
-        _canvases(held_out, HELD_OUT_CANVASES, np.random.default_rng([seed, 2]), share_unnamed=0.0),
-        (" and ", CANVAS_QUESTION, *_box_phrases()),
+        _make_canvases(train, TRAINING_CANVASES, np.random.default_rng([seed, 1]), share_unnamed=UNNAMED),
+        _make_canvases(held_out, HELD_OUT_CANVASES, np.random.default_rng([seed, 2]), share_unnamed=0.0),
+        (" and ", CANVAS_QUESTION, *_list_box_phrases()),
     )
 
 
-def digits_both(seed: int, validation_fraction: float) -> Dataset:
-    """Both for one model, on canvases of 48 x 48: which digit is this, of one, and where are these, of two or three.
+def make_digits_both(seed: int, validation_fraction: float) -> Dataset:
+    """Make the dataset with both tasks, on canvases of 48 x 48.
 
-    The answer's form follows from the question, so samples name their task and stand in mixed order.
+    Canvases with one digit ask which it is; those with two or three ask where they are. The
+    question determines the form of the answer, so each sample names its task, and the order is
+    mixed.
     """
     import numpy as np
 
-    train, held_out = _divided(seed, validation_fraction)
+    train, held_out = _split_scans(seed, validation_fraction)
     return Dataset(
         "digits-both",
         PHRASE_GROUNDING,
-        _both(train, BOTH_CANVASES, np.random.default_rng([seed, 1]), share_vqa=BOTH_VQA, is_training=True),
-        _both(
-            held_out, BOTH_HELD_OUT, np.random.default_rng([seed, 2]), share_vqa=BOTH_HELD_OUT_VQA, is_training=False
+        _make_both(
+            train,
+            BOTH_CANVASES,
+            np.random.default_rng([seed, 1]),
+            share_vqa=BOTH_VQA,
+            is_training=True,
         ),
-        (" and ", *_corner_phrases()),
+        _make_both(
+            held_out,
+            BOTH_HELD_OUT,
+            np.random.default_rng([seed, 2]),
+            share_vqa=BOTH_HELD_OUT_VQA,
+            is_training=False,
+        ),
+        (" and ", *_list_corner_phrases()),
     )
 
 
-def _both(
-    scans: list[Scan], count: int, random: "np.random.Generator", *, share_vqa: float, is_training: bool
+def _make_both(
+    scans: list[Scan],
+    count: int,
+    random: "np.random.Generator",
+    *,
+    share_vqa: float,
+    is_training: bool,
 ) -> list[Sample]:
-    """Canvases with a question about their one digit, and others with two or three to be found, in mixed order.
+    """Return canvases with one digit to name and canvases with two or three to locate, in mixed
+    order.
 
-    Those to train on show varied scans, because the model soon knows the scans themselves by heart. That moves no box:
-    what is marked is the cell in which a scan stands.
+    Canvases for training show augmented scans, because the model soon memorizes the scans
+    themselves. Boxes stay the same: they mark the grid cell of a scan.
     """
     single = draw_canvases(scans, round(count * share_vqa), random, share_unnamed=0.0, most=1, is_varied=is_training)
-    asked = [
+    naming = [
         Sample(
             canvas.image,
-            choose_digit_question(place) if is_training else DIGIT_QUESTION,
+            digit_question(index) if is_training else DIGIT_QUESTION,
             Answer(canvas.sentence),
             task=VQA,
         )
-        for place, canvas in enumerate(single)
+        for index, canvas in enumerate(single)
     ]
-    several = draw_canvases(scans, count - len(asked), random, share_unnamed=0.0, fewest=2, is_varied=is_training)
-    mixed = [*asked, *(replace(_located(canvas), task=PHRASE_GROUNDING) for canvas in several)]
-    return _own_first([mixed[int(place)] for place in random.permutation(len(mixed))], PHRASE_GROUNDING)
+    several = draw_canvases(scans, count - len(naming), random, share_unnamed=0.0, fewest=2, is_varied=is_training)
+    mixed = [
+        *naming,
+        *(replace(_make_grounding_sample(canvas), task=PHRASE_GROUNDING) for canvas in several),
+    ]
+    return _put_own_task_first([mixed[int(index)] for index in random.permutation(len(mixed))], PHRASE_GROUNDING)
 
 
-def _divided(seed: int, validation_fraction: float) -> tuple[list[Scan], list[Scan]]:
-    """The scans to train on and those held out."""
+def _split_scans(seed: int, validation_fraction: float) -> tuple[list[Scan], list[Scan]]:
+    """Return the scans for training and the held-out ones."""
     train: list[Scan] = []
     held_out: list[Scan] = []
     for scan, label in load_scans():
@@ -190,21 +224,24 @@ def _divided(seed: int, validation_fraction: float) -> tuple[list[Scan], list[Sc
     return train, held_out
 
 
-def _box_phrases() -> Iterator[str]:
-    """What stands right before a number of a box: the phrase, then each number with its comma.
+def _list_box_phrases() -> Iterator[str]:
+    """Yield the texts directly before each number of a box: the phrase, then each number with its
+    comma.
 
-    As one token each, because the tiny model has two layers to look at: where a number depends on a token that stands
-    further back, it needs one of them to find that token, and does not learn in time which digit is asked for.
+    Each becomes one token, because the tiny model has two layers of attention. Where a number
+    depends on a token further back, one layer is spent on finding that token, and the model does
+    not learn in time which digit is asked.
     """
     yield from (f'{word}","grounding":[[' for word in WORDS)
     corners = range(0, CANVAS_SIDE + 1, CANVAS_GRID)
     yield from (f"{scale_box((x, x, x, x), width=CANVAS_SIDE, height=CANVAS_SIDE)[0]}," for x in corners)
 
 
-def _corner_phrases() -> Iterator[str]:
-    """As ``_box_phrases``, but each corner of a box as one token, so that one token decides where a digit is.
+def _list_corner_phrases() -> Iterator[str]:
+    """Yield texts as ``_list_box_phrases`` does, but each corner of a box as one, so that one token
+    locates a digit.
 
-    Boxes elsewhere than on the grid can still be said, in the tokens of their numbers.
+    Boxes off the grid can still be written, with the tokens of their numbers.
     """
     yield from (f'{word}","grounding":[[' for word in WORDS)
     corners = range(0, CANVAS_SIDE - CANVAS_DIGIT + 1, CANVAS_GRID)
@@ -215,39 +252,42 @@ def _corner_phrases() -> Iterator[str]:
         yield f"{x2},{y2}"
 
 
-def _canvases(scans: list[Scan], count: int, random: "np.random.Generator", *, share_unnamed: float) -> list[Sample]:
-    """``count`` canvases, each of scans from this list alone.
+def _make_canvases(
+    scans: list[Scan], count: int, random: "np.random.Generator", *, share_unnamed: float
+) -> list[Sample]:
+    """Return ``count`` canvases made of these scans alone.
 
-    In ``share_unnamed`` of them the question names no digit, so the model has to read them itself, in the order of
-    text. Without such samples it learns to find digits but not to tell them apart.
+    In a share ``share_unnamed`` of them the question names no digit, so the model must read them
+    itself, in reading order. Without such samples it learns to locate digits but not to tell them
+    apart.
     """
-    return [_located(canvas) for canvas in draw_canvases(scans, count, random, share_unnamed=share_unnamed)]
+    return [_make_grounding_sample(canvas) for canvas in draw_canvases(scans, count, random, share_unnamed=share_unnamed)]
 
 
-def _located(canvas: Canvas) -> Sample:
-    found = tuple(
+def _make_grounding_sample(canvas: Canvas) -> Sample:
+    groundings = tuple(
         Grounding(word, (scale_box(box, width=CANVAS_SIDE, height=CANVAS_SIDE),)) for word, box in canvas.digits
     )
     question = CANVAS_QUESTION if canvas.is_unnamed else canvas.sentence
-    return Sample(canvas.image, question, Answer(canvas.sentence, found))
+    return Sample(canvas.image, question, Answer(canvas.sentence, groundings))
 
 
-def _some(samples: Sequence[Sample], count: int, seed: int, task: str) -> list[Sample]:
-    """The first ``count`` after shuffling by seed."""
+def _subsample(samples: Sequence[Sample], count: int, seed: int, task: str) -> list[Sample]:
+    """Return the first ``count`` samples after a seeded shuffle."""
     import numpy as np
 
     order = np.random.default_rng([seed, 3]).permutation(len(samples))
-    return _own_first([samples[int(i)] for i in order], task)[:count]
+    return _put_own_task_first([samples[int(i)] for i in order], task)[:count]
 
 
-def _own_first(samples: list[Sample], task: str) -> list[Sample]:
-    """A sample of the dataset's own task comes first: its metric is asked for, however few samples are measured."""
-    first = next((place for place, sample in enumerate(samples) if sample.task in (None, task)), 0)
+def _put_own_task_first(samples: list[Sample], task: str) -> list[Sample]:
+    """Move a sample of the own task to the front, so that any evaluation has its metric."""
+    first = next((index for index, sample in enumerate(samples) if sample.task in (None, task)), 0)
     return [*samples[first : first + 1], *samples[:first], *samples[first + 1 :]]
 
 
 BUILT_IN: dict[str, Callable[[int, float], Dataset]] = {
-    "digits": digits,
-    "digits-grounding": digits_grounding,
-    "digits-both": digits_both,
+    "digits": make_digits,
+    "digits-grounding": make_digits_grounding,
+    "digits-both": make_digits_both,
 }

@@ -1,11 +1,16 @@
-"""From samples to tensors: each picture decoded and processed once, each text tokenised once, then batches by index.
+"""From samples to tensors: each image is processed once, each text tokenized once, then batches are
+made by index.
 
-The model's own processor does the work, one sample at a time, so whatever a family does to pictures and text happens
-here as it will when the model is used. What it returns is kept: token ids as they are, pixels as indices into the table
-of values that occur (a processor that starts from 8-bit pictures gives few hundred different numbers), which is a
-quarter of the size and gives back the very same floats. A step then only gathers.
+The model's own processor does the work, one sample at a time, so images and text are treated
+exactly as when the model is used. Its results are stored: token IDs unchanged, pixels as indices
+into a table of the distinct values (a processor that starts from 8-bit images produces a few
+hundred), which takes a quarter of the size and restores the same floats. A training step then only
+gathers.
 
-What is learnt is the answer alone: its tokens are those that ``generate`` would have to produce after the prompt.
+Only the answer is learned by default: its tokens are those that ``generate`` must produce after the
+prompt.
+
+Shapes: B samples of a batch, T tokens of its longest row, P label positions.
 """
 
 import hashlib
@@ -26,34 +31,42 @@ import torch
 from runyard.rundir import files_below
 from runyard.trainer.answers import write_answer
 from runyard.trainer.data.datasets import Sample
-from runyard.trainer.data.image_resolution import Fitting, TooLong
+from runyard.trainer.data.image_resolution import TokenBudget, TooLong
 from runyard.trainer.data.templates import Renderer, TemplateProcess
 from runyard.trainer.errors import InvalidData
-from runyard.trainer.families import Parts
+from runyard.trainer.families import FamilyParts
 
-LARGEST_TABLE = 65_536
-FEATURES = "features"  # stands for pixels where the features of pictures are kept (``features.py``)
-KNOWN_PROMPTS = 512
-# Fields of saved processors that name where they came from or who wrote them, and decide nothing.
-_ORIGIN = ("name_or_path", "_name_or_path", "transformers_version", "local_files_only", "is_local", "backend")
-# Per-token fields of a processor's answer; everything else belongs to pictures.
+MAX_TABLE_VALUES = 65_536
+FEATURES = "features"  # the input that replaces pixels where image features are stored (``features.py``)
+MAX_KNOWN_PROMPTS = 512
+# Fields of saved processors that record their origin and have no effect.
+_ORIGIN_FIELDS = (
+    "name_or_path",
+    "_name_or_path",
+    "transformers_version",
+    "local_files_only",
+    "is_local",
+    "backend",
+)
+# Per-token fields of a processor's output; all others belong to images.
 TOKEN_FIELDS = ("token_type_ids", "mm_token_type_ids")
-# Fields of an image processor's answer that models take, besides those named after pixels.
+# Fields of an image processor's output that models take, besides those with "pixel" in their name.
 _MODEL_FIELDS = ("image_grid_thw", "image_sizes", "image_position_ids")
 _Array = np.ndarray[Any, Any]
 
 
 @dataclass
-class Encoded:
-    """One sample: the prompt with its pictures' places, the answer, and what the processor made of the pictures.
+class EncodedSample:
+    """One sample: the prompt with its image tokens, the answer, and the processor's output for the
+    image.
 
-    ``is_shrunk``: its picture takes fewer tokens than the family's own settings would give it.
+    ``is_shrunk``: the image takes fewer tokens than with the family's own settings.
     """
 
-    prompt: _Array
-    answer: _Array
-    token_fields: dict[str, _Array]
-    images: dict[str, _Array]
+    prompt: _Array  # (prompt tokens,)
+    answer: _Array  # (answer tokens,)
+    token_fields: dict[str, _Array]  # each (prompt tokens,)
+    images: dict[str, _Array]  # each (images or patches, ...)
     is_shrunk: bool = False
 
     @property
@@ -62,165 +75,180 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """The tokens of a prompt, and whether the image part alone is enough; None until that has been compared."""
+class _KnownPrompt:
+    """The tokens of a prompt, and whether the image processor alone suffices.
 
-    prompt: Encoded
-    is_enough: bool | None
+    None until compared.
+    """
+
+    prompt: EncodedSample
+    is_image_processor_enough: bool | None
 
 
-class Encodes(Protocol):
-    """What makes tokens and pixels of samples, and all that decides how."""
+class SampleEncoder(Protocol):
+    """Converts samples to tokens and image tensors; ``settings`` determine the result."""
 
     @property
     def settings(self) -> dict[str, Any]: ...
 
-    def encode(self, sample: Sample) -> Encoded: ...
+    def encode(self, sample: Sample) -> EncodedSample: ...
 
 
 class Encoder:
-    """Turns a sample into tokens and pixels with the model's processor.
+    """Converts a sample to tokens and pixels with the model's processor.
 
-    The tokens of a prompt depend on its text and on how large the picture is, not on what it shows. So the whole
-    processor runs for each new text and size; when that comes a second time and the image part alone gives the same
-    pixels, that part is enough for all others of this text and size, which is several times faster.
+    The tokens of a prompt depend on its text and on the size of the image, not on the image's
+    content. So the whole processor runs for each new text and size. When a pair occurs a second
+    time and the image processor alone produces the same pixels, it suffices for all later samples
+    of that pair, which is several times faster.
 
-    With ``fitting`` a sample that is longer than the context gets a smaller picture, see ``picture_sizes.py``.
+    With ``budget`` a sample that exceeds the context gets a smaller image, see
+    ``image_resolution.py``.
     """
 
     def __init__(
         self,
         processor: Any,
-        parts: Parts,
+        parts: FamilyParts,
         *,
         system_prompt: str,
         task: str,
-        fitting: Fitting | None = None,
+        budget: TokenBudget | None = None,
         renderer: Renderer | None = None,
     ):
-        self._processor, self._parts, self._fitting = processor, parts, fitting
+        self._processor, self._parts, self._budget = processor, parts, budget
         self._renderer = renderer or TemplateProcess(processor)
         self._system_prompt, self._task = system_prompt, task
-        self._known: OrderedDict[tuple[str, tuple[int, int]], _Known] = OrderedDict()
-        # A cache that held this object would keep it, and its renderer's process, until garbage is collected.
-        unheld = weakref.proxy(self)
-        self._prompt = lru_cache(maxsize=KNOWN_PROMPTS)(partial(Encoder._write_prompt, unheld))
-        self._end = self._end_of_answer()
-        self._tokens_of_answer = lru_cache(maxsize=16_384)(partial(Encoder._tokenize, unheld))
+        self._known: OrderedDict[tuple[str, tuple[int, int]], _KnownPrompt] = OrderedDict()
+        # A cache with a strong reference would keep this object, and its renderer's process, until
+        # a garbage collection.
+        weak_self = weakref.proxy(self)
+        self._prompt = lru_cache(maxsize=MAX_KNOWN_PROMPTS)(partial(Encoder._write_prompt, weak_self))
+        self._end = self._find_end_of_answer()
+        self._tokenize_answer = lru_cache(maxsize=16_384)(partial(Encoder._tokenize, weak_self))
 
-    def encode(self, sample: Sample, *, with_picture: bool = True) -> Encoded:
-        """The sample as it is learnt from; without its picture where only tokens are wanted, which is far faster.
-
-        Raises:
-            TooLong: it does not fit, and no smaller picture helps.
-        """
-        written = write_answer(sample.task or self._task, sample.truth)
-        made = self.encode_answered(sample.image, sample.question, written, with_picture=with_picture)
-        return made if with_picture else replace(made, images={})
-
-    def encode_answered(self, image: Any, question: str, written: str, *, with_picture: bool = True) -> Encoded:
-        """The same with the answer as it is written. A picture that is not wanted may be there.
+    def encode(self, sample: Sample, *, with_image: bool = True) -> EncodedSample:
+        """Encode a training sample; ``with_image=False`` encodes only its tokens, which is far
+        faster.
 
         Raises:
-            TooLong: it does not fit, and no smaller picture helps.
+            TooLong: it does not fit, even with the smallest image.
         """
-        answer = self._tokens_of_answer(self._parts.answer_begin + written + self._end)
-        made = replace(self.encode_question(image, question, with_picture=with_picture), answer=answer)
-        if self._fitting is None:
-            return made
-        if self._fitting.takes(made.prompt, answer):
-            return replace(made, is_shrunk=True) if self._fitting.is_reduced(self._processor, image) else made
-        if not with_picture:
-            return self.encode_answered(image, question, written)
-        return self._made_to_fit(self._fitting, image.convert("RGB"), self._prompt(question), made)
+        answer = write_answer(sample.task or self._task, sample.truth)
+        encoded = self.encode_with_answer(sample.image, sample.question, answer, with_image=with_image)
+        return encoded if with_image else replace(encoded, images={})
 
-    def _made_to_fit(self, fitting: Fitting, image: Any, prompt: str, whole: Encoded) -> Encoded:
-        """The same sample with as large a picture as there is room for."""
-        for processor, smaller in fitting.smaller(self._processor, image, fitting.room(whole.prompt, whole.answer)):
-            made = self._whole(smaller, prompt, processor)
-            if fitting.takes(made.prompt, whole.answer):
+    def encode_with_answer(self, image: Any, question: str, answer: str, *, with_image: bool = True) -> EncodedSample:
+        """Encode a question with an answer in its written form. Without ``with_image`` images may
+        still be included.
+
+        Raises:
+            TooLong: it does not fit, even with the smallest image.
+        """
+        answer_ids = self._tokenize_answer(self._parts.answer_prefix + answer + self._end)
+        encoded = replace(self.encode_question(image, question, with_image=with_image), answer=answer_ids)
+        if self._budget is None:
+            return encoded
+        if self._budget.fits(encoded.prompt, answer_ids):
+            return replace(encoded, is_shrunk=True) if self._budget.is_reduced(self._processor, image) else encoded
+        if not with_image:
+            return self.encode_with_answer(image, question, answer)
+        return self._shrink_to_fit(self._budget, image.convert("RGB"), self._prompt(question), encoded)
+
+    def _shrink_to_fit(self, budget: TokenBudget, image: Any, prompt: str, full: EncodedSample) -> EncodedSample:
+        """Encode the same sample with the largest image that fits."""
+        image_tokens_left = budget.image_tokens_left(full.prompt, full.answer)
+        for processor, smaller in budget.list_smaller(self._processor, image, image_tokens_left):
+            encoded = self._process(smaller, prompt, processor)
+            if budget.fits(encoded.prompt, full.answer):
                 return replace(
-                    made, answer=whole.answer, images=_filled_up_to(made.images, whole.images), is_shrunk=True
+                    encoded,
+                    answer=full.answer,
+                    images=_pad_patches_like(encoded.images, full.images),
+                    is_shrunk=True,
                 )
-        length = fitting.length(len(whole.prompt), len(whole.answer))
-        raise TooLong(f"{length:,} tokens, {fitting.of_picture(whole.prompt):,} of them the picture's")
+        length = budget.count_tokens(len(full.prompt), len(full.answer))
+        raise TooLong(f"{length:,} tokens, {budget.count_image_tokens(full.prompt):,} of them for the image")
 
-    def encode_question(self, image: Any, question: str, *, with_picture: bool = True) -> Encoded:
-        """A question without an answer, as ``generate`` takes it."""
+    def encode_question(self, image: Any, question: str, *, with_image: bool = True) -> EncodedSample:
+        """Encode a question without an answer, as ``generate`` takes it."""
         image = image.convert("RGB")
         prompt = self._prompt(question)
         key = (prompt, image.size)
         known = self._known.pop(key, None)
-        if known is not None and known.is_enough:
+        if known is not None and known.is_image_processor_enough:
             self._known[key] = known
-            return replace(known.prompt, images=self._images_alone(image) if with_picture else {})
-        whole = self._whole(image, prompt)
-        is_enough = None  # a prompt that never comes again, such as a caption, is not worth the comparison
+            return replace(known.prompt, images=self._process_image_only(image) if with_image else {})
+        encoded = self._process(image, prompt)
+        is_enough = None  # a prompt that occurs only once, such as a caption, is not worth the comparison
         if known is not None:
-            alone = self._images_alone(image) if known.is_enough is None else {}
-            is_enough = all(name in alone and np.array_equal(alone[name], whole.images[name]) for name in whole.images)
-        self._known[key] = _Known(replace(whole, images={}), is_enough)
-        if len(self._known) > KNOWN_PROMPTS:
+            alone = self._process_image_only(image) if known.is_image_processor_enough is None else {}
+            is_enough = all(
+                name in alone and np.array_equal(alone[name], encoded.images[name]) for name in encoded.images
+            )
+        self._known[key] = _KnownPrompt(replace(encoded, images={}), is_enough)
+        if len(self._known) > MAX_KNOWN_PROMPTS:
             self._known.popitem(last=False)
-        return whole
+        return encoded
 
-    def _whole(self, image: Any, prompt: str, processor: Any = None) -> Encoded:
-        made = (processor or self._processor)(images=[image], text=[prompt], return_tensors="np")
-        texts = (*TOKEN_FIELDS, "input_ids", "attention_mask", "labels")
-        return Encoded(
-            prompt=np.asarray(made["input_ids"])[0].astype(np.int64),
+    def _process(self, image: Any, prompt: str, processor: Any = None) -> EncodedSample:
+        output = (processor or self._processor)(images=[image], text=[prompt], return_tensors="np")
+        text_fields = (*TOKEN_FIELDS, "input_ids", "attention_mask", "labels")
+        return EncodedSample(
+            prompt=np.asarray(output["input_ids"])[0].astype(np.int64),
             answer=np.zeros(0, np.int64),
-            token_fields={name: np.asarray(made[name])[0] for name in TOKEN_FIELDS if name in made},
-            images={n: np.asarray(v) for n, v in made.items() if n not in texts and v is not None},
+            token_fields={name: np.asarray(output[name])[0] for name in TOKEN_FIELDS if name in output},
+            images={n: np.asarray(v) for n, v in output.items() if n not in text_fields and v is not None},
         )
 
-    def _images_alone(self, image: Any) -> dict[str, _Array]:
-        made = self._processor.image_processor(images=[[image]], return_tensors="np")
-        return {name: np.asarray(value) for name, value in made.items() if name in _MODEL_FIELDS or "pixel" in name}
+    def _process_image_only(self, image: Any) -> dict[str, _Array]:
+        output = self._processor.image_processor(images=[[image]], return_tensors="np")
+        return {name: np.asarray(value) for name, value in output.items() if name in _MODEL_FIELDS or "pixel" in name}
 
     def _tokenize(self, answer: str) -> _Array:
         return np.asarray(self._processor.tokenizer(answer, add_special_tokens=False)["input_ids"], np.int64)
 
     def _write_prompt(self, question: str) -> str:
-        """System text, picture and question as the family writes them, up to where the model begins to speak."""
+        """Return the family's prompt with system prompt, image and question."""
         if self._has_template:
-            messages = conversation(self._system_prompt, question)
+            messages = build_conversation(self._system_prompt, question)
             return self._renderer.render(messages, with_generation_prompt=True)
         text = " ".join(part for part in (self._system_prompt, question) if part)
         return str(self._parts.plain_prompt).format(text=text)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides what becomes of a sample, as JSON; what merely says where the processor lay is left out."""
+        """Return as JSON everything that determines how a sample is encoded."""
         with tempfile.TemporaryDirectory() as folder:
             self._processor.save_pretrained(folder)
             files = {path: full.read_bytes() for path, full in files_below(Path(folder))}
-        found = {
-            path: _without_origin(json.loads(data)) if path.endswith(".json") else hashlib.sha256(data).hexdigest()
+        processor = {
+            path: _drop_origin(json.loads(data)) if path.endswith(".json") else hashlib.sha256(data).hexdigest()
             for path, data in files.items()
         }
         return {
-            "processor": found,
+            "processor": processor,
             "parts": repr(self._parts),
             "systemPrompt": self._system_prompt,
             "task": self._task,
             "end": self._end,
-            "fitting": repr(self._fitting),
+            "fitting": repr(self._budget),
         }
 
-    def _end_of_answer(self) -> str:
-        """What the family writes after an answer; there the model shall stop."""
+    def _find_end_of_answer(self) -> str:
+        """Return what the family writes after an answer, where generation must stop."""
         end = self._processor.tokenizer.eos_token or ""
         if not self._has_template:
             if self._parts.plain_prompt is None:
-                raise InvalidData("the model's processor has no chat template, so its prompts cannot be written")
+                raise InvalidData("the model's processor has no chat template; try: weights with a chat_template.jinja")
             return end
-        # Templates differ in how they end a turn: that is what stands behind the answer in a whole conversation. A
-        # template that writes nothing there, or tells the whole otherwise than the prompt, gets the end-of-text token.
-        said = {"role": "assistant", "content": [{"type": "text", "text": "ANSWER"}]}
-        messages = [*conversation(self._system_prompt, "QUESTION"), said]
-        whole = self._renderer.render(messages, with_generation_prompt=False)
-        _, found, rest = whole.rpartition("ANSWER")
+        # Templates differ in how they end a turn: it is the text after the answer in a whole
+        # conversation. A template that writes nothing there, or does not contain the answer, gets
+        # the end-of-text token.
+        reply = {"role": "assistant", "content": [{"type": "text", "text": "ANSWER"}]}
+        messages = [*build_conversation(self._system_prompt, "QUESTION"), reply]
+        text = self._renderer.render(messages, with_generation_prompt=False)
+        _, found, rest = text.rpartition("ANSWER")
         return rest.rstrip() if found and rest.strip() else end
 
     @property
@@ -228,27 +256,27 @@ class Encoder:
         return bool(getattr(self._processor, "chat_template", None))
 
 
-def _filled_up_to(images: dict[str, _Array], wanted: Mapping[str, _Array]) -> dict[str, _Array]:
-    """Gemma 4's patches, filled up as its processor does it: to one number for all pictures, with places of -1."""
+def _pad_patches_like(images: dict[str, _Array], like: Mapping[str, _Array]) -> dict[str, _Array]:
+    """Pad Gemma 4's patches to one number, with position IDs of -1, as its processor does."""
     if "image_position_ids" not in images:
         return images
-    made = {}
+    padded = {}
     for name, array in images.items():
-        missing = [(0, 0)] * array.ndim
+        padding = [(0, 0)] * array.ndim
         if array.ndim > 1:
-            missing[1] = (0, wanted[name].shape[1] - array.shape[1])
-        made[name] = np.pad(array, missing, constant_values=-1 if name == "image_position_ids" else 0)
-    return made
+            padding[1] = (0, like[name].shape[1] - array.shape[1])
+        padded[name] = np.pad(array, padding, constant_values=-1 if name == "image_position_ids" else 0)
+    return padded
 
 
-def _without_origin(value: Any) -> Any:
+def _drop_origin(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_origin(item) for name, item in value.items() if name not in _ORIGIN}
-    return [_without_origin(item) for item in value] if isinstance(value, list) else value
+        return {name: _drop_origin(item) for name, item in value.items() if name not in _ORIGIN_FIELDS}
+    return [_drop_origin(item) for item in value] if isinstance(value, list) else value
 
 
-def conversation(system_prompt: str, question: str) -> list[dict[str, Any]]:
-    """The chat shape of training and of use: system text; user picture, then text."""
+def build_conversation(system_prompt: str, question: str) -> list[dict[str, Any]]:
+    """Return the messages: the system prompt, then the user's image and question."""
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     if not system_prompt:
         return [user]
@@ -256,28 +284,31 @@ def conversation(system_prompt: str, question: str) -> list[dict[str, Any]]:
 
 
 class PixelTable:
-    """Floats kept as indices into the sorted table of the values that occur; exact, and a quarter of the size."""
+    """Float arrays stored as indices into the sorted table of their distinct values.
+
+    Exact, a quarter of the size.
+    """
 
     def __init__(self, arrays: Sequence[_Array]):
         is_float = all(array.dtype == np.float32 for array in arrays)
         values = np.unique(np.concatenate([np.unique(array) for array in arrays])) if is_float else None
-        self._values = values if values is not None and len(values) <= LARGEST_TABLE else None
+        self._values = values if values is not None and len(values) <= MAX_TABLE_VALUES else None
         self._kept = [self._index(array) for array in arrays]
         shapes = {array.shape for array in self._kept}
-        # Pictures of one size lie in one block, so that a batch is one gather.
+        # Images of one size are stored in one block, so that a batch is one gather.
         self._block = np.stack(self._kept) if len(shapes) == 1 else None
         if self._block is not None:
             self._kept = []
 
     def get(self, indices: Sequence[int]) -> _Array:
-        """The arrays at these places, one after the other along the first axis, filled up with zeros to one size."""
+        """Return the arrays at these indices, joined as by ``concatenate_padded``."""
         if self._block is not None:
             chosen = self._block[np.asarray(indices)]
             joined = chosen.reshape(-1, *chosen.shape[2:])
             pixels: _Array = joined if self._values is None else self._values[joined]
             return pixels
         parts = [self._kept[i] if self._values is None else self._values[self._kept[i]] for i in indices]
-        return join(parts)
+        return concatenate_padded(parts)
 
     @property
     def size_bytes(self) -> int:
@@ -290,108 +321,122 @@ class PixelTable:
         return np.searchsorted(self._values, array).astype(kind)
 
 
-def join(arrays: Sequence[_Array]) -> _Array:
-    """Arrays one after the other along the first axis, the other axes filled up with zeros to the largest."""
+def concatenate_padded(arrays: Sequence[_Array]) -> _Array:
+    """Concatenate arrays along the first axis; zero-pad the other axes to the largest."""
     trailing = tuple(max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True))
     if all(array.shape[1:] == trailing for array in arrays):
         return np.concatenate(arrays)
-    whole = np.zeros((sum(len(array) for array in arrays), *trailing), arrays[0].dtype)
+    joined = np.zeros((sum(len(array) for array in arrays), *trailing), arrays[0].dtype)
     start = 0
     for array in arrays:
-        whole[(slice(start, start + len(array)), *(slice(0, size) for size in array.shape[1:]))] = array
+        joined[(slice(start, start + len(array)), *(slice(0, size) for size in array.shape[1:]))] = array
         start += len(array)
-    return whole
+    return joined
 
 
 @dataclass
 class Batch:
-    """Model inputs, and what is learnt from them: after the token at ``places[i]`` comes ``wanted[i]``.
+    """Model inputs and labels: the token after position ``label_positions[i]`` is ``labels[i]``.
 
-    Places count through the rows one after the other. With ``segments`` there is one row, which holds samples of these
-    lengths without anything between them (``packing.py``).
+    Positions index the flattened rows. With ``segments`` there is one packed row of samples with
+    these lengths, without padding between them (``packing.py``).
     """
 
-    inputs: dict[str, torch.Tensor]
-    places: torch.Tensor
-    wanted: torch.Tensor
+    inputs: dict[str, torch.Tensor]  # tokens (B, T), or (1, N) packed; images (images or patches, ...)
+    label_positions: torch.Tensor  # (P,), into B * T
+    labels: torch.Tensor  # (P,)
     segments: tuple[int, ...] | None = None
 
     @property
-    def learnt_tokens(self) -> int:
-        return len(self.wanted)
+    def label_count(self) -> int:
+        return len(self.labels)
 
     def to(self, device: torch.device) -> "Batch":
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        places, wanted = self.places.to(device, non_blocking=True), self.wanted.to(device, non_blocking=True)
-        return replace(self, inputs=inputs, places=places, wanted=wanted)
+        positions, labels = (
+            self.label_positions.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+        )
+        return replace(self, inputs=inputs, label_positions=positions, labels=labels)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are made: what fills them up, and which tokens are learnt.
+    """How rows are collated: the padding token, and which tokens are labels.
 
-    ``decoder_start`` is what answers begin with in models that read prompts with an encoder and answer with a decoder.
+    ``decoder_start_id`` is the first token of answers in encoder-decoder models; None for
+    decoder-only models.
     """
 
     pad_id: int
     image_token_id: int | None = None
     answer_token_type: int = 0
     answers_only: bool = True
-    decoder_start: int | None = None
+    decoder_start_id: int | None = None
 
 
-def assemble(rows: Sequence[Encoded], images: Mapping[str, _Array], layout: Layout) -> Batch:
-    """Prompts with answers, filled up on the right, for teacher forcing."""
-    if layout.decoder_start is not None:
-        return _assemble_apart(rows, images, layout.pad_id, layout.decoder_start)
+def collate(rows: Sequence[EncodedSample], images: Mapping[str, _Array], layout: Layout) -> Batch:
+    """Return prompts with answers as a batch padded on the right, for teacher forcing."""
+    if layout.decoder_start_id is not None:
+        return _collate_encoder_decoder(rows, images, layout.pad_id, layout.decoder_start_id)
     width = max(row.length for row in rows)
-    ids = np.full((len(rows), width), layout.pad_id, np.int64)
-    mask = np.zeros((len(rows), width), np.int64)
-    is_learnt = np.zeros((len(rows), width), bool)
+    ids = np.full((len(rows), width), layout.pad_id, np.int64)  # (B, T)
+    mask = np.zeros((len(rows), width), np.int64)  # (B, T)
+    is_label = np.zeros((len(rows), width), bool)  # (B, T)
     types = {name: np.zeros((len(rows), width), np.int64) for name in rows[0].token_fields}
     for at, row in enumerate(rows):
         begin, end = len(row.prompt), row.length
         ids[at, :begin], ids[at, begin:end] = row.prompt, row.answer
         mask[at, :end] = 1
-        is_learnt[at, begin:end] = True
+        is_label[at, begin:end] = True
         if not layout.answers_only:
-            is_learnt[at, 1:begin] = row.prompt[1:] != layout.image_token_id
+            is_label[at, 1:begin] = row.prompt[1:] != layout.image_token_id
         for name, values in types.items():
             values[at, :begin] = row.token_fields[name]
             if name == "token_type_ids":
                 values[at, begin:end] = layout.answer_token_type
     fields = {"input_ids": ids, "attention_mask": mask, **types, **images}
-    learnt = np.flatnonzero(is_learnt)
+    flat = np.flatnonzero(is_label)  # (P,), into B * T
     return Batch(
         inputs={name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()},
-        places=torch.from_numpy(learnt - 1),
-        wanted=torch.from_numpy(ids.ravel()[learnt]),
+        label_positions=torch.from_numpy(flat - 1),  # a label is predicted at the position before it
+        labels=torch.from_numpy(ids.ravel()[flat]),
     )
 
 
-def _assemble_apart(rows: Sequence[Encoded], images: Mapping[str, _Array], pad_id: int, start: int) -> Batch:
-    """Prompts for the encoder, answers for the decoder, which is given each token one place later."""
-    ids, mask = _filled_up([row.prompt for row in rows], pad_id)
-    answers, is_learnt = _filled_up([row.answer for row in rows], pad_id)
-    given = np.concatenate([np.full((len(rows), 1), start, np.int64), answers[:, :-1]], axis=1)
-    fields = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "decoder_input_ids": given, **images}
+def _collate_encoder_decoder(
+    rows: Sequence[EncodedSample], images: Mapping[str, _Array], pad_id: int, start_id: int
+) -> Batch:
+    """Return prompts for the encoder and right-shifted answers for the decoder."""
+    ids, mask = _pad([row.prompt for row in rows], pad_id)  # (B, prompt tokens)
+    answers, is_label = _pad([row.answer for row in rows], pad_id)  # (B, T) of the decoder
+    decoder_ids = np.concatenate([np.full((len(rows), 1), start_id, np.int64), answers[:, :-1]], axis=1)  # (B, T)
+    fields = {
+        "input_ids": ids,
+        "attention_mask": mask.astype(np.int64),
+        "decoder_input_ids": decoder_ids,
+        **images,
+    }
     return Batch(
         inputs={name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()},
-        places=torch.from_numpy(np.flatnonzero(is_learnt)),
-        wanted=torch.from_numpy(answers[is_learnt]),
+        label_positions=torch.from_numpy(np.flatnonzero(is_label)),
+        labels=torch.from_numpy(answers[is_label]),
     )
 
 
-def _filled_up(rows: Sequence[_Array], fill: int) -> tuple[_Array, _Array]:
-    """Rows of tokens side by side, and which of them are real."""
+def _pad(rows: Sequence[_Array], pad_id: int) -> tuple[_Array, _Array]:
+    """Return rows of tokens padded on the right (B, T), and which tokens are real (B, T)."""
     is_real = np.arange(max(map(len, rows))) < np.asarray([len(row) for row in rows])[:, None]
-    ids = np.full(is_real.shape, fill, np.int64)
+    ids = np.full(is_real.shape, pad_id, np.int64)
     ids[is_real] = np.concatenate(rows)
     return ids, is_real
 
 
 class Encodings(ABC):
-    """Every sample of one part of the data, ready to be gathered. ``lengths`` are those of prompt and answer."""
+    """All samples of one part of the data, ready to be gathered.
+
+    ``lengths`` are tokens of prompt and answer.
+    """
 
     lengths: _Array
     prompt_lengths: _Array
@@ -401,12 +446,12 @@ class Encodings(ABC):
         self._layout = layout
 
     @abstractmethod
-    def _row(self, index: int) -> Encoded:
-        """The tokens of a sample."""
+    def _get_row(self, index: int) -> EncodedSample:
+        """Return the tokens of a sample."""
 
     @abstractmethod
-    def _pixels(self, indices: Sequence[int]) -> dict[str, _Array]:
-        """What the processor made of the pictures of these samples, one after the other."""
+    def _get_images(self, indices: Sequence[int]) -> dict[str, _Array]:
+        """Return the processed images of these samples, concatenated."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -415,16 +460,16 @@ class Encodings(ABC):
     def longest_answer(self) -> int:
         return int((self.lengths - self.prompt_lengths).max(initial=0))
 
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """Samples with their answers."""
-        return assemble([self._row(i) for i in indices], self._pixels(indices), self._layout)
+    def make_batch(self, indices: Sequence[int]) -> Batch:
+        """Return samples with their answers as a batch."""
+        return collate([self._get_row(i) for i in indices], self._get_images(indices), self._layout)
 
-    def prompts(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Prompts of one length without their answers, for ``generate``."""
-        return prompts_of([self._row(i) for i in indices], self._pixels(indices))
+    def make_prompts(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return prompts of one length without their answers, for ``generate``."""
+        return stack_prompts([self._get_row(i) for i in indices], self._get_images(indices))
 
-    def groups_by_prompt_length(self, count: int, batch_size: int) -> list[list[int]]:
-        """The first ``count`` samples in batches of equal prompt length, so that ``generate`` needs no filling up."""
+    def group_by_prompt_length(self, count: int, batch_size: int) -> list[list[int]]:
+        """Return the first ``count`` samples in batches without padding, for ``generate``."""
         by_length: dict[int, list[int]] = {}
         for index in range(min(count, len(self))):
             by_length.setdefault(int(self.prompt_lengths[index]), []).append(index)
@@ -435,10 +480,10 @@ class Encodings(ABC):
         ]
 
 
-class EncodedSamples(Encodings):
-    """Encodings in memory, for data that is small."""
+class InMemoryEncodings(Encodings):
+    """Encodings in memory, for small datasets."""
 
-    def __init__(self, encoded: Sequence[Encoded], layout: Layout):
+    def __init__(self, encoded: Sequence[EncodedSample], layout: Layout):
         super().__init__(layout)
         self._images = (
             {name: PixelTable([item.images[name] for item in encoded]) for name in encoded[0].images} if encoded else {}
@@ -448,17 +493,18 @@ class EncodedSamples(Encodings):
         self.prompt_lengths = np.asarray([len(item.prompt) for item in encoded], np.int64)
         self.size_bytes = sum(table.size_bytes for table in self._images.values())
 
-    def _row(self, index: int) -> Encoded:
+    def _get_row(self, index: int) -> EncodedSample:
         return self._rows[index]
 
-    def _pixels(self, indices: Sequence[int]) -> dict[str, _Array]:
+    def _get_images(self, indices: Sequence[int]) -> dict[str, _Array]:
         return {name: table.get(indices) for name, table in self._images.items()}
 
 
-class VariedSamples:
-    """Samples whose pictures are varied anew each time they are drawn; boxes follow, so answers are written anew too.
+class AugmentedSamples:
+    """Samples whose images are augmented on each use; boxes follow, so answers are encoded again
+    too.
 
-    ``vary`` is given sample, epoch and index, and must depend on nothing else.
+    ``augment`` receives sample, epoch and index, and must depend on nothing else.
     """
 
     def __init__(
@@ -466,47 +512,54 @@ class VariedSamples:
         samples: Sequence[Sample],
         encoder: Encoder,
         layout: Layout,
-        vary: Callable[[Sample, int, int], Sample],
+        augment: Callable[[Sample, int, int], Sample],
     ):
-        self._samples, self._encoder, self._layout, self._vary = samples, encoder, layout, vary
+        self._samples, self._encoder, self._layout, self._augment = (
+            samples,
+            encoder,
+            layout,
+            augment,
+        )
 
-    def batch(self, indices: Sequence[int], epoch: int) -> Batch:
+    def make_batch(self, indices: Sequence[int], epoch: int) -> Batch:
         rows = [self._encode(epoch, index) for index in indices]
-        images = {name: join([row.images[name] for row in rows]) for name in rows[0].images}
-        return assemble(rows, images, self._layout)
+        images = {name: concatenate_padded([row.images[name] for row in rows]) for name in rows[0].images}
+        return collate(rows, images, self._layout)
 
-    def _encode(self, epoch: int, index: int) -> Encoded:
+    def _encode(self, epoch: int, index: int) -> EncodedSample:
         sample = self._samples[index]
         try:
-            return self._encoder.encode(self._vary(sample, epoch, index))
-        except TooLong:  # boxes that moved may take a token more; unvaried the sample has been found to fit
+            return self._encoder.encode(self._augment(sample, epoch, index))
+        except TooLong:  # moved boxes may take a token more; without augmentation the sample is known to fit
             return self._encoder.encode(sample)
 
 
-def prompts_of(rows: Sequence[Encoded], images: Mapping[str, _Array]) -> dict[str, torch.Tensor]:
-    """Prompts of equal length as model inputs."""
-    ids = np.stack([row.prompt for row in rows])
+def stack_prompts(rows: Sequence[EncodedSample], images: Mapping[str, _Array]) -> dict[str, torch.Tensor]:
+    """Return prompts of equal length as model inputs."""
+    ids = np.stack([row.prompt for row in rows])  # (B, T)
     fields = {"input_ids": ids, "attention_mask": np.ones_like(ids), **images}
     fields |= {name: np.stack([row.token_fields[name] for row in rows]) for name in rows[0].token_fields}
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()}
 
 
 def epoch_batches(lengths: _Array, *, batch_size: int, seed: int, epoch: int, shuffle: bool = True) -> list[list[int]]:
-    """The batches of one epoch, from seed and epoch alone, so that any position in any epoch can be found again.
+    """Return the batches of one epoch, from seed and epoch alone, so that a resumed run finds its
+    position again.
 
-    Within stretches of fifty batches samples are sorted by length before they are cut into batches, and the batches
-    are mixed again: little is spent on filling up, and every epoch has other neighbours.
+    Samples are shuffled, sorted by length within chunks of fifty batches, and cut into batches,
+    which are shuffled again: this saves padding, and the composition of batches changes with every
+    epoch.
     """
     if not shuffle:
         order = np.arange(len(lengths))
         return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(lengths))
-    stretch = 50 * batch_size
+    chunk = 50 * batch_size
     order = np.concatenate(
         [
             part[np.argsort(lengths[part], kind="stable")]
-            for part in (order[i : i + stretch] for i in range(0, len(order), stretch))
+            for part in (order[i : i + chunk] for i in range(0, len(order), chunk))
         ]
     )
     batches = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]

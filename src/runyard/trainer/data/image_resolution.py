@@ -1,11 +1,12 @@
-"""How large pictures reach the model: limits of the recipe, put into the processor's own settings.
+"""Image resolution: the flow's limits, translated into the processor's own settings.
 
-They are put there because the processor is saved with every checkpoint: whoever loads one with plain transformers gets
-pictures of the size that was trained with. Families let their size be set in five ways, each a class below; the others
-take pictures of one size. What a limit cannot do is refused, never left out.
+The settings are changed in the processor because it is saved with every checkpoint: whoever loads
+one with plain transformers gets images of the resolution that was trained with. Processors control
+the resolution in five ways, each a class below; all other families take images of one size. A limit
+that cannot be met is refused, never ignored.
 
-The same way leads to samples that fit: one that is longer than the model's context gets a smaller picture, by a copy
-of the processor with a tighter limit, and no text is ever cut.
+Samples that exceed the model's context are handled the same way: a copy of the processor with a
+tighter limit makes their image smaller. Text is never truncated.
 """
 
 import copy
@@ -23,23 +24,26 @@ from runyard.trainer.errors import InvalidFlow
 
 CONFIG = "config.json"
 PINPOINTS = "image_grid_pinpoints"
-ENDLESS = 10**9  # tokenizers without a longest text say a number of thirty digits
+UNLIMITED = 10**9  # tokenizers without a maximum length report a number of thirty digits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Pixels that a picture is fed with, and tokens it may take; None where nothing is asked for."""
+class ResolutionLimits:
+    """The pixels of a resized image, and the tokens it may take.
+
+    None where the flow sets no limit.
+    """
 
     min_pixels: int | None = None
     max_pixels: int | None = None
     tokens: int | None = None
 
     @classmethod
-    def of(cls, images: Images) -> "Limits":
-        low, high = (None if wanted == "auto" else int(wanted) for wanted in (images.min_pixels, images.max_pixels))
+    def from_images(cls, images: Images) -> "ResolutionLimits":
+        low, high = (None if value == "auto" else int(value) for value in (images.min_pixels, images.max_pixels))
         return cls(min_pixels=low, max_pixels=high, tokens=images.patch_budget)
 
-    def take(self, pixels: int, tokens: int) -> bool:
+    def allow(self, pixels: int, tokens: int) -> bool:
         return (
             (self.min_pixels is None or pixels >= self.min_pixels)
             and (self.max_pixels is None or pixels <= self.max_pixels)
@@ -47,45 +51,53 @@ class Limits:
         )
 
     def __str__(self) -> str:
-        named = (("minPixels", self.min_pixels), ("maxPixels", self.max_pixels), ("patchBudget", self.tokens))
+        named = (
+            ("minPixels", self.min_pixels),
+            ("maxPixels", self.max_pixels),
+            ("patchBudget", self.tokens),
+        )
         return " with ".join(f"images.{name} {value:,}" for name, value in named if value is not None)
 
 
-class Sizing(ABC):
-    """One way in which processors let the size of pictures be set. ``fields`` are their settings for it."""
+class ResolutionSetting(ABC):
+    """One way in which processors control image resolution.
+
+    ``fields`` are their settings for it.
+    """
 
     fields: tuple[str, ...]
 
     @abstractmethod
-    def limited(self, processor: Any, limits: Limits) -> dict[str, Any]:
-        """Values for ``fields`` within these limits, as near to the processor's own as they allow.
+    def fit_limits(self, processor: Any, limits: ResolutionLimits) -> dict[str, Any]:
+        """Return values of ``fields`` within these limits, as close as possible to the processor's
+        own.
 
         Raises:
-            InvalidFlow: there are none.
+            InvalidFlow: no values meet the limits.
         """
 
     @abstractmethod
-    def tokens(self, processor: Any, width: int, height: int) -> int:
-        """How many image tokens a picture of that size takes."""
+    def count_tokens(self, processor: Any, width: int, height: int) -> int:
+        """Return the number of image tokens of an image of this size."""
 
-    def smaller(self, processor: Any, image: Any, room: int) -> Iterator[tuple[Any, Any]]:
-        """Ways to at most ``room`` tokens for this picture, the largest first: a processor, and what to give it."""
-        for settings in self._below(processor):
+    def list_smaller(self, processor: Any, image: Any, max_tokens: int) -> Iterator[tuple[Any, Any]]:
+        """Yield pairs of processor and image with at most ``max_tokens``, largest first."""
+        for settings in self._list_smaller_settings(processor):
             other = with_settings(processor, settings)
-            if self.tokens(other, *image.size) <= room:
+            if self.count_tokens(other, *image.size) <= max_tokens:
                 yield other, image
 
-    def _below(self, processor: Any) -> Iterator[dict[str, Any]]:
-        """Settings that make pictures smaller and smaller."""
+    def _list_smaller_settings(self, processor: Any) -> Iterator[dict[str, Any]]:
+        """Yield settings of decreasing resolution."""
         yield from ()
 
 
-class Area(Sizing):
+class Area(ResolutionSetting):
     """Any number of pixels between two bounds, in squares of one token (Qwen)."""
 
     fields = ("size",)
 
-    def limited(self, processor: Any, limits: Limits) -> dict[str, Any]:
+    def fit_limits(self, processor: Any, limits: ResolutionLimits) -> dict[str, Any]:
         images = processor.image_processor
         unit = (images.patch_size * images.merge_size) ** 2
         low, high = int(images.size["shortest_edge"]), int(images.size["longest_edge"])
@@ -94,152 +106,162 @@ class Area(Sizing):
             high = min(high, limits.tokens * unit)
         low = limits.min_pixels or min(low, high)
         if high < unit or low > high:
-            raise _refused(limits, f"one token takes {unit:,} pixels, so at least {max(unit, low):,} are needed")
+            raise _make_unmet_error(
+                limits,
+                f"one token takes {unit:,} pixels, so at least {max(unit, low):,} are needed",
+            )
         return {"size": {"shortest_edge": low, "longest_edge": high}}
 
-    def tokens(self, processor: Any, width: int, height: int) -> int:
+    def count_tokens(self, processor: Any, width: int, height: int) -> int:
         images = processor.image_processor
         return int(images.get_number_of_image_patches(height, width) // images.merge_size**2)
 
-    def smaller(self, processor: Any, image: Any, room: int) -> Iterator[tuple[Any, Any]]:
-        # A picture far longer than wide takes more tokens than its pixels say, as no side is less than one token.
-        most = room
-        while most > 0:
-            other = with_settings(processor, self.limited(processor, Limits(tokens=most)))
-            if self.tokens(other, *image.size) <= room:
+    def list_smaller(self, processor: Any, image: Any, max_tokens: int) -> Iterator[tuple[Any, Any]]:
+        # A very elongated image takes more tokens than its area suggests, as no side is shorter
+        # than one token.
+        tokens = max_tokens
+        while tokens > 0:
+            other = with_settings(processor, self.fit_limits(processor, ResolutionLimits(tokens=tokens)))
+            if self.count_tokens(other, *image.size) <= max_tokens:
                 yield other, image
                 return
-            most //= 2
+            tokens //= 2
 
 
-class LongestEdge(Sizing):
-    """Every picture is scaled to one length of its longer edge and cut into tiles, with itself as one more (Idefics).
+class LongestEdge(ResolutionSetting):
+    """Every image is scaled to one length of its longer edge and cut into tiles, plus a thumbnail
+    (Idefics).
 
-    A length is chosen as a number of tiles a side; pixels and tokens are those of a square.
+    The length is chosen as a number of tiles per side; pixels and tokens are those of a square
+    image.
     """
 
     fields = ("size",)
-    longest = 4096  # the processors' own bound
+    max_edge = 4096  # the processors' own bound
 
-    def limited(self, processor: Any, limits: Limits) -> dict[str, Any]:
+    def fit_limits(self, processor: Any, limits: ResolutionLimits) -> dict[str, Any]:
         images = processor.image_processor
-        tile, own = self._tile(images), images.size["longest_edge"]
+        tile, own = self._get_tile_edge(images), images.size["longest_edge"]
         if not images.do_image_splitting:
             raise InvalidFlow(
-                f"{limits} cannot be set: this model's processor does not split pictures, so each has {tile} x {tile} "
-                "pixels; leave images as it is, or choose other weights"
+                f"{limits} cannot be set: this model's processor does not split images, so each "
+                f"has {tile} x {tile} "
+                "pixels; try: leave images at its default, or choose other weights"
             )
-        sides = range(1, self.longest // tile + 1)
-        steps = [((side * tile) ** 2, self._tokens(processor, side)) for side in sides]
-        side = _nearest(steps, math.ceil(own / tile) - 1, limits, f"square tiles of {tile} x {tile}") + 1
+        sides = range(1, self.max_edge // tile + 1)
+        steps = [((side * tile) ** 2, self._count_square_tokens(processor, side)) for side in sides]
+        side = _find_nearest(steps, math.ceil(own / tile) - 1, limits, f"square tiles of {tile} x {tile}") + 1
         return {"size": {"longest_edge": own if side == math.ceil(own / tile) else side * tile}}
 
-    def tokens(self, processor: Any, width: int, height: int) -> int:
+    def count_tokens(self, processor: Any, width: int, height: int) -> int:
         tiles, _, _ = processor.image_processor.get_number_of_image_patches(height, width)
         return max(1, int(tiles)) * int(processor.image_seq_len)
 
-    def _below(self, processor: Any) -> Iterator[dict[str, Any]]:
+    def _list_smaller_settings(self, processor: Any) -> Iterator[dict[str, Any]]:
         images = processor.image_processor
-        tile = self._tile(images)
+        tile = self._get_tile_edge(images)
         own = math.ceil(images.size["longest_edge"] / tile) if images.do_image_splitting else 1
         yield from ({"size": {"longest_edge": side * tile}} for side in range(own - 1, 0, -1))
 
     @staticmethod
-    def _tile(images: Any) -> int:
+    def _get_tile_edge(images: Any) -> int:
         return int(images.max_image_size["longest_edge"])
 
     @staticmethod
-    def _tokens(processor: Any, side: int) -> int:
+    def _count_square_tokens(processor: Any, side: int) -> int:
         return (side * side + 1 if side > 1 else 1) * int(processor.image_seq_len)
 
 
-class Tiles(Sizing):
-    """As many tiles as fit the picture's shape, between two numbers, and the whole as one more (InternVL)."""
+class Tiles(ResolutionSetting):
+    """A number of tiles that matches the aspect ratio, plus a thumbnail (InternVL)."""
 
     fields = ("min_patches", "max_patches")
 
-    def limited(self, processor: Any, limits: Limits) -> dict[str, Any]:
+    def fit_limits(self, processor: Any, limits: ResolutionLimits) -> dict[str, Any]:
         images, seq = processor.image_processor, int(processor.image_seq_length)
         tile = images.size["height"] * images.size["width"]
-        wanted = math.ceil((limits.min_pixels or 0) / tile)
-        high = max(images.max_patches, wanted) if limits.max_pixels is None else limits.max_pixels // tile
+        min_tiles = math.ceil((limits.min_pixels or 0) / tile)
+        high = max(images.max_patches, min_tiles) if limits.max_pixels is None else limits.max_pixels // tile
         if limits.tokens is not None:
             high = min(high, max(limits.tokens // seq - 1, min(1, limits.tokens // seq)))
-        low = wanted or min(images.min_patches, high)
+        low = min_tiles or min(images.min_patches, high)
         if high < 1 or low > high:
-            raise _refused(
+            raise _make_unmet_error(
                 limits,
-                f"one tile has {tile:,} pixels and takes {seq} tokens, and several come with the whole as one more",
+                f"one tile has {tile:,} pixels and takes {seq} tokens, and several tiles need a thumbnail more",
             )
         return {"min_patches": low, "max_patches": high}
 
-    def tokens(self, processor: Any, width: int, height: int) -> int:
+    def count_tokens(self, processor: Any, width: int, height: int) -> int:
         count = processor.image_processor.get_number_of_image_patches(height, width, {"crop_to_patches": True})
         return int(count) * int(processor.image_seq_length)
 
-    def _below(self, processor: Any) -> Iterator[dict[str, Any]]:
+    def _list_smaller_settings(self, processor: Any) -> Iterator[dict[str, Any]]:
         images = processor.image_processor
         for most in range(images.max_patches - 1, 0, -1):
             yield {"min_patches": min(images.min_patches, most), "max_patches": most}
 
 
-class Pinpoints(Sizing):
-    """One of a list of sizes, that which fits the picture best (LLaVA-NeXT and -OneVision).
+class Pinpoints(ResolutionSetting):
+    """One of a list of sizes, the one that fits the image best (LLaVA-NeXT and -OneVision).
 
-    The model looks the size up again in a list of its own, which has to be the same: so smaller pictures of single
-    samples come from making the picture smaller, and not from another list.
+    The model looks the size up in a list of its own, which must be the same. So single samples
+    become smaller by resizing their image, not by another list.
     """
 
     fields = (PINPOINTS,)
 
-    def limited(self, processor: Any, limits: Limits) -> dict[str, Any]:
+    def fit_limits(self, processor: Any, limits: ResolutionLimits) -> dict[str, Any]:
         own = [list(size) for size in processor.image_processor.image_grid_pinpoints]
-        left = [size for size in own if limits.take(size[0] * size[1], self.tokens(processor, size[1], size[0]))]
+        left = [size for size in own if limits.allow(size[0] * size[1], self.count_tokens(processor, size[1], size[0]))]
         if not left:
-            found = sorted((h * w, self.tokens(processor, w, h)) for h, w in own)
-            (fewest, least), (most, greatest) = found[0], found[-1]
-            raise _refused(
-                limits, f"its sizes have {fewest:,} to {most:,} pixels and take {least:,} to {greatest:,} tokens"
+            sizes = sorted((h * w, self.count_tokens(processor, w, h)) for h, w in own)
+            (min_pixels, min_tokens), (max_pixels, max_tokens) = sizes[0], sizes[-1]
+            raise _make_unmet_error(
+                limits,
+                f"its sizes have {min_pixels:,} to {max_pixels:,} pixels and take {min_tokens:,} "
+                f"to {max_tokens:,} "
+                "tokens",
             )
         return {PINPOINTS: left}
 
-    def tokens(self, processor: Any, width: int, height: int) -> int:
+    def count_tokens(self, processor: Any, width: int, height: int) -> int:
         (count,) = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"]
         return int(count)
 
-    def smaller(self, processor: Any, image: Any, room: int) -> Iterator[tuple[Any, Any]]:
+    def list_smaller(self, processor: Any, image: Any, max_tokens: int) -> Iterator[tuple[Any, Any]]:
         by_size = sorted(processor.image_processor.image_grid_pinpoints, key=math.prod, reverse=True)
         for height, width in by_size:
             ratio = min(width / image.width, height / image.height)
             size = max(1, int(image.width * ratio)), max(1, int(image.height * ratio))
-            if ratio < 1 and self.tokens(processor, *size) <= room:
+            if ratio < 1 and self.count_tokens(processor, *size) <= max_tokens:
                 yield processor, image.resize(size)
 
 
-class SoftTokens(Sizing):
-    """Every picture is scaled to about as many tokens as one of five numbers (Gemma 4)."""
+class SoftTokens(ResolutionSetting):
+    """Every image is scaled to about one of five numbers of tokens (Gemma 4)."""
 
     fields = ("max_soft_tokens",)
     steps = (70, 140, 280, 560, 1120)
 
-    def limited(self, processor: Any, limits: Limits) -> dict[str, Any]:
+    def fit_limits(self, processor: Any, limits: ResolutionLimits) -> dict[str, Any]:
         images = processor.image_processor
         unit = (images.patch_size * images.pooling_kernel_size) ** 2
         steps = [(count * unit, count) for count in self.steps]
         own = self.steps.index(images.max_soft_tokens)
-        at = _nearest(steps, own, limits, f"{', '.join(map(str, self.steps))} tokens of {unit:,} pixels")
+        at = _find_nearest(steps, own, limits, f"{', '.join(map(str, self.steps))} tokens of {unit:,} pixels")
         return {"max_soft_tokens": self.steps[at]}
 
-    def tokens(self, processor: Any, width: int, height: int) -> int:
+    def count_tokens(self, processor: Any, width: int, height: int) -> int:
         (count,) = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"]
         return int(count)
 
-    def _below(self, processor: Any) -> Iterator[dict[str, Any]]:
+    def _list_smaller_settings(self, processor: Any) -> Iterator[dict[str, Any]]:
         own = processor.image_processor.max_soft_tokens
         yield from ({"max_soft_tokens": count} for count in reversed(self.steps) if count < own)
 
 
-SIZINGS: Mapping[str, Sizing] = {
+RESOLUTION_SETTINGS: Mapping[str, ResolutionSetting] = {
     "idefics3": LongestEdge(),
     "smolvlm": LongestEdge(),
     "qwen2_5_vl": Area(),
@@ -253,150 +275,164 @@ SIZINGS: Mapping[str, Sizing] = {
 
 
 def with_settings(processor: Any, settings: Mapping[str, Any]) -> Any:
-    """A copy of a processor whose pictures are made with these settings; all else is shared."""
-    made = copy.copy(processor)
-    made.image_processor = copy.copy(processor.image_processor)
-    _put(made.image_processor, settings)
-    return made
+    """Return a copy of a processor with these image settings; everything else is shared."""
+    other = copy.copy(processor)
+    other.image_processor = copy.copy(processor.image_processor)
+    _set_settings(other.image_processor, settings)
+    return other
 
 
-def settings_of(processor: Any, model_type: str) -> dict[str, Any] | None:
-    """What decides how large pictures are, as JSON; None in families where nothing does."""
-    sizing = SIZINGS.get(model_type)
-    if sizing is None:
+def get_resolution_settings(processor: Any, model_type: str) -> dict[str, Any] | None:
+    """Return the settings that control image resolution, as JSON; None in families without any."""
+    setting = RESOLUTION_SETTINGS.get(model_type)
+    if setting is None:
         return None
-    return {name: _plain(getattr(processor.image_processor, name)) for name in sizing.fields}
+    return {name: _to_json(getattr(processor.image_processor, name)) for name in setting.fields}
 
 
-def limit_pictures(module: Any, processor: Any, model_type: str, images: Images, *, is_tiny: bool) -> None:
-    """Set the processor, and what the model knows of it, to the recipe's limits; nothing where it has none.
+def limit_resolution(module: Any, processor: Any, model_type: str, images: Images, *, is_tiny: bool) -> None:
+    """Set the processor, and the model's copy of the settings, to the flow's limits, if it has any.
 
     Raises:
-        InvalidFlow: the family cannot do that.
+        InvalidFlow: the family cannot meet them.
     """
-    limits = Limits.of(images)
-    if limits == Limits():
+    limits = ResolutionLimits.from_images(images)
+    if limits == ResolutionLimits():
         return
-    sizing = SIZINGS.get(model_type)
-    if is_tiny or sizing is None:
+    setting = RESOLUTION_SETTINGS.get(model_type)
+    if is_tiny or setting is None:
         names = {family.key: family.model_type for family in FAMILIES.values()}
-        who = "the tiny model" if is_tiny else f"family {model_type!r}"
+        model = "the tiny model" if is_tiny else f"family {model_type!r}"
         raise InvalidFlow(
-            f"{limits} cannot be set: {who} takes pictures of one size only; leave images as it is, or choose another "
-            f"architecture: {', '.join(name for name, kind in names.items() if kind in SIZINGS)}"
+            f"{limits} cannot be set: {model} takes images of one size only; try: leave images at "
+            "its default, or "
+            "choose another architecture: "
+            f"{', '.join(name for name, kind in names.items() if kind in RESOLUTION_SETTINGS)}"
         )
-    apply(module, processor, sizing.limited(processor, limits))
+    apply_resolution(module, processor, setting.fit_limits(processor, limits))
 
 
-def apply(module: Any, processor: Any, settings: Mapping[str, Any]) -> None:
-    """Put settings into a processor, and into the model where it has them too."""
-    _put(processor.image_processor, settings)
+def apply_resolution(module: Any, processor: Any, settings: Mapping[str, Any]) -> None:
+    """Put settings into a processor, and into the model's config where it has them too."""
+    _set_settings(processor.image_processor, settings)
     if PINPOINTS in settings:
         for config in (module.config, module.model.config):
             config.image_grid_pinpoints = settings[PINPOINTS]
 
 
-def write_config(folder: Path, module: Any) -> None:
-    """Bring a copied ``config.json`` to what the model knows of the sizes of pictures."""
-    own = _plain(getattr(module.config, PINPOINTS, None))
+def write_model_config(folder: Path, module: Any) -> None:
+    """Update a copied ``config.json`` to the model's image sizes."""
+    own = _to_json(getattr(module.config, PINPOINTS, None))
     saved = read_json(folder / CONFIG) if own is not None else None
     if saved is not None and saved.get(PINPOINTS) != own:
         write_json(folder / CONFIG, saved | {PINPOINTS: own})
 
 
-def context_of(module: Any, tokenizer: Any) -> tuple[int | None, str]:
-    """How many tokens the language model can tell apart by place, and what says so; None if nothing does."""
-    found = getattr(module.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if found:
-        return int(found), "max_position_embeddings of the language model"
-    found = tokenizer.model_max_length
-    return (int(found), "model_max_length of the tokenizer") if found < ENDLESS else (None, "the model names no limit")
+def get_context_length(module: Any, tokenizer: Any) -> tuple[int | None, str]:
+    """Return the language model's context length in tokens and its source.
+
+    None if nothing limits it.
+    """
+    length = getattr(module.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if length:
+        return int(length), "max_position_embeddings of the language model"
+    length = tokenizer.model_max_length
+    return (
+        (int(length), "model_max_length of the tokenizer") if length < UNLIMITED else (None, "the model names no limit")
+    )
 
 
 class TooLong(Exception):
-    """A sample does not fit, however small its picture is made; the message says its length."""
+    """A sample does not fit even with the smallest image; the message says its length."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitting:
-    """What samples have to fit into: ``context`` tokens, ``budget`` of them the picture's; None for any number.
+class TokenBudget:
+    """The tokens that a sample may take: ``context`` in all, ``image_budget`` for its image; None
+    for any number.
 
-    ``is_apart``: prompt and answer are read by an encoder and a decoder, each with the whole context to itself.
-    ``family`` are the settings that pictures had before the recipe limited them, None where it did not.
+    ``is_encoder_decoder``: prompt and answer are limited separately, each to the whole context.
+    ``family_settings`` are the resolution settings before the flow limited them, None where it did
+    not.
     """
 
     context: int | None
     image_token_id: int | None
     model_type: str
-    budget: int | None = None
-    is_apart: bool = False
-    family: dict[str, Any] | None = None
+    image_budget: int | None = None
+    is_encoder_decoder: bool = False
+    family_settings: dict[str, Any] | None = None
 
     @property
-    def in_words(self) -> str:
-        bounds = [f"the model's context of {self.context:,} tokens" if self.context is not None else ""]
-        bounds.append(f"images.patchBudget {self.budget:,}" if self.budget is not None else "")
-        return " and ".join(filter(None, bounds))
+    def description(self) -> str:
+        limits = [f"the model's context of {self.context:,} tokens" if self.context is not None else ""]
+        limits.append(f"images.patchBudget {self.image_budget:,}" if self.image_budget is not None else "")
+        return " and ".join(filter(None, limits))
 
-    def length(self, prompt: int, answer: int) -> int:
-        return max(prompt, answer) if self.is_apart else prompt + answer
+    def count_tokens(self, prompt: int, answer: int) -> int:
+        """Return the tokens that count against the context."""
+        return max(prompt, answer) if self.is_encoder_decoder else prompt + answer
 
-    def of_picture(self, prompt: Any) -> int:
-        """How many of these tokens stand for the picture."""
+    def count_image_tokens(self, prompt: Any) -> int:
         return int((prompt == self.image_token_id).sum())
 
-    def takes(self, prompt: Any, answer: Any) -> bool:
-        return (self.context is None or self.length(len(prompt), len(answer)) <= self.context) and (
-            self.budget is None or self.of_picture(prompt) <= self.budget
+    def fits(self, prompt: Any, answer: Any) -> bool:
+        return (self.context is None or self.count_tokens(len(prompt), len(answer)) <= self.context) and (
+            self.image_budget is None or self.count_image_tokens(prompt) <= self.image_budget
         )
 
-    def room(self, prompt: Any, answer: Any) -> int:
-        """How many tokens the picture may take beside all that is text."""
-        of_text = self.length(len(prompt), len(answer)) - self.of_picture(prompt)
-        return min((self.context or ENDLESS) - of_text, self.budget or ENDLESS)
+    def image_tokens_left(self, prompt: Any, answer: Any) -> int:
+        """Return how many tokens the image may take, given the text of the sample."""
+        text_tokens = self.count_tokens(len(prompt), len(answer)) - self.count_image_tokens(prompt)
+        return min((self.context or UNLIMITED) - text_tokens, self.image_budget or UNLIMITED)
 
     def is_reduced(self, processor: Any, image: Any) -> bool:
-        """Whether this picture takes fewer tokens than it would without the recipe's limits."""
-        if self.family is None:
+        """Return whether this image takes fewer tokens than without the flow's limits."""
+        if self.family_settings is None:
             return False
-        sizing = SIZINGS[self.model_type]
-        before = sizing.tokens(with_settings(processor, self.family), *image.size)
-        return sizing.tokens(processor, *image.size) < before
+        setting = RESOLUTION_SETTINGS[self.model_type]
+        before = setting.count_tokens(with_settings(processor, self.family_settings), *image.size)
+        return setting.count_tokens(processor, *image.size) < before
 
-    def smaller(self, processor: Any, image: Any, room: int) -> Iterator[tuple[Any, Any]]:
-        sizing = SIZINGS.get(self.model_type)
-        if sizing is not None:
-            yield from sizing.smaller(processor, image, room)
+    def list_smaller(self, processor: Any, image: Any, max_tokens: int) -> Iterator[tuple[Any, Any]]:
+        """Yield pairs of processor and image that take at most ``max_tokens``, largest first."""
+        setting = RESOLUTION_SETTINGS.get(self.model_type)
+        if setting is not None:
+            yield from setting.list_smaller(processor, image, max_tokens)
 
 
-def _nearest(steps: list[tuple[int, int]], own: int, limits: Limits, told: str) -> int:
-    """The place of the step nearest to ``own`` that limits take; a step is pixels and tokens, ascending."""
-    allowed = [place for place, step in enumerate(steps) if limits.take(*step)]
+def _find_nearest(steps: list[tuple[int, int]], own: int, limits: ResolutionLimits, description: str) -> int:
+    """Return the index of the allowed step nearest to ``own``.
+
+    A step is pixels and tokens, in ascending order.
+    """
+    allowed = [index for index, step in enumerate(steps) if limits.allow(*step)]
     if not allowed:
-        (fewest, least), (most, greatest) = steps[0], steps[-1]
-        raise _refused(
+        (min_pixels, min_tokens), (max_pixels, max_tokens) = steps[0], steps[-1]
+        raise _make_unmet_error(
             limits,
-            f"pictures are made of {told}, which is {fewest:,} to {most:,} pixels and {least:,} to {greatest:,} tokens "
-            "in steps",
+            f"images are made of {description}, which is {min_pixels:,} to {max_pixels:,} pixels "
+            f"and {min_tokens:,} "
+            f"to {max_tokens:,} tokens in steps",
         )
-    return min(allowed, key=lambda place: abs(place - own))
+    return min(allowed, key=lambda index: abs(index - own))
 
 
-def _refused(limits: Limits, why: str) -> InvalidFlow:
-    return InvalidFlow(f"{limits} cannot be had: {why}; change the limit, or leave it out")
+def _make_unmet_error(limits: ResolutionLimits, reason: str) -> InvalidFlow:
+    return InvalidFlow(f"{limits} cannot be met: {reason}; try: another limit, or none")
 
 
-def _put(images: Any, settings: Mapping[str, Any]) -> None:
+def _set_settings(images: Any, settings: Mapping[str, Any]) -> None:
     from transformers.image_utils import SizeDict
 
     for name, value in settings.items():
         setattr(images, name, SizeDict(**value) if name == "size" else value)
 
 
-def _plain(value: Any) -> Any:
-    """A setting as JSON; sizes without what they leave open."""
+def _to_json(value: Any) -> Any:
+    """Return a setting as JSON; sizes without their unset fields."""
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, int | float | str | type(None)):
         return value
     return {name: size for name, size in dict(value).items() if size is not None}

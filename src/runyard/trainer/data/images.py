@@ -1,6 +1,7 @@
-"""Pictures as people sent them, made into what models see: turned as EXIF says, 8 bits a channel, RGB.
+"""Image files decoded to what models see: EXIF orientation applied, 8 bits per channel, RGB.
 
-The import has looked at each file's structure, not at its pixels, so a picture may still turn out to be broken here.
+The import has checked the structure of each file but not its pixels, so an image may still fail to
+decode here.
 """
 
 import io
@@ -10,36 +11,36 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-MOST_PIXELS = 50_000_000
+MAX_PIXELS = 50_000_000
 
 
-class BrokenPicture(Exception):
+class BrokenImage(Exception):
     """The bytes cannot be decoded; the message says why."""
 
 
-def decoded(data: bytes) -> Image.Image:
-    """The first frame of a picture file, as it is shown.
+def decode_image(data: bytes) -> Image.Image:
+    """Return the first frame of an image file, oriented as viewers show it.
 
     Raises:
-        BrokenPicture: the file holds no picture that can be read, or one of more than 50 megapixels.
+        BrokenImage: the file cannot be decoded, or has more than ``MAX_PIXELS`` pixels.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities that Pillow tells and reads anyway
+            warnings.simplefilter("ignore")  # Pillow warns of oddities that it reads anyway
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MOST_PIXELS:
-                raise BrokenPicture(f"{image.width} x {image.height} are more than {MOST_PIXELS:,} pixels")
+            if image.width * image.height > MAX_PIXELS:
+                raise BrokenImage(f"{image.width} x {image.height} are more than {MAX_PIXELS:,} pixels")
             image.load()
-            shown = ImageOps.exif_transpose(image)
-            return _to_8_bits(shown).convert("RGB")
-    except (BrokenPicture, MemoryError):
+            oriented = ImageOps.exif_transpose(image)
+            return _convert_to_8_bits(oriented).convert("RGB")
+    except (BrokenImage, MemoryError):
         raise
-    except Exception as error:  # Pillow's readers raise nearly everything on bytes they did not expect
-        raise BrokenPicture(f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # Pillow's readers raise nearly any class on unexpected bytes
+        raise BrokenImage(f"{type(error).__name__}: {error}") from error
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits; Pillow's own conversion would cut everything above 255 off."""
+def _convert_to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit gray to 8 bits; Pillow's own conversion would clip every value above 255."""
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64)

@@ -1,11 +1,15 @@
-"""Packing: samples one behind the other in one row, with nothing filled up, and each seeing only itself.
+"""Packing: samples one after another in one row without padding, where each attends only to itself.
 
-A padded batch becomes a packed one by dropping what fills it up; positions begin anew with every sample. Attention is
-computed sample by sample (those of one length together), so the row costs what its samples cost and no mask of the
-whole row is ever made. Loss and gradients are those of the padded batch to the last bits of the arithmetic.
+A padded batch becomes a packed one by dropping its padding; position IDs restart with every sample.
+Attention is computed per sample (samples of one length together), so a row costs what its samples
+cost, and the mask of the whole row is never built. Loss and gradients equal those of the padded
+batch up to floating-point rounding.
 
-Families whose attention is more than causal (images seen in both directions, sliding windows, states that run through
-the row) are not packed; ``families.PARTS`` says which.
+Families whose attention is more than causal (bidirectional within images, sliding windows,
+recurrent states) are not packed; ``families.PARTS`` says which.
+
+Shapes: B samples of a padded batch, T tokens of its rows, N real tokens in a packed row, H heads, D
+head width, A position axes, P label positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,83 +26,90 @@ from transformers.masking_utils import sdpa_mask
 from runyard.trainer.data.encode import Batch
 
 ATTENTION = "runyard_packed"
-Positions = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+PositionFunction = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
 
-def pack(batch: Batch, positions: Positions | None = None) -> Batch:
-    """The samples of a padded batch in one row.
+def pack(batch: Batch, compute_positions: PositionFunction | None = None) -> Batch:
+    """Return the samples of a padded batch in one row.
 
-    ``positions`` gives the places of all tokens, (axes, rows, columns), where a family counts them in its own way.
+    ``compute_positions`` returns the position IDs (A, B, T) of families that do not simply count
+    tokens.
     """
-    mask = batch.inputs["attention_mask"].bool()
-    lengths = mask.sum(1)
-    is_real = mask.flatten()
+    mask = batch.inputs["attention_mask"].bool()  # (B, T)
+    lengths = mask.sum(1)  # (B,)
+    is_real = mask.flatten()  # (B * T,)
     inputs = {
-        name: value[mask][None] if value.shape == mask.shape else value
+        name: value[mask][None] if value.shape == mask.shape else value  # (B, T) -> (1, N)
         for name, value in batch.inputs.items()
         if name != "attention_mask"
     }
-    if positions is not None:
-        inputs["position_ids"] = positions(batch.inputs)[:, mask][:, None]
+    if compute_positions is not None:
+        inputs["position_ids"] = compute_positions(batch.inputs)[:, mask][:, None]  # (A, B, T) -> (A, 1, N)
     else:
-        inputs["position_ids"] = torch.arange(mask.shape[1]).expand(mask.shape)[mask][None]
+        inputs["position_ids"] = torch.arange(mask.shape[1]).expand(mask.shape)[mask][None]  # (1, N)
     return replace(
         batch,
         inputs=inputs,
-        places=(is_real.cumsum(0) - 1)[batch.places],
+        label_positions=(is_real.cumsum(0) - 1)[batch.label_positions],  # (P,), now within the packed row
         segments=tuple(lengths.tolist()),
     )
 
 
-def padding_share(batches: Sequence[np.ndarray[Any, Any]]) -> float:
-    """Which share of padded batches of these lengths only fills them up."""
+def compute_padding_share(batches: Sequence[np.ndarray[Any, Any]]) -> float:
+    """Return the share of padding tokens in padded batches of samples with these lengths."""
     return 1 - sum(int(lengths.sum()) for lengths in batches) / sum(
         lengths.size * int(lengths.max()) for lengths in batches
     )
 
 
-def positions_of(model: Any) -> Positions | None:
-    """How a family with places in two dimensions counts them; None for those that count tokens."""
+def get_position_function(model: Any) -> PositionFunction | None:
+    """Return how a family with multi-axis position IDs computes them.
+
+    None for those that count tokens.
+    """
     if not hasattr(model, "get_rope_index"):
         return None
 
-    def positions(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def compute_positions(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
-        found: torch.Tensor = model.get_rope_index(**{name: inputs[name] for name in names if name in inputs})[0]
-        return found
+        position_ids: torch.Tensor = model.get_rope_index(**{n: inputs[n] for n in names if n in inputs})[0]
+        return position_ids  # (A, B, T)
 
-    return positions
+    return compute_positions
 
 
 def use_packed_attention(module: Any) -> None:
-    """Let the language model attend within samples when a batch is packed, and as always when it is not."""
-    AttentionInterface.register(ATTENTION, _attention)
-    AttentionMaskInterface.register(ATTENTION, _mask)
+    """Make the language model attend within samples where a batch is packed."""
+    AttentionInterface.register(ATTENTION, _attend)
+    AttentionMaskInterface.register(ATTENTION, _make_mask)
     module.set_attn_implementation({"text_config": ATTENTION})
 
 
-def packed_arguments(batch: Batch) -> dict[str, Any]:
-    """What the model is called with besides its inputs."""
+def get_packed_arguments(batch: Batch) -> dict[str, Any]:
+    """Return the model arguments of a batch besides its inputs."""
     return {} if batch.segments is None else {"segments": batch.segments}
 
 
-def _mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor | None:
-    """None for packed rows, which alone come without a mask of their own: there is nothing filled up to hide."""
+def _make_mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor | None:
+    """Return None for packed rows, the only ones without an attention mask."""
     if attention_mask is None:
         return None
     return sdpa_mask(*arguments, attention_mask=attention_mask, **options)
 
 
-def _attention(
+def _attend(
     module: Any,
-    query: torch.Tensor,
+    query: torch.Tensor,  # (B, H, T, D); packed: (1, H, N, D)
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     segments: tuple[int, ...] | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over (1, heads, tokens, width), each segment by itself; returns (1, tokens, heads, width)."""
+    """Return the attention output (B, T, H, D).
+
+    For packed rows (1, N, H, D), each segment by itself.
+    """
     if segments is None:
         attended: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **options
@@ -107,9 +118,10 @@ def _attention(
     runs = [(length, len(list(group))) for length, group in groupby(segments)]
     sizes = [length * count for length, count in runs]
     parts = zip(runs, *(tensor.split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
-    found = []
+    outputs = []
     for (length, count), *tensors in parts:
-        # (1, heads, count * length, width) to (count, heads, length, width): samples of one length side by side.
+        # (1, H, count * length, D) -> (count, H, length, D): neighbors of one length form a batch.
         rows = (tensor[0].unflatten(1, (count, length)).transpose(0, 1) for tensor in tensors)
-        found.append(sdpa_attention_forward(module, *rows, None, **options)[0].flatten(0, 1))
-    return torch.cat(found)[None], None
+        # (count, length, H, D) -> (count * length, H, D)
+        outputs.append(sdpa_attention_forward(module, *rows, None, **options)[0].flatten(0, 1))
+    return torch.cat(outputs)[None], None  # (1, N, H, D)

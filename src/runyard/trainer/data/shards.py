@@ -1,14 +1,15 @@
-"""Encoded samples in a file: written once, one sample after the other, and then only mapped.
+"""A shard: encoded samples in one file, written once and then only memory-mapped.
 
-    per sample   its arrays, each on a boundary of 8 bytes, then a record (msgpack) that says where they lie
-    index        per sample: where its record lies, its length, tokens of the prompt, tokens of the answer, and whether
-                 it is whole, shrunk, broken or refused (int64)
-    values       the table of floats that pixels are indices into (float32)
-    trailer      magic, samples, where the index begins, entries of the table
+    per sample   its arrays, each aligned to 8 bytes, then a record (msgpack) with their offsets
+    index        per sample: offset of its record, its length, tokens of the prompt, tokens of the
+                 answer, and its state: whole, shrunk, broken or refused (int64)
+    values       the table of floats that pixels index into (float32)
+    trailer      magic, number of samples, offset of the index, entries of the table
 
-Pixels are kept as in ``encode.PixelTable``: a processor that starts from 8-bit pictures gives few hundred different
-floats, so an index of one or two bytes gives back the very same float. Samples of one picture share its pixels. A
-sample whose picture is broken, or which is too long, has a record that says why, and no tokens.
+Pixels are stored as in ``encode.PixelTable``: a processor that starts from 8-bit images produces a
+few hundred distinct floats, so an index of one or two bytes restores exactly the same float.
+Samples of one image share its pixels. A sample whose image is broken, or which is too long, has a
+record with the reason and no tokens.
 """
 
 import fcntl
@@ -21,17 +22,20 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
-from runyard.trainer.data.encode import LARGEST_TABLE, Encoded
+from runyard.trainer.data.encode import MAX_TABLE_VALUES, EncodedSample
 
 MAGIC = b"RYENC\x00\x02\n"
 TRAILER = struct.Struct("<8sQQQ")
 Array = np.ndarray[Any, Any]
-WHOLE, SHRUNK, BROKEN, REFUSED = range(4)  # what became of a sample: the last two cannot be had
-COLUMNS = 5  # of the index
+WHOLE, SHRUNK, BROKEN, REFUSED = range(4)  # states of a sample; the last two have no data
+INDEX_COLUMNS = 5
 
 
-class Span(msgspec.Struct, array_like=True, frozen=True):
-    """An array of the file. Indices into the table have another ``kind`` than the array they stand for."""
+class ArraySpan(msgspec.Struct, array_like=True, frozen=True):
+    """An array in the file.
+
+    Table indices have another ``kind`` (dtype) than the array they encode.
+    """
 
     offset: int
     kind: str
@@ -40,44 +44,55 @@ class Span(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True):
-    """Where one sample lies; ``missing`` says why there is none. Without ``images`` they are made anew when drawn."""
+    """The location of one sample; ``missing`` says why it has no data.
 
-    prompt: Span | None
-    answer: Span | None
-    token_fields: dict[str, Span]
-    images: dict[str, Span] | None
+    Without ``images`` the image is processed again on each use.
+    """
+
+    prompt: ArraySpan | None
+    answer: ArraySpan | None
+    token_fields: dict[str, ArraySpan]
+    images: dict[str, ArraySpan] | None
     missing: str | None
 
 
 class ShardDamaged(Exception):
-    """A file is not what ``ShardWriter`` writes."""
+    """A file is not a complete shard as ``ShardWriter`` writes it."""
 
 
 class ShardWriter:
-    """Writes samples to an open file, which it begins anew. Holds one sample and the table of values."""
+    """Writes samples to an open file, which it truncates.
+
+    Keeps one sample and the value table in memory.
+    """
 
     def __init__(self, file: IO[bytes], *, with_images: bool):
         file.seek(0)
         file.truncate()
         self._file, self._with_images = file, with_images
         self._index: list[tuple[int, int, int, int, int]] = []
-        self._values = _Values()
+        self._values = _ValueTable()
         self._at = 0
-        self._last: dict[str, tuple[Array, Span]] = {}
+        self._last: dict[str, tuple[Array, ArraySpan]] = {}
 
-    def add(self, item: Encoded) -> None:
-        images = {name: self._image(name, array) for name, array in item.images.items()} if self._with_images else None
+    def add(self, item: EncodedSample) -> None:
+        images = (
+            {name: self._write_image(name, array) for name, array in item.images.items()} if self._with_images else None
+        )
         fields = {name: self._write(array) for name, array in item.token_fields.items()}
         record = Record(self._write(item.prompt), self._write(item.answer), fields, images, None)
-        self._end(record, len(item.prompt), len(item.answer), SHRUNK if item.is_shrunk else WHOLE)
+        self._end_sample(record, len(item.prompt), len(item.answer), SHRUNK if item.is_shrunk else WHOLE)
 
     def add_missing(self, why: str, state: int) -> None:
-        """A sample that cannot be had: ``BROKEN`` or ``REFUSED``."""
-        self._end(Record(None, None, {}, None, why), 0, 0, state)
+        """Add a sample without data; ``state`` is ``BROKEN`` or ``REFUSED``."""
+        self._end_sample(Record(None, None, {}, None, why), 0, 0, state)
 
     def finish(self) -> int:
-        """Write what stands behind the samples, fsync, and say how long the file is."""
-        index, values = np.asarray(self._index, np.int64).reshape(-1, COLUMNS), self._values.in_order()
+        """Write index, values and trailer, fsync, and return the size of the file."""
+        index, values = (
+            np.asarray(self._index, np.int64).reshape(-1, INDEX_COLUMNS),
+            self._values.to_array(),
+        )
         begin = self._at
         self._write(index)
         self._write(values)
@@ -86,26 +101,26 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         return self._at + TRAILER.size
 
-    def _image(self, name: str, array: Array) -> Span:
-        """Pixels, unless the sample before has the same: several questions about one picture follow each other."""
+    def _write_image(self, name: str, array: Array) -> ArraySpan:
+        """Write pixels, unless the previous sample has the same image."""
         before = self._last.get(name)
         if before is not None and before[0].dtype == array.dtype and np.array_equal(before[0], array):
             return before[1]
-        codes = self._values.codes_of(array) if array.dtype == np.float32 and array.size else None
+        codes = self._values.encode(array) if array.dtype == np.float32 and array.size else None
         span = self._write(array) if codes is None else self._write(codes, is_indices=True)
         self._last[name] = (array, span)
         return span
 
-    def _write(self, array: Array, *, is_indices: bool = False) -> Span:
+    def _write(self, array: Array, *, is_indices: bool = False) -> ArraySpan:
         data = np.ascontiguousarray(array)
-        span = Span(self._at, data.dtype.str, array.shape, is_indices)
+        span = ArraySpan(self._at, data.dtype.str, array.shape, is_indices)
         padding = -data.nbytes % 8
         self._file.write(data.data if data.nbytes else b"")
         self._file.write(bytes(padding))
         self._at += data.nbytes + padding
         return span
 
-    def _end(self, record: Record, prompt: int, answer: int, state: int) -> None:
+    def _end_sample(self, record: Record, prompt: int, answer: int, state: int) -> None:
         data = msgspec.msgpack.encode(record)
         padding = -len(data) % 8
         self._file.write(data + bytes(padding))
@@ -113,109 +128,120 @@ class ShardWriter:
         self._at += len(data) + padding
 
 
-class _Values:
-    """The floats met so far, each with the number it got when it was met first.
+class _ValueTable:
+    """The distinct floats so far, each with a code in order of first occurrence.
 
-    Floats are compared as bits, so that a negative zero or a NaN comes back as it was. A number is looked up where a
-    hash of the bits points to; what is not there, because another float has the place, is searched for.
+    Floats are compared as bits, so that negative zeros and NaNs are restored exactly. A code is
+    looked up in a hash table without collision handling; floats whose slot is taken by another are
+    found by binary search.
     """
 
     def __init__(self) -> None:
-        self._bits = np.zeros(0, np.uint32)  # by number
+        self._bits = np.zeros(0, np.uint32)  # by code
         self._sorted = np.zeros(0, np.uint32)
-        self._numbers = np.zeros(0, np.uint16)  # of the sorted ones
-        self._places = np.zeros(1 << 16, np.uint16)
+        self._sorted_codes = np.zeros(0, np.uint16)  # of the sorted bits
+        self._slots = np.zeros(1 << 16, np.uint16)
 
-    def codes_of(self, array: Array) -> Array | None:
-        """Numbers for these floats, new ones added; None when there would be more than ``LARGEST_TABLE``."""
+    def encode(self, array: Array) -> Array | None:
+        """Return the codes of these floats, adding new ones.
+
+        None if the table would exceed ``MAX_TABLE_VALUES``.
+        """
         bits = np.ascontiguousarray(array).view(np.uint32).reshape(-1)
         if not len(self._bits) and not self._add(np.unique(bits)):
             return None
-        places = (bits * np.uint32(0x9E3779B1)) >> np.uint32(16)
-        codes = self._places[places]
+        slots = (bits * np.uint32(0x9E3779B1)) >> np.uint32(16)
+        codes = self._slots[slots]
         elsewhere = np.flatnonzero(self._bits[codes] != bits)
         if len(elsewhere):
-            wanted = bits[elsewhere]
-            if not self._add(np.setdiff1d(wanted, self._sorted)):
+            missing = bits[elsewhere]
+            if not self._add(np.setdiff1d(missing, self._sorted)):
                 return None
-            codes[elsewhere] = self._numbers[np.searchsorted(self._sorted, wanted)]
+            codes[elsewhere] = self._sorted_codes[np.searchsorted(self._sorted, missing)]
         kind = np.uint8 if len(self._bits) <= 256 else np.uint16
         found: Array = codes.astype(kind).reshape(array.shape)
         return found
 
     def _add(self, new: Array) -> bool:
-        if len(self._bits) + len(new) > LARGEST_TABLE:
+        if len(self._bits) + len(new) > MAX_TABLE_VALUES:
             return False
         if len(new):
             begin = len(self._bits)
             self._bits = np.concatenate([self._bits, new])
             order = np.argsort(self._bits, kind="stable")
-            self._sorted, self._numbers = self._bits[order], order.astype(np.uint16)
-            places = (new * np.uint32(0x9E3779B1)) >> np.uint32(16)
-            self._places[places] = np.arange(begin, len(self._bits)).astype(np.uint16)
+            self._sorted, self._sorted_codes = self._bits[order], order.astype(np.uint16)
+            slots = (new * np.uint32(0x9E3779B1)) >> np.uint32(16)
+            self._slots[slots] = np.arange(begin, len(self._bits)).astype(np.uint16)
         return True
 
-    def in_order(self) -> Array:
+    def to_array(self) -> Array:
         return self._bits.view(np.float32)
 
 
 class Shard:
-    """A mapped file. Its arrays are views that stay valid as long as it is open, also when the file is removed."""
+    """A memory-mapped shard.
+
+    Its arrays are views that stay valid while it is open, even if the file is removed.
+    """
 
     def __init__(self, descriptor: int):
-        """Takes an open file over. Raises ShardDamaged."""
+        """Take ownership of an open file descriptor. Raises ShardDamaged."""
         self.descriptor = descriptor
         self.size_bytes = os.fstat(descriptor).st_size
         if self.size_bytes < TRAILER.size:
             raise ShardDamaged("it is too short")
         self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         magic, count, begin, entries = TRAILER.unpack_from(self._map, self.size_bytes - TRAILER.size)
-        values = begin + count * COLUMNS * 8
+        values = begin + count * INDEX_COLUMNS * 8
         end = values + (entries * 4 + 7) // 8 * 8 + TRAILER.size
         if magic != MAGIC or end != self.size_bytes:
-            raise ShardDamaged("its end is not that of a whole file")
-        index = np.frombuffer(self._map, np.int64, count * COLUMNS, begin).reshape(-1, COLUMNS)
+            raise ShardDamaged("its trailer does not match its size")
+        index = np.frombuffer(self._map, np.int64, count * INDEX_COLUMNS, begin).reshape(-1, INDEX_COLUMNS)
         self._values = np.frombuffer(self._map, np.float32, entries, values)
         self._records = index[:, :2]
-        self.prompt_lengths, self.answer_lengths, self.states = index[:, 2], index[:, 3], index[:, 4]
+        self.prompt_lengths, self.answer_lengths, self.states = (
+            index[:, 2],
+            index[:, 3],
+            index[:, 4],
+        )
         self._decoder = msgspec.msgpack.Decoder(Record)
 
     def close(self) -> None:
-        """Give the lock up and the file over to removal; what was mapped stays readable."""
-        fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # the map has a descriptor of its own, which keeps the lock
+        """Release the lock, so that the file may be evicted; mapped data stays readable."""
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # the map's duplicate descriptor would keep the lock
         os.close(self.descriptor)
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def missing(self, number: int) -> str | None:
-        """Why there is no such sample."""
-        return self._record(number).missing
+    def read_missing_reason(self, number: int) -> str | None:
+        """Return why a sample has no data; None if it has."""
+        return self._read_record(number).missing
 
-    def row(self, number: int) -> Encoded:
-        """The tokens of a sample."""
-        record = self._record(number)
-        assert record.prompt is not None and record.answer is not None  # noqa: S101 - those are left out
-        fields = {name: self._array(span) for name, span in record.token_fields.items()}
-        return Encoded(self._array(record.prompt), self._array(record.answer), fields, {})
+    def read_row(self, number: int) -> EncodedSample:
+        """Return the tokens of a sample."""
+        record = self._read_record(number)
+        assert record.prompt is not None and record.answer is not None  # noqa: S101 - samples without data are left out
+        fields = {name: self._read_array(span) for name, span in record.token_fields.items()}
+        return EncodedSample(self._read_array(record.prompt), self._read_array(record.answer), fields, {})
 
-    def images(self, number: int) -> dict[str, Array] | None:
-        """What the processor made of its picture; None when that was not kept."""
-        spans = self._record(number).images
-        return None if spans is None else {name: self._array(span) for name, span in spans.items()}
+    def read_images(self, number: int) -> dict[str, Array] | None:
+        """Return the processed image of a sample; None if it was not stored."""
+        spans = self._read_record(number).images
+        return None if spans is None else {name: self._read_array(span) for name, span in spans.items()}
 
-    def _record(self, number: int) -> Record:
+    def _read_record(self, number: int) -> Record:
         offset, length = (int(value) for value in self._records[number])
         return self._decoder.decode(memoryview(self._map)[offset : offset + length])
 
-    def _array(self, span: Span) -> Array:
+    def _read_array(self, span: ArraySpan) -> Array:
         count = int(np.prod(span.shape, dtype=np.int64))
         array = np.frombuffer(self._map, np.dtype(span.kind), count, span.offset).reshape(span.shape)
         return self._values[array] if span.is_indices else array
 
 
-def open_shard(path: Path) -> int | None:
-    """A descriptor of a file that is there; None when it is not."""
+def open_shard_file(path: Path) -> int | None:
+    """Return a descriptor of the file; None if it does not exist."""
     try:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

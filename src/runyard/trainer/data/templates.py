@@ -1,13 +1,13 @@
-"""Renders chat templates of model folders in a process of its own, within limits.
+"""Rendering of chat templates in a child process with CPU and memory limits.
 
-A chat template is a program from whoever made the model folder. Jinja's sandbox keeps it from files and objects, but
-not from loops within loops, recursion, or texts that double, and one operation on large numbers cannot be interrupted
-within a process, whichever thread waits for it. So a child is forked before the weights are loaded (it shares no page
-that training writes to), renders one conversation after another, and is ended by the kernel when one takes more
-processor time or memory than a template can need. A rendering that is broken off ends the run: trying again would fail
-again.
+A chat template is a program written by whoever made the model folder. Jinja's sandbox denies it
+files and objects, but not nested loops, recursion, or strings that double, and a single operation
+on huge numbers cannot be interrupted within the process, whichever thread waits for it. So a child
+is forked before the weights are loaded (it shares no page that training writes to) and renders one
+conversation after another. The kernel kills it when one takes more CPU time or memory than a
+template can need. An interrupted rendering ends the run: a retry would fail again.
 
-The same child tries the tokenizer on texts with which a pattern that backtracks without end shows itself.
+The same child tries the tokenizer on texts that expose patterns with catastrophic backtracking.
 """
 
 import contextlib
@@ -28,12 +28,15 @@ from typing import Any, NoReturn, Protocol
 
 from runyard.trainer.errors import InvalidFlow
 
-CPU_S = 10.0  # of one rendering; real templates take less than a thousandth of it
-WAIT_S = 120.0  # for a child that is not even given the processor
-MEMORY_BYTES = 512 << 20  # beyond what the process has when it is forked
-LARGEST_TEXT_CHARACTERS = 1 << 20
-LONGEST_REASON_CHARACTERS = 300
-_IGNORED = (signal.SIGINT, signal.SIGTERM)  # the parent may still need an answer to finish its step
+CPU_S = 10.0  # per rendering; real templates take less than a thousandth of it
+WAIT_S = 120.0  # for a child that gets no CPU time at all
+MEMORY_BYTES = 512 << 20  # beyond what the process uses when it is forked
+MAX_TEXT_CHARACTERS = 1 << 20
+MAX_REASON_CHARACTERS = 300
+_IGNORED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+)  # the parent may still need a rendering to finish its step
 _READY = b"r"
 _LENGTH = struct.Struct("<Q")
 _REPEATED = 2000
@@ -45,23 +48,26 @@ Messages = list[dict[str, Any]]
 
 
 class Renderer(Protocol):
-    """Writes a conversation as the model's chat template does."""
+    """Formats a conversation with the model's chat template."""
 
     def render(self, messages: Messages, *, with_generation_prompt: bool) -> str: ...
 
 
 class BuiltInTemplate:
-    """The template of the model that Runyard builds itself, rendered here."""
+    """The template of the model that Runyard builds itself, rendered in this process."""
 
     def __init__(self, processor: Any):
         self._processor = processor
 
     def render(self, messages: Messages, *, with_generation_prompt: bool) -> str:
-        return _rendered(self._processor, messages, with_generation_prompt)
+        return _render(self._processor, messages, with_generation_prompt)
 
 
 class TemplateProcess:
-    """The template of a model folder, rendered in a child process. May be used by any thread, and after a fork."""
+    """The template of a model folder, rendered in a child process.
+
+    Usable from any thread, and after a fork.
+    """
 
     def __init__(self, processor: Any):
         self._processor = processor
@@ -69,46 +75,46 @@ class TemplateProcess:
         self._lock = threading.Lock()
         self._child: _Child | None = None
         self._owner = 0
-        self._of_this_process()
+        self._get_child()
 
     def render(self, messages: Messages, *, with_generation_prompt: bool) -> str:
         """Return the conversation as text.
 
         Raises:
-            InvalidFlow: the template failed, or was stopped at a limit.
+            InvalidFlow: the template failed or exceeded a limit.
         """
-        answer = self._ask({"messages": messages, "prompt": with_generation_prompt}, "chat template")
+        answer = self._request({"messages": messages, "prompt": with_generation_prompt}, "chat template")
         return str(answer["text"])
 
     def check_tokenizer(self) -> None:
-        """Let the tokenizer split texts that are hard for patterns which backtrack.
+        """Check that the tokenizer splits texts that are hard for backtracking patterns.
 
         Raises:
-            InvalidFlow: it was stopped at a limit.
+            InvalidFlow: it exceeded a limit.
         """
-        self._ask({"probes": list(PROBES)}, "tokenizer")
+        self._request({"probes": list(PROBES)}, "tokenizer")
 
-    def _ask(self, request: dict[str, Any], part: str) -> dict[str, Any]:
+    def _request(self, request: dict[str, Any], part: str) -> dict[str, Any]:
         with self._lock:
             try:
-                answer = self._of_this_process().ask(request)
+                answer = self._get_child().request(request)
             except _Stopped as error:
                 self._child = None
-                raise self._refused(part, str(error)) from None
-            except BaseException:  # an interrupt: what the child still answers belongs to no later question
+                raise self._make_error(part, str(error)) from None
+            except BaseException:  # an interrupt: a late answer of this child must not be taken for the next request's
                 self._child = None
                 raise
         if "failure" in answer:
-            raise self._refused(part, answer["failure"])
+            raise self._make_error(part, answer["failure"])
         return answer
 
-    def _refused(self, part: str, why: str) -> InvalidFlow:
+    def _make_error(self, part: str, reason: str) -> InvalidFlow:
         return InvalidFlow(
-            f"the {part} of {self._name} {why}; try: other weights, or a corrected {_FILES[part]} in that folder"
+            f"the {part} of {self._name} {reason}; try: other weights, or a corrected {_FILES[part]} in that folder"
         )
 
-    def _of_this_process(self) -> "_Child":
-        if self._child is None or self._owner != os.getpid():  # a fork must not talk over its parent's connection
+    def _get_child(self) -> "_Child":
+        if self._child is None or self._owner != os.getpid():  # a fork must not use its parent's pipes
             self._child, self._owner = _Child(self._processor), os.getpid()
         return self._child
 
@@ -117,18 +123,18 @@ _FILES = {"chat template": "chat_template.jinja", "tokenizer": "tokenizer.json"}
 
 
 class _Stopped(Exception):
-    """The child ended before it had an answer; the message says why."""
+    """The child ended before it answered; the message says why."""
 
 
 class _Child:
-    """A forked process that answers one request after another, and ends with its parent or its last user."""
+    """A forked process that serves requests and ends with its parent or its last user."""
 
     def __init__(self, processor: Any):
         requests, request_end = os.pipe()
         answer_end, answers = os.pipe()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)  # until the child ignores them
         with warnings.catch_warnings():
-            # Python warns of locks that other threads hold: the child takes none but its own.
+            # Python warns that other threads may hold locks; the child takes only its own.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
@@ -137,22 +143,22 @@ class _Child:
         os.close(requests)
         os.close(answers)
         self._pid, self._requests, self._answers = pid, request_end, answer_end
-        self._end = weakref.finalize(self, _end, pid, os.getpid(), request_end, answer_end)
-        with contextlib.suppress(OSError, EOFError, _Stopped):  # the first question finds out
-            self._read(len(_READY), time.monotonic() + WAIT_S)  # it has let go of the run's lock
+        self._end = weakref.finalize(self, _kill, pid, os.getpid(), request_end, answer_end)
+        with contextlib.suppress(OSError, EOFError, _Stopped):  # the first request will report it
+            self._read(len(_READY), time.monotonic() + WAIT_S)  # the child has closed the run's lock
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer. Raises _Stopped."""
+    def request(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and return the answer. Raises _Stopped."""
         data = json.dumps(request).encode()
         deadline_s = time.monotonic() + WAIT_S
         try:
             _write(self._requests, _LENGTH.pack(len(data)) + data)
             (length,) = _LENGTH.unpack(self._read(_LENGTH.size, deadline_s))
-            if length > 16 * LARGEST_TEXT_CHARACTERS:
-                raise _Stopped("wrote an answer that cannot be read")
+            if length > 16 * MAX_TEXT_CHARACTERS:
+                raise _Stopped("sent a malformed answer")
             answer: dict[str, Any] = json.loads(self._read(length, deadline_s))
         except (OSError, EOFError):
-            raise _Stopped(_why(self._reap())) from None
+            raise _Stopped(_describe_status(self._reap())) from None
         return answer
 
     def _read(self, length: int, deadline_s: float) -> bytes:
@@ -170,26 +176,26 @@ class _Child:
         return data
 
     def _reap(self) -> int:
-        if self._end.detach() is None:  # it has been ended before
+        if self._end.detach() is None:  # already killed and reaped
             return 0
         os.close(self._requests)
         os.close(self._answers)
         try:
             return os.waitpid(self._pid, 0)[1]
-        except ChildProcessError:  # somebody waits for every child of this process
+        except ChildProcessError:  # another part of this process waits for every child
             return 0
 
 
-def _why(status: int) -> str:
+def _describe_status(status: int) -> str:
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     if number == signal.SIGPROF:
-        return f"was stopped after {CPU_S:g} s of processor time, which is the limit"
+        return f"was stopped after {CPU_S:g} s of CPU time, which is the limit"
     if number == signal.SIGSEGV:
-        return "was stopped: it nests deeper than can be followed"
+        return "was stopped: it nests too deeply"
     return f"was stopped by {signal.Signals(number).name}" if number else "ended its process"
 
 
-def _end(pid: int, owner: int, *descriptors: int) -> None:
+def _kill(pid: int, owner: int, *descriptors: int) -> None:
     if os.getpid() != owner:
         return
     for descriptor in descriptors:
@@ -200,9 +206,9 @@ def _end(pid: int, owner: int, *descriptors: int) -> None:
 
 
 def _serve(requests: int, answers: int, processor: Any, signals: Iterable[int]) -> NoReturn:
-    """Answer until nobody is left to ask."""
+    """Serve requests until the parent closes the pipe; never returns."""
     try:
-        # Not the run's lock, nor any file or device of the parent: they must end with it.
+        # Close the run's lock and every file and device of the parent: they must not outlive it.
         low, high = sorted((requests, answers))
         for begin, end in ((3, low), (low + 1, high), (high + 1, os.sysconf("SC_OPEN_MAX"))):
             os.closerange(begin, end)
@@ -216,54 +222,57 @@ def _serve(requests: int, answers: int, processor: Any, signals: Iterable[int]) 
         gc.freeze()
         _write(answers, _READY)
         while True:
-            (length,) = _LENGTH.unpack(_read_whole(requests, _LENGTH.size))
-            request = json.loads(_read_whole(requests, length))
+            (length,) = _LENGTH.unpack(_read_exactly(requests, _LENGTH.size))
+            request = json.loads(_read_exactly(requests, length))
             signal.setitimer(signal.ITIMER_PROF, CPU_S)
-            data = json.dumps(_answer(processor, request)).encode()
+            data = json.dumps(_handle(processor, request)).encode()
             signal.setitimer(signal.ITIMER_PROF, 0)
             _write(answers, _LENGTH.pack(len(data)) + data)
-    except BaseException:  # noqa: S110  # the parent is gone, or will see that we are
+    except BaseException:  # noqa: S110  # the parent is gone, or will notice that the child is
         pass
     finally:
         os._exit(0)
 
 
-def _answer(processor: Any, request: dict[str, Any]) -> dict[str, Any]:
+def _handle(processor: Any, request: dict[str, Any]) -> dict[str, Any]:
     try:
         for probe in request.get("probes", ()):
             try:
                 processor.tokenizer(probe, add_special_tokens=False)
             except MemoryError:
                 raise
-            except Exception:  # noqa: S112 - one that does not know these characters may know those of the data
+            except Exception:  # noqa: S112 - a tokenizer without these characters may still have those of the data
                 continue
-        text = _rendered(processor, request["messages"], request["prompt"]) if "messages" in request else ""
+        text = _render(processor, request["messages"], request["prompt"]) if "messages" in request else ""
     except MemoryError:
         return {"failure": f"needs more than {MEMORY_BYTES >> 20} MiB of memory, which is the limit"}
     except RecursionError:
-        return {"failure": "nests deeper than can be followed"}
-    except Exception as error:  # whatever a template raises is its own, including what it raises on purpose
-        reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON_CHARACTERS]
-        return {"failure": f"does not take this conversation ({reason.encode(errors='replace').decode()})"}
-    if len(text) > LARGEST_TEXT_CHARACTERS:
-        return {"failure": f"wrote {len(text):,} characters; at most {LARGEST_TEXT_CHARACTERS:,} are taken"}
+        return {"failure": "nests too deeply"}
+    except Exception as error:  # templates may raise any class, including on purpose
+        reason = f"{type(error).__name__}: {error}"[:MAX_REASON_CHARACTERS]
+        return {"failure": f"does not support this conversation ({reason.encode(errors='replace').decode()})"}
+    if len(text) > MAX_TEXT_CHARACTERS:
+        return {"failure": f"wrote {len(text):,} characters; the limit is {MAX_TEXT_CHARACTERS:,}"}
     return {"text": text}
 
 
-def _rendered(processor: Any, messages: Messages, with_generation_prompt: bool) -> str:
+def _render(processor: Any, messages: Messages, with_generation_prompt: bool) -> str:
     return str(processor.apply_chat_template(messages, add_generation_prompt=with_generation_prompt, tokenize=False))
 
 
 def _limit_memory() -> None:
-    """Allow so much more than the process has now; nothing is limited where the system does not say how much it has."""
+    """Limit the address space to ``MEMORY_BYTES`` more than now, where its size is known."""
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_BYTES
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit if hard == resource.RLIM_INFINITY else min(limit, hard)))
+        resource.setrlimit(
+            resource.RLIMIT_AS,
+            (limit, limit if hard == resource.RLIM_INFINITY else min(limit, hard)),
+        )
 
 
-def _read_whole(descriptor: int, length: int) -> bytes:
+def _read_exactly(descriptor: int, length: int) -> bytes:
     data = b""
     while len(data) < length:
         piece = os.read(descriptor, length - len(data))

@@ -1,8 +1,9 @@
-"""Samples of a dataset that people uploaded: a version's folder, read sample by sample when asked for.
+"""Samples of an uploaded dataset: the folder of a dataset version, read sample by sample on demand.
 
-Only numbers are held: which picture, record and question each sample is, a hash of its content, and which part of the
-data it belongs to. Pictures and texts are read again each time. What is held out is decided by the picture's content
-hash, so all questions about a picture stand on one side, and adding pictures moves none across.
+Only numbers are kept in memory: which image, record and question each sample is, a hash of its
+content, and the part of the data it belongs to. Images and texts are read each time. The split is
+decided by the image's content hash, so all questions about an image are in one part, and added
+images move none to the other.
 """
 
 import contextlib
@@ -22,107 +23,116 @@ from runyard.datasets.versions import Item, VersionError, VersionFolder
 from runyard.rundir import COMPLETE
 from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA, Answer, Grounding, scale_box
 from runyard.trainer.data.datasets import Dataset, Sample
-from runyard.trainer.data.images import decoded
+from runyard.trainer.data.images import decode_image
 from runyard.trainer.errors import InvalidData
 
 if TYPE_CHECKING:
     from PIL import Image
 
-DESCRIBE = "Describe the picture."  # what is asked where a freeform record has no prompt of its own
+# The question of a freeform record without a prompt. Trained models know these words.
+DESCRIBE = "Describe the picture."
 TASKS: dict[type, str] = {Vqa: VQA, PhraseGrounding: PHRASE_GROUNDING, Freeform: FREEFORM}
-DECODED_PICTURES = 2  # questions about one picture follow each other
+MAX_DECODED_IMAGES = 2  # questions about one image follow each other
 
 
 class StoredSample(Sample):
-    """A sample whose picture is decoded when it is looked at."""
+    """A sample whose image is decoded on access."""
 
-    def __init__(self, question: str, truth: Answer, item: Item, show: Callable[[], "Image.Image"]):
+    def __init__(self, question: str, truth: Answer, item: Item, read_image: Callable[[], "Image.Image"]):
         object.__setattr__(self, "question", question)
         object.__setattr__(self, "truth", truth)
-        object.__setattr__(self, "picture", item.sha256)
+        object.__setattr__(self, "image_sha256", item.sha256)
         object.__setattr__(self, "filename", item.filename)
-        object.__setattr__(self, "_show", show)
+        object.__setattr__(self, "_read_image", read_image)
 
     @property
     def image(self) -> "Image.Image":
-        """Raises BrokenPicture, OSError."""
-        picture: Image.Image = self._show()  # type: ignore[attr-defined]
-        return picture
+        """Raises BrokenImage, OSError."""
+        image: Image.Image = self._read_image()  # type: ignore[attr-defined]
+        return image
 
 
 class UploadedSamples:
-    """Every sample of a version, by number, in the order of the manifest."""
+    """All samples of a dataset version, by number, in the order of the manifest."""
 
-    def __init__(self, folder: Path, *, task: str, name: str, look: Callable[[], None] = lambda: None):
-        """Reads the manifest once.
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        task: str,
+        name: str,
+        check_cancelled: Callable[[], None] = lambda: None,
+    ):
+        """Read the manifest once.
 
         Raises:
-            InvalidData: a record is not of this task.
+            InvalidData: a record is of another task.
             OSError: the folder is damaged.
         """
         self._folder, self._task, self.name = folder, task, name
-        with self._damage_is_told():
+        with self._mark_damaged():
             self._version = VersionFolder(folder)
-            places: list[tuple[int, int, int]] = []
-            keys, pictures = bytearray(), bytearray()
+            locations: list[tuple[int, int, int]] = []
+            keys, image_hashes = bytearray(), bytearray()
             for number, item in enumerate(self._version.items()):
                 if number % 256 == 0:
-                    look()
+                    check_cancelled()
                 for record, contents in enumerate(item.records):
                     self._check_task(item, contents)
-                    for part, (question, truth) in enumerate(questions_of(contents)):
-                        places.append((number, record, part))
-                        keys += _key(item.sha256, question, truth)
-                        pictures += bytes.fromhex(item.sha256)
-        self._places = np.asarray(places, np.int32).reshape(-1, 3)
+                    for part, (question, truth) in enumerate(list_questions(contents)):
+                        locations.append((number, record, part))
+                        keys += _hash_sample(item.sha256, question, truth)
+                        image_hashes += bytes.fromhex(item.sha256)
+        self._locations = np.asarray(locations, np.int32).reshape(-1, 3)  # item, record, question of each sample
         self.keys = np.frombuffer(bytes(keys), np.uint8).reshape(-1, 32)
-        """A hash of each sample: its picture's bytes, its question, its answer."""
-        self.pictures = np.frombuffer(bytes(pictures), np.uint8).reshape(-1, 32)
-        """The content hash of each sample's picture."""
-        self._shown: OrderedDict[str, Image.Image] = OrderedDict()
+        """A hash of each sample: its image's bytes, its question, its answer."""
+        self.image_hashes = np.frombuffer(bytes(image_hashes), np.uint8).reshape(-1, 32)
+        """The content hash of each sample's image."""
+        self._decoded: OrderedDict[str, Image.Image] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def sample(self, number: int) -> StoredSample:
-        place, record, part = (int(value) for value in self._places[number])
-        item = self._item(place)
-        question, truth = questions_of(item.records[record])[part]
-        return StoredSample(question, truth, item, lambda: self._picture(item.sha256))
+        item_number, record, part = (int(value) for value in self._locations[number])
+        item = self._read_item(item_number)
+        question, truth = list_questions(item.records[record])[part]
+        return StoredSample(question, truth, item, lambda: self._read_image(item.sha256))
 
     def filename(self, number: int) -> str:
-        return self._item(int(self._places[number, 0])).filename
+        return self._read_item(int(self._locations[number, 0])).filename
 
-    def pictures_among(self, numbers: "np.ndarray[Any, Any]") -> int:
-        """How many different files these samples show."""
-        return len(np.unique(self._places[numbers, 0]))
+    def count_images(self, numbers: "np.ndarray[Any, Any]") -> int:
+        """Return the number of distinct files among these samples."""
+        return len(np.unique(self._locations[numbers, 0]))
 
-    def _item(self, place: int) -> Item:
-        with self._damage_is_told():
-            return self._version.item(place)
+    def _read_item(self, item_number: int) -> Item:
+        with self._mark_damaged():
+            return self._version.item(item_number)
 
-    def _picture(self, sha256: str) -> "Image.Image":
-        picture = self._shown.pop(sha256, None)
-        if picture is None:
-            with self._damage_is_told():
+    def _read_image(self, sha256: str) -> "Image.Image":
+        image = self._decoded.pop(sha256, None)
+        if image is None:
+            with self._mark_damaged():
                 data = self._version.read(sha256)
-            picture = decoded(data)
-            while len(self._shown) >= DECODED_PICTURES:
-                self._shown.popitem(last=False)
-        self._shown[sha256] = picture
-        return picture
+            image = decode_image(data)
+            while len(self._decoded) >= MAX_DECODED_IMAGES:
+                self._decoded.popitem(last=False)
+        self._decoded[sha256] = image
+        return image
 
     def _check_task(self, item: Item, contents: Contents) -> None:
         kind = TASKS[type(contents)]
         if kind != self._task:
             raise InvalidData(
-                f"dataset {self.name!r} holds {kind} records ({item.filename!r} is the first), but projectKind is "
-                f"{self._task!r}; set projectKind to {kind!r}, or choose another dataset"
+                f"dataset {self.name!r} has {kind} records ({item.filename!r} is the first), but "
+                "projectKind is "
+                f"{self._task!r}; try: set projectKind to {kind!r}, or choose another dataset"
             )
 
     @contextlib.contextmanager
-    def _damage_is_told(self) -> Iterator[None]:
-        """The machine's copy is at fault and not the data: the next attempt has every file proven anew."""
+    def _mark_damaged(self) -> Iterator[None]:
+        """Convert VersionError to OSError, and have the next attempt verify the copy again."""
         try:
             yield
         except VersionError as error:
@@ -152,8 +162,8 @@ class Selection(Sequence[Sample]):
         return Selection(self.whole, self.numbers[~np.isin(self.numbers, numbers)])
 
     @property
-    def pictures(self) -> int:
-        return self.whole.pictures_among(self.numbers)
+    def image_count(self) -> int:
+        return self.whole.count_images(self.numbers)
 
 
 def load_uploaded(
@@ -165,61 +175,67 @@ def load_uploaded(
     seed: int,
     validation_fraction: float,
     max_samples: int | None,
-    look: Callable[[], None] = lambda: None,
+    check_cancelled: Callable[[], None] = lambda: None,
 ) -> Dataset:
-    """The version in ``folder``, split, with at most ``max_samples`` of each part.
+    """Return the dataset version in ``folder``, split, with at most ``max_samples`` of each part.
 
     Raises:
-        InvalidData: a record is not of this task, or a part of the data is empty.
+        InvalidData: a record is of another task, or a part of the data is empty.
         OSError: the folder is damaged.
     """
-    whole = UploadedSamples(folder, task=task, name=name, look=look)
-    distinct, of_sample = np.unique(whole.pictures, axis=0, return_inverse=True)
-    is_beside = np.fromiter(
-        (is_held_out(digest.tobytes(), seed=seed, fraction=validation_fraction) for digest in distinct), bool
+    whole = UploadedSamples(folder, task=task, name=name, check_cancelled=check_cancelled)
+    distinct, of_sample = np.unique(whole.image_hashes, axis=0, return_inverse=True)
+    held_out = np.fromiter(
+        (is_held_out(digest.tobytes(), seed=seed, fraction=validation_fraction) for digest in distinct),
+        bool,
     )[of_sample.reshape(-1)]
-    train, held_out = (Selection(whole, _some(np.flatnonzero(x), max_samples, seed)) for x in (~is_beside, is_beside))
-    dataset = Dataset(name, task, train, held_out, version=version)
-    check_parts(dataset, validation_fraction)
+    train, validation = (
+        Selection(whole, _subsample(np.flatnonzero(mask), max_samples, seed)) for mask in (~held_out, held_out)
+    )
+    dataset = Dataset(name, task, train, validation, version=version)
+    check_split(dataset, validation_fraction)
     return dataset
 
 
-def check_parts(dataset: Dataset, validation_fraction: float) -> None:
-    """Refuse a part of the data that should hold samples and holds none.
+def check_split(dataset: Dataset, validation_fraction: float) -> None:
+    """Check that each part of the data has samples, where it should.
 
     Raises:
-        InvalidData: with what there is, and what to change.
+        InvalidData: a part is empty; the message has the counts and a fix.
     """
-    counts = f"{len(dataset.train)} samples to train on and {len(dataset.validation)} held out"
-    told = f"dataset {dataset.name!r} has {counts} with validationFraction {validation_fraction}"
+    counts = f"{len(dataset.train)} training samples and {len(dataset.validation)} held out"
+    found = f"dataset {dataset.name!r} has {counts} with validationFraction {validation_fraction}"
     if not dataset.train and not dataset.validation:
-        raise InvalidData(f"dataset {dataset.name!r} has no sample; add pictures with records of its task")
+        raise InvalidData(f"dataset {dataset.name!r} has no samples; try: add images with records of its task")
     if not dataset.train:
-        raise InvalidData(f"{told}; lower validationFraction, or add pictures")
+        raise InvalidData(f"{found}; try: a lower validationFraction, or more images")
     if validation_fraction > 0 and not dataset.validation:
-        raise InvalidData(f"{told}; raise validationFraction, set it to 0 to train without, or add pictures")
+        raise InvalidData(f"{found}; try: a higher validationFraction, 0 to train without validation, or more images")
 
 
-def questions_of(contents: Contents) -> list[tuple[str, Answer]]:
-    """What a record asks and what is the true answer, once a sample."""
+def list_questions(contents: Contents) -> list[tuple[str, Answer]]:
+    """Return the questions of a record with their true answers, one per sample."""
     match contents:
         case Vqa(interactions=interactions):
             return [(each.question, Answer(each.answer)) for each in interactions]
         case PhraseGrounding(caption=caption, grounded_phrases=phrases):
-            found = (
+            groundings = (
                 Grounding(each.phrase, tuple(scale_box(box, width=1, height=1) for box in each.bounds))
                 for each in phrases
             )
-            return [(caption, Answer(caption, tuple(found)))]
+            return [(caption, Answer(caption, tuple(groundings)))]
         case Freeform(text=text, prompt=prompt):
             return [(prompt or DESCRIBE, Answer(text))]
 
 
-def _key(sha256: str, question: str, truth: Answer) -> bytes:
+def _hash_sample(sha256: str, question: str, truth: Answer) -> bytes:
     boxes = [[item.phrase, item.boxes] for item in truth.groundings]
     return hashlib.sha256(json.dumps([sha256, question, truth.text, boxes]).encode()).digest()
 
 
-def _some(numbers: "np.ndarray[Any, Any]", count: int | None, seed: int) -> "np.ndarray[Any, Any]":
-    """As for the built-in datasets: the first ``count`` after shuffling by seed, or all of them as they are."""
+def _subsample(numbers: "np.ndarray[Any, Any]", count: int | None, seed: int) -> "np.ndarray[Any, Any]":
+    """Return the first ``count`` after a seeded shuffle, as for built-in datasets.
+
+    All in order for None.
+    """
     return numbers if count is None else numbers[np.random.default_rng([seed, 3]).permutation(len(numbers))[:count]]

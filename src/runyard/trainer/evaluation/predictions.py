@@ -1,9 +1,10 @@
-"""What the model answered at each evaluation: one file a step, one JSON object a line, in the order of the samples.
+"""The predictions of each evaluation: one file per step, one JSON object per line and sample.
 
     predictions/step-400.jsonl
 
-A file appears whole: staged, fsynced, renamed. The newest stays, and those of the checkpoints that are kept; these have
-the same bytes as ``predictions.jsonl``, so that whoever has the checkpoint can see what its numbers are made of.
+A file appears atomically: staged, fsynced, renamed. The newest is kept, and those of the kept
+checkpoints. The latter have the same bytes as the checkpoint's ``predictions.jsonl``, so its
+metrics can be inspected.
 """
 
 import contextlib
@@ -18,10 +19,10 @@ from runyard.rundir import PREDICTIONS, fsync_dir, write_bytes
 def write_predictions(
     attempt: Path, step: int, predictions: Sequence[dict[str, Any]], *, keep: Collection[int] = ()
 ) -> Path:
-    """Write those of ``step``, and remove all but these and those of the steps in ``keep``.
+    """Write the predictions of ``step``; remove all others except those of the steps in ``keep``.
 
     Raises:
-        OSError: the disk did not take them; nothing of them is left.
+        OSError: the disk refused them; no partial file is left.
     """
     path = attempt / PREDICTIONS / f"step-{step}.jsonl"
     lines = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in predictions)
@@ -35,10 +36,13 @@ def write_predictions(
 
 
 def prune_predictions(attempt: Path, *, keep: Collection[int]) -> None:
-    """Remove all but the newest and those of the steps in ``keep``. What cannot be removed now is tried again later."""
+    """Remove all but the newest and those of the steps in ``keep``.
+
+    A file that cannot be removed is retried later.
+    """
     steps = {path: int(path.stem.removeprefix("step-")) for path in (attempt / PREDICTIONS).glob("step-*.jsonl")}
     newest = max(steps.values(), default=None)
-    for path in (attempt / PREDICTIONS).glob("*"):  # those being written too: nobody writes any more
+    for path in (attempt / PREDICTIONS).glob("*"):  # staged files too: no writer is active
         if path not in steps or steps[path] not in (newest, *keep):
             with contextlib.suppress(OSError):
                 path.unlink()

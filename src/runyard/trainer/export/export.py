@@ -1,13 +1,13 @@
-"""A checkpoint as files for elsewhere, proven to say what the checkpoint said when it was measured.
+"""Export of a checkpoint to files for other programs, verified against its predictions.
 
-    merged     one model folder: the adapter added into the base weights, in float32, stored in the base's own format
-    adapter    the adapter alone; ``export.json`` says to which base weights it belongs, with their hashes
-    full       as trained: after a full training the model folder, else ``model_full`` and ``model_adapter`` beside it
+    merged     one model folder: the adapter merged in float32, stored in the base's own dtype
+    adapter    the adapter alone; ``export.json`` names its base weights, with their hashes
+    full       as trained: the model folder, or ``model_full`` and ``model_adapter``
 
-Beside the files lie the predictions and ``export.json``, which says what was exported and how it was proven: a model is
-made of the exported files alone and asked all stored questions again (``replay.py``). Everything is written into a
-folder beside its place and renamed when it is proven, so what has the name is whole and proven; of a try that fails
-nothing is left.
+The export also contains the predictions and ``export.json``, which says what was exported and how
+it was verified: a model loaded from the exported files alone answers all stored questions again
+(``replay.py``). Everything is written into a sibling folder that is renamed after verification, so
+a folder with the final name is complete and verified. A failed export leaves nothing.
 """
 
 import contextlib
@@ -37,19 +37,31 @@ from runyard.rundir import (
 from runyard.trainer.checkpoints.checkpoint import RUN
 from runyard.trainer.disk_space import as_system_error
 from runyard.trainer.errors import ExportFailed
-from runyard.trainer.export.predict import block_settings, keep_libraries_quiet
-from runyard.trainer.export.replay import Asked, Replay, Told, read_asked, read_predictions, replay, shown
+from runyard.trainer.export.predict import read_block_settings, silence_libraries
+from runyard.trainer.export.replay import (
+    OnProgress,
+    Replay,
+    ReplayContext,
+    open_images,
+    read_predictions,
+    read_replay_context,
+    replay,
+)
 from runyard.trainer.models.model import DTYPES, Model, attach_adapter, load_model, merge_adapter
-from runyard.trainer.models.model_folder import ADAPTER_CONFIG, check_adapter_folder, check_model_folder
+from runyard.trainer.models.model_folder import (
+    ADAPTER_CONFIG,
+    check_adapter_folder,
+    check_model_folder,
+)
 
 EXPORT = "export.json"
 SHOWN_DIFFERENCES = 3
 SHOWN_CHARACTERS = 120
 Form = Literal["merged", "adapter", "full"]
-FORMATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPES_BY_CODE = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def _silent(doing: str, done: int, total: int) -> None:
+def _ignore_progress(phase: str, done: int, total: int) -> None:
     pass
 
 
@@ -59,89 +71,98 @@ def export_model(
     *,
     form: Form | None = None,
     dtype: str | None = None,
-    pictures: Path | None = None,
+    images: Path | None = None,
     with_replay: bool = True,
     tolerate: float = 0.0,
     overwrite: bool = False,
-    told: Told = _silent,
+    on_progress: OnProgress = _ignore_progress,
 ) -> dict[str, Any]:
-    """Export a checkpoint's tree into the folder ``out`` and return what its ``export.json`` says.
+    """Export a checkpoint's tree into the folder ``out`` and return the content of its
+    ``export.json``.
 
     Args:
         checkpoint: a folder with ``model_full`` and, where there is one, ``model_adapter``.
-        out: the folder to make; what is there stays unless ``overwrite``, which replaces earlier exports alone.
-        form: without it ``merged`` where there is an adapter, else ``full``.
-        dtype: ``float32``, ``bfloat16`` or ``float16``, of merged weights; without it the base's own.
-        pictures: where those of an uploaded dataset lie, see ``replay.shown``.
-        with_replay: whether the export is proven; one that is not says ``"replayed": 0``.
-        tolerate: the share of answers, from 0 to 1, that may be others than the stored ones.
-        told: hears what is being done.
+        out: the folder to create; a non-empty one is kept, unless it is an export and ``overwrite``.
+        form: defaults to ``merged`` where there is an adapter, else ``full``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, of merged weights; defaults to the base's.
+        images: the folder of an uploaded dataset's images, see ``replay.open_images``.
+        with_replay: whether to verify the export; an unverified one says ``"replayed": 0``.
+        tolerate: the share of answers, from 0 to 1, that may differ from the stored ones.
+        on_progress: called with the current phase.
 
     Raises:
-        ExportFailed: the form does not fit, ``out`` is taken, answers differ, or cannot be compared.
-        InvalidFlow: the checkpoint holds what model folders may not hold.
-        OSError: the disk did not take it.
+        ExportFailed: the form does not fit, ``out`` is taken, or answers differ.
+        InvalidFlow: the checkpoint has content that is forbidden in model folders.
+        OSError: the disk refused the files.
     """
-    keep_libraries_quiet()
+    silence_libraries()
     root = checkpoint.parent if checkpoint.name == MODEL_FULL else checkpoint
-    form = _checked_form(root, form, dtype)
-    asked = read_asked(root)
+    form = _resolve_form(root, form, dtype)
+    context = read_replay_context(root)
     lines = read_predictions(root) if with_replay else []
-    told("Checking", 0, 0)
+    on_progress("Checking", 0, 0)
     check_model_folder(root / MODEL_FULL)
-    with _staged(out, overwrite=overwrite) as staged, contextlib.ExitStack() as opened:
-        show = opened.enter_context(shown(asked, lines, pictures)) if with_replay else None
-        document = _written(root, staged, form, asked, dtype, told)
-        if show is not None:
-            found = replay(_loaded(root, staged, form, asked), asked, lines, show, told=told)
-            _check(found, form, asked, document, tolerate)
-            document |= _proof(found, asked, tolerate)
-        told("Storing", 0, 0)
+    with _stage(out, overwrite=overwrite) as staged, contextlib.ExitStack() as stack:
+        read_image = stack.enter_context(open_images(context, lines, images)) if with_replay else None
+        document = _write_form(root, staged, form, context, dtype, on_progress)
+        if read_image is not None:
+            model = _load_exported(root, staged, form, context)
+            result = replay(model, context, lines, read_image, on_progress=on_progress)
+            _check_differences(result, form, context, document, tolerate)
+            document |= _describe_replay(result, context, tolerate)
+        on_progress("Storing", 0, 0)
         write_json(staged / EXPORT, document)
     return document
 
 
-def _checked_form(root: Path, form: Form | None, dtype: str | None) -> Form:
+def _resolve_form(root: Path, form: Form | None, dtype: str | None) -> Form:
     if not (root / MODEL_FULL).is_dir():
         raise ExportFailed(
-            f"{root} is no checkpoint: it has no {MODEL_FULL}; give a folder of `runyard models download`"
+            f"{root} is not a checkpoint: it has no {MODEL_FULL}; try: a folder made by `runyard models download`"
         )
     has_adapter = (root / MODEL_ADAPTER).is_dir()
     form = form or ("merged" if has_adapter else "full")
     if form != "full" and not has_adapter:
-        raise ExportFailed(f"{root.name} was trained in full and has no adapter, so there is nothing {form}; use full")
+        raise ExportFailed(f"{root.name} was trained in full, so it has no adapter for the form {form}; try: full")
     if dtype is not None and dtype not in DTYPES:
-        raise ExportFailed(f"dtype {dtype!r} is not known; {', '.join(DTYPES)} are")
+        raise ExportFailed(f"unknown dtype {dtype!r}; expected {', '.join(DTYPES)}")
     if dtype is not None and form != "merged":
-        raise ExportFailed(f"dtype {dtype!r} is for merged weights; the form {form} leaves weights as they are")
+        raise ExportFailed(f"dtype {dtype!r} is for merged weights; the form {form} does not change weights")
     if has_adapter:
         check_adapter_folder(root / MODEL_ADAPTER)
     return form
 
 
-def _written(root: Path, staged: Path, form: Form, asked: Asked, dtype: str | None, told: Told) -> dict[str, Any]:
-    """Write the files of this form, and say what they are."""
+def _write_form(
+    root: Path,
+    staged: Path,
+    form: Form,
+    context: ReplayContext,
+    dtype: str | None,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    """Write the files of this form and return their description."""
     full, adapter = root / MODEL_FULL, root / MODEL_ADAPTER
     document: dict[str, Any] = {
         "form": form,
-        "runId": asked.run.run_id,
+        "runId": context.run.run_id,
         "checkpoint": root.name,
         "replayed": 0,
     }
-    if asked.quantization is not None:
-        document["quantization"] = asked.quantization
+    if context.quantization is not None:
+        document["quantization"] = context.quantization
     try:
         if form == "merged":
-            told("Merging", 0, 0)
+            on_progress("Merging", 0, 0)
             document["dtype"] = _write_merged(full, adapter, staged, dtype)
             check_model_folder(staged)
         elif form == "adapter":
-            told("Hashing the base weights", 0, 0)
+            on_progress("Hashing the base weights", 0, 0)
             _copy(adapter, staged)
-            document["base"] = _base(full, asked)
-            _name_base(staged / ADAPTER_CONFIG, document["base"]["weights"])
+            document["base"] = _describe_base(full, context)
+            _write_base_name(staged / ADAPTER_CONFIG, document["base"]["weights"])
         else:
-            told("Copying", 0, 0)
+            on_progress("Copying", 0, 0)
             has_adapter = adapter.is_dir()
             _copy(full, staged / MODEL_FULL if has_adapter else staged)
             if has_adapter:
@@ -149,7 +170,7 @@ def _written(root: Path, staged: Path, form: Form, asked: Asked, dtype: str | No
         if (root / PREDICTIONS_FILE).is_file():
             shutil.copyfile(root / PREDICTIONS_FILE, staged / PREDICTIONS_FILE)
     except Exception as error:
-        refused = as_system_error(error)  # weights are written by libraries with errors of their own
+        refused = as_system_error(error)  # libraries that write weights raise classes of their own
         if refused is None or refused is error:
             raise
         raise refused from error
@@ -157,43 +178,46 @@ def _written(root: Path, staged: Path, form: Form, asked: Asked, dtype: str | No
 
 
 def _write_merged(full: Path, adapter: Path, staged: Path, dtype: str | None) -> str:
-    """Base and adapter added in float32. What the adapter does not touch keeps its bits; returns the format."""
-    wanted = DTYPES[dtype] if dtype is not None else _format_of(full)
-    module = merge_adapter(load_model(full, dtype=torch.float32).module, adapter).to(wanted)
+    """Merge the adapter in float32 and return the stored dtype.
+
+    Weights without an adapter keep their bits.
+    """
+    stored = DTYPES[dtype] if dtype is not None else _find_dtype(full)
+    module = merge_adapter(load_model(full, dtype=torch.float32).module, adapter).to(stored)
     module.save_pretrained(staged)
     for path, source in files_below(full):
-        # The model's own settings of generation, processor and tokenizer as they are, byte for byte.
+        # The model's generation config, processor and tokenizer are copied byte for byte.
         if not source.name.endswith((".safetensors", ".safetensors.index.json")) and path != "config.json":
             (staged / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, staged / path)
-    _say_whole(staged / RUN)
-    return str(wanted).removeprefix("torch.")
+    _disable_quantization(staged / RUN)
+    return str(stored).removeprefix("torch.")
 
 
-def _say_whole(run: Path) -> None:
-    """Readers of ``run.json`` would load merged weights in 4 bit where the recipe says so of the base."""
+def _disable_quantization(run: Path) -> None:
+    """Update ``run.json``, so that its readers do not load merged weights in 4 bits."""
     document = read_json(run) or {}
-    model = block_settings(document).get("model", {})
+    model = read_block_settings(document).get("model", {})
     if (model.get("quantization") or {}).get("enabled"):
         model["quantization"]["enabled"] = False
         write_json(run, document)
 
 
-def _format_of(full: Path) -> torch.dtype:
-    """The format that most of the weights have."""
-    values = Counter[torch.dtype]()
+def _find_dtype(full: Path) -> torch.dtype:
+    """Return the dtype of most of the weights."""
+    counts = Counter[torch.dtype]()
     for path in full.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  # it is no table
+            for name in file.keys():  # noqa: SIM118  # not a mapping
                 tensor = file.get_slice(name)
-                if (kind := FORMATS.get(tensor.get_dtype())) is not None:
-                    values[kind] += int(torch.Size(tensor.get_shape()).numel())
-    return max(values, key=lambda kind: values[kind], default=torch.float32)
+                if (kind := DTYPES_BY_CODE.get(tensor.get_dtype())) is not None:
+                    counts[kind] += int(torch.Size(tensor.get_shape()).numel())
+    return max(counts, key=lambda kind: counts[kind], default=torch.float32)
 
 
-def _base(full: Path, asked: Asked) -> dict[str, Any]:
-    """Which weights an adapter belongs to: what the recipe called them, and the files as they lie in the checkpoint."""
-    own = asked.architecture
+def _describe_base(full: Path, context: ReplayContext) -> dict[str, Any]:
+    """Return the base weights of an adapter: their name in the flow, and their files."""
+    own = context.architecture
     family, size = FAMILIES.get(str(own.get("family") or own["name"])), str(own.get("size"))
     return {
         "family": family.key if family else "auto",
@@ -207,77 +231,96 @@ def _base(full: Path, asked: Asked) -> dict[str, Any]:
     }
 
 
-def _name_base(config: Path, weights: str | None) -> None:
-    """Name the base as the flow did, where other libraries understand it: a folder or a hub id."""
+def _write_base_name(config: Path, weights: str | None) -> None:
+    """Write the base's name where other libraries understand it: a folder or a hub ID."""
     if weights and classify_weights(weights) in ("folder", "hub"):
         write_json(config, (read_json(config) or {}) | {"base_model_name_or_path": weights})
 
 
-def _loaded(root: Path, staged: Path, form: Form, asked: Asked) -> Model:
-    """A fresh model of the exported files; for an adapter alone the base comes from the checkpoint.
+def _load_exported(root: Path, staged: Path, form: Form, context: ReplayContext) -> Model:
+    """Load a model from the exported files; for an adapter alone the base comes from the
+    checkpoint.
 
-    In the formats that it was measured in: base weights lay in that of the arithmetic or in 4 bit, trained ones in
-    float32. Merged weights are whole, whatever they were made of.
+    The dtypes are those of the evaluation: base weights in its precision or in 4 bits, trained
+    weights in float32. Merged weights are never in 4 bits.
     """
-    attention = asked.attention
+    attention = context.attention
     if form == "merged":
-        return load_model(staged, dtype=DTYPES[asked.precision], attention=attention)
+        return load_model(staged, dtype=DTYPES[context.precision], attention=attention)
     if form == "full" and not (staged / MODEL_ADAPTER).is_dir():
         return load_model(staged, dtype=torch.float32, attention=attention)
     base, adapter = (root / MODEL_FULL, staged) if form == "adapter" else (staged / MODEL_FULL, staged / MODEL_ADAPTER)
-    model = load_model(base, dtype=DTYPES[asked.precision], attention=attention, quantization=asked.quantization)
+    model = load_model(
+        base,
+        dtype=DTYPES[context.precision],
+        attention=attention,
+        quantization=context.quantization,
+    )
     model.module = attach_adapter(model.module, adapter)
     return model
 
 
-def _check(found: Replay, form: Form, asked: Asked, document: dict[str, Any], tolerate: float) -> None:
-    """Refuse more other answers than are tolerated.
+def _check_differences(
+    result: Replay, form: Form, context: ReplayContext, document: dict[str, Any], tolerate: float
+) -> None:
+    """Check that no more answers differ than are tolerated.
 
     Raises:
-        ExportFailed: with how many of how many, the first few, and what may help.
+        ExportFailed: with the number of differing answers, the first few, and a fix.
     """
-    count = len(found.differences)
-    if count <= tolerate * found.asked:
+    count = len(result.differences)
+    if count <= tolerate * result.question_count:
         return
     few = [
-        f"  #{item.index} {_short(item.question)}: stored {_short(item.stored)}, now {_short(item.answer)}"
-        for item in found.differences[:SHOWN_DIFFERENCES]
+        f"  #{item.index} {_shorten(item.question)}: stored {_shorten(item.stored)}, now {_shorten(item.answer)}"
+        for item in result.differences[:SHOWN_DIFFERENCES]
     ]
-    share = -(-count * 1000 // found.asked) / 1000  # rounded up, so that giving it is enough
-    remedy = f"{_remedy(found, form, asked, document)}, or allow it with --tolerate {share:g}"
-    told = f"{count} of {found.asked} answers of the exported files are not the stored ones, so nothing was exported:"
-    raise ExportFailed("\n".join([told, *few, remedy]))
+    share = -(-count * 1000 // result.question_count) / 1000  # rounded up, so that passing it suffices
+    fix = f"{_suggest_fix(result, form, context, document)}, or allow it with --tolerate {share:g}"
+    summary = (
+        f"{count} of {result.question_count} answers of the exported files differ from the stored "
+        "ones, so nothing was "
+        "exported:"
+    )
+    raise ExportFailed("\n".join([summary, *few, fix]))
 
 
-def _remedy(found: Replay, form: Form, asked: Asked, document: dict[str, Any]) -> str:
-    measured_on = str(asked.plan.get("device", "cpu"))
-    if measured_on != found.device:
+def _suggest_fix(result: Replay, form: Form, context: ReplayContext, document: dict[str, Any]) -> str:
+    evaluated_on = str(context.plan.get("device", "cpu"))
+    if evaluated_on != result.device:
         return (
-            f"They were measured on {measured_on} and replayed on {found.device}: export where there is {measured_on}"
+            f"They were evaluated on {evaluated_on} and replayed on {result.device}; try: export "
+            "on a machine with "
+            f"{evaluated_on}"
         )
-    if form == "merged" and asked.quantization is not None:
+    if form == "merged" and context.quantization is not None:
         return (
-            f"They were measured over base weights in 4 bit ({asked.quantization}), and merged weights are whole: keep "
-            "the adapter beside its base (--form full)"
+            f"They were evaluated over base weights in 4 bits ({context.quantization}), and merged "
+            "weights are not "
+            "quantized; try: keep adapter and base separate (--form full)"
         )
-    if form == "merged" and asked.precision == "float32" and document["dtype"] != "float32":
-        return f"Merged weights are rounded to {document['dtype']}: keep them whole with --dtype float32"
-    if form == "merged" and asked.precision != "float32":
-        return f"Merged weights are rounded to {asked.precision} in use: keep the adapter beside its base (--form full)"
-    return "The checkpoint's files may be damaged: download it anew"
+    if form == "merged" and context.precision == "float32" and document["dtype"] != "float32":
+        return f"Merged weights are rounded to {document['dtype']}; try: --dtype float32"
+    if form == "merged" and context.precision != "float32":
+        return (
+            f"Merged weights are rounded to {context.precision} in use; try: keep adapter and base "
+            "separate "
+            "(--form full)"
+        )
+    return "The checkpoint's files may be damaged; try: download it again"
 
 
-def _proof(found: Replay, asked: Asked, tolerate: float) -> dict[str, Any]:
+def _describe_replay(result: Replay, context: ReplayContext, tolerate: float) -> dict[str, Any]:
     return {
-        "replayed": found.asked,
-        "different": len(found.differences),
+        "replayed": result.question_count,
+        "different": len(result.differences),
         "tolerated": tolerate,
-        "precision": asked.precision,
-        "device": found.device,
+        "precision": context.precision,
+        "device": result.device,
     }
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…")
 
 
@@ -288,18 +331,23 @@ def _copy(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder to fill beside ``out``, which gets that name in the end; on any error it is removed.
+def _stage(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a sibling folder of ``out`` to fill, which is renamed at the end; on any error it is
+    removed.
 
-    What a killed export left is cleared away by the next one; a lock keeps two that write the same folder apart.
+    The leftovers of a killed export are removed by the next one. A lock keeps two exports out of
+    the same folder.
 
     Raises:
-        ExportFailed: ``out`` is taken, or being written.
+        ExportFailed: ``out`` is taken, or another export is writing it.
     """
     out = out.resolve()
     _check_free(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    staged, replaced = out.with_name(f".{out.name}.exporting"), out.with_name(f".{out.name}.replaced")
+    staged, replaced = (
+        out.with_name(f".{out.name}.exporting"),
+        out.with_name(f".{out.name}.replaced"),
+    )
     if replaced.is_dir() and not out.exists():  # killed between the two renames at the end
         os.replace(replaced, out)
         _check_free(out, overwrite=overwrite)
@@ -309,12 +357,12 @@ def _staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ExportFailed(f"another export is writing {out}; wait for it, or name another folder") from error
+            raise ExportFailed(f"another export is writing {out}; try: wait for it, or another folder") from error
         try:
             for left_over in staged.iterdir():
                 shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
             yield staged
-            _sync(staged)
+            _fsync_all(staged)
             _check_free(out, overwrite=overwrite)
             if out.exists() and any(out.iterdir()):
                 shutil.rmtree(replaced, ignore_errors=True)
@@ -330,16 +378,21 @@ def _staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _check_free(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds something, unless that is an export and may be replaced."""
+    """Check that a folder is empty or missing, or an earlier export that may be replaced.
+
+    Raises ExportFailed.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
-        raise ExportFailed(f"{out} holds something already; name another folder, or replace it with --overwrite")
+        raise ExportFailed(f"{out} is not empty; try: another folder, or --overwrite to replace an earlier export")
     if not out.is_dir() or read_json(out / EXPORT) is None:
-        raise ExportFailed(f"{out} holds no earlier export ({EXPORT} is missing), so it is not replaced; name another")
+        raise ExportFailed(
+            f"{out} is not an earlier export ({EXPORT} is missing), so it is not replaced; try: another folder"
+        )
 
 
-def _sync(staged: Path) -> None:
+def _fsync_all(staged: Path) -> None:
     for _, path in files_below(staged):
         descriptor = os.open(path, os.O_RDONLY)
         try:

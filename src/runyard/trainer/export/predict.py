@@ -1,8 +1,8 @@
-"""Asking a trained model: a picture and a question in, the answer out.
+"""Prediction with a trained model: an image and a question in, an answer out.
 
-Loads what people download (``model_full`` and, if there, ``model_adapter``) with plain transformers and asks in the
-shape of training: the checkpoint's own system prompt, the picture, the question. Used by ``runyard models predict`` and
-by the demo.
+Loads downloaded checkpoints (``model_full`` and, if there, ``model_adapter``) with plain
+transformers and formats prompts as in training: the checkpoint's own system prompt, the image, the
+question. Used by ``runyard.predict``, by ``runyard models predict`` and by the demo.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ BATCH_SIZE = 64
 
 
 class Predictor:
-    """A model ready to answer. ``model_dir`` is a checkpoint's tree, or its ``model_full``.
+    """A loaded model. ``model_dir`` is a checkpoint's tree, or its ``model_full``.
 
     Raises:
-        runyard.trainer.errors.InvalidFlow: the folder is no model folder, or may not be opened.
+        runyard.trainer.errors.InvalidFlow: the folder is not a model folder, or is not allowed.
     """
 
     def __init__(self, model_dir: Path, *, threads: int | None = None):
@@ -29,13 +29,13 @@ class Predictor:
         from runyard.trainer.data.encode import Encoder
         from runyard.trainer.models.model import load_model
 
-        keep_libraries_quiet()
+        silence_libraries()
         if threads is not None:
             torch.set_num_threads(threads)
         root = model_dir.parent if model_dir.name == MODEL_FULL else model_dir
         full = root / MODEL_FULL if (root / MODEL_FULL).is_dir() else model_dir
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        settings = block_settings(read_json(full / RUN) or {})
+        settings = read_block_settings(read_json(full / RUN) or {})
         self.task: str = settings.get("dataset", {}).get("projectKind", VQA)
         loaded = load_model(root if (root / MODEL_ADAPTER).is_dir() else full, dtype=torch.float32)
         self._module = loaded.module.to(self._device).eval()
@@ -48,30 +48,38 @@ class Predictor:
             renderer=loaded.renderer,
         )
 
-    def ask(self, image: Any, question: str, *, max_new_tokens: int | None = None) -> Answer:
-        """The answer to one question about one picture (a PIL image)."""
-        return self.ask_all([(image, question)], max_new_tokens=max_new_tokens)[0]
+    def predict(self, image: Any, question: str, *, max_new_tokens: int | None = None) -> Answer:
+        """Return the answer to one question about one image (a PIL image)."""
+        return self.predict_all([(image, question)], max_new_tokens=max_new_tokens)[0]
 
-    def ask_all(self, questions: Sequence[tuple[Any, str]], *, max_new_tokens: int | None = None) -> list[Answer]:
-        """The answers to many questions, in their order; those of equal length are asked together."""
+    def predict_all(self, questions: Sequence[tuple[Any, str]], *, max_new_tokens: int | None = None) -> list[Answer]:
+        """Return the answers to pairs of image and question, in their order.
+
+        Prompts of equal length form batches.
+        """
         import torch
 
-        from runyard.trainer.data.encode import EncodedSamples, Layout
+        from runyard.trainer.data.encode import InMemoryEncodings, Layout
         from runyard.trainer.evaluation.evaluation import generate_answers
-        from runyard.trainer.models.model import pad_id
+        from runyard.trainer.models.model import get_pad_id
 
-        layout = Layout(pad_id=pad_id(self._processor.tokenizer))
-        data = EncodedSamples([self._encoder.encode_question(image, text) for image, text in questions], layout)
+        layout = Layout(pad_id=get_pad_id(self._processor.tokenizer))
+        data = InMemoryEncodings([self._encoder.encode_question(image, text) for image, text in questions], layout)
         generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         with torch.inference_mode():
-            said = generate_answers(
-                self._module, self._processor.tokenizer, data, len(data), generation=generation, device=self._device
+            texts = generate_answers(
+                self._module,
+                self._processor.tokenizer,
+                data,
+                len(data),
+                generation=generation,
+                device=self._device,
             )
-        return [read_answer(text) for text in said]
+        return [read_answer(text) for text in texts]
 
 
-def keep_libraries_quiet() -> None:
-    """No network, no progress bars of their own, and only errors told."""
+def silence_libraries() -> None:
+    """Disable the libraries' network access, progress bars, and log messages below errors."""
     import transformers
 
     from runyard.trainer.environment import stay_offline
@@ -81,8 +89,8 @@ def keep_libraries_quiet() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def block_settings(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The blocks' settings of a checkpoint's ``run.json``, by the words that block names contain."""
+def read_block_settings(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings in ``run.json`` by the word that block names contain."""
     try:
         blocks = run["spec"]["flow"]["blocks"]
         return {

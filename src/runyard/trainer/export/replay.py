@@ -1,9 +1,11 @@
-"""Asking a model's files what was asked when their checkpoint was measured, and comparing the answers word by word.
+"""Replay: asking an exported model the questions of its checkpoint's evaluation and comparing the
+generated texts.
 
-A checkpoint keeps what the model answered (``predictions.jsonl``) and how it was asked (``run.json``, which has every
-default and the plan). Asked again are the same questions about the same pictures, in the same order, batches and
-arithmetic. The pictures are no part of a checkpoint: those of the built-in datasets are made anew, those of uploaded
-ones lie in a version's folder, or in any folder under their names.
+A checkpoint has the model's predictions (``predictions.jsonl``) and how they were made
+(``run.json``, with every default and the plan). The replay repeats the same questions about the
+same images, in the same order, batches and precision. Images are not part of a checkpoint: those of
+built-in datasets are made again, those of uploaded ones are in a version's folder, or in any folder
+under their names.
 """
 
 import contextlib
@@ -21,28 +23,28 @@ from runyard.flows.blocks import BUILT_IN_DATASETS
 from runyard.rundir import MODEL_FULL, PREDICTIONS_FILE, read_json
 from runyard.trainer.checkpoints.checkpoint import RUN
 from runyard.trainer.data.datasets import load_dataset
-from runyard.trainer.data.encode import EncodedSamples, Encoder, Layout
-from runyard.trainer.data.image_resolution import Fitting, context_of
-from runyard.trainer.data.images import BrokenPicture, decoded
+from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
+from runyard.trainer.data.image_resolution import TokenBudget, get_context_length
+from runyard.trainer.data.images import BrokenImage, decode_image
 from runyard.trainer.errors import ExportFailed
 from runyard.trainer.evaluation.evaluation import generate_answers
-from runyard.trainer.export.predict import block_settings
-from runyard.trainer.models.model import Model, pad_id
-from runyard.trainer.steps.losses import TokenLosses, base_of
+from runyard.trainer.export.predict import read_block_settings
+from runyard.trainer.models.model import Model, get_pad_id
+from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from vi.api.resources.runs.responses import Run
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Line = dict[str, Any]
-Show = Callable[[Line], "Image"]
-Told = Callable[[str, int, int], None]
-"""Is told what is being done, how much of it is done, and how much there is."""
+ReadImage = Callable[[Line], "Image"]
+OnProgress = Callable[[str, int, int], None]
+"""Called with the current phase, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """How a checkpoint was measured, out of its ``run.json``."""
+class ReplayContext:
+    """How a checkpoint was evaluated, read from its ``run.json``."""
 
     run: Run
     dataset: dict[str, Any]
@@ -50,7 +52,7 @@ class Asked:
     evaluation: dict[str, Any]
     task: str
     system_prompt: str
-    quantization: str | None  # of the base weights while it was measured
+    quantization: str | None  # of the base weights during the evaluation
     patch_budget: int | None
     plan: dict[str, Any]
     seed: int
@@ -69,14 +71,14 @@ class Asked:
 
     @property
     def generation(self) -> dict[str, Any]:
-        """What the model's own settings do not hold: how long answers may be here, and what else ends one."""
+        """The settings that the generation config lacks: answer length and stop strings."""
         stops = self.evaluation.get("stop_strings")
         return {"max_new_tokens": int(self.plan["answerTokens"])} | ({"stop_strings": stops} if stops else {})
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An answer that is not the stored one."""
+    """A generated text that differs from the stored one."""
 
     index: int
     question: str
@@ -86,25 +88,25 @@ class Difference:
 
 @dataclass(frozen=True)
 class Replay:
-    """How many questions were asked anew, which answers were others, and where."""
+    """The number of questions, the answers that differ, and the device."""
 
-    asked: int
+    question_count: int
     differences: tuple[Difference, ...]
     device: str
 
 
-def read_asked(checkpoint: Path) -> Asked:
-    """How the checkpoint in this folder was measured.
+def read_replay_context(checkpoint: Path) -> ReplayContext:
+    """Read how the checkpoint in this folder was evaluated.
 
     Raises:
-        ExportFailed: its ``run.json`` does not say.
+        ExportFailed: its ``run.json`` is incomplete.
     """
     document = read_json(checkpoint / MODEL_FULL / RUN) or {}
     try:
-        settings = block_settings(document)
+        settings = read_block_settings(document)
         quantized = settings["model"].get("quantization") or {}
         plan = {name: item["value"] for name, item in document["status"]["plan"].items()}
-        return Asked(
+        return ReplayContext(
             run=msgspec.convert(document, Run),
             dataset=settings["dataset"],
             architecture=settings["model"]["architecture"],
@@ -118,16 +120,17 @@ def read_asked(checkpoint: Path) -> Asked:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ExportFailed(
-            f"{checkpoint / MODEL_FULL / RUN} does not say how the checkpoint was made ({error!r}); give a checkpoint "
-            "of a run, as `runyard models download` fetches it"
+            f"{checkpoint / MODEL_FULL / RUN} does not say how the checkpoint was made "
+            f"({error!r}); try: a checkpoint "
+            "downloaded by `runyard models download`"
         ) from error
 
 
 def read_predictions(checkpoint: Path) -> list[Line]:
-    """What the model answered when it was measured.
+    """Read the predictions of the checkpoint's evaluation.
 
     Raises:
-        ExportFailed: there is no such file, nothing in it, or something else.
+        ExportFailed: there are none, or the file is malformed.
     """
     path = checkpoint / PREDICTIONS_FILE
     try:
@@ -137,105 +140,123 @@ def read_predictions(checkpoint: Path) -> list[Line]:
     except FileNotFoundError:
         lines = []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportFailed(f"{path} does not hold predictions ({error!r}); download the checkpoint anew") from error
+        raise ExportFailed(
+            f"{path} does not contain predictions ({error!r}); try: download the checkpoint again"
+        ) from error
     if not lines:
         raise ExportFailed(
-            f"{checkpoint.name} has no stored predictions to replay, as it was not measured at its step; export "
-            "another checkpoint, or this one unproven with --no-replay"
+            f"{checkpoint.name} has no stored predictions to replay, because it was not evaluated "
+            "at its step; try: "
+            "another checkpoint, or export without verification (--no-replay)"
         )
     return lines
 
 
 @contextlib.contextmanager
-def shown(asked: Asked, lines: Sequence[Line], folder: Path | None) -> Iterator[Show]:
-    """A function from a line of predictions to its picture.
+def open_images(context: ReplayContext, lines: Sequence[Line], folder: Path | None) -> Iterator[ReadImage]:
+    """Yield a function from a line of predictions to its image.
 
-    ``folder`` is a version's, or holds the pictures under their names; the built-in datasets need none.
+    ``folder`` is a version's, or has the images under their names; the built-in datasets need none.
 
     Raises:
-        ExportFailed: the pictures cannot be had, or are not those of the predictions.
+        ExportFailed: the images are missing, or are not those of the predictions.
     """
-    if asked.is_built_in:
-        yield _built_in(asked, lines)
+    if context.is_built_in:
+        yield _read_built_in(context, lines)
     elif folder is None:
         raise ExportFailed(
-            f"the pictures of dataset {asked.dataset['datasetId']!r} are not on this machine, so the predictions "
-            "cannot be replayed; name a folder that holds them with --pictures, or export unproven with --no-replay"
+            f"the images of dataset {context.dataset['datasetId']!r} are not on this machine, so "
+            "the predictions "
+            "cannot be replayed; try: --pictures FOLDER with these images, or export without "
+            "verification (--no-replay)"
         )
     elif (folder / MANIFEST).is_file() and (folder / CONTENTS).is_file():
         try:
             version = VersionFolder(folder)
         except VersionError as error:
-            raise ExportFailed(f"{folder} is a damaged version of a dataset: {error}") from error
+            raise ExportFailed(f"{folder} is a damaged dataset version: {error}") from error
         with contextlib.closing(version):
-            yield _of_version(version)
+            yield _read_version(version)
     else:
-        yield _of_files(folder)
+        yield _read_files(folder)
 
 
-def replay(model: Model, asked: Asked, lines: Sequence[Line], show: Show, *, told: Told) -> Replay:
-    """Ask the model everything again, as ``evaluation.evaluate`` did, and compare the words as they came.
+def replay(
+    model: Model,
+    context: ReplayContext,
+    lines: Sequence[Line],
+    read_image: ReadImage,
+    *,
+    on_progress: OnProgress,
+) -> Replay:
+    """Generate all answers again, as ``evaluation.evaluate`` did, and compare the texts exactly.
 
     Raises:
-        ExportFailed: answers were drawn by chance, or a picture cannot be shown.
+        ExportFailed: answers were sampled without a seed, or an image cannot be read.
     """
-    seed = int(asked.evaluation.get("seed", 0))
-    if asked.evaluation.get("do_sample") and seed < 0:
+    seed = int(context.evaluation.get("seed", 0))
+    if context.evaluation.get("do_sample") and seed < 0:
         raise ExportFailed(
-            "the stored predictions were drawn by chance (evaluation.do_sample without a seed), so nothing can be "
-            "compared with them; export unproven with --no-replay"
+            "the stored predictions were sampled without a seed (evaluation.do_sample), so they "
+            "cannot be reproduced; "
+            "try: export without verification (--no-replay)"
         )
-    wanted = str(asked.plan.get("device", "cpu"))
-    device = torch.device(wanted if wanted != "cuda" or torch.cuda.is_available() else "cpu")
+    evaluated_on = str(context.plan.get("device", "cpu"))
+    device = torch.device(evaluated_on if evaluated_on != "cuda" or torch.cuda.is_available() else "cpu")
     tokenizer = model.processor.tokenizer
-    fitting = Fitting(  # what was too long for the context was shown smaller
-        context=context_of(base_of(model.module), tokenizer)[0],
+    budget = TokenBudget(  # samples longer than the context had a smaller image
+        context=get_context_length(get_base_model(model.module), tokenizer)[0],
         image_token_id=model.image_token_id,
         model_type=model.model_type,
-        budget=asked.patch_budget,
-        is_apart=model.decoder_start is not None,
+        image_budget=context.patch_budget,
+        is_encoder_decoder=model.decoder_start_id is not None,
     )
     encoder = Encoder(
         model.processor,
         model.parts,
-        system_prompt=asked.system_prompt,
-        task=asked.task,
-        fitting=fitting,
+        system_prompt=context.system_prompt,
+        task=context.task,
+        budget=budget,
         renderer=model.renderer,
     )
     encoded = []
     for number, line in enumerate(lines):
-        told("Reading pictures", number, len(lines))
-        encoded.append(encoder.encode_answered(show(line), line["question"], line["truth"]))
-    data = EncodedSamples(encoded, Layout(pad_id=pad_id(tokenizer)))
+        on_progress("Reading images", number, len(lines))
+        encoded.append(encoder.encode_with_answer(read_image(line), line["question"], line["truth"]))
+    data = InMemoryEncodings(encoded, Layout(pad_id=get_pad_id(tokenizer)))
     module = model.module.to(device).eval()
-    losses = TokenLosses(module, precision=asked.precision, device=device, label_smoothing=0.0)
-    generation = asked.generation | ({"tokenizer": tokenizer} if "stop_strings" in asked.generation else {})
+    losses = TokenLosses(module, precision=context.precision, device=device, label_smoothing=0.0)
+    generation = context.generation | ({"tokenizer": tokenizer} if "stop_strings" in context.generation else {})
     random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with torch.inference_mode(), random, _threads(asked.plan.get("threads")), losses.arithmetic():
+    with (
+        torch.inference_mode(),
+        random,
+        _use_threads(context.plan.get("threads")),
+        losses.autocast(),
+    ):
         if seed >= 0:
             torch.manual_seed(seed)
-        told("Replaying", 0, len(lines))
-        said = generate_answers(
+        on_progress("Replaying", 0, len(lines))
+        answers = generate_answers(
             module,
             tokenizer,
             data,
             len(data),
             generation=generation,
             device=device,
-            told=lambda answered: told("Replaying", answered, len(lines)),
+            on_answered=lambda answered: on_progress("Replaying", answered, len(lines)),
         )
-    different = tuple(
+    differences = tuple(
         Difference(line["index"], line["question"], line["raw"], answer)
-        for line, answer in zip(lines, said, strict=True)
+        for line, answer in zip(lines, answers, strict=True)
         if line["raw"] != answer
     )
-    return Replay(len(lines), different, device.type)
+    return Replay(len(lines), differences, device.type)
 
 
 @contextlib.contextmanager
-def _threads(count: Any) -> Iterator[None]:
-    """As many threads as measured with, since their number changes the last bits; afterwards as many as before."""
+def _use_threads(count: Any) -> Iterator[None]:
+    """Use the evaluation's number of threads, because it changes the last bits."""
     before = torch.get_num_threads()
     try:
         if isinstance(count, int) and count > 0:
@@ -245,16 +266,17 @@ def _threads(count: Any) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _built_in(asked: Asked, lines: Sequence[Line]) -> Show:
-    dataset = asked.dataset
-    if asked.plan.get("refusedSamples"):
+def _read_built_in(context: ReplayContext, lines: Sequence[Line]) -> ReadImage:
+    dataset = context.dataset
+    if context.plan.get("refusedSamples"):
         raise ExportFailed(
-            f"some samples of dataset {dataset['datasetId']!r} did not fit and were left out, so which were predicted "
-            "cannot be told; export unproven with --no-replay"
+            f"some samples of dataset {dataset['datasetId']!r} did not fit and were left out, so "
+            "the predicted samples "
+            "cannot be identified; try: export without verification (--no-replay)"
         )
     samples = load_dataset(
         dataset["datasetId"],
-        seed=asked.seed,
+        seed=context.seed,
         validation_fraction=float(dataset["validationFraction"]),
         max_samples=dataset.get("maxSamples"),
     ).validation
@@ -262,22 +284,25 @@ def _built_in(asked: Asked, lines: Sequence[Line]) -> Show:
         index = int(line["index"])
         if index >= len(samples) or samples[index].question != line["question"]:
             raise ExportFailed(
-                f"held-out sample #{index} of dataset {dataset['datasetId']!r} is not the one that was predicted "
-                f"({line['question']!r}); export with the Runyard that trained, or unproven with --no-replay"
+                f"held-out sample #{index} of dataset {dataset['datasetId']!r} is not the one that "
+                "was predicted "
+                f"({line['question']!r}); try: the Runyard version that trained, or --no-replay to "
+                "export without "
+                "verification"
             )
     return lambda line: samples[int(line["index"])].image
 
 
-def _of_version(version: VersionFolder) -> Show:
+def _read_version(version: VersionFolder) -> ReadImage:
     hashes = {item.filename: item.sha256 for item in version.items()}
 
     def read(line: Line) -> bytes:
         return version.read(hashes[line["filename"]])
 
-    return lambda line: _decoded(read, line, version.folder)
+    return lambda line: _decode(read, line, version.folder)
 
 
-def _of_files(folder: Path) -> Show:
+def _read_files(folder: Path) -> ReadImage:
     root = folder.resolve()
 
     def read(line: Line) -> bytes:
@@ -286,14 +311,16 @@ def _of_files(folder: Path) -> Show:
             raise KeyError(line["filename"])
         return path.read_bytes()
 
-    return lambda line: _decoded(read, line, folder)
+    return lambda line: _decode(read, line, folder)
 
 
-def _decoded(read: Callable[[Line], bytes], line: Line, folder: Path) -> "Image":
+def _decode(read: Callable[[Line], bytes], line: Line, folder: Path) -> "Image":
     try:
-        return decoded(read(line))
-    except (OSError, KeyError, VersionError, BrokenPicture) as error:
+        return decode_image(read(line))
+    except (OSError, KeyError, VersionError, BrokenImage) as error:
         raise ExportFailed(
-            f"picture {line.get('filename')!r}, which was predicted, cannot be read from {folder} ({error}); name a "
-            "folder that holds the pictures under their names with --pictures, or export unproven with --no-replay"
+            f"image {line.get('filename')!r}, which was predicted, cannot be read from {folder} "
+            f"({error}); try: "
+            "--pictures FOLDER with the images under their names, or export without verification "
+            "(--no-replay)"
         ) from error

@@ -1,8 +1,10 @@
-"""The model: built new (tiny) or loaded from a checked folder, then frozen or adapted as the recipe says.
+"""The model: built new (tiny) or loaded from a checked folder, then partly frozen or adapted as the
+flow says.
 
-Everything goes through transformers' generic classes, so families differ by ``families.PARTS`` alone. Weights of a full
-training are float32, whatever the arithmetic, because small steps vanish in bfloat16; base weights under an adapter
-never change, so they may lie in the arithmetic's own format.
+Everything uses transformers' generic classes, so families differ only by ``families.PARTS``.
+Weights of a full training are float32 whatever the precision, because small updates vanish in
+bfloat16. Base weights under an adapter never change, so they may have the precision of the forward
+pass.
 """
 
 import contextlib
@@ -25,8 +27,13 @@ from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.templates import BuiltInTemplate, Renderer, TemplateProcess
 from runyard.trainer.errors import InvalidFlow
-from runyard.trainer.families import Parts, part_of, parts_of
-from runyard.trainer.models.model_folder import ADAPTER_WEIGHTS, check_adapter_folder, check_inside, check_model_folder
+from runyard.trainer.families import FamilyParts, find_part, get_family_parts
+from runyard.trainer.models.model_folder import (
+    ADAPTER_WEIGHTS,
+    check_adapter_folder,
+    check_inside,
+    check_model_folder,
+)
 from runyard.trainer.models.tiny import SHAPES, make_model, make_processor
 from runyard.trainer.models.video import install_video_stand_in
 
@@ -37,15 +44,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class Model:
-    """A model with its processor. ``base`` is the folder of unchanged weights below an adapter, None without one.
+    """A model with its processor. ``base`` is the folder of the base weights under an adapter, None
+    without one.
 
-    ``renderer`` writes conversations; without one an encoder makes its own.
+    ``renderer`` formats conversations; None leaves its creation to the encoder.
     """
 
     module: Any
     processor: Any
     model_type: str
-    parts: Parts
+    parts: FamilyParts
     base: Path | None = None
     renderer: Renderer | None = None
 
@@ -59,28 +67,30 @@ class Model:
         return getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
 
     @property
-    def decoder_start(self) -> int | None:
-        """What a decoder beside an encoder begins with; None for models that go on where the prompt ends."""
+    def decoder_start_id(self) -> int | None:
+        """The first token of answers in encoder-decoder models; None for decoder-only models."""
         config = self.module.config
         return config.get_text_config(decoder=True).decoder_start_token_id if config.is_encoder_decoder else None
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers the weights are; of 4-bit ones two lie in a byte."""
-        return sum(_shape_of(parameter).numel() for parameter in self.module.parameters())
+        """The number of weights; a byte of 4-bit weights counts as two."""
+        return sum(_get_shape(parameter).numel() for parameter in self.module.parameters())
 
-    def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """Names (as the family has them) and parameters that training may change."""
+    def trainable_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Return the parameters that are trained, with their names in the family's classes."""
         return [(n.removeprefix(PEFT_PREFIX), p) for n, p in self.module.named_parameters() if p.requires_grad]
 
 
-def weights_folder(architecture: Architecture, models: dict[str, str], folders: ModelFolders) -> Path | None:
-    """The folder to start from, by its real path; None for the tiny model trained from scratch.
+def find_weights_folder(architecture: Architecture, models: dict[str, str], folders: ModelFolders) -> Path | None:
+    """Return the folder to start from, by its real path; None for the tiny model trained from
+    scratch.
 
-    ``models`` says where weights of other runs are. All others are looked for in the machine's model folders alone.
+    ``models`` maps other runs' weights to folders. All other weights must be in the machine's model
+    folders.
 
     Raises:
-        InvalidFlow: the weights are not on this machine, or in no folder that weights may be read from.
+        InvalidFlow: the weights are not on this machine, or not in an allowed folder.
     """
     weights = architecture.weights
     if weights is None:
@@ -89,29 +99,32 @@ def weights_folder(architecture: Architecture, models: dict[str, str], folders: 
         family = FAMILIES.get(architecture.name)
         weights = family.sizes.get(architecture.size) if family else None
         if weights is None:
-            raise InvalidFlow(f"architecture {architecture.name!r} has no size {architecture.size!r} known here")
+            raise InvalidFlow(f"unknown size {architecture.size!r} of architecture {architecture.name!r}")
     form = classify_weights(weights)
     if form == "run":
         found = Path(models[weights]) if weights in models else None
     elif form == "folder":
         found = folders.resolve(weights)
         if found is None:
-            raise InvalidFlow(f"weights {weights!r} are not inside a folder of this machine's setting {SETTING}")
+            raise InvalidFlow(f"weights {weights!r} are not in a folder of this machine's setting {SETTING}")
         found = found if found.is_dir() else None
     else:
         found = folders.find(weights.removeprefix(BASE_PREFIX)) if form is not None else None
     if found is None:
         raise InvalidFlow(
-            f"weights {weights!r} are not on this machine; trainers use no network, so download them first, then try: "
+            f"weights {weights!r} are not on this machine; trainers use no network, so download "
+            "them first, then try: "
             "runyard models add FOLDER --name NAME"
         )
     return found
 
 
 def build_tiny(*, task: str, phrases: Sequence[str], samples: Sequence[Sample] | None, seed: int) -> Model:
-    """The built-in model with fresh weights. Pixels are centred on the mean of ``samples``.
+    """Return the built-in model with fresh weights. Pixels are normalized with mean and deviation
+    of ``samples``.
 
-    Without samples they are centred as for photographs: a mean of data that grows would make all its encodings anew.
+    Without samples they are normalized as photographs: the mean of a growing dataset would
+    invalidate its encodings.
     """
     import numpy as np
 
@@ -123,7 +136,13 @@ def build_tiny(*, task: str, phrases: Sequence[str], samples: Sequence[Sample] |
     processor = make_processor(shape, list(phrases), pixel_mean=mean, pixel_std=deviation)
     torch.manual_seed(seed)
     renderer = BuiltInTemplate(processor)
-    return Model(make_model(shape, processor), processor, "idefics3", parts_of("idefics3"), renderer=renderer)
+    return Model(
+        make_model(shape, processor),
+        processor,
+        "idefics3",
+        get_family_parts("idefics3"),
+        renderer=renderer,
+    )
 
 
 def load_model(
@@ -134,14 +153,14 @@ def load_model(
     quantization: str | None = None,
     folders: ModelFolders | None = None,
 ) -> Model:
-    """A model from a local folder, after the folder has been checked. A checkpoint's own tree is taken too.
+    """Return a model from a local folder or a checkpoint's tree, after the folder has been checked.
 
-    With ``folders`` everything that is read has to be inside them, links included, before and after it is read.
-    With ``quantization`` (``nf4`` or ``fp4``) the matrices are kept in 4 bit and used in ``dtype``, everything else is
-    made float32, and nothing is to be trained but an adapter.
+    With ``folders`` everything that is read must be inside them, links included, before and after
+    reading. With ``quantization`` (``nf4`` or ``fp4``) matrices are stored in 4 bits and used in
+    ``dtype``, everything else becomes float32, and only an adapter can be trained.
 
     Raises:
-        InvalidFlow: the folder may not be opened, or lacks weights; bitsandbytes is missing.
+        InvalidFlow: the folder is not allowed, or lacks weights; bitsandbytes is missing.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -149,13 +168,15 @@ def load_model(
         check_inside(folder, folders)
     root, folder = folder, folder / MODEL_FULL if (folder / MODEL_FULL).is_dir() else folder
     model_type = check_model_folder(folder)
-    parts = parts_of(model_type)
+    parts = get_family_parts(model_type)
     processor = load_processor(folder)
-    renderer = TemplateProcess(processor)  # before there are weights, which it would keep in memory a second time
+    renderer = TemplateProcess(
+        processor
+    )  # forked before loading the weights, which it would keep in memory a second time
     renderer.check_tokenizer()
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if quantization is not None:
-        options["quantization_config"] = _four_bits(quantization, dtype)
+        options["quantization_config"] = _make_4bit_config(quantization, dtype)
     module, report = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=dtype,
@@ -172,31 +193,33 @@ def load_model(
 
         module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
         for layer in module.modules():
-            # On processors with bfloat16 it would lay the weights out anew when first used outside of training, with
-            # scales rounded to bfloat16: an evaluation would change the model.
+            # On CPUs with bfloat16, bitsandbytes would repack the weights when first used outside
+            # of training, with scales rounded to bfloat16: an evaluation would change the model.
             if hasattr(layer, "support_avx512bf16_for_cpu"):
                 layer.support_avx512bf16_for_cpu = False
     if (root / MODEL_ADAPTER).is_dir() and root != folder:
         module = merge_adapter(module, root / MODEL_ADAPTER)
-        module.requires_grad_(True)  # peft has frozen what it adapted
+        module.requires_grad_(True)  # peft froze the layers it adapted
     if folders is not None:
         check_inside(root, folders)
     return Model(module, processor, model_type, parts, renderer=renderer)
 
 
-def _four_bits(kind: str, dtype: torch.dtype) -> Any:
-    """As the published client loads weights that were trained so: the scales are in fewer bits as well.
+def _make_4bit_config(kind: str, dtype: torch.dtype) -> Any:
+    """Return the quantization that the published client uses too: QLoRA with double quantization
+    (Dettmers et al. 2023).
 
     Raises:
         InvalidFlow: bitsandbytes is not installed.
     """
     from transformers import BitsAndBytesConfig
 
-    _quiet_bitsandbytes()
+    _silence_bitsandbytes()
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InvalidFlow(
-            f"quantization.enabled true (type {kind!r}) needs the package bitsandbytes, which is not installed; "
-            "install runyard[quantization], or set quantization.enabled false"
+            f"quantization.enabled true (type {kind!r}) needs the package bitsandbytes, which is "
+            "not installed; "
+            "try: install runyard[quantization], or set quantization.enabled false"
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -206,13 +229,13 @@ def _four_bits(kind: str, dtype: torch.dtype) -> Any:
     )
 
 
-def _quiet_bitsandbytes() -> None:
-    """On some processors it tells on import that a package with faster code is missing, which is as it shall be."""
+def _silence_bitsandbytes() -> None:
+    """Suppress its warning on import that an optional package with faster code is missing."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def whole(parameter: torch.Tensor) -> torch.Tensor:
-    """The weights that a parameter stands for, where it lies in 4 bit too."""
+def dequantize(parameter: torch.Tensor) -> torch.Tensor:
+    """Return the weights of a parameter, dequantized if it is stored in 4 bits."""
     state = getattr(parameter, "quant_state", None)
     if state is None:
         return parameter.detach()
@@ -222,13 +245,13 @@ def whole(parameter: torch.Tensor) -> torch.Tensor:
     return weights
 
 
-def _shape_of(parameter: torch.Tensor) -> torch.Size:
+def _get_shape(parameter: torch.Tensor) -> torch.Size:
     state = getattr(parameter, "quant_state", None)
     return parameter.shape if state is None else torch.Size(state.shape)
 
 
 def load_processor(folder: Path) -> Any:
-    """The folder's processor with the PIL image backend."""
+    """Return the folder's processor with the PIL image backend."""
     from transformers import AutoProcessor
 
     install_video_stand_in()
@@ -236,30 +259,35 @@ def load_processor(folder: Path) -> Any:
 
 
 def check_family(architecture: Architecture, model_type: str) -> None:
-    """Refuse weights of another family than the recipe names; ``auto`` takes any."""
+    """Check that the weights are of the family that the flow names.
+
+    ``auto`` accepts any. Raises InvalidFlow.
+    """
     family = FAMILIES.get(architecture.name)
     if family is not None and family.model_type != model_type:
         found = find_family(model_type)
         raise InvalidFlow(
             f"architecture.name is {architecture.name!r}, but the weights are of family "
-            f"{found.key if found else model_type!r}; name that, or auto"
+            f"{found.key if found else model_type!r}; try: that name, or 'auto'"
         )
 
 
-def freeze(model: Model, frozen: Sequence[str]) -> None:
-    """Switch training off for the parts named."""
+def freeze_parts(model: Model, frozen: Sequence[str]) -> None:
+    """Disable training of these parts."""
     for name, parameter in model.module.named_parameters():
-        if part_of(name, model.parts) in frozen:
+        if find_part(name, model.parts) in frozen:
             parameter.requires_grad_(False)
 
 
-def adapt(model: Model, training: Training, *, base: Path, adapter: Path | None = None) -> Model:
-    """Put a low-rank adapter on the model; with ``adapter`` its weights come from there.
+def add_adapter(model: Model, training: Training, *, base: Path, adapter: Path | None = None) -> Model:
+    """Return the model with a low-rank adapter (LoRA, Hu et al. 2022), optionally with weights from
+    ``adapter``.
 
-    Only the adapter is trained. ``training.freeze`` takes parts out of its targets; ``auto`` targets the linear layers
-    of the language model.
+    Only the adapter is trained. ``training.freeze`` excludes parts from its targets; ``auto``
+    targets the linear layers of the language model. ``lora.useDora`` adds a magnitude per column
+    (DoRA, Liu et al. 2024), ``lora.useRslora`` scales by alpha / sqrt(rank) (Kalajdzievski 2023).
     """
-    _quiet_bitsandbytes()  # peft imports it where it is installed
+    _silence_bitsandbytes()  # peft imports it where it is installed
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -269,12 +297,12 @@ def adapt(model: Model, training: Training, *, base: Path, adapter: Path | None 
         lora_dropout=training.lora.dropout,
         use_dora=training.lora.use_dora,
         use_rslora=training.lora.use_rslora,
-        target_modules=_targets(model, training.lora, training.freeze),
+        target_modules=_find_lora_targets(model, training.lora, training.freeze),
         bias="none",
     )
-    with _old_names():
+    with _ignore_peft_warning():
         module = get_peft_model(model.module, config)
-    config.base_model_name_or_path = MODEL_FULL  # as the two lie in a checkpoint, not where they lay on this machine
+    config.base_model_name_or_path = MODEL_FULL  # relative, as in a checkpoint, not this machine's path
     if adapter is not None:
         set_peft_model_state_dict(module, load_file(adapter / ADAPTER_WEIGHTS))
     for _, parameter in module.named_parameters():
@@ -284,45 +312,48 @@ def adapt(model: Model, training: Training, *, base: Path, adapter: Path | None 
 
 
 def attach_adapter(module: Any, adapter: Path) -> Any:
-    """The model with an adapter on it, after the adapter's folder has been checked.
+    """Return the model with an adapter on it, after the adapter's folder has been checked.
 
     Raises:
-        InvalidFlow: the folder may not be opened.
+        InvalidFlow: the folder is not allowed.
     """
-    _quiet_bitsandbytes()
+    _silence_bitsandbytes()
     from peft import PeftModel
 
     check_adapter_folder(adapter)
-    with _old_names():
+    with _ignore_peft_warning():
         return PeftModel.from_pretrained(module, adapter, local_files_only=True)
 
 
 def merge_adapter(module: Any, adapter: Path) -> Any:
-    """The model with an adapter's weights added into its own. Raises InvalidFlow, see ``attach_adapter``."""
+    """Return the model with an adapter's weights merged into its own.
+
+    Raises InvalidFlow, see ``attach_adapter``.
+    """
     return attach_adapter(module, adapter).merge_and_unload()
 
 
 @contextlib.contextmanager
-def _old_names() -> Iterator[None]:
-    """peft asks transformers for an attribute under its old name, which is nothing we could write differently."""
+def _ignore_peft_warning() -> Iterator[None]:
+    """Suppress the warning that peft uses an old attribute name of transformers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
 
 
-def _targets(model: Model, lora: Lora, frozen: Sequence[str]) -> list[str] | str:
+def _find_lora_targets(model: Model, lora: Lora, frozen: Sequence[str]) -> list[str] | str:
     linear = [n for n, m in model.module.named_modules() if isinstance(m, torch.nn.Linear)]
-    free = [name for name in linear if part_of(name, model.parts) not in frozen]
+    free = [name for name in linear if find_part(name, model.parts) not in frozen]
     if lora.targets == "auto":
-        found = [n for n in free if part_of(n, model.parts) == "language" and "lm_head" not in n]
+        found = [n for n in free if find_part(n, model.parts) == "language" and "lm_head" not in n]
     else:
         found = [n for n in free if any(re.search(rf"(^|\.){re.escape(t)}($|\.)", n) for t in lora.targets)]
     if not found:
-        raise InvalidFlow(f"lora.targets {lora.targets!r} names no linear layer that is not frozen")
+        raise InvalidFlow(f"lora.targets {lora.targets!r} matches no linear layer that is not frozen")
     return found
 
 
-def pad_id(tokenizer: Any) -> int:
-    """What fills up short rows; a tokenizer without such a token gets its end token, as the mask hides it anyway."""
+def get_pad_id(tokenizer: Any) -> int:
+    """Return the padding token, or the end token where there is none: padding is masked."""
     found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return int(found or 0)

@@ -1,8 +1,9 @@
-"""Whether a model folder may be opened at all. Asked before any library sees it.
+"""Checks of a model folder, before any library opens it.
 
-A folder of weights is data from strangers. It may not choose code: its ``model_type`` must be in our table, nothing in
-it may name modules to import, and no file may be a program or a pickle. It may not be a bomb either: texts that
-libraries read whole are capped, and the headers of safetensors files are checked, so that sizes in them are true.
+A folder of weights is untrusted data. It may not choose code: its ``model_type`` must be in our
+table, none of its files may name modules to import, and no file may be a program or a pickle. It
+may not exhaust memory either: the size of files that libraries read whole is limited, and the
+headers of safetensors files are checked against the file.
 """
 
 import itertools
@@ -33,12 +34,12 @@ FORBIDDEN_SUFFIXES = (
 )
 FORBIDDEN_KEYS = ("auto_map", "trust_remote_code", "custom_generate", "custom_pipelines")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-LARGEST_JSON_BYTES = 64 << 20  # tokenizer.json of the largest vocabularies has about 20 MiB
-LARGEST_TEMPLATE_BYTES = 256 << 10
-LARGEST_HEADER_BYTES = 16 << 20
-MOST_TENSORS = 65_536
-MOST_FILES = 10_000
-_UNREAD_NAMES = ("special_tokens_map_file",)  # tokenizers save where theirs was, and nothing reads it
+MAX_JSON_BYTES = 64 << 20  # tokenizer.json of the largest vocabularies has about 20 MiB
+MAX_TEMPLATE_BYTES = 256 << 10
+MAX_HEADER_BYTES = 16 << 20
+MAX_TENSORS = 65_536
+MAX_FILES = 10_000
+_IGNORED_KEYS = ("special_tokens_map_file",)  # tokenizers save its original path, and nothing reads it
 BYTES_OF = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
@@ -46,86 +47,101 @@ BYTES_OF = {
 
 
 def check_model_folder(folder: Path) -> str:
-    """The folder's ``model_type``.
+    """Check a model folder and return its ``model_type``.
 
     Raises:
-        InvalidFlow: the folder is missing, is of a family we do not know, or holds what a model folder may not hold.
+        InvalidFlow: the folder is missing, of an unknown family, or has forbidden content.
     """
     if not folder.is_dir():
         raise InvalidFlow(
-            f"model folder {str(folder)!r} does not exist; give a folder with config.json and safetensors"
+            f"model folder {str(folder)!r} does not exist; try: a folder with config.json and safetensors"
         )
-    files = list(_files(folder))
+    files = list(_list_files(folder))
     config = _read_config(folder)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or find_family(model_type) is None:
-        raise InvalidFlow(f"model_type {model_type!r} in {folder.name}/config.json is not a family known here")
+        raise InvalidFlow(f"model_type {model_type!r} in {folder.name}/config.json is not a known family")
     weights = 0
     for path in files:
-        if path.name == ADAPTER_CONFIG:  # libraries would load the weights of whichever folder it names
-            raise InvalidFlow(f"{ADAPTER_CONFIG} may not be in a model folder; put the adapter into {MODEL_ADAPTER}")
+        if path.name == ADAPTER_CONFIG:  # libraries would load weights from the folder that it names
+            raise InvalidFlow(
+                f"{ADAPTER_CONFIG} is not allowed in a model folder; try: put the adapter into {MODEL_ADAPTER}"
+            )
         _check_file(path, path.relative_to(folder).as_posix(), kind="a model folder")
         weights += path.suffix == ".safetensors"
     if not weights:
-        raise InvalidFlow(f"model folder {folder.name} holds no safetensors weights")
+        raise InvalidFlow(f"model folder {folder.name} has no safetensors weights")
     return model_type
 
 
 def check_inside(folder: Path, folders: ModelFolders) -> None:
-    """Refuse a folder that is not where its path says, or in which a link leads out of the model folders.
+    """Check that a folder is at its real path, and that no link in it leads out of the model
+    folders.
 
     Raises:
-        InvalidFlow: with the setting's name, whatever is at the other end.
+        InvalidFlow: it is elsewhere; the message names the setting, never the target.
     """
     if folders.resolve(folder) != folder:
-        raise InvalidFlow(f"model folder {folder.name} is not inside a folder of this machine's setting {SETTING}")
-    for path in _listed(folder):
+        raise InvalidFlow(f"model folder {folder.name} is not in a folder of this machine's setting {SETTING}")
+    for path in _list_entries(folder):
         if path.is_symlink() and folders.resolve(path) is None:
             where = path.relative_to(folder).as_posix()
             raise InvalidFlow(f"{where} in {folder.name} is a link out of the folders of the setting {SETTING}")
 
 
 def check_adapter_folder(folder: Path) -> None:
-    """Refuse an adapter that is not safetensors, or that would choose code.
+    """Check that an adapter is safetensors and does not choose code.
 
     Raises:
-        InvalidFlow: the folder is missing, or holds what it may not hold.
+        InvalidFlow: the folder is missing or has forbidden content.
     """
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
-            raise InvalidFlow(f"adapter folder {str(folder)!r} has no {name}; give one that peft has saved")
-    for path in _files(folder):
+            raise InvalidFlow(f"adapter folder {str(folder)!r} has no {name}; try: a folder saved by peft")
+    for path in _list_files(folder):
         _check_file(path, path.relative_to(folder).as_posix(), kind="an adapter folder")
 
 
 def check_safetensors(path: Path, where: str) -> None:
-    """Refuse a header that is too large, names a tensor twice, or tells other sizes than the file has."""
+    """Check that a header is small enough, names no tensor twice, and matches the file's size.
+
+    Raises InvalidFlow.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
-        if not 2 <= length <= min(LARGEST_HEADER_BYTES, size - 8):
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise InvalidFlow(f"{where} is not a safetensors file: its header would have {length} bytes")
         text = file.read(length)
     try:
-        header = json.loads(text, object_pairs_hook=_without_twins)
+        header = json.loads(text, object_pairs_hook=_reject_duplicates)
     except (ValueError, RecursionError) as error:
         raise InvalidFlow(f"{where} has a damaged safetensors header: {error}") from error
-    if not isinstance(header, dict) or len(header) > MOST_TENSORS:
-        raise InvalidFlow(f"{where} has a safetensors header that is no table of at most {MOST_TENSORS} tensors")
+    if not isinstance(header, dict) or len(header) > MAX_TENSORS:
+        raise InvalidFlow(f"{where} has a safetensors header that is not a table of at most {MAX_TENSORS} tensors")
     end = 0
-    for begin, stop in sorted(_span(name, entry, where) for name, entry in header.items() if name != "__metadata__"):
+    for begin, stop in sorted(
+        _parse_span(name, entry, where) for name, entry in header.items() if name != "__metadata__"
+    ):
         if begin != end:
             raise InvalidFlow(f"{where} has tensors that overlap or leave a gap at byte {begin}")
         end = stop
     if end != size - 8 - length:
-        raise InvalidFlow(f"{where} has {size - 8 - length} bytes of tensors where its header tells of {end}")
+        raise InvalidFlow(f"{where} has {size - 8 - length} bytes of tensors; its header says {end}")
 
 
-def _span(name: str, entry: Any, where: str) -> tuple[int, int]:
-    """Where a tensor lies in the file; its shape and type must say the same."""
+def _parse_span(name: str, entry: Any, where: str) -> tuple[int, int]:
+    """Return the byte range of a tensor, which must match its shape and type.
+
+    Raises InvalidFlow.
+    """
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(stop)]} if dtype in BYTES_OF:
+        case {
+            "dtype": str(dtype),
+            "shape": list(shape),
+            "data_offsets": [int(begin), int(stop)],
+        } if dtype in BYTES_OF:
             count = 1
             for side in shape:
                 if not isinstance(side, int) or not 0 <= side < 2**48:
@@ -134,13 +150,13 @@ def _span(name: str, entry: Any, where: str) -> tuple[int, int]:
             else:
                 if 0 <= begin <= stop and stop - begin == count * BYTES_OF[dtype]:
                     return begin, stop
-    raise InvalidFlow(f"{where} tells sizes of tensor {name[:100]!r} that do not fit together")
+    raise InvalidFlow(f"{where} has inconsistent sizes of tensor {name[:100]!r}")
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a name stands there twice")
+        raise ValueError("a name occurs twice")
     return table
 
 
@@ -156,35 +172,38 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Every file below the folder. Links are followed to files (the hub's cache is made of them), not to folders."""
-    for path in _listed(folder):
+def _list_files(folder: Path) -> Iterator[Path]:
+    """Yield every file in the folder.
+
+    Links to files are followed (the hub's cache uses them), links to folders not.
+    """
+    for path in _list_entries(folder):
         if path.is_file():
             yield path
-        elif not path.is_dir():  # a pipe or a device may be read without end
+        elif not path.is_dir():  # reading a pipe or a device may never end
             raise InvalidFlow(f"{path.relative_to(folder).as_posix()} in {folder.name} is neither a file nor a folder")
 
 
-def _listed(folder: Path) -> list[Path]:
-    found = list(itertools.islice(folder.rglob("*"), MOST_FILES + 1))
-    if len(found) > MOST_FILES:
-        raise InvalidFlow(f"model folder {folder.name} holds more than {MOST_FILES} files")
+def _list_entries(folder: Path) -> list[Path]:
+    found = list(itertools.islice(folder.rglob("*"), MAX_FILES + 1))
+    if len(found) > MAX_FILES:
+        raise InvalidFlow(f"model folder {folder.name} has more than {MAX_FILES} files")
     return sorted(found)
 
 
 def _check_file(path: Path, where: str, *, kind: str) -> None:
     if path.suffix.lower() in FORBIDDEN_SUFFIXES:
-        raise InvalidFlow(f"{where} may not be in {kind}: weights must be safetensors, and code is refused")
+        raise InvalidFlow(f"{where} is not allowed in {kind}: weights must be safetensors, and code is refused")
     if path.suffix == ".json":
         _check_json(path, where)
     elif path.suffix == ".jinja":
-        _check_size(path, where, LARGEST_TEMPLATE_BYTES)
+        _check_size(path, where, MAX_TEMPLATE_BYTES)
     elif path.suffix == ".safetensors":
         check_safetensors(path, where)
 
 
 def _check_json(path: Path, where: str) -> None:
-    _check_size(path, where, LARGEST_JSON_BYTES)
+    _check_size(path, where, MAX_JSON_BYTES)
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -194,29 +213,32 @@ def _check_json(path: Path, where: str) -> None:
         here = pending.pop()
         if isinstance(here, dict):
             if named := [key for key in FORBIDDEN_KEYS if key in here]:
-                raise InvalidFlow(f"{where} holds {named[0]!r}: a model folder may not choose code")
-            _check_names(here, where)
+                raise InvalidFlow(f"{where} has {named[0]!r}: a model folder may not choose code")
+            _check_file_names(here, where)
             template = here.get("chat_template")
-            if isinstance(template, str) and len(template) > LARGEST_TEMPLATE_BYTES:
+            if isinstance(template, str) and len(template) > MAX_TEMPLATE_BYTES:
                 raise InvalidFlow(f"{where} has a chat template of {len(template)} characters")
-            # A vocabulary is a table of numbers with a hundred thousand names: nothing to look into.
+            # A vocabulary is a flat table of a hundred thousand numbers: no item of it needs a
+            # visit.
             pending += [item for item in here.values() if isinstance(item, dict | list)]
         elif isinstance(here, list):
             pending += [item for item in here if isinstance(item, dict | list)]
 
 
-def _check_names(table: dict[str, Any], where: str) -> None:
-    """Refuse names of files that libraries would open wherever they are: tokenizer files, pieces of the weights."""
-    named = [(key, value) for key, value in table.items() if key.endswith("_file") and key not in _UNREAD_NAMES]
+def _check_file_names(table: dict[str, Any], where: str) -> None:
+    """Check that files which libraries open (tokenizer, weight shards) are in this folder."""
+    named = [(key, value) for key, value in table.items() if key.endswith("_file") and key not in _IGNORED_KEYS]
     pieces = table.get("weight_map")
     if isinstance(pieces, dict):
         named += [("weight_map", value) for value in pieces.values()]
     for key, value in named:
         if isinstance(value, str) and (value in (".", "..") or "/" in value or "\\" in value):
-            raise InvalidFlow(f"{where} names another folder's file in {key!r}; give the name of a file beside it")
+            raise InvalidFlow(
+                f"{where} names a file of another folder in {key!r}; try: the name of a file in the same folder"
+            )
 
 
 def _check_size(path: Path, where: str, limit: int) -> None:
     size = path.stat().st_size
     if size > limit:
-        raise InvalidFlow(f"{where} has {size} bytes; at most {limit} are read")
+        raise InvalidFlow(f"{where} has {size} bytes; the limit is {limit}")

@@ -1,13 +1,15 @@
-"""The ``tiny`` preset: an Idefics3-shaped model of about 200,000 parameters, built here and trained from scratch.
+"""The ``tiny`` preset: an Idefics3-shaped model of about 200,000 parameters, built here and trained
+from scratch.
 
-It exists so that a laptop without an accelerator learns something real in half a minute, through the very code that
-trains large models: same processor, same chat template, same checkpoint. It needs no download and no torchvision, and
-loads with plain transformers.
+It lets a laptop without an accelerator learn something real in half a minute, through the same code
+that trains large models: same processor, same chat template, same checkpoint. It needs no download
+and no torchvision, and loads with plain transformers.
 
-Three choices carry the result (measured, see docs/decisions/tiny-model.md). The weights start at a standard
-deviation of 0.06, because transformers' own 0.02 is far too small for a width of 64. Pixels are shifted and scaled by
-mean and deviation of the data, not of photographs. And text the model always sees or says (prompt, question, the
-scaffolding of an answer) is one token each, so that nearly every token of an answer is a decision.
+Three choices make it work (measured, see docs/decisions/tiny-model.md). The weights start at a
+standard deviation of 0.06, because transformers' own 0.02 is far too small for a width of 64.
+Pixels are normalized with mean and deviation of the data, not of photographs. And text that is
+always the same (prompt, question, the scaffolding of an answer) is one token each, so that nearly
+every token of an answer is a decision.
 """
 
 from dataclasses import dataclass
@@ -15,27 +17,30 @@ from typing import Any
 
 from runyard.trainer.answers import SCAFFOLDING
 
-IMAGE_TOKEN = "<image>"  # noqa: S105 - a word of the vocabulary
+IMAGE_TOKEN = "<image>"  # noqa: S105 - an entry of the vocabulary
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<end_of_utterance>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 SPECIALS = (PAD, BEGIN, END, *ROLES, IMAGE_TOKEN, "<fake_token_around_image>", "<global-img>")
 
-# What the ordinary merges are learnt from: words for questions people may ask, numbers for boxes on small canvases.
+# The training corpus of ordinary merges: words of likely questions, numbers of boxes on small
+# canvases.
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CORPUS = (
     *WORDS,
     *(f"Which digit is this? What number is the {w}? Where is the {w} in the picture? Locate the {w}." for w in WORDS),
     *(str(round(pixel * 1024 / 48)) for pixel in range(49)),
 )
-LEARNT_MERGES = 220
-# Runs of letters, single spaces and runs of digits stay apart, so that a word is the same token wherever it stands.
-PIECES = r"[A-Za-z]+|[0-9]+|[^A-Za-z0-9]"
+LEARNED_MERGES = 220
+# Runs of letters, single spaces and runs of digits are separate, so that a word is the same token
+# in any position.
+PRETOKENIZER_PATTERN = r"[A-Za-z]+|[0-9]+|[^A-Za-z0-9]"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% "
+    "endif %}"
     "{% if message['role'] == 'assistant' %}<end_of_utterance>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
@@ -43,7 +48,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, kw_only=True)
 class TinyShape:
-    """Sizes of the preset. ``merge`` is how many patches a side are joined into one image token."""
+    """Sizes of the preset. ``merge`` is how many patches per side become one image token."""
 
     image_size: int = 32
     patch_size: int = 8
@@ -61,7 +66,7 @@ class TinyShape:
         return (self.image_size // self.patch_size // self.merge) ** 2
 
 
-# One answer about one picture needs few image tokens; finding things in it needs one a patch.
+# One answer about an image needs few image tokens; locating objects needs one per patch.
 SHAPES = {
     "vqa": TinyShape(),
     "phrase-grounding": TinyShape(image_size=48, merge=1),
@@ -69,9 +74,11 @@ SHAPES = {
 
 
 def make_tokenizer(phrases: list[str]) -> Any:
-    """A byte-level BPE tokenizer in which each of ``phrases`` and the scaffolding of answers is one token.
+    """Return a byte-level BPE tokenizer in which each of ``phrases`` and the scaffolding of answers
+    is one token.
 
-    Deterministic: the same phrases give the same vocabulary. Bytes are its ground, so no text is ever unknown.
+    Deterministic: the same phrases give the same vocabulary. Its alphabet is all bytes, so no text
+    is unknown.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -79,13 +86,13 @@ def make_tokenizer(phrases: list[str]) -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.Split(Regex(PRETOKENIZER_PATTERN), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=256 + len(SPECIALS) + LEARNT_MERGES,
+        vocab_size=256 + len(SPECIALS) + LEARNED_MERGES,
         special_tokens=list(SPECIALS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -105,7 +112,7 @@ def make_tokenizer(phrases: list[str]) -> Any:
 
 
 def make_processor(shape: TinyShape, phrases: list[str], *, pixel_mean: float, pixel_std: float) -> Any:
-    """The family's own processor around our tokenizer, with the PIL image backend."""
+    """Return the family's own processor with this tokenizer and the PIL image backend."""
     from transformers import Idefics3ImageProcessorPil, Idefics3Processor
 
     images = Idefics3ImageProcessorPil(
@@ -124,7 +131,7 @@ def make_processor(shape: TinyShape, phrases: list[str], *, pixel_mean: float, p
 
 
 def make_model(shape: TinyShape, processor: Any) -> Any:
-    """A fresh model with weights from torch's random state (seed it first)."""
+    """Return a model with fresh weights from torch's random state (seed it first)."""
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 
     tokenizer = processor.tokenizer

@@ -1,7 +1,8 @@
-"""What is faster here is measured, on a few batches of the very data, before the first step.
+"""Which way of making batches is faster, measured before the first step on a few batches of the
+actual data.
 
-Ways of making a batch are tried in turn, forwards and backwards, so that a machine that is busy for a while is busy for
-all of them. Nothing is left of it: gradients are forgotten and the random state is as before.
+The candidates take turns, so that a machine that is busy for a while slows both. Nothing remains of
+the measurement: gradients are zeroed and the random state is restored.
 """
 
 import statistics
@@ -14,45 +15,47 @@ from runyard.trainer.data.encode import Batch
 from runyard.trainer.steps.losses import TokenLosses
 from runyard.trainer.steps.memory import is_out_of_memory
 
-ROUNDS, LONGEST_S = 3, 4.0
-Draw = Callable[[Sequence[int], int], Batch]
+ROUNDS, MAX_S = 3, 4.0
+BuildBatch = Callable[[Sequence[int], int], Batch]
+"""Builds the batch of samples with these indices in that epoch."""
 
 
-def gain_of(
-    new: Draw,
-    old: Draw,
+def measure_speedup(
+    new: BuildBatch,
+    old: BuildBatch,
     batches: Sequence[Sequence[int]],
     losses: TokenLosses,
     *,
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float | None:
-    """How many times as fast steps are with batches from ``new`` as with those from ``old``, over these batches.
+    """Return how many times as fast steps with batches from ``new`` are as with batches from
+    ``old``.
 
-    None where memory did not suffice for a single round.
+    It is the median over a few rounds. None when memory did not suffice for a single round.
     """
-    took: list[tuple[float, float]] = []
-    began = clock()
+    timings: list[tuple[float, float]] = []
+    started = clock()
 
-    def seconds(draw: Draw, indices: Sequence[int]) -> float:
+    def time_step(build: BuildBatch, indices: Sequence[int]) -> float:
         start = clock()
-        batch = draw(indices, 0).to(device)
-        (losses(batch) / max(1, batch.learnt_tokens)).backward()
-        losses.forget_gradients()
+        batch = build(indices, 0).to(device)
+        (losses(batch) / max(1, batch.label_count)).backward()
+        losses.zero_gradients()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return clock() - start
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
-            seconds(new, batches[0]), seconds(old, batches[0])  # whatever is done only once
+            time_step(new, batches[0]), time_step(old, batches[0])  # warm-up
             for number in range(ROUNDS):
                 indices = batches[number % len(batches)]
-                took.append((seconds(new, indices), seconds(old, indices)))
-                if clock() - began > LONGEST_S:
+                timings.append((time_step(new, indices), time_step(old, indices)))
+                if clock() - started > MAX_S:
                     break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            losses.forget_gradients()
-    return statistics.median(before / after for after, before in took) if took else None
+            losses.zero_gradients()
+    return statistics.median(before / after for after, before in timings) if timings else None

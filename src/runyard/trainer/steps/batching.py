@@ -1,6 +1,8 @@
-"""How batches are made: from pixels or from kept features, padded or packed. What may be faster is measured.
+"""How batches are built: from pixels or from stored features, padded or packed. What may be faster
+is measured.
 
-A choice that was measured is remembered in every checkpoint: whoever goes on does the same and gets the same numbers.
+A measured choice is stored in every checkpoint, so that a resumed run makes the same choice and
+gets the same numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,35 +13,40 @@ import torch
 
 from runyard.flows import ResolvedFlow
 from runyard.rundir import free_bytes
-from runyard.trainer.data.augment import varied_by
-from runyard.trainer.data.cache import Place, Told, encode_all
+from runyard.trainer.data.augment import make_augmenter
+from runyard.trainer.data.cache import CacheDir, Hooks, encode_all
 from runyard.trainer.data.datasets import Dataset
 from runyard.trainer.data.encode import (
+    AugmentedSamples,
     Batch,
-    EncodedSamples,
     Encoder,
     Encodings,
+    InMemoryEncodings,
     Layout,
-    VariedSamples,
     epoch_batches,
 )
-from runyard.trainer.data.packing import pack, padding_share, positions_of, use_packed_attention
+from runyard.trainer.data.packing import (
+    compute_padding_share,
+    get_position_function,
+    pack,
+    use_packed_attention,
+)
 from runyard.trainer.data.uploaded import Selection
 from runyard.trainer.models.model import Model
 from runyard.trainer.plan import Choice, Plan, with_choice
-from runyard.trainer.steps.autotune import Draw, gain_of
-from runyard.trainer.steps.features import FeatureEncoder, FeaturesVary, FrozenTower
-from runyard.trainer.steps.losses import TokenLosses, base_of
+from runyard.trainer.steps.autotune import BuildBatch, measure_speedup
+from runyard.trainer.steps.features import FeatureEncoder, FeaturesNotReusable, FrozenTower
+from runyard.trainer.steps.losses import TokenLosses, get_base_model
 
-MOST_SAMPLES_LOOKED_AT = 20_000  # to know how lengths are spread
-PROBED_BATCHES = 3
-LEAST_GAIN = 1.02  # less is noise, and not worth disk or rows that nobody can read
+MAX_LENGTHS_SAMPLED = 20_000  # enough to know the distribution of lengths
+MEASURED_BATCHES = 3
+MIN_SPEEDUP = 1.02  # less is noise, and not worth disk space or rows that are hard to inspect
 
 
-def some_batches(recipe: ResolvedFlow, lengths: Any, size: int) -> list[list[int]]:
-    """Batches of so many samples as the first epoch has them, without going through all of very large data."""
+def sample_batches(recipe: ResolvedFlow, lengths: Any, size: int) -> list[list[int]]:
+    """Return batches as in the first epoch, of large datasets from the first samples only."""
     return epoch_batches(
-        lengths[:MOST_SAMPLES_LOOKED_AT],
+        lengths[:MAX_LENGTHS_SAMPLED],
         batch_size=size,
         seed=recipe.settings.seed,
         epoch=0,
@@ -47,110 +54,133 @@ def some_batches(recipe: ResolvedFlow, lengths: Any, size: int) -> list[list[int
     )
 
 
-def padding_of(recipe: ResolvedFlow, lengths: Any, size: int) -> float:
-    """Which share of batches of so many samples would only fill them up."""
-    return padding_share([lengths[batch] for batch in some_batches(recipe, lengths, size)])
+def estimate_padding_share(recipe: ResolvedFlow, lengths: Any, size: int) -> float:
+    """Return the share of padding tokens in padded batches of this size."""
+    return compute_padding_share([lengths[batch] for batch in sample_batches(recipe, lengths, size)])
 
 
 @dataclass
-class Drawing:
-    """Makes ``draw``, which gives the batch of these samples in that epoch."""
+class BatchBuilder:
+    """Chooses ``build``, the function that returns the batch of given samples in a given epoch."""
 
     recipe: ResolvedFlow
     data: Dataset
-    cached: Encodings
+    encodings: Encodings
     encoder: Encoder
     layout: Layout
     model: Model
     losses: TokenLosses
     device: torch.device
-    place: Place
-    told: Told
-    draw: Draw = field(init=False)
+    cache_dir: CacheDir
+    hooks: Hooks
+    build: BuildBatch = field(init=False)
 
     def __post_init__(self) -> None:
         strengths = self.recipe.dataset.augmentation
         if strengths is None or not self.recipe.dataset.varies_images:
-            self.draw = lambda indices, epoch: self.cached.batch(indices)
+            self.build = lambda indices, epoch: self.encodings.make_batch(indices)
         else:
-            vary = varied_by(strengths, self.recipe.settings.seed)
-            self.draw = VariedSamples(self.data.train, self.encoder, self.layout, vary).batch
+            augment = make_augmenter(strengths, self.recipe.settings.seed)
+            self.build = AugmentedSamples(self.data.train, self.encoder, self.layout, augment).make_batch
 
-    def decide(self, plan: Plan, choices: dict[str, bool]) -> Plan:
-        """The plan with nothing left open. What is measured is added to ``choices``."""
+    def resolve_choices(self, plan: Plan, choices: dict[str, bool]) -> Plan:
+        """Return the plan with every open choice made.
+
+        Measured choices are added to ``choices``.
+        """
         if plan.feature_cache is not False:
-            plan = self._decide_features(plan, choices)
+            plan = self._resolve_features(plan, choices)
         if plan.packing is not False:
-            plan = self._decide_packing(plan, choices)
+            plan = self._resolve_packing(plan, choices)
         return plan
 
-    def _decide_packing(self, plan: Plan, choices: dict[str, bool]) -> Plan:
-        module = base_of(self.model.module)
+    def _resolve_packing(self, plan: Plan, choices: dict[str, bool]) -> Plan:
+        module = get_base_model(self.model.module)
         use_packed_attention(module)
-        padded, positions = self.draw, positions_of(module.model)
+        build_padded, compute_positions = self.build, get_position_function(module.model)
 
-        def packed(indices: Sequence[int], epoch: int) -> Batch:
-            return pack(padded(indices, epoch), positions)
+        def build_packed(indices: Sequence[int], epoch: int) -> Batch:
+            return pack(build_padded(indices, epoch), compute_positions)
 
         if plan.packing is None:
-            plan = self._measured(plan, "packing", choices, lambda: self._gain(packed, self._batches(plan)))
+            plan = self._choose_by_speedup(
+                plan,
+                "packing",
+                choices,
+                lambda: self._measure_speedup(build_packed, self._sample_batches(plan)),
+            )
         if plan.packing:
-            self.draw = packed
+            self.build = build_packed
         return plan
 
-    def _decide_features(self, plan: Plan, choices: dict[str, bool]) -> Plan:
+    def _resolve_features(self, plan: Plan, choices: dict[str, bool]) -> Plan:
         tower = FrozenTower(self.model.module, self.model.parts, self.losses, self.device)
-        encoder = FeatureEncoder(self.encoder, tower, look=self.told.look)
+        encoder = FeatureEncoder(self.encoder, tower, check_cancelled=self.hooks.check_cancelled)
         try:
             tower.check(self.encoder.encode(self.data.train[0]).images)
-            self.losses.from_features = tower.outputs
+            self.losses.expand_features = tower.expand
             if plan.feature_cache is None:
-                plan = self._measured(plan, "featureCache", choices, lambda: self._features_gain(encoder, plan))
+                plan = self._choose_by_speedup(
+                    plan,
+                    "featureCache",
+                    choices,
+                    lambda: self._measure_feature_speedup(encoder, plan),
+                )
             if plan.feature_cache:
-                kept = self._kept(encoder)
-                self.draw = lambda indices, epoch: kept.batch(indices)
-        except FeaturesVary as error:
+                features = self._encode_features(encoder)
+                self.build = lambda indices, epoch: features.make_batch(indices)
+        except FeaturesNotReusable as error:
             plan = with_choice(plan, "featureCache", False, str(error))
         return plan
 
-    def _features_gain(self, encoder: FeatureEncoder, plan: Plan) -> float | None:
-        """How much faster a step is with features, where there is room for them."""
-        batches = self._batches(plan)
-        numbers = sorted({index for batch in batches for index in batch})
-        some = EncodedSamples([encoder.encode(self.data.train[index]) for index in numbers], self.layout)
-        needed_bytes = some.size_bytes // len(numbers) * len(self.data.train)
-        if isinstance(self.data.train, Selection) and not self._has_room(needed_bytes):
-            raise FeaturesVary(f"{needed_bytes >> 20:,} MiB of features find no room in the cache")
-        at = {index: place for place, index in enumerate(numbers)}
-        return self._gain(lambda indices, epoch: some.batch([at[index] for index in indices]), batches)
+    def _measure_feature_speedup(self, encoder: FeatureEncoder, plan: Plan) -> float | None:
+        """Return the speedup of steps with stored features.
 
-    def _has_room(self, needed_bytes: int) -> bool:
-        root = self.place.root
+        Raise FeaturesNotReusable if they do not fit.
+        """
+        batches = self._sample_batches(plan)
+        numbers = sorted({index for batch in batches for index in batch})
+        some = InMemoryEncodings([encoder.encode(self.data.train[index]) for index in numbers], self.layout)
+        needed_bytes = some.size_bytes // len(numbers) * len(self.data.train)
+        if isinstance(self.data.train, Selection) and not self._has_space(needed_bytes):
+            raise FeaturesNotReusable(f"{needed_bytes >> 20:,} MiB of features do not fit into the cache")
+        at = {index: row for row, index in enumerate(numbers)}
+        return self._measure_speedup(lambda indices, epoch: some.make_batch([at[index] for index in indices]), batches)
+
+    def _has_space(self, needed_bytes: int) -> bool:
+        root = self.cache_dir.root
         return (
             root is not None
-            and needed_bytes <= self.place.limit_bytes
-            and needed_bytes + self.place.spare_bytes <= free_bytes(root)
+            and needed_bytes <= self.cache_dir.limit_bytes
+            and needed_bytes + self.cache_dir.spare_bytes <= free_bytes(root)
         )
 
-    def _kept(self, encoder: FeatureEncoder) -> Encodings:
-        """All samples of the training with their features, from files of other runs as far as there are such."""
+    def _encode_features(self, encoder: FeatureEncoder) -> Encodings:
+        """Return all training samples with features, from existing shards where possible."""
         train = self.data.train
         if not isinstance(train, Selection):
-            return EncodedSamples([encoder.encode(sample) for sample in train], self.layout)
-        return encode_all([train], encoder, self.place, self.told).part(train, self.layout)
+            return InMemoryEncodings([encoder.encode(sample) for sample in train], self.layout)
+        return encode_all([train], encoder, self.cache_dir, self.hooks).select(train, self.layout)
 
-    def _batches(self, plan: Plan) -> list[list[int]]:
-        return some_batches(self.recipe, self.cached.lengths, plan.micro_batch_size)[:PROBED_BATCHES]
+    def _sample_batches(self, plan: Plan) -> list[list[int]]:
+        return sample_batches(self.recipe, self.encodings.lengths, plan.micro_batch_size)[:MEASURED_BATCHES]
 
-    def _gain(self, new: Draw, batches: list[list[int]]) -> float | None:
-        return gain_of(new, self.draw, batches, self.losses, device=self.device)
+    def _measure_speedup(self, new: BuildBatch, batches: list[list[int]]) -> float | None:
+        return measure_speedup(new, self.build, batches, self.losses, device=self.device)
 
     @staticmethod
-    def _measured(plan: Plan, name: Choice, choices: dict[str, bool], measure: Callable[[], float | None]) -> Plan:
-        """Take what is faster; a training that goes on does so as it began."""
+    def _choose_by_speedup(
+        plan: Plan, name: Choice, choices: dict[str, bool], measure: Callable[[], float | None]
+    ) -> Plan:
+        """Return the plan with the faster choice.
+
+        A resumed run keeps the choice of its checkpoint.
+        """
         if name in choices:
-            return with_choice(plan, name, choices[name], "as measured when this training began")
-        gain, before = measure(), plan.document[name]["reason"]
-        choices[name] = gain is not None and gain >= LEAST_GAIN
-        found = "not measured: out of memory" if gain is None else f"steps are {gain:.2f} times as fast (measured)"
+            return with_choice(plan, name, choices[name], "as measured when this training started")
+        speedup, before = measure(), plan.document[name]["reason"]
+        choices[name] = speedup is not None and speedup >= MIN_SPEEDUP
+        found = (
+            "not measured: out of memory" if speedup is None else f"steps are {speedup:.2f} times as fast (measured)"
+        )
         return with_choice(plan, name, choices[name], f"{before}; {found}")

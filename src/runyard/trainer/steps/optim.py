@@ -1,8 +1,8 @@
-"""From gradients to steps: which parameters move how fast, by which rule, on which curve.
+"""From gradients to updates: parameter groups, optimizers and the learning-rate schedule.
 
-Parameters are grouped by part of the model (vision, projector, language), as each may have its own rate, and by whether
-they decay: matrices do, gains and biases do not. The curve is a pure function of the step, so there is nothing about
-it to save.
+Parameters are grouped by part of the model (vision, projector, language), since each may have its
+own learning rate, and by weight decay: matrices decay, biases and normalization gains do not. The
+schedule is a pure function of the step, so it has no state to save.
 """
 
 import math
@@ -14,11 +14,12 @@ from runyard.extras import install_command
 from runyard.flows.blocks import LearningRates, Schedule
 from runyard.flows.blocks import Optimizer as OptimizerSettings
 from runyard.trainer.errors import InvalidFlow
-from runyard.trainer.families import Parts, part_of
+from runyard.trainer.families import FamilyParts, find_part
 
-# Muon's steps have unit spectral norm, so its rates are larger than AdamW's; 5 was found best on the tiny model.
+# Muon's updates have unit spectral norm, so its rates are larger than AdamW's; 5 was best on the
+# tiny model (measured).
 MUON_RATE_FACTOR = 5.0
-STABLE_SHARE = 0.8  # of wsd: the share of the run before the rate falls
+STABLE_SHARE = 0.8  # of wsd: the share of the run before the rate decays
 Named = list[tuple[str, torch.nn.Parameter]]
 
 
@@ -28,12 +29,14 @@ def make_optimizers(
     *,
     learning_rate: float,
     rates: LearningRates | None,
-    parts: Parts,
+    parts: FamilyParts,
     device: torch.device,
 ) -> list[torch.optim.Optimizer]:
-    """One optimizer, or two with muon (which takes hidden matrices only; AdamW takes the rest).
+    """Return one optimizer, or two with muon (for hidden matrices; AdamW takes the rest).
 
-    Every group carries ``base_lr``, which the schedule multiplies.
+    Every group has ``base_lr``, which the schedule multiplies. Sources: AdamW (Loshchilov & Hutter
+    2019), SGD with Nesterov momentum (Sutskever et al. 2013), Adafactor (Shazeer & Stern 2018),
+    Muon (Jordan et al. 2024), 8-bit AdamW (Dettmers et al. 2022).
 
     Raises:
         InvalidFlow: the optimizer is not available here.
@@ -41,7 +44,14 @@ def make_optimizers(
     decay, betas = settings.weight_decay, settings.betas
 
     def groups(chosen: Named, factor: float = 1.0) -> list[dict[str, Any]]:
-        return _groups(chosen, learning_rate=learning_rate, rates=rates, parts=parts, decay=decay, factor=factor)
+        return _make_groups(
+            chosen,
+            learning_rate=learning_rate,
+            rates=rates,
+            parts=parts,
+            decay=decay,
+            factor=factor,
+        )
 
     match settings.name:
         case "adamw":
@@ -51,7 +61,7 @@ def make_optimizers(
         case "adafactor":
             return [torch.optim.Adafactor(groups(parameters))]
         case "muon":
-            hidden = [(n, p) for n, p in parameters if p.dim() == 2 and not _is_table(n)]
+            hidden = [(n, p) for n, p in parameters if p.dim() == 2 and not _is_embedding(n)]
             chosen = {name for name, _ in hidden}
             rest = [(n, p) for n, p in parameters if n not in chosen]
             optimizers: list[torch.optim.Optimizer] = []
@@ -61,12 +71,16 @@ def make_optimizers(
                 optimizers.append(torch.optim.AdamW(groups(rest), betas=betas, fused=True))
             return optimizers
         case "adamw8bit":
-            return [_adamw8bit(groups(parameters), betas, device)]
-    raise InvalidFlow(f"optimizer {settings.name!r} is not known here")
+            return [_make_adamw8bit(groups(parameters), betas, device)]
+    raise InvalidFlow(f"unknown optimizer {settings.name!r}")
 
 
 def rate_factor(step: int, *, total: int, warmup: int, schedule: Schedule) -> float:
-    """What the base rates are multiplied by at ``step`` (from 0)."""
+    """Return the factor of the base learning rates at ``step`` (from 0), after a linear warm-up.
+
+    ``cosine``: Loshchilov & Hutter 2017 (SGDR), without restarts. ``wsd``: warm-up, stable, decay
+    (Hu et al. 2024, MiniCPM), with a linear decay.
+    """
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
@@ -82,7 +96,7 @@ def rate_factor(step: int, *, total: int, warmup: int, schedule: Schedule) -> fl
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> float:
-    """Set every group's rate; returns the highest, for the record."""
+    """Set every group's learning rate and return the highest, for logging."""
     highest = 0.0
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -91,12 +105,18 @@ def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> float:
     return highest
 
 
-def _groups(
-    parameters: Named, *, learning_rate: float, rates: LearningRates | None, parts: Parts, decay: float, factor: float
+def _make_groups(
+    parameters: Named,
+    *,
+    learning_rate: float,
+    rates: LearningRates | None,
+    parts: FamilyParts,
+    decay: float,
+    factor: float,
 ) -> list[dict[str, Any]]:
     found: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in parameters:
-        own = getattr(rates, part_of(name, parts)) if rates is not None else None
+        own = getattr(rates, find_part(name, parts)) if rates is not None else None
         rate = (learning_rate if own is None else own) * factor
         found.setdefault((rate, decay if parameter.dim() >= 2 else 0.0), []).append(parameter)
     return [
@@ -105,12 +125,12 @@ def _groups(
     ]
 
 
-def _is_table(name: str) -> bool:
-    """Embeddings and output layers: matrices whose rows are words, which muon is not for."""
+def _is_embedding(name: str) -> bool:
+    """Return whether a matrix is an embedding or output layer, which Muon is not meant for."""
     return "embed" in name or "lm_head" in name
 
 
-def _adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], device: torch.device) -> Any:
+def _make_adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], device: torch.device) -> Any:
     try:
         import bitsandbytes
     except ImportError as error:
