@@ -30,10 +30,10 @@ from train_speed import RESULTS, machine, say, write_results
 from runyard.model_folders import ModelFolders
 from runyard.trainer.data.cache import Hooks
 from runyard.trainer.export.predict import silence_libraries
-from runyard.trainer.main import _machine, _read_run, preload
+from runyard.trainer.main import detect_machine, parse_run, preload
 from runyard.trainer.prepare import Job, prepare
 from runyard.trainer.steps.memory import measure_step_memory, retain_freed_memory, return_freed_memory, trim_heap
-from runyard.trainer.train import _accumulate, _move
+from runyard.trainer.train import accumulate_gradients, optimizer_step
 from tests.trainer import miniatures
 
 BAR = 0.15
@@ -194,17 +194,22 @@ def measure(home: Path, case: tuple[Any, ...], answer: Any, is_ample: bool) -> N
         "settings": {},
         "blocks": [{"block": name, "settings": value, "style": {}} for name, value in blocks.items()],
     }
-    run, recipe = _read_run(
+    run, recipe = parse_run(
         {"run": {"kind": "Run", "workspaceId": "org", "runId": "run", "spec": {"flow": flow}}, "attempt": 1}
     )
     with tempfile.TemporaryDirectory(dir=home) as folder:
         made = prepare(
             Job(folder=Path(folder), run=run, recipe=recipe, models={}, folders=ModelFolders((home,), home / "data")),
-            _machine(1),
-            told=Hooks(),
+            detect_machine(1),
+            hooks=Hooks(),
         )
         step = measure_step_memory(
-            made.draw, made.losses, made.optimizers, longest=made.longest, plan=made.plan, device=made.device
+            made.build_batch,
+            made.losses,
+            made.optimizers,
+            longest=made.longest_index,
+            plan=made.plan,
+            device=made.device,
         )
         predicted = step.peak(micro, BATCH)
         trim_heap()
@@ -212,8 +217,8 @@ def measure(home: Path, case: tuple[Any, ...], answer: Any, is_ample: bool) -> N
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
         for _ in range(STEPS):
-            _accumulate(made, [made.longest] * BATCH, 0, micro)
-            _move(made, 1.0)
+            accumulate_gradients(made, [made.longest_index] * BATCH, 0, micro)
+            optimizer_step(made, 1.0)
         answer.send((before, predicted, resident("VmHWM") - before))
 
 

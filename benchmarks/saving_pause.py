@@ -118,9 +118,9 @@ def run(attempt: Path, output: Path, way: str, threads: int) -> None:
     if way == "synchronous":
         async_checkpoint.available_bytes = lambda _: 0
     clock = Pauses()
-    train._save = clock.over(train._save)
-    for name in ("look", "finish", "wait_for_copies"):
-        setattr(async_checkpoint.Saver, name, clock.over(getattr(async_checkpoint.Saver, name)))
+    train.TrainLoop.save = clock.over(train.TrainLoop.save)
+    for name in ("poll", "wait", "wait_for_copies"):
+        setattr(async_checkpoint.AsyncCheckpointer, name, clock.over(getattr(async_checkpoint.AsyncCheckpointer, name)))
     stamps: list[float] = []
 
     def now_ms() -> int:

@@ -287,12 +287,12 @@ class SaveOperation(Operation):
 
     def _make(self, attempt: Path) -> Any:
         from runyard.trainer.data.cache import Hooks
-        from runyard.trainer.main import _machine, _read_run
+        from runyard.trainer.main import detect_machine, parse_run
         from runyard.trainer.prepare import Job, prepare
 
-        run, recipe = _read_run(rundir.read_json(rundir.AttemptDir(attempt).run) or {})
+        run, recipe = parse_run(rundir.read_json(rundir.AttemptDir(attempt).run) or {})
         job = Job(folder=attempt, run=run, recipe=recipe, models={}, resume=None)
-        return prepare(job, _machine(1), told=Hooks())
+        return prepare(job, detect_machine(1), hooks=Hooks())
 
     def _save(
         self,
@@ -301,11 +301,11 @@ class SaveOperation(Operation):
         begin: Callable[[], None] = lambda: None,
         end: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        from runyard.trainer.checkpoints.checkpoint import Saved, contents_of, save_checkpoint
+        from runyard.trainer.checkpoints.checkpoint import SavedCheckpoint, collect_contents, save_checkpoint
 
         made = self._get_state(attempt)
         made.progress.step = step
-        before = Saved("step-1", rundir.AttemptDir(attempt).checkpoints / "step-1") if step > 1 else None
+        before = SavedCheckpoint("step-1", rundir.AttemptDir(attempt).checkpoints / "step-1") if step > 1 else None
 
         def save() -> bool:
             try:
@@ -313,7 +313,7 @@ class SaveOperation(Operation):
                     attempt,
                     f"step-{step}",
                     made.model,
-                    contents_of(made.model, made.optimizers, made.progress, run_document=made.run_document),
+                    collect_contents(made.model, made.optimizers, made.progress, run_document=made.run_document),
                     metrics={},
                     is_best=False,
                     previous=before,

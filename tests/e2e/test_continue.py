@@ -45,7 +45,7 @@ def test_a_run_continued_and_one_branched_end_bit_for_bit_where_an_undisturbed_o
     origins = [run.spec.resume_from for run in runs]
     assert [origin and origin.checkpoint for origin in origins] == [None, "epoch-2", "epoch-1"]
     told = [line.text for line in client.runs.logs(continued.run_id, stream="events")]
-    assert f"Preparing: Going on from run {first.run_id}, checkpoint epoch-2, step 4" in told
+    assert f"Preparing: Resuming from run {first.run_id}, checkpoint epoch-2, step 4" in told
     assert [point.step for point in client.runs.metrics(continued.run_id) if "loss" in point.values] == [5, 6]
     expected, *found = [weights(client, run.run_id, tmp_path) for run in runs]
     for tensors in found:

@@ -17,7 +17,7 @@ import pytest
 
 from runyard import processes, rundir
 from runyard.supervisor.main import count_excess_bytes
-from runyard.trainer.main import _is_told_by_files
+from runyard.trainer.main import is_stop_requested
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
 
@@ -146,13 +146,13 @@ def test_the_supervisor_keeps_its_trainers_permit_fresh_and_a_stopped_one_does_n
     monkeypatch.setattr(rundir, "PERMIT_S", 2 * rundir.PERMIT_EVERY_S)
     start(folder, IDLE)
     server.wait_for((folder / "ready").exists)
-    assert not _is_told_by_files(folder)
+    assert not is_stop_requested(folder)
     written = rundir.read_permit_age_s(folder, 0.0)
     assert written is not None
     assert rundir.is_permit_fresh(folder, rundir.PERMIT_S - written)
     assert not rundir.is_permit_fresh(folder, rundir.PERMIT_S - written + 0.01)
     monkeypatch.setattr(time, "monotonic", lambda: rundir.PERMIT_S - written + 1000.0)
-    assert _is_told_by_files(folder), "the trainer saves and stops by itself"
+    assert is_stop_requested(folder), "the trainer saves and stops by itself"
 
 
 def test_a_permit_is_renewed_repeatedly(folder: Path, server: Any, start: Start) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on: the same bytes, the same promises."""
+"""Checkpoints that are written while training continues: the same bytes and guarantees."""
 
 import os
 import signal
@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-import runyard.trainer.checkpoints.async_checkpoint as saving_module
+import runyard.trainer.checkpoints.async_checkpoint as async_checkpoint_module
 import runyard.trainer.checkpoints.checkpoint as checkpoint_module
 import runyard.trainer.train as train_module
 from runyard import rundir
 from runyard.rundir import EventWriter, read_json
-from runyard.trainer.checkpoints.async_checkpoint import Copies, Saver
-from runyard.trainer.checkpoints.checkpoint import Contents
+from runyard.trainer.checkpoints.async_checkpoint import AsyncCheckpointer, HostBuffers
+from runyard.trainer.checkpoints.checkpoint import CheckpointContents
 from runyard.trainer.main import train_attempt
 from runyard.trainer.steps.memory import AvailableMemory
 
@@ -26,7 +26,7 @@ HELD_S = 30.0  # at most, should a test go wrong
 CPU = torch.device("cpu")
 
 
-def recipe(steps: int = 7, every: int = 4, **model: Any) -> dict[str, dict[str, Any]]:
+def make_blocks(steps: int = 7, every: int = 4, **model: Any) -> dict[str, dict[str, Any]]:
     settings = {"hyperparameters": {"maxSteps": steps, "batchSize": 4}, "checkpoint": {"every": {"steps": every}}}
     return {
         "vi-dataset": {"maxSamples": 32, "validationFraction": 0.25},
@@ -35,7 +35,7 @@ def recipe(steps: int = 7, every: int = 4, **model: Any) -> dict[str, dict[str, 
 
 
 class Held:
-    """Holds the first save at its beginning, once the loop has gone on, until ``release`` is called."""
+    """Blocks the first save at its start until ``release`` is called."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         save, self.calls, self._released = train_module.save_checkpoint, 0, threading.Event()
@@ -53,7 +53,7 @@ class Held:
 
 
 def before(module: Any, name: str, call: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do something at the beginning of the given call (from 1) of a function."""
+    """Do something at the start of the given call (from 1) of a function."""
     kept, calls = getattr(module, name), []
 
     def with_act(*arguments: Any, **named: Any) -> Any:
@@ -66,64 +66,64 @@ def before(module: Any, name: str, call: int, act: Callable[[], None], monkeypat
 
 
 def content_of(checkpoint: Path) -> dict[str, Any]:
-    """Hashes of all that is not told by clocks or names, and the counters."""
+    """Return hashes of everything that does not depend on time or names, and the counters."""
     manifest = read_json(checkpoint / "manifest.json")
     assert manifest is not None
     assert rundir.is_proven(checkpoint, manifest)
     state = read_json(checkpoint / "training_state" / "state.json")
     assert state is not None
     state["progress"].pop("trainSeconds")
-    told = {file["path"]: file["sha256"] for file in manifest["files"] if not file["path"].endswith("json")}
-    return told | {"state": state, "step": manifest["step"]}
+    hashes = {file["path"]: file["sha256"] for file in manifest["files"] if not file["path"].endswith("json")}
+    return hashes | {"state": state, "step": manifest["step"]}
 
 
 @pytest.mark.parametrize("mode", ["full", "frozen", "lora"])
-def test_what_is_written_while_training_goes_on_is_bit_for_bit_what_stood_at_its_step(
+def test_a_checkpoint_written_in_the_background_equals_a_synchronous_one_bit_for_bit(
     mode: str,
     make_attempt: Callable[..., Path],
     miniature: Any,
     events_of: EventsOf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The copies take longer than a step's gradients, and the writer begins when three steps more are done."""
+    """Copying takes longer than a step's gradients, and writing starts three steps later."""
     wanted = {
-        "full": recipe(),
-        "frozen": recipe(training={"freeze": ["vision"]}),
-        "lora": recipe(
+        "full": make_blocks(),
+        "frozen": make_blocks(training={"freeze": ["vision"]}),
+        "lora": make_blocks(
             training={"mode": "lora"},
             architecture={"weights": str(miniature("llava"))},
             compute={"precisionType": "float32"},
         ),
     }[mode]
-    beside, at_once = make_attempt(wanted, run="beside"), make_attempt(wanted, run="at-once")
+    background, synchronous = make_attempt(wanted, run="background"), make_attempt(wanted, run="synchronous")
     with monkeypatch.context() as patch:
-        held, fill = Held(patch), saving_module.Copied.fill
+        held, fill = Held(patch), async_checkpoint_module.StagedContents.fill
 
         def slowly(self: Any) -> None:
             time.sleep(0.3)
             fill(self)
 
-        patch.setattr(saving_module.Copied, "fill", slowly)
-        before(train_module, "_accumulate", 7, held.release, patch)
-        assert train_attempt(beside) == 0
-    lines, _ = rundir.read_lines(beside / "events.jsonl", 0)
-    told = [line for line in lines if '"ev": "checkpoint"' in line or '"ev": "step"' in line]
-    assert ['"ev": "checkpoint"' in line for line in told] == [False] * 7 + [True] * 2
-    assert events_of(beside, "warning") == []
+        patch.setattr(async_checkpoint_module.StagedContents, "fill", slowly)
+        before(train_module, "accumulate_gradients", 7, held.release, patch)
+        assert train_attempt(background) == 0
+    lines, _ = rundir.read_lines(background / "events.jsonl", 0)
+    written = [line for line in lines if '"ev": "checkpoint"' in line or '"ev": "step"' in line]
+    assert ['"ev": "checkpoint"' in line for line in written] == [False] * 7 + [True] * 2
+    assert events_of(background, "warning") == []
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving_module, "available_bytes", lambda _: 0)
-        assert train_attempt(at_once) == 0
-    (warning,) = events_of(at_once, "warning")
-    assert "training waits while checkpoints are written" in warning["message"]
+        patch.setattr(async_checkpoint_module, "available_bytes", lambda _: 0)
+        assert train_attempt(synchronous) == 0
+    (warning,) = events_of(synchronous, "warning")
+    assert "not enough host memory for asynchronous checkpointing" in warning["message"]
     for name in ("step-4", "step-7"):
-        assert content_of(beside / "checkpoints" / name) == content_of(at_once / "checkpoints" / name)
+        assert content_of(background / "checkpoints" / name) == content_of(synchronous / "checkpoints" / name)
 
 
-def test_what_is_told_of_the_steps_is_durable_before_their_checkpoint_is_written(
+def test_events_of_the_steps_are_durable_before_their_checkpoint_is_written(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, sync, save = make_attempt(recipe()), EventWriter.sync, train_module.save_checkpoint
+    folder, sync, save = make_attempt(make_blocks()), EventWriter.sync, train_module.save_checkpoint
     durable, order = [0], []
 
     def synced(self: EventWriter) -> None:
@@ -131,7 +131,7 @@ def test_what_is_told_of_the_steps_is_durable_before_their_checkpoint_is_written
         sync(self)
         durable.append(last)
 
-    def noted(attempt: Path, name: str, model: Any, contents: Contents, **named: Any) -> Any:
+    def noted(attempt: Path, name: str, model: Any, contents: CheckpointContents, **named: Any) -> Any:
         order.append((contents.step, durable[-1] >= contents.step))
         return save(attempt, name, model, contents, **named)
 
@@ -144,9 +144,9 @@ def test_what_is_told_of_the_steps_is_durable_before_their_checkpoint_is_written
 def test_a_stop_during_a_write_waits_for_it_and_saves_the_newest_step(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, held = make_attempt(recipe()), Held(monkeypatch)
-    before(train_module, "_accumulate", 6, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
-    before(Saver, "finish", 2, held.release, monkeypatch)  # the first is that before the save of step 4
+    folder, held = make_attempt(make_blocks()), Held(monkeypatch)
+    before(train_module, "accumulate_gradients", 6, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
+    before(AsyncCheckpointer, "wait", 2, held.release, monkeypatch)  # the first is that before the save of step 4
     kept = signal.getsignal(signal.SIGTERM)
     try:
         assert train_attempt(folder) == 75
@@ -163,23 +163,23 @@ def test_a_stop_during_a_write_waits_for_it_and_saves_the_newest_step(
 def test_a_stop_at_the_step_that_is_being_written_saves_it_once(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, held = make_attempt(recipe()), Held(monkeypatch)
-    before(Saver, "begin", 1, lambda: (folder / "stop.json").write_text("{}") and None, monkeypatch)
-    before(Saver, "finish", 2, held.release, monkeypatch)
+    folder, held = make_attempt(make_blocks()), Held(monkeypatch)
+    before(AsyncCheckpointer, "submit", 1, lambda: (folder / "stop.json").write_text("{}") and None, monkeypatch)
+    before(AsyncCheckpointer, "wait", 2, held.release, monkeypatch)
     assert train_attempt(folder) == 75
     assert held.calls == 1
     assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == ["step-4"]
 
 
-def test_a_run_that_fails_while_a_checkpoint_is_written_still_has_and_names_it(
+def test_a_run_that_fails_during_a_write_completes_and_names_that_checkpoint(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverge() -> None:
         held.release()
         raise train_module.NotFinite("the loss is nan")
 
-    folder, held = make_attempt(recipe()), Held(monkeypatch)
-    before(train_module, "_move", 6, diverge, monkeypatch)
+    folder, held = make_attempt(make_blocks()), Held(monkeypatch)
+    before(train_module, "optimizer_step", 6, diverge, monkeypatch)
     assert train_attempt(folder) == 64
     result = read_json(folder / "result.json")
     assert result is not None
@@ -188,25 +188,25 @@ def test_a_run_that_fails_while_a_checkpoint_is_written_still_has_and_names_it(
     assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == ["step-4"]
 
 
-def test_a_disk_that_fails_again_and_again_ends_the_attempt_with_nothing_half_written(
+def test_repeated_disk_errors_end_the_attempt_and_leave_nothing_half_written(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(_: Path) -> None:
         raise OSError(5, os.strerror(5))
 
     monkeypatch.setattr(checkpoint_module, "_fsync_file", failing)
-    folder = make_attempt(recipe(steps=40))
+    folder = make_attempt(make_blocks(steps=40))
     assert train_attempt(folder) == 1
     assert not (folder / "result.json").exists()
     assert list((folder / "checkpoints").iterdir()) == []
-    assert len(events_of(folder, "warning")) == train_module.SAVE_TRIES - 1
+    assert len(events_of(folder, "warning")) == async_checkpoint_module.MAX_SAVE_ATTEMPTS - 1
 
 
 @pytest.mark.e2e
 def test_a_kill_during_a_write_leaves_only_proven_checkpoints(
     make_attempt: Callable[..., Path], events_of: EventsOf, fork: Callable[..., Any]
 ) -> None:
-    folder = make_attempt(recipe(steps=2000, every=4))
+    folder = make_attempt(make_blocks(steps=2000, every=4))
 
     def with_a_slow_disk() -> int:
         fsync, asked = checkpoint_module._fsync_file, []
@@ -236,53 +236,52 @@ def test_a_kill_during_a_write_leaves_only_proven_checkpoints(
     assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == ["step-4"]
 
 
-def contents(**weights: torch.Tensor) -> Contents:
-    return Contents(
+def contents(**weights: torch.Tensor) -> CheckpointContents:
+    return CheckpointContents(
         weights=weights, tensors={}, state={}, step=1, epoch=1.0, run_document={}, processor={"of": "the model"}
     )
 
 
-def test_copies_take_memory_once_and_what_is_tied_stays_tied() -> None:
-    table, copies = torch.nn.Parameter(torch.arange(6.0).view(2, 3)), Copies()
-    first = copies.hold(contents(embed=table, head=table), CPU)
+def test_copies_allocate_once_and_tied_weights_stay_tied() -> None:
+    table, copies = torch.nn.Parameter(torch.arange(6.0).view(2, 3)), HostBuffers()
+    first = copies.stage(contents(embed=table, head=table), CPU)
     first.fill()
     with torch.no_grad():
         table += 1
     assert first.contents.weights["embed"].tolist() == [[0, 1, 2], [3, 4, 5]]
-    second = copies.hold(contents(embed=table, head=table), CPU)
+    second = copies.stage(contents(embed=table, head=table), CPU)
     second.fill()
     places = {copied.contents.weights[name].data_ptr() for copied in (first, second) for name in ("embed", "head")}
     assert len(places) == 1
     assert second.contents.weights["head"].tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
-def test_buffers_are_copied_at_once_and_what_nobody_trains_not_at_all() -> None:
+def test_buffers_are_copied_at_once_and_frozen_weights_are_not_copied() -> None:
     buffer, frozen = torch.tensor([1.0]), torch.nn.Parameter(torch.tensor([2.0]), requires_grad=False)
-    held = Copies().hold(contents(mean=buffer, frozen=frozen), CPU).contents
+    held = HostBuffers().stage(contents(mean=buffer, frozen=frozen), CPU).contents
     buffer += 1
     assert held.weights["mean"].tolist() == [1.0]
     assert held.weights["frozen"] is frozen
 
 
-def test_memory_that_a_step_will_take_again_is_not_free_for_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_a_step_will_need_again_is_not_free_for_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     free = 10**12
-    monkeypatch.setattr(
-        saving_module, "read_host_memory", lambda _: AvailableMemory(used=10**9, free=free, total=2 * free)
+    monkeypatch.setattr(async_checkpoint_module, "read_host_memory", lambda _: AvailableMemory(used=10**9, free=free, total=2 * free)
     )
-    assert saving_module.available_bytes(free) == 10**9
-    copies = Copies()
+    assert async_checkpoint_module.available_bytes(free) == 10**9
+    copies = HostBuffers()
     copies.peak_bytes = free + 10**9
     with pytest.raises(MemoryError, match="0 MiB are free"):
-        copies.hold(contents(weight=torch.nn.Parameter(torch.ones(1))), CPU)
+        copies.stage(contents(weight=torch.nn.Parameter(torch.ones(1))), CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64])
-def test_a_copy_is_exact_whatever_the_tensor(dtype: torch.dtype) -> None:
+def test_a_copy_is_exact_for_every_kind_of_tensor(dtype: torch.dtype) -> None:
     whole = torch.arange(12).view(3, 4).to(dtype)
     given = {"whole": whole, "turned": whole.t(), "part": whole[:, 1], "one": whole[1, 1], "none": whole[:0]}
     parameters = {
         name: torch.nn.Parameter(value.clone(), requires_grad=dtype.is_floating_point) for name, value in given.items()
     }
-    copied = Copies().hold(contents(**(parameters if dtype.is_floating_point else given)), CPU)
+    copied = HostBuffers().stage(contents(**(parameters if dtype.is_floating_point else given)), CPU)
     copied.fill()
     assert all(torch.equal(copied.contents.weights[name], value) for name, value in given.items())

@@ -1,4 +1,4 @@
-"""A run that goes on from another run's checkpoint: exact where the schedule allows it, refused where it cannot be."""
+"""Runs that resume from another run's checkpoint: exact if the schedule permits, refused if it does not fit."""
 
 import json
 import shutil
@@ -18,15 +18,15 @@ MakeAttempt = Callable[..., Path]
 CONSTANT = {"name": "constant", "warmupFraction": 0}
 
 
-def recipe(epochs: int, **model: Any) -> dict[str, dict[str, Any]]:
-    """Two steps an epoch, at a rate that does not depend on how many there will be."""
+def make_blocks(epochs: int, **model: Any) -> dict[str, dict[str, Any]]:
+    """Return blocks with two steps per epoch and a constant learning rate."""
     numbers = {"epochs": epochs, "schedule": CONSTANT} | model.pop("hyperparameters", {})
     model = {"validation": {"maxSamples": 8}, "hyperparameters": numbers, "checkpoint": {"keep": 9}} | model
     return {"vi-dataset": {"maxSamples": 64}, "vi-model": model}
 
 
-def continuing(folder: Path, checkpoint: Path) -> Path:
-    """Make an attempt one of a run that goes on from another run's checkpoint, as server and supervisor do."""
+def resume_from(folder: Path, checkpoint: Path) -> Path:
+    """Let an attempt resume from another run's checkpoint, as server and supervisor do."""
     manifest = read_json(checkpoint / "manifest.json")
     assert manifest is not None
     document = json.loads((folder / "run.json").read_text())
@@ -54,55 +54,55 @@ def differing(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> lis
 
 @pytest.fixture(scope="module")
 def whole(write_attempt: MakeAttempt, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four epochs, undisturbed."""
-    folder = write_attempt(tmp_path_factory.mktemp("whole"), recipe(4))
+    """A finished run of four epochs."""
+    folder = write_attempt(tmp_path_factory.mktemp("whole"), make_blocks(4))
     assert train_attempt(folder) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def half(write_attempt: MakeAttempt, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two epochs, and over."""
-    folder = write_attempt(tmp_path_factory.mktemp("half"), recipe(2))
+    """A finished run of two epochs."""
+    folder = write_attempt(tmp_path_factory.mktemp("half"), make_blocks(2))
     assert train_attempt(folder) == 0
     return folder
 
 
 @pytest.mark.parametrize("checkpoint", ["epoch-2", "epoch-1"])
-def test_two_epochs_continued_to_four_are_four_undisturbed_ones_bit_for_bit(
+def test_two_epochs_resumed_to_four_equal_four_uninterrupted_ones_bit_for_bit(
     checkpoint: str, whole: Path, half: Path, make_attempt: MakeAttempt, events_of: EventsOf
 ) -> None:
     """From the end of the finished run, and as a branch from its middle."""
-    folder = continuing(make_attempt(recipe(4), run="new"), half / "checkpoints" / checkpoint)
+    folder = resume_from(make_attempt(make_blocks(4), run="new"), half / "checkpoints" / checkpoint)
     assert train_attempt(folder) == 0
     assert differing(tensors(whole), tensors(folder)) == []
     begins_after = 2 * int(checkpoint[-1])
     assert [event["step"] for event in events_of(folder, "step")] == list(range(begins_after + 1, 9))
-    message = f"Going on from run other, checkpoint {checkpoint}, step {begins_after}"
+    message = f"Resuming from run other, checkpoint {checkpoint}, step {begins_after}"
     assert events_of(folder, "phase")[0]["message"] == message
 
 
-def test_a_continued_run_trains_on_data_and_at_a_rate_of_its_own(
+def test_a_run_that_resumes_from_another_has_its_own_data_and_learning_rate(
     half: Path, make_attempt: MakeAttempt, events_of: EventsOf
 ) -> None:
-    changed = recipe(4, hyperparameters={"learningRate": 0.0007})
-    folder = continuing(make_attempt(changed, run="new"), half / "checkpoints" / "epoch-2")
+    changed = make_blocks(4, hyperparameters={"learningRate": 0.0007})
+    folder = resume_from(make_attempt(changed, run="new"), half / "checkpoints" / "epoch-2")
     assert train_attempt(folder) == 0
     assert {event["values"]["learningRate"] for event in events_of(folder, "step")} == {0.0007}
 
 
-def test_what_was_best_in_the_other_run_is_not_best_here(
+def test_the_best_checkpoint_of_the_other_run_is_not_kept(
     half: Path, make_attempt: MakeAttempt, events_of: EventsOf
 ) -> None:
-    """The other run's figure cannot be beaten, and still the first checkpoint of this run is its best so far."""
-    source = make_attempt(recipe(2), run="source") / "checkpoints" / "epoch-2"
+    """The other run's metric cannot be beaten, yet this run's first checkpoint is its best."""
+    source = make_attempt(make_blocks(2), run="source") / "checkpoints" / "epoch-2"
     shutil.copytree(half / "checkpoints" / "epoch-2", source)
     state = json.loads((source / "training_state" / "state.json").read_text())
     state["progress"] |= {"best": 99.0, "bestSeen": 99.0, "bestCheckpoint": "epoch-1", "evaluationsWithoutGain": 50}
     (source / "training_state" / "state.json").write_text(json.dumps(state))
-    proven_again(source)
-    wanted = recipe(3, validation={"maxSamples": 8, "earlyStopping": {"patience": 1}})
-    folder = continuing(make_attempt(wanted, run="new"), source)
+    rewrite_manifest(source)
+    wanted = make_blocks(3, validation={"maxSamples": 8, "earlyStopping": {"patience": 1}})
+    folder = resume_from(make_attempt(wanted, run="new"), source)
     assert train_attempt(folder) == 0
     assert [event["isBest"] for event in events_of(folder, "checkpoint")] == [True]
     saved = json.loads((folder / "checkpoints/epoch-3/training_state/state.json").read_text())
@@ -112,18 +112,18 @@ def test_what_was_best_in_the_other_run_is_not_best_here(
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        (recipe(4, hyperparameters={"optimizer": {"name": "sgd"}}), ["optimizer.name is 'sgd'", "'adamw'"]),
-        (recipe(4, training={"mode": "lora"}), ["training.mode is 'lora'", "'full'"]),
-        (recipe(4, training={"freeze": ["vision"]}), ["training.freeze is ['vision']", "[]"]),
-        (recipe(2), ["stands at step 4", "ends after 4 steps", "raise hyperparameters.epochs or maxSteps"]),
-        (recipe(9, hyperparameters={"maxSteps": 3}), ["stands at step 4", "ends after 3 steps"]),
-        (recipe(4, hyperparameters={"optimizer": {"weightDecay": 0}}), ["groups parameters in another way"]),
+        (make_blocks(4, hyperparameters={"optimizer": {"name": "sgd"}}), ["optimizer.name is 'sgd'", "'adamw'"]),
+        (make_blocks(4, training={"mode": "lora"}), ["training.mode is 'lora'", "'full'"]),
+        (make_blocks(4, training={"freeze": ["vision"]}), ["training.freeze is ['vision']", "[]"]),
+        (make_blocks(2), ["is of step 4", "ends after 4 steps", "hyperparameters.epochs or maxSteps"]),
+        (make_blocks(9, hyperparameters={"maxSteps": 3}), ["is of step 4", "ends after 3 steps"]),
+        (make_blocks(4, hyperparameters={"optimizer": {"weightDecay": 0}}), ["groups parameters differently"]),
     ],
 )
-def test_a_recipe_that_does_not_fit_the_checkpoint_is_refused_in_words(
+def test_a_flow_that_does_not_fit_the_checkpoint_is_refused_with_the_differences(
     wanted: dict[str, Any], words: list[str], half: Path, make_attempt: MakeAttempt
 ) -> None:
-    folder = continuing(make_attempt(wanted, run="new"), half / "checkpoints" / "epoch-2")
+    folder = resume_from(make_attempt(wanted, run="new"), half / "checkpoints" / "epoch-2")
     assert train_attempt(folder) == 64
     result = read_json(folder / "result.json")
     assert result is not None
@@ -132,24 +132,24 @@ def test_a_recipe_that_does_not_fit_the_checkpoint_is_refused_in_words(
 
 
 def test_a_model_of_another_shape_is_refused(half: Path, make_attempt: MakeAttempt, miniature: Any) -> None:
-    wanted = recipe(4, architecture={"weights": str(miniature("llava"))})
-    folder = continuing(make_attempt(wanted, run="new"), half / "checkpoints" / "epoch-2")
+    wanted = make_blocks(4, architecture={"weights": str(miniature("llava"))})
+    folder = resume_from(make_attempt(wanted, run="new"), half / "checkpoints" / "epoch-2")
     assert train_attempt(folder) == 64
     result = read_json(folder / "result.json")
     assert result is not None and "architecture.weights is" in result["message"]
 
 
-def test_an_adapter_is_continued_bit_for_bit_and_its_base_may_go(
+def test_an_adapter_resumes_bit_for_bit_and_its_base_may_be_removed(
     make_attempt: MakeAttempt, miniature: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it was resumed from is removed once a newer checkpoint is stored; saving goes on all the same."""
+    """The checkpoint it resumed from is removed once a newer one is stored; saving still works."""
     import runyard.trainer.train as train_module
 
     lora = {"architecture": {"weights": str(miniature("llava"))}, "training": {"mode": "lora"}}
     lora |= {"compute": {"precisionType": "float32"}}
 
     def wanted(epochs: int) -> dict[str, Any]:
-        made = recipe(epochs, **lora, hyperparameters={"batchSize": 4})
+        made = make_blocks(epochs, **lora, hyperparameters={"batchSize": 4})
         made["vi-dataset"]["maxSamples"] = 8
         return made
 
@@ -157,7 +157,7 @@ def test_an_adapter_is_continued_bit_for_bit_and_its_base_may_go(
     assert train_attempt(whole) == 0
     assert train_attempt(half) == 0
     source = half / "checkpoints" / "epoch-1"
-    folder = continuing(make_attempt(wanted(3), run="new"), source)
+    folder = resume_from(make_attempt(wanted(3), run="new"), source)
     save = train_module.save_checkpoint
 
     def save_and_prune(*arguments: Any, **named: Any) -> Any:
@@ -174,11 +174,13 @@ def test_an_adapter_is_continued_bit_for_bit_and_its_base_may_go(
 
 
 @pytest.mark.parametrize("loss", ["gone", "damaged"])
-def test_a_run_that_shall_go_on_never_begins_from_nothing(loss: str, half: Path, make_attempt: MakeAttempt) -> None:
-    """Another try may find the checkpoint, so this one ends without a last word."""
-    source = make_attempt(recipe(2), run="source") / "checkpoints" / "epoch-2"
+def test_a_run_that_must_resume_never_starts_from_the_beginning(
+    loss: str, half: Path, make_attempt: MakeAttempt
+) -> None:
+    """Another attempt may find the checkpoint, so this one ends without a result."""
+    source = make_attempt(make_blocks(2), run="source") / "checkpoints" / "epoch-2"
     shutil.copytree(half / "checkpoints" / "epoch-2", source)
-    folder = continuing(make_attempt(recipe(4), run="new"), source)
+    folder = resume_from(make_attempt(make_blocks(4), run="new"), source)
     if loss == "gone":
         (folder / "resume.json").unlink()
     else:
@@ -188,8 +190,8 @@ def test_a_run_that_shall_go_on_never_begins_from_nothing(loss: str, half: Path,
     assert not (folder / "checkpoints").exists()
 
 
-def proven_again(checkpoint: Path) -> None:
-    """Write the manifest anew after a change of the state."""
+def rewrite_manifest(checkpoint: Path) -> None:
+    """Write the manifest again after a change of the state."""
     from runyard.rundir import sha256_of
 
     manifest = json.loads((checkpoint / "manifest.json").read_text())

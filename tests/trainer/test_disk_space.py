@@ -1,4 +1,4 @@
-"""A disk without room: training waits in place, loses and tears nothing, and goes on when there is some."""
+"""A full disk: training waits with its state, loses nothing, and resumes when there is space."""
 
 import errno
 import json
@@ -16,75 +16,79 @@ from safetensors.torch import load_file
 
 import runyard.trainer.checkpoints.async_checkpoint as saving_module
 import runyard.trainer.checkpoints.checkpoint as checkpoint_module
-import runyard.trainer.disk_space as room_module
+import runyard.trainer.disk_space as disk_space_module
 import runyard.trainer.main as main_module
 import runyard.trainer.train as train_module
 from runyard import rundir
 from runyard.rundir import read_json
-from runyard.trainer.disk_space import LOOK_EVERY_S, RESERVE_BYTES, Room, as_system_error
+from runyard.trainer.disk_space import POLL_INTERVAL_S, RESERVE_BYTES, DiskSpaceGate, as_system_error
 from runyard.trainer.main import train_attempt
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
-RECIPE: dict[str, dict[str, Any]] = {
+BLOCKS: dict[str, dict[str, Any]] = {
     "vi-dataset": {"maxSamples": 64},
     "vi-model": {"hyperparameters": {"maxSteps": 4}, "validation": {"maxSamples": 8}},
 }
 
 
-def room_with(free: list[int], *, stops_after: int = 99) -> tuple[Room, list[str], list[float]]:
-    """Room on a disk whose free space is read from a list, the last value for ever; stopped after so many pauses."""
-    told, slept = [], []
-    room = Room(
+def make_gate(free: list[int], *, stops_after: int = 99) -> tuple[DiskSpaceGate, list[str], list[float]]:
+    """Return a gate whose free space comes from a list, its last value repeated; stopped after some pauses.
+
+    Also returns the lists of its messages and pauses.
+    """
+    messages, slept = [], []
+    gate = DiskSpaceGate(
         folder=Path("/"),
         should_stop=lambda: len(slept) >= stops_after,
-        tell=told.append,
+        on_wait=messages.append,
         free_bytes=lambda _: free.pop(0) if len(free) > 1 else free[0],
         sleep=slept.append,
     )
-    return room, told, slept
+    return gate, messages, slept
 
 
-def test_where_there_is_room_nobody_waits() -> None:
-    room, told, slept = room_with([100 + RESERVE_BYTES])
-    assert room.wait_for(100, "epoch-1")
-    assert (told, slept, room.waited_s) == ([], [], 0.0)
+def test_with_enough_space_nothing_waits() -> None:
+    gate, messages, slept = make_gate([100 + RESERVE_BYTES])
+    assert gate.wait_for_space(100, "epoch-1")
+    assert (messages, slept, gate.waited_s) == ([], [], 0.0)
 
 
-def test_short_of_room_it_says_so_once_and_goes_on_by_itself() -> None:
-    room, told, slept = room_with([7, 8, 9, 100 + RESERVE_BYTES])
-    assert room.wait_for(100, "epoch-1")
+def test_short_of_space_it_reports_once_and_resumes_by_itself() -> None:
+    gate, messages, slept = make_gate([7, 8, 9, 100 + RESERVE_BYTES])
+    assert gate.wait_for_space(100, "epoch-1")
     assert len(slept) == 3
-    assert room.waited_s == 3 * LOOK_EVERY_S
-    assert told == [
-        f"epoch-1 needs 100 bytes and {RESERVE_BYTES} in reserve, 7 are free; goes on by itself when there are more"
+    assert gate.waited_s == 3 * POLL_INTERVAL_S
+    assert messages == [
+        f"epoch-1 needs 100 bytes plus {RESERVE_BYTES} in reserve, but only 7 are free; "
+        "training resumes when there is space; try: free disk space"
     ]
 
 
-def test_whoever_is_stopped_takes_the_reserve_or_ends_without_waiting() -> None:
-    room, _, slept = room_with([100], stops_after=0)
-    assert room.wait_for(100, "epoch-1")
-    assert not room.wait_for(101, "epoch-1")
+def test_a_stop_may_use_the_reserve_and_never_waits() -> None:
+    gate, _, slept = make_gate([100], stops_after=0)
+    assert gate.wait_for_space(100, "epoch-1")
+    assert not gate.wait_for_space(101, "epoch-1")
     assert slept == []
-    room, _, slept = room_with([5], stops_after=2)
-    assert not room.wait_for(100, "epoch-1")
+    gate, _, slept = make_gate([5], stops_after=2)
+    assert not gate.wait_for_space(100, "epoch-1")
     assert len(slept) == 2
 
 
-def test_a_disk_that_refuses_what_it_promised_is_tried_more_and_more_seldom() -> None:
-    room, told, slept = room_with([10**12], stops_after=10**6)
+def test_a_disk_that_refuses_free_bytes_is_retried_with_backoff() -> None:
+    gate, messages, slept = make_gate([10**12], stops_after=10**6)
     pauses = []
     for _ in range(9):
         before = len(slept)
-        assert room.wait_after_refusal(100, "epoch-1")
+        assert gate.wait_after_refusal(100, "epoch-1")
         pauses.append(len(slept) - before)
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert len(told) == 9
-    room, _, slept = room_with([10**12], stops_after=0)
-    assert not room.wait_after_refusal(100, "epoch-1")
+    assert len(messages) == 9
+    gate, _, slept = make_gate([10**12], stops_after=0)
+    assert not gate.wait_after_refusal(100, "epoch-1")
     assert slept == []
 
 
-def test_what_the_system_said_is_found_in_another_librarys_words() -> None:
+def test_the_system_error_is_found_in_a_native_librarys_message() -> None:
     refused = as_system_error(Exception("Error while serializing: I/O error: No space left on device (os error 28)"))
     assert refused is not None
     assert refused.errno == errno.ENOSPC
@@ -98,8 +102,8 @@ def weights(folder: Path, name: str = "epoch-2") -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_attempt(tmp_path_factory.mktemp("undisturbed"), RECIPE)
+def uninterrupted(write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_attempt(tmp_path_factory.mktemp("uninterrupted"), BLOCKS)
     assert train_attempt(folder) == 0
     return folder
 
@@ -111,7 +115,7 @@ def is_equal(one: Path, two: Path) -> bool:
 def short_of_space(
     monkeypatch: pytest.MonkeyPatch, free: list[int], on_sleep: Callable[[], None] = lambda: None
 ) -> None:
-    """Let the loop see this free space, the last value for ever, and not really sleep."""
+    """Let the loop see this free space, its last value repeated, without really sleeping."""
     train = train_module.train
 
     def trained(*arguments: Any, **named: Any) -> Any:
@@ -123,13 +127,13 @@ def short_of_space(
     monkeypatch.setattr(train_module, "train", trained)
 
 
-def test_a_run_short_of_space_waits_with_all_it_has_and_ends_bit_for_bit_as_ever(
-    undisturbed: Path, make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
+def test_a_run_short_of_space_waits_and_ends_bit_for_bit_the_same(
+    uninterrupted: Path, make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Written in the loop's stead, so that all is told in one order."""
+    """Written synchronously, so that the order of events is fixed."""
     monkeypatch.setattr(saving_module, "available_bytes", lambda _: 0)
     short_of_space(monkeypatch, [10, 20, 10**9])
-    folder = make_attempt(RECIPE)
+    folder = make_attempt(BLOCKS)
     assert train_attempt(folder) == 0
     phases = [event["phase"] for event in events_of(folder, "phase")]
     assert phases == [
@@ -144,15 +148,15 @@ def test_a_run_short_of_space_waits_with_all_it_has_and_ends_bit_for_bit_as_ever
     ]
     (waiting,) = [event["message"] for event in events_of(folder, "phase") if event["phase"] == "WaitingForDisk"]
     assert "epoch-1 needs " in waiting
-    assert " 10 are free" in waiting
+    assert "only 10 are free" in waiting
     assert [event["step"] for event in events_of(folder, "step")] == [1, 2, 3, 4]
-    assert is_equal(undisturbed, folder)
+    assert is_equal(uninterrupted, folder)
 
 
-def test_a_stop_ends_the_waiting_and_the_older_checkpoint_stays(
-    undisturbed: Path, make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+def test_a_stop_ends_the_waiting_and_keeps_the_older_checkpoint(
+    uninterrupted: Path, make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = make_attempt(RECIPE)
+    folder = make_attempt(BLOCKS)
     with monkeypatch.context() as patch:
         short_of_space(patch, [10**9, 10**9, 10], on_sleep=lambda: (folder / "stop.json").write_text("{}") and None)
         assert train_attempt(folder) == 75
@@ -161,21 +165,21 @@ def test_a_stop_ends_the_waiting_and_the_older_checkpoint_stays(
     assert (result["outcome"], result["checkpoint"]) == ("Stopped", "epoch-1")
     assert "no disk space" in result["message"]
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["epoch-1"]
-    again = make_attempt(RECIPE, attempt=2, resume=folder / "checkpoints" / "epoch-1")
+    again = make_attempt(BLOCKS, attempt=2, resume=folder / "checkpoints" / "epoch-1")
     assert train_attempt(again) == 0
-    assert is_equal(undisturbed, again)
+    assert is_equal(uninterrupted, again)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_a_refused_save_leaves_nothing_and_is_done_again_from_the_start(
+def test_a_refused_save_leaves_nothing_and_is_repeated_from_the_start(
     number: int,
-    undisturbed: Path,
+    uninterrupted: Path,
     make_attempt: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     short_of_space(monkeypatch, [10**9])
     fsync, left = checkpoint_module._fsync_file, []
-    folder = make_attempt(RECIPE)
+    folder = make_attempt(BLOCKS)
 
     def refused_once(path: Path) -> None:
         if not left and path.name == "tokenizer.json":
@@ -195,20 +199,20 @@ def test_a_refused_save_leaves_nothing_and_is_done_again_from_the_start(
     assert train_attempt(folder) == 0
     assert removed == [".staging-epoch-1"]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["epoch-1", "epoch-2"]
-    assert is_equal(undisturbed, folder)
+    assert is_equal(uninterrupted, folder)
 
 
-def test_the_estimate_before_the_first_save_is_no_less_than_what_it_takes(
-    undisturbed: Path, make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+def test_the_estimate_before_the_first_save_is_an_upper_bound(
+    uninterrupted: Path, make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed, asked = train_module.needed_bytes, []
+    needed, asked = train_module.estimate_bytes, []
 
     def noted(*arguments: Any) -> int:
         asked.append(needed(*arguments))
         return asked[-1]
 
-    monkeypatch.setattr(train_module, "needed_bytes", noted)
-    folder = make_attempt(RECIPE)
+    monkeypatch.setattr(train_module, "estimate_bytes", noted)
+    folder = make_attempt(BLOCKS)
     assert train_attempt(folder) == 0
     sizes = []
     for name in ("epoch-1", "epoch-2"):
@@ -221,7 +225,7 @@ def test_the_estimate_before_the_first_save_is_no_less_than_what_it_takes(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB of its own, with little room left for any reserve."""
+    """A file system of 8 MiB, with little space for a reserve."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount")
@@ -237,25 +241,25 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def train_with(reserve: int, folder: Path) -> int:
-    """To be called in a process of its own, which it changes."""
+    """Train with this reserve; called in a process of its own."""
     say = main_module._say
-    room_module.RESERVE_BYTES = reserve
-    main_module._say = lambda line: say(line + " " * 4096)  # so that the log finds no room either
+    disk_space_module.RESERVE_BYTES = reserve
+    main_module._say = lambda line: say(line + " " * 4096)  # so that the log does not fit either
     return train_attempt(folder)
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("reserve", [1 << 20, -(1 << 40)], ids=["looked for", "met while writing"])
-def test_a_really_full_disk_is_waited_for_and_nothing_on_it_is_lost_or_torn(
+@pytest.mark.parametrize("reserve", [1 << 20, -(1 << 40)], ids=["checked", "hit while writing"])
+def test_a_really_full_disk_is_waited_for_and_nothing_is_lost_or_cut(
     reserve: int,
     small_disk: Path,
     write_attempt: Callable[..., Path],
-    undisturbed: Path,
+    uninterrupted: Path,
     events_of: EventsOf,
     fork: Callable[..., Any],
 ) -> None:
-    """In the second case nobody looks first: weights, events and log meet the end of the disk as they are written."""
-    folder = write_attempt(small_disk, RECIPE)
+    """In the second case space is not checked: weights, events and log hit the end of the disk."""
+    folder = write_attempt(small_disk, BLOCKS)
     filler = small_disk / "filler"
     log = folder / "stdout.log"
     with open(filler, "wb") as file:
@@ -282,9 +286,9 @@ def test_a_really_full_disk_is_waited_for_and_nothing_on_it_is_lost_or_torn(
     lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert [line["n"] for line in lines] == list(range(1, len(lines) + 1))
     assert [line["step"] for line in lines if line["ev"] == "step"] == [1, 2, 3, 4]
-    said = [line.rstrip() for line in log.read_text().splitlines()]
-    assert [line for line in said if "saved" in line] == ["saved epoch-1, the best so far", "saved epoch-2"]
-    assert is_equal(undisturbed, folder)
+    lines_of_log = [line.rstrip() for line in log.read_text().splitlines()]
+    assert [line for line in lines_of_log if "saved" in line] == ["saved epoch-1, the best so far", "saved epoch-2"]
+    assert is_equal(uninterrupted, folder)
     result = read_json(folder / "result.json")
     assert result is not None
     assert result["outcome"] == "Succeeded"

@@ -1,4 +1,4 @@
-"""The revision of a source tree, read as git itself reads it."""
+"""The revision of a source tree, as git itself reads it."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="there is no
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Without anybody's own settings."""
+    """Run git without the user's settings."""
     nowhere = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "PATH": os.environ["PATH"]}
     names = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main"]
     command = ["git", *names, "-C", str(folder), *arguments]
@@ -23,7 +23,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A work tree with one commit and a copy of the package that does nothing but say where it lies."""
+    """A work tree with one commit and a minimal copy of the package."""
     root = tmp_path / "checkout"
     trainer = root / "src" / "runyard" / "trainer"
     trainer.mkdir(parents=True)
@@ -36,7 +36,7 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def test_the_commit_is_found_however_it_is_kept(checkout: Path, tmp_path: Path) -> None:
+def test_the_commit_is_found_in_refs_and_packed_refs(checkout: Path, tmp_path: Path) -> None:
     commit = git(checkout, "rev-parse", "HEAD")
     assert environment.head_commit(checkout) == commit
     git(checkout, "worktree", "add", "--quiet", "-b", "further", str(tmp_path / "further"))
@@ -52,7 +52,7 @@ def test_without_a_repository_there_is_no_commit(tmp_path: Path) -> None:
     assert environment.head_commit(tmp_path) is None
 
 
-def test_the_revision_is_of_the_source_that_runs_and_says_whether_it_was_changed(checkout: Path) -> None:
+def test_the_revision_is_of_the_running_source_and_says_whether_it_was_changed(checkout: Path) -> None:
     program = "from runyard.trainer.environment import revision; print(revision())"
 
     def revision() -> str:
@@ -63,7 +63,7 @@ def test_the_revision_is_of_the_source_that_runs_and_says_whether_it_was_changed
         return done.stdout.strip()
 
     commit = git(checkout, "rev-parse", "HEAD")
-    (checkout / "notes.txt").write_text("beside the source")
+    (checkout / "notes.txt").write_text("outside the source")
     assert revision() == f"{{'commit': '{commit}', 'isDirty': False}}"
     (checkout / "src" / "runyard" / "further.py").write_text("")
     assert revision() == f"{{'commit': '{commit}', 'isDirty': True}}"

@@ -90,7 +90,7 @@ def test_runs_share_features_and_learn_what_they_would_learn_from_pixels(
         losses[run] = [event["values"]["loss"] for event in events_of(folder, "step")]
         built[run] = set((version.parents[2] / "cache").glob("*/*/*"))
         (plan,) = (event["plan"] for event in events_of(folder, "plan"))
-        assert plan["featureCache"] == {"value": kept, "reason": "recipe"}
+        assert plan["featureCache"] == {"value": kept, "reason": "flow"}
     assert len(losses["pixels"]) >= 6
     assert losses["features"] == pytest.approx(losses["pixels"], rel=1e-4)
     assert losses["again"] == losses["features"]
@@ -122,7 +122,7 @@ def test_auto_measures_once_and_a_resumed_run_makes_the_same_choice(
     ("change", "reason"),
     [
         ({"training": {"mode": "full", "freeze": []}}, "the vision encoder is trained"),
-        ({"hyperparameters": {"maxSteps": 1, "batchSize": 8}}, "pictures are seen 0."),
+        ({"hyperparameters": {"maxSteps": 1, "batchSize": 8}}, "images are seen only 0."),
     ],
 )
 def test_features_are_not_stored_where_they_change_or_are_not_faster(

@@ -373,21 +373,21 @@ def test_samples_that_are_too_long_are_named_counted_and_left_out(
         assert plan["trainingPictures"] + plan["validationPictures"] == 38
 
 
-@pytest.mark.parametrize("part", ["to train on", "held out"])
+@pytest.mark.parametrize("part", ["training", "validation"])
 def test_a_part_of_the_data_that_is_all_too_long_ends_the_run(
     part: str, make_attempt: Any, make_version: MakeVersion, png: Png
 ) -> None:
     held_out = {n for n in range(40) if is_held_out(hashlib.sha256(png(n)).digest(), seed=7, fraction=0.2)}
-    too_long = held_out if part == "held out" else set(range(40)) - held_out
+    too_long = held_out if part == "validation" else set(range(40)) - held_out
     folder = uploaded(make_attempt, make_version, png, "run", too_long=too_long)
     assert train_attempt(folder) == 64
     result = read_json(folder / "result.json") or {}
     assert result["reason"] == "InvalidData"
     assert result["message"].startswith(
-        f"no sample {part} fits: {len(too_long)} of 40 samples of dataset 'shelves' do not fit "
+        f"no {part} sample fits: {len(too_long)} of 40 samples of dataset 'shelves' do not fit "
     )
     assert "context of 2,048 tokens: '" in result["message"]
-    assert result["message"].endswith("or take a model with a longer context")
+    assert result["message"].endswith("or a model with a longer context")
 
 
 def test_samples_of_built_in_data_are_left_out_as_well(make_attempt: Any, events_of: EventsOf, tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_samples_of_built_in_data_are_left_out_as_well(make_attempt: Any, events
     assert train_attempt(folder) == 64
     message = (read_json(folder / "result.json") or {})["message"]
     assert message.startswith(
-        "no sample to train on fits: 12 of 12 samples of dataset 'digits' do not fit into the model's "
+        "no training sample fits: 12 of 12 samples of dataset 'digits' do not fit into the model's "
     )
 
 

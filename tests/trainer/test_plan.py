@@ -1,4 +1,4 @@
-"""What the plan decides by itself, without a training."""
+"""The plan's decisions, without a training."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ MACHINE = Machine(
 )
 
 
-def plan_of(metric: str, *, dataset: str, tasks: list[str], measured: int | None = None) -> Plan:
+def make_metric_plan(metric: str, *, dataset: str, tasks: list[str], measured: int | None = None) -> Plan:
     settings: dict[str, Any] = {"checkpoint": {"metric": metric}, "validation": {"maxSamples": measured}}
     blocks = [FlowBlock("vi-dataset", {"datasetId": dataset}), FlowBlock("vi-model", settings)]
     sizes = Sizes(
@@ -36,16 +36,16 @@ def plan_of(metric: str, *, dataset: str, tasks: list[str], measured: int | None
 
 
 @pytest.mark.parametrize("metric", ["exactMatch", "validation/anls", "accuracyAt50", "iou", "wellFormed", "loss"])
-def test_any_metric_that_will_be_measured_may_decide(metric: str) -> None:
-    plan = plan_of(metric, dataset="digits-both", tasks=["phrase-grounding", "vqa"])
+def test_any_metric_that_is_measured_may_decide(metric: str) -> None:
+    plan = make_metric_plan(metric, dataset="digits-both", tasks=["phrase-grounding", "vqa"])
     assert plan.metric == metric.removeprefix("validation/")
 
 
-def test_a_metric_that_will_not_be_measured_is_refused_with_those_that_will() -> None:
+def test_a_metric_that_is_not_measured_is_refused_with_those_that_are() -> None:
     both = ["phrase-grounding", "vqa"]
     with pytest.raises(InvalidFlow, match=r"'cider' is not measured for phrase-grounding and vqa; .*exactMatch.*iou"):
-        plan_of("cider", dataset="digits-both", tasks=both)
-    with pytest.raises(InvalidFlow, match="'exactMatch' is not measured for phrase-grounding; accuracyAt50"):
-        plan_of("exactMatch", dataset="digits-both", tasks=both, measured=1)
+        make_metric_plan("cider", dataset="digits-both", tasks=both)
+    with pytest.raises(InvalidFlow, match="'exactMatch' is not measured for phrase-grounding; try: accuracyAt50"):
+        make_metric_plan("exactMatch", dataset="digits-both", tasks=both, measured=1)
     with pytest.raises(InvalidFlow, match="'iou' is not measured for vqa"):
-        plan_of("iou", dataset="digits", tasks=["vqa", "vqa"])
+        make_metric_plan("iou", dataset="digits", tasks=["vqa", "vqa"])

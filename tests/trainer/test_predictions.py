@@ -174,6 +174,6 @@ def test_a_metric_of_another_task_is_refused_with_those_there_are(
     contents = Vqa(interactions=[Interaction(order=1, question="How many?", answer="two")])
     folder = attempt_on("vqa", contents, checkpoint={"metric": "validation/cider"})
     assert train_attempt(folder) == 64
-    assert "'validation/cider' is not measured for vqa; anls, bleu, exactMatch, loss" in str(
+    assert "'validation/cider' is not measured for vqa; try: anls, bleu, exactMatch, loss" in str(
         rundir.read_json(folder / "result.json")
     )

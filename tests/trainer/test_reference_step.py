@@ -26,9 +26,9 @@ from runyard.rundir import read_json
 from runyard.trainer.data.cache import Hooks
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.families import PARTS, find_part
-from runyard.trainer.main import _machine, _model_folders, _read_run
-from runyard.trainer.prepare import Job, Prepared, prepare
-from runyard.trainer.train import _accumulate
+from runyard.trainer.main import detect_machine, parse_model_folders, parse_run
+from runyard.trainer.prepare import Job, TrainState, prepare
+from runyard.trainer.train import accumulate_gradients
 from tests.trainer import miniatures
 
 SYSTEM = "Look well."
@@ -88,10 +88,10 @@ WITH_ADAPTER = {
 @pytest.fixture
 def trainer(
     make_attempt: Callable[..., Path], make_version: Callable[..., Path], miniature: Callable[[str], Path]
-) -> Callable[[str, dict[str, Any]], Prepared]:
+) -> Callable[[str, dict[str, Any]], TrainState]:
     """The trainer before its first step, for a family and a recipe's vi-model."""
 
-    def begin(model_type: str, settings: dict[str, Any]) -> Prepared:
+    def begin(model_type: str, settings: dict[str, Any]) -> TrainState:
         version = make_version(
             {f"{n}.png": (make_image(n), [Vqa(interactions=[Interaction(order=1, question=asked, answer=answer)])])
              for n, (asked, answer) in enumerate(SAID)}
@@ -111,9 +111,9 @@ def trainer(
         document = {"folder": str(version), "dataset": "shelves", "version": "0" * 16}
         (folder / "dataset.json").write_text(json.dumps(document))
         config = read_json(folder / "run.json") or {}
-        run, recipe = _read_run(config)
-        job = Job(folder=folder, run=run, recipe=recipe, models={}, folders=_model_folders(config))
-        return prepare(job, _machine(1), told=Hooks())
+        run, recipe = parse_run(config)
+        job = Job(folder=folder, run=run, recipe=recipe, models={}, folders=parse_model_folders(config))
+        return prepare(job, detect_machine(1), hooks=Hooks())
 
     return begin
 
@@ -125,13 +125,13 @@ def make_image(number: int) -> bytes:
     return held.getvalue()
 
 
-def step(made: Prepared) -> tuple[list[int], float, Gradients]:
+def step(state: TrainState) -> tuple[list[int], float, Gradients]:
     """The loss and the gradients of a batch of the trainer's; and which of ``SAID`` it was of."""
     indices = list(range(BATCH))
-    loss = _accumulate(made, indices, 0, made.plan.micro_batch_size)
+    loss = accumulate_gradients(state, indices, 0, state.plan.micro_batch_size)
     questions = [asked for asked, _ in SAID]
-    said = [questions.index(made.data.train[index].question) for index in indices]
-    return said, loss, {name: p.grad for name, p in made.model.trainable_parameters() if p.grad is not None}
+    said = [questions.index(state.data.train[index].question) for index in indices]
+    return said, loss, {name: p.grad for name, p in state.model.trainable_parameters() if p.grad is not None}
 
 
 class Reference:
@@ -162,26 +162,26 @@ class Reference:
         image = Image.open(io.BytesIO(make_image(number)))
         answer = '{"vqa":{"answer":"' + answer + '"}}'
         if self.model_type == "paligemma":
-            made = self.processor(
+            state = self.processor(
                 images=[image], text=[f"<image>{SYSTEM} {question}"], suffix=[answer], return_tensors="np"
             )
-            made = {name: torch.as_tensor(value) for name, value in made.items()}
-            return made, made.pop("labels")[0]
+            state = {name: torch.as_tensor(value) for name, value in state.items()}
+            return state, state.pop("labels")[0]
         if self.model_type == "florence2":
             labels = self.processor.tokenizer(f"<s>{answer}<|im_end|>", return_tensors="pt")["input_ids"]
-            made = self.processor(images=[image], text=[f"{SYSTEM} {question}"], return_tensors="pt")
-            return {**made, "labels": labels}, labels[0]
+            state = self.processor(images=[image], text=[f"{SYSTEM} {question}"], return_tensors="pt")
+            return {**state, "labels": labels}, labels[0]
         messages = [
             {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
         ]
         prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         alone = self.processor(images=[image], text=[prompt], return_tensors="pt")["input_ids"]
-        made = self.processor(images=[image], text=[f"{prompt}{answer}<|im_end|>"], return_tensors="pt")
-        labels = made["input_ids"][0].clone()
+        state = self.processor(images=[image], text=[f"{prompt}{answer}<|im_end|>"], return_tensors="pt")
+        labels = state["input_ids"][0].clone()
         assert torch.equal(labels[: alone.shape[1]], alone[0])
         labels[: alone.shape[1]] = -100
-        return dict(made), labels
+        return dict(state), labels
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def compare(found: tuple[float, Gradients], wanted: tuple[float, Gradients]) -> 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("model_type", miniatures.MINIATURES)
 def test_a_step_has_the_loss_and_the_gradients_of_the_reference(
-    model_type: str, variant: str, trainer: Callable[..., Prepared], reference: Callable[[str], Reference]
+    model_type: str, variant: str, trainer: Callable[..., TrainState], reference: Callable[[str], Reference]
 ) -> None:
     settings, parts = VARIANTS[variant], PARTS[model_type]
     if settings["packing"] and parts.packing_obstacle:
@@ -216,9 +216,9 @@ def test_a_step_has_the_loss_and_the_gradients_of_the_reference(
         ):
             trainer(model_type, settings)
         return
-    made = trainer(model_type, settings)
+    state = trainer(model_type, settings)
 
-    said, loss, gradients = step(made)
+    said, loss, gradients = step(state)
 
     wanted_loss, wanted = reference(model_type).step(said)
     frozen = settings["training"]["freeze"]
@@ -234,16 +234,17 @@ def test_a_step_has_the_loss_and_the_gradients_of_the_reference(
 @pytest.mark.parametrize("variant", WITH_ADAPTER)
 @pytest.mark.parametrize("model_type", ["llava", "qwen3_vl"])
 def test_a_step_of_an_adapter_has_the_loss_and_the_gradients_of_the_reference(
-    model_type: str, variant: str, trainer: Callable[..., Prepared]
+    model_type: str, variant: str, trainer: Callable[..., TrainState]
 ) -> None:
-    made, reference = trainer(model_type, WITH_ADAPTER[variant]), Reference(model_type)
+    state, reference = trainer(model_type, WITH_ADAPTER[variant]), Reference(model_type)
     linear = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
     config = LoraConfig(r=2, lora_alpha=6, target_modules=rf"model\.language_model\.layers\..*\.({linear})")
     with warnings.catch_warnings():  # peft asks transformers for an attribute under its old name
         warnings.simplefilter("ignore", FutureWarning)
         adapted = get_peft_model(reference.model, config)
     ours, theirs = (
-        {name: p for name, p in module.named_parameters() if p.requires_grad} for module in (made.model.module, adapted)
+        {name: p for name, p in module.named_parameters() if p.requires_grad}
+        for module in (state.model.module, adapted)
     )
     assert ours.keys() == theirs.keys()
     with torch.no_grad():
@@ -251,7 +252,7 @@ def test_a_step_of_an_adapter_has_the_loss_and_the_gradients_of_the_reference(
             ours[name].copy_(torch.randn_like(ours[name]) / 4)
             theirs[name].copy_(ours[name])
 
-    said, loss, gradients = step(made)
+    said, loss, gradients = step(state)
 
     wanted_loss, wanted = reference.step(said)
     assert len(gradients) == 28

@@ -1,4 +1,4 @@
-"""A stop that comes in each phase: at most one step is lost, and after a resume comes what would have come anyway."""
+"""Stop requests in each phase: no step is lost, and a resumed run continues exactly as an uninterrupted one."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from runyard.trainer.main import train_attempt
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 # Two steps an epoch; evaluated and saved at their ends, and once more after the seventh and last step. Patience counts
 # evaluations, so one that is missing or done twice would show.
-RECIPE: dict[str, dict[str, Any]] = {
+BLOCKS: dict[str, dict[str, Any]] = {
     "vi-dataset": {"maxSamples": 64},
     "vi-model": {
         "hyperparameters": {"maxSteps": 7},
@@ -33,8 +33,8 @@ RECIPE: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def undisturbed(write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_attempt(tmp_path_factory.mktemp("undisturbed"), RECIPE)
+def uninterrupted(write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_attempt(tmp_path_factory.mktemp("uninterrupted"), BLOCKS)
     assert train_attempt(folder) == 0
     return folder
 
@@ -47,7 +47,7 @@ def own_sigterm() -> Iterator[None]:
 
 
 def sigterm_in(module: Any, name: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let SIGTERM come at the beginning of the given call (from 1) of a function."""
+    """Send SIGTERM at the start of the given call (from 1) of a function."""
     kept, calls = getattr(module, name), []
 
     def with_signal(*arguments: Any, **named: Any) -> Any:
@@ -71,7 +71,7 @@ def counters_of(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in state["progress"].items() if name != "trainSeconds"}
 
 
-def told(events: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
+def values_by_step(events: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
     return [
         (event["step"], {name: value for name, value in event["values"].items() if name != "samplesPerSecond"})
         for event in events
@@ -82,76 +82,76 @@ def told(events: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
     ("phase", "module", "name", "call", "last_step", "checkpoint"),
     [
         ("Preparing", prepare_module, "make_plan", 1, 0, None),
-        ("Training", train_module, "_accumulate", 3, 3, "step-3"),
-        ("Training", train_module, "_accumulate", 4, 4, "epoch-2"),
+        ("Training", train_module, "accumulate_gradients", 3, 3, "step-3"),
+        ("Training", train_module, "accumulate_gradients", 4, 4, "epoch-2"),
         ("Evaluating", evaluation_module, "mean_loss", 2, 4, "epoch-2"),
         ("Evaluating", evaluation_module, "read_answer", 9, 4, "epoch-2"),
         ("Saving", train_module, "save_checkpoint", 2, 4, "epoch-2"),
         ("Evaluating", evaluation_module, "mean_loss", 4, 7, "step-7"),
     ],
 )
-def test_a_stop_in_each_phase_loses_no_step_and_changes_nothing_that_follows(
+def test_a_stop_in_each_phase_loses_no_step_and_changes_no_later_result(
     phase: str,
     module: Any,
     name: str,
     call: int,
     last_step: int,
     checkpoint: str | None,
-    undisturbed: Path,
+    uninterrupted: Path,
     make_attempt: Callable[..., Path],
     events_of: EventsOf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = make_attempt(RECIPE)
+    first = make_attempt(BLOCKS)
     with monkeypatch.context() as patch:
-        if phase == "Saving":  # in the loop's stead; test_async_checkpoint stops it beside a save
+        if phase == "Saving":  # synchronously; test_async_checkpoint has a stop during a write
             patch.setattr(saving_module, "available_bytes", lambda _: 0)
         sigterm_in(module, name, call, patch)
         assert train_attempt(first) == 75
     result = read_json(first / "result.json")
     assert result is not None
     assert (result["outcome"], result["checkpoint"]) == ("Stopped", checkpoint)
-    steps = told(events_of(first, "step"))
+    steps = values_by_step(events_of(first, "step"))
     assert [step for step, _ in steps] == list(range(1, last_step + 1))
     phases = [event["phase"] for event in events_of(first, "phase")]
     assert phase in phases
 
     resume = first / "checkpoints" / checkpoint if checkpoint else None
-    again = make_attempt(RECIPE, attempt=2, resume=resume)
+    again = make_attempt(BLOCKS, attempt=2, resume=resume)
     assert train_attempt(again) == 0
-    assert steps + told(events_of(again, "step")) == told(events_of(undisturbed, "step"))
+    assert steps + values_by_step(events_of(again, "step")) == values_by_step(events_of(uninterrupted, "step"))
     both = [*events_of(first, "evaluation"), *events_of(again, "evaluation")]
-    assert told(both) == told(events_of(undisturbed, "evaluation"))
-    one, two = tensors_of(undisturbed), tensors_of(again)
+    assert values_by_step(both) == values_by_step(events_of(uninterrupted, "evaluation"))
+    one, two = tensors_of(uninterrupted), tensors_of(again)
     assert one.keys() == two.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
-    assert counters_of(again) == counters_of(undisturbed)
+    assert counters_of(again) == counters_of(uninterrupted)
     saved = {
         event["checkpoint"]: event["metrics"] for folder in (first, again) for event in events_of(folder, "checkpoint")
     }
-    expected = {event["checkpoint"]: event["metrics"] for event in events_of(undisturbed, "checkpoint")}
+    expected = {event["checkpoint"]: event["metrics"] for event in events_of(uninterrupted, "checkpoint")}
     assert {name: saved[name] for name in expected} == expected
 
 
-def test_an_evaluation_is_broken_off_within_an_answer(
+def test_an_evaluation_is_interrupted_within_an_answer(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The flag is looked at for each token, and the module is left as it was: training, with its own random state."""
-    folder, evaluate, left = make_attempt(RECIPE), train_module.evaluate, []
+    """Each token checks for a stop, and the module keeps its training mode and random state."""
+    folder, evaluate, left = make_attempt(BLOCKS), train_module.evaluate, []
 
     def with_stop(module: Any, *arguments: Any, check_cancelled: Callable[[], None], **named: Any) -> Any:
-        looks, state = [], torch.get_rng_state()
+        checks, state = [], torch.get_rng_state()
 
         def stop_at_the_fourth() -> None:
-            looks.append(1)
-            if len(looks) == 4:  # the loss, the first group of prompts, its first token, its second
+            checks.append(1)
+            if len(checks) == 4:  # the loss, the first group of prompts, its first token, its second
                 (folder / "stop.json").write_text("{}")
             check_cancelled()
 
         try:
             return evaluate(module, *arguments, check_cancelled=stop_at_the_fourth, **named)
         finally:
-            left.append((len(looks), module.training, torch.equal(state, torch.get_rng_state())))
+            left.append((len(checks), module.training, torch.equal(state, torch.get_rng_state())))
 
     monkeypatch.setattr(train_module, "evaluate", with_stop)
     assert train_attempt(folder) == 75
@@ -164,7 +164,7 @@ def test_an_evaluation_is_broken_off_within_an_answer(
 
 
 def train_with_a_slow_evaluation(folder: Path) -> int:
-    """To be called in a process of its own, which it changes."""
+    """Train with an evaluation that takes a minute; called in a process of its own."""
     mean_loss = evaluation_module.mean_loss
 
     def slow(data: Any, count: Any, losses: Any, device: Any, look: Callable[[], None]) -> Any:
@@ -179,9 +179,9 @@ def train_with_a_slow_evaluation(folder: Path) -> int:
 
 @pytest.mark.e2e
 def test_a_real_trainer_in_a_long_evaluation_saves_and_ends_at_sigterm(
-    undisturbed: Path, make_attempt: Callable[..., Path], events_of: EventsOf, fork: Callable[..., Any]
+    uninterrupted: Path, make_attempt: Callable[..., Path], events_of: EventsOf, fork: Callable[..., Any]
 ) -> None:
-    first = make_attempt(RECIPE)
+    first = make_attempt(BLOCKS)
     trainer = fork(lambda: train_with_a_slow_evaluation(first))
     while trainer.poll() is None:
         text = (first / "events.jsonl").read_text() if (first / "events.jsonl").exists() else ""
@@ -191,14 +191,16 @@ def test_a_real_trainer_in_a_long_evaluation_saves_and_ends_at_sigterm(
     trainer.terminate()
     assert trainer.wait(30) == 75  # the evaluation alone would have taken a minute
     assert [event["step"] for event in events_of(first, "step")] == [1, 2]
-    again = make_attempt(RECIPE, attempt=2, resume=first / "checkpoints" / "epoch-1")
+    again = make_attempt(BLOCKS, attempt=2, resume=first / "checkpoints" / "epoch-1")
     assert train_attempt(again) == 0
-    assert json.dumps(told(events_of(again, "evaluation"))) == json.dumps(told(events_of(undisturbed, "evaluation")))
-    one, two = tensors_of(undisturbed), tensors_of(again)
+    assert json.dumps(values_by_step(events_of(again, "evaluation"))) == json.dumps(
+        values_by_step(events_of(uninterrupted, "evaluation"))
+    )
+    one, two = tensors_of(uninterrupted), tensors_of(again)
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
 
 
-def test_reading_data_is_broken_off_between_samples(
+def test_reading_data_is_interrupted_between_samples(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode, encoded = prepare_module.Encoder.encode, []
@@ -210,8 +212,8 @@ def test_reading_data_is_broken_off_between_samples(
         return encode(self, sample, **options)
 
     monkeypatch.setattr(prepare_module.Encoder, "encode", with_signal)
-    folder = make_attempt(RECIPE)
+    folder = make_attempt(BLOCKS)
     assert train_attempt(folder) == 75
-    assert len(encoded) == prepare_module.SAMPLES_BETWEEN_LOOKS
+    assert len(encoded) == prepare_module.SAMPLES_BETWEEN_CHECKS
     assert [event["phase"] for event in events_of(folder, "phase")] == ["Preparing"]
     assert not (folder / "checkpoints").exists()

@@ -1,4 +1,4 @@
-"""Whole attempts of a few steps: what lies in the folder afterwards, and how an attempt ends."""
+"""Whole attempts of a few steps: the files they leave, and how an attempt ends."""
 
 import fcntl
 import json
@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import runyard.trainer.checkpoints.async_checkpoint as saving_module
 import runyard.trainer.checkpoints.checkpoint as checkpoint_module
 import runyard.trainer.train as train_module
 from runyard.rundir import EVENTS, read_json, sha256_of
@@ -27,7 +28,7 @@ EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 
 
 def short(*, steps: int = 6, samples: int = 64, **model: Any) -> dict[str, dict[str, Any]]:
-    """Two steps an epoch."""
+    """Return blocks of a flow with two steps per epoch."""
     numbers = {"maxSteps": steps} | model.pop("hyperparameters", {})
     model = {"validation": {"maxSamples": 8, "previews": 2}, "hyperparameters": numbers} | model
     return {"vi-dataset": {"maxSamples": samples}, "vi-model": model}
@@ -35,13 +36,13 @@ def short(*, steps: int = 6, samples: int = 64, **model: Any) -> dict[str, dict[
 
 @pytest.fixture(scope="module")
 def finished(write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three epochs, to look at."""
+    """A finished run of three epochs."""
     folder = write_attempt(tmp_path_factory.mktemp("finished"), short())
     assert train_attempt(folder) == 0
     return folder
 
 
-def test_every_step_evaluation_and_checkpoint_is_told(finished: Path, events_of: EventsOf) -> None:
+def test_every_step_evaluation_and_checkpoint_has_an_event(finished: Path, events_of: EventsOf) -> None:
     steps = events_of(finished, "step")
     assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
     assert [event["epoch"] for event in steps] == [0.5, 1, 1.5, 2, 2.5, 3]
@@ -68,25 +69,25 @@ def test_the_plan_gives_every_number_a_reason(finished: Path, events_of: EventsO
     assert plan["imageBackend"]["value"] == "pil"
 
 
-def test_the_plan_and_the_checkpoint_tell_what_a_reproduction_needs(finished: Path, events_of: EventsOf) -> None:
+def test_plan_and_checkpoint_contain_what_a_reproduction_needs(finished: Path, events_of: EventsOf) -> None:
     (plan,) = [event["plan"] for event in events_of(finished, "plan")]
-    told = {name: item["value"] for name, item in plan.items()}
-    assert told["versions"]["torch"] == torch.__version__
+    values = {name: item["value"] for name, item in plan.items()}
+    assert values["versions"]["torch"] == torch.__version__
     assert {"python", "runyard", "transformers", "peft", "tokenizers", "safetensors", "accelerate"} < set(
-        told["versions"]
+        values["versions"]
     )
-    assert {"numpy", "pillow"} < set(told["versions"])
-    assert told["hardware"]["cores"] >= 1 and told["hardware"]["memoryGiB"] > 0
-    assert all(told["hardware"][name] for name in ("processor", "instructions", "architecture", "system"))
-    assert isinstance(told["hardware"]["accelerators"], list)
-    assert told["revision"] is None or len(told["revision"]["commit"]) == 40
-    assert (told["dataset"], len(told["datasetVersion"]), told["seed"]) == ("digits", 16, 7)
+    assert {"numpy", "pillow"} < set(values["versions"])
+    assert values["hardware"]["cores"] >= 1 and values["hardware"]["memoryGiB"] > 0
+    assert all(values["hardware"][name] for name in ("processor", "instructions", "architecture", "system"))
+    assert isinstance(values["hardware"]["accelerators"], list)
+    assert values["revision"] is None or len(values["revision"]["commit"]) == 40
+    assert (values["dataset"], len(values["datasetVersion"]), values["seed"]) == ("digits", 16, 7)
     run = read_json(finished / "checkpoints" / "epoch-3" / "model_full" / "run.json")
     assert run is not None
     assert run["status"]["plan"] == plan
 
 
-def test_the_result_is_the_last_word(finished: Path) -> None:
+def test_the_result_names_outcome_checkpoint_and_metrics(finished: Path) -> None:
     result = read_json(finished / "result.json")
     assert result is not None
     assert (result["outcome"], result["reason"], result["checkpoint"]) == ("Succeeded", "Completed", "epoch-3")
@@ -158,7 +159,7 @@ print(json.dumps({
 """
 
 
-def test_plain_transformers_in_a_fresh_process_says_what_the_predictor_says(finished: Path) -> None:
+def test_plain_transformers_in_a_new_process_answers_like_the_predictor(finished: Path) -> None:
     from PIL import Image
 
     from runyard.trainer.export.predict import Predictor
@@ -168,10 +169,10 @@ def test_plain_transformers_in_a_fresh_process_says_what_the_predictor_says(fini
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
-    told = json.loads(done.stdout.splitlines()[-1])
+    answer = json.loads(done.stdout.splitlines()[-1])
     image = Image.new("RGB", (32, 32), (40, 90, 160))
-    said = Predictor(full.parent, threads=1).predict(image, "Which digit is this?", max_new_tokens=8)
-    assert told == {"class": "Idefics3ForConditionalGeneration", "said": said.raw, "runyard": False}
+    predicted = Predictor(full.parent, threads=1).predict(image, "Which digit is this?", max_new_tokens=8)
+    assert answer == {"class": "Idefics3ForConditionalGeneration", "said": predicted.raw, "runyard": False}
 
 
 def final_tensors(folder: Path, checkpoint: str) -> dict[str, torch.Tensor]:
@@ -182,36 +183,36 @@ def final_tensors(folder: Path, checkpoint: str) -> dict[str, torch.Tensor]:
 
 
 def train_until_the_fifth_batch(folder: Path) -> int:
-    """To be called in a process of its own, which it changes and which does not survive it."""
-    move, moved = train_module._move, []
+    """Train until a kill in the fifth step; called in a process of its own."""
+    take_step, steps = train_module.optimizer_step, []
 
     def count(*arguments: Any) -> Any:
-        moved.append(1)
-        found = move(*arguments)
-        if len(moved) == 5:
-            while not (folder / "checkpoints" / "epoch-1" / "manifest.json").exists():  # it is written beside training
+        steps.append(1)
+        found = take_step(*arguments)
+        if len(steps) == 5:
+            while not (folder / "checkpoints" / "epoch-1" / "manifest.json").exists():  # a thread writes it
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
-    train_module._move = count
+    train_module.optimizer_step = count
     return train_attempt(folder)
 
 
-def test_a_run_killed_and_resumed_ends_bit_for_bit_where_an_undisturbed_one_ends(
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     make_attempt: Callable[..., Path], fork: Callable[..., Any]
 ) -> None:
-    """SIGKILL in the second epoch, between two checkpoints; the next attempt goes on from the first one."""
-    recipe = short(steps=7, samples=90)
-    whole = make_attempt(recipe, run="whole")
+    """SIGKILL in the second epoch, between two checkpoints; the next attempt resumes from the first."""
+    blocks = short(steps=7, samples=90)
+    whole = make_attempt(blocks, run="whole")
     assert train_attempt(whole) == 0
 
-    killed = make_attempt(recipe, run="cut")
+    killed = make_attempt(blocks, run="cut")
     assert fork(lambda: train_until_the_fifth_batch(killed)).wait(60) == -signal.SIGKILL
     assert not (killed / "result.json").exists()
     resume = killed / "checkpoints" / "epoch-1"
     assert is_proven(resume)
-    again = make_attempt(recipe, run="cut", attempt=2, resume=resume)
+    again = make_attempt(blocks, run="cut", attempt=2, resume=resume)
     assert train_attempt(again) == 0
 
     one, two = final_tensors(whole, "step-7"), final_tensors(again, "step-7")
@@ -221,10 +222,10 @@ def test_a_run_killed_and_resumed_ends_bit_for_bit_where_an_undisturbed_one_ends
 
 @pytest.mark.parametrize("optimizer", ["muon", "adafactor", "sgd"])
 def test_every_optimizer_resumes_bit_for_bit(optimizer: str, make_attempt: Callable[..., Path]) -> None:
-    recipe = short(steps=3, samples=60, hyperparameters={"optimizer": {"name": optimizer}, "learningRate": 0.002})
-    whole = make_attempt(recipe, run="whole")
+    blocks = short(steps=3, samples=60, hyperparameters={"optimizer": {"name": optimizer}, "learningRate": 0.002})
+    whole = make_attempt(blocks, run="whole")
     assert train_attempt(whole) == 0
-    again = make_attempt(recipe, run="again", resume=whole / "checkpoints" / "epoch-1")
+    again = make_attempt(blocks, run="again", resume=whole / "checkpoints" / "epoch-1")
     assert train_attempt(again) == 0
     one, two = final_tensors(whole, "step-3"), final_tensors(again, "step-3")
     assert one.keys() == two.keys()
@@ -263,13 +264,13 @@ def test_a_damaged_checkpoint_is_not_resumed_from(
 
 def test_stop_json_saves_and_ends_with_75(make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_attempt(short())
-    move = train_module._move
+    take_step = train_module.optimizer_step
 
-    def move_and_stop(*arguments: Any) -> float:
+    def step_and_stop(*arguments: Any) -> float:
         (folder / "stop.json").write_text("{}")
-        return move(*arguments)
+        return take_step(*arguments)
 
-    monkeypatch.setattr(train_module, "_move", move_and_stop)
+    monkeypatch.setattr(train_module, "optimizer_step", step_and_stop)
     assert train_attempt(folder) == 75
     result = read_json(folder / "result.json")
     assert result is not None
@@ -281,13 +282,13 @@ def test_sigterm_saves_and_ends_with_75(make_attempt: Callable[..., Path], monke
     import signal
 
     folder = make_attempt(short())
-    move = train_module._move
+    take_step = train_module.optimizer_step
 
-    def move_and_signal(*arguments: Any) -> float:
+    def step_and_signal(*arguments: Any) -> float:
         os.kill(os.getpid(), signal.SIGTERM)
-        return move(*arguments)
+        return take_step(*arguments)
 
-    monkeypatch.setattr(train_module, "_move", move_and_signal)
+    monkeypatch.setattr(train_module, "optimizer_step", step_and_signal)
     before = signal.getsignal(signal.SIGTERM)
     try:
         assert train_attempt(folder) == 75
@@ -311,7 +312,9 @@ def test_only_the_newest_and_the_best_are_kept(make_attempt: Callable[..., Path]
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {best, "epoch-4"}
 
 
-def test_saving_and_evaluating_follow_their_own_paces(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
+def test_saving_and_evaluating_have_independent_intervals(
+    make_attempt: Callable[..., Path], events_of: EventsOf
+) -> None:
     pace: dict[str, Any] = {
         "checkpoint": {"every": {"steps": 4}},
         "validation": {"every": {"steps": 3}, "maxSamples": 4},
@@ -322,7 +325,7 @@ def test_saving_and_evaluating_follow_their_own_paces(make_attempt: Callable[...
     assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == ["epoch-2", "step-5"]
 
 
-def test_every_token_that_a_recipe_names_reaches_the_model(make_attempt: Callable[..., Path]) -> None:
+def test_every_token_that_a_flow_names_reaches_the_model(make_attempt: Callable[..., Path]) -> None:
     wanted = {"bos_token_id": 5, "eos_token_id": 6, "pad_token_id": 7}
     folder = make_attempt(short(steps=1, samples=16, evaluation=wanted))
     assert train_attempt(folder) == 0
@@ -334,7 +337,7 @@ def test_every_token_that_a_recipe_names_reaches_the_model(make_attempt: Callabl
     assert {name: blocks["vi-model"]["evaluation"][name] for name in wanted} == wanted
 
 
-def test_a_run_that_its_time_limit_ends_says_so(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
+def test_a_run_at_its_time_limit_ends_with_that_reason(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
     never = {"every": {"steps": 10_000}, "maxSamples": 4}
     rare = {"checkpoint": {"every": {"steps": 10_000}}, "validation": never, "hyperparameters": {"epochs": 10_000}}
     folder = make_attempt(short(steps=10_000, samples=32, **rare), settings={"timeLimitMinutes": 0.02})
@@ -357,7 +360,7 @@ def test_a_run_whose_plan_ends_at_the_limit_is_completed(make_attempt: Callable[
     assert result is not None and result["reason"] == "Completed"
 
 
-def test_a_run_without_gain_ends_early(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
+def test_a_run_without_improvement_stops_early(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
     validation = {"maxSamples": 4, "earlyStopping": {"patience": 2, "minDelta": 10.0}}
     folder = make_attempt(short(steps=100, samples=32, validation=validation))
     assert train_attempt(folder) == 0
@@ -367,10 +370,12 @@ def test_a_run_without_gain_ends_early(make_attempt: Callable[..., Path], events
     assert len(events_of(folder, "evaluation")) == 3
 
 
-def test_without_held_out_data_the_newest_is_the_best(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
-    recipe = short(steps=2)
-    recipe["vi-dataset"]["validationFraction"] = 0
-    folder = make_attempt(recipe)
+def test_without_held_out_data_the_newest_checkpoint_is_the_best(
+    make_attempt: Callable[..., Path], events_of: EventsOf
+) -> None:
+    blocks = short(steps=2)
+    blocks["vi-dataset"]["validationFraction"] = 0
+    folder = make_attempt(blocks)
     assert train_attempt(folder) == 0
     assert not events_of(folder, "evaluation")
     assert [event["isBest"] for event in events_of(folder, "checkpoint")] == [True]
@@ -387,9 +392,9 @@ def test_micro_batches_add_up_to_the_same_step(make_attempt: Callable[..., Path]
 
 @pytest.mark.train
 def test_grounding_is_trained_and_scored(make_attempt: Callable[..., Path], events_of: EventsOf) -> None:
-    recipe = short(steps=2, samples=40)
-    recipe["vi-dataset"]["datasetId"] = "digits-grounding"
-    folder = make_attempt(recipe)
+    blocks = short(steps=2, samples=40)
+    blocks["vi-dataset"]["datasetId"] = "digits-grounding"
+    folder = make_attempt(blocks)
     assert train_attempt(folder) == 0
     (evaluation,) = events_of(folder, "evaluation")
     assert evaluation["metricName"] == "iou"
@@ -397,14 +402,14 @@ def test_grounding_is_trained_and_scored(make_attempt: Callable[..., Path], even
 
 
 @pytest.mark.parametrize(("wanted", "metric"), [("auto", "iou"), ("exactMatch", "exactMatch")])
-def test_samples_of_two_tasks_are_each_trained_and_scored_by_their_own(
+def test_samples_of_two_tasks_are_trained_and_scored_by_their_own_task(
     wanted: str, metric: str, make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runyard.trainer.data.datasets.BOTH_CANVASES", 60)
     checkpoint = {"metric": wanted}
-    recipe = short(steps=2, samples=40, validation={"maxSamples": 8, "previews": 8}, checkpoint=checkpoint)
-    recipe["vi-dataset"]["datasetId"] = "digits-both"
-    folder = make_attempt(recipe)
+    blocks = short(steps=2, samples=40, validation={"maxSamples": 8, "previews": 8}, checkpoint=checkpoint)
+    blocks["vi-dataset"]["datasetId"] = "digits-both"
+    folder = make_attempt(blocks)
     assert train_attempt(folder) == 0
     (evaluation,) = events_of(folder, "evaluation")
     assert evaluation["metricName"] == metric
@@ -418,10 +423,10 @@ def test_samples_of_two_tasks_are_each_trained_and_scored_by_their_own(
     assert {"truthBoxes" in preview for preview in evaluation["previews"]} == {True, False}
 
 
-def test_answers_may_be_drawn_at_random_and_end_at_a_text(
+def test_answers_may_be_sampled_and_end_at_a_stop_string(
     make_attempt: Callable[..., Path], events_of: EventsOf
 ) -> None:
-    """The same seed draws the same answers, and what the loop draws later does not change with it."""
+    """The same seed samples the same answers, and does not change the loop's random numbers."""
     drawn = []
     for run in ("one", "two"):
         evaluation = {"do_sample": True, "temperature": 2.0, "seed": 3, "stop_strings": ["}"]}
@@ -432,20 +437,20 @@ def test_answers_may_be_drawn_at_random_and_end_at_a_text(
 
 
 def too_little_memory(monkeypatch: pytest.MonkeyPatch, *, fits: int) -> list[int]:
-    """Micro-batches above ``fits`` find no memory; the list notes every size that was tried."""
-    accumulate, tried = train_module._accumulate, []
+    """Let micro-batches above ``fits`` run out of memory; return the list of sizes tried."""
+    accumulate, tried = train_module.accumulate_gradients, []
 
-    def needs_room(made: Any, indices: list[int], epoch: int, micro_batch_size: int) -> float:
+    def accumulate_if_it_fits(state: Any, indices: list[int], epoch: int, micro_batch_size: int) -> float:
         tried.append(micro_batch_size)
         if micro_batch_size > fits:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return accumulate(made, indices, epoch, micro_batch_size)
+        return accumulate(state, indices, epoch, micro_batch_size)
 
-    monkeypatch.setattr(train_module, "_accumulate", needs_room)
+    monkeypatch.setattr(train_module, "accumulate_gradients", accumulate_if_it_fits)
     return tried
 
 
-def test_out_of_memory_shrinks_the_micro_batch_when_asked_and_a_resumed_attempt_knows(
+def test_out_of_memory_shrinks_the_micro_batch_and_a_resumed_attempt_keeps_it(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = too_little_memory(monkeypatch, fits=8)
@@ -453,8 +458,8 @@ def test_out_of_memory_shrinks_the_micro_batch_when_asked_and_a_resumed_attempt_
     assert train_attempt(first) == 0
     assert tried == [32, 16, 8]
     assert [event["plan"]["microBatchSize"]["value"] for event in events_of(first, "plan")] == [32, 16, 8]
-    told = "out of memory with microBatchSize 16 at step 1; going on with 8 at the same batch size"
-    assert events_of(first, "warning")[-1]["message"] == told
+    message = "out of memory with microBatchSize 16 at step 1; continuing with 8 at the same batch size"
+    assert events_of(first, "warning")[-1]["message"] == message
     saved = first / "checkpoints" / "step-1"
     run = read_json(saved / "model_full" / "run.json")
     assert run is not None
@@ -466,7 +471,7 @@ def test_out_of_memory_shrinks_the_micro_batch_when_asked_and_a_resumed_attempt_
     assert events_of(again, "plan")[0]["plan"]["accumulation"]["value"] == 4
 
 
-def test_an_attempt_trains_with_no_more_than_the_server_says_after_a_kill_for_want_of_memory(
+def test_an_attempt_obeys_the_micro_batch_limit_that_the_server_set_after_a_kill(
     make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = too_little_memory(monkeypatch, fits=32)
@@ -481,28 +486,28 @@ def test_an_attempt_trains_with_no_more_than_the_server_says_after_a_kill_for_wa
     assert state["progress"]["microBatchLimit"] == 4
 
 
-def test_out_of_memory_ends_the_run_where_it_may_not_shrink_or_cannot(
+def test_out_of_memory_ends_the_run_if_it_may_not_or_cannot_shrink(
     make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     too_little_memory(monkeypatch, fits=0)
-    for run, recipe, size in (("fail", {}, 32), ("shrink", {"onOutOfMemory": "shrink"}, 1)):
-        folder = make_attempt(short(steps=1, **recipe), run=run)
+    for run, blocks, size in (("fail", {}, 32), ("shrink", {"onOutOfMemory": "shrink"}, 1)):
+        folder = make_attempt(short(steps=1, **blocks), run=run)
         assert train_attempt(folder) == 64
         reason, message = failure(folder)
         assert reason == "OutOfMemory"
-        assert f"while training with microBatchSize {size}; what asks for less: a smaller hyperparam" in message
+        assert f"while training with microBatchSize {size}; try: a smaller hyperparam" in message
 
 
 @pytest.mark.parametrize(
     ("part", "doing"),
     [
         ("prepare", "preparing data and model"),
-        ("_move", "taking a step"),
+        ("optimizer_step", "taking a step"),
         ("evaluate", "evaluating"),
         ("save_checkpoint", "saving"),
     ],
 )
-def test_out_of_memory_is_named_whatever_was_being_done(
+def test_out_of_memory_names_the_activity(
     part: str, doing: str, make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(*_: Any, **__: Any) -> None:
@@ -513,7 +518,7 @@ def test_out_of_memory_is_named_whatever_was_being_done(
     assert train_attempt(folder) == 64
     reason, message = failure(folder)
     assert reason == "OutOfMemory"
-    assert message.startswith(f"out of memory while {doing}; what asks for less: ")
+    assert message.startswith(f"out of memory while {doing}; try: ")
     assert message.endswith("Unable to allocate 9 GiB")
 
 
@@ -541,9 +546,11 @@ def failure(folder: Path) -> tuple[str, str]:
         ({"vi-model": {"checkpoint": {"metric": "iou"}}}, "is not measured for vqa"),
     ],
 )
-def test_a_recipe_that_cannot_run_says_why(blocks: Any, says: str, make_attempt: Callable[..., Path]) -> None:
+def test_a_flow_that_cannot_run_is_refused_with_the_reason(
+    blocks: Any, says: str, make_attempt: Callable[..., Path]
+) -> None:
     if torch.cuda.is_available() and "CUDA" in says:
-        pytest.skip("this machine has what the recipe asks for")
+        pytest.skip("this machine supports the flow")
     blocks.setdefault("vi-dataset", {})["maxSamples"] = 40
     folder = make_attempt(blocks)
     assert train_attempt(folder) == 64
@@ -559,20 +566,20 @@ def test_a_folder_without_run_json_is_refused(tmp_path: Path) -> None:
     assert "run.json is missing" in failure(folder)[1]
 
 
-def test_a_defect_of_ours_leaves_a_result_and_a_trace(
+def test_a_bug_leaves_a_result_and_a_traceback(
     make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: Any) -> float:
         raise ZeroDivisionError("one over nothing")
 
-    monkeypatch.setattr(train_module, "_move", broken)
+    monkeypatch.setattr(train_module, "optimizer_step", broken)
     folder = make_attempt(short())
     assert train_attempt(folder) == 1
     assert failure(folder) == ("TrainerError", "ZeroDivisionError: one over nothing")
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_disk_that_fails_leaves_no_result_so_that_another_try_may_come(
+def test_a_disk_error_leaves_no_result_so_that_another_attempt_may_follow(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any) -> None:
@@ -581,12 +588,12 @@ def test_a_disk_that_fails_leaves_no_result_so_that_another_try_may_come(
     monkeypatch.setattr(checkpoint_module, "_fsync_file", fails)
     folder = make_attempt(short(steps=1))
     assert train_attempt(folder) == 1
-    assert len(events_of(folder, "warning")) == train_module.SAVE_TRIES - 1
+    assert len(events_of(folder, "warning")) == saving_module.MAX_SAVE_ATTEMPTS - 1
     assert not (folder / "result.json").exists()
     assert list((folder / "checkpoints").iterdir()) == []
 
 
-def test_two_trainers_of_one_run_are_never_at_work(
+def test_two_trainers_of_one_run_never_run_at_once(
     make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runyard.trainer.main.LOCK_WAIT_S", 0.0)
@@ -606,7 +613,7 @@ def test_two_trainers_of_one_run_are_never_at_work(
     assert train_attempt(folder) == 0
 
 
-def test_a_lock_handed_on_as_a_descriptor_is_taken_as_it_is(make_attempt: Callable[..., Path]) -> None:
+def test_a_lock_inherited_as_a_descriptor_is_used(make_attempt: Callable[..., Path]) -> None:
     folder = make_attempt(short(steps=1))
     descriptor = os.open(folder.parent.parent / "run.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX)

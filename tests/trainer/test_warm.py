@@ -1,4 +1,4 @@
-"""The warm parent: real processes, as a fork cannot be had otherwise."""
+"""The warm parent, with real processes, because a fork needs them."""
 
 import json
 import os
@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from runyard.trainer.warm import ask
+from runyard.trainer.warm import request_fork
 
 CHILD = """
 import json, os, sys
 def go(folder, *, endpoint, token, train):
     cuda = sys.modules["torch"].cuda  # CUDA reads its variables once, when a process first uses it
     is_untouched = not cuda.is_initialized() and not cuda._is_in_bad_fork() and cuda._cached_device_count is None
-    told = {"endpoint": endpoint, "token": token, "leads": os.getsid(0) == os.getpid(),
+    child = {"endpoint": endpoint, "token": token, "leads": os.getsid(0) == os.getpid(),
             "mark": os.environ.get("RUNYARD_ATTEMPT"), "sees": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "is_untouched": is_untouched, "descriptors": sorted(os.listdir("/proc/self/fd"))}
-    (folder / "told.json").write_text(json.dumps(told))
+    (folder / "child.json").write_text(json.dumps(child))
     return train(folder)
 """
 
@@ -64,23 +64,23 @@ def test_a_child_trains_in_a_session_of_its_own(warm: tuple[Path, int], make_att
     folder = make_attempt({"vi-dataset": {"maxSamples": 40}, "vi-model": {"hyperparameters": {"maxSteps": 1}}})
     request = {"folder": str(folder), "endpoint": "http://127.0.0.1:1/", "token": "t", "log": str(folder / "log")}
     environment = {"RUNYARD_ATTEMPT": "org/run/1", "CUDA_VISIBLE_DEVICES": "GPU-7"}
-    answer = ask(path, {**request, "environment": environment})
+    answer = request_fork(path, {**request, "environment": environment})
     stat = Path(f"/proc/{answer['pid']}/stat").read_text().rpartition(")")[2].split()
     assert (int(stat[1]), int(stat[19])) == (parent, answer["startTicks"])
     # Reaped at once: not even a zombie stays.
     wait_for(lambda: not Path(f"/proc/{answer['pid']}").exists())
-    told = json.loads((folder / "told.json").read_text())
-    assert (told["endpoint"], told["token"], told["leads"], told["mark"]) == (
+    child = json.loads((folder / "child.json").read_text())
+    assert (child["endpoint"], child["token"], child["leads"], child["mark"]) == (
         "http://127.0.0.1:1/", "t", True, "org/run/1",
     )  # fmt: skip
-    assert (told["sees"], told["is_untouched"]) == ("GPU-7", True)
-    assert len(told["descriptors"]) == 4  # the three, and the listing's own
+    assert (child["sees"], child["is_untouched"]) == ("GPU-7", True)
+    assert len(child["descriptors"]) == 4  # the three, and the listing's own
     assert json.loads((folder / "result.json").read_text())["outcome"] == "Succeeded"
     assert "saved" in (folder / "log").read_text()
 
 
 @pytest.mark.parametrize("line", [b"nonsense\n", b"[]\n", b'{"folder": 1}\n', b"", b"x" * 70_000 + b"\n"])
-def test_nonsense_is_answered_and_harms_nobody(warm: tuple[Path, int], line: bytes) -> None:
+def test_an_invalid_request_is_answered_and_does_no_harm(warm: tuple[Path, int], line: bytes) -> None:
     path, _ = warm
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(10)
@@ -126,15 +126,15 @@ def _is_alive(pid: int) -> bool:
     ("given", "found"),
     [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
 )
-def test_threads_spin_briefly_unless_somebody_decided_otherwise(
+def test_threads_spin_briefly_unless_the_environment_says_otherwise(
     given: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runyard.trainer.main import wait_briefly
+    from runyard.trainer.main import shorten_spinning
 
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, "")  # so that what is set here is taken back as well
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    wait_briefly()
+    shorten_spinning()
     assert os.environ.get("GOMP_SPINCOUNT") == found

@@ -1,4 +1,4 @@
-"""A loss that grows and a step that does not end are told; a loss that is no number ends the run by name."""
+"""Warnings about rising losses and hanging steps; a loss that is not finite ends the run."""
 
 import json
 import threading
@@ -10,68 +10,68 @@ import pytest
 import torch
 
 from runyard.trainer.main import train_attempt
-from runyard.trainer.watchdog import LossWatch, StepWatch, listed
+from runyard.trainer.watchdog import LossSpikeDetector, SlowStepDetector, format_names
 
 
-def test_a_loss_that_grows_is_told_once_with_where_it_was_good() -> None:
-    watch = LossWatch()
-    falling = [watch.see(step, 5.0 * 0.95**step) for step in range(1, 60)]
-    growing = [watch.see(step, 4.0) for step in range(60, 200)]
+def test_a_rising_loss_is_reported_once_with_its_best_step() -> None:
+    detector = LossSpikeDetector()
+    falling = [detector.update(step, 5.0 * 0.95**step) for step in range(1, 60)]
+    growing = [detector.update(step, 4.0) for step in range(60, 200)]
     assert falling == [None] * 59
-    (told,) = (words for words in growing if words)
-    assert "diverges" in told
-    assert f"about step {watch.least_step}" in told
-    assert watch.least_step <= 60
+    (warning,) = (words for words in growing if words)
+    assert "diverges" in warning
+    assert f"near step {detector.least_step}" in warning
+    assert detector.least_step <= 60
 
 
-def test_a_loss_that_is_noisy_or_rises_at_first_is_not_told() -> None:
-    watch = LossWatch()
+def test_a_noisy_or_initially_rising_loss_is_not_reported() -> None:
+    detector = LossSpikeDetector()
     losses = [1.0, 3.0, 8.0, *(2.0 + step % 3 for step in range(200))]
-    assert not any(watch.see(step, loss) for step, loss in enumerate(losses))
+    assert not any(detector.update(step, loss) for step, loss in enumerate(losses))
 
 
-def test_a_step_that_does_not_end_is_told_while_it_runs_and_once() -> None:
-    told: list[str] = []
-    is_told = threading.Event()
+def test_a_slow_step_is_reported_once_while_it_runs() -> None:
+    warnings: list[str] = []
+    is_reported = threading.Event()
 
     def warn(message: str) -> None:
-        told.append(message)
-        is_told.set()
+        warnings.append(message)
+        is_reported.set()
 
-    watch = StepWatch(warn, after_s=0.2)
-    with watch.over(6, lambda: ["quick.png"]):
+    detector = SlowStepDetector(warn, after_s=0.2)
+    with detector.watch(6, lambda: ["quick.png"]):
         pass
-    with watch.over(7, lambda: ["a.png", "b.png"]):
-        assert is_told.wait(30)
-        is_told.clear()
-        assert not is_told.wait(0.5)
-    assert told == ["step 7 has been running for 0 s; its samples are a.png, b.png"]
+    with detector.watch(7, lambda: ["a.png", "b.png"]):
+        assert is_reported.wait(30)
+        is_reported.clear()
+        assert not is_reported.wait(0.5)
+    assert warnings == ["step 7 has been running for 0 s; its samples are a.png, b.png"]
 
 
-def test_many_names_are_cut() -> None:
-    assert listed([str(number) for number in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
+def test_long_lists_of_names_are_shortened() -> None:
+    assert format_names([str(number) for number in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_run_that_diverges_names_step_samples_and_the_last_good_checkpoint(
+def test_divergence_names_step_samples_and_the_last_good_checkpoint(
     what: str, make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from runyard.trainer import train
 
-    as_ever, steps = train._accumulate, 0
+    accumulate, steps = train.accumulate_gradients, 0
 
-    def spoilt(made: Any, *arguments: Any) -> float:
+    def accumulate_nan(state: Any, *arguments: Any) -> float:
         nonlocal steps
         steps += 1
         if steps == 4 and what == "loss":
-            next(iter(made.model.trainable_parameters()))[1].data.fill_(float("nan"))
-        loss = as_ever(made, *arguments)
+            next(iter(state.model.trainable_parameters()))[1].data.fill_(float("nan"))
+        loss = accumulate(state, *arguments)
         if steps == 4:
-            next(p for _, p in made.model.trainable_parameters() if p.grad is not None).grad[0] = torch.nan
+            next(p for _, p in state.model.trainable_parameters() if p.grad is not None).grad[0] = torch.nan
         return loss
 
-    monkeypatch.setattr(train, "_accumulate", spoilt)
-    recipe = {
+    monkeypatch.setattr(train, "accumulate_gradients", accumulate_nan)
+    blocks = {
         "vi-dataset": {"maxSamples": 40},
         "vi-model": {
             "hyperparameters": {"maxSteps": 6, "batchSize": 4},
@@ -79,7 +79,7 @@ def test_a_run_that_diverges_names_step_samples_and_the_last_good_checkpoint(
             "validation": {"maxSamples": 4},
         },
     }
-    folder = make_attempt(recipe)
+    folder = make_attempt(blocks)
     assert train_attempt(folder) == 64
     result = json.loads((folder / "result.json").read_text())
     message = result["message"]

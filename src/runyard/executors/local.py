@@ -91,7 +91,7 @@ class LocalExecutor:
         """Start a supervisor from the warm parent; return None if that fails, and a cold start is
         needed.
         """
-        from runyard.trainer.warm import ask  # imports no torch
+        from runyard.trainer.warm import request_fork  # imports no torch
 
         message: dict[str, Any] = {
             "folder": str(request.folder),
@@ -102,7 +102,7 @@ class LocalExecutor:
         if request.environment:
             message["environment"] = dict(request.environment)
         try:
-            answer = ask(self._socket, message)
+            answer = request_fork(self._socket, message)
         except (OSError, ValueError) as error:
             log.warning("the warm parent does not answer (%s); starting %s cold", error, request.mark)
             return None

@@ -1,6 +1,6 @@
-"""The training engine: flow -> plan -> data -> model -> loop -> evaluation -> checkpoint.
+"""The training engine: flow, plan, data, model, loop, evaluation, checkpoint.
 
-The only place with torch. Files are its protocol (``runyard.rundir``): it reads ``run.json`` of an attempt's folder and
-writes events, checkpoints and a result; it talks to no network and no database. Read ``train.py`` first: the loop is
-told there in order, and asks the other pages whether it is their turn.
+The only package that imports torch. It communicates by files (``runyard.rundir``): it reads
+``run.json`` in an attempt's folder, and writes events, checkpoints and a result. It uses no network
+and no database. Read ``train.py`` first: it has the loop, which calls all other modules.
 """

@@ -1,8 +1,9 @@
-"""Room on the disk: looked for before a checkpoint needs it, and waited for with the training state in memory.
+"""A gate that lets a write start only when the disk has space for it.
 
-Ending the attempt instead would lose the steps since the last checkpoint and load everything again only to find the
-same disk as full; see ``docs/decisions``. A stop ends the waiting at once: what cannot be saved is trained again, from
-the checkpoint that is there.
+Space is checked before a checkpoint is written. When it is short, training waits. Ending the
+attempt instead would lose the steps since the last checkpoint, and the next attempt would reload
+everything and find the same full disk; see ``docs/decisions``. A stop request ends the waiting at
+once: unsaved steps are trained again from the last checkpoint.
 """
 
 import re
@@ -13,58 +14,64 @@ from pathlib import Path
 
 from runyard import rundir
 
-# Left free for what everybody else writes meanwhile: events, logs, the supervisor's files, the server on this disk.
+# Left free for other writers: events, logs, the supervisor's files, the server on this disk.
 RESERVE_BYTES = 16 << 20
-LOOK_EVERY_S = 0.5
-LONGEST_PAUSE_S = 30.0  # between saves that the disk refuses although it says that there is room
+POLL_INTERVAL_S = 0.5
+MAX_BACKOFF_S = 30.0  # between attempts when the disk refuses bytes that it reports as free
 
 
 @dataclass(kw_only=True)
-class Room:
-    """Room below ``folder``. ``tell`` is told once, whenever waiting begins, what is needed and what is there."""
+class DiskSpaceGate:
+    """The free space below ``folder``. ``on_wait`` is called once per wait, with a message."""
 
     folder: Path
     should_stop: Callable[[], bool]
-    tell: Callable[[str], None]
+    on_wait: Callable[[str], None]
     free_bytes: Callable[[Path], int] = rundir.free_bytes
     sleep: Callable[[float], None] = time.sleep
     waited_s: float = 0.0
     refusals: int = 0
 
-    def is_there_for(self, needed_bytes: int) -> bool:
-        """Whether ``needed_bytes`` fit beside the reserve now."""
+    def has_space(self, needed_bytes: int) -> bool:
+        """Return whether ``needed_bytes`` are free now in addition to the reserve."""
         return self.free_bytes(self.folder) >= needed_bytes + RESERVE_BYTES
 
-    def wait_for(self, needed_bytes: int, name: str) -> bool:
-        """Wait until ``needed_bytes`` fit beside the reserve; False when told to stop before that.
+    def wait_for_space(self, needed_bytes: int, name: str) -> bool:
+        """Wait until ``needed_bytes`` and the reserve are free; return False when stopped before.
 
-        Whoever is stopping has nobody to keep a reserve for and takes what is there.
+        After a stop request nothing else will be written, so the reserve may be used.
         """
-        is_told = False
+        is_reported = False
         while (free := self.free_bytes(self.folder)) < needed_bytes + RESERVE_BYTES:
             if self.should_stop():
                 return free >= needed_bytes
-            if not is_told:
-                self.tell(
-                    f"{name} needs {needed_bytes} bytes and {RESERVE_BYTES} in reserve, {free} are free; "
-                    "goes on by itself when there are more"
+            if not is_reported:
+                self.on_wait(
+                    f"{name} needs {needed_bytes} bytes plus {RESERVE_BYTES} in reserve, but only "
+                    f"{free} are free; training resumes when there is space; try: free disk space"
                 )
-                is_told = True
-            self._pause(LOOK_EVERY_S)
+                is_reported = True
+            self._pause(POLL_INTERVAL_S)
         return True
 
     def wait_after_refusal(self, needed_bytes: int, name: str) -> bool:
-        """Wait a while, longer each time, after the disk has refused what it said it had room for (a quota, another
-        writer); False when told to stop."""
+        """Back off after the disk refused bytes that it reported as free (a quota, another writer).
+
+        Each wait is twice as long as the one before, up to ``MAX_BACKOFF_S``. Returns False when
+        stopped.
+        """
         free = self.free_bytes(self.folder)
-        self.tell(f"{name} needs about {needed_bytes} bytes, the disk refused them with {free} free; tries again")
-        pause_s = min(LOOK_EVERY_S * 2**self.refusals, LONGEST_PAUSE_S)
+        self.on_wait(
+            f"{name} needs about {needed_bytes} bytes, but the disk refused them while reporting "
+            f"{free} free; retrying; try: check quotas and other writers"
+        )
+        pause_s = min(POLL_INTERVAL_S * 2**self.refusals, MAX_BACKOFF_S)
         self.refusals += 1
         until_s = self.waited_s + pause_s
         while self.waited_s < until_s:
             if self.should_stop():
                 return False
-            self._pause(LOOK_EVERY_S)
+            self._pause(POLL_INTERVAL_S)
         return not self.should_stop()
 
     def _pause(self, seconds: float) -> None:
@@ -73,7 +80,7 @@ class Room:
 
 
 def as_system_error(error: Exception) -> OSError | None:
-    """What the system said, where a library in another language puts it into the words of an error of its own."""
+    """Return the operating system's error, also if a library has it only in a message."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
     found = re.search(r"\(os error (\d+)\)", str(error))

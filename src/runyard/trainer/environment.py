@@ -1,8 +1,8 @@
-"""What a training's numbers depend on besides its recipe and its data: versions, source revision, hardware.
+"""What a training depends on besides its flow and its data: versions, source revision, hardware.
 
-It stands in the plan, and so in the run and in every checkpoint, for whoever wants to train the same again. Read once,
-by the warm parent, which hands it on with everything it has imported: a run waits for none of it. Accelerators are
-asked in the run's own process alone.
+It is part of the plan, and so of the run and of every checkpoint, to make the training
+reproducible. The warm parent reads it once, so that its forks need not. Accelerators are queried
+only in the run's own process.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 
 import runyard
 
-# Whatever decodes, encodes, computes or draws at random.
+# Packages that decode, encode, compute or use random numbers.
 PACKAGES = (
     "runyard",
     "torch",
@@ -36,7 +36,7 @@ GIT_TIMEOUT_S = 2.0
 
 
 def read_once() -> None:
-    """Find out what the functions below remember from then on, in this process and in forks of it."""
+    """Fill the caches of the functions below, in this process and in forks of it."""
     versions()
     revision()
     hardware()
@@ -44,7 +44,7 @@ def read_once() -> None:
 
 @cache
 def versions() -> dict[str, str]:
-    """The interpreter's version and those of all packages that change numbers, as far as they are installed."""
+    """Return the versions of the interpreter and of installed packages that affect results."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -54,13 +54,13 @@ def versions() -> dict[str, str]:
 
 @cache
 def revision() -> dict[str, Any] | None:
-    """The git commit of the Runyard that runs here, and whether files were changed since; None where nobody knows.
+    """Return the git commit of this Runyard, and whether files were changed; None if unknown.
 
-    ``isDirty`` is None where git could not be asked, and for an installation from a repository, which has no changes
-    that anybody could see.
+    ``isDirty`` is None if git could not be run, and for an installation from a repository, whose
+    changes are not visible.
     """
     root = Path(runyard.__file__).resolve().parents[2]
-    # Not any repository above the package: an environment may lie within somebody's own.
+    # Not any repository above the package: the environment may be inside another repository.
     if (root / ".git").exists() and (root / "src" / "runyard").is_dir():
         commit = head_commit(root)
         return None if commit is None else {"commit": commit, "isDirty": _is_dirty(root)}
@@ -70,7 +70,7 @@ def revision() -> dict[str, Any] | None:
 
 @cache
 def hardware() -> dict[str, Any]:
-    """This machine without its accelerators. ``cores`` are those that a process may use, memory is rounded."""
+    """Return this machine without accelerators: usable cores, rounded memory, and so on."""
     return {
         "processor": _processor(),
         "instructions": _instructions(),
@@ -82,7 +82,7 @@ def hardware() -> dict[str, Any]:
 
 
 def accelerators() -> list[str]:
-    """Names of the devices that this process may use. Begins to use CUDA, if there is any."""
+    """Return the names of the devices that this process may use. Initializes CUDA, if present."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -90,10 +90,10 @@ def accelerators() -> list[str]:
 
 
 def head_commit(root: Path) -> str | None:
-    """The commit that is checked out in a work tree, read from git's own files; None where they cannot be read."""
+    """Return the commit checked out in a work tree, from git's own files; None if unreadable."""
     try:
         folder = root / ".git"
-        if folder.is_file():  # a further work tree of a repository elsewhere
+        if folder.is_file():  # an additional work tree of a repository
             folder = root / folder.read_text().removeprefix("gitdir:").strip()
         head = (folder / "HEAD").read_text().strip()
         if not head.startswith("ref:"):
@@ -101,9 +101,9 @@ def head_commit(root: Path) -> str | None:
         common = folder / "commondir"
         shared = folder / common.read_text().strip() if common.is_file() else folder
         name = head.removeprefix("ref:").strip()
-        for place in (folder, shared):
-            if (place / name).is_file():
-                return (place / name).read_text().strip() or None
+        for parent in (folder, shared):
+            if (parent / name).is_file():
+                return (parent / name).read_text().strip() or None
         packed = (shared / "packed-refs").read_text().splitlines()
         return next((line.split(" ", 1)[0] for line in packed if line.endswith(f" {name}")), None)
     except OSError:
@@ -111,28 +111,40 @@ def head_commit(root: Path) -> str | None:
 
 
 def _is_dirty(root: Path) -> bool | None:
-    """Whether what was checked out differs from the commit, by what git says if it is quick to say so."""
-    command = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain", "--untracked-files=all"]
+    """Return whether the work tree differs from the commit; None if git is missing or too slow."""
+    command = [
+        "git",
+        "--no-optional-locks",
+        "-C",
+        str(root),
+        "status",
+        "--porcelain",
+        "--untracked-files=all",
+    ]
     try:
-        asked = subprocess.run(
-            [*command, "--", "src"], capture_output=True, timeout=GIT_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
+        done = subprocess.run(
+            [*command, "--", "src"],
+            capture_output=True,
+            timeout=GIT_TIMEOUT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return bool(asked.stdout.strip()) if asked.returncode == 0 else None
+    return bool(done.stdout.strip()) if done.returncode == 0 else None
 
 
 def _installed_commit() -> str | None:
-    """The commit that pip installed from, where it was given a repository."""
+    """Return the commit that pip installed from, if it was given a repository."""
     with suppress(PackageNotFoundError, ValueError):
-        told = json.loads(distribution("runyard").read_text("direct_url.json") or "{}")
-        commit = told.get("vcs_info", {}).get("commit_id")
+        source = json.loads(distribution("runyard").read_text("direct_url.json") or "{}")
+        commit = source.get("vcs_info", {}).get("commit_id")
         return str(commit) if commit else None
     return None
 
 
 def _processor() -> str:
-    """The processor's name as its maker gave it."""
+    """Return the processor's model name."""
     if sys.platform == "linux":
         with suppress(OSError):
             for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -142,14 +154,14 @@ def _processor() -> str:
 
 
 def _instructions() -> str:
-    """The widest vector instructions that torch computes with here, such as AVX512; sums end otherwise in others."""
+    """Return torch's widest vector instructions, such as AVX512; they affect the last bits."""
     import torch
 
     return str(torch.backends.cpu.get_cpu_capability())
 
 
 def stay_offline() -> None:
-    """Trainers use no network: what is not on the machine is refused, not fetched."""
+    """Forbid the libraries to use the network: missing files are an error, not a download."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ[name] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,8 +1,9 @@
-"""One attempt from its folder to an exit code: take the lock, train, say how it ended.
+"""One attempt, from its folder to an exit code: take the lock, train, write the result.
 
-``result.json`` is the last file written, after the manifest of the last checkpoint, and a result on disk is never
-retried. So it is written for what is final (done, stopped on request, the recipe's or the data's fault, a defect of
-ours) and not for what another try may mend, such as a failing disk. A full one is waited for.
+``result.json`` is the last file written, after the manifest of the last checkpoint, and an attempt
+with a result is never retried. So it is written for final outcomes: completed, stopped on request,
+an error in flow or data, a bug of ours. It is not written where another attempt may succeed, such
+as after a disk error. On a full disk the trainer waits.
 """
 
 import contextlib
@@ -37,64 +38,77 @@ from runyard.rundir import (
     write_json,
 )
 from runyard.trainer import environment
-from runyard.trainer.disk_space import LOOK_EVERY_S, as_system_error
+from runyard.trainer.disk_space import POLL_INTERVAL_S, as_system_error
 from runyard.trainer.errors import InvalidFlow, LockHeld, TrainingFailed
 
 EXIT_FAILED = 1
 LOCK_WAIT_S = 10.0
-# Faults of the machine: another try, perhaps elsewhere, may go well.
-MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
+# Errors of the machine: another attempt, perhaps on another machine, may succeed.
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 logger = logging.getLogger(__name__)
 
 
 def train_attempt(folder: Path) -> int:
-    """Train what ``folder/run.json`` asks for; returns the exit code (see ``runyard.rundir``).
+    """Train the attempt in ``folder``; return the exit code (see ``runyard.rundir``).
 
-    Runs in a process of its own, started by ``python -m runyard.trainer`` or forked from the warm parent. SIGTERM and
-    ``stop.json`` both mean: save, then end with ``EXIT_STOPPED``.
+    Runs in a process of its own, started by ``python -m runyard.trainer`` or forked from the warm
+    parent. SIGTERM and ``stop.json`` both mean: save, then exit with ``EXIT_STOPPED``.
     """
-    is_told = _listen_for_sigterm()
+    signals = _record_sigterm()
 
     def should_stop() -> bool:
-        return bool(is_told) or _is_told_by_files(folder)
+        return bool(signals) or is_stop_requested(folder)
 
-    with contextlib.ExitStack() as held:
-        code, result = _attempt(folder, should_stop, held)
+    with contextlib.ExitStack() as stack:
+        code, result = _run_attempt(folder, should_stop, stack)
         if result is not None:
-            _wait_for_room(lambda: write_json(folder / RESULT, result), should_stop)
+            _write_when_space(lambda: write_json(folder / RESULT, result), should_stop)
     return code
 
 
-def _attempt(
-    folder: Path, should_stop: Callable[[], bool], held: contextlib.ExitStack
+def _run_attempt(
+    folder: Path, should_stop: Callable[[], bool], stack: contextlib.ExitStack
 ) -> tuple[int, dict[str, Any] | None]:
-    """Train, and say how it ended: the exit code, and ``result.json`` if that is final. ``held`` keeps the lock."""
+    """Train; return the exit code, and ``result.json`` if it is final. ``stack`` has the lock."""
     try:
-        held.callback(os.close, hold_run_lock(folder.parent.parent / LOCK, wait_s=LOCK_WAIT_S))
+        lock = hold_run_lock(folder.parent.parent / LOCK, wait_s=LOCK_WAIT_S)
+        stack.callback(os.close, lock)
         events = EventWriter(folder, _now_ms)
-        held.callback(events.close)
-        outcome = _train(folder, events, should_stop)
-        _wait_for_room(events.flush, should_stop)
+        stack.callback(events.close)
+        job, machine = _load_job(folder, events)
+        from runyard.trainer.train import train  # imports torch, so only after _load_job
+
+        outcome = train(job, machine, events, should_stop=should_stop, say=_say)
+        _write_when_space(events.flush, should_stop)
     except TrainingFailed as error:
         _say(f"{error.reason}: {error}")
-        return EXIT_CANNOT_RUN, {"outcome": "Failed", "reason": error.reason, "message": str(error)}
+        failure = {"outcome": "Failed", "reason": error.reason, "message": str(error)}
+        return EXIT_CANNOT_RUN, failure
     except LockHeld as error:
         _say(str(error))
         return EXIT_FAILED, None
     except Exception as error:
         with contextlib.suppress(OSError):
             traceback.print_exc()
-        refused = as_system_error(error)
-        if refused is not None and refused.errno in MACHINE_FAULTS:
+        system_error = as_system_error(error)
+        if system_error is not None and system_error.errno in MACHINE_ERRORS:
             return EXIT_FAILED, None
         message = explain_missing_extra(error) or f"{type(error).__name__}: {error}"
         return EXIT_FAILED, {"outcome": "Failed", "reason": "TrainerError", "message": message}
-    return EXIT_STOPPED if outcome["outcome"] == "Stopped" else EXIT_DONE, outcome
+    is_stopped = outcome.reason == "Stopped"
+    result = {
+        "outcome": "Stopped" if is_stopped else "Succeeded",
+        "reason": outcome.reason,
+        "message": outcome.message,
+        "checkpoint": outcome.checkpoint,
+        "metrics": outcome.metrics,
+    }
+    return EXIT_STOPPED if is_stopped else EXIT_DONE, result
 
 
-def _wait_for_room(write: Callable[[], None], should_stop: Callable[[], bool]) -> None:
-    """Write the last words as soon as the disk takes them; whoever wants us to stop wants no more than one try."""
+def _write_when_space(write: Callable[[], None], should_stop: Callable[[], bool]) -> None:
+    """Write the last files once the disk accepts them; after a stop request, try only once."""
     while True:
         try:
             write()
@@ -104,16 +118,18 @@ def _wait_for_room(write: Callable[[], None], should_stop: Callable[[], bool]) -
                 raise
             if should_stop():
                 return
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_INTERVAL_S)
 
 
 def preload() -> None:
-    """Import all that training the tiny model takes; starts no thread and touches no accelerator.
+    """Import everything that training the tiny model needs.
 
-    The warm parent calls this once, so that a fork of it takes its first step at once.
+    Starts no thread and uses no accelerator. The warm parent calls this once, so that its forks
+    start training without delay.
     """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would start on import and not survive a fork
-    wait_briefly()
+    # Its threads would start on import and not survive a fork.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    shorten_spinning()
     environment.stay_offline()
     import importlib
 
@@ -143,10 +159,11 @@ PRELOADED = (
 
 
 def hold_run_lock(path: Path, *, wait_s: float) -> int:
-    """Hold the run's lock; returns the descriptor to keep open as long as the trainer lives.
+    """Hold the run's lock; return the descriptor to keep open as long as the trainer runs.
 
-    A supervisor hands the lock on as an open descriptor, which is found by inode among those inherited. Without one the
-    lock is taken here. Closing every copy of the descriptor, as the kernel does when we die, gives it up.
+    A supervisor passes the lock as an open descriptor, which is found by inode among those
+    inherited. Without one, the lock is taken here. It is released when every copy of the descriptor
+    is closed, as the kernel does when the process dies.
 
     Raises:
         LockHeld: another trainer of this run is alive.
@@ -169,84 +186,100 @@ def hold_run_lock(path: Path, *, wait_s: float) -> int:
         except BlockingIOError as error:
             if time.monotonic() >= deadline:
                 os.close(descriptor)
-                raise LockHeld(f"another trainer of this run holds {path.name}; end it first") from error
+                raise LockHeld(
+                    f"another trainer of this run holds {path.name}; try: stop that trainer first"
+                ) from error
         time.sleep(0.05)
 
 
-def _is_told_by_files(folder: Path) -> bool:
-    """Whether the supervisor wants us to stop, or has itself been stopped for longer than we may go on without it."""
+def is_stop_requested(folder: Path) -> bool:
+    """Return whether the supervisor requests a stop, or its permit to train has expired."""
     return (folder / STOP).exists() or not is_permit_fresh(folder, time.monotonic())
 
 
-def _train(folder: Path, events: EventWriter, should_stop: Any) -> dict[str, Any]:
-    """Read what is asked for, train, and put the ending into words for ``result.json``."""
+def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
+    """Read ``run.json`` and the files of the supervisor; return the job and this machine.
+
+    Imports and configures torch.
+    """
     environment.stay_offline()
-    wait_briefly()
+    shorten_spinning()
     config = read_json(folder / RUN)
     if config is None:
         raise InvalidFlow(f"{RUN} is missing or unreadable in {folder}")
     import torch
     import transformers
 
-    from runyard.trainer.checkpoints.checkpoint import is_proven
     from runyard.trainer.plan import choose_threads
     from runyard.trainer.prepare import Job
-    from runyard.trainer.train import train
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    run, recipe = _read_run(config)
+    run, recipe = parse_run(config)
     threads = choose_threads(recipe, offered=int(config.get("threads") or os.cpu_count() or 1))
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
-    # Else every new tensor is filled before it is written to, which is a twentieth of a short step.
+    # Otherwise every new tensor is filled before it is written, a twentieth of a short step.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    resume, wanted = None, read_json(folder / RESUME)
-    if wanted is not None:
-        resume = Path(str(wanted.get("folder")))
-    if resume is None or not is_proven(resume):
-        name = resume.name if resume is not None else "to resume from"
-        if run.spec.resume_from is not None:  # the beginning is not where this run shall begin; another try may find it
-            raise OSError(errno.EIO, f"checkpoint {name} is damaged or gone")
-        if resume is not None:
-            events.write("warning", message=f"checkpoint {name} is damaged or gone; training from the beginning")
-        resume = None
+    resume, origin_run = _find_checkpoint(folder, run, events)
     job = Job(
         folder=folder,
         run=run,
         recipe=recipe,
-        models=_weights_of_runs(folder, are_needed=resume is None),
-        folders=_model_folders(config),
+        models=_find_weights_of_runs(folder, are_needed=resume is None),
+        folders=parse_model_folders(config),
         resume=resume,
-        continued_run=(wanted or {}).get("runId"),
+        origin_run=origin_run,
         cache=Path(str(config["dataDir"])) / "cache" if config.get("dataDir") else None,
         cache_bytes=int(config.get("cacheBytes") or 0),
         spare_bytes=int(config.get("freeDiskBytes") or 0),
     )
-    outcome = train(job, _machine(threads), events, should_stop=should_stop, say=_say)
-    ending = {"outcome": "Stopped" if outcome.reason == "Stopped" else "Succeeded", "reason": outcome.reason}
-    return ending | {"message": outcome.message, "checkpoint": outcome.checkpoint, "metrics": outcome.metrics}
+    return job, detect_machine(threads)
 
 
-def _weights_of_runs(folder: Path, *, are_needed: bool) -> dict[str, str]:
-    """Where the supervisor has put the weights of another run, by the name that the flow gives them."""
-    brought = read_json(folder / WEIGHTS)
-    if brought is None:
+def _find_checkpoint(folder: Path, run: Any, events: EventWriter) -> tuple[Path | None, str | None]:
+    """Return the checkpoint to resume from, and the other run that it is of, if either.
+
+    Raises:
+        OSError: the flow says where to resume from, and that checkpoint is damaged or missing.
+    """
+    from runyard.trainer.checkpoints.checkpoint import is_proven
+
+    offered = read_json(folder / RESUME)
+    resume = Path(str(offered.get("folder"))) if offered is not None else None
+    origin_run = offered.get("runId") if offered is not None else None
+    if resume is not None and is_proven(resume):
+        return resume, origin_run
+    if run.spec.resume_from is not None:
+        # Training from the beginning is not what the run is for; another attempt may find it.
+        name = resume.name if resume is not None else "to resume from"
+        raise OSError(errno.EIO, f"checkpoint {name} is damaged or missing")
+    if resume is not None:
+        message = f"checkpoint {resume.name} is damaged or missing; training from the beginning"
+        events.write("warning", message=message)
+    return None, origin_run
+
+
+def _find_weights_of_runs(folder: Path, *, are_needed: bool) -> dict[str, str]:
+    """Return the folder of another run's weights, by the name that the flow gives them."""
+    fetched = read_json(folder / WEIGHTS)
+    if fetched is None:
         return {}
-    if brought.get("problem"):
+    if fetched.get("problem"):
         if not are_needed:
             return {}
-        raise InvalidFlow(str(brought["problem"]))
-    return {str(brought["weights"]): str(brought["folder"])}
+        raise InvalidFlow(str(fetched["problem"]))
+    return {str(fetched["weights"]): str(fetched["folder"])}
 
 
-def _model_folders(config: dict[str, Any]) -> ModelFolders:
+def parse_model_folders(config: dict[str, Any]) -> ModelFolders:
+    """Return the folders that base models may be read from."""
     data_dir = Path(str(config.get("dataDir") or "/nonexistent"))
     return ModelFolders(tuple(Path(str(path)) for path in config.get("modelFolders") or ()), data_dir)
 
 
-def _read_run(config: dict[str, Any]) -> tuple[Any, Any]:
-    """The run's document and its recipe with every default filled in."""
+def parse_run(config: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the run's document, and its flow with every default filled in."""
     import msgspec
 
     from runyard.flows import FlowProblems, resolve
@@ -256,18 +289,18 @@ def _read_run(config: dict[str, Any]) -> tuple[Any, Any]:
         run = msgspec.convert(config.get("run"), Run)
         return run, resolve(run.spec.flow, dataset_kind=config.get("datasetKind"))
     except msgspec.ValidationError as error:
-        raise InvalidFlow(f"{RUN} holds no run document: {error}") from error
+        raise InvalidFlow(f"{RUN} is not a valid run document: {error}") from error
     except FlowProblems as error:
         raise InvalidFlow("; ".join(problem.message for problem in error.problems)) from error
 
 
-def _machine(threads: int) -> Any:
-    """What the plan has to know of this machine."""
+def detect_machine(threads: int) -> Any:
+    """Return the properties of this machine that the plan depends on."""
     import torch
 
     from runyard.trainer.plan import Machine
 
-    # Emulated bfloat16 is slower than float32; the processor says whether it has instructions for it.
+    # Emulated bfloat16 is slower than float32, so the processor needs instructions for it.
     device, name = "cpu", "CPU"
     has_good_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if torch.cuda.is_available():
@@ -284,18 +317,19 @@ def _machine(threads: int) -> Any:
     )
 
 
-def _listen_for_sigterm() -> list[int]:
-    """A list that is no longer empty once SIGTERM has come. The step under way is finished first."""
-    told: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    return told
+def _record_sigterm() -> list[int]:
+    """Return a list that SIGTERM is added to. The step in progress is completed first."""
+    signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    return signals
 
 
-def wait_briefly() -> None:
-    """Let threads that wait for each other spin for microseconds and then sleep; called before torch is imported.
+def shorten_spinning() -> None:
+    """Let threads that wait for each other spin for microseconds, then sleep.
 
-    By default they spin for milliseconds, which on a busy machine is the time slice of the thread they wait for: beside
-    four busy processes a step of two threads took 2.5 to 3.8 times as long.
+    Called before torch is imported. By default they spin for milliseconds. On a busy machine that
+    is the time slice of the thread that they wait for. With four other busy processes, a step with
+    two threads took 2.5 to 3.8 times as long.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -306,21 +340,22 @@ def _open_descriptors() -> Iterator[int]:
     yield from sorted(int(item.name) for item in Path(folder).iterdir())
 
 
-_unsaid: list[str] = []  # pieces that a full disk did not take yet, in order
-PIECE = 1024  # characters; what is longer than Python's buffer (a block of the disk) would not be held back by it
+_unwritten: list[str] = []  # pieces that a full disk has not accepted yet, in order
+PIECE = 1024  # characters; Python does not buffer what is longer than its buffer (a disk block)
 
 
 def _say(line: str) -> None:
-    """A line of the trainer's own log; stdout is a file of the attempt's folder.
+    """Write a line of the trainer's own log; stdout is a file of the attempt's folder.
 
-    What Python holds back when a write fails it writes first the next time, so a piece goes into its buffer only when
-    that is empty: nothing is lost, torn for good, or said twice.
+    Python keeps what a failed write left in its buffer, and writes that first the next time. So a
+    piece enters the buffer only when it is empty: nothing is lost, cut for good, or written twice.
     """
-    _unsaid.extend(f"{line}\n"[start : start + PIECE] for start in range(0, len(line) + 1, PIECE))
+    starts = range(0, len(line) + 1, PIECE)
+    _unwritten.extend(f"{line}\n"[start : start + PIECE] for start in starts)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-        while _unsaid:
-            sys.stdout.write(_unsaid.pop(0))
+        while _unwritten:
+            sys.stdout.write(_unwritten.pop(0))
             sys.stdout.flush()
 
 

@@ -1,7 +1,8 @@
-"""The plan: every ``auto`` of a recipe turned into a number, with the reason, before the first step.
+"""The plan: every ``auto`` of a flow resolved to a value, with the reason, before the first step.
 
-Made once, from the recipe, the machine and the sizes of data and model; written to the events (``status.plan`` shows
-it), into the checkpoint's ``run.json``, and once to stdout. Pure: it decides and touches nothing.
+It is made once, from the flow, the machine and the sizes of data and model. It is written to the
+events (``status.plan`` shows it), to the checkpoint's ``run.json``, and once to stdout. Everything
+here is pure.
 """
 
 import math
@@ -15,19 +16,20 @@ from runyard.flows.memory import choose_micro_batch, uses_gradient_checkpointing
 from runyard.trainer.answers import FREEFORM, METRICS, PHRASE_GROUNDING, VQA
 from runyard.trainer.errors import InvalidFlow
 
-# What decides where the recipe does not say. For texts at length that is the loss: it moves with every sample, while
-# CIDEr depends on which other samples are held out and is 0 with one picture, and BLEU is 0 for short answers.
-METRIC_OF = {VQA: "exactMatch", PHRASE_GROUNDING: "iou", FREEFORM: "loss"}
+# The metric that decides which checkpoint is best, unless the flow names one. For long texts it is
+# the loss, which every sample affects. CIDEr depends on the other held-out samples and is 0 with
+# one image, and BLEU is 0 for short answers.
+DEFAULT_METRICS = {VQA: "exactMatch", PHRASE_GROUNDING: "iou", FREEFORM: "loss"}
 SPARE_ANSWER_TOKENS = 8
 Choice = Literal["packing", "featureCache"]
-FAMILY_PICTURES = "familyPictureSettings"  # looked up by whoever goes on from a checkpoint
-LEAST_EPOCHS = 2
-LEAST_PADDING = 0.1  # with less, nothing is to be gained by packing
+FAMILY_IMAGE_SETTINGS = "familyPictureSettings"  # read again when resuming from a checkpoint
+MIN_EPOCHS_FOR_FEATURE_CACHE = 2
+MIN_PADDING_FOR_PACKING = 0.1  # with less padding, packing gains nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the plan has to know of where it will run."""
+    """The properties of this machine that the plan depends on."""
 
     device: str
     device_name: str
@@ -40,21 +42,22 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class UploadedSizes:
-    """What is told of data that was uploaded: which it is, and how many pictures each part has."""
+    """Which uploaded data is used, and how many images each part has."""
 
     dataset: str
     version: str
-    training_pictures: int
-    validation_pictures: int
-    broken_pictures: int
+    training_images: int
+    validation_images: int
+    broken_images: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureSizes:
-    """What is told of pictures' sizes and of samples that did not fit as they were.
+class ImageSizes:
+    """The sizes of images, and how many samples did not fit unchanged.
 
-    ``settings`` are those of the model's processor that say how large pictures are, ``family`` the same before the
-    recipe limited them, None where it did not. ``context`` is in tokens, and ``context_source`` where that stands.
+    ``settings`` are the processor's settings of image size. ``family`` is the same before the flow
+    limited them, or None if it did not. ``context`` is in tokens, and ``context_source`` says where
+    it comes from.
     """
 
     settings: dict[str, Any] | None
@@ -67,7 +70,7 @@ class PictureSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What the plan has to know of data and model."""
+    """The sizes of data and model that the plan depends on."""
 
     training_samples: int
     validation_samples: int
@@ -75,18 +78,18 @@ class Sizes:
     cache_bytes: int
     parameters: int
     trainable_parameters: int
-    padding_share: Callable[[int], float] = lambda size: 0.0  # of batches of so many samples
+    padding_share: Callable[[int], float] = lambda size: 0.0  # by number of samples in a batch
     unpacked: str | None = None  # why samples cannot share a row
-    unfrozen: str | None = None  # why features of pictures cannot be kept
+    unfrozen: str | None = None  # why image features cannot be cached
     version: str = ""  # of built-in data
-    tasks: Sequence[str] = ()  # of the held-out samples, in their order, where they are not all of the recipe's
+    tasks: Sequence[str] = ()  # of the held-out samples, in order; empty where all have the flow's task
     uploaded: UploadedSizes | None = None
-    pictures: PictureSizes | None = None
+    images: ImageSizes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The numbers training goes by. ``document`` has each of them with its reason."""
+    """The numbers that training uses. ``document`` has each of them with its reason."""
 
     device: str
     precision: str
@@ -102,32 +105,32 @@ class Plan:
     answer_tokens: int
     gradient_checkpointing: bool
     compile: bool
-    packing: bool | None  # None: to be measured
+    packing: bool | None  # None: measured before the first step
     feature_cache: bool | None
     document: dict[str, Any]
 
 
 def choose_threads(recipe: ResolvedFlow, *, offered: int) -> int:
-    """How many of the threads offered are used.
+    """Return how many of the offered threads are used.
 
-    The tiny model's steps are so short that two threads spend them waiting for each other: little is gained on an idle
-    machine (a fifth), and on a busy one, where a thread may have to wait for its core, a step took seventeen times as
-    long.
+    The tiny model's steps are so short that two threads mostly wait for each other. On an idle
+    machine a second thread saves a fifth. On a busy one, where a thread may have to wait for its
+    core, a step took seventeen times as long.
     """
     return 1 if recipe.is_tiny else max(1, offered)
 
 
 def choose_precision(recipe: ResolvedFlow, machine: Machine) -> tuple[str, str]:
-    """The number format of the arithmetic, and why. Asked before the model is loaded."""
+    """Return the number format of the arithmetic, and why. Called before the model is loaded."""
     wanted = recipe.model.compute.precision_type
     if wanted == "float16" and machine.device == "cpu":
-        raise InvalidFlow("precisionType 'float16' needs CUDA; use 'bfloat16', 'float32' or 'auto'")
+        raise InvalidFlow("precisionType 'float16' needs CUDA; try: 'bfloat16', 'float32' or 'auto'")
     if wanted != "auto":
-        return wanted, "recipe"
+        return wanted, "flow"
     if recipe.is_tiny:
         return "float32", "the tiny model is slower in bfloat16 (measured)"
     if machine.has_good_bfloat16:
-        return "bfloat16", f"{machine.device_name} does it well"
+        return "bfloat16", f"{machine.device_name} is fast at it"
     return "float32", f"{machine.device_name} has no fast bfloat16"
 
 
@@ -135,47 +138,53 @@ def make_plan(recipe: ResolvedFlow, machine: Machine, sizes: Sizes) -> Plan:
     """Resolve every ``auto``.
 
     Raises:
-        InvalidFlow: two numbers do not fit together, or something cannot be done here.
+        InvalidFlow: two values contradict each other, or this machine cannot do something.
     """
     model, numbers = recipe.model, recipe.model.hyperparameters
-    _refuse_what_is_missing(recipe, machine)
-    reasons: dict[str, dict[str, Any]] = {}
+    check_machine(recipe, machine)
+    document: dict[str, dict[str, Any]] = {}
 
-    def say(name: str, value: Any, reason: str) -> Any:
-        reasons[name] = {"value": value, "reason": reason}
+    def note(name: str, value: Any, reason: str) -> Any:
+        document[name] = {"value": value, "reason": reason}
         return value
 
-    say("device", machine.device, machine.device_name)
+    note("device", machine.device, machine.device_name)
     precision, why = choose_precision(recipe, machine)
-    say("precision", precision, why)
-    why = "a second one would mostly wait for the first" if recipe.is_tiny else "this attempt's share of the cores"
-    say("threads", machine.threads, f"{why}; changes results in the last bits")
-    say("imageBackend", "pil", "needs no torchvision; serve with the same one")
-    say("seed", recipe.settings.seed, "recipe")
+    note("precision", precision, why)
+    why = "a second thread would mostly wait for the first" if recipe.is_tiny else "this attempt's share of the cores"
+    note("threads", machine.threads, f"{why}; changes results in the last bits")
+    note("imageBackend", "pil", "needs no torchvision; use the same one for inference")
+    note("seed", recipe.settings.seed, "flow")
     if model.quantization.enabled:
-        say(
-            "quantization", model.quantization.type, "base weights in 4 bit while training; checkpoints keep them whole"
+        note(
+            "quantization",
+            model.quantization.type,
+            "base weights in 4 bits while training; checkpoints keep full precision",
         )
-    say("parameters", sizes.parameters, "counted")
-    say("trainableParameters", sizes.trainable_parameters, f"training.mode is {model.training.mode}")
+    note("parameters", sizes.parameters, "counted")
+    note("trainableParameters", sizes.trainable_parameters, f"training.mode is {model.training.mode}")
     if sizes.uploaded is not None:
-        _say_uploaded(sizes.uploaded, say)
+        note_uploaded(sizes.uploaded, note)
     else:
-        say("dataset", recipe.dataset.dataset_id, "built in")
-        say("datasetVersion", sizes.version, "a hash of all its samples as the seed divides them")
-    if sizes.pictures is not None:
-        _say_pictures(sizes.pictures, say)
-    say("trainingSamples", sizes.training_samples, f"{1 - recipe.dataset.validation_fraction:.0%} of the data")
-    say("cacheBytes", sizes.cache_bytes, "pictures are decoded and processed once")
+        note("dataset", recipe.dataset.dataset_id, "built in")
+        note("datasetVersion", sizes.version, "a hash of all its samples as the seed divides them")
+    if sizes.images is not None:
+        note_image_sizes(sizes.images, note)
+    note(
+        "trainingSamples",
+        sizes.training_samples,
+        f"{1 - recipe.dataset.validation_fraction:.0%} of the data",
+    )
+    note("cacheBytes", sizes.cache_bytes, "images are decoded and processed once")
 
-    batch_size = say("batchSize", numbers.batch_size, "samples per optimizer step")
+    batch_size = note("batchSize", numbers.batch_size, "samples per optimizer step")
     micro = choose_micro_batch(recipe, on_cpu=machine.device != "cuda")
     if batch_size % micro[0]:
-        raise InvalidFlow(f"microBatchSize {micro[0]} does not divide batchSize {batch_size}")
-    say("microBatchSize", *micro)
-    say("accumulation", batch_size // micro[0], "batchSize / microBatchSize")
+        raise InvalidFlow(f"microBatchSize {micro[0]} does not divide batchSize {batch_size}; try: a divisor")
+    note("microBatchSize", *micro)
+    note("accumulation", batch_size // micro[0], "batchSize / microBatchSize")
     steps_per_epoch = math.ceil(sizes.training_samples / batch_size)
-    say(
+    note(
         "stepsPerEpoch",
         steps_per_epoch,
         f"{sizes.training_samples} samples in batches of {batch_size}, the last shorter",
@@ -184,33 +193,53 @@ def make_plan(recipe: ResolvedFlow, machine: Machine, sizes: Sizes) -> Plan:
     why = f"{numbers.epochs} epochs"
     if numbers.max_steps is not None and numbers.max_steps < total:
         total, why = numbers.max_steps, "maxSteps"
-    say("totalSteps", total, why)
+    note("totalSteps", total, why)
     share = numbers.schedule.warmup_fraction
-    warmup = say("warmupSteps", math.ceil(share * total), f"{share:.0%} of the steps")
-    say("learningRate", numbers.learning_rate, f"{numbers.schedule.name} to {numbers.schedule.min_factor:g} of it")
-    say("optimizer", numbers.optimizer.name, "recipe")
+    warmup = note("warmupSteps", math.ceil(share * total), f"{share:.0%} of the steps")
+    note(
+        "learningRate",
+        numbers.learning_rate,
+        f"{numbers.schedule.name} to {numbers.schedule.min_factor:g} of it",
+    )
+    note("optimizer", numbers.optimizer.name, "flow")
 
     held_out = min(sizes.validation_samples, model.validation.max_samples or sizes.validation_samples)
-    say("validationSamples", held_out, f"of {sizes.validation_samples} held out")
+    note("validationSamples", held_out, f"of {sizes.validation_samples} held out")
     answer_tokens = min(model.evaluation.max_new_tokens, sizes.longest_answer + SPARE_ANSWER_TOKENS)
-    say("answerTokens", answer_tokens, "longest true answer and some more, at each evaluation")
-    metric, smaller, why = _metric(recipe, set(sizes.tasks[:held_out] if held_out else sizes.tasks))
-    say("metric", metric, why)
-    say("mode", "min" if smaller else "max", "which values of the metric are good")
+    note("answerTokens", answer_tokens, "longest true answer plus a margin, at each evaluation")
+    metric, smaller, why = choose_metric(recipe, set(sizes.tasks[:held_out] if held_out else sizes.tasks))
+    note("metric", metric, why)
+    note("mode", "min" if smaller else "max", "whether small or large values of the metric are good")
     wanted = model.compute.gradient_checkpointing
     checkpointing = uses_gradient_checkpointing(recipe, sizes.parameters)
-    say("gradientCheckpointing", checkpointing, f"{sizes.parameters:,} parameters" if wanted == "auto" else "recipe")
+    note(
+        "gradientCheckpointing",
+        checkpointing,
+        f"{sizes.parameters:,} parameters" if wanted == "auto" else "flow",
+    )
     compiled = False if model.compute.compile == "auto" else model.compute.compile
-    say("compile", compiled, "compiling takes longer than it saves" if model.compute.compile == "auto" else "recipe")
+    note(
+        "compile",
+        compiled,
+        "compiling takes longer than it saves" if model.compute.compile == "auto" else "flow",
+    )
     attention = "sdpa" if model.compute.attention == "auto" else model.compute.attention
-    say("attention", attention, "the library's default" if model.compute.attention == "auto" else "recipe")
-    feature_cache, why = _feature_cache(recipe, sizes, total / steps_per_epoch)
-    say("featureCache", feature_cache, why)
-    packing, why = _packing(recipe, sizes, micro[0])
-    say("packing", packing, why)
-    say("versions", machine.versions, "installed")
-    say("revision", machine.revision, "of Runyard's own source" if machine.revision else "not known: no git repository")
-    say("hardware", machine.hardware, "found")
+    note(
+        "attention",
+        attention,
+        "the library's default" if model.compute.attention == "auto" else "flow",
+    )
+    feature_cache, why = choose_feature_cache(recipe, sizes, total / steps_per_epoch)
+    note("featureCache", feature_cache, why)
+    packing, why = choose_packing(recipe, sizes, micro[0])
+    note("packing", packing, why)
+    note("versions", machine.versions, "installed")
+    note(
+        "revision",
+        machine.revision,
+        "of Runyard's own source" if machine.revision else "unknown: no git repository",
+    )
+    note("hardware", machine.hardware, "detected")
     return Plan(
         device=machine.device,
         precision=precision,
@@ -228,35 +257,35 @@ def make_plan(recipe: ResolvedFlow, machine: Machine, sizes: Sizes) -> Plan:
         compile=compiled,
         packing=packing,
         feature_cache=feature_cache,
-        document=reasons,
+        document=document,
     )
 
 
 def with_micro_batch(plan: Plan, size: int, reason: str) -> Plan:
-    """The same plan, and so the same batch, with another micro-batch."""
+    """Return the same plan, and so the same batch, with another micro-batch."""
     parts = math.ceil(plan.batch_size / size)
-    told = {
+    changed = {
         "microBatchSize": {"value": size, "reason": reason},
         "accumulation": {"value": parts, "reason": "batchSize / microBatchSize"},
     }
-    return replace(plan, micro_batch_size=size, document=plan.document | told)
+    return replace(plan, micro_batch_size=size, document=plan.document | changed)
 
 
 def with_choice(plan: Plan, name: Choice, value: bool, reason: str) -> Plan:
-    """The same plan with one of the choices made that it left open."""
-    told = plan.document | {name: {"value": value, "reason": reason}}
+    """Return the same plan with one of its open choices made."""
+    document = plan.document | {name: {"value": value, "reason": reason}}
     if name == "packing":
-        return replace(plan, packing=value, document=told)
-    return replace(plan, feature_cache=value, document=told)
+        return replace(plan, packing=value, document=document)
+    return replace(plan, feature_cache=value, document=document)
 
 
 def with_memory(plan: Plan, value: int | None, reason: str) -> Plan:
-    """The same plan with the bytes that training is predicted to take at its peak; None where that is not known."""
+    """Return the plan with the predicted peak of memory in bytes; None if it is not predicted."""
     return replace(plan, document=plan.document | {"memory": {"value": value, "reason": reason}})
 
 
 def is_due(every: str | Every, *, step: int, steps_per_epoch: int, seconds_since_last: float) -> bool:
-    """Whether it is time after ``step`` (from 1): at the end of an epoch, each n steps, or after so many minutes."""
+    """Return whether an interval ends at ``step`` (from 1): an epoch, n steps, or n minutes."""
     if isinstance(every, Every):
         if every.steps is not None:
             return step % every.steps == 0
@@ -264,89 +293,105 @@ def is_due(every: str | Every, *, step: int, steps_per_epoch: int, seconds_since
     return step % steps_per_epoch == 0
 
 
-def plan_in_words(plan: Plan) -> str:
-    """The plan as a table for stdout."""
+def format_plan(plan: Plan) -> str:
+    """Return the plan as a table for stdout."""
     width = max(len(name) for name in plan.document)
     return "\n".join(f"{name:<{width}}  {item['value']}  ({item['reason']})" for name, item in plan.document.items())
 
 
-def _say_uploaded(sizes: UploadedSizes, say: Callable[[str, Any, str], Any]) -> None:
-    say("dataset", sizes.dataset, "recipe")
-    say("datasetVersion", sizes.version, "a hash of all its pictures and records")
-    say("trainingPictures", sizes.training_pictures, "split by content and seed")
-    say("validationPictures", sizes.validation_pictures, "held out by content and seed")
-    say("brokenPictures", sizes.broken_pictures, "cannot be decoded and are left out")
+def note_uploaded(sizes: UploadedSizes, note: Callable[[str, Any, str], Any]) -> None:
+    note("dataset", sizes.dataset, "flow")
+    note("datasetVersion", sizes.version, "a hash of all its images and records")
+    note("trainingPictures", sizes.training_images, "split by content and seed")
+    note("validationPictures", sizes.validation_images, "held out by content and seed")
+    note("brokenPictures", sizes.broken_images, "cannot be decoded and are left out")
 
 
-def _say_pictures(sizes: PictureSizes, say: Callable[[str, Any, str], Any]) -> None:
+def note_image_sizes(sizes: ImageSizes, note: Callable[[str, Any, str], Any]) -> None:
     if sizes.family is not None:
-        say(FAMILY_PICTURES, sizes.family, "of the processor, before the recipe limited them")
-        say("pictureSettings", sizes.settings, "images of the recipe; saved with the processor")
-    say("contextTokens", sizes.context, sizes.context_source)
-    say("shrunkSamples", sizes.shrunk, "have a smaller picture than the family would give them, to keep to limits")
-    say("refusedSamples", sizes.refused, "are longer than the context whatever their picture, and are left out")
+        note(FAMILY_IMAGE_SETTINGS, sizes.family, "of the processor, before the flow limited them")
+        note("pictureSettings", sizes.settings, "images of the flow; saved with the processor")
+    note("contextTokens", sizes.context, sizes.context_source)
+    note(
+        "shrunkSamples",
+        sizes.shrunk,
+        "have a smaller image than the family's default, to fit into the limits",
+    )
+    note(
+        "refusedSamples",
+        sizes.refused,
+        "are longer than the context even with the smallest image, and are left out",
+    )
 
 
-def _settled(name: str, wanted: bool | str, hindrance: str | None) -> tuple[bool, str] | None:
-    """What the recipe or a hindrance decides of a choice; None where neither does."""
-    if wanted is True and hindrance is not None:
-        raise InvalidFlow(f"{name} true is not possible: {hindrance}; leave it auto")
+def resolve_choice(name: str, wanted: bool | str, obstacle: str | None) -> tuple[bool, str] | None:
+    """Return what the flow or an obstacle decides; None where neither does."""
+    if wanted is True and obstacle is not None:
+        raise InvalidFlow(f"{name} true is not possible: {obstacle}; try: leave it auto")
     if isinstance(wanted, bool):
-        return wanted, "recipe"
-    return None if hindrance is None else (False, hindrance)
+        return wanted, "flow"
+    return None if obstacle is None else (False, obstacle)
 
 
-def _packing(recipe: ResolvedFlow, sizes: Sizes, micro_batch_size: int) -> tuple[bool | None, str]:
-    """Whether samples share rows; None where that is to be measured."""
+def choose_packing(recipe: ResolvedFlow, sizes: Sizes, micro_batch_size: int) -> tuple[bool | None, str]:
+    """Return whether samples share rows; None where that is measured."""
     wanted, attention = recipe.model.packing, recipe.model.compute.attention
-    hindrance = sizes.unpacked
+    obstacle = sizes.unpacked
     if attention not in ("auto", "sdpa"):
-        hindrance = f"attention {attention!r} works on whole rows"
-    if (settled := _settled("packing", wanted, hindrance)) is not None:
-        return settled
+        obstacle = f"attention {attention!r} cannot mask samples within a row"
+    if (resolved := resolve_choice("packing", wanted, obstacle)) is not None:
+        return resolved
     if recipe.is_tiny:
-        return False, "the tiny model's steps are too short for a gain, and so its results depend on nothing measured"
+        return (
+            False,
+            "the tiny model's steps are too short for a gain; its results depend on no measurement",
+        )
     share = sizes.padding_share(micro_batch_size)
     padding = f"{share:.0%} of the tokens would be padding"
-    if share < LEAST_PADDING:
+    if share < MIN_PADDING_FOR_PACKING:
         return False, f"only {padding}"
     return None, padding
 
 
-def _feature_cache(recipe: ResolvedFlow, sizes: Sizes, epochs: float) -> tuple[bool | None, str]:
-    """Whether the features of pictures are kept; None where that is to be measured."""
-    wanted, hindrance = recipe.model.compute.feature_cache, sizes.unfrozen
+def choose_feature_cache(recipe: ResolvedFlow, sizes: Sizes, epochs: float) -> tuple[bool | None, str]:
+    """Return whether image features are cached; None where that is measured."""
+    wanted, obstacle = recipe.model.compute.feature_cache, sizes.unfrozen
     if recipe.dataset.varies_images:
-        hindrance = "dataset.augmentation varies the pictures"
-    if (settled := _settled("compute.featureCache", wanted, hindrance)) is not None:
-        return settled
-    if epochs < LEAST_EPOCHS:
-        return False, f"pictures are seen {epochs:.1f} times only"
+        obstacle = "dataset.augmentation changes the images"
+    if (resolved := resolve_choice("compute.featureCache", wanted, obstacle)) is not None:
+        return resolved
+    if epochs < MIN_EPOCHS_FOR_FEATURE_CACHE:
+        return False, f"images are seen only {epochs:.1f} times"
     return None, "the vision encoder is frozen"
 
 
-def _metric(recipe: ResolvedFlow, tasks: set[str]) -> tuple[str, bool, str]:
-    """What decides, whether small values of it are good, and why. ``tasks`` are those of the samples measured."""
+def choose_metric(recipe: ResolvedFlow, tasks: set[str]) -> tuple[str, bool, str]:
+    """Return the deciding metric, whether small values are good, and why.
+
+    ``tasks`` are those of the evaluated samples.
+    """
     wanted, mode = recipe.model.checkpoint.metric, recipe.model.checkpoint.mode
-    own = METRIC_OF[recipe.task]
+    own = DEFAULT_METRICS[recipe.task]
     tasks = tasks or {recipe.task}
     known = {"loss"}.union(*(METRICS[task] for task in tasks))
     metric = own if wanted == "auto" else wanted.removeprefix("validation/")
     if metric not in known:
-        of = " and ".join(sorted(tasks))
-        raise InvalidFlow(f"checkpoint.metric {wanted!r} is not measured for {of}; {', '.join(sorted(known))} are")
+        raise InvalidFlow(
+            f"checkpoint.metric {wanted!r} is not measured for {' and '.join(sorted(tasks))}; "
+            f"try: {', '.join(sorted(known))}"
+        )
     smaller = metric == "loss" if mode == "auto" else mode == "min"
-    return metric, smaller, f"the metric of {recipe.task}" if wanted == "auto" else "recipe"
+    return metric, smaller, f"the metric of {recipe.task}" if wanted == "auto" else "flow"
 
 
-def _refuse_what_is_missing(recipe: ResolvedFlow, machine: Machine) -> None:
-    """Say clearly what this trainer cannot do, rather than do something else."""
+def check_machine(recipe: ResolvedFlow, machine: Machine) -> None:
+    """Raise ``InvalidFlow`` for settings that this machine or trainer does not support."""
     model = recipe.model
     if model.hyperparameters.optimizer.name == "adamw8bit" and machine.device != "cuda":
-        raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; use 'adamw'")
+        raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; try: 'adamw'")
     if model.compute.attention == "flash_attention_2" and machine.device != "cuda":
-        raise InvalidFlow("attention 'flash_attention_2' needs CUDA; use 'auto'")
+        raise InvalidFlow("attention 'flash_attention_2' needs CUDA; try: 'auto'")
     if recipe.dataset.dataset_version is not None and recipe.dataset.dataset_id in BUILT_IN_DATASETS:
-        raise InvalidFlow(f"dataset {recipe.dataset.dataset_id!r} has no versions; leave datasetVersion null")
+        raise InvalidFlow(f"dataset {recipe.dataset.dataset_id!r} has no versions; try: datasetVersion null")
     if recipe.settings.resources.workers > 1:
-        raise InvalidFlow("settings.resources.workers above 1 is not available yet")
+        raise InvalidFlow("settings.resources.workers above 1 is not supported yet; try: 1")

@@ -1,7 +1,7 @@
-"""Everything the loop works with, made in the order flow -> data -> model -> plan -> optimizer.
+"""Everything that the loop works with, made in the order flow, data, model, plan, optimizers.
 
-A checkpoint to resume from brings weights, optimizer, counters and random states; all else is made as the first time,
-from the recipe and its seed, and so comes out the same.
+When resuming, weights, optimizer state, counters and random states come from the checkpoint.
+Everything else is made as the first time, from the flow and its seed, and so comes out the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from runyard.flows import ResolvedFlow, build_flow_document
+from runyard.flows.blocks import ModelSettings
 from runyard.ids import resolve_folder
 from runyard.model_folders import ModelFolders
 from runyard.rundir import DATASET, MODEL_ADAPTER, MODEL_FULL, read_json
 from runyard.trainer.checkpoints.checkpoint import RUN, Progress, load_state
-from runyard.trainer.checkpoints.warm_start import check_fits, taken_up
+from runyard.trainer.checkpoints.warm_start import check_fits, restore_progress
 from runyard.trainer.data.cache import CacheDir, Hooks, encode_all
 from runyard.trainer.data.datasets import Dataset, Sample, hash_samples, load_dataset
 from runyard.trainer.data.encode import (
@@ -51,9 +52,9 @@ from runyard.trainer.models.model import (
     load_model,
 )
 from runyard.trainer.plan import (
-    FAMILY_PICTURES,
+    FAMILY_IMAGE_SETTINGS,
+    ImageSizes,
     Machine,
-    PictureSizes,
     Plan,
     Sizes,
     UploadedSizes,
@@ -66,28 +67,29 @@ from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
 from runyard.trainer.steps.features import explain_not_frozen
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
-    MemoryEstimate,
-    estimate_memory,
-    measure_step_memory,
-    read_available_memory,
-    retain_freed_memory,
-    return_freed_memory,
+    Outlook,
+    hand_back,
+    keep_freed,
+    look_ahead,
+    measure_step,
+    room_of,
 )
 from runyard.trainer.steps.optim import make_optimizers
 from vi.api.resources.runs.responses import Run
 
-BASE = "base"  # below the attempt's folder: the unchanged weights under an adapter that came from no folder
-SAMPLES_BETWEEN_LOOKS = 16  # a look at stop.json and permit takes 54 µs (measured on a busy core)
-NAMED_REFUSED = 5  # samples that are told one by one
+BASE = "base"  # below the attempt's folder: base weights of an adapter that came from no folder
+SAMPLES_BETWEEN_CHECKS = 16  # reading stop.json and the permit takes 54 µs (measured, busy core)
+MAX_LISTED_REFUSALS = 5  # samples that a warning names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One attempt: its folder, the run, its recipe, where weights are, and a proven checkpoint to resume.
+    """One attempt: its folder, the run, its flow, where weights are, and a proven checkpoint.
 
-    ``models`` has the folder of each other run's weights, ``folders`` are those that weights may be read from besides.
-    ``continued_run`` is the run that the checkpoint is of, unless that is the attempt's own. Encoded samples of
-    uploaded data are kept below ``cache``, at most ``cache_bytes``, as long as ``spare_bytes`` of the disk stay free.
+    ``models`` maps other runs' weights to their folders; ``folders`` are the other places that
+    weights may be read from. ``origin_run`` is the run of the checkpoint, if that is another one.
+    Encoded samples of uploaded data are cached below ``cache``, up to ``cache_bytes``, as long as
+    ``spare_bytes`` of the disk stay free.
     """
 
     folder: Path
@@ -96,303 +98,150 @@ class Job:
     models: dict[str, str]
     folders: ModelFolders = ModelFolders((), Path("/"))
     resume: Path | None = None
-    continued_run: str | None = None
+    origin_run: str | None = None
     cache: Path | None = None
     cache_bytes: int = 0
     spare_bytes: int = 0
 
     @property
-    def beginning(self) -> str:
-        """What the attempt begins with, in words."""
+    def start_message(self) -> str:
+        """The message of the attempt's first phase."""
         origin = self.run.spec.resume_from
-        if self.continued_run is None or origin is None:
+        if self.origin_run is None or origin is None:
             return "Reading data and model"
-        return f"Going on from run {origin.run_id}, checkpoint {origin.checkpoint}, step {origin.step}"
+        return f"Resuming from run {origin.run_id}, checkpoint {origin.checkpoint}, step {origin.step}"
 
 
 @dataclass(kw_only=True)
-class Prepared:
+class TrainState:
     """What the loop works with."""
 
     plan: Plan
     model: Model
     data: Dataset
-    lengths: Any
-    draw: BuildBatch
-    held_out: Encodings
+    lengths: Any  # (samples,) tokens of each training sample
+    build_batch: BuildBatch
+    validation: Encodings
     optimizers: list[torch.optim.Optimizer]
-    parameters: list[torch.nn.Parameter]  # all that those change
     scaler: torch.amp.GradScaler
-    losses: TokenLosses  # as trained
-    plain_losses: TokenLosses  # without label smoothing, to measure
+    losses: TokenLosses
+    validation_losses: TokenLosses  # without label smoothing
     generation: dict[str, Any]
     progress: Progress
-    run_document: dict[str, Any]
     device: torch.device
-    longest: int  # the index of the training sample with most tokens
-    outlook: MemoryEstimate | None  # of memory; None where nothing is predicted
+    run_document: dict[str, Any] = field(default_factory=dict)
+    memory_estimate: Outlook | None = None  # None where memory is not estimated
+    parameters: list[torch.nn.Parameter] = field(init=False)  # all that the optimizers change
+    longest_index: int = field(init=False)  # of the training sample with the most tokens
 
+    def __post_init__(self) -> None:
+        self.parameters = [parameter for _, parameter in self.model.trainable()]
+        self.longest_index = int(np.argmax(self.lengths))
 
-def prepare(job: Job, machine: Machine, *, told: Hooks) -> Prepared:
-    """Read data and model and make the plan; ``told.check_cancelled`` is called often and raises to abort.
-
-    Raises:
-        TrainingFailed: recipe or data are at fault.
-    """
-    recipe, settings = job.recipe, job.recipe.model
-    if job.resume is not None and job.continued_run is not None:
-        check_fits(recipe, job.resume)
-    numbers, device = settings.hyperparameters, torch.device(machine.device)
-    if device.type == "cpu":
-        (retain_freed_memory if recipe.is_tiny else return_freed_memory)()
-    data = _read_data(job, told.check_cancelled)
-    told.check_cancelled()
-    precision, _ = choose_precision(recipe, machine)
-    model = _make_model(job, data, DTYPES[precision])
-    fitting = _fit_pictures(job, model)
-    layout = Layout(
-        pad_id=get_pad_id(model.processor.tokenizer),
-        image_token_id=model.image_token_id,
-        answer_token_type=model.parts.answer_token_type,
-        answers_only=numbers.loss.answers_only,
-        decoder_start_id=model.decoder_start_id,
-    )
-    if layout.decoder_start_id is not None and not layout.answers_only:
-        raise InvalidFlow(f"loss.answersOnly false is not possible: {model.parts.packing_obstacle}; leave it true")
-    encoder = Encoder(
-        model.processor,
-        model.parts,
-        system_prompt=recipe.system_prompt.system_prompt,
-        task=recipe.task,
-        budget=fitting,
-        renderer=model.renderer,
-    )
-    data, cached, held_out, fit, uploaded = _encodings(job, data, encoder, layout, fitting, told)
-    sizes = _sizes(model, cached, held_out, uploaded)
-    sizes = replace(
-        sizes if uploaded is not None else _of_built_in(data, sizes),
-        pictures=PictureSizes(
-            settings=get_resolution_settings(model.processor, model.model_type),
-            family=fitting.family_settings,
-            context=fitting.context,
-            context_source=get_context_length(get_base_model(model.module), model.processor.tokenizer)[1],
-            shrunk=fit.shrunk,
-            refused=len(fit.refused),
-        ),
-        padding_share=partial(estimate_padding_share, recipe, cached.lengths),
-        unpacked=model.parts.packing_obstacle,
-        unfrozen=explain_not_frozen(model.module, model.parts),
-    )
-    plan = make_plan(recipe, machine, sizes)
-
-    module = model.module.to(device)
-    module.train()
-    if plan.gradient_checkpointing:
-        module.activation_checkpointing_enable()
-    if plan.compile:
-        get_base_model(module).model.compile()
-    optimizers = make_optimizers(
-        model.trainable_parameters(),
-        numbers.optimizer,
-        learning_rate=numbers.learning_rate,
-        rates=settings.training.learning_rates,
-        parts=model.parts,
-        device=device,
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    progress = Progress()
-    torch.manual_seed(recipe.settings.seed)
-    if job.resume is not None:
-        progress, scaler_state = load_state(job.resume, optimizers)
-        if job.continued_run is not None:
-            progress = taken_up(progress, job.resume, total_steps=plan.total_steps)
-        if scaler_state:
-            scaler.load_state_dict(scaler_state)
-    plan = _within_memory(plan, progress, job.run.status.micro_batch_limit)
-    smoothing = numbers.loss.label_smoothing
-    losses = TokenLosses(module, precision=precision, device=device, label_smoothing=smoothing)
-    drawing = BatchBuilder(recipe, data, cached, encoder, layout, model, losses, device, _place(job, data.name), told)
-    plan = drawing.resolve_choices(plan, progress.choices)
-    told.check_cancelled()
-    longest = int(np.argmax(cached.lengths))
-    measure = partial(measure_step_memory, drawing.build, losses, optimizers, longest=longest, plan=plan, device=device)
-    before = plan.micro_batch_size
-    plan, outlook = estimate_memory(plan, recipe, measure=measure, available=partial(read_available_memory, device))
-    if device.type == "cpu" and outlook is not None and outlook.is_ample:
-        retain_freed_memory()
-    if plan.micro_batch_size < before:
-        progress.micro_batch_limit = plan.micro_batch_size
-    return Prepared(
-        plan=plan,
-        model=model,
-        data=data,
-        lengths=cached.lengths,
-        draw=drawing.build,
-        held_out=held_out,
-        optimizers=optimizers,
-        parameters=[parameter for _, parameter in model.trainable_parameters()],
-        scaler=scaler,
-        losses=losses,
-        plain_losses=TokenLosses(module, precision=precision, device=device, label_smoothing=0.0),
-        generation=_generation(recipe, model, plan.answer_tokens),
-        progress=progress,
-        run_document=_run_document(job, model, plan),
-        device=device,
-        longest=longest,
-        outlook=outlook,
-    )
+    @property
+    def predicted_host_bytes(self) -> int:
+        """The estimated peak of the process's host memory; 0 where it is not known."""
+        if self.memory_estimate is None or self.device.type != "cpu":
+            return 0
+        return self.memory_estimate.value
 
 
 @dataclass(kw_only=True)
-class Fit:
-    """What became of samples that did not fit as they were: how many are shrunk; each that is refused, in words."""
+class FitReport:
+    """How many samples got a smaller image, and a description of each sample that was refused."""
 
     shrunk: int = 0
     refused: list[str] = field(default_factory=list)
 
 
-def _fit_pictures(job: Job, model: Model) -> TokenBudget:
-    """Limit pictures as the recipe says, and say what samples have to fit into.
+@dataclass(frozen=True, kw_only=True)
+class EncodedData:
+    """Both parts of the data, encoded for the model. ``uploaded`` is None for built-in data."""
 
-    A checkpoint to go on from has the limits of its recipe in its processor; what the family had stands in its plan.
-    """
-    module, images = get_base_model(model.module), job.recipe.model.images
-    if job.resume is not None:
-        run = read_json(job.resume / MODEL_FULL / RUN) or {}
-        family = (run.get("status", {}).get("plan") or {}).get(FAMILY_PICTURES)
-        if family is not None:
-            apply_resolution(module, model.processor, family["value"])
-    family = get_resolution_settings(model.processor, model.model_type)
-    limit_resolution(module, model.processor, model.model_type, images, is_tiny=job.recipe.is_tiny)
-    return TokenBudget(
-        context=get_context_length(module, model.processor.tokenizer)[0],
-        image_token_id=model.image_token_id,
-        model_type=model.model_type,
-        image_budget=images.patch_budget,
-        is_encoder_decoder=model.decoder_start_id is not None,
-        family_settings=None if ResolutionLimits.from_images(images) == ResolutionLimits() else family,
-    )
+    data: Dataset
+    encoder: Encoder
+    layout: Layout
+    fitting: Fitting
+    train: Encodings
+    validation: Encodings
+    fit: FitReport
+    uploaded: UploadedSizes | None = None
 
 
-def _encodings(
-    job: Job, data: Dataset, encoder: Encoder, layout: Layout, fitting: TokenBudget, told: Hooks
-) -> tuple[Dataset, Encodings, Encodings, Fit, UploadedSizes | None]:
-    """Both parts of the data, encoded. What turns out to be broken or too long is left out."""
-    train, validation = data.train, data.validation
-    if not isinstance(train, Selection) or not isinstance(validation, Selection):
-        return _encodings_in_memory(job.recipe, data, encoder, layout, fitting, told)
-    cached = encode_all([train, validation], encoder, _place(job, data.name), told)
-    fit = Fit(
-        shrunk=len(cached.shrunk),
-        refused=[f"{cached.samples.filename(number)!r} ({why})" for number, why in cached.refused.items()],
-    )
-    missing = np.asarray(sorted({*cached.broken, *cached.refused}), np.int64)
-    train, validation = train.without(missing), validation.without(missing)
-    left = replace(data, train=train, validation=validation)
-    _tell_refused(data, left, fit, fitting.description, told)
-    check_split(left, job.recipe.dataset.validation_fraction)
-    sizes = UploadedSizes(
-        dataset=data.name,
-        version=data.version or "",
-        training_pictures=train.image_count,
-        validation_pictures=validation.image_count,
-        broken_pictures=cached.broken_image_count,
-    )
-    return left, cached.select(train, layout), cached.select(validation, layout), fit, sizes
-
-
-def _encodings_in_memory(
-    recipe: ResolvedFlow, data: Dataset, encoder: Encoder, layout: Layout, fitting: TokenBudget, told: Hooks
-) -> tuple[Dataset, Encodings, Encodings, Fit, None]:
-    fit = Fit()
-
-    def encoded(samples: Sequence[Sample], *, with_pictures: bool = True) -> tuple[list[Sample], InMemoryEncodings]:
-        kept, made = [], []
-        for number, sample in enumerate(samples):
-            if number % SAMPLES_BETWEEN_LOOKS == 0:
-                told.check_cancelled()
-            try:
-                item = encoder.encode(sample, with_image=with_pictures)
-            except TooLong as error:
-                fit.refused.append(f"{sample.filename or sample.question!r} ({error})")
-                continue
-            kept.append(sample)
-            made.append(item)
-        fit.shrunk += sum(item.is_shrunk for item in made)
-        return kept, InMemoryEncodings(made, layout)
-
-    # Pictures that are varied are encoded anew whenever they are drawn.
-    train, of_train = encoded(data.train, with_pictures=not recipe.dataset.varies_images)
-    validation, of_validation = encoded(data.validation)
-    left = replace(data, train=train, validation=validation) if fit.refused else data
-    _tell_refused(data, left, fit, fitting.description, told)
-    return left, of_train, of_validation, fit, None
-
-
-def _tell_refused(data: Dataset, left: Dataset, fit: Fit, bounds: str, told: Hooks) -> None:
-    """Warn of samples that are too long, the first of them by name.
+def prepare(job: Job, machine: Machine, *, hooks: Told) -> TrainState:
+    """Read data and model, make the plan, and restore the checkpoint if there is one.
 
     Raises:
-        InvalidData: all of a part are.
+        StopAsked: ``hooks`` canceled it.
+        TrainingFailed: the flow or the data cannot be trained.
     """
-    if not fit.refused:
-        return
-    total = len(data.train) + len(data.validation)
-    first = "; ".join(fit.refused[:NAMED_REFUSED])
-    found = f"{len(fit.refused):,} of {total:,} samples of dataset {data.name!r} do not fit into {bounds}"
-    for part, before, after in (
-        ("to train on", data.train, left.train),
-        ("held out", data.validation, left.validation),
-    ):
-        if before and not after:
-            raise InvalidData(
-                f"no sample {part} fits: {found}: {first}; shorten questions, answers or system prompt, or take a "
-                "model with a longer context"
-            )
-    told.on_warning(f"{found} and are left out: {first}")
-
-
-def _place(job: Job, dataset: str) -> CacheDir:
-    """Of each organisation and dataset apart, so that what belongs to a deleted one can be found."""
-    if job.cache is None or job.cache_bytes <= 0:
-        return CacheDir(attempt_folder=job.folder)
-    return CacheDir(
-        attempt_folder=job.folder,
-        root=job.cache,
-        shared=resolve_folder(job.cache, job.run.organization_id or "none", dataset),
-        limit_bytes=job.cache_bytes,
-        spare_bytes=job.spare_bytes,
+    recipe, device = job.recipe, torch.device(machine.device)
+    check_origin(job)
+    configure_heap(recipe, device)
+    data = load_data(job, hooks.look)
+    hooks.look()
+    precision, _ = choose_precision(recipe, machine)
+    model = build_model(job, data, DTYPES[precision])
+    encoded = encode(job, data, model, hooks)
+    plan = make_plan(recipe, machine, measure_sizes(recipe, model, encoded))
+    place_model(model, plan, device)
+    optimizers = build_optimizers(recipe, model, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+    progress = restore(job, plan, optimizers, scaler)
+    plan = limit_micro_batch(plan, progress, job.run.status.micro_batch_limit)
+    make_losses = partial(TokenLosses, model.module, precision=precision, device=device)
+    losses = make_losses(label_smoothing=recipe.model.hyperparameters.loss.label_smoothing)
+    batching = make_batching(job, encoded, model, losses, device, hooks)
+    plan = batching.resolve_choices(plan, progress.choices)
+    hooks.check_cancelled()
+    state = TrainState(
+        plan=plan,
+        model=model,
+        data=encoded.data,
+        lengths=encoded.train.lengths,
+        build_batch=batching.build,
+        validation=encoded.validation,
+        optimizers=optimizers,
+        scaler=scaler,
+        losses=losses,
+        validation_losses=make_losses(label_smoothing=0.0),
+        generation=build_generation_settings(recipe, model, plan.answer_tokens),
+        progress=progress,
+        device=device,
     )
+    fit_plan_to_memory(state, recipe)
+    state.run_document = build_run_document(job, model, state.plan)
+    return state
 
 
-def _within_memory(plan: Plan, progress: Progress, of_run: int | None) -> Plan:
-    """The plan with the micro-batch that memory has taken before, if a larger one was too much for it.
-
-    ``of_run`` is what the server noted when the kernel ended an attempt; a checkpoint knows what the trainer found.
-    """
-    limits = [limit for limit in (progress.micro_batch_limit, of_run) if limit is not None and limit > 0]
-    if not limits or min(limits) >= plan.micro_batch_size:
-        return plan
-    progress.micro_batch_limit = min(limits)
-    return with_micro_batch(plan, min(limits), f"{plan.micro_batch_size} was too much for the memory before")
+def check_origin(job: Job) -> None:
+    """Check that the flow fits the checkpoint, if that is of another run."""
+    if job.resume is not None and job.origin_run is not None:
+        check_fits(job.recipe, job.resume)
 
 
-def _read_data(job: Job, look: Callable[[], None]) -> Dataset:
-    """The uploaded dataset that the supervisor has brought here, else a built-in one."""
+def configure_heap(recipe: Recipe, device: torch.device) -> None:
+    """Let the C library keep freed memory for the tiny model, and otherwise return it at once."""
+    if device.type == "cpu":
+        (keep_freed if recipe.is_tiny else hand_back)()
+
+
+def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
+    """Return the uploaded dataset that the supervisor has fetched, or a built-in one."""
     recipe = job.recipe
-    brought = read_json(job.folder / DATASET)
-    if brought is not None:
-        if brought.get("problem"):
-            raise InvalidData(str(brought["problem"]))
+    fetched = read_json(job.folder / DATASET)
+    if fetched is not None:
+        if fetched.get("problem"):
+            raise InvalidData(str(fetched["problem"]))
         return load_uploaded(
-            Path(str(brought["folder"])),
-            name=str(brought["dataset"]),
-            version=str(brought["version"]),
+            Path(str(fetched["folder"])),
+            name=str(fetched["dataset"]),
+            version=str(fetched["version"]),
             task=recipe.task,
             seed=recipe.settings.seed,
             validation_fraction=recipe.dataset.validation_fraction,
             max_samples=recipe.dataset.max_samples,
-            check_cancelled=look,
+            look=check_cancelled,
         )
     data = load_dataset(
         recipe.dataset.dataset_id,
@@ -401,31 +250,45 @@ def _read_data(job: Job, look: Callable[[], None]) -> Dataset:
         max_samples=recipe.dataset.max_samples,
     )
     if data.task != recipe.task:
-        raise InvalidFlow(f"dataset {data.name!r} is for {data.task}, but projectKind is {recipe.task!r}")
+        raise InvalidFlow(
+            f"dataset {data.name!r} is for {data.task}, but projectKind is {recipe.task!r}; "
+            f"try: projectKind {data.task!r}, or another dataset"
+        )
     return data
 
 
-def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
-    """The model as it stands before the first step of this attempt."""
-    recipe, settings = job.recipe, job.recipe.model
-    with_adapter = settings.training.mode == "lora"
-    # Weights that are trained themselves are float32: the small steps of training vanish in 16 bits.
-    dtype = dtype if with_adapter else torch.float32
-    attention = None if settings.compute.attention == "auto" else settings.compute.attention
-    quantization = settings.quantization.type if settings.quantization.enabled else None
+def build_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
+    """Return the model as it is before the first step of this attempt."""
+    training = job.recipe.model.training
+    source = find_weights(job)
+    if training.mode == "lora":
+        return add_adapter(job, load_weights(job, data, dtype, source), dtype, source)
+    # Trained weights are float32: small updates vanish in 16 bits.
+    model = load_weights(job, data, torch.float32, source)
+    freeze(model, training.freeze)
+    if not model.trainable():
+        raise InvalidFlow(f"training.freeze {training.freeze} leaves nothing to train; try: freeze fewer parts")
+    return model
+
+
+def find_weights(job: Job) -> Path | None:
+    """Return the folder of the weights to start from; None for the built-in tiny model."""
     if job.resume is not None:
-        source: Path | None = job.resume / MODEL_FULL
-    else:
-        source = find_weights_folder(settings.architecture, job.models, job.folders)
-    is_offered = source is not None and job.folders.resolve(source) is not None
-    is_base = source is not None and not (source / MODEL_ADAPTER).is_dir()
+        return job.resume / MODEL_FULL
+    return weights_folder(job.recipe.model.architecture, job.models, job.folders)
+
+
+def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | None) -> Model:
+    """Load the weights in ``source``, or build the tiny model."""
+    recipe, settings = job.recipe, job.recipe.model
     if source is not None:
-        in_use = quantization if is_base else None  # an adapter is added to weights that are whole
+        is_offered = job.folders.resolve(source) is not None
         model = load_model(
             source,
             dtype=dtype,
-            attention=attention,
-            quantization=in_use,
+            attention=get_attention(settings),
+            # An adapter is merged into weights that are not quantized.
+            quantization=get_quantization(settings) if is_base(source) else None,
             folders=job.folders if is_offered else None,
         )
     else:
@@ -436,44 +299,341 @@ def _make_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
             seed=recipe.settings.seed,
         )
     check_family(settings.architecture, model.model_type)
-    if not with_adapter:
-        freeze_parts(model, settings.training.freeze)
-        if not model.trainable_parameters():
-            raise InvalidFlow(f"training.freeze {settings.training.freeze} leaves nothing to train")
-        return model
-    base = source
-    if base is None or not is_base:
+    return model
+
+
+def add_adapter(job: Job, model: Model, dtype: torch.dtype, source: Path | None) -> Model:
+    """Add a new adapter, or the checkpoint's, to a base model that is a folder of its own."""
+    settings = job.recipe.model
+    if source is not None and is_base(source):
+        base = source
+    else:
         base = job.folder / BASE
         model.module.save_pretrained(base)
         model.processor.save_pretrained(base)
+        quantization = get_quantization(settings)
         if quantization is not None:
+            attention = get_attention(settings)
             model = load_model(base, dtype=dtype, attention=attention, quantization=quantization)
     if (base / MODEL_FULL).is_dir():
         base = base / MODEL_FULL
     adapter = job.resume / MODEL_ADAPTER if job.resume is not None else None
-    torch.manual_seed(recipe.settings.seed)  # a new adapter is drawn at random
-    return add_adapter(model, settings.training, base=base, adapter=adapter)
+    torch.manual_seed(job.recipe.settings.seed)  # a new adapter is initialized at random
+    return adapt(model, settings.training, base=base, adapter=adapter)
 
 
-def _sizes(model: Model, cached: Encodings, held_out: Encodings, uploaded: UploadedSizes | None) -> Sizes:
-    return Sizes(
-        training_samples=len(cached),
-        validation_samples=len(held_out),
-        longest_answer=max(cached.longest_answer, held_out.longest_answer),
-        cache_bytes=cached.size_bytes + held_out.size_bytes,
-        parameters=model.parameter_count,
-        trainable_parameters=sum(parameter.numel() for _, parameter in model.trainable_parameters()),
-        uploaded=uploaded,
+def is_base(source: Path) -> bool:
+    """Return whether a folder of weights is a base model, without an adapter."""
+    return not (source / MODEL_ADAPTER).is_dir()
+
+
+def get_attention(settings: ModelSettings) -> str | None:
+    attention = settings.compute.attention
+    return None if attention == "auto" else attention
+
+
+def get_quantization(settings: ModelSettings) -> str | None:
+    return settings.quantization.type if settings.quantization.enabled else None
+
+
+def encode(job: Job, data: Dataset, model: Model, hooks: Told) -> EncodedData:
+    """Encode both parts of the data with the model's processor."""
+    recipe = job.recipe
+    fitting = limit_images(job, model)
+    layout = Layout(
+        pad_id=pad_id(model.processor.tokenizer),
+        image_token_id=model.image_token_id,
+        answer_token_type=model.parts.answer_token_type,
+        answers_only=recipe.model.hyperparameters.loss.answers_only,
+        decoder_start=model.decoder_start,
+    )
+    if layout.decoder_start is not None and not layout.answers_only:
+        raise InvalidFlow(f"loss.answersOnly false is not possible: {model.parts.unpacked}; try: leave it true")
+    encoder = Encoder(
+        model.processor,
+        model.parts,
+        system_prompt=recipe.system_prompt.system_prompt,
+        task=recipe.task,
+        fitting=fitting,
+        renderer=model.renderer,
+    )
+    train, validation = data.train, data.validation
+    if isinstance(train, Selection) and isinstance(validation, Selection):
+        parts = train, validation
+        return encode_uploaded(job, data, parts, encoder, layout, fitting, hooks)
+    return encode_in_memory(recipe, data, encoder, layout, fitting, hooks)
+
+
+def limit_images(job: Job, model: Model) -> Fitting:
+    """Apply the flow's image limits to the processor; return what samples have to fit into.
+
+    When resuming, the checkpoint's processor has the limits of its own flow. The family's settings
+    are in its plan, and are restored first.
+    """
+    module, images = base_of(model.module), job.recipe.model.images
+    if job.resume is not None:
+        run = read_json(job.resume / MODEL_FULL / RUN) or {}
+        family = (run.get("status", {}).get("plan") or {}).get(FAMILY_IMAGE_SETTINGS)
+        if family is not None:
+            apply(module, model.processor, family["value"])
+    family = settings_of(model.processor, model.model_type)
+    limit_pictures(module, model.processor, model.model_type, images, is_tiny=job.recipe.is_tiny)
+    return Fitting(
+        context=context_of(module, model.processor.tokenizer)[0],
+        image_token_id=model.image_token_id,
+        model_type=model.model_type,
+        budget=images.patch_budget,
+        is_apart=model.decoder_start is not None,
+        family=None if Limits.of(images) == Limits() else family,
     )
 
 
-def _of_built_in(data: Dataset, sizes: Sizes) -> Sizes:
-    """Their samples lie in memory, so each can be looked at."""
-    return replace(sizes, version=hash_samples(data), tasks=[sample.task or data.task for sample in data.validation])
+def encode_uploaded(
+    job: Job,
+    data: Dataset,
+    parts: tuple[Selection, Selection],
+    encoder: Encoder,
+    layout: Layout,
+    fitting: Fitting,
+    hooks: Told,
+) -> EncodedData:
+    """Encode uploaded data through the cache. Broken and oversized samples are left out."""
+    train, validation = parts
+    cached = encode_all([train, validation], encoder, choose_cache_place(job, data.name), hooks)
+    fit = FitReport(
+        shrunk=len(cached.shrunk),
+        refused=[f"{cached.samples.filename(n)!r} ({why})" for n, why in cached.refused.items()],
+    )
+    left_out = np.asarray(sorted({*cached.broken, *cached.refused}), np.int64)  # (left out,)
+    train, validation = train.without(left_out), validation.without(left_out)
+    kept = replace(data, train=train, validation=validation)
+    warn_about_refused(data, kept, fit, fitting, hooks)
+    check_parts(kept, job.recipe.dataset.validation_fraction)
+    return EncodedData(
+        data=kept,
+        encoder=encoder,
+        layout=layout,
+        fitting=fitting,
+        train=cached.part(train, layout),
+        validation=cached.part(validation, layout),
+        fit=fit,
+        uploaded=UploadedSizes(
+            dataset=data.name,
+            version=data.version or "",
+            training_images=train.pictures,
+            validation_images=validation.pictures,
+            broken_images=cached.broken_pictures,
+        ),
+    )
 
 
-def _generation(recipe: ResolvedFlow, model: Model, answer_tokens: int) -> dict[str, Any]:
-    """The recipe's generation settings as transformers wants them, and the same kept in the model's own settings."""
+def encode_in_memory(
+    recipe: Recipe, data: Dataset, encoder: Encoder, layout: Layout, fitting: Fitting, hooks: Told
+) -> EncodedData:
+    """Encode built-in data. Oversized samples are left out."""
+    fit = FitReport()
+
+    def encode_part(samples: Sequence[Sample], *, with_images: bool = True) -> tuple[list[Sample], EncodedSamples]:
+        kept, encoded = [], []
+        for number, sample in enumerate(samples):
+            if number % SAMPLES_BETWEEN_CHECKS == 0:
+                hooks.look()
+            try:
+                item = encoder.encode(sample, with_picture=with_images)
+            except TooLong as error:
+                fit.refused.append(f"{sample.filename or sample.question!r} ({error})")
+                continue
+            kept.append(sample)
+            encoded.append(item)
+        fit.shrunk += sum(item.is_shrunk for item in encoded)
+        return kept, EncodedSamples(encoded, layout)
+
+    # Augmented images are encoded again for every batch.
+    kept_train, train = encode_part(data.train, with_images=not recipe.dataset.varies_pictures)
+    kept_validation, validation = encode_part(data.validation)
+    kept = replace(data, train=kept_train, validation=kept_validation) if fit.refused else data
+    warn_about_refused(data, kept, fit, fitting, hooks)
+    return EncodedData(
+        data=kept,
+        encoder=encoder,
+        layout=layout,
+        fitting=fitting,
+        train=train,
+        validation=validation,
+        fit=fit,
+    )
+
+
+def warn_about_refused(data: Dataset, kept: Dataset, fit: FitReport, fitting: Fitting, hooks: Told) -> None:
+    """Warn about samples that are too long, naming the first of them.
+
+    Raises:
+        InvalidData: no sample of a part is left.
+    """
+    if not fit.refused:
+        return
+    total = len(data.train) + len(data.validation)
+    first = "; ".join(fit.refused[:MAX_LISTED_REFUSALS])
+    samples = f"{len(fit.refused):,} of {total:,} samples of dataset {data.name!r}"
+    found = f"{samples} do not fit into {fitting.in_words}"
+    for part, before, after in (
+        ("training", data.train, kept.train),
+        ("validation", data.validation, kept.validation),
+    ):
+        if before and not after:
+            raise InvalidData(
+                f"no {part} sample fits: {found}: {first}; try: shorter questions, answers or "
+                "system prompt, or a model with a longer context"
+            )
+    hooks.warn(f"{found} and are left out: {first}")
+
+
+def choose_cache_place(job: Job, dataset: str) -> Place:
+    """Return where encoded samples are kept.
+
+    Each organization and dataset has its own folder, so that a deletion finds what belongs to it.
+    """
+    if job.cache is None or job.cache_bytes <= 0:
+        return Place(own=job.folder)
+    return Place(
+        own=job.folder,
+        root=job.cache,
+        shared=folder_below(job.cache, job.run.organization_id or "none", dataset),
+        limit_bytes=job.cache_bytes,
+        spare_bytes=job.spare_bytes,
+    )
+
+
+def measure_sizes(recipe: Recipe, model: Model, encoded: EncodedData) -> Sizes:
+    """Return what the plan depends on besides flow and machine."""
+    train, validation, data = encoded.train, encoded.validation, encoded.data
+    sizes = Sizes(
+        training_samples=len(train),
+        validation_samples=len(validation),
+        longest_answer=max(train.longest_answer, validation.longest_answer),
+        cache_bytes=train.size_bytes + validation.size_bytes,
+        parameters=model.parameter_count,
+        trainable_parameters=sum(parameter.numel() for _, parameter in model.trainable()),
+        padding_share=partial(padding_of, recipe, train.lengths),
+        unpacked=model.parts.unpacked,
+        unfrozen=why_not_frozen(model.module, model.parts),
+        uploaded=encoded.uploaded,
+        images=ImageSizes(
+            settings=settings_of(model.processor, model.model_type),
+            family=encoded.fitting.family,
+            context=encoded.fitting.context,
+            context_source=context_of(base_of(model.module), model.processor.tokenizer)[1],
+            shrunk=encoded.fit.shrunk,
+            refused=len(encoded.fit.refused),
+        ),
+    )
+    if encoded.uploaded is not None:
+        return sizes
+    # Built-in samples are in memory, so each of them can be examined.
+    tasks = [sample.task or data.task for sample in data.validation]
+    return replace(sizes, version=version_of(data), tasks=tasks)
+
+
+def place_model(model: Model, plan: Plan, device: torch.device) -> None:
+    """Move the model to its device, in training mode, as the plan says."""
+    module = model.module.to(device)
+    module.train()
+    if plan.gradient_checkpointing:
+        module.activation_checkpointing_enable()
+    if plan.compile:
+        base_of(module).model.compile()
+
+
+def build_optimizers(recipe: Recipe, model: Model, device: torch.device) -> list[torch.optim.Optimizer]:
+    """Return the flow's optimizers for all trained parameters."""
+    numbers = recipe.model.hyperparameters
+    return make_optimizers(
+        model.trainable(),
+        numbers.optimizer,
+        learning_rate=numbers.learning_rate,
+        rates=recipe.model.training.learning_rates,
+        parts=model.parts,
+        device=device,
+    )
+
+
+def restore(job: Job, plan: Plan, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> Progress:
+    """Restore optimizers, scaler and random states from the checkpoint; return the counters."""
+    torch.manual_seed(job.recipe.settings.seed)
+    if job.resume is None:
+        return Progress()
+    progress, scaler_state = load_state(job.resume, optimizers)
+    if job.origin_run is not None:
+        progress = restore_progress(progress, job.resume, total_steps=plan.total_steps)
+    if scaler_state:
+        scaler.load_state_dict(scaler_state)
+    return progress
+
+
+def limit_micro_batch(plan: Plan, progress: Progress, run_limit: int | None) -> Plan:
+    """Return the plan with a smaller micro-batch if its own has run out of memory before.
+
+    ``run_limit`` was set by the server when the kernel killed an attempt; the progress has the
+    limit that the trainer found.
+    """
+    limits = [limit for limit in (progress.micro_batch_limit, run_limit) if limit and limit > 0]
+    if not limits or min(limits) >= plan.micro_batch_size:
+        return plan
+    progress.micro_batch_limit = min(limits)
+    # ``runyard.cli.reproduce`` recognizes these words in the plan.
+    reason = f"{plan.micro_batch_size} was too much for the memory before"
+    return with_micro_batch(plan, min(limits), reason)
+
+
+def make_batching(
+    job: Job,
+    encoded: EncodedData,
+    model: Model,
+    losses: TokenLosses,
+    device: torch.device,
+    hooks: Told,
+) -> Drawing:
+    """Return the builder of batches, which decides on packing and feature cache."""
+    place = choose_cache_place(job, encoded.data.name)
+    return Drawing(
+        job.recipe,
+        encoded.data,
+        encoded.train,
+        encoded.encoder,
+        encoded.layout,
+        model,
+        losses,
+        device,
+        place,
+        hooks,
+    )
+
+
+def fit_plan_to_memory(state: TrainState, recipe: Recipe) -> None:
+    """Estimate the memory of a step, and shrink the micro-batch if the flow permits it."""
+    device, before = state.device, state.plan.micro_batch_size
+    measure = partial(
+        measure_step,
+        state.build_batch,
+        state.losses,
+        state.optimizers,
+        longest=state.longest_index,
+        plan=state.plan,
+        device=device,
+    )
+    state.plan, state.memory_estimate = look_ahead(state.plan, recipe, measure=measure, room=partial(room_of, device))
+    estimate = state.memory_estimate
+    if device.type == "cpu" and estimate is not None and estimate.is_ample:
+        keep_freed()
+    if state.plan.micro_batch_size < before:
+        state.progress.micro_batch_limit = state.plan.micro_batch_size
+
+
+def build_generation_settings(recipe: ResolvedFlow, model: Model, answer_tokens: int) -> dict[str, Any]:
+    """Return the flow's generation settings as transformers expects them.
+
+    They are also stored in the model's own generation settings, which every checkpoint contains.
+    """
     wanted, tokenizer = recipe.model.evaluation, model.processor.tokenizer
     settings: dict[str, Any] = {
         "do_sample": wanted.do_sample,
@@ -481,36 +641,46 @@ def _generation(recipe: ResolvedFlow, model: Model, answer_tokens: int) -> dict[
         "max_new_tokens": wanted.max_new_tokens,
     }
     if wanted.do_sample:
-        settings |= {"temperature": wanted.temperature, "top_k": wanted.top_k, "top_p": wanted.top_p}
+        settings |= {
+            "temperature": wanted.temperature,
+            "top_k": wanted.top_k,
+            "top_p": wanted.top_p,
+        }
     own = model.module.generation_config
-    ends = wanted.eos_token_id if wanted.eos_token_id is not None else own.eos_token_id or tokenizer.eos_token_id
+    ends = first_not_none(wanted.eos_token_id, own.eos_token_id or tokenizer.eos_token_id)
     settings["eos_token_id"] = list(ends) if isinstance(ends, list | tuple) else ends
-    settings["pad_token_id"] = wanted.pad_token_id if wanted.pad_token_id is not None else get_pad_id(tokenizer)
+    settings["pad_token_id"] = first_not_none(wanted.pad_token_id, get_pad_id(tokenizer))
     if wanted.bos_token_id is not None:
         own.bos_token_id = wanted.bos_token_id
     if not wanted.do_sample:
-        # Settings of drawing beside "do not draw" would be refused when the model is saved.
+        # A model with sampling settings but without sampling could not be saved.
         own.temperature = own.top_k = own.top_p = None
     own.no_repeat_ngram_size = None  # answers in JSON repeat themselves
-    own._from_model_config = False  # else whoever loads the model makes these settings anew
+    own._from_model_config = False  # otherwise loading the model derives these settings again
     for name, value in settings.items():
         setattr(own, name, value)
     if wanted.stop_strings is not None:
-        # Not among the model's own settings: whoever calls generate without a tokenizer could then not call it at all.
+        # Not stored in the model: without a tokenizer, ``generate`` would then refuse every call.
         settings |= {"stop_strings": wanted.stop_strings, "tokenizer": tokenizer}
     return settings | {"max_new_tokens": answer_tokens}
 
 
-def _run_document(job: Job, model: Model, plan: Plan) -> dict[str, Any]:
-    """The run with every default and the plan written out: the checkpoint's ``run.json``."""
+def first_not_none(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def build_run_document(job: Job, model: Model, plan: Plan) -> dict[str, Any]:
+    """Return the run with every default and the plan written out: the checkpoint's ``run.json``."""
     document: dict[str, Any] = msgspec.to_builtins(job.run)
     flow = build_flow_document(job.recipe)
     for block in flow["blocks"]:
         if block["block"] == "vi-model":
-            # Readers of the checkpoint need these; the recipe may have left them open.
-            of_weights = str(next(model.module.parameters()).dtype).split(".")[-1]
-            in_4_bit = job.recipe.model.quantization.enabled  # then other weights say nothing about the arithmetic
-            block["settings"]["compute"]["precisionType"] = plan.precision if in_4_bit else of_weights
+            # Readers of the checkpoint need these values, which the flow may leave open.
+            weights_dtype = str(next(model.module.parameters()).dtype).split(".")[-1]
+            # Quantized weights say nothing about the precision of the arithmetic.
+            is_quantized = job.recipe.model.quantization.enabled
+            precision = plan.precision if is_quantized else weights_dtype
+            block["settings"]["compute"]["precisionType"] = precision
             own = model.module.generation_config
             block["settings"]["evaluation"] |= {
                 "pad_token_id": own.pad_token_id,

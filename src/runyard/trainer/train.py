@@ -1,49 +1,50 @@
-"""The training of one attempt, told in order. Start reading here.
+"""The training of one attempt, from top to bottom. Start reading here.
 
-A recipe comes in, a folder fills with events, checkpoints and a result. The loop has no callbacks: after each step it
-asks whether it is time to evaluate, to save, to end. What decides is pure (``plan``, ``optim``); what is remembered
-lies in ``Progress`` and so in every checkpoint. Data order and rates are functions of the step, so a resumed run does
-bit for bit what an undisturbed one would have done, on one machine with as many threads.
+``train`` prepares data, model and plan, then runs a ``TrainLoop``. Each iteration takes one
+optimizer step, then ends, evaluates and saves as far as each is due. There are no callbacks.
+Decisions are pure functions (``plan``, ``optim``). What must survive a restart is in ``Progress``,
+and so in every checkpoint. Data order and learning rates depend only on the step. So a resumed run
+gives bit for bit the results of an uninterrupted one, on one machine with as many threads.
 
-A stop is looked for everywhere. A step is finished; reading data and measuring are broken off, and what was not
-measured is measured first when the run goes on.
+Stop requests are checked everywhere. A step in progress is completed, whereas reading data and
+evaluating are interrupted. A resumed run first completes the interrupted evaluation.
 """
 
 import contextlib
-import errno
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from runyard.flows.blocks import ModelSettings
-from runyard.rundir import NO_ROOM, Ending, EventWriter, free_bytes
-from runyard.trainer.checkpoints.async_checkpoint import Saver
+from runyard.flows.blocks import Every, ModelSettings
+from runyard.rundir import Ending, EventWriter, free_bytes
+from runyard.trainer.checkpoints.async_checkpoint import AsyncCheckpointer
 from runyard.trainer.checkpoints.checkpoint import (
-    Saved,
-    contents_of,
-    needed_bytes,
-    prune,
+    CheckpointContents,
+    SavedCheckpoint,
+    collect_contents,
+    estimate_bytes,
     remove_checkpoints,
     save_checkpoint,
+    select_kept,
 )
 from runyard.trainer.data.cache import Hooks
 from runyard.trainer.data.encode import epoch_batches
 from runyard.trainer.errors import Diverged, OutOfMemory, StopRequested
 from runyard.trainer.evaluation.evaluation import evaluate
 from runyard.trainer.evaluation.predictions import prune_predictions, write_predictions
-from runyard.trainer.plan import Machine, is_due, plan_in_words, with_micro_batch
-from runyard.trainer.prepare import Job, Prepared, prepare
+from runyard.trainer.plan import Machine, format_plan, is_due, with_micro_batch
+from runyard.trainer.prepare import Job, TrainState, prepare
 from runyard.trainer.steps.memory import format_bytes, is_out_of_memory
 from runyard.trainer.steps.optim import rate_factor, set_rates
-from runyard.trainer.watchdog import LossWatch, StepWatch, listed
+from runyard.trainer.watchdog import LossSpikeDetector, SlowStepDetector, format_names
 
-SECONDS_BETWEEN_LINES = 2.0  # on stdout; every step is an event
-SAVE_TRIES = 3  # on a disk that fails; one that is full is waited for
+SECONDS_BETWEEN_LINES = 2.0  # on stdout; every step has an event
 
 
 @dataclass(frozen=True)
@@ -67,498 +68,578 @@ def train(
     free: Callable[[Path], int] = free_bytes,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Outcome:
-    """Train until the plan is done, validation stops improving, or ``should_stop``.
+    """Train until the plan is complete, validation stops improving, or ``should_stop``.
 
     Raises:
-        TrainingFailed: recipe or data are at fault.
+        TrainingFailed: the flow or the data cannot be trained.
     """
-    # However the loop ends, the checkpoint that is being written beside it is finished first.
-    with Saver(job.folder, events, should_stop=should_stop, say=say, free_bytes=free, sleep=sleep) as saver:
-        return _train(job, machine, events, saver, should_stop, say, clock)
+    hooks = make_hooks(events, should_stop, say)
+    # However the loop ends, the checkpoint that is being written is completed first.
+    with AsyncCheckpointer(
+        job.folder, events, should_stop=should_stop, say=say, free_bytes=free, sleep=sleep
+    ) as checkpointer:
+        hooks.progress(job.start_message)
+        suggestions = "dataset.maxSamples, architecture.size, training.mode 'lora'"
+        try:
+            with explain_out_of_memory("preparing data and model", suggestions):
+                state = prepare(job, machine, hooks=hooks)
+        except StopAsked:
+            return Outcome("Stopped", "stopped while preparing, before another step", None, {})
+        events.write("plan", plan=state.plan.document)
+        say(format_plan(state.plan))
+        enforce_memory_estimate(state, job.recipe.model, events, hooks.warn)
+        if state.progress.step:
+            say(f"resuming after step {state.progress.step}")
+        checkpointer.reserve(state.model.processor, peak_bytes=state.predicted_host_bytes)
+        loop = TrainLoop(job, state, events, checkpointer, hooks, should_stop=should_stop, say=say, clock=clock)
+        return loop.run()
 
 
-def _train(
-    job: Job,
-    machine: Machine,
-    events: EventWriter,
-    saver: Saver,
-    should_stop: Callable[[], bool],
-    say: Callable[[str], None],
-    clock: Callable[[], float],
-) -> Outcome:
+def make_hooks(events: EventWriter, should_stop: Callable[[], bool], say: Callable[[str], None]) -> Told:
+    """Return how preparing and evaluating check for a stop, report progress and warn."""
 
-    def look() -> None:
+    def check_cancelled() -> None:
         if should_stop():
             raise StopRequested
 
-    def preparing(message: str) -> None:
+    def report_progress(message: str) -> None:
         events.write("phase", phase="Preparing", message=message)
 
     def warn(message: str) -> None:
         events.write("warning", message=message)
         say(f"warning: {message}")
 
-    preparing(job.beginning)
-    try:
-        with _memory_is_named(
-            "preparing data and model", "dataset.maxSamples, architecture.size, training.mode 'lora'"
+    return Told(check_cancelled=check_cancelled, on_progress=report_progress, on_warning=warn)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingCheckpoint:
+    """A checkpoint that is not written yet, with everything as it was at its step."""
+
+    name: str
+    contents: CheckpointContents
+    metrics: dict[str, float]
+    is_best: bool
+    predictions: Path | None
+
+
+class TrainLoop:
+    """The loop over optimizer steps, and its state between them.
+
+    ``ending`` is None while the loop continues, then the reason why it ends.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        state: TrainState,
+        events: EventWriter,
+        checkpointer: AsyncCheckpointer,
+        hooks: Told,
+        *,
+        should_stop: Callable[[], bool],
+        say: Callable[[str], None],
+        clock: Callable[[], float],
+    ):
+        self.job, self.state, self.events, self.checkpointer = job, state, events, checkpointer
+        self.hooks, self.should_stop, self.say, self.clock = hooks, should_stop, say, clock
+        self.settings, self.progress = job.recipe.model, state.progress
+        self.limit_minutes = job.recipe.settings.time_limit_minutes
+        self.limit_s = math.inf if self.limit_minutes is None else self.limit_minutes * 60
+        self.first_step, self.seconds_before = self.progress.step, self.progress.train_seconds
+        self.started_at = self.last_step_at = self.last_line_at = clock()
+        self.last_evaluation_at = self.last_save_at = self.started_at
+        self.slow_steps, self.loss_spikes = SlowStepDetector(hooks.warn), LossSpikeDetector()
+        self.batches: list[list[int]] = []  # sample indices, of the current epoch
+        self.saved: list[SavedCheckpoint] = []
+        self.evaluated_step: int | None = None
+        self.predictions: Path | None = None  # of the last evaluation
+        self.is_phase_stale = False  # whether the last phase event was not "Training"
+        self.ending: Ending | None = None
+
+    def run(self) -> Outcome:
+        """Repeat step, evaluation and save until the loop ends."""
+        plan, progress = self.state.plan, self.progress
+        self.events.write("phase", phase="Training", message=f"{plan.total_steps} steps")
+        if self.should_stop():
+            message = f"stopped after step {progress.step}, before another one"
+            return Outcome("Stopped", message, None, progress.metrics)
+        if progress.owes_evaluation:  # a stop interrupted the evaluation of the step we resume from
+            self.complete_step()
+        while self.ending is None and progress.step < plan.total_steps:
+            self.run_step()
+            self.complete_step()
+        newest = self.saved[-1].name if self.saved else None
+        return Outcome(self.ending or "Completed", self.describe_ending(), newest, progress.metrics)
+
+    def run_step(self) -> None:
+        """Take one optimizer step, and write its event."""
+        state, plan, step = self.state, self.state.plan, self.progress.step
+        numbers = self.settings.hyperparameters
+        epoch, indices = self.select_batch(step)
+        factor = rate_factor(step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=numbers.schedule)
+        learning_rate = set_rates(state.optimizers, factor)
+        with self.slow_steps.watch(step + 1, partial(name_samples, state, indices)):
+            try:
+                loss = compute_gradients(state, indices, epoch, self.settings, self.events)
+                suggestions = "hyperparameters.optimizer, training.mode 'lora', a smaller model"
+                with explain_out_of_memory("taking a step", suggestions):
+                    self.checkpointer.wait_for_copies()
+                    norm = optimizer_step(state, numbers.optimizer.max_grad_norm)
+            except NotFinite as error:
+                raise self.describe_divergence(error, indices) from error
+        if warning := self.loss_spikes.update(step + 1, loss):
+            self.hooks.warn(warning)
+        self.record_step(loss, norm, learning_rate, samples=len(indices))
+
+    def complete_step(self) -> None:
+        """Evaluate, save and end after a step, as far as each is due."""
+        self.checkpointer.poll()
+        self.ending = self.check_limits()
+        self.maybe_evaluate()
+        # An evaluation still owed was interrupted by a stop. The run then counts as stopped, even
+        # after its last step, so that a resumed attempt completes the evaluation.
+        if self.progress.owes_evaluation or (
+            self.ending is None and (self.checkpointer.is_refused or self.should_stop())
         ):
-            made = prepare(job, machine, told=Hooks(check_cancelled=look, on_progress=preparing, on_warning=warn))
-    except StopRequested:
-        return Outcome("Stopped", "stopped while preparing, before another step", None, {})
-    plan, progress, settings, seed = made.plan, made.progress, job.recipe.model, job.recipe.settings.seed
-    events.write("plan", plan=plan.document)
-    say(plan_in_words(plan))
-    if made.outlook is not None:
-        _heed(made, settings, events, warn)
-        plan = made.plan
-    if progress.step:
-        say(f"going on after step {progress.step}")
+            self.ending = "Stopped"
+        self.maybe_save()
+        # While a checkpoint is being written, the phase stays "Saving".
+        if self.ending is None and self.is_phase_stale and self.checkpointer.pending_step is None:
+            message = f"step {self.progress.step} of {self.state.plan.total_steps}"
+            self.events.write("phase", phase="Training", message=message)
+            self.is_phase_stale = False
+        self.last_step_at = self.clock()
 
-    predicted = made.outlook.peak_bytes if made.outlook is not None and made.device.type == "cpu" else 0
-    saver.take(made.model.processor, peak_bytes=predicted)
-    first_step, seconds_before = progress.step, progress.train_seconds
-    limit_minutes = job.recipe.settings.time_limit_minutes
-    limit_s = math.inf if limit_minutes is None else limit_minutes * 60
-    started = last_step_at = last_line_at = last_evaluation_at = last_save_at = clock()
-    watch, losses = StepWatch(warn), LossWatch()
-    batches: list[list[int]] = []
-    saved: list[Saved] = []
-    is_elsewhere = False  # whether the phase that was told last is another than Training
-    reason: Ending = "Completed"
-    message = f"{plan.total_steps} steps"
-    events.write("phase", phase="Training", message=f"{plan.total_steps} steps")
-    if should_stop():
-        return Outcome("Stopped", f"stopped after step {progress.step}, before another one", None, progress.metrics)
-
-    is_taken = progress.owes_evaluation  # that step is in the checkpoint; what belongs behind it is not done yet
-    for step in range(first_step - is_taken, plan.total_steps):
-        epoch, place = divmod(step, plan.steps_per_epoch)
-        if not is_taken:
-            # Which samples: a function of seed and step.
-            if not batches or place == 0:
-                batches = epoch_batches(
-                    made.lengths,
-                    batch_size=plan.batch_size,
-                    seed=seed,
-                    epoch=epoch,
-                    shuffle=job.recipe.dataset.shuffle,
-                )
-            indices = batches[place]
-
-            # One optimizer step.
-            schedule = settings.hyperparameters.schedule
-            factor = rate_factor(step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=schedule)
-            rate = set_rates(made.optimizers, factor)
-            with watch.over(step + 1, partial(_named, made, indices)):
-                try:
-                    loss = _backward(made, indices, epoch, settings, events)
-                    less = "hyperparameters.optimizer, training.mode 'lora', a smaller model"
-                    with _memory_is_named("taking a step", less):
-                        saver.wait_for_copies()
-                        norm = _move(made, settings.hyperparameters.optimizer.max_grad_norm)
-                except NotFinite as error:
-                    saver.finish()
-                    good = saved[-1].name if saved else job.resume and job.resume.name
-                    raise Diverged(
-                        f"{error} at step {step + 1}, with samples {listed(_named(made, indices))}; the last good "
-                        f"checkpoint is {good or 'none yet'}; try a lower hyperparameters.learningRate than "
-                        f"{settings.hyperparameters.learning_rate:g} or a smaller optimizer.maxGradNorm"
-                    ) from error
-            if rise := losses.see(step + 1, loss):
-                warn(rise)
-
-            # Where we stand.
-            now = clock()
-            progress.step, progress.epoch = step + 1, (step + 1) / plan.steps_per_epoch
-            seconds_now = now - started - saver.waited_s
-            progress.train_seconds = seconds_before + seconds_now
-            seconds_left = seconds_now / (step + 1 - first_step) * (plan.total_steps - step - 1)
-            seconds_left = round(min(seconds_left, max(0.0, limit_s - progress.train_seconds)), 1)
-            events.write(
-                "step",
-                step=step + 1,
-                epoch=round(progress.epoch, 4),
-                totalSteps=plan.total_steps,
-                secondsLeft=seconds_left,
-                values={
-                    "loss": round(loss, 6),
-                    "learningRate": rate,
-                    "gradNorm": round(norm, 6),
-                    "samplesPerSecond": round(len(indices) / max(1e-6, now - last_step_at), 1),
-                },
+    def select_batch(self, step: int) -> tuple[int, list[int]]:
+        """Return the epoch and the sample indices of a step: a function of seed and step."""
+        plan, recipe = self.state.plan, self.job.recipe
+        epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
+        if not self.batches or step_in_epoch == 0:
+            self.batches = epoch_batches(
+                self.state.lengths,
+                batch_size=plan.batch_size,
+                seed=recipe.settings.seed,
+                epoch=epoch,
+                shuffle=recipe.dataset.shuffle,
             )
-            if now - last_line_at >= SECONDS_BETWEEN_LINES:
-                say(f"step {step + 1}/{plan.total_steps}  loss {loss:.4f}  {seconds_left:.0f} s left")
-                last_line_at = now
+        return epoch, self.batches[step_in_epoch]
 
-        saver.look()  # has a checkpoint been written meanwhile?
-
-        # Is the run over? What is measured and saved below does not depend on how it ends, but for a stop.
-        is_over = step + 1 == plan.total_steps
-        if not is_over and progress.train_seconds >= limit_s:
-            reason, is_over = "TimeLimit", True
-            message = f"timeLimitMinutes {limit_minutes:g} reached after step {step + 1} of {plan.total_steps}"
-
-        # Is it time to evaluate? Somebody who wants the run to stop does not wait for that: it is owed then.
-        waited = clock() - last_evaluation_at
-        progress.owes_evaluation = bool(plan.validation_samples) and (
-            is_taken
-            or is_over
-            or is_due(
-                settings.validation.every,
-                step=step + 1,
-                steps_per_epoch=plan.steps_per_epoch,
-                seconds_since_last=waited,
-            )
+    def record_step(self, loss: float, norm: float, learning_rate: float, *, samples: int) -> None:
+        """Advance the counters by a step, and write its event and now and then a line."""
+        progress, total = self.progress, self.state.plan.total_steps
+        now = self.clock()
+        progress.step += 1
+        progress.epoch = progress.step / self.state.plan.steps_per_epoch
+        seconds = now - self.started_at - self.checkpointer.waited_s
+        progress.train_seconds = self.seconds_before + seconds
+        seconds_left = seconds / (progress.step - self.first_step) * (total - progress.step)
+        seconds_to_limit = max(0.0, self.limit_s - progress.train_seconds)
+        seconds_left = round(min(seconds_left, seconds_to_limit), 1)
+        self.events.write(
+            "step",
+            step=progress.step,
+            epoch=round(progress.epoch, 4),
+            totalSteps=total,
+            secondsLeft=seconds_left,
+            values={
+                "loss": round(loss, 6),
+                "learningRate": learning_rate,
+                "gradNorm": round(norm, 6),
+                "samplesPerSecond": round(samples / max(1e-6, now - self.last_step_at), 1),
+            },
         )
-        is_taken = is_evaluated = False
-        predictions = None
-        if progress.owes_evaluation:
-            with contextlib.suppress(StopRequested):
-                predictions = _evaluate(made, events, job, _steps_kept(saved, saver), say, look)
-                is_evaluated, last_evaluation_at = True, clock()
-                progress.owes_evaluation = False
-                patience = settings.validation.early_stopping
-                if patience and progress.evaluations_without_gain >= patience.patience and not is_over:
-                    reason, is_over = "EarlyStopped", True
-                    message = f"{plan.metric} did not get better for {patience.patience} evaluations"
-        if is_stopped := progress.owes_evaluation or (not is_over and (saver.is_refused or should_stop())):
-            reason, message = "Stopped", f"stopped after step {step + 1} of {plan.total_steps}"
+        if now - self.last_line_at >= SECONDS_BETWEEN_LINES:
+            self.say(f"step {progress.step}/{total}  loss {loss:.4f}  {seconds_left:.0f} s left")
+            self.last_line_at = now
 
-        # Is it time to save?
-        waited = clock() - last_save_at
-        if (
-            is_over
-            or is_stopped
-            or is_due(
-                settings.checkpoint.every,
-                step=step + 1,
-                steps_per_epoch=plan.steps_per_epoch,
-                seconds_since_last=waited,
+    def check_limits(self) -> Ending | None:
+        """Return why the run ends after this step, or None."""
+        if self.progress.step == self.state.plan.total_steps:
+            return "Completed"
+        return "TimeLimit" if self.progress.train_seconds >= self.limit_s else None
+
+    def is_due(self, every: str | Every, last_at: float) -> bool:
+        """Return whether an interval of the flow has passed since ``last_at``."""
+        return is_due(
+            every,
+            step=self.progress.step,
+            steps_per_epoch=self.state.plan.steps_per_epoch,
+            seconds_since_last=self.clock() - last_at,
+        )
+
+    def maybe_evaluate(self) -> None:
+        """Evaluate if due, owed or last; end the run if it has not improved for too long."""
+        progress, validation = self.progress, self.settings.validation
+        progress.owes_evaluation = self.state.plan.validation_samples > 0 and (
+            progress.owes_evaluation
+            or self.ending is not None
+            or self.is_due(validation.every, self.last_evaluation_at)
+        )
+        if not progress.owes_evaluation:
+            return
+        with contextlib.suppress(StopAsked):
+            self.predictions = self.run_evaluation()
+            self.evaluated_step, self.last_evaluation_at = progress.step, self.clock()
+            self.is_phase_stale = True
+            progress.owes_evaluation = False
+            early_stopping = validation.early_stopping
+            if self.ending is None and early_stopping and progress.evaluations_without_gain >= early_stopping.patience:
+                self.ending = "EarlyStopped"
+
+    def run_evaluation(self) -> Path | None:
+        """Measure the held-out data and write the event; return the file of predictions.
+
+        Returns None if the disk refused that file. Predictions of saved checkpoints are kept.
+
+        Raises:
+            StopAsked: it was interrupted, and nothing has been recorded.
+        """
+        self.hooks.look()
+        state, plan, progress = self.state, self.state.plan, self.progress
+        message = f"{plan.validation_samples} held-out samples"
+        self.events.write("phase", phase="Evaluating", message=message)
+        suggestions = "validation.maxSamples, evaluation.max_new_tokens, a smaller model"
+        with explain_out_of_memory("evaluating", suggestions):
+            found = evaluate(
+                state.model.module,
+                state.model.processor.tokenizer,
+                state.validation,
+                state.data.validation,
+                task=self.job.recipe.task,
+                count=plan.validation_samples,
+                previews=self.settings.validation.previews,
+                losses=state.validation_losses,
+                generation=state.generation,
+                seed=self.settings.evaluation.seed,
+                device=state.device,
+                look=self.hooks.look,
             )
-        ):
-            is_whole_epoch = (step + 1) % plan.steps_per_epoch == 0
-            name = f"epoch-{epoch + 1}" if is_whole_epoch else f"step-{step + 1}"
-            saver.finish()  # the one before: which is best, and which are removed, goes by their order
-            _save(
-                job,
-                made,
-                events,
-                saver,
-                name,
-                is_evaluated=is_evaluated,
-                predictions=predictions,
-                saved=saved,
-                say=say,
-            )
-            is_elsewhere, last_save_at = True, clock()
-            is_stopped = is_stopped or (not is_over and should_stop())
-            if is_over or is_stopped:
-                saver.finish()
-            if saver.is_refused:
-                reason, message = "Stopped", f"stopped after step {step + 1}, which there was no disk space to save"
-            elif is_stopped:
-                reason, message = "Stopped", f"stopped after step {step + 1} of {plan.total_steps}"
-            is_stopped = reason == "Stopped"
-        if is_over or is_stopped:
-            break
-        is_elsewhere |= is_evaluated
-        if is_elsewhere and saver.step is None:  # while a checkpoint is being written the phase is that
-            events.write("phase", phase="Training", message=f"step {step + 1} of {plan.total_steps}")
-            is_elsewhere = False
-        last_step_at = clock()
-
-    return Outcome(reason, message, saved[-1].name if saved else None, progress.metrics)
-
-
-def _heed(made: Prepared, settings: ModelSettings, events: EventWriter, warn: Callable[[str], None]) -> None:
-    """End or warn as was predicted, then try the largest micro-batch there is: what runs out of memory does so now."""
-    outlook = made.outlook
-    if outlook is None:
-        return
-    if outlook.verdict == "Deny":
-        raise OutOfMemory(f"{format_bytes(outlook.peak_bytes)} of memory would be needed. {outlook.reason}")
-    if outlook.verdict == "Warn":
-        warn(f"{format_bytes(outlook.peak_bytes)} of memory will be needed. {outlook.reason}")
-    if outlook.is_ample or made.lengths.min() == made.lengths.max():
-        return  # there is no want to be found, or the first step finds it
-    with torch.random.fork_rng(devices=[made.device] if made.device.type == "cuda" else []):
-        _backward(made, [made.longest] * made.plan.micro_batch_size, 0, settings, events)
-    _forget_gradients(made)
-
-
-def _backward(made: Prepared, indices: list[int], epoch: int, settings: ModelSettings, events: EventWriter) -> float:
-    """Gradients of the mean loss over all learnt tokens of the batch; returns it. May shrink the plan's micro-batch."""
-    while True:
-        size = made.plan.micro_batch_size
+        self.record_evaluation(found.values, found.previews)
+        steps = [item.step for item in self.saved]
+        if self.checkpointer.pending_step is not None:
+            steps.append(self.checkpointer.pending_step)
         try:
-            return _accumulate(made, indices, epoch, size)
+            return write_predictions(self.job.folder, progress.step, found.predictions, keep=steps)
+        except OSError as error:  # nothing depends on them, so training continues without them
+            reason = error.strerror or error
+            message = f"the predictions of step {progress.step} could not be written: {reason}"
+            self.events.write("warning", message=message)
+            return None
+
+    def record_evaluation(self, values: dict[str, float], previews: list[dict[str, Any]]) -> None:
+        """Write the event, and note whether the metric has improved."""
+        plan, progress = self.state.plan, self.progress
+        progress.metrics = {f"validation/{name}": round(value, 6) for name, value in values.items()}
+        self.events.write(
+            "evaluation",
+            step=progress.step,
+            epoch=round(progress.epoch, 4),
+            metricName=plan.metric,
+            values=progress.metrics,
+            previews=previews,
+        )
+        value, loss = values[plan.metric], values["loss"]
+        self.say(f"epoch {progress.epoch:.2f}  {plan.metric} {value:.4f}  validation loss {loss:.4f}")
+        early_stopping = self.settings.validation.early_stopping
+        min_delta = early_stopping.min_delta if early_stopping else 0.0
+        if progress.best_seen is None or self.improvement(value, progress.best_seen) > min_delta:
+            progress.best_seen, progress.evaluations_without_gain = value, 0
+        else:
+            progress.evaluations_without_gain += 1
+
+    def improvement(self, value: float, best: float) -> float:
+        """Return by how much ``value`` is better than ``best``."""
+        return best - value if self.state.plan.is_smaller_better else value - best
+
+    def maybe_save(self) -> None:
+        """Save a checkpoint if it is due or the run ends; a stop may come meanwhile."""
+        every = self.settings.checkpoint.every
+        if self.ending is None and not self.is_due(every, self.last_save_at):
+            return
+        # The order of checkpoints decides which one is best and which ones are removed.
+        self.checkpointer.wait()
+        self.save()
+        self.is_phase_stale, self.last_save_at = True, self.clock()
+        if self.ending is None and self.should_stop():
+            self.ending = "Stopped"
+        if self.ending is not None:
+            self.checkpointer.wait()
+        if self.checkpointer.is_refused:
+            self.ending = "Stopped"
+
+    def save(self) -> None:
+        """Submit a checkpoint of this step to the checkpointer."""
+        state, progress, checkpointer = self.state, self.progress, self.checkpointer
+        best_before = progress.best, progress.best_checkpoint
+        pending = self.collect_checkpoint()
+        previous = self.saved[-1] if self.saved else None
+        needed_bytes = estimate_bytes(state.model, pending.contents, previous)
+        staged = checkpointer.stage(pending.contents, state.device)
+        if staged is not None:
+            pending = replace(pending, contents=staged.contents)
+            # Set here already: events of the writer's thread appear only after the next step.
+            if checkpointer.disk_space.has_space(needed_bytes):
+                checkpointer.set_phase("Saving", pending.name)
+
+        def complete(saved: SavedCheckpoint | None) -> None:
+            if saved is None:
+                progress.best, progress.best_checkpoint = best_before
+            else:
+                self.complete_save(pending, saved)
+
+        write = partial(
+            checkpointer.write_when_space,
+            partial(self.write_checkpoint, pending),
+            pending.name,
+            previous=previous,
+            needed_bytes=needed_bytes,
+            needed_bytes_without_links=lambda: estimate_bytes(state.model, pending.contents, None),
+        )
+        checkpointer.submit(pending.contents.step, write, complete, staged)
+
+    def collect_checkpoint(self) -> PendingCheckpoint:
+        """Return the checkpoint of this step."""
+        state, progress = self.state, self.progress
+        name = name_checkpoint(progress.step, state.plan.steps_per_epoch)
+        is_evaluated = self.evaluated_step == progress.step
+        is_best = self.update_best(name, is_evaluated=is_evaluated)
+        contents = collect_contents(
+            state.model,
+            state.optimizers,
+            progress,
+            run_document=state.run_document,
+            scaler=state.scaler.state_dict() or None,
+        )
+        return PendingCheckpoint(
+            name=name,
+            contents=contents,
+            metrics=progress.metrics if is_evaluated else {},
+            is_best=is_best,
+            predictions=self.predictions if is_evaluated else None,
+        )
+
+    def write_checkpoint(self, pending: PendingCheckpoint, previous: SavedCheckpoint | None) -> SavedCheckpoint:
+        """Write a checkpoint; called by the thread that writes."""
+        self.checkpointer.set_phase("Saving", pending.name)
+        # After loss of power, training resumes here and never repeats the events before it.
+        self.events.sync()
+        with explain_out_of_memory("saving", "training.mode 'lora', a smaller model"):
+            return save_checkpoint(
+                self.job.folder,
+                pending.name,
+                self.state.model,
+                pending.contents,
+                metrics=pending.metrics,
+                is_best=pending.is_best,
+                previous=previous,
+                predictions=pending.predictions,
+            )
+
+    def update_best(self, name: str, *, is_evaluated: bool) -> bool:
+        """Return whether this checkpoint is the best so far, and note it in the progress.
+
+        Without held-out data the newest checkpoint counts as the best.
+        """
+        plan, progress = self.state.plan, self.progress
+        is_best = not plan.validation_samples
+        if is_evaluated:
+            value = progress.metrics[f"validation/{plan.metric}"]
+            is_best = progress.best is None or self.improvement(value, progress.best) > 0
+            if is_best:
+                progress.best = value
+        if is_best:
+            progress.best_checkpoint = name
+        return is_best
+
+    def complete_save(self, pending: PendingCheckpoint, saved: SavedCheckpoint) -> None:
+        """Write the event of a proven checkpoint, and remove those that need not be kept."""
+        self.events.write(
+            "checkpoint",
+            checkpoint=saved.name,
+            step=pending.contents.step,
+            epoch=int(pending.contents.epoch),
+            folder=str(saved.folder),
+            metrics=pending.metrics,
+            isBest=pending.is_best,
+        )
+        self.say(f"saved {saved.name}{', the best so far' if pending.is_best else ''}")
+        settings, best = self.settings.checkpoint, self.progress.best_checkpoint
+        all_saved = [*self.saved, saved]
+        self.saved = select_kept(all_saved, keep=settings.keep, keep_best=settings.keep_best, best=best)
+        if superseded := [item for item in all_saved if item not in self.saved]:
+            self.checkpointer.remove(partial(remove_checkpoints, superseded))
+        prune_predictions(self.job.folder, keep=[item.step for item in self.saved])
+
+    def describe_ending(self) -> str:
+        """Return the message that goes with ``ending``."""
+        step, plan = self.progress.step, self.state.plan
+        early_stopping = self.settings.validation.early_stopping
+        if self.ending == "TimeLimit":
+            limit = f"timeLimitMinutes {self.limit_minutes:g}"
+            return f"{limit} reached after step {step} of {plan.total_steps}"
+        if self.ending == "EarlyStopped" and early_stopping:
+            return f"{plan.metric} did not improve for {early_stopping.patience} evaluations"
+        if self.ending == "Stopped" and self.checkpointer.is_refused:
+            return f"stopped after step {step}; there was no disk space to save it"
+        if self.ending == "Stopped":
+            return f"stopped after step {step} of {plan.total_steps}"
+        return f"{plan.total_steps} steps"
+
+    def describe_divergence(self, error: "NotFinite", indices: list[int]) -> Diverged:
+        """Return the error for a loss or gradient that is not finite, once saving is complete."""
+        self.checkpointer.wait()
+        resumed_from = self.job.resume.name if self.job.resume else None
+        last_good = self.saved[-1].name if self.saved else resumed_from
+        return Diverged(
+            f"{error} at step {self.progress.step + 1}, with samples "
+            f"{format_names(name_samples(self.state, indices))}; the last good checkpoint is "
+            f"{last_good or 'none yet'}; try: a lower hyperparameters.learningRate than "
+            f"{self.settings.hyperparameters.learning_rate:g} or a smaller optimizer.maxGradNorm"
+        )
+
+
+def name_checkpoint(step: int, steps_per_epoch: int) -> str:
+    """Return the name of the checkpoint after ``step``: by its epoch if that is complete."""
+    epoch, remainder = divmod(step, steps_per_epoch)
+    return f"step-{step}" if remainder else f"epoch-{epoch}"
+
+
+def enforce_memory_estimate(
+    state: TrainState, settings: ModelSettings, events: EventWriter, warn: Callable[[str], None]
+) -> None:
+    """Refuse or warn as estimated, then try the largest micro-batch, so that it fails now or never.
+
+    Raises:
+        OutOfMemory: training would need more memory than there is.
+    """
+    estimate = state.memory_estimate
+    if estimate is None:
+        return
+    if estimate.verdict == "Deny":
+        raise OutOfMemory(f"{in_words(estimate.value)} of memory would be needed. {estimate.reason}")
+    if estimate.verdict == "Warn":
+        warn(f"{in_words(estimate.value)} of memory will be needed. {estimate.reason}")
+    if estimate.is_ample or state.lengths.min() == state.lengths.max():
+        return  # there is enough memory, or the first step shows the same
+    with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
+        largest = [state.longest_index] * state.plan.micro_batch_size
+        compute_gradients(state, largest, 0, settings, events)
+    clear_gradients(state)
+
+
+def compute_gradients(
+    state: TrainState, indices: list[int], epoch: int, settings: ModelSettings, events: EventWriter
+) -> float:
+    """Compute the gradients of the mean loss over all label tokens of the batch; return the loss.
+
+    May shrink the plan's micro-batch.
+    """
+    while True:
+        size = state.plan.micro_batch_size
+        try:
+            return accumulate_gradients(state, indices, epoch, size)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if settings.on_out_of_memory == "fail" or size == 1:
                 raise OutOfMemory(
-                    f"out of memory while training with microBatchSize {size}; what asks for less: a smaller "
-                    "hyperparameters.microBatchSize, onOutOfMemory 'shrink', training.mode 'lora', a smaller model: "
-                    f"{_first_line(error)}"
+                    f"out of memory while training with microBatchSize {size}; try: a smaller "
+                    "hyperparameters.microBatchSize, onOutOfMemory 'shrink', training.mode 'lora', "
+                    f"a smaller model: {first_line(error)}"
                 ) from error
-        _forget_gradients(made)  # here and not above: until the error is forgotten it keeps what was allocated
-        _shrink(made, size // 2, events)
+        # Not inside the handler: until the error is released, its traceback keeps tensors alive.
+        clear_gradients(state)
+        shrink_micro_batch(state, size // 2, events)
 
 
-def _shrink(made: Prepared, size: int, events: EventWriter) -> None:
-    """Go on with a smaller micro-batch and the same batch; remembered by the next checkpoint, told to everybody."""
-    before, step = made.plan.micro_batch_size, made.progress.step + 1
-    if made.device.type == "cuda":
+def shrink_micro_batch(state: TrainState, size: int, events: EventWriter) -> None:
+    """Continue with a smaller micro-batch and the same batch, in resumed attempts as well."""
+    before, step = state.plan.micro_batch_size, state.progress.step + 1
+    if state.device.type == "cuda":
         torch.cuda.empty_cache()
-    made.plan = with_micro_batch(made.plan, size, f"{before} was too much for the memory at step {step}")
-    made.progress.micro_batch_limit = size
-    made.run_document["status"]["plan"] = made.plan.document
-    message = f"out of memory with microBatchSize {before} at step {step}; going on with {size} at the same batch size"
-    events.write("plan", plan=made.plan.document)
+    # ``runyard.cli.reproduce`` recognizes these words in the plan.
+    reason = f"{before} was too much for the memory at step {step}"
+    state.plan = with_micro_batch(state.plan, size, reason)
+    state.progress.micro_batch_limit = size
+    state.run_document["status"]["plan"] = state.plan.document
+    problem = f"out of memory with microBatchSize {before} at step {step}"
+    message = f"{problem}; continuing with {size} at the same batch size"
+    events.write("plan", plan=state.plan.document)
     events.write("warning", message=message)
 
 
-def _accumulate(made: Prepared, indices: list[int], epoch: int, micro_batch_size: int) -> float:
-    parts = [indices[start : start + micro_batch_size] for start in range(0, len(indices), micro_batch_size)]
-    batches = [made.draw(part, epoch) for part in parts]
-    tokens = max(1, sum(batch.label_count for batch in batches))
+def accumulate_gradients(state: TrainState, indices: list[int], epoch: int, micro_batch_size: int) -> float:
+    """Run forward and backward for each micro-batch; return the mean loss per label token.
+
+    Raises:
+        NotFinite: the loss is not a finite number.
+    """
+    starts = range(0, len(indices), micro_batch_size)
+    micro_batches = [indices[start : start + micro_batch_size] for start in starts]
+    # Padded rows are (B, T); packed, one row (1, T) holds all samples. Labels are (N,).
+    batches = [state.build_batch(micro_batch, epoch) for micro_batch in micro_batches]
+    tokens = max(1, sum(batch.learnt_tokens for batch in batches))
     total = 0.0
     for batch in batches:
-        loss = made.losses(batch.to(made.device)) / tokens
-        made.scaler.scale(loss).backward()
+        # Sums over label tokens, so that micro-batches add up to the mean over the whole batch.
+        loss = state.losses(batch.to(state.device)) / tokens  # ()
+        state.scaler.scale(loss).backward()
         total += float(loss.detach())
     if not math.isfinite(total):
         raise NotFinite(f"the loss is {total}")
     return total
 
 
-def _move(made: Prepared, longest: float | None) -> float:
-    """Let the optimizers take the step; returns the length of the gradient before it was cut."""
-    is_scaled = made.scaler.is_enabled()
+def optimizer_step(state: TrainState, max_grad_norm: float | None) -> float:
+    """Clip the gradients and let the optimizers take a step; return the norm before clipping.
+
+    Raises:
+        NotFinite: the gradient is not finite, and there is no loss scaler to skip the step.
+    """
+    is_scaled = state.scaler.is_enabled()
     if is_scaled:
-        for optimizer in made.optimizers:
-            made.scaler.unscale_(optimizer)
-    norm = float(torch.nn.utils.clip_grad_norm_(made.parameters, longest if longest is not None else math.inf))
+        for optimizer in state.optimizers:
+            state.scaler.unscale_(optimizer)
+    limit = math.inf if max_grad_norm is None else max_grad_norm
+    norm = float(torch.nn.utils.clip_grad_norm_(state.parameters, limit))  # () over all parameters
     if not is_scaled and not math.isfinite(norm):
         raise NotFinite(f"the gradient is {norm}")
-    for optimizer in made.optimizers:
-        if is_scaled:  # it leaves out a step whose gradients are not finite, and scales less from then on
-            made.scaler.step(optimizer)
+    for optimizer in state.optimizers:
+        if is_scaled:  # skips a step whose gradients are not finite, and lowers the scale after it
+            state.scaler.step(optimizer)
         else:
             optimizer.step()
     if is_scaled:
-        made.scaler.update()
-    _forget_gradients(made)
+        state.scaler.update()
+    clear_gradients(state)
     return norm if math.isfinite(norm) else 0.0
 
 
 class NotFinite(Exception):
-    """A loss or a gradient is no number any more."""
+    """A loss or a gradient that is not a finite number."""
 
 
-def _named(made: Prepared, indices: list[int]) -> list[str]:
-    """Samples of the training data as people know them: by the picture's name, or by their place."""
-    return [made.data.train[index].filename or f"#{index}" for index in indices]
+def name_samples(state: TrainState, indices: list[int]) -> list[str]:
+    """Return the names of training samples: the image's file name, or the index."""
+    return [state.data.train[index].filename or f"#{index}" for index in indices]
 
 
-def _forget_gradients(made: Prepared) -> None:
-    for optimizer in made.optimizers:
+def clear_gradients(state: TrainState) -> None:
+    for optimizer in state.optimizers:
         optimizer.zero_grad(set_to_none=True)
 
 
 @contextlib.contextmanager
-def _memory_is_named(doing: str, less: str) -> Iterator[None]:
-    """Say what was being done when memory ran out, and which settings ask for less."""
+def explain_out_of_memory(activity: str, suggestions: str) -> Iterator[None]:
+    """Raise ``OutOfMemory`` with the activity and what to try when the block runs out of memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemory(f"out of memory while {doing}; what asks for less: {less}: {_first_line(error)}") from error
+        raise OutOfMemory(f"out of memory while {activity}; try: {suggestions}: {first_line(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _evaluate(
-    made: Prepared,
-    events: EventWriter,
-    job: Job,
-    keep: list[int],
-    say: Callable[[str], None],
-    look: Callable[[], None],
-) -> Path | None:
-    """Measure the held-out data and note whether that is a gain. Returns the file of predictions, if the disk took it.
-
-    Of earlier predictions those of the steps in ``keep`` stay.
-
-    Raises:
-        StopRequested: it was broken off, and nothing has been noted.
-    """
-    look()
-    plan, progress, settings = made.plan, made.progress, job.recipe.model.validation
-    events.write("phase", phase="Evaluating", message=f"{plan.validation_samples} held-out samples")
-    less = "validation.maxSamples, evaluation.max_new_tokens, a smaller model"
-    with _memory_is_named("evaluating", less):
-        found = evaluate(
-            made.model.module,
-            made.model.processor.tokenizer,
-            made.held_out,
-            made.data.validation,
-            task=job.recipe.task,
-            count=plan.validation_samples,
-            previews=settings.previews,
-            losses=made.plain_losses,
-            generation=made.generation,
-            seed=job.recipe.model.evaluation.seed,
-            device=made.device,
-            check_cancelled=look,
-        )
-    progress.metrics = {f"validation/{name}": round(value, 6) for name, value in found.values.items()}
-    events.write(
-        "evaluation",
-        step=progress.step,
-        epoch=round(progress.epoch, 4),
-        metricName=plan.metric,
-        values=progress.metrics,
-        previews=found.previews,
-    )
-    value = found.values[plan.metric]
-    say(f"epoch {progress.epoch:.2f}  {plan.metric} {value:.4f}  validation loss {found.values['loss']:.4f}")
-    least = settings.early_stopping.min_delta if settings.early_stopping else 0.0
-    if progress.best_seen is None or _gain(value, progress.best_seen, plan.is_smaller_better) > least:
-        progress.best_seen, progress.evaluations_without_gain = value, 0
-    else:
-        progress.evaluations_without_gain += 1
-    try:
-        return write_predictions(job.folder, progress.step, found.predictions, keep=keep)
-    except OSError as error:  # they decide nothing, so training goes on without them
-        message = f"the predictions of step {progress.step} could not be written: {error.strerror or error}"
-        events.write("warning", message=message)
-        return None
-
-
-def _gain(value: float, best: float, is_smaller_better: bool) -> float:
-    return best - value if is_smaller_better else value - best
-
-
-def _steps_kept(saved: list[Saved], saver: Saver) -> list[int]:
-    """Of the checkpoints that are there, and of the one that is being written."""
-    return [item.step for item in saved] + ([] if saver.step is None else [saver.step])
-
-
-def _save(
-    job: Job,
-    made: Prepared,
-    events: EventWriter,
-    saver: Saver,
-    name: str,
-    *,
-    is_evaluated: bool,
-    predictions: Path | None,
-    saved: list[Saved],
-    say: Callable[[str], None],
-) -> None:
-    """Have a checkpoint written; once it is proven, say so and remove those that need not be kept."""
-    plan, progress, settings = made.plan, made.progress, job.recipe.model.checkpoint
-    best_before = progress.best, progress.best_checkpoint
-    # Without held-out data nothing tells which is best; then it is the newest.
-    is_best = not plan.validation_samples
-    if is_evaluated:
-        value = progress.metrics[f"validation/{plan.metric}"]
-        is_best = progress.best is None or _gain(value, progress.best, plan.is_smaller_better) > 0
-        if is_best:
-            progress.best = value
-    if is_best:
-        progress.best_checkpoint = name
-    metrics = progress.metrics if is_evaluated else {}
-    previous = saved[-1] if saved else None
-    contents = contents_of(
-        made.model,
-        made.optimizers,
-        progress,
-        run_document=made.run_document,
-        scaler=made.scaler.state_dict() or None,
-    )
-    needed = needed_bytes(made.model, contents, previous)
-    copied = saver.copies_of(contents, made.device)
-    if copied is not None:
-        contents = copied.contents
-        if saver.room.is_there_for(needed):  # said now, for what the writer says is told behind the next step
-            saver.tell("Saving", name)
-
-    def write(previous: Saved | None) -> Saved:
-        saver.tell("Saving", name)
-        events.sync()  # after loss of power, training goes on behind this checkpoint and tells no step before it again
-        with _memory_is_named("saving", "training.mode 'lora', a smaller model"):
-            return save_checkpoint(
-                job.folder,
-                name,
-                made.model,
-                contents,
-                metrics=metrics,
-                is_best=is_best,
-                previous=previous,
-                predictions=predictions,
-            )
-
-    def done(item: Saved | None) -> None:
-        if item is None:
-            progress.best, progress.best_checkpoint = best_before
-            return
-        events.write(
-            "checkpoint",
-            checkpoint=name,
-            step=contents.step,
-            epoch=int(contents.epoch),
-            folder=str(item.folder),
-            metrics=metrics,
-            isBest=is_best,
-        )
-        say(f"saved {name}{', the best so far' if is_best else ''}")
-        kept = prune([*saved, item], keep=settings.keep, keep_best=settings.keep_best, best=progress.best_checkpoint)
-        if gone := [other for other in (*saved, item) if other not in kept]:
-            saver.remove(partial(remove_checkpoints, gone))
-        saved[:] = kept
-        prune_predictions(job.folder, keep=[other.step for other in saved])
-
-    def needed_without_loan() -> int:
-        return needed_bytes(made.model, contents, None)
-
-    work = partial(_written, write, saver, name, previous, needed, needed_without_loan)
-    saver.begin(contents.step, work, done, copied)
-
-
-def _written(
-    write: Callable[[Saved | None], Saved],
-    saver: Saver,
-    name: str,
-    previous: Saved | None,
-    needed: int,
-    needed_without_loan: Callable[[], int],
-) -> Saved | None:
-    """Save when there is room, and from the start whenever the disk refuses; None when told to stop before it is done.
-
-    Raises:
-        OSError: the disk fails again and again.
-    """
-    failures, room = 0, saver.room
-    while True:
-        if not room.wait_for(needed, name):
-            return None
-        try:
-            return write(previous)
-        except OSError as error:
-            if error.errno in NO_ROOM:
-                if not room.wait_after_refusal(needed, name):
-                    return None
-                continue
-            failures += 1
-            if error.errno != errno.EIO or failures == SAVE_TRIES:
-                raise
-            # Nor is anything lent from a checkpoint on a disk that fails.
-            previous, needed = None, needed_without_loan()
-            saver.warn(f"{name} could not be saved and is saved again: {error.strerror}")

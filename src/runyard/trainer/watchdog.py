@@ -1,7 +1,7 @@
-"""Noticing what goes wrong in the loop: a loss that grows instead of falling, a step that does not end.
+"""Detectors for two problems of a running loop: a rising loss, and a step that hangs.
 
-Both are told as warnings and end nothing: a loss may fall again, and a step may only be waiting for its turn on a busy
-machine.
+Both only warn. A loss may fall again, and on a busy machine a step may only be waiting for its
+turn.
 """
 
 import contextlib
@@ -11,75 +11,78 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 SMOOTHING = 0.95  # of the running mean of the loss: about the last twenty steps
-LEAST_STEPS = 20
-RISE = 2.0  # times the least running mean seen
-STUCK_AFTER_S = 45.0
-LOOKS = 9  # in that time
-NAMED_SAMPLES = 8
+WARMUP_STEPS = 20  # steps before the running mean is meaningful
+SPIKE_FACTOR = 2.0  # times the smallest running mean so far
+SLOW_AFTER_S = 45.0
+CHECKS = 9  # within that time
+MAX_LISTED_SAMPLES = 8
 
 
 @dataclass
-class LossWatch:
-    """Looks at the loss of every step and says once that training moves away from what it had reached."""
+class LossSpikeDetector:
+    """The running mean of the loss; it reports once when the mean rises far above its minimum."""
 
     mean: float = 0.0
     least: float = float("inf")
     least_step: int = 0
     steps: int = 0
-    is_told: bool = False
+    is_reported: bool = False
 
-    def see(self, step: int, loss: float) -> str | None:
-        """What is to be told after this step, if anything."""
+    def update(self, step: int, loss: float) -> str | None:
+        """Add the loss of a step; return a warning, or None."""
         self.mean = loss if self.steps == 0 else SMOOTHING * self.mean + (1 - SMOOTHING) * loss
         self.steps += 1
-        if self.steps >= LEAST_STEPS and self.mean < self.least:
+        if self.steps >= WARMUP_STEPS and self.mean < self.least:
             self.least, self.least_step = self.mean, step
-        if self.is_told or self.steps < LEAST_STEPS or self.mean < RISE * self.least:
+        if self.is_reported or self.steps < WARMUP_STEPS or self.mean < SPIKE_FACTOR * self.least:
             return None
-        self.is_told = True
+        self.is_reported = True
         return (
-            f"training diverges: the loss was {self.least:.4g} about step {self.least_step} and is {self.mean:.4g} "
-            f"about step {step}; a lower hyperparameters.learningRate or a smaller optimizer.maxGradNorm may help"
+            f"training diverges: the loss was {self.least:.4g} near step {self.least_step} and is "
+            f"{self.mean:.4g} near step {step}; "
+            "try: a lower hyperparameters.learningRate or a smaller optimizer.maxGradNorm"
         )
 
 
-class StepWatch:
-    """Tells of a step that has been running for ``after_s`` seconds, once, while it is still running.
+class SlowStepDetector:
+    """Warns once about a step that has been running for ``after_s`` seconds, while it runs.
 
-    One thread looks from time to time, for a timer of its own for every step would cost a tenth of a short one. It ends
-    when there has been no step for a while, and begins anew with the next.
+    One thread polls, because a timer per step would cost a tenth of a short step. The thread ends
+    when there has been no step for a while, and the next step starts a new one.
     """
 
-    def __init__(self, warn: Callable[[str], None], *, after_s: float = STUCK_AFTER_S):
+    def __init__(self, warn: Callable[[str], None], *, after_s: float = SLOW_AFTER_S):
         self._warn, self._after_s = warn, after_s
-        self._now: tuple[int, float, Callable[[], Sequence[str]]] | None = None
+        self._current: tuple[int, float, Callable[[], Sequence[str]]] | None = None
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
-    def over(self, step: int, samples: Callable[[], Sequence[str]]) -> Iterator[None]:
-        """Watch what is done inside. ``samples`` names those of the step when they are asked for."""
-        self._now = (step, time.monotonic(), samples)
+    def watch(self, step: int, samples: Callable[[], Sequence[str]]) -> Iterator[None]:
+        """Watch the block as one step. ``samples`` returns its sample names for a warning."""
+        self._current = (step, time.monotonic(), samples)
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._look, daemon=True)
+            self._thread = threading.Thread(target=self._poll, daemon=True)
             self._thread.start()
         try:
             yield
         finally:
-            self._now = None
+            self._current = None
 
-    def _look(self) -> None:
-        told, idle_looks = 0, 0
-        while idle_looks < LOOKS:
-            time.sleep(self._after_s / LOOKS)
-            now = self._now
-            idle_looks = idle_looks + 1 if now is None else 0
-            if now is None or now[0] == told or time.monotonic() - now[1] < self._after_s:
+    def _poll(self) -> None:
+        reported, idle_checks = 0, 0
+        while idle_checks < CHECKS:
+            time.sleep(self._after_s / CHECKS)
+            current = self._current
+            idle_checks = idle_checks + 1 if current is None else 0
+            if current is None or current[0] == reported or time.monotonic() - current[1] < self._after_s:
                 continue
-            told = now[0]
-            self._warn(f"step {told} has been running for {self._after_s:.0f} s; its samples are {listed(now[2]())}")
+            reported = current[0]
+            names = format_names(current[2]())
+            duration = f"{self._after_s:.0f} s"
+            self._warn(f"step {reported} has been running for {duration}; its samples are {names}")
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - NAMED_SAMPLES} more" if len(names) > NAMED_SAMPLES else ""
-    return ", ".join(names[:NAMED_SAMPLES]) + more
+def format_names(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - MAX_LISTED_SAMPLES} more" if len(names) > MAX_LISTED_SAMPLES else ""
+    return ", ".join(names[:MAX_LISTED_SAMPLES]) + more

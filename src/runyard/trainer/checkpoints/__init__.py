@@ -1,0 +1,1 @@
+"""Checkpoints: what they contain, writing them during training, and resuming from them."""

@@ -1,21 +1,26 @@
-"""Checkpoints are written beside training: the loop waits for a copy in memory, and mostly not even for that.
+"""Checkpoints that a thread writes while training continues.
 
-    loop      ... step 10 | step 11: forward, backward | optimizer | ...          | step 13 | told, older ones removed
-    writer                 copies ----------------------^ writes, fsyncs, hashes, renames ---^
+The loop waits for a copy in host memory, and mostly not even for that.
 
-Weights and optimizer state change in nothing but the optimizers' step. So they are copied while the next step computes
-its gradients, and only before its optimizers move must the copies be there. What else moves on (counters, random
-states, buffers) is copied at once. Host memory for the copies is taken once and used again by every save.
+    loop    ... step 10 | step 11: forward, backward | optimizer | ... | step 13 | event
+    writer               copies ---------------------^ writes, fsyncs, renames ---^
 
-One checkpoint is written at a time. The loop looks after each step whether one is done; it waits for that before the
-next save, before it ends, and when it is told to stop. All events are the loop's. Training goes on beside a writer that
-waits for room on the disk, until the next save is due.
+Only the optimizer's step changes weights and optimizer state. So they are copied while the next
+step computes its gradients, and the copies must be complete before its optimizer step. Everything
+else that changes (counters, random states, buffers) is copied at once. The host memory for the
+copies is allocated once and reused by every save.
 
-Where memory does not hold the copies, everything is written in the loop's stead. Small models are no exception to the
-thread: the tiny one's save takes 25 ms, most of them for a dozen fsyncs, and its loop then waits 4 (measured).
+One checkpoint is written at a time. The loop polls for completion after each step. It waits for
+completion before the next save, before it ends, and after a stop request. Only the loop's thread
+writes events. Training continues while the writer waits for disk space, until the next save is due.
+
+Where host memory is too small for the copies, the loop writes checkpoints synchronously. Small
+models use the thread too: a save of the tiny model takes 25 ms, mostly for a dozen fsyncs, of
+which its loop waits for 4 ms (measured).
 """
 
 import copy
+import errno
 import queue
 import resource
 import threading
@@ -29,19 +34,22 @@ from typing import Any, Literal, Self
 import torch
 
 from runyard import rundir
-from runyard.rundir import EventWriter
-from runyard.trainer.checkpoints.checkpoint import Contents, Saved
-from runyard.trainer.disk_space import Room
+from runyard.rundir import NO_ROOM, EventWriter
+from runyard.trainer.checkpoints.checkpoint import CheckpointContents, SavedCheckpoint
+from runyard.trainer.disk_space import DiskSpaceGate
 from runyard.trainer.steps.memory import is_out_of_memory, read_host_memory
 
-SPARE_MEMORY_BYTES = 256 << 20  # left free beside the copies, and a tenth of them
+SPARE_MEMORY_BYTES = 256 << 20  # left free in addition to the copies and a tenth of their size
+MAX_SAVE_ATTEMPTS = 3  # on a failing disk; on a full one there is no limit
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-class Saver:
-    """Does one piece of saving at a time, in a thread or at once. Its methods are for the loop's thread alone.
+class AsyncCheckpointer:
+    """Writes or removes checkpoints one at a time, in a thread or synchronously.
 
-    Used as a context: whatever ends the loop, what is being written is waited for and told.
+    Only the loop's thread may call its methods, apart from ``set_phase``, ``warn`` and
+    ``write_when_space``. Used as a context manager: however the loop ends, the write in progress is
+    completed and reported first.
     """
 
     def __init__(
@@ -54,22 +62,22 @@ class Saver:
         free_bytes: Callable[[Path], int] = rundir.free_bytes,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        self.room = Room(
+        self.disk_space = DiskSpaceGate(
             folder=folder,
             should_stop=lambda: self._is_ending or should_stop(),
-            tell=lambda message: self.tell("WaitingForDisk", message),
+            on_wait=lambda message: self.set_phase("WaitingForDisk", message),
             free_bytes=free_bytes,
             sleep=sleep,
         )
-        self.waited_s = 0.0  # by the loop, for room; training beside a writer that waits is training
-        self.is_refused = False  # whether the last save was given up for want of room, because of a stop
-        self.step: int | None = None  # which is being saved
+        self.waited_s = 0.0  # how long the loop waited for disk space; a waiting writer does not count
+        self.is_refused = False  # whether a stop ended the last save before there was disk space
+        self.pending_step: int | None = None  # the step that is being saved
         self._events, self._say = events, say
-        self._loop = threading.get_ident()
-        self._told: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._loop_thread = threading.get_ident()
+        self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._copied = threading.Event()
         self._copied.set()
-        self._copies: Copies | None = Copies()
+        self._buffers: HostBuffers | None = HostBuffers()
         self._is_busy = self._is_ending = False
         self._phase: tuple[str, str] | None = None
 
@@ -78,114 +86,150 @@ class Saver:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is None:
-            self.finish()
+            self.wait()
             return
-        self._is_ending = True  # so that nobody waits for room any more
+        self._is_ending = True  # so that nothing waits for disk space any more
         while self._is_busy:
-            with suppress(Exception):  # the first error is the one to tell
-                self.finish()
+            with suppress(Exception):  # the first error is the one to report
+                self.wait()
 
-    def take(self, processor: Any, *, peak_bytes: int) -> None:
-        """Copy the processor before training begins: 0.6 s for a tokenizer of 150,000 words (measured).
+    def reserve(self, processor: Any, *, peak_bytes: int) -> None:
+        """Copy the processor before training starts: 0.6 s for a vocabulary of 150,000 (measured).
 
-        ``peak_bytes`` is how much of the host's memory the process will have taken, as far as that is predicted.
+        ``peak_bytes`` is the predicted peak of the process's host memory, or 0.
         """
-        if self._copies is not None:
-            self._copies.take(processor)
-            self._copies.peak_bytes = peak_bytes
+        if self._buffers is not None:
+            self._buffers.copy_processor(processor)
+            self._buffers.peak_bytes = peak_bytes
 
-    def copies_of(self, contents: Contents, device: torch.device) -> "Copied | None":
-        """Copies for what is written beside training; None, for good, where memory has not held them."""
-        if self._copies is None:
+    def stage(self, contents: CheckpointContents, device: torch.device) -> "StagedContents | None":
+        """Return copies for a background write; None, from then on, if host memory is too small."""
+        if self._buffers is None:
             return None
         try:
-            return self._copies.hold(contents, device)
+            return self._buffers.stage(contents, device)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._copies = None
-            self.warn(f"training waits while checkpoints are written, as memory holds no copy of them: {error}")
+            self._buffers = None
+            problem = "not enough host memory for asynchronous checkpointing"
+            self.warn(f"{problem}; saving synchronously: {error}")
             return None
 
-    def begin(
+    def submit(
         self,
         step: int,
-        write: Callable[[], Saved | None],
-        done: Callable[[Saved | None], None],
-        copied: "Copied | None",
+        write: Callable[[], SavedCheckpoint | None],
+        on_done: Callable[[SavedCheckpoint | None], None],
+        staged: "StagedContents | None",
     ) -> None:
-        """Write the checkpoint of ``step``, while no other is being written.
+        """Write the checkpoint of ``step``. No other write may be in progress.
 
-        At once, or in a thread behind the copying when there are copies. ``write`` returns None when it was told to
-        stop before there was room. ``done`` gets what it returned, on the loop's thread.
+        Without ``staged`` it is written synchronously, otherwise in a thread, after the copies.
+        ``write`` returns None when a stop request came before there was disk space. ``on_done``
+        receives what it returned, on the loop's thread.
 
         Raises:
-            Exception: what ``write`` raised; of one in a thread a later look raises it.
+            Exception: what ``write`` raised; from a thread, it is raised by a later ``poll``.
         """
-        self.step, self.is_refused = step, False
-        if copied is None:
-            before_s = self.room.waited_s
+        self.pending_step, self.is_refused = step, False
+        if staged is None:
+            before_s = self.disk_space.waited_s
             try:
-                item = write()
+                saved = write()
             finally:
-                self.waited_s += self.room.waited_s - before_s
-            self._end(item, done)
+                self.waited_s += self.disk_space.waited_s - before_s
+            self._finish(saved, on_done)
             return
+        # Before the thread starts: otherwise the next optimizer step could overtake the copies.
         self._copied.clear()
 
-        def work() -> None:
+        def copy_and_write() -> None:
             try:
-                try:
-                    copied.fill()
-                finally:
-                    self._copied.set()
-                item = write()
-            except BaseException as error:
-                self._told.put(lambda error=error: self._fail(error))  # type: ignore[misc]
-            else:
-                self._told.put(lambda: self._end(item, done))
+                staged.fill()
+            finally:
+                self._copied.set()
+            saved = write()
+            self._messages.put(lambda: self._finish(saved, on_done))
 
-        self._start(work)
+        self._start(copy_and_write)
 
     def remove(self, work: Callable[[], None]) -> None:
-        """Remove what need not be kept: in a thread too, for that of large files takes a tenth of a second."""
-        if self._copies is None:
+        """Run ``work``, which removes old checkpoints; in a thread where saves use one.
+
+        Removing large files takes a tenth of a second.
+        """
+        if self._buffers is None:
             work()
             return
 
-        def and_tell() -> None:
-            try:
-                work()
-            except BaseException as error:
-                self._told.put(lambda error=error: self._fail(error))  # type: ignore[misc]
-            else:
-                self._told.put(self._rest)
+        def remove_and_report() -> None:
+            work()
+            self._messages.put(self._set_idle)
 
-        self._start(and_tell)
+        self._start(remove_and_report)
+
+    def write_when_space(
+        self,
+        write: Callable[[SavedCheckpoint | None], SavedCheckpoint],
+        name: str,
+        *,
+        previous: SavedCheckpoint | None,
+        needed_bytes: int,
+        needed_bytes_without_links: Callable[[], int],
+    ) -> SavedCheckpoint | None:
+        """Call ``write`` when there is disk space, and again when the disk refuses or fails.
+
+        ``write`` receives the checkpoint whose files it may hard-link. Returns None when a stop
+        request came first. Called by the thread that writes.
+
+        Raises:
+            OSError: the disk failed ``MAX_SAVE_ATTEMPTS`` times.
+        """
+        failures = 0
+        while True:
+            if not self.disk_space.wait_for_space(needed_bytes, name):
+                return None
+            try:
+                return write(previous)
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    if not self.disk_space.wait_after_refusal(needed_bytes, name):
+                        return None
+                    continue
+                failures += 1
+                if error.errno != errno.EIO or failures == MAX_SAVE_ATTEMPTS:
+                    raise
+                # Files of an earlier checkpoint on a failing disk are not linked either.
+                previous, needed_bytes = None, needed_bytes_without_links()
+                self.warn(f"saving {name} failed and is retried: {error.strerror}")
 
     def wait_for_copies(self) -> None:
-        """Before anything changes weights or the optimizers' state. Tells and raises nothing."""
+        """Wait until the copies are complete: call it before weights or optimizer state change.
+
+        Writes no event and raises nothing.
+        """
         self._copied.wait()
 
-    def look(self) -> None:
-        """Tell what has come of the save under way, without waiting. Raises what it raised."""
+    def poll(self) -> None:
+        """Report the write in progress if it has ended, without waiting; raise what it raised."""
         with suppress(queue.Empty):
             while self._is_busy:
-                self._told.get_nowait()()
+                self._messages.get_nowait()()
 
-    def finish(self) -> None:
-        """Wait until nothing is being saved. Raises what it raised."""
-        before_s = self.room.waited_s
+    def wait(self) -> None:
+        """Wait until no write is in progress; raise what it raised."""
+        before_s = self.disk_space.waited_s
         try:
             while self._is_busy:
-                self._told.get()()
+                self._messages.get()()
         finally:
-            self.waited_s += self.room.waited_s - before_s
+            self.waited_s += self.disk_space.waited_s - before_s
 
-    def tell(self, phase: Literal["Saving", "WaitingForDisk"], message: str) -> None:
-        """From either thread. What stands there already is not said again."""
-        if threading.get_ident() != self._loop:
-            self._told.put(lambda: self.tell(phase, message))
+    def set_phase(self, phase: Literal["Saving", "WaitingForDisk"], message: str) -> None:
+        """Write a phase event, unless it repeats the one before. May be called by either thread."""
+        if threading.get_ident() != self._loop_thread:
+            self._messages.put(lambda: self.set_phase(phase, message))
             return
         if self._phase == (phase, message):
             return
@@ -195,37 +239,43 @@ class Saver:
             self._say(f"waiting for disk space: {message}")
 
     def warn(self, message: str) -> None:
-        """From either thread."""
-        if threading.get_ident() != self._loop:
-            self._told.put(lambda: self.warn(message))
+        """Write a warning event. May be called by either thread."""
+        if threading.get_ident() != self._loop_thread:
+            self._messages.put(lambda: self.warn(message))
             return
         self._events.write("warning", message=message)
 
     def _start(self, work: Callable[[], None]) -> None:
+        def report_errors() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._messages.put(lambda error=error: self._raise(error))  # type: ignore[misc]
+
         self._is_busy = True
-        threading.Thread(target=work, name="saving", daemon=True).start()
+        threading.Thread(target=report_errors, name="checkpoint-writer", daemon=True).start()
 
-    def _end(self, item: Saved | None, done: Callable[[Saved | None], None]) -> None:
-        self._rest()
-        self.is_refused = item is None
-        done(item)
+    def _finish(self, saved: SavedCheckpoint | None, on_done: Callable[[SavedCheckpoint | None], None]) -> None:
+        self._set_idle()
+        self.is_refused = saved is None
+        on_done(saved)
 
-    def _fail(self, error: BaseException) -> None:
-        self._rest()
+    def _raise(self, error: BaseException) -> None:
+        self._set_idle()
         raise error
 
-    def _rest(self) -> None:
-        self._is_busy, self.step = False, None
+    def _set_idle(self) -> None:
+        self._is_busy, self.pending_step = False, None
 
 
-class Copied:
-    """The contents of a checkpoint whose tensors are copies, as yet to be filled."""
+class StagedContents:
+    """The contents of a checkpoint whose tensors are copies, which ``fill`` has yet to fill."""
 
-    def __init__(self, contents: Contents, pairs: list[Pair], stream: torch.cuda.Stream | None):
+    def __init__(self, contents: CheckpointContents, pairs: list[Pair], stream: torch.cuda.Stream | None):
         self.contents, self._pairs, self._stream = contents, pairs, stream
 
     def fill(self) -> None:
-        """Copy, in the calling thread alone: threads of torch's own would take the time of those that train."""
+        """Copy in the calling thread alone: torch's own threads would slow down training."""
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             for target, source in self._pairs:
                 _copy(target, source)
@@ -233,89 +283,97 @@ class Copied:
             self._stream.synchronize()
 
 
-class Copies:
-    """Host memory for the tensors of a checkpoint and a processor of its own, used again for each."""
+class HostBuffers:
+    """Host memory for the tensors of a checkpoint, reused by every save, and a processor copy."""
 
     def __init__(self) -> None:
         self.peak_bytes = 0
-        self._held: dict[tuple[str, str], torch.Tensor] = {}
+        self._buffers: dict[tuple[str, str], torch.Tensor] = {}
         self._processor: Any = None
         self._stream: torch.cuda.Stream | None = None
 
-    def take(self, processor: Any) -> None:
-        """A tokenizer cannot be read by one thread while another changes how it fills up rows."""
+    def copy_processor(self, processor: Any) -> None:
+        """Copy the processor: a tokenizer whose padding another thread changes cannot be saved."""
         self._processor = copy.deepcopy(processor)
 
-    def hold(self, contents: Contents, device: torch.device) -> Copied:
-        """Copies what the next forward pass may change, and leaves the rest to ``Copied.fill``.
+    def stage(self, contents: CheckpointContents, device: torch.device) -> StagedContents:
+        """Copy what the next forward pass may change; leave the rest to ``StagedContents.fill``.
 
         Raises:
-            MemoryError, RuntimeError: memory does not hold the copies.
+            MemoryError, RuntimeError: host memory is too small for the copies.
         """
-        moving: dict[
-            tuple[Any, ...], list[tuple[str, str]]
-        ] = {}  # names of what lies in one place: tied weights stay so
+        # Tied weights share a location; they are copied once, and their copies are tied too.
+        names_by_location: dict[tuple[Any, ...], list[tuple[str, str]]] = {}
         sources: dict[tuple[str, str], torch.Tensor] = {}
         for kind, tensors in (("weights", contents.weights), ("tensors", contents.tensors)):
             for name, value in tensors.items():
-                if isinstance(value, torch.Tensor) and not _is_fixed(value):
-                    place = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else (name,)
-                    moving.setdefault(place, []).append((kind, name))
+                if isinstance(value, torch.Tensor) and not _is_frozen(value):
+                    location = (
+                        (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else (name,)
+                    )
+                    names_by_location.setdefault(location, []).append((kind, name))
                     sources[kind, name] = value
-        self._make_room({names[0]: sources[names[0]] for names in moving.values()}, device)
-        found: dict[str, dict[str, torch.Tensor]] = {"weights": {}, "tensors": {}}
+        self._allocate({names[0]: sources[names[0]] for names in names_by_location.values()}, device)
+        copies: dict[str, dict[str, torch.Tensor]] = {"weights": {}, "tensors": {}}
         pairs: list[Pair] = []
-        for first, *others in moving.values():
-            target, source = self._held[first], sources[first].detach()
+        for first, *others in names_by_location.values():
+            target, source = self._buffers[first], sources[first].detach()
             for kind, name in (first, *others):
-                found[kind][name] = target
+                copies[kind][name] = target
             if first[0] == "weights" and not isinstance(sources[first], torch.nn.Parameter):
                 target.copy_(source)
             else:
                 pairs.append((target, source))
         if self._processor is None:
-            self.take(contents.processor)
+            self.copy_processor(contents.processor)
         if device.type == "cuda":
             self._stream = self._stream or torch.cuda.Stream(device)
             self._stream.wait_stream(torch.cuda.current_stream(device))
-        held = replace(
+        weights, state = copies["weights"], copies["tensors"]
+        staged = replace(
             contents,
-            weights={name: found["weights"].get(name, value) for name, value in contents.weights.items()},
-            tensors={name: found["tensors"].get(name, value) for name, value in contents.tensors.items()},
+            weights={name: weights.get(name, value) for name, value in contents.weights.items()},
+            tensors={name: state.get(name, value) for name, value in contents.tensors.items()},
             processor=self._processor,
         )
-        return Copied(held, pairs, self._stream)
+        return StagedContents(staged, pairs, self._stream)
 
-    def _make_room(self, wanted: dict[tuple[str, str], torch.Tensor], device: torch.device) -> None:
-        fits = {
+    def _allocate(self, needed: dict[tuple[str, str], torch.Tensor], device: torch.device) -> None:
+        """Keep the buffers that fit, and allocate the others if there is enough host memory."""
+        buffers = {
             name: tensor
-            for name, tensor in self._held.items()
-            if name in wanted and (tensor.shape, tensor.dtype) == (wanted[name].shape, wanted[name].dtype)
+            for name, tensor in self._buffers.items()
+            if name in needed and (tensor.shape, tensor.dtype) == (needed[name].shape, needed[name].dtype)
         }
-        missing = {name: value for name, value in wanted.items() if name not in fits}
-        needed = sum(value.nbytes for value in missing.values())
-        available = available_bytes(self.peak_bytes) if needed else 0
-        if needed and available < needed + needed // 10 + SPARE_MEMORY_BYTES:
-            raise MemoryError(f"{needed >> 20:,} MiB are needed and {max(0, available) >> 20:,} MiB are free")
+        missing = {name: value for name, value in needed.items() if name not in buffers}
+        needed_bytes = sum(value.nbytes for value in missing.values())
+        available = available_bytes(self.peak_bytes) if needed_bytes else 0
+        if needed_bytes and available < needed_bytes + needed_bytes // 10 + SPARE_MEMORY_BYTES:
+            free = max(0, available) >> 20
+            raise MemoryError(f"{needed_bytes >> 20:,} MiB are needed and {free:,} MiB are free")
         for name, value in missing.items():
-            fits[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=device.type == "cuda")
-        self._held = fits
+            buffers[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=device.type == "cuda")
+        self._buffers = buffers
 
 
-def _is_fixed(value: torch.Tensor) -> bool:
-    """Parameters that nobody trains may be read while training goes on."""
+def _is_frozen(value: torch.Tensor) -> bool:
+    """Return whether this is a parameter that is not trained, which may be read at any time."""
     return isinstance(value, torch.nn.Parameter) and not value.requires_grad
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
     if source.device.type == "cpu" and source.is_contiguous() and source.numel():
+        # Through NumPy: torch would copy with several threads.
         target.view(-1).view(torch.uint8).numpy()[:] = source.reshape(-1).view(torch.uint8).numpy()
     else:
         target.copy_(source, non_blocking=True)
 
 
 def available_bytes(peak_bytes: int) -> int:
-    """Memory of the host that is free now, less what a step will take again: the most so far, or ``peak_bytes``."""
+    """Return the free host memory, less what a step will allocate again.
+
+    That is the process's highest use so far, or the predicted ``peak_bytes`` if it is higher.
+    """
     room = read_host_memory(Path("/"))
-    most = max(peak_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    return room.free - max(0, most - room.used)
+    highest = max(peak_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return room.free - max(0, highest - room.used)

@@ -1,16 +1,17 @@
-"""Checkpoints: everything needed to use the model, and everything needed to go on training it.
+"""Checkpoints: everything needed to use the model, and everything needed to resume its training.
 
     checkpoints/epoch-3/
-        model_full/       weights, config, processor, tokenizer, run.json; with an adapter: the unchanged base weights
+        model_full/       weights (with an adapter: the base), config, processor, run.json
         model_adapter/    the adapter, if there is one
-        training_state/   optimizer, random states, counters; never leaves the machine as part of a model
-        predictions.jsonl what the model answered, if it was evaluated at this step
-        manifest.json     last: every file with size and hash
+        training_state/   optimizer, random states, counters; never leaves the machine with a model
+        predictions.jsonl the model's answers, if it was evaluated at this step
+        manifest.json     written last: every file with its size and hash
 
-A checkpoint is staged beside its place, every file fsynced and hashed, the manifest written last, the folder renamed,
-and the folders above fsynced: after loss of power it is there whole or not at all. Whatever the disk refuses, and above
-all a failed fsync, condemns all that was staged: it is removed, and the next save starts from nothing. Nothing is
-pickled: tensors are safetensors, the rest is JSON.
+A checkpoint is written into a staging folder, every file is fsynced and hashed, the manifest is
+written last, the folder is renamed, and the folders above it are fsynced. After loss of power it is
+complete or absent. If the disk refuses anything, above all an fsync, the whole staging folder is
+removed and the next save starts from nothing. Nothing is pickled: tensors are stored as
+safetensors, everything else as JSON.
 """
 
 import copy
@@ -45,59 +46,64 @@ from runyard.trainer.models.model import Model
 RUN = "run.json"
 STATE, TENSORS = "state.json", "state.safetensors"
 STAGING = ".staging"
-SMALL_FILES_BYTES = 1 << 20  # what configuration, tokenizer and counters take at most beside built-in weights
+SMALL_FILES_BYTES = 1 << 20  # upper bound of configuration, tokenizer and counters of built-in models
 
 
 class Progress(msgspec.Struct, rename="camel", kw_only=True):
-    """Where training stands; all that is not tensors."""
+    """The state of training apart from tensors."""
 
     step: int = 0
     epoch: float = 0.0
-    best: float | None = None  # of the saved ones
+    best: float | None = None  # of the saved checkpoints
     best_seen: float | None = None  # of all evaluations
     best_checkpoint: str | None = None
     evaluations_without_gain: int = 0
     metrics: dict[str, float] = {}
     train_seconds: float = 0.0
-    owes_evaluation: bool = False  # a stop came before the evaluation that belongs behind this step was done
-    choices: dict[str, bool] = {}  # what was measured to be faster, and so is done by whoever goes on
-    micro_batch_limit: int | None = None  # what the machine's memory has taken, where it did not take more
+    owes_evaluation: bool = False  # a stop came before this step's evaluation was complete
+    choices: dict[str, bool] = {}  # measured choices, which a resumed attempt keeps
+    micro_batch_limit: int | None = None  # set once a larger micro-batch ran out of memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What a checkpoint will hold, as training stands now. ``saving`` replaces what moves on by copies.
+class CheckpointContents:
+    """The contents of a checkpoint at one step.
 
-    ``weights`` are all of a full training and those of the adapter else, by the module's names. Tied ones share memory.
+    ``async_checkpoint`` replaces the tensors that training changes by copies. ``weights`` are all
+    weights in full training and the adapter's otherwise, by the module's names; tied weights share
+    memory.
     """
 
     weights: dict[str, torch.Tensor]
-    tensors: dict[str, torch.Tensor]  # of the optimizers, and random states
-    state: dict[str, Any]  # counters and all else that is no tensor
+    tensors: dict[str, torch.Tensor]  # optimizer state and random states
+    state: dict[str, Any]  # counters and everything else that is not a tensor
     step: int
     epoch: float
     run_document: dict[str, Any]
     processor: Any
 
 
-def contents_of(
+def collect_contents(
     model: Model,
     optimizers: list[torch.optim.Optimizer],
     progress: Progress,
     *,
     run_document: dict[str, Any],
     scaler: dict[str, Any] | None = None,
-) -> Contents:
-    """Tensors of model and optimizers are those that training goes on with; everything else stays as it is now."""
+) -> CheckpointContents:
+    """Return what a checkpoint saved now contains.
+
+    Tensors of model and optimizers are the ones in use; everything else is a copy.
+    """
     if model.base is None:
         weights = dict(model.module.state_dict(keep_vars=True))
-    else:  # a quantised base need not be asked for its state
+    else:  # the state of a quantized base is not needed
         weights = {name: value for name, value in model.module.named_parameters() if value.requires_grad}
     tensors: dict[str, torch.Tensor] = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     flat = [_flatten(optimizer.state_dict(), tensors, f"optimizer.{i}") for i, optimizer in enumerate(optimizers)]
-    return Contents(
+    return CheckpointContents(
         weights=weights,
         tensors=tensors,
         state={"progress": msgspec.to_builtins(progress), "optimizers": flat, "scaler": scaler},
@@ -109,8 +115,8 @@ def contents_of(
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A checkpoint of this attempt that is complete, and what the next one like it will take on disk."""
+class SavedCheckpoint:
+    """A complete checkpoint of this attempt; ``next_bytes`` is the disk space of the next one."""
 
     name: str
     folder: Path
@@ -122,30 +128,32 @@ def save_checkpoint(
     attempt: Path,
     name: str,
     model: Model,
-    contents: Contents,
+    contents: CheckpointContents,
     *,
     metrics: dict[str, float],
     is_best: bool,
-    previous: Saved | None = None,
+    previous: SavedCheckpoint | None = None,
     predictions: Path | None = None,
-) -> Saved:
-    """Write a checkpoint whole. ``previous`` lends its base weights, which are the same, by hard link.
+) -> SavedCheckpoint:
+    """Write a complete checkpoint.
 
-    So does ``predictions``, the file of the evaluation at this step. Of ``model`` only what never changes is read.
+    The base weights of ``previous``, which are the same, are hard-linked, and so is
+    ``predictions``, the file of the evaluation at this step. Only constant parts of ``model`` are
+    read, so training may continue meanwhile.
 
     Raises:
-        OSError: the disk did not take it; nothing of it is left.
+        OSError: the disk refused it; nothing of it is left.
     """
     final = attempt / CHECKPOINTS / name
     staged = attempt / CHECKPOINTS / f"{STAGING}-{name}"
-    for left_over in (staged, final):
-        _remove(left_over)
+    for leftover in (staged, final):
+        _remove(leftover)
     try:
         staged.mkdir(parents=True)
         _write_model(staged, model, contents, previous)
         _write_state(staged / TRAINING_STATE, contents)
         if predictions is not None:
-            _link_or_copy(predictions, staged / PREDICTIONS_FILE, is_ours=True)
+            _link_or_copy(predictions, staged / PREDICTIONS_FILE, may_link=True)
         files: list[dict[str, Any]] = []
         for path, full in files_below(staged):
             _fsync_file(full)
@@ -166,41 +174,42 @@ def save_checkpoint(
         fsync_dir(final.parent)
         fsync_dir(attempt)
     except Exception as error:
-        for condemned in (staged, final):
-            _remove(condemned)
-        refused = as_system_error(error)  # weights and tokenizer are written by libraries with errors of their own
-        if refused is None or refused is error:
+        for incomplete in (staged, final):
+            _remove(incomplete)
+        # Libraries that write weights and tokenizers raise errors of their own.
+        system_error = as_system_error(error)
+        if system_error is None or system_error is error:
             raise
-        raise refused from error
-    next_bytes = sum(int(file["sizeBytes"]) for file in files if not _is_lent(file["path"], model))
-    return Saved(name, final, next_bytes, contents.step)
+        raise system_error from error
+    next_bytes = sum(int(file["sizeBytes"]) for file in files if not _is_hard_linked(file["path"], model))
+    return SavedCheckpoint(name, final, next_bytes, contents.step)
 
 
-def needed_bytes(model: Model, contents: Contents, previous: Saved | None) -> int:
-    """What the next checkpoint takes on disk: as much as the previous one, or an estimate that is rather too large."""
+def estimate_bytes(model: Model, contents: CheckpointContents, previous: SavedCheckpoint | None) -> int:
+    """Return the disk space of the next checkpoint: that of the previous one, or an upper bound."""
     if previous is not None:
         return previous.next_bytes
-    below_bytes = SMALL_FILES_BYTES
+    base_bytes = SMALL_FILES_BYTES
     if model.base is not None:
-        below_bytes += sum(path.stat().st_size for _, path in files_below(model.base))
+        base_bytes += sum(path.stat().st_size for _, path in files_below(model.base))
     tensors = [*contents.weights.values(), *contents.tensors.values()]
-    return below_bytes + sum({tensor.data_ptr(): int(tensor.nbytes) for tensor in tensors}.values())
+    return base_bytes + sum({tensor.data_ptr(): int(tensor.nbytes) for tensor in tensors}.values())
 
 
-def _is_lent(path: str, model: Model) -> bool:
-    """Whether the next checkpoint takes this file by hard link, see ``_link_or_copy``."""
+def _is_hard_linked(path: str, model: Model) -> bool:
+    """Return whether the next checkpoint links this file; see ``_link_or_copy``."""
     return model.base is not None and path.startswith(f"{MODEL_FULL}/") and path.endswith(".safetensors")
 
 
 def _remove(folder: Path) -> None:
-    """The manifest goes first, so that a half-removed checkpoint is never taken for a whole one."""
+    """Remove the manifest first, so that a half-removed checkpoint never counts as complete."""
     (folder / MANIFEST).unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
 
 
 def is_proven(folder: Path) -> bool:
-    """Whether every file of the manifest is there with its size and hash."""
+    """Return whether every file of the manifest exists with its size and hash."""
     manifest = read_json(folder / MANIFEST)
     if manifest is None:
         return False
@@ -215,26 +224,29 @@ def is_proven(folder: Path) -> bool:
 
 
 def load_state(folder: Path, optimizers: list[torch.optim.Optimizer]) -> tuple[Progress, dict[str, Any] | None]:
-    """Put optimizers and random states back as they were; returns the counters and the loss scaler's state.
+    """Restore optimizers and random states; return the counters and the loss scaler's state.
 
-    Rates and decay stay those of the recipe: a run that continues another may have others.
+    Learning rates and weight decay stay those of the flow: a run that resumes from another run's
+    checkpoint may have different ones.
 
     Raises:
-        InvalidFlow: the optimizers are of another kind, or group their parameters in another way.
+        InvalidFlow: the optimizers are of another kind, or group their parameters differently.
     """
     from safetensors.torch import load_file
 
     state = read_json(folder / TRAINING_STATE / STATE) or {}
     tensors = load_file(folder / TRAINING_STATE / TENSORS)
     if len(optimizers) != len(state["optimizers"]):
-        raise InvalidFlow(_other_groups(folder))
+        raise InvalidFlow(_describe_group_mismatch(folder))
     for number, (optimizer, saved) in enumerate(zip(optimizers, state["optimizers"], strict=True)):
-        own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        flow_settings = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
         try:
             optimizer.load_state_dict(_unflatten(saved, tensors, f"optimizer.{number}"))
         except ValueError as error:
-            raise InvalidFlow(_other_groups(folder)) from error
-        for group, settings in zip(optimizer.param_groups, own, strict=True):
+            raise InvalidFlow(_describe_group_mismatch(folder)) from error
+        for group, settings in zip(optimizer.param_groups, flow_settings, strict=True):
             group.update(settings)
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
@@ -242,62 +254,68 @@ def load_state(folder: Path, optimizers: list[torch.optim.Optimizer]) -> tuple[P
     return msgspec.convert(state["progress"], Progress), state.get("scaler")
 
 
-def _other_groups(folder: Path) -> str:
+def _describe_group_mismatch(folder: Path) -> str:
     return (
-        f"the recipe groups parameters in another way than checkpoint {folder.name}; take its optimizer, freeze, "
-        "learningRates and weightDecay (zero or not)"
+        f"the flow's optimizer groups parameters differently from checkpoint {folder.name}; "
+        "try: the checkpoint's optimizer, freeze, learningRates and weightDecay (zero or not)"
     )
 
 
-def prune(saved: list[Saved], *, keep: int, keep_best: bool, best: str | None) -> list[Saved]:
-    """The ``keep`` newest, and the best if wanted, oldest first; the others need not be kept."""
-    newest = len(saved) - max(1, keep)
-    return [item for place, item in enumerate(saved) if place >= newest or (keep_best and item.name == best)]
+def select_kept(saved: list[SavedCheckpoint], *, keep: int, keep_best: bool, best: str | None) -> list[SavedCheckpoint]:
+    """Return the ``keep`` newest checkpoints, and the best one if wanted, oldest first."""
+    first_kept = len(saved) - max(1, keep)
+    return [item for index, item in enumerate(saved) if index >= first_kept or (keep_best and item.name == best)]
 
 
-def remove_checkpoints(items: list[Saved]) -> None:
-    """Raises OSError; what is left then is no whole checkpoint any more."""
+def remove_checkpoints(items: list[SavedCheckpoint]) -> None:
+    """Remove checkpoints.
+
+    Raises:
+        OSError: the disk refused; what is left then does not count as a complete checkpoint.
+    """
     for item in items:
         _remove(item.folder)
 
 
-def _write_model(staged: Path, model: Model, contents: Contents, previous: Saved | None) -> None:
+def _write_model(staged: Path, model: Model, contents: CheckpointContents, previous: SavedCheckpoint | None) -> None:
     full = staged / MODEL_FULL
     full.mkdir()
-    weights = {name: value.detach() for name, value in contents.weights.items()}  # its own: libraries empty it
+    # A dictionary of its own, because libraries empty the one they are given.
+    weights = {name: value.detach() for name, value in contents.weights.items()}
     if model.base is None:
         model.module.save_pretrained(full, state_dict=weights)
     else:
-        # What the attempt was resumed from may be gone by now; the checkpoint before this one is not.
+        # The checkpoint that the attempt resumed from may be gone; the previous one of ours is not.
         for path, source in files_below(previous.folder / MODEL_FULL if previous else model.base):
-            if source.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja") and path != RUN:
-                _link_or_copy(source, full / path, is_ours=previous is not None)
+            suffixes = (".safetensors", ".json", ".txt", ".model", ".jinja")
+            if source.suffix in suffixes and path != RUN:
+                _link_or_copy(source, full / path, may_link=previous is not None)
         model.module.save_pretrained(staged / MODEL_ADAPTER, save_embedding_layers=False, state_dict=weights)
-        for note in ("README.md",):
-            (staged / MODEL_ADAPTER / note).unlink(missing_ok=True)
+        (staged / MODEL_ADAPTER / "README.md").unlink(missing_ok=True)
         write_model_config(full, model.module)
-        model.module.generation_config.save_pretrained(full)  # of this recipe, as under a full training
+        # Of this flow, as in full training.
+        model.module.generation_config.save_pretrained(full)
     contents.processor.save_pretrained(full)
     write_json(full / RUN, contents.run_document)
 
 
-def _link_or_copy(source: Path, target: Path, *, is_ours: bool) -> None:
-    """Take the bytes from a file of this attempt without copying them; one that is not ours is copied.
+def _link_or_copy(source: Path, target: Path, *, may_link: bool) -> None:
+    """Hard-link a file of this attempt; copy a file that is not ours.
 
-    Only weights and predictions are linked: small files may be written again by what follows, which would write into
-    both.
+    Only weights and predictions are linked. Small files may be rewritten later, which would change
+    both names.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    if is_ours and source.suffix in (".safetensors", ".jsonl"):
+    if may_link and source.suffix in (".safetensors", ".jsonl"):
         try:
             os.link(source, target)
             return
-        except OSError:  # another file system, or one without links: a copy does as well
+        except OSError:  # another file system, or one without links
             pass
     shutil.copyfile(source, target)
 
 
-def _write_state(folder: Path, contents: Contents) -> None:
+def _write_state(folder: Path, contents: CheckpointContents) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir()
@@ -307,7 +325,7 @@ def _write_state(folder: Path, contents: Contents) -> None:
 
 
 def _flatten(state: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, Any]:
-    """Tensors of an optimizer's state into ``tensors`` under a name each; what is left is JSON."""
+    """Move the tensors of an optimizer's state into ``tensors``; return the rest, which is JSON."""
     values: dict[str, dict[str, Any]] = {}
     for parameter, entries in state["state"].items():
         plain = values.setdefault(str(parameter), {})
@@ -326,6 +344,7 @@ _PLAIN = (int, float, str, bool, list, tuple, type(None))
 
 
 def _unflatten(saved: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, Any]:
+    """Return the optimizer state that ``_flatten`` took apart."""
     state: dict[int, dict[str, Any]] = {int(name): dict(values) for name, values in saved["values"].items()}
     for key, tensor in tensors.items():
         if key.startswith(prefix + "."):

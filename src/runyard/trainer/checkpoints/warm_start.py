@@ -1,8 +1,9 @@
-"""Going on from a checkpoint of another run: does the recipe fit it, and is there anything left to do?
+"""Resuming from a checkpoint of another run: does the flow fit it, and are there steps left?
 
-A run continues another one with a recipe of its own. What the saved state is made of has to be the same: the model,
-what of it is trained, the rule by which it moves. The rest (data, rates, schedule, length, paces) may differ. What a
-checkpoint was trained with stands in its ``run.json``, which has every default written out.
+A run may resume from another run's checkpoint with a flow of its own. The saved state must fit: the
+same model, the same trained parameters, the same optimizer. The rest (data, learning rates,
+schedule, length, intervals) may differ. The checkpoint's ``run.json`` holds the settings it was
+trained with, with every default written out.
 """
 
 from pathlib import Path
@@ -15,42 +16,47 @@ from runyard.trainer.errors import InvalidFlow
 
 
 def check_fits(recipe: ResolvedFlow, checkpoint: Path) -> None:
-    """Refuse a recipe whose training cannot take up the state in ``checkpoint``.
+    """Check that a training with this flow can resume from the state in ``checkpoint``.
 
     Raises:
         InvalidFlow: naming everything that differs.
     """
-    saved, wanted = _of_document(read_json(checkpoint / MODEL_FULL / RUN) or {}), _of_recipe(recipe)
+    saved = _read_document_settings(read_json(checkpoint / MODEL_FULL / RUN) or {})
+    wanted = _read_flow_settings(recipe)
     saved["training.mode"] = "lora" if (checkpoint / MODEL_ADAPTER).is_dir() else "full"
     if saved["training.mode"] != "lora" or wanted["training.mode"] != "lora":
         wanted = {name: value for name, value in wanted.items() if not name.startswith("training.lora.")}
     different = [
-        f"{name} is {value!r} in the recipe and {saved[name]!r} in the checkpoint"
+        f"{name} is {value!r} in the flow and {saved[name]!r} in the checkpoint"
         for name, value in wanted.items()
         if name in saved and value != saved[name]
     ]
     if different:
         raise InvalidFlow(
-            f"the recipe does not fit checkpoint {checkpoint.name}: {'; '.join(different)}. Take the checkpoint's "
-            "values, or leave resumeFrom out and begin from its weights with architecture.weights 'run:RUN/CHECKPOINT'"
+            f"the flow does not fit checkpoint {checkpoint.name}: {'; '.join(different)}; "
+            "try: the checkpoint's values, or omit resumeFrom and start from its weights with "
+            "architecture.weights 'run:RUN/CHECKPOINT'"
         )
 
 
-def taken_up(progress: Progress, checkpoint: Path, *, total_steps: int) -> Progress:
-    """The counters of a run that continues another: where it stands, and nothing of how good the other one was.
+def restore_progress(progress: Progress, checkpoint: Path, *, total_steps: int) -> Progress:
+    """Return the counters of a run that resumes from another run's checkpoint.
+
+    Step and epoch are kept; the other run's metrics and best checkpoint are not.
 
     Raises:
-        InvalidFlow: the recipe ends where the checkpoint stands, or before.
+        InvalidFlow: no steps are left.
     """
     if progress.step >= total_steps:
         raise InvalidFlow(
-            f"checkpoint {checkpoint.name} stands at step {progress.step}, and the recipe ends after {total_steps} "
-            "steps, so nothing is left to do; raise hyperparameters.epochs or maxSteps"
+            f"checkpoint {checkpoint.name} is of step {progress.step}, but the flow ends after "
+            f"{total_steps} steps, so none are left; try: more hyperparameters.epochs or maxSteps"
         )
     return Progress(step=progress.step, epoch=progress.epoch)
 
 
-def _of_recipe(recipe: ResolvedFlow) -> dict[str, Any]:
+def _read_flow_settings(recipe: ResolvedFlow) -> dict[str, Any]:
+    """Return the settings that flow and checkpoint must share."""
     model = recipe.model
     return {
         "projectKind": recipe.task,
@@ -66,9 +72,10 @@ def _of_recipe(recipe: ResolvedFlow) -> dict[str, Any]:
     }
 
 
-def _of_document(run: dict[str, Any]) -> dict[str, Any]:
-    """The same of a ``run.json``, as far as it says so."""
-    blocks = {block["block"]: block["settings"] for block in run.get("spec", {}).get("flow", {}).get("blocks", [])}
+def _read_document_settings(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the same settings of a ``run.json``, without those that it lacks."""
+    flow = run.get("spec", {}).get("flow", {})
+    blocks = {block["block"]: block["settings"] for block in flow.get("blocks", [])}
     model, found = blocks.get("vi-model", {}), dict[str, Any]()
     architecture, training = model.get("architecture", {}), model.get("training", {})
     for name, holder, key in (
@@ -80,7 +87,11 @@ def _of_document(run: dict[str, Any]) -> dict[str, Any]:
         ("training.lora.rank", training.get("lora", {}), "rank"),
         ("training.lora.targets", training.get("lora", {}), "targets"),
         ("training.lora.useDora", training.get("lora", {}), "useDora"),
-        ("hyperparameters.optimizer.name", model.get("hyperparameters", {}).get("optimizer", {}), "name"),
+        (
+            "hyperparameters.optimizer.name",
+            model.get("hyperparameters", {}).get("optimizer", {}),
+            "name",
+        ),
     ):
         if key in holder:
             found[name] = sorted(holder[key]) if name == "training.freeze" else holder[key]
