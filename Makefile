@@ -1,140 +1,134 @@
-# make demo and make test are all a newcomer needs; both set up .venv on the way.
+# make demo and make test are all a newcomer needs; both set up .venv on the way. `make help` lists every target.
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: setup demo check test bench format stubborn chaos chaos-postgresql kill-server power-cuts checkpoint-cuts \
-  notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families vi-inference bench-import \
-  bench-requests bench-train bench-tiny bench-memory bench-saving sim sim-kept sim-rules sim-postgresql availability
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
+  checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families vi-inference \
+  bench-import bench-requests bench-train bench-tiny bench-memory bench-saving sim sim-kept sim-rules sim-postgresql \
+  availability
 
-setup:
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Create .venv with everything that development needs
 	@scripts/setup
 
-demo: setup
+demo: setup ## Train a model and show its answers
 	@.venv/bin/runyard demo
 
-check: setup
+check: setup ## Check formatting, lints, types, import contracts and style limits
 	@scripts/check
 
-test: check
+test: check ## Run the checks, then the test suite
 	@scripts/test
 
-bench: setup
-	@scripts/bench
-
-format: setup
+format: setup ## Format the code and apply safe lint fixes
 	@.venv/bin/ruff format --quiet . && .venv/bin/ruff check --quiet --fix .
 
-# End 200 process trees that do not want to end; about three minutes.
-stubborn: setup
+style: setup ## Print how the code and the docs read, as figures
+	@scripts/style-report
+
+# Faults; docs/chaos.md describes them.
+
+stubborn: setup ## Kill 200 process trees that resist; about three minutes
 	@scripts/stubborn
 
-# Real faults, see docs/chaos.md: make chaos FAULTS=1000 SEED=1
 FAULTS ?= 1000
 SEED ?= 1
 N ?= 100
-chaos: setup
+chaos: setup ## Inject real faults into training instances: FAULTS=1000 SEED=1
 	@scripts/chaos --faults $(FAULTS) --seed $(SEED)
 
-# The dozen faults of the default suite on PostgreSQL, which is killed as well.
-chaos-postgresql: setup
+chaos-postgresql: setup ## Inject the default suite's faults on PostgreSQL, which is killed as well
 	@scripts/chaos --short --postgresql --seed $(SEED)
 
-kill-server: setup
+kill-server: setup ## Kill the server N=100 times during training
 	@scripts/chaos --kill-server $(N)
 
-power-cuts: setup
+power-cuts: setup ## Cut the power N=100 times while clients create runs
 	@scripts/chaos --power-cuts $(N)
 
-checkpoint-cuts: setup
+checkpoint-cuts: setup ## Cut the power N=100 times while checkpoints are saved
 	@scripts/chaos --checkpoint-cuts $(N)
 
-notice: setup
+notice: setup ## Measure N=100 times how soon an ended process is noticed
 	@scripts/chaos --notice $(N)
 
-starve: setup
+starve: setup ## Train for a minute while twice as many processes as cores spin
 	@scripts/chaos --starve 60
 
-# Every n-th fsync, rename, open and write fails, in create, claim, save, finish, delete; SHARE=0.1 takes a tenth, as on
-# every submission.
 SHARE ?= 1
-faults-nth: setup
+faults-nth: setup ## Fail every n-th fsync, rename, open and write; SHARE=0.1 takes a tenth
 	@scripts/chaos --nth $(SHARE) --seed $(SEED)
 
-# Files of every format, broken by chance: make fuzz-datasets EXAMPLES=20000
+availability: setup ## Keep the server available against silent sockets, long polls and slow bodies
+	@RUNYARD_AVAILABILITY=1 scripts/test tests/server/test_availability.py -n 0 -s -k keep_nobody_out
+
+# Generated inputs.
+
 EXAMPLES ?= 2000
-fuzz-datasets: setup
+fuzz-datasets: setup ## Read randomly broken files of every format: EXAMPLES=20000
 	@RUNYARD_FUZZ_EXAMPLES=$(EXAMPLES) scripts/test tests/datasets/test_fuzz.py
 
-# Backups after generated requests are verified and restored, on both stores: make backup-property EXAMPLES=500
-backup-property: setup
+backup-property: setup ## Verify and restore backups after generated requests, on both stores: EXAMPLES=500
 	@RUNYARD_BACKUP_EXAMPLES=$(EXAMPLES) scripts/test tests/server/test_backup_property.py -n 2
 
-# Requests made from the OpenAPI document, to a real server, and responses compared with it: make fuzz-api REQUESTS=5000
 REQUESTS ?= 5000
-fuzz-api: setup
+fuzz-api: setup ## Send requests made from the OpenAPI document and validate the responses: REQUESTS=5000
 	@scripts/setup-schemathesis
 	@.venv/bin/python tests/fuzz/fuzz_api.py --requests $(REQUESTS)
 
-# Seventy defects in many rows, each told and nothing else: make defects ROWS=1000000
 ROWS ?= 100000
-defects: setup
+defects: setup ## Find seventy defects in many rows, and nothing else: ROWS=1000000
 	@RUNYARD_DEFECT_ROWS=$(ROWS) scripts/test tests/datasets/test_defects.py -n 0 -s
 
-# A sample of every format in, out in every format, and in again, by SDK and command line.
-formats: setup
+formats: setup ## Import and export every dataset format by SDK and command line
 	@RUNYARD_ALL_FORMATS=1 scripts/test tests/cli/test_formats.py
 
-# 2,100 silent sockets, 1,200 long polls of one key, 50 slow bodies: health and another key's reads within a second.
-availability: setup
-	@RUNYARD_AVAILABILITY=1 scripts/test tests/server/test_availability.py -n 0 -s -k keep_nobody_out
-
-# Each part of every model family frozen in turn, beside what the default suite does with the families.
-families: setup
+families: setup ## Freeze each part of every model family in turn
 	@RUNYARD_ALL_FAMILIES=1 scripts/test tests/trainer/test_miniatures.py tests/trainer/test_families.py \
 	  tests/trainer/test_reference_step.py tests/trainer/test_export.py
 
-# The published client's local inference, in an environment of its own, asks models of ours: about a minute when idle.
-vi-inference: setup
+vi-inference: setup ## Query our models with the published client's local inference; about a minute
 	@RUNYARD_VI_INFERENCE=1 scripts/test tests/contract/test_published_inference.py -n 0
 
-# What the checks of a request cost, compared with an earlier revision: make bench-requests ARGS="--base HEAD~1"
-bench-requests: setup
+# Benchmarks; benchmarks/RESULTS.md has the results.
+
+bench: setup ## Compare with other tools, as ratios from one run
+	@scripts/bench
+
+bench-requests: setup ## Compare the cost of a request with an earlier revision: ARGS="--base HEAD~1"
 	@.venv/bin/python benchmarks/request_overhead.py $(ARGS)
 
-# Checking pictures beside copying and hashing them: make bench-import COUNT=50000
 COUNT ?= 50000
-bench-import: setup
+bench-import: setup ## Compare validating images with copying and hashing them: COUNT=50000
 	@.venv/bin/python benchmarks/import_speed.py --count $(COUNT)
 
-# Predicted and measured peak memory of a grid of trainings: make bench-memory ARGS="--every 5 --ample"
-bench-memory: setup
+bench-memory: setup ## Compare predicted with measured peak memory: ARGS="--every 5 --ample"
 	@.venv/bin/python benchmarks/memory_prediction.py $(ARGS)
 
-# Our steps of training beside other loops': make bench-train ARGS="--cases tiny --rounds 5"
-bench-train: setup
+bench-train: setup ## Compare training steps with other loops: ARGS="--cases tiny --rounds 5"
 	@.venv/bin/python benchmarks/train_speed.py $(ARGS)
 
-# What the tiny model learns of each built-in dataset, on three splits, and how long that takes; about 12 minutes when idle.
-bench-tiny: setup
+bench-tiny: setup ## Train the tiny model on each built-in dataset, three splits; about 12 minutes
 	@.venv/bin/python benchmarks/tiny_learns.py $(if $(JSON),--json $(JSON))
 
-# How long training stands still for a checkpoint: make bench-saving ARGS="--cases medium --rounds 5"
-bench-saving: setup
+bench-saving: setup ## Measure how long a checkpoint pauses training: ARGS="--cases medium --rounds 5"
 	@.venv/bin/python benchmarks/saving_pause.py $(ARGS)
 
-# The run protocol in a simulated world, see docs/run-safety.md: make sim EVENTS=10000000
+# The simulation of the run protocol; docs/run-safety.md describes it.
+
 EVENTS ?= 10000000
 FIRST ?= 0
-sim: setup
+sim: setup ## Simulate the run protocol with faults: EVENTS=10000000 FIRST=0
 	@.venv/bin/python tests/sim/simulate.py --events $(EVENTS) --first $(FIRST) --processes 2
 
-# The seeds that once found something.
-sim-kept: setup
+sim-kept: setup ## Replay the seeds that once found a bug
 	@RUNYARD_KEPT_SEEDS=1 scripts/test tests/sim/test_simulation.py -k stays_good
 
-# Leave each rule out in turn and say which seeds notice.
-sim-rules: setup
+sim-rules: setup ## Leave out each rule in turn and report which seeds notice
 	@.venv/bin/python tests/sim/simulate.py --rules --processes 2
 
-sim-postgresql: setup
+sim-postgresql: setup ## Simulate the run protocol on PostgreSQL
 	@.venv/bin/python tests/sim/simulate.py --postgresql --events 200000 --first $(FIRST)

@@ -34,7 +34,6 @@ image = Image.open(image_path).convert("RGB")
 prediction = runyard.predict.load(model.model_path).predict(image, "What is here?")
 draw = ImageDraw.Draw(image)
 for box in prediction.boxes:
-    draw.boxes:  # in a frame of 1024 by 1024
-        box = ((box.left, box.top, box.right, box.bottom), outline="red")
+    draw.rectangle((box.left, box.top, box.right, box.bottom), outline="red")
 image.save("answer.png")
 print(f"The model says: {prediction.answer}; its boxes are drawn in answer.png")

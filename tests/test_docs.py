@@ -1,4 +1,4 @@
-"""The documentation tells every setting, reason, event and exit code, and what it links to exists."""
+"""Check that the docs list every setting, reason, event and exit code, and that each link resolves."""
 
 import re
 from dataclasses import fields
@@ -19,16 +19,16 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 SOURCE_PATH = re.compile(r"`((?:src|scripts|examples|tests|docs)/[\w./-]+)`")
 
 
-def constants(module: Any, prefix: str) -> dict[str, int]:
+def find_constants(module: Any, prefix: str) -> dict[str, int]:
     return {name: value for name, value in vars(module).items() if name.startswith(prefix) and isinstance(value, int)}
 
 
-def without_code(text: str) -> str:
+def remove_code(text: str) -> str:
     return re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
 
 
-def anchors(page: Path) -> set[str]:
-    headings = re.findall(r"^#+ (.+)$", without_code(page.read_text()), flags=re.M)
+def find_anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", remove_code(page.read_text()), flags=re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -40,10 +40,10 @@ def test_each_setting_has_its_row(setting: Any) -> None:
     assert row in (ROOT / "docs/settings.md").read_text()
 
 
-def test_no_setting_is_told_that_does_not_exist() -> None:
+def test_every_setting_in_the_docs_exists() -> None:
     known = {PREFIX + setting.name.upper() for setting in fields(Settings)}
     for name in ("docs/settings.md", "docs/run-lifecycle.md", "README.md"):
-        # What stands after the prefix is a name, not a placeholder such as <NAME>.
+        # The text after the prefix is a name, not a placeholder such as <NAME>.
         assert set(re.findall(rf"\b{PREFIX}[A-Z_]+", (ROOT / name).read_text())) <= known, name
 
 
@@ -51,22 +51,24 @@ def test_no_setting_is_told_that_does_not_exist() -> None:
     ("condition", "reason", "meaning"),
     [(kind.value, reason, text) for kind, reasons in MEANINGS.items() for reason, text in reasons.items()],
 )
-def test_each_reason_is_told_with_its_condition_and_meaning(condition: str, reason: str, meaning: str) -> None:
+def test_each_reason_is_listed_with_its_condition_and_meaning(condition: str, reason: str, meaning: str) -> None:
     assert f"\n| {condition} | `{reason}` | {meaning} |\n" in LIFECYCLE
 
 
-def test_no_reason_is_told_that_does_not_exist() -> None:
-    told = re.findall(r"^\| (Pending|Running|Succeeded|Failed|Error|Cancelled) \| `(\w+)` \|", LIFECYCLE, flags=re.M)
-    assert set(told) == {(kind.value, reason) for kind, reasons in REASONS.items() for reason in reasons}
+def test_every_listed_reason_exists() -> None:
+    listed = re.findall(r"^\| (Pending|Running|Succeeded|Failed|Error|Cancelled) \| `(\w+)` \|", LIFECYCLE, flags=re.M)
+    assert set(listed) == {(kind.value, reason) for kind, reasons in REASONS.items() for reason in reasons}
 
 
 @pytest.mark.parametrize(("event", "names"), list(rundir.EVENTS.items()))
-def test_each_event_is_told_with_its_fields(event: str, names: tuple[str, ...]) -> None:
+def test_each_event_is_listed_with_its_fields(event: str, names: tuple[str, ...]) -> None:
     assert f"| `{event}` | {', '.join(f'`{name}`' for name in names)} |" in LIFECYCLE
 
 
-@pytest.mark.parametrize("code", [*constants(rundir, "EXIT_").values(), *constants(supervisor, "EXIT_").values()])
-def test_each_exit_code_is_told(code: int) -> None:
+@pytest.mark.parametrize(
+    "code", [*find_constants(rundir, "EXIT_").values(), *find_constants(supervisor, "EXIT_").values()]
+)
+def test_each_exit_code_is_listed(code: int) -> None:
     assert re.search(rf"^\| {code} \| ", LIFECYCLE, flags=re.M)
 
 
@@ -78,42 +80,67 @@ def test_each_exit_code_is_told(code: int) -> None:
         if isinstance(value, str) and value.endswith((".json", ".jsonl", ".log", ".lock"))
     ],
 )
-def test_each_file_of_an_attempt_is_told(name: str) -> None:
+def test_each_file_of_an_attempt_is_listed(name: str) -> None:
     assert re.search(rf"`(checkpoints/<name>/)?{re.escape(name)}`", LIFECYCLE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_internal_links_resolve(page: Path) -> None:
-    for link in LINK.findall(without_code(page.read_text())):
+    for link in LINK.findall(remove_code(page.read_text())):
         if "://" in link or link.startswith("mailto:"):
             continue
         name, _, anchor = link.partition("#")
         target = (page.parent / name).resolve() if name else page
         assert target.exists(), f"{page.name} links to {link}"
-        assert not anchor or anchor in anchors(target), f"{page.name} links to {link}, which has no such heading"
+        assert not anchor or anchor in find_anchors(target), f"{page.name} links to {link}, which has no such heading"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_that_are_named_exist(page: Path) -> None:
+def test_named_files_exist(page: Path) -> None:
     for name in SOURCE_PATH.findall(page.read_text()):
         assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_tests_that_are_named_exist(page: Path) -> None:
+def test_named_tests_exist(page: Path) -> None:
     known = {
         name for path in ROOT.glob("tests/**/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
     }
     assert set(re.findall(r"`(test_\w+)`", page.read_text())) <= known
 
 
-def test_every_page_is_linked_from_another() -> None:
-    linked = {
-        (page.parent / link.partition("#")[0]).resolve()
-        for page in PAGES
-        for link in LINK.findall(page.read_text())
-        if "://" not in link
-    }
-    beginnings = {ROOT / "README.md", *ROOT.glob("docs/decisions/*.md")}
-    lonely = [page.name for page in PAGES if page not in beginnings and page.resolve() not in linked]
-    assert not lonely
+def find_linked_pages(page: Path) -> list[Path]:
+    links = LINK.findall(remove_code(page.read_text()))
+    return [(page.parent / link.partition("#")[0]).resolve() for link in links if "://" not in link]
+
+
+def test_the_index_links_every_page_once() -> None:
+    index = ROOT / "docs/index.md"
+    linked = find_linked_pages(index)
+    assert sorted(linked) == sorted({page.resolve() for page in PAGES} - {index.resolve()})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_page_opens_with_one_title(page: Path) -> None:
+    titles = re.findall(r"^# .+", remove_code(page.read_text()), flags=re.M)
+    assert len(titles) == 1
+    assert page.read_text().startswith(titles[0])
+
+
+def read_glossary() -> list[list[str]]:
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", (ROOT / "docs/glossary.md").read_text(), flags=re.M)
+    return [list(row) for row in rows if row[0] != "word"]
+
+
+def test_the_glossary_has_each_word_once_and_in_order() -> None:
+    words = [word.lower() for word, _, _ in read_glossary()]
+    assert words == sorted(set(words))
+
+
+@pytest.mark.parametrize("row", read_glossary(), ids=lambda row: row[0])
+def test_each_word_has_one_sentence_and_a_page_that_uses_it(row: list[str]) -> None:
+    word, meaning, link = row
+    assert not meaning.endswith(".") and ". " not in meaning
+    [target] = LINK.findall(link)
+    page = ROOT / "docs" / target.partition("#")[0]
+    assert word.lower() in page.read_text().lower()

@@ -120,7 +120,7 @@ class AttemptDir:
         Raises:
             PathEscapes: it would not be inside ``runs_dir``.
         """
-        return cls(folder_below(runs_dir, organization_id, run_id, "attempts", str(int(attempt))))
+        return cls(resolve_folder(runs_dir, organization_id, run_id, "attempts", str(int(attempt))))
 
     @property
     def run_lock(self) -> Path:

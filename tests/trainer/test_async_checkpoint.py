@@ -266,7 +266,8 @@ def test_buffers_are_copied_at_once_and_frozen_weights_are_not_copied() -> None:
 
 def test_memory_that_a_step_will_need_again_is_not_free_for_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     free = 10**12
-    monkeypatch.setattr(async_checkpoint_module, "read_host_memory", lambda _: AvailableMemory(used=10**9, free=free, total=2 * free)
+    monkeypatch.setattr(
+        async_checkpoint_module, "read_host_memory", lambda _: AvailableMemory(used=10**9, free=free, total=2 * free)
     )
     assert async_checkpoint_module.available_bytes(free) == 10**9
     copies = HostBuffers()

@@ -48,7 +48,9 @@ def down(timeout_s: float | None, data_dir: Path | None, as_json: bool) -> None:
             processes.send_signal(alive[name], signal.SIGTERM)
             wait_for_exit(alive[name], deadline_s - time.monotonic())
     remaining = [
-        f"{name} (process {process.pid})" for name, process in alive.items() if processes.check_liveness(process) == "alive"
+        f"{name} (process {process.pid})"
+        for name, process in alive.items()
+        if processes.check_liveness(process) == "alive"
     ]
     if remaining:
         raise CommandFailed(

@@ -136,7 +136,9 @@ def plan_flow(flow: str | None, assignments: tuple[str, ...], data_dir: Path | N
     """Show a flow with every default filled in, as a run would use it."""
     from runyard.flows import build_flow_document, resolve, validate
 
-    document = build_flow_document(resolve(validate(_load_flow(flow, assignments, data_dir))), for_published_client=False)
+    document = build_flow_document(
+        resolve(validate(_load_flow(flow, assignments, data_dir))), for_published_client=False
+    )
     if as_json:
         print_json(document)
     else:

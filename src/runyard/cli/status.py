@@ -47,7 +47,9 @@ def inspect_instance(settings: "Settings") -> dict[str, Any]:
     """Return the state of the instance of a data folder; ``state`` is up, partly up or down."""
     recorded = read_processes(settings)
     alive = {
-        name: recorded[name] for name in NAMES if name in recorded and processes.check_liveness(recorded[name]) == "alive"
+        name: recorded[name]
+        for name in NAMES
+        if name in recorded and processes.check_liveness(recorded[name]) == "alive"
     }
     endpoint = live_endpoint(settings)
     is_up = [endpoint is not None, "controller" in alive, "up" in alive]

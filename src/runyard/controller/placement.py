@@ -13,7 +13,7 @@ import msgspec
 from runyard import ids, processes, rundir
 from runyard.controller.decide import AttemptKey
 from runyard.controller.machine import count_threads_per_run
-from runyard.ids import folder_below
+from runyard.ids import resolve_folder
 from runyard.protocol import Assignment
 from runyard.rundir import AttemptDir
 from runyard.settings import Settings
@@ -118,7 +118,7 @@ def _restore_set_aside(folder: Path, store_id: str) -> bool:
 
 
 def _locate_set_aside(folder: Path, store_id: str) -> Path:
-    return folder_below(folder.parent, f"{folder.name}-{store_id}")
+    return resolve_folder(folder.parent, f"{folder.name}-{store_id}")
 
 
 def _reopen_folder(folder: Path, assignment: Assignment) -> None:

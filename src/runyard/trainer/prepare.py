@@ -67,12 +67,12 @@ from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
 from runyard.trainer.steps.features import explain_not_frozen
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
-    Outlook,
-    hand_back,
-    keep_freed,
-    look_ahead,
-    measure_step,
-    room_of,
+    MemoryEstimate,
+    estimate_memory,
+    measure_step_memory,
+    read_available_memory,
+    retain_freed_memory,
+    return_freed_memory,
 )
 from runyard.trainer.steps.optim import make_optimizers
 from vi.api.resources.runs.responses import Run
@@ -130,12 +130,12 @@ class TrainState:
     progress: Progress
     device: torch.device
     run_document: dict[str, Any] = field(default_factory=dict)
-    memory_estimate: Outlook | None = None  # None where memory is not estimated
+    memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
     parameters: list[torch.nn.Parameter] = field(init=False)  # all that the optimizers change
     longest_index: int = field(init=False)  # of the training sample with the most tokens
 
     def __post_init__(self) -> None:
-        self.parameters = [parameter for _, parameter in self.model.trainable()]
+        self.parameters = [parameter for _, parameter in self.model.trainable_parameters()]
         self.longest_index = int(np.argmax(self.lengths))
 
     @property
@@ -143,7 +143,7 @@ class TrainState:
         """The estimated peak of the process's host memory; 0 where it is not known."""
         if self.memory_estimate is None or self.device.type != "cpu":
             return 0
-        return self.memory_estimate.value
+        return self.memory_estimate.peak_bytes
 
 
 @dataclass(kw_only=True)
@@ -161,25 +161,25 @@ class EncodedData:
     data: Dataset
     encoder: Encoder
     layout: Layout
-    fitting: Fitting
+    fitting: TokenBudget
     train: Encodings
     validation: Encodings
     fit: FitReport
     uploaded: UploadedSizes | None = None
 
 
-def prepare(job: Job, machine: Machine, *, hooks: Told) -> TrainState:
+def prepare(job: Job, machine: Machine, *, hooks: Hooks) -> TrainState:
     """Read data and model, make the plan, and restore the checkpoint if there is one.
 
     Raises:
-        StopAsked: ``hooks`` canceled it.
+        StopRequested: ``hooks`` canceled it.
         TrainingFailed: the flow or the data cannot be trained.
     """
     recipe, device = job.recipe, torch.device(machine.device)
     check_origin(job)
     configure_heap(recipe, device)
-    data = load_data(job, hooks.look)
-    hooks.look()
+    data = load_data(job, hooks.check_cancelled)
+    hooks.check_cancelled()
     precision, _ = choose_precision(recipe, machine)
     model = build_model(job, data, DTYPES[precision])
     encoded = encode(job, data, model, hooks)
@@ -220,10 +220,10 @@ def check_origin(job: Job) -> None:
         check_fits(job.recipe, job.resume)
 
 
-def configure_heap(recipe: Recipe, device: torch.device) -> None:
+def configure_heap(recipe: ResolvedFlow, device: torch.device) -> None:
     """Let the C library keep freed memory for the tiny model, and otherwise return it at once."""
     if device.type == "cpu":
-        (keep_freed if recipe.is_tiny else hand_back)()
+        (retain_freed_memory if recipe.is_tiny else return_freed_memory)()
 
 
 def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
@@ -241,7 +241,7 @@ def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
             seed=recipe.settings.seed,
             validation_fraction=recipe.dataset.validation_fraction,
             max_samples=recipe.dataset.max_samples,
-            look=check_cancelled,
+            check_cancelled=check_cancelled,
         )
     data = load_dataset(
         recipe.dataset.dataset_id,
@@ -262,11 +262,11 @@ def build_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
     training = job.recipe.model.training
     source = find_weights(job)
     if training.mode == "lora":
-        return add_adapter(job, load_weights(job, data, dtype, source), dtype, source)
+        return build_adapter(job, load_weights(job, data, dtype, source), dtype, source)
     # Trained weights are float32: small updates vanish in 16 bits.
     model = load_weights(job, data, torch.float32, source)
-    freeze(model, training.freeze)
-    if not model.trainable():
+    freeze_parts(model, training.freeze)
+    if not model.trainable_parameters():
         raise InvalidFlow(f"training.freeze {training.freeze} leaves nothing to train; try: freeze fewer parts")
     return model
 
@@ -275,7 +275,7 @@ def find_weights(job: Job) -> Path | None:
     """Return the folder of the weights to start from; None for the built-in tiny model."""
     if job.resume is not None:
         return job.resume / MODEL_FULL
-    return weights_folder(job.recipe.model.architecture, job.models, job.folders)
+    return find_weights_folder(job.recipe.model.architecture, job.models, job.folders)
 
 
 def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | None) -> Model:
@@ -302,7 +302,7 @@ def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | Non
     return model
 
 
-def add_adapter(job: Job, model: Model, dtype: torch.dtype, source: Path | None) -> Model:
+def build_adapter(job: Job, model: Model, dtype: torch.dtype, source: Path | None) -> Model:
     """Add a new adapter, or the checkpoint's, to a base model that is a folder of its own."""
     settings = job.recipe.model
     if source is not None and is_base(source):
@@ -319,7 +319,7 @@ def add_adapter(job: Job, model: Model, dtype: torch.dtype, source: Path | None)
         base = base / MODEL_FULL
     adapter = job.resume / MODEL_ADAPTER if job.resume is not None else None
     torch.manual_seed(job.recipe.settings.seed)  # a new adapter is initialized at random
-    return adapt(model, settings.training, base=base, adapter=adapter)
+    return add_adapter(model, settings.training, base=base, adapter=adapter)
 
 
 def is_base(source: Path) -> bool:
@@ -336,25 +336,25 @@ def get_quantization(settings: ModelSettings) -> str | None:
     return settings.quantization.type if settings.quantization.enabled else None
 
 
-def encode(job: Job, data: Dataset, model: Model, hooks: Told) -> EncodedData:
+def encode(job: Job, data: Dataset, model: Model, hooks: Hooks) -> EncodedData:
     """Encode both parts of the data with the model's processor."""
     recipe = job.recipe
     fitting = limit_images(job, model)
     layout = Layout(
-        pad_id=pad_id(model.processor.tokenizer),
+        pad_id=get_pad_id(model.processor.tokenizer),
         image_token_id=model.image_token_id,
         answer_token_type=model.parts.answer_token_type,
         answers_only=recipe.model.hyperparameters.loss.answers_only,
-        decoder_start=model.decoder_start,
+        decoder_start_id=model.decoder_start_id,
     )
-    if layout.decoder_start is not None and not layout.answers_only:
-        raise InvalidFlow(f"loss.answersOnly false is not possible: {model.parts.unpacked}; try: leave it true")
+    if layout.decoder_start_id is not None and not layout.answers_only:
+        raise InvalidFlow(f"loss.answersOnly false is not possible: {model.parts.packing_obstacle}; try: leave it true")
     encoder = Encoder(
         model.processor,
         model.parts,
         system_prompt=recipe.system_prompt.system_prompt,
         task=recipe.task,
-        fitting=fitting,
+        budget=fitting,
         renderer=model.renderer,
     )
     train, validation = data.train, data.validation
@@ -364,27 +364,27 @@ def encode(job: Job, data: Dataset, model: Model, hooks: Told) -> EncodedData:
     return encode_in_memory(recipe, data, encoder, layout, fitting, hooks)
 
 
-def limit_images(job: Job, model: Model) -> Fitting:
+def limit_images(job: Job, model: Model) -> TokenBudget:
     """Apply the flow's image limits to the processor; return what samples have to fit into.
 
     When resuming, the checkpoint's processor has the limits of its own flow. The family's settings
     are in its plan, and are restored first.
     """
-    module, images = base_of(model.module), job.recipe.model.images
+    module, images = get_base_model(model.module), job.recipe.model.images
     if job.resume is not None:
         run = read_json(job.resume / MODEL_FULL / RUN) or {}
         family = (run.get("status", {}).get("plan") or {}).get(FAMILY_IMAGE_SETTINGS)
         if family is not None:
-            apply(module, model.processor, family["value"])
-    family = settings_of(model.processor, model.model_type)
-    limit_pictures(module, model.processor, model.model_type, images, is_tiny=job.recipe.is_tiny)
-    return Fitting(
-        context=context_of(module, model.processor.tokenizer)[0],
+            apply_resolution(module, model.processor, family["value"])
+    family = get_resolution_settings(model.processor, model.model_type)
+    limit_resolution(module, model.processor, model.model_type, images, is_tiny=job.recipe.is_tiny)
+    return TokenBudget(
+        context=get_context_length(module, model.processor.tokenizer)[0],
         image_token_id=model.image_token_id,
         model_type=model.model_type,
-        budget=images.patch_budget,
-        is_apart=model.decoder_start is not None,
-        family=None if Limits.of(images) == Limits() else family,
+        image_budget=images.patch_budget,
+        is_encoder_decoder=model.decoder_start_id is not None,
+        family_settings=None if ResolutionLimits.from_images(images) == ResolutionLimits() else family,
     )
 
 
@@ -394,8 +394,8 @@ def encode_uploaded(
     parts: tuple[Selection, Selection],
     encoder: Encoder,
     layout: Layout,
-    fitting: Fitting,
-    hooks: Told,
+    fitting: TokenBudget,
+    hooks: Hooks,
 ) -> EncodedData:
     """Encode uploaded data through the cache. Broken and oversized samples are left out."""
     train, validation = parts
@@ -408,48 +408,48 @@ def encode_uploaded(
     train, validation = train.without(left_out), validation.without(left_out)
     kept = replace(data, train=train, validation=validation)
     warn_about_refused(data, kept, fit, fitting, hooks)
-    check_parts(kept, job.recipe.dataset.validation_fraction)
+    check_split(kept, job.recipe.dataset.validation_fraction)
     return EncodedData(
         data=kept,
         encoder=encoder,
         layout=layout,
         fitting=fitting,
-        train=cached.part(train, layout),
-        validation=cached.part(validation, layout),
+        train=cached.select(train, layout),
+        validation=cached.select(validation, layout),
         fit=fit,
         uploaded=UploadedSizes(
             dataset=data.name,
             version=data.version or "",
-            training_images=train.pictures,
-            validation_images=validation.pictures,
-            broken_images=cached.broken_pictures,
+            training_images=train.image_count,
+            validation_images=validation.image_count,
+            broken_images=cached.broken_image_count,
         ),
     )
 
 
 def encode_in_memory(
-    recipe: Recipe, data: Dataset, encoder: Encoder, layout: Layout, fitting: Fitting, hooks: Told
+    recipe: ResolvedFlow, data: Dataset, encoder: Encoder, layout: Layout, fitting: TokenBudget, hooks: Hooks
 ) -> EncodedData:
     """Encode built-in data. Oversized samples are left out."""
     fit = FitReport()
 
-    def encode_part(samples: Sequence[Sample], *, with_images: bool = True) -> tuple[list[Sample], EncodedSamples]:
+    def encode_part(samples: Sequence[Sample], *, with_images: bool = True) -> tuple[list[Sample], InMemoryEncodings]:
         kept, encoded = [], []
         for number, sample in enumerate(samples):
             if number % SAMPLES_BETWEEN_CHECKS == 0:
-                hooks.look()
+                hooks.check_cancelled()
             try:
-                item = encoder.encode(sample, with_picture=with_images)
+                item = encoder.encode(sample, with_image=with_images)
             except TooLong as error:
                 fit.refused.append(f"{sample.filename or sample.question!r} ({error})")
                 continue
             kept.append(sample)
             encoded.append(item)
         fit.shrunk += sum(item.is_shrunk for item in encoded)
-        return kept, EncodedSamples(encoded, layout)
+        return kept, InMemoryEncodings(encoded, layout)
 
     # Augmented images are encoded again for every batch.
-    kept_train, train = encode_part(data.train, with_images=not recipe.dataset.varies_pictures)
+    kept_train, train = encode_part(data.train, with_images=not recipe.dataset.varies_images)
     kept_validation, validation = encode_part(data.validation)
     kept = replace(data, train=kept_train, validation=kept_validation) if fit.refused else data
     warn_about_refused(data, kept, fit, fitting, hooks)
@@ -464,7 +464,7 @@ def encode_in_memory(
     )
 
 
-def warn_about_refused(data: Dataset, kept: Dataset, fit: FitReport, fitting: Fitting, hooks: Told) -> None:
+def warn_about_refused(data: Dataset, kept: Dataset, fit: FitReport, fitting: TokenBudget, hooks: Hooks) -> None:
     """Warn about samples that are too long, naming the first of them.
 
     Raises:
@@ -475,7 +475,7 @@ def warn_about_refused(data: Dataset, kept: Dataset, fit: FitReport, fitting: Fi
     total = len(data.train) + len(data.validation)
     first = "; ".join(fit.refused[:MAX_LISTED_REFUSALS])
     samples = f"{len(fit.refused):,} of {total:,} samples of dataset {data.name!r}"
-    found = f"{samples} do not fit into {fitting.in_words}"
+    found = f"{samples} do not fit into {fitting.description}"
     for part, before, after in (
         ("training", data.train, kept.train),
         ("validation", data.validation, kept.validation),
@@ -485,26 +485,26 @@ def warn_about_refused(data: Dataset, kept: Dataset, fit: FitReport, fitting: Fi
                 f"no {part} sample fits: {found}: {first}; try: shorter questions, answers or "
                 "system prompt, or a model with a longer context"
             )
-    hooks.warn(f"{found} and are left out: {first}")
+    hooks.on_warning(f"{found} and are left out: {first}")
 
 
-def choose_cache_place(job: Job, dataset: str) -> Place:
+def choose_cache_place(job: Job, dataset: str) -> CacheDir:
     """Return where encoded samples are kept.
 
     Each organization and dataset has its own folder, so that a deletion finds what belongs to it.
     """
     if job.cache is None or job.cache_bytes <= 0:
-        return Place(own=job.folder)
-    return Place(
-        own=job.folder,
+        return CacheDir(attempt_folder=job.folder)
+    return CacheDir(
+        attempt_folder=job.folder,
         root=job.cache,
-        shared=folder_below(job.cache, job.run.organization_id or "none", dataset),
+        shared=resolve_folder(job.cache, job.run.organization_id or "none", dataset),
         limit_bytes=job.cache_bytes,
         spare_bytes=job.spare_bytes,
     )
 
 
-def measure_sizes(recipe: Recipe, model: Model, encoded: EncodedData) -> Sizes:
+def measure_sizes(recipe: ResolvedFlow, model: Model, encoded: EncodedData) -> Sizes:
     """Return what the plan depends on besides flow and machine."""
     train, validation, data = encoded.train, encoded.validation, encoded.data
     sizes = Sizes(
@@ -513,16 +513,16 @@ def measure_sizes(recipe: Recipe, model: Model, encoded: EncodedData) -> Sizes:
         longest_answer=max(train.longest_answer, validation.longest_answer),
         cache_bytes=train.size_bytes + validation.size_bytes,
         parameters=model.parameter_count,
-        trainable_parameters=sum(parameter.numel() for _, parameter in model.trainable()),
-        padding_share=partial(padding_of, recipe, train.lengths),
-        unpacked=model.parts.unpacked,
-        unfrozen=why_not_frozen(model.module, model.parts),
+        trainable_parameters=sum(parameter.numel() for _, parameter in model.trainable_parameters()),
+        padding_share=partial(estimate_padding_share, recipe, train.lengths),
+        unpacked=model.parts.packing_obstacle,
+        unfrozen=explain_not_frozen(model.module, model.parts),
         uploaded=encoded.uploaded,
         images=ImageSizes(
-            settings=settings_of(model.processor, model.model_type),
-            family=encoded.fitting.family,
+            settings=get_resolution_settings(model.processor, model.model_type),
+            family=encoded.fitting.family_settings,
             context=encoded.fitting.context,
-            context_source=context_of(base_of(model.module), model.processor.tokenizer)[1],
+            context_source=get_context_length(get_base_model(model.module), model.processor.tokenizer)[1],
             shrunk=encoded.fit.shrunk,
             refused=len(encoded.fit.refused),
         ),
@@ -531,7 +531,7 @@ def measure_sizes(recipe: Recipe, model: Model, encoded: EncodedData) -> Sizes:
         return sizes
     # Built-in samples are in memory, so each of them can be examined.
     tasks = [sample.task or data.task for sample in data.validation]
-    return replace(sizes, version=version_of(data), tasks=tasks)
+    return replace(sizes, version=hash_samples(data), tasks=tasks)
 
 
 def place_model(model: Model, plan: Plan, device: torch.device) -> None:
@@ -541,14 +541,14 @@ def place_model(model: Model, plan: Plan, device: torch.device) -> None:
     if plan.gradient_checkpointing:
         module.activation_checkpointing_enable()
     if plan.compile:
-        base_of(module).model.compile()
+        get_base_model(module).model.compile()
 
 
-def build_optimizers(recipe: Recipe, model: Model, device: torch.device) -> list[torch.optim.Optimizer]:
+def build_optimizers(recipe: ResolvedFlow, model: Model, device: torch.device) -> list[torch.optim.Optimizer]:
     """Return the flow's optimizers for all trained parameters."""
     numbers = recipe.model.hyperparameters
     return make_optimizers(
-        model.trainable(),
+        model.trainable_parameters(),
         numbers.optimizer,
         learning_rate=numbers.learning_rate,
         rates=recipe.model.training.learning_rates,
@@ -591,11 +591,11 @@ def make_batching(
     model: Model,
     losses: TokenLosses,
     device: torch.device,
-    hooks: Told,
-) -> Drawing:
+    hooks: Hooks,
+) -> BatchBuilder:
     """Return the builder of batches, which decides on packing and feature cache."""
     place = choose_cache_place(job, encoded.data.name)
-    return Drawing(
+    return BatchBuilder(
         job.recipe,
         encoded.data,
         encoded.train,
@@ -609,11 +609,11 @@ def make_batching(
     )
 
 
-def fit_plan_to_memory(state: TrainState, recipe: Recipe) -> None:
+def fit_plan_to_memory(state: TrainState, recipe: ResolvedFlow) -> None:
     """Estimate the memory of a step, and shrink the micro-batch if the flow permits it."""
     device, before = state.device, state.plan.micro_batch_size
     measure = partial(
-        measure_step,
+        measure_step_memory,
         state.build_batch,
         state.losses,
         state.optimizers,
@@ -621,10 +621,12 @@ def fit_plan_to_memory(state: TrainState, recipe: Recipe) -> None:
         plan=state.plan,
         device=device,
     )
-    state.plan, state.memory_estimate = look_ahead(state.plan, recipe, measure=measure, room=partial(room_of, device))
+    state.plan, state.memory_estimate = estimate_memory(
+        state.plan, recipe, measure=measure, available=partial(read_available_memory, device)
+    )
     estimate = state.memory_estimate
     if device.type == "cpu" and estimate is not None and estimate.is_ample:
-        keep_freed()
+        retain_freed_memory()
     if state.plan.micro_batch_size < before:
         state.progress.micro_batch_limit = state.plan.micro_batch_size
 

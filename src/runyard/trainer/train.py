@@ -78,16 +78,16 @@ def train(
     with AsyncCheckpointer(
         job.folder, events, should_stop=should_stop, say=say, free_bytes=free, sleep=sleep
     ) as checkpointer:
-        hooks.progress(job.start_message)
+        hooks.on_progress(job.start_message)
         suggestions = "dataset.maxSamples, architecture.size, training.mode 'lora'"
         try:
             with explain_out_of_memory("preparing data and model", suggestions):
                 state = prepare(job, machine, hooks=hooks)
-        except StopAsked:
+        except StopRequested:
             return Outcome("Stopped", "stopped while preparing, before another step", None, {})
         events.write("plan", plan=state.plan.document)
         say(format_plan(state.plan))
-        enforce_memory_estimate(state, job.recipe.model, events, hooks.warn)
+        enforce_memory_estimate(state, job.recipe.model, events, hooks.on_warning)
         if state.progress.step:
             say(f"resuming after step {state.progress.step}")
         checkpointer.reserve(state.model.processor, peak_bytes=state.predicted_host_bytes)
@@ -95,7 +95,7 @@ def train(
         return loop.run()
 
 
-def make_hooks(events: EventWriter, should_stop: Callable[[], bool], say: Callable[[str], None]) -> Told:
+def make_hooks(events: EventWriter, should_stop: Callable[[], bool], say: Callable[[str], None]) -> Hooks:
     """Return how preparing and evaluating check for a stop, report progress and warn."""
 
     def check_cancelled() -> None:
@@ -109,7 +109,7 @@ def make_hooks(events: EventWriter, should_stop: Callable[[], bool], say: Callab
         events.write("warning", message=message)
         say(f"warning: {message}")
 
-    return Told(check_cancelled=check_cancelled, on_progress=report_progress, on_warning=warn)
+    return Hooks(check_cancelled=check_cancelled, on_progress=report_progress, on_warning=warn)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class TrainLoop:
         state: TrainState,
         events: EventWriter,
         checkpointer: AsyncCheckpointer,
-        hooks: Told,
+        hooks: Hooks,
         *,
         should_stop: Callable[[], bool],
         say: Callable[[str], None],
@@ -149,7 +149,7 @@ class TrainLoop:
         self.first_step, self.seconds_before = self.progress.step, self.progress.train_seconds
         self.started_at = self.last_step_at = self.last_line_at = clock()
         self.last_evaluation_at = self.last_save_at = self.started_at
-        self.slow_steps, self.loss_spikes = SlowStepDetector(hooks.warn), LossSpikeDetector()
+        self.slow_steps, self.loss_spikes = SlowStepDetector(hooks.on_warning), LossSpikeDetector()
         self.batches: list[list[int]] = []  # sample indices, of the current epoch
         self.saved: list[SavedCheckpoint] = []
         self.evaluated_step: int | None = None
@@ -189,7 +189,7 @@ class TrainLoop:
             except NotFinite as error:
                 raise self.describe_divergence(error, indices) from error
         if warning := self.loss_spikes.update(step + 1, loss):
-            self.hooks.warn(warning)
+            self.hooks.on_warning(warning)
         self.record_step(loss, norm, learning_rate, samples=len(indices))
 
     def complete_step(self) -> None:
@@ -278,7 +278,7 @@ class TrainLoop:
         )
         if not progress.owes_evaluation:
             return
-        with contextlib.suppress(StopAsked):
+        with contextlib.suppress(StopRequested):
             self.predictions = self.run_evaluation()
             self.evaluated_step, self.last_evaluation_at = progress.step, self.clock()
             self.is_phase_stale = True
@@ -293,9 +293,9 @@ class TrainLoop:
         Returns None if the disk refused that file. Predictions of saved checkpoints are kept.
 
         Raises:
-            StopAsked: it was interrupted, and nothing has been recorded.
+            StopRequested: it was interrupted, and nothing has been recorded.
         """
-        self.hooks.look()
+        self.hooks.check_cancelled()
         state, plan, progress = self.state, self.state.plan, self.progress
         message = f"{plan.validation_samples} held-out samples"
         self.events.write("phase", phase="Evaluating", message=message)
@@ -313,7 +313,7 @@ class TrainLoop:
                 generation=state.generation,
                 seed=self.settings.evaluation.seed,
                 device=state.device,
-                look=self.hooks.look,
+                check_cancelled=self.hooks.check_cancelled,
             )
         self.record_evaluation(found.values, found.previews)
         steps = [item.step for item in self.saved]
@@ -517,9 +517,9 @@ def enforce_memory_estimate(
     if estimate is None:
         return
     if estimate.verdict == "Deny":
-        raise OutOfMemory(f"{in_words(estimate.value)} of memory would be needed. {estimate.reason}")
+        raise OutOfMemory(f"{format_bytes(estimate.peak_bytes)} of memory would be needed. {estimate.reason}")
     if estimate.verdict == "Warn":
-        warn(f"{in_words(estimate.value)} of memory will be needed. {estimate.reason}")
+        warn(f"{format_bytes(estimate.peak_bytes)} of memory will be needed. {estimate.reason}")
     if estimate.is_ample or state.lengths.min() == state.lengths.max():
         return  # there is enough memory, or the first step shows the same
     with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
@@ -579,7 +579,7 @@ def accumulate_gradients(state: TrainState, indices: list[int], epoch: int, micr
     micro_batches = [indices[start : start + micro_batch_size] for start in starts]
     # Padded rows are (B, T); packed, one row (1, T) holds all samples. Labels are (N,).
     batches = [state.build_batch(micro_batch, epoch) for micro_batch in micro_batches]
-    tokens = max(1, sum(batch.learnt_tokens for batch in batches))
+    tokens = max(1, sum(batch.label_count for batch in batches))
     total = 0.0
     for batch in batches:
         # Sums over label tokens, so that micro-batches add up to the mean over the whole batch.

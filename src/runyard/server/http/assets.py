@@ -115,7 +115,9 @@ async def list_bulk_deletions(request: Request, org: Id, dataset: Id) -> Respons
 
 async def get_bulk_deletion(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
     dataset_id = compat.parse_dataset_id(org, dataset)
-    return encode_response(assets.get_bulk_deletion(get_services(request), org=org, dataset_id=dataset_id, id=session_id))
+    return encode_response(
+        assets.get_bulk_deletion(get_services(request), org=org, dataset_id=dataset_id, id=session_id)
+    )
 
 
 async def post_ingestion(request: Request, org: Id, dataset: Id) -> Response:
@@ -156,7 +158,9 @@ async def list_ingestions(request: Request, org: Id, dataset: Id) -> Response:
 
 
 async def get_ingestion(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
-    return encode_response(ingestion.to_document(get_services(request), _get_session(request, org, dataset, session_id)))
+    return encode_response(
+        ingestion.to_document(get_services(request), _get_session(request, org, dataset, session_id))
+    )
 
 
 async def act_on_ingestion(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
@@ -183,8 +187,12 @@ async def post_multipart(request: Request, org: Id, dataset: Id) -> Response:
 async def post_part(request: Request, org: Id, dataset: Id, upload_id: Id, part: Id) -> Response:
     services = get_services(request)
     row, about = multipart.get(services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id)
-    url = multipart.sign_part_url(services, row, upload_id, about, part=_parse_part_number(part), origin=get_origin(request))
-    return encode_response(PartUpload(url=url, expiry=imports.get_upload_expiry(services, row), response_headers=["ETag"]))
+    url = multipart.sign_part_url(
+        services, row, upload_id, about, part=_parse_part_number(part), origin=get_origin(request)
+    )
+    return encode_response(
+        PartUpload(url=url, expiry=imports.get_upload_expiry(services, row), response_headers=["ETag"])
+    )
 
 
 async def post_part_completion(request: Request, org: Id, dataset: Id, upload_id: Id, part: Id) -> Response:

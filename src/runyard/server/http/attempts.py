@@ -103,7 +103,9 @@ async def get_weights(request: Request) -> Response:
 
 
 async def get_dataset(request: Request) -> Response:
-    return encode_response(await asyncio.to_thread(attempt_dataset.get_version, get_services(request), _get_token(request)))
+    return encode_response(
+        await asyncio.to_thread(attempt_dataset.get_version, get_services(request), _get_token(request))
+    )
 
 
 async def get_dataset_contents(request: Request) -> Response:

@@ -83,7 +83,9 @@ async def list_collaborators(request: Request, org: Id, dataset: Id) -> Response
 
 
 async def get_statistics(request: Request, org: Id, dataset: Id) -> Response:
-    statistics = datasets.get_statistics(get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset))
+    statistics = datasets.get_statistics(
+        get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset)
+    )
     return json_response(msgspec.json.encode(statistics))
 
 
@@ -134,7 +136,7 @@ async def list_exports(request: Request, org: Id, dataset: Id) -> Response:
         get_services(request),
         org=org,
         dataset_id=dataset_id,
-        told=lambda row: _build_export(request, row),
+        to_document=lambda row: _build_export(request, row),
         wanted=wanted,
     )
     return json_response(page)

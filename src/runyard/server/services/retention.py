@@ -115,7 +115,7 @@ async def _release_images(services: Services, org: str) -> set[str]:
     """
     down = sorted(services.store.read(partial(version_rows.list_unneeded_contents, org=org)))
     # Before the manifests are read: a newer version is not among them.
-    examined = services.store.read(partial(version_rows.ids, org=org))
+    examined = services.store.read(partial(version_rows.list_ids, org=org))
     examined = services.store.read(partial(version_rows.list_ids, org=org))
     named = await run_in_thread(_map_versions_to_images, services, org, set(down))
     affected = set[str]()

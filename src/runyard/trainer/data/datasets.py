@@ -200,7 +200,7 @@ def _make_both(
     naming = [
         Sample(
             canvas.image,
-            digit_question(index) if is_training else DIGIT_QUESTION,
+            choose_digit_question(index) if is_training else DIGIT_QUESTION,
             Answer(canvas.sentence),
             task=VQA,
         )
@@ -261,7 +261,9 @@ def _make_canvases(
     itself, in reading order. Without such samples it learns to locate digits but not to tell them
     apart.
     """
-    return [_make_grounding_sample(canvas) for canvas in draw_canvases(scans, count, random, share_unnamed=share_unnamed)]
+    return [
+        _make_grounding_sample(canvas) for canvas in draw_canvases(scans, count, random, share_unnamed=share_unnamed)
+    ]
 
 
 def _make_grounding_sample(canvas: Canvas) -> Sample:

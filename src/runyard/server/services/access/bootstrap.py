@@ -39,7 +39,7 @@ async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: 
     controller_key = _read_or_create_controller_key(settings.secrets_dir / CONTROLLER_FILE)
 
     def insert_organization_and_keys(tx: Connection) -> None:
-        organizations.set_meta(tx, organizations.EPOCH, secrets.token_hex(4))
+        organizations.set_meta(tx, organizations.STORE_ID, secrets.token_hex(4))
         organizations.set_meta(tx, organizations.PEPPER, fingerprint(pepper))
         lease_clock.insert_clock(tx)
         organizations.add(tx, org=org, name="My organization", time_ms=now_ms)
@@ -55,7 +55,7 @@ async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: 
 
 def is_new(store: Store) -> bool:
     """Return whether a store has never been served from."""
-    return store.read(lambda tx: organizations.get_meta(tx, organizations.EPOCH)) is None
+    return store.read(lambda tx: organizations.get_meta(tx, organizations.STORE_ID)) is None
 
 
 async def _check_secrets(

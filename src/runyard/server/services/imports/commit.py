@@ -240,7 +240,9 @@ def _apply_records(tx: Connection, *, row: AnyRow, prepared: dict[str, RecordLin
     rows.change_records(tx, **key, changes=changes)
     rows.add_record_counts(tx, **key, more=more, time_ms=now_ms)
     bare = {image.id for image in images.values() if not image.record_count}
-    dataset_rows.adjust_counts(tx, **key, time_ms=now_ms, annotated=len(bare & set(more)), records=len(new), numbers=len(new))
+    dataset_rows.adjust_counts(
+        tx, **key, time_ms=now_ms, annotated=len(bare & set(more)), records=len(new), numbers=len(new)
+    )
     _record_progress(tx, row, records_done=done, now_ms=now_ms)
 
 

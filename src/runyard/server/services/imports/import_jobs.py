@@ -197,7 +197,9 @@ def _write_known(services: Services, row: AnyRow, folder: Path) -> None:
     with open(temporary, "wb") as file:
         after = ""
         key: Any = {"org": row.org, "dataset_id": row.dataset_id}
-        while found := services.store.read(partial(asset_rows.list_by_filename, **key, after=after, limit=CHUNK, with_bytes=True)):
+        while found := services.store.read(
+            partial(asset_rows.list_by_filename, **key, after=after, limit=CHUNK, with_bytes=True)
+        ):
             file.writelines(msgspec.json.encode(_to_known_image(asset)) + b"\n" for asset in found)
             after = found[-1].filename
     temporary.replace(folder / KNOWN)

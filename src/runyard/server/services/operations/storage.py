@@ -152,8 +152,8 @@ def _list_needed(
     tx: Connection, org: str, stored: set[str], blobs: FolderBlobs
 ) -> tuple[list[LostFile], set[str], set[str], set[str], bool]:
     """Return lost files, needed hashes, ids of runs and imports, and whether blobs may arrive."""
-    files = rows.files(tx, org=org)
-    of_datasets = rows.dataset_blobs(tx, org=org)
+    files = rows.list_files(tx, org=org)
+    of_datasets = rows.list_dataset_blobs(tx, org=org)
     lost = [
         LostFile(run_id=file.run_id, model_id=file.output_id, path=file.path, sha256=file.sha256)
         for file in files
@@ -171,7 +171,7 @@ def _list_needed(
         if blob.sha256 not in stored and not blobs.has(blob.sha256)
     ]
     needed = {file.sha256 for file in files} | {blob.sha256 for blob in of_datasets}
-    run_ids, import_ids = rows.run_ids(tx, org=org), sweep.list_job_folders(tx, org=org)
+    run_ids, import_ids = rows.list_run_ids(tx, org=org), sweep.list_job_folders(tx, org=org)
     return lost, needed, run_ids, import_ids, rows.may_be_uploading(tx, org=org)
 
 

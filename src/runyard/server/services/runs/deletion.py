@@ -113,12 +113,8 @@ async def thin_out_log(services: Services, *, org: str, run_id: str) -> None:
 async def _purge_run(services: Services, org: str, run_id: str) -> None:
     await thin_out_log(services, org=org, run_id=run_id)
     async with services.blob_lock:
-        unshared = services.store.read(
-            lambda tx: blob_rows.list_exclusive_hashes(tx, org=org, run_id=run_id)
-        )
-        weights = services.store.read(
-            lambda tx: blob_rows.list_weight_files(tx, org=org, run_id=run_id)
-        )
+        unshared = services.store.read(lambda tx: blob_rows.list_exclusive_hashes(tx, org=org, run_id=run_id))
+        weights = services.store.read(lambda tx: blob_rows.list_weight_files(tx, org=org, run_id=run_id))
         await asyncio.to_thread(_remove_bytes, services, org, run_id, unshared)
         if weights:
             await asyncio.to_thread(_remove_weights, services, org, weights)

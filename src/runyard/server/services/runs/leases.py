@@ -599,8 +599,7 @@ def _reopen_attempt(tx: Connection, attempt: Any, run: Run, *, now_ms: int) -> N
 
 
 def _extend_lease(services: Services, tx: Connection, attempt: Any) -> None:
-    _change_attempt(tx, attempt, expires_pulse=lease_clock.read_uptime_ms(tx) + _lease_ms(services), lost_pulse=None
-    )
+    _change_attempt(tx, attempt, expires_pulse=lease_clock.read_uptime_ms(tx) + _lease_ms(services), lost_pulse=None)
 
 
 def _change_attempt(tx: Connection, attempt: Any, **values: Any) -> None:

@@ -16,7 +16,7 @@ from runyard.server.services.context import Services
 from runyard.server.services.runs import conditions
 from runyard.server.services.runs.conditions import Transition
 from runyard.store import queue
-from runyard.store.requirements import Labels, labels_of
+from runyard.store.requirements import Labels, parse_labels
 from vi.api.resources.runs.responses import Run
 
 FREE_SLOT = "waiting for a free slot"
@@ -48,8 +48,8 @@ def get_requested_labels(tx: Connection, key: str) -> Labels | None:
 
     Return None for a hash that no waiting run has any more.
     """
-    labels = labels_of(key)
-    if labels is None and (document := queue.document_of(tx, key=key)) is not None:
+    labels = parse_labels(key)
+    if labels is None and (document := queue.find_document(tx, key=key)) is not None:
         labels = msgspec.json.decode(document, type=Run).spec.flow.tolerations
     return labels
 
@@ -86,7 +86,7 @@ def explain_new_run(services: Services, tolerations: Labels) -> Transition:
     """
     known = services.waiting_reasons
     is_fresh = services.clock.monotonic_s() - known.counted_s < COUNTS_FRESH_S
-    counts = known.busy if is_fresh else services.store.read(queue.busy)
+    counts = known.busy if is_fresh else services.store.read(queue.count_open_by_machine)
     reason = explain_waiting(tolerations, list_offers(services, counts))
     return Transition(conditions.PENDING, "Queued", FREE_SLOT) if is_too_early(services, reason, counts) else reason
 

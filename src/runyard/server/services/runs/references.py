@@ -282,8 +282,7 @@ async def resolve_dataset_version(services: Services, org: str, flow: FlowSpec) 
     except FlowProblems as error:
         sentences = "; ".join(problem.message for problem in error.problems[:5])
         message = f"the flow does not fit its dataset: {sentences}"
-        raise Refusal("InvalidFlow", message, problems=error.problems
-        ) from error
+        raise Refusal("InvalidFlow", message, problems=error.problems) from error
     if wanted is None:
         version = await versions.ensure_current(services, **key)
         if version is None:

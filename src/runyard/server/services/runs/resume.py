@@ -37,9 +37,7 @@ def list_candidates(services: Services, token: AttemptToken) -> ResumeCandidates
 def _find_checkpoints(tx: Connection, token: AttemptToken) -> ResumeCandidates:
     _, row = leases.get_open_attempt(tx, token)
     key = {"org": token.org, "run_id": row.id}
-    own = sorted(
-            outputs.list_by_run(tx, **key), key=lambda output: (output.step, output.number), reverse=True
-        )
+    own = sorted(outputs.list_by_run(tx, **key), key=lambda output: (output.step, output.number), reverse=True)
     found = [
         ResumeCheckpoint(
             run_id=row.id,

@@ -142,7 +142,7 @@ def _insert_run(
         "training_project": run.spec.training_project,
         "priority": int(flow.settings.get("priority") or 0),
         "time_created": run.metadata.time_created,
-        "requirements": requirements.key_of(flow.tolerations),
+        "requirements": requirements.build_key(flow.tolerations),
         "waits": placement.hash_reason(reason),
     }
     rows.add(tx, values, attributes=run.metadata.attributes)
