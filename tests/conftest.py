@@ -322,6 +322,12 @@ def postgresql() -> Iterator[PostgreSqlServer]:
     server.close()
 
 
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The event loop of async tests and fixtures."""
+    return "asyncio"
+
+
 @pytest.fixture
 def memory_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """For a test that lets the kernel kill for want of memory, which it counts for the whole machine: one at a time.

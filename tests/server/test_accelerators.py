@@ -1,11 +1,12 @@
 """The verdict on each accelerator, over HTTP: what machines report, what earlier runs predicted, whose they are."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
+from support import attempts
+from support.server import TestServer
 
 from runyard.server.services import documents
 from runyard.server.services.context import Actor
@@ -27,236 +28,198 @@ def weights(named: str) -> dict[str, Any]:
     return {"block": "vi-model", "settings": {"architecture": {"weights": named}}}
 
 
-async def report(house: Any, machine_id: str, *accelerators: dict[str, Any]) -> None:
-    controller = await house.client(house.controller_key)
+async def report(server: TestServer, machine_id: str, *accelerators: dict[str, Any]) -> None:
+    controller = await server.client(server.controller_key)
     labels = {"accelerator": sorted({each["name"] for each in accelerators})}
     document = {"host": machine_id, "labels": labels, "accelerators": accelerators}
     answer = await controller.put(f"/internal/v1/machines/{machine_id}", json=document)
     assert answer.status_code == 204, answer.text
 
 
-async def make_flow(house: Any, flow_id: str, model: dict[str, Any] | None = None, **spec: Any) -> None:
+async def make_flow(server: TestServer, flow_id: str, model: dict[str, Any] | None = None, **spec: Any) -> None:
     if model is not None:
         spec["blocks"] = [{"block": "vi-model", "settings": model}]
-    answer = await (await house.api()).put(house.path(f"flows/{flow_id}"), json={"spec": spec})
+    answer = await (await server.api()).put(server.path(f"flows/{flow_id}"), json={"spec": spec})
     assert answer.status_code in (200, 201), answer.text
 
 
-async def ask(house: Any, flow_id: str) -> dict[str, Any]:
-    answer = await (await house.api()).get(house.path(f"flows/{flow_id}/accelerators"))
+async def ask(server: TestServer, flow_id: str) -> dict[str, Any]:
+    answer = await (await server.api()).get(server.path(f"flows/{flow_id}/accelerators"))
     assert answer.status_code == 200, answer.text
     document: dict[str, Any] = answer.json()
     return document
 
 
-async def verdict(house: Any, flow_id: str) -> tuple[str, str]:
+async def verdict(server: TestServer, flow_id: str) -> tuple[str, str]:
     """On the only accelerator."""
-    (item,) = (await ask(house, flow_id))["items"]
+    (item,) = (await ask(server, flow_id))["items"]
     (configuration,) = item["configurations"]
     assert configuration["count"] == 1
     return configuration["action"], configuration["reason"]
 
 
-async def trained(house: Any, acts: Any, run_id: str, flow: dict[str, Any], **plan: Any) -> None:
+async def trained(server: TestServer, run_id: str, flow: dict[str, Any], **plan: Any) -> None:
     """A run of the flow whose trainer has told its plan."""
-    attempt = await acts.running(house, run_id, flow)
+    attempt = await attempts.start(server, run_id, flow)
     told = {name: {"value": value, "reason": "said"} for name, value in plan.items()}
     answer = await attempt.event("plan", plan=told)
     assert answer.status_code == 200, answer.text
     await attempt.finish(0, outcome="Succeeded", reason="Completed", message="")
 
 
-def test_what_machines_report_is_listed_with_its_verdicts(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        await make_flow(house, "f1", LARGE)
-        assert (await ask(house, "f1"))["items"] == []
-        await report(house, "m1", one("h100", 79.65, 8))
-        await report(house, "m2", one("h100", 79.65, 2))
-        await report(house, "m3", one("cpu", 4.0))
-        found = await ask(house, "f1")
-        assert (found["kind"], found["workspaceId"], found["flowId"]) == ("FlowAcceleratorList", house.org, "f1")
-        h100, cpu = (item["accelerator"] for item in found["items"])
-        assert (h100["kind"], h100["trainingAcceleratorId"]) == ("TrainingAccelerator", "h100-79-65gib")
-        assert h100["spec"]["labels"] == {"accelerator": "h100", "model": "Maker h100"}
-        assert h100["spec"]["resources"] == {"count": 10, "memoryGiB": 79.65}
-        assert (h100["spec"]["enabled"], bool(h100["etag"]), cpu["spec"]["resources"]["count"]) == (True, True, 1)
-        reasons = [item["configurations"][0]["reason"] for item in found["items"]]
-        assert reasons[0].endswith("training.mode lora would fit, with 21.8 GiB")
-        assert "no setting keeps it below 70% of that" in reasons[1]
-        needed = found["flowRequirements"]["minimumSingleUnitResources"]["memoryGiB"]
-        assert f"{needed:.1f} GiB needed" in reasons[1], "the least that is needed anywhere"
-
-    in_house(story)
+async def test_what_machines_report_is_listed_with_its_verdicts(server: TestServer) -> None:
+    await make_flow(server, "f1", LARGE)
+    assert (await ask(server, "f1"))["items"] == []
+    await report(server, "m1", one("h100", 79.65, 8))
+    await report(server, "m2", one("h100", 79.65, 2))
+    await report(server, "m3", one("cpu", 4.0))
+    found = await ask(server, "f1")
+    assert (found["kind"], found["workspaceId"], found["flowId"]) == ("FlowAcceleratorList", server.org, "f1")
+    h100, cpu = (item["accelerator"] for item in found["items"])
+    assert (h100["kind"], h100["trainingAcceleratorId"]) == ("TrainingAccelerator", "h100-79-65gib")
+    assert h100["spec"]["labels"] == {"accelerator": "h100", "model": "Maker h100"}
+    assert h100["spec"]["resources"] == {"count": 10, "memoryGiB": 79.65}
+    assert (h100["spec"]["enabled"], bool(h100["etag"]), cpu["spec"]["resources"]["count"]) == (True, True, 1)
+    reasons = [item["configurations"][0]["reason"] for item in found["items"]]
+    assert reasons[0].endswith("training.mode lora would fit, with 21.8 GiB")
+    assert "no setting keeps it below 70% of that" in reasons[1]
+    needed = found["flowRequirements"]["minimumSingleUnitResources"]["memoryGiB"]
+    assert f"{needed:.1f} GiB needed" in reasons[1], "the least that is needed anywhere"
 
 
-def test_the_empty_recipe_is_allowed_on_a_processor(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        await make_flow(house, "f1")
-        await report(house, "m1", one("cpu", 7.75))
-        assert (await verdict(house, "f1"))[0] == "Allow"
-        await make_flow(house, "f2", LARGE)
-        await report(house, "m1", one("a10", 24.0))
-        action, reason = await verdict(house, "f2")
-        assert action == "Deny"
-        assert "24.0 GiB available" in reason and "would fit" in reason
-
-    in_house(story)
+async def test_the_empty_recipe_is_allowed_on_a_processor(server: TestServer) -> None:
+    await make_flow(server, "f1")
+    await report(server, "m1", one("cpu", 7.75))
+    assert (await verdict(server, "f1"))[0] == "Allow"
+    await make_flow(server, "f2", LARGE)
+    await report(server, "m1", one("a10", 24.0))
+    action, reason = await verdict(server, "f2")
+    assert action == "Deny"
+    assert "24.0 GiB available" in reason and "would fit" in reason
 
 
-def test_a_machine_that_falls_silent_is_gone_and_comes_back(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        await make_flow(house, "f1")
-        await report(house, "m1", one("cpu", 16.0))
-        house.clock.forward(HEARD_WITHIN_S)
-        assert len((await ask(house, "f1"))["items"]) == 1
-        house.clock.forward(1)
-        assert (await ask(house, "f1"))["items"] == []
-        await report(house, "m1", one("cpu", 16.0))
-        assert len((await ask(house, "f1"))["items"]) == 1
-
-    in_house(story)
+async def test_a_machine_that_falls_silent_is_gone_and_comes_back(server: TestServer) -> None:
+    await make_flow(server, "f1")
+    await report(server, "m1", one("cpu", 16.0))
+    server.clock.forward(HEARD_WITHIN_S)
+    assert len((await ask(server, "f1"))["items"]) == 1
+    server.clock.forward(1)
+    assert (await ask(server, "f1"))["items"] == []
+    await report(server, "m1", one("cpu", 16.0))
+    assert len((await ask(server, "f1"))["items"]) == 1
 
 
-def test_what_a_run_of_the_same_flow_has_predicted_comes_before_any_estimate(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        await make_flow(house, "f1", LARGE)
-        await report(house, "m1", one("h100", 80.0))
-        assert "estimated" in (await verdict(house, "f1"))[1]
-        got = (await api.get(house.path("flows/f1"))).json()
-        copy = {key: got[key] for key in ("name", "schema", "tolerations", "settings", "blocks")}
-        plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
-        await trained(house, acts, "r1", copy, memory=60 * GIB, **plan)
-        action, reason = await verdict(house, "f1")
-        assert (action, reason.startswith("60.0 GiB needed, predicted by run r1")) == ("Allow", True)
-        await make_flow(house, "f1", LARGE | {"onOutOfMemory": "shrink"})
-        assert "estimated" in (await verdict(house, "f1"))[1], "another generation is another recipe"
-
-    in_house(story)
+async def test_what_a_run_of_the_same_flow_has_predicted_comes_before_any_estimate(server: TestServer) -> None:
+    api = await server.api()
+    await make_flow(server, "f1", LARGE)
+    await report(server, "m1", one("h100", 80.0))
+    assert "estimated" in (await verdict(server, "f1"))[1]
+    got = (await api.get(server.path("flows/f1"))).json()
+    copy = {key: got[key] for key in ("name", "schema", "tolerations", "settings", "blocks")}
+    plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
+    await trained(server, "r1", copy, memory=60 * GIB, **plan)
+    action, reason = await verdict(server, "f1")
+    assert (action, reason.startswith("60.0 GiB needed, predicted by run r1")) == ("Allow", True)
+    await make_flow(server, "f1", LARGE | {"onOutOfMemory": "shrink"})
+    assert "estimated" in (await verdict(server, "f1"))[1], "another generation is another recipe"
 
 
-def test_a_prediction_is_found_behind_any_number_of_runs_without_one(
-    in_house: Callable[..., None], acts: Any, monkeypatch: Any
+async def test_a_prediction_is_found_behind_any_number_of_runs_without_one(
+    server: TestServer, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(accelerators, "PAGE", 7)  # several pages
-
-    async def story(house: Any) -> None:
-        api = await house.api()
-        await make_flow(house, "f1", LARGE)
-        await report(house, "m1", one("h100", 80.0))
-        got = (await api.get(house.path("flows/f1"))).json()
-        copy = {key: got[key] for key in ("name", "schema", "tolerations", "settings", "blocks")}
-        plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
-        await trained(house, acts, "r1", copy, memory=60 * GIB, **plan)
-        for number in range(accelerators.MOST_OF_FLOW + 5):
-            house.clock.forward(1)
-            await api.put(house.path(f"runs/waits-{number}"), json={"spec": {"flowId": "f1"}})
-        assert "predicted by run r1" in (await verdict(house, "f1"))[1]
-
-    in_house(story)
+    api = await server.api()
+    await make_flow(server, "f1", LARGE)
+    await report(server, "m1", one("h100", 80.0))
+    got = (await api.get(server.path("flows/f1"))).json()
+    copy = {key: got[key] for key in ("name", "schema", "tolerations", "settings", "blocks")}
+    plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
+    await trained(server, "r1", copy, memory=60 * GIB, **plan)
+    for number in range(accelerators.MOST_OF_FLOW + 5):
+        server.clock.forward(1)
+        await api.put(server.path(f"runs/waits-{number}"), json={"spec": {"flowId": "f1"}})
+    assert "predicted by run r1" in (await verdict(server, "f1"))[1]
 
 
-def test_a_run_with_the_same_model_and_data_counts_under_any_name(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        await report(house, "m1", one("h100", 80.0))
-        plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
-        alike = {"name": "alike", "blocks": [{"block": "vi-model", "settings": LARGE}]}
-        await trained(house, acts, "r1", alike, memory=70 * GIB, **plan)
-        await trained(house, acts, "r2", alike, memory=None, **plan)
-        await trained(house, acts, "r3", {"name": "other"}, memory=1 * GIB, **plan)
-        await make_flow(house, "f1", LARGE, name="mine")
-        action, reason = await verdict(house, "f1")
-        assert (action, reason.partition(" with")[0]) == ("Warn", "70.0 GiB needed, predicted by run r1")
-        assert "would fit" in reason
-
-    in_house(story)
+async def test_a_run_with_the_same_model_and_data_counts_under_any_name(server: TestServer) -> None:
+    await report(server, "m1", one("h100", 80.0))
+    plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
+    alike = {"name": "alike", "blocks": [{"block": "vi-model", "settings": LARGE}]}
+    await trained(server, "r1", alike, memory=70 * GIB, **plan)
+    await trained(server, "r2", alike, memory=None, **plan)
+    await trained(server, "r3", {"name": "other"}, memory=1 * GIB, **plan)
+    await make_flow(server, "f1", LARGE, name="mine")
+    action, reason = await verdict(server, "f1")
+    assert (action, reason.partition(" with")[0]) == ("Warn", "70.0 GiB needed, predicted by run r1")
+    assert "would fit" in reason
 
 
-def test_own_weights_are_known_once_a_run_has_opened_them(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        await report(house, "m1", one("a10", 24.0))
-        await make_flow(house, "f1", {"architecture": {"weights": f"{house.settings.data_dir}/models/shelves"}})
-        action, reason = await verdict(house, "f1")
-        assert (action, "is not known before a machine has opened it" in reason) == ("Warn", True)
-        attempt = await acts.running(house, "r1", {})
-        assert (await attempt.event("plan", plan={"parameters": {"value": 2_000_000_000}})).status_code == 200
-        await attempt.checkpoint("epoch-1")
-        await make_flow(house, "f2", {"architecture": {"weights": "run:r1/epoch-1"}})
-        assert "estimated from 2B parameters" in (await verdict(house, "f2"))[1]
-
-    in_house(story)
+async def test_own_weights_are_known_once_a_run_has_opened_them(server: TestServer) -> None:
+    await report(server, "m1", one("a10", 24.0))
+    await make_flow(server, "f1", {"architecture": {"weights": f"{server.settings.data_dir}/models/shelves"}})
+    action, reason = await verdict(server, "f1")
+    assert (action, "is not known before a machine has opened it" in reason) == ("Warn", True)
+    attempt = await attempts.start(server, "r1", {})
+    assert (await attempt.event("plan", plan={"parameters": {"value": 2_000_000_000}})).status_code == 200
+    await attempt.checkpoint("epoch-1")
+    await make_flow(server, "f2", {"architecture": {"weights": "run:r1/epoch-1"}})
+    assert "estimated from 2B parameters" in (await verdict(server, "f2"))[1]
 
 
-def test_tolerations_that_no_machine_meets_are_denied(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        await make_flow(house, "f1", tolerations={"accelerator": ["h100", "h200"]})
-        await report(house, "m1", one("cpu", 64.0))
-        assert await verdict(house, "f1") == (
-            "Deny",
-            "the flow's tolerations request accelerator: h100 or h200, which no machine with cpu offers",
+async def test_tolerations_that_no_machine_meets_are_denied(server: TestServer) -> None:
+    await make_flow(server, "f1", tolerations={"accelerator": ["h100", "h200"]})
+    await report(server, "m1", one("cpu", 64.0))
+    assert await verdict(server, "f1") == (
+        "Deny",
+        "the flow's tolerations request accelerator: h100 or h200, which no machine with cpu offers",
+    )
+
+
+async def test_another_organisation_sees_neither_the_flow_nor_what_its_runs_predicted(server: TestServer) -> None:
+    await make_flow(server, "f1", LARGE)
+    await report(server, "m1", one("h100", 80.0))
+    plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
+    alike = {"blocks": [{"block": "vi-model", "settings": LARGE}]}
+    await trained(server, "r1", alike, memory=60 * GIB, **plan)
+    await server.services.store.write(
+        lambda connection: organizations.add(connection, org="strangers", name="Strangers", time_ms=1)
+    )
+    with pytest.raises(Refusal, match="flow 'f1' was not found"):
+        await accelerators.list_for_flow(server.services, org="strangers", flow_id="f1")
+    stranger = Actor(org="strangers", name="key", role="admin", address="here")
+    for flow_id, spec in (("f1", alike), ("f2", {"blocks": [weights("run:r1/epoch-1")]})):
+        await documents.put(
+            server.services,
+            flows.FLOW,
+            stranger,
+            flow_id,
+            body=b"",
+            spec=msgspec.convert(spec, FlowSpec),
+            attributes={},
+            if_match=None,
         )
-
-    in_house(story)
-
-
-def test_another_organisation_sees_neither_the_flow_nor_what_its_runs_predicted(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        await make_flow(house, "f1", LARGE)
-        await report(house, "m1", one("h100", 80.0))
-        plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
-        alike = {"blocks": [{"block": "vi-model", "settings": LARGE}]}
-        await trained(house, acts, "r1", alike, memory=60 * GIB, **plan)
-        await house.services.store.write(
-            lambda connection: organizations.add(connection, org="strangers", name="Strangers", time_ms=1)
-        )
-        with pytest.raises(Refusal, match="flow 'f1' was not found"):
-            await accelerators.list_for_flow(house.services, org="strangers", flow_id="f1")
-        stranger = Actor(org="strangers", name="key", role="admin", address="here")
-        for flow_id, spec in (("f1", alike), ("f2", {"blocks": [weights("run:r1/epoch-1")]})):
-            await documents.put(
-                house.services,
-                flows.FLOW,
-                stranger,
-                flow_id,
-                body=b"",
-                spec=msgspec.convert(spec, FlowSpec),
-                attributes={},
-                if_match=None,
-            )
-        found = await accelerators.list_for_flow(house.services, org="strangers", flow_id="f1")
-        assert "estimated from 7B parameters" in str(found.items[0].configurations[0].reason)
-        assert found.organization_id == found.items[0].accelerator.organization_id == "strangers"
-        found = await accelerators.list_for_flow(house.services, org="strangers", flow_id="f2")
-        assert "is not known before a machine has opened it" in str(found.items[0].configurations[0].reason)
-        assert (await verdict(house, "f1"))[1].startswith("60.0 GiB needed, predicted by run r1")
-
-    in_house(story)
+    found = await accelerators.list_for_flow(server.services, org="strangers", flow_id="f1")
+    assert "estimated from 7B parameters" in str(found.items[0].configurations[0].reason)
+    assert found.organization_id == found.items[0].accelerator.organization_id == "strangers"
+    found = await accelerators.list_for_flow(server.services, org="strangers", flow_id="f2")
+    assert "is not known before a machine has opened it" in str(found.items[0].configurations[0].reason)
+    assert (await verdict(server, "f1"))[1].startswith("60.0 GiB needed, predicted by run r1")
 
 
-def test_accelerators_of_a_flow_that_is_not_there_and_setting_them_are_refused(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        await make_flow(house, "f1")
-        await report(house, "m1", one("cpu", 16.0))
-        api = await house.api()
-        missing = await api.get(house.path("flows/f2/accelerators"))
-        assert (missing.status_code, missing.json()["code"]) == (404, "NotFound")
-        setting = await api.post(house.path("flows/f1/accelerators"), json={})
-        assert (setting.status_code, setting.json()["code"]) == (405, "MethodNotAllowed")
-
-    in_house(story)
+async def test_accelerators_of_a_flow_that_is_not_there_and_setting_them_are_refused(server: TestServer) -> None:
+    await make_flow(server, "f1")
+    await report(server, "m1", one("cpu", 16.0))
+    api = await server.api()
+    missing = await api.get(server.path("flows/f2/accelerators"))
+    assert (missing.status_code, missing.json()["code"]) == (404, "NotFound")
+    setting = await api.post(server.path("flows/f1/accelerators"), json={})
+    assert (setting.status_code, setting.json()["code"]) == (405, "MethodNotAllowed")
 
 
-def test_only_a_controller_reports_machines(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        document = {"host": "m1", "labels": {}, "accelerators": []}
-        api = await house.api()
-        assert (await api.put("/internal/v1/machines/m1", json=document)).status_code == 401
-        controller = await house.client(house.controller_key)
-        bad = await controller.put("/internal/v1/machines/m1", content=json.dumps(document | {"more": 1}))
-        assert (bad.status_code, bad.json()["code"]) == (400, "InvalidBody")
-
-    in_house(story)
+async def test_only_a_controller_reports_machines(server: TestServer) -> None:
+    document = {"host": "m1", "labels": {}, "accelerators": []}
+    api = await server.api()
+    assert (await api.put("/internal/v1/machines/m1", json=document)).status_code == 401
+    controller = await server.client(server.controller_key)
+    bad = await controller.put("/internal/v1/machines/m1", content=json.dumps(document | {"more": 1}))
+    assert (bad.status_code, bad.json()["code"]) == (400, "InvalidBody")

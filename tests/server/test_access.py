@@ -3,12 +3,14 @@
 Requests go into the application as raw ASGI messages, since HTTP clients tidy paths before they send them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 from sqlalchemy import Connection
+from support import attempts
+from support.server import TestServer
 
 from runyard.server.http.routes import ROUTES
 from runyard.server.services.access.keys import new_key, role_allows
@@ -34,7 +36,9 @@ HOSTILE_SUFFIXES = (
 PUBLIC_DETOURS = ("/health", "/downloads/x", "/uploads/x", "/downloads", "/uploads")
 
 
-async def send(house: Any, method: str, raw_path: str, credential: str | None, **headers: str) -> tuple[int, bytes]:
+async def send(
+    server: TestServer, method: str, raw_path: str, credential: str | None, **headers: str
+) -> tuple[int, bytes]:
     """Status and body of a request whose path is sent as it is spelled here."""
     given = {"host": "127.0.0.1:7878", "content-length": "2", **headers}
     if credential is not None:
@@ -62,7 +66,7 @@ async def send(house: Any, method: str, raw_path: str, credential: str | None, *
     async def collect(message: Any) -> None:
         sent.append(message)
 
-    await house.door(scope, receive, collect)
+    await server.door(scope, receive, collect)
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
 
@@ -91,7 +95,7 @@ def spellings(path: str, own_org: str) -> Iterator[str]:
     yield "".join(f"%{ord(letter):02x}" if letter != "/" else letter for letter in path)
 
 
-def rows(house: Any) -> dict[str, Any]:
+def rows(server: TestServer) -> dict[str, Any]:
     """All that the database holds, except who was rejected and when keys were last used."""
 
     def read(connection: Connection) -> dict[str, Any]:
@@ -103,85 +107,72 @@ def rows(house: Any) -> dict[str, Any]:
             if table.name != "audit"
         }
 
-    found: dict[str, Any] = house.services.store.read(read)
+    found: dict[str, Any] = server.services.store.read(read)
     return found
 
 
-def test_no_spelling_of_a_path_opens_what_the_credential_does_not(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.checkpoint()
-        credentials: dict[str, str | None] = {role: add_key(house, "org-other", role) for role in ("viewer", "admin")}
-        credentials |= {
-            "none": None,
-            "unknown": new_key(),
-            "attempt": attempt.assignment["token"],
-            "controller": house.controller_key,
-        }
-        credentials |= {"own admin": house.key}
-        before = rows(house)
-        reached = set()
-        for route in ROUTES:
-            if route.access == "public":
+async def test_no_spelling_of_a_path_opens_what_the_credential_does_not(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.checkpoint()
+    credentials: dict[str, str | None] = {role: add_key(server, "org-other", role) for role in ("viewer", "admin")}
+    credentials |= {
+        "none": None,
+        "unknown": new_key(),
+        "attempt": attempt.assignment["token"],
+        "controller": server.controller_key,
+    }
+    credentials |= {"own admin": server.key}
+    before = rows(server)
+    reached = set()
+    for route in ROUTES:
+        if route.access == "public":
+            continue
+        entitled = {"organization": "own admin"}.get(route.access, route.access)
+        for name, credential in credentials.items():
+            if name == entitled:
                 continue
-            entitled = {"organization": "own admin"}.get(route.access, route.access)
-            for name, credential in credentials.items():
-                if name == entitled:
+            for path in spellings(url(route.path, server.org), "org-other"):
+                # The document is the same for every key of an organization.
+                if route.path == "/openapi.json" and name in ("viewer", "admin", "own admin"):
                     continue
-                for path in spellings(url(route.path, house.org), "org-other"):
-                    # The document is the same for every key of an organization.
-                    if route.path == "/openapi.json" and name in ("viewer", "admin", "own admin"):
-                        continue
-                    status, body = await send(house, route.method, path, credential)
-                    assert 400 <= status < 500, (route.method, path, name, status, body)
-            if route.method == "GET" and route.access == "organization":
-                status, _ = await send(house, "GET", url(route.path, house.org), house.key)
-                reached.update({route.path} if status == 200 else ())
-        assert rows(house) == before
-        # The paths above do lead somewhere when the credential is right.
-        assert len(reached) > 15
-
-    in_house(story)
+                status, body = await send(server, route.method, path, credential)
+                assert 400 <= status < 500, (route.method, path, name, status, body)
+        if route.method == "GET" and route.access == "organization":
+            status, _ = await send(server, "GET", url(route.path, server.org), server.key)
+            reached.update({route.path} if status == 200 else ())
+    assert rows(server) == before
+    # The paths above do lead somewhere when the credential is right.
+    assert len(reached) > 15
 
 
-def test_a_path_in_another_spelling_is_rejected_before_anyone_is_asked(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        path = house.path("runs")
-        for spelled in (f"/{path}", f"{path}/", f"/.{path}", f"{path}/../runs", f"{path}%2f", f"{path}%5Cr", "*", ""):
-            for credential in (None, house.key):
-                status, body = await send(house, "GET", spelled, credential)
-                assert (status, b"InvalidPath" in body, b"try: " in body) == (400, True, True), (spelled, credential)
-
-    in_house(story)
+async def test_a_path_in_another_spelling_is_rejected_before_anyone_is_asked(server: TestServer) -> None:
+    path = server.path("runs")
+    for spelled in (f"/{path}", f"{path}/", f"/.{path}", f"{path}/../runs", f"{path}%2f", f"{path}%5Cr", "*", ""):
+        for credential in (None, server.key):
+            status, body = await send(server, "GET", spelled, credential)
+            assert (status, b"InvalidPath" in body, b"try: " in body) == (400, True, True), (spelled, credential)
 
 
 @pytest.mark.parametrize("role", ["viewer", "member", "admin"])
-def test_no_spelling_of_a_path_gives_a_key_more_than_its_role(in_house: Callable[..., None], role: str) -> None:
-    async def story(house: Any) -> None:
-        key = add_key(house, house.org, role)
-        before = rows(house)
-        for route in ROUTES:
-            if route.role is None or role_allows(role, route.role):
-                continue
-            for path in spellings(url(route.path, house.org), house.org):
-                status, body = await send(house, route.method, path, key)
-                assert status in (400, 403, 404), (route.method, path, status, body)
-        assert rows(house) == before
-
-    in_house(story)
+async def test_no_spelling_of_a_path_gives_a_key_more_than_its_role(server: TestServer, role: str) -> None:
+    key = add_key(server, server.org, role)
+    before = rows(server)
+    for route in ROUTES:
+        if route.role is None or role_allows(role, route.role):
+            continue
+        for path in spellings(url(route.path, server.org), server.org):
+            status, body = await send(server, route.method, path, key)
+            assert status in (400, 403, 404), (route.method, path, status, body)
+    assert rows(server) == before
 
 
-def test_how_large_a_body_may_be_is_decided_by_the_route_and_not_by_the_words_of_a_path(
-    in_house: Callable[..., None],
+async def test_how_large_a_body_may_be_is_decided_by_the_route_and_not_by_the_words_of_a_path(
+    server: TestServer,
 ) -> None:
     """A run may be called ``files``; that does not make its body a list of files."""
-
-    async def story(house: Any) -> None:
-        for id in ("files", "assetIngestionSessions", "restores"):
-            length = str(2 * 2**20)
-            status, body = await send(house, "PUT", house.path(f"runs/{id}"), house.key, **{"content-length": length})
-            assert (status, b"1024 KiB" in body) == (413, True), id
-        status, body = await send(house, "PUT", house.path("runs/r"), house.key, **{"content-length": "9" * 5000})
-        assert status == 413
-
-    in_house(story)
+    for id in ("files", "assetIngestionSessions", "restores"):
+        length = str(2 * 2**20)
+        status, body = await send(server, "PUT", server.path(f"runs/{id}"), server.key, **{"content-length": length})
+        assert (status, b"1024 KiB" in body) == (413, True), id
+    status, body = await send(server, "PUT", server.path("runs/r"), server.key, **{"content-length": "9" * 5000})
+    assert status == 413

@@ -1,7 +1,9 @@
 """Every change that a user's key can make leaves exactly one audit row; compared with the list of routes."""
 
-from collections.abc import Callable
 from typing import Any
+
+from support import attempts
+from support.server import TestServer
 
 from runyard.datasets.packs import build_pack
 from runyard.server.http.routes import ROUTES
@@ -39,22 +41,22 @@ MUTATING = {
 class Watch:
     """Sends requests, and counts the audit rows that each leaves."""
 
-    def __init__(self, house: Any, api: Any) -> None:
-        self.house, self.api = house, api
+    def __init__(self, server: TestServer, api: Any) -> None:
+        self.server, self.api = server, api
         self.seen: set[tuple[str, str]] = set()
 
     def rows(self) -> list[Any]:
-        return list(self.house.services.store.read(lambda connection: connection.execute(audit.select()).all()))
+        return list(self.server.services.store.read(lambda connection: connection.execute(audit.select()).all()))
 
     async def __call__(self, method: str, template: str, *ids: str, rows: int = 1, **request: Any) -> Any:
         """One request to a route, given as its shape and what fills its places."""
         before = self.rows()
-        answer = await self.api.request(method, self.house.path(template.format(*ids)), **request)
+        answer = await self.api.request(method, self.server.path(template.format(*ids)), **request)
         assert answer.is_success, (method, template, answer.text)
         new = [row for row in self.rows() if row not in before]
         assert len(new) == rows, (method, template, new)
         for row in new:
-            assert (row.org, row.actor) == (self.house.org, f"key {self.house.key[7:23]}")
+            assert (row.org, row.actor) == (self.server.org, f"key {self.server.key[7:23]}")
             assert row.address
             assert row.target
         self.seen.add((method, template))
@@ -122,7 +124,7 @@ async def send_files(watch: Watch, data: Data, dataset_id: str) -> None:
     await watch("DELETE", uploads + "/{}", dataset_id, upload)
     upload = (await watch("POST", uploads, dataset_id, json={"spec": spec}))["multipartUploadId"]
     part = await watch("POST", uploads + "/{}/parts/{}", dataset_id, upload, "1", rows=0)
-    assert (await (await data.house.client(None)).put(part["url"], content=picture(1))).status_code == 204
+    assert (await (await data.server.client(None)).put(part["url"], content=picture(1))).status_code == 204
     await watch("POST", uploads + "/{}/parts/{}/completion", dataset_id, upload, "1", rows=0)
     await watch("POST", uploads + "/{}/completion", dataset_id, upload)
     assets = [{"filename": "a.png", "mime": "image/png", "size": 5, "kind": "Image"}]
@@ -131,7 +133,7 @@ async def send_files(watch: Watch, data: Data, dataset_id: str) -> None:
 
 
 async def send_annotations(watch: Watch, data: Data, dataset_id: str) -> None:
-    sessions, until = DATASET + "/annotationImportSessions", data.house.clock.now_ms() + 60_000
+    sessions, until = DATASET + "/annotationImportSessions", data.server.clock.now_ms() + 60_000
     for said in (
         {"spec": {"status": "Cancelled"}},
         {"status": {"conditions": [{"condition": "FilesInserted", "status": "FailedReach"}]}},
@@ -140,46 +142,40 @@ async def send_annotations(watch: Watch, data: Data, dataset_id: str) -> None:
         begun = await watch("POST", sessions, dataset_id, json={"spec": {"uploadBefore": until}})
         ids, files = (dataset_id, begun["annotationImportSessionId"]), {"l": {"sizeBytes": 1}}
         places = await watch("POST", sessions + "/{}/files", *ids, json={"files": files})
-        await (await data.house.client(None)).put(places["files"]["l"]["url"], content=b"x")
+        await (await data.server.client(None)).put(places["files"]["l"]["url"], content=b"x")
         await watch("PATCH", sessions + "/{}/status", *ids, json=said)
 
 
-async def change_everything(house: Any) -> set[tuple[str, str]]:
+async def change_everything(server: TestServer) -> set[tuple[str, str]]:
     """Use every mutating route, successfully; returns those that were used."""
-    watch = Watch(house, await house.api())
-    data = Data(house, watch.api)
+    watch = Watch(server, await server.api())
+    data = Data(server, watch.api)
     await change_documents(watch)
     await change_many_runs(watch)
     await change_keys(watch)
     dataset_id = (await watch("POST", "datasets", json={"name": "shelves", "type": "phrase-grounding"}))["datasetId"]
     for change in (change_dataset, send_files, send_annotations):
         await change(watch, data, dataset_id)
-        await house.services.jobs.wait_until_idle()
+        await server.services.jobs.wait_until_idle()
     await watch("DELETE", DATASET, dataset_id)
-    await house.services.jobs.wait_until_idle()
+    await server.services.jobs.wait_until_idle()
     await watch("POST", "storage/collections")
     await watch("POST", "storage/restores", content=await watch("POST", "storage/backups"))
     return watch.seen
 
 
-def test_every_mutating_route_leaves_exactly_one_audit_row(
-    in_house: Callable[..., None],
+async def test_every_mutating_route_leaves_exactly_one_audit_row(
+    server: TestServer,
 ) -> None:
-    async def story(house: Any) -> None:
-        seen = await change_everything(house)
-        assert seen - CHANGES_NOTHING == MUTATING, "a route that changes something is not used here"
-        assert seen >= CHANGES_NOTHING
-
-    in_house(story)
+    seen = await change_everything(server)
+    assert seen - CHANGES_NOTHING == MUTATING, "a route that changes something is not used here"
+    assert seen >= CHANGES_NOTHING
 
 
-def test_a_claim_is_audited_and_only_when_it_gets_a_run(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        assert await acts.claim(house, "c0") is None
-        await api.put(house.path("runs/r1"), json={"spec": {}})
-        assert await acts.claim(house, "c1") is not None
-        watch = Watch(house, api)
-        assert [row.action for row in watch.rows()] == ["create run", "claim run"]
-
-    in_house(story)
+async def test_a_claim_is_audited_and_only_when_it_gets_a_run(server: TestServer) -> None:
+    api = await server.api()
+    assert await attempts.claim(server, "c0") is None
+    await api.put(server.path("runs/r1"), json={"spec": {}})
+    assert await attempts.claim(server, "c1") is not None
+    watch = Watch(server, api)
+    assert [row.action for row in watch.rows()] == ["create run", "claim run"]

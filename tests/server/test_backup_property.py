@@ -18,6 +18,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from support.server import TestServer, open_server
 
 from runyard import backup_file, backup_schema, ids
 from runyard.backup_rows import Verifier, parse_columns
@@ -67,7 +68,7 @@ spellings = st.sampled_from(("{}", "{}", "{}", "/{}", "/.{}", "{}/", "/x/..{}"))
 class World:
     """An application, what is known of it, and the attempts that were claimed in it."""
 
-    house: Any
+    server: TestServer
     dataset_id: str = ""
     attempts: list[Any] = field(default_factory=list)
     imports: list[str] = field(default_factory=list)
@@ -78,7 +79,7 @@ class World:
 
     async def send(self, method: str, path: str, body: Any = None, *, key: str = "") -> dict[str, Any]:
         """Send a request with the path as it is spelled; what was answered, if it was accepted."""
-        status, told = await send_raw(self.house, method, path, body, key=key or None)
+        status, told = await send_raw(self.server, method, path, body, key=key or None)
         if not 200 <= status < 300:
             return {}
         self.accepted += 1
@@ -91,38 +92,38 @@ def fill(spelling: str, path: str) -> str:
 
 async def put(world: World, kind: str, id: str, spec: Any, attributes: Any, spelling: str) -> None:
     body = {"spec": spec, "metadata": {"attributes": attributes}}
-    await world.send("PUT", fill(spelling, world.house.path(f"{kind}/{id}")), body)
+    await world.send("PUT", fill(spelling, world.server.path(f"{kind}/{id}")), body)
 
 
 async def patch(world: World, kind: str, id: str, spec: Any, attributes: Any) -> None:
-    await world.send("PATCH", world.house.path(f"{kind}/{id}"), {"spec": spec, "metadata": {"attributes": attributes}})
+    await world.send("PATCH", world.server.path(f"{kind}/{id}"), {"spec": spec, "metadata": {"attributes": attributes}})
 
 
 async def delete(world: World, kind: str, id: str, spelling: str) -> None:
-    await world.send("DELETE", fill(spelling, world.house.path(f"{kind}/{id}")))
+    await world.send("DELETE", fill(spelling, world.server.path(f"{kind}/{id}")))
 
 
 async def make_dataset(world: World, name: str, description: Any, attributes: Any) -> None:
     body = {"name": name, "type": "vqa", "description": description, "metadata": {"attributes": attributes}}
-    told = await world.send("POST", world.house.path("datasets"), body)
+    told = await world.send("POST", world.server.path("datasets"), body)
     world.datasets += [told["datasetId"]] if told else []
 
 
 async def change_dataset(world: World, which: int, body: Any, *, is_deleted: bool) -> None:
     if world.datasets:
-        path = world.house.path(f"datasets/{world.datasets[which % len(world.datasets)]}")
+        path = world.server.path(f"datasets/{world.datasets[which % len(world.datasets)]}")
         await world.send("DELETE" if is_deleted else "PATCH", path, None if is_deleted else body)
 
 
 async def begin_import(world: World, spec: Any, attributes: Any) -> None:
-    path = world.house.path(f"datasets/{world.dataset_id}/imports")
+    path = world.server.path(f"datasets/{world.dataset_id}/imports")
     told = await world.send("POST", path, {"spec": spec, "metadata": {"attributes": attributes}})
     world.imports += [told["datasetImportId"]] if told else []
 
 
 async def act_on_import(world: World, which: int, action: str) -> None:
     id = world.imports[which % len(world.imports)] if world.imports else "none"
-    path = world.house.path(f"datasets/{world.dataset_id}/imports/{id}:{action}")
+    path = world.server.path(f"datasets/{world.dataset_id}/imports/{id}:{action}")
     await world.send("POST", path, {"packs": ["0" * 64]})
 
 
@@ -130,22 +131,22 @@ async def announce(world: World, names: list[str], size: Any, mime: str) -> None
     """Pictures that are to come, and one of them in parts."""
     source = f"datasets/{world.dataset_id}/assetSources/managed/datature/default"
     files = [{"filename": name, "size": size, "mime": mime, "kind": "Image"} for name in names]
-    told = await world.send("POST", world.house.path(f"{source}/assetIngestionSessions"), {"spec": {"assets": files}})
+    told = await world.send("POST", world.server.path(f"{source}/assetIngestionSessions"), {"spec": {"assets": files}})
     if told:
         spec = {"ingestionId": told["selfLink"].rpartition("/")[2], "filename": names[0], "sizeBytes": size}
-        await world.send("POST", world.house.path(f"{source}/multipartUploads"), {"spec": spec})
+        await world.send("POST", world.server.path(f"{source}/multipartUploads"), {"spec": spec})
 
 
 async def announce_annotations(world: World, names: list[str], size: Any) -> None:
-    base = world.house.path(f"datasets/{world.dataset_id}/annotationImportSessions")
-    told = await world.send("POST", base, {"spec": {"uploadBefore": world.house.clock.now_ms() + 60_000}})
+    base = world.server.path(f"datasets/{world.dataset_id}/annotationImportSessions")
+    told = await world.send("POST", base, {"spec": {"uploadBefore": world.server.clock.now_ms() + 60_000}})
     if told:
         files = {name: {"sizeBytes": size} for name in names}
         await world.send("POST", f"{told['selfLink']}/files", {"files": files})
 
 
 async def rename_asset(world: World, new: str) -> None:
-    base = world.house.path(f"datasets/{world.dataset_id}/assets")
+    base = world.server.path(f"datasets/{world.dataset_id}/assets")
     listed = await world.send("GET", base)
     if listed.get("items"):
         await world.send("POST", f"{base}/{listed['items'][0]['assetId']}/name", {"filename": new})
@@ -155,7 +156,7 @@ async def claim(world: World, claim_id: str | None, machine_id: str, host: str) 
     """Claim an attempt; with None for the id, as a controller does."""
     offer = {"claim_id": f"c{next(world.claims)}" if claim_id is None else claim_id, "machine_id": machine_id}
     offer |= {"host": host, "slots": 1, "wait_s": 0}
-    told = await world.send("POST", "/internal/v1/claims", offer, key=world.house.controller_key)
+    told = await world.send("POST", "/internal/v1/claims", offer, key=world.server.controller_key)
     if told.get("assignment"):
         world.attempts.append(told["assignment"]["token"])
 
@@ -172,7 +173,7 @@ async def checkpoint(world: World, id: str, files: list[tuple[str, Any]], number
         return
     content = b"weights of " + repr((id, files)).encode(errors="replace")
     digest = hashlib.sha256(content).hexdigest()
-    upload = await world.house.client(world.attempts[-1])
+    upload = await world.server.client(world.attempts[-1])
     await upload.put(f"/internal/v1/attempt/blobs/{digest}", content=content)
     step, epoch, time = numbers
     listed = [
@@ -291,21 +292,21 @@ class Instances:
         assert self._folders(live) <= {live.org}, "a request made a folder outside of its organization's"
         assert all(ids.is_id("run", name) for name in self._folders(live, live.org))
 
-    def _folders(self, house: Any, *below: str) -> set[str]:
-        folder = house.settings.runs_dir.joinpath(*below)
+    def _folders(self, server: TestServer, *below: str) -> set[str]:
+        folder = server.settings.runs_dir.joinpath(*below)
         return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
-    async def _take(self, house: Any) -> bytes:
-        answer = await (await house.api()).post(house.path("storage/backups"))
+    async def _take(self, server: TestServer) -> bytes:
+        answer = await (await server.api()).post(server.path("storage/backups"))
         assert answer.status_code == 200, answer.text
         return bytes(answer.content)
 
-    async def _restore(self, house: Any, data: bytes) -> None:
-        answer = await (await house.api()).post(house.path("storage/restores"), content=data)
+    async def _restore(self, server: TestServer, data: bytes) -> None:
+        answer = await (await server.api()).post(server.path("storage/restores"), content=data)
         assert answer.status_code == 200, answer.text
 
-    def _rows(self, house: Any) -> dict[str, list[bytes]]:
-        with house.services.store.snapshot() as connection:
+    def _rows(self, server: TestServer) -> dict[str, list[bytes]]:
+        with server.services.store.snapshot() as connection:
             return {
                 name: sorted(rows.iter_rows(connection, table))
                 for name, table in rows.TABLES.items()
@@ -314,11 +315,11 @@ class Instances:
 
 
 @contextlib.contextmanager
-def open_instances(acts: Any, folder: Path, urls: tuple[str, str]) -> Iterator[Instances]:
+def open_instances(folder: Path, urls: tuple[str, str]) -> Iterator[Instances]:
     with asyncio.Runner() as runner:
         stack = contextlib.AsyncExitStack()
         houses = [
-            runner.run(stack.enter_async_context(acts.open_house(folder / name, database_url=url)))
+            runner.run(stack.enter_async_context(open_server(folder / name, database_url=url)))
             for name, url in zip(("live", "other"), urls, strict=True)
         ]
         try:
@@ -344,13 +345,11 @@ def check(instances: Instances, *, examples: int) -> None:
     assert instances.accepted > 2 * examples, "too few of the requests are accepted to say anything"
 
 
-def test_a_backup_after_any_accepted_requests_can_be_restored(tmp_path: Path, acts: Any) -> None:
-    with open_instances(acts, tmp_path, ("", "")) as instances:
+def test_a_backup_after_any_accepted_requests_can_be_restored(tmp_path: Path) -> None:
+    with open_instances(tmp_path, ("", "")) as instances:
         check(instances, examples=12)
 
 
-def test_a_backup_after_any_accepted_requests_can_be_restored_on_postgresql(
-    tmp_path: Path, acts: Any, postgresql: Any
-) -> None:
-    with open_instances(acts, tmp_path, (postgresql.new_database(), postgresql.new_database())) as instances:
+def test_a_backup_after_any_accepted_requests_can_be_restored_on_postgresql(tmp_path: Path, postgresql: Any) -> None:
+    with open_instances(tmp_path, (postgresql.new_database(), postgresql.new_database())) as instances:
         check(instances, examples=4)

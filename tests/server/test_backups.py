@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import attempts
+from support.server import TestServer, open_server
 
 from runyard import backup_file, backup_schema
 from runyard.backup_rows import Verifier, parse_columns
@@ -28,8 +30,8 @@ from tests.server.datasets import Data, shelf
 OWN = {"meta", "pulse", "keys", "audit", "attempts"}
 
 
-async def take(house: Any) -> bytes:
-    answer = await (await house.api()).post(house.path("storage/backups"))
+async def take(server: TestServer) -> bytes:
+    answer = await (await server.api()).post(server.path("storage/backups"))
     assert answer.status_code == 200, answer.text
     assert len(answer.content) == int(answer.headers["content-length"])
     return bytes(answer.content)
@@ -41,58 +43,60 @@ def verify(data: bytes) -> None:
     backup_file.verify_backup(iter([data]), Verifier(backup_schema.REVISION, tables))
 
 
-async def put_back(house: Any, data: bytes) -> Any:
-    return await (await house.api()).post(house.path("storage/restores"), content=data)
+async def put_back(server: TestServer, data: bytes) -> Any:
+    return await (await server.api()).post(server.path("storage/restores"), content=data)
 
 
-async def restored(house: Any, data: bytes) -> None:
-    answer = await put_back(house, data)
+async def restored(server: TestServer, data: bytes) -> None:
+    answer = await put_back(server, data)
     assert answer.status_code == 200, answer.text
 
 
-def world(house: Any, *, without: set[str] = frozenset()) -> dict[str, list[bytes]]:  # type: ignore[assignment]
+def world(server: TestServer, *, without: set[str] = frozenset()) -> dict[str, list[bytes]]:  # type: ignore[assignment]
     """Every row of the store."""
-    with house.services.store.snapshot() as connection:
+    with server.services.store.snapshot() as connection:
         return {
             name: list(rows.iter_rows(connection, table)) for name, table in rows.TABLES.items() if name not in without
         }
 
 
-def epoch(house: Any) -> str:
-    return str(house.services.store.read(lambda connection: organizations.get_meta(connection, organizations.STORE_ID)))
+def epoch(server: TestServer) -> str:
+    return str(
+        server.services.store.read(lambda connection: organizations.get_meta(connection, organizations.STORE_ID))
+    )
 
 
-def counted(house: Any) -> tuple[int, int]:
+def counted(server: TestServer) -> tuple[int, int]:
     return tuple(
-        house.services.store.read(lambda connection: connection.execute(rows.TABLES["pulse"].select()).one())[1:]
+        server.services.store.read(lambda connection: connection.execute(rows.TABLES["pulse"].select()).one())[1:]
     )  # type: ignore[return-value]
 
 
-async def lived_in(house: Any, acts: Any) -> Any:
+async def lived_in(server: TestServer) -> Any:
     """A world with something in every table that can have something; returns the attempt that is still open."""
-    api = await house.api()
-    await api.put(house.path("flows/f1"), json={"spec": {"name": "mine"}})
-    await api.put(house.path("trainingProjects/p1"), json={"spec": {"name": "project"}})
-    await api.put(house.path("runs/gone"), json={"spec": {}})
-    await api.delete(house.path("runs/gone"))
-    done = await acts.running(house, "done")
-    await api.patch(house.path("runs/done"), json={"metadata": {"attributes": {"colour": "grün", "empty": ""}}})
+    api = await server.api()
+    await api.put(server.path("flows/f1"), json={"spec": {"name": "mine"}})
+    await api.put(server.path("trainingProjects/p1"), json={"spec": {"name": "project"}})
+    await api.put(server.path("runs/gone"), json={"spec": {}})
+    await api.delete(server.path("runs/gone"))
+    done = await attempts.start(server, "done")
+    await api.patch(server.path("runs/done"), json={"metadata": {"attributes": {"colour": "grün", "empty": ""}}})
     await done.event("step", step=3, epoch=0.1, totalSteps=9, values={"loss": 0.1 + 0.2})
     await done.ship("hello", "wörld", stream="stdout")
     await done.checkpoint(content=b"weights" * 20_000)
     await done.finish(0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-1")
-    attempt = await acts.running(house, "open")
+    attempt = await attempts.start(server, "open")
     await attempt.ship("first line", stream="stdout")
     return attempt
 
 
-async def lived_in_by_datasets(house: Any) -> tuple[Data, str, dict[str, Any]]:
+async def lived_in_by_datasets(server: TestServer) -> tuple[Data, str, dict[str, Any]]:
     """Something in every table of datasets; returns a dataset and an import of it that is under way."""
-    data = Data(house, await house.api())
+    data = Data(server, await server.api())
     dataset_id, gone = await data.make(), await data.make()
     done = await data.bring(dataset_id, shelf(4) | {"bad.png": b"no picture"})
     flow = {"blocks": [{"block": "vi-dataset", "settings": {"datasetId": dataset_id}}]}
-    created = await data.api.put(house.path("runs/pinned"), json={"spec": {"flow": flow}})
+    created = await data.api.put(server.path("runs/pinned"), json={"spec": {"flow": flow}})
     assert created.status_code == 201, created.text
     [asset] = (await data.get(dataset_id, "assets", filter="2.png"))["items"]
     await data.api.delete(data.path(dataset_id, "assets", asset["assetId"]))
@@ -100,323 +104,289 @@ async def lived_in_by_datasets(house: Any) -> tuple[Data, str, dict[str, Any]]:
     spec = {"filter": "nothing of that name"}
     await data.api.post(data.path(dataset_id, "deleteManyAssetsSessions"), json={"spec": spec})
     await data.api.delete(data.path(gone))
-    await house.services.jobs.wait_until_idle()
+    await server.services.jobs.wait_until_idle()
     begun = await data.begin(dataset_id)
     assert (await data.send(begun["status"]["upload"]["url"], build_pack(shelf(2, first=7).items()))).status_code == 204
     assert done["status"]["version"]
     return data, dataset_id, begun
 
 
-def test_every_table_is_in_a_backup(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        await lived_in(house, acts)
-        await lived_in_by_datasets(house)
-        begun = {"blocks": [{"block": "vi-model", "settings": {"architecture": {"weights": "run:done/best"}}}]}
-        body = {"spec": {"flow": begun, "resumeFrom": {"runId": "done"}}}
-        assert (await (await house.api()).put(house.path("runs/continued"), json=body)).status_code == 201
-        await house.services.store.write(lambda c: blob_rows.mark_unneeded(c, org=house.org, hashes={"0" * 64}))
-        with tarfile.open(fileobj=io.BytesIO(await take(house))) as tar:
-            names = tar.getnames()
-            manifest = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
-        tables = [part["name"] for part in manifest["tables"]]
-        assert tables == [table.name for table in metadata.sorted_tables]
-        assert [name for name in names if name.startswith("tables/")] == [f"tables/{name}.jsonl" for name in tables]
-        assert all(part["rows"] for part in manifest["tables"]), "the world of these tests leaves a table empty"
-        for name, table in rows.TABLES.items():
-            if "sha256" in table.c:
-                assert "org" in table.c, f"{name} names blobs, but not whose"
-
-    in_house(story)
+async def test_every_table_is_in_a_backup(server: TestServer) -> None:
+    await lived_in(server)
+    await lived_in_by_datasets(server)
+    begun = {"blocks": [{"block": "vi-model", "settings": {"architecture": {"weights": "run:done/best"}}}]}
+    body = {"spec": {"flow": begun, "resumeFrom": {"runId": "done"}}}
+    assert (await (await server.api()).put(server.path("runs/continued"), json=body)).status_code == 201
+    await server.services.store.write(lambda c: blob_rows.mark_unneeded(c, org=server.org, hashes={"0" * 64}))
+    with tarfile.open(fileobj=io.BytesIO(await take(server))) as tar:
+        names = tar.getnames()
+        manifest = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
+    tables = [part["name"] for part in manifest["tables"]]
+    assert tables == [table.name for table in metadata.sorted_tables]
+    assert [name for name in names if name.startswith("tables/")] == [f"tables/{name}.jsonl" for name in tables]
+    assert all(part["rows"] for part in manifest["tables"]), "the world of these tests leaves a table empty"
+    for name, table in rows.TABLES.items():
+        if "sha256" in table.c:
+            assert "org" in table.c, f"{name} names blobs, but not whose"
 
 
-def test_a_restore_brings_everything_back_and_nothing_else(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        await lived_in(house, acts)
-        api = await house.api()
-        before, told = world(house, without=OWN), (await api.get(house.path("runs/done"))).json()
-        data, first_epoch = await take(house), epoch(house)
-        await api.put(house.path("runs/later"), json={"spec": {}})
-        await api.delete(house.path("runs/done"))
-        await api.delete(house.path("flows/f1"))
-        assert list(house.services.blobs(house.org).hashes()) == []
+async def test_a_restore_brings_everything_back_and_nothing_else(server: TestServer) -> None:
+    await lived_in(server)
+    api = await server.api()
+    before, told = world(server, without=OWN), (await api.get(server.path("runs/done"))).json()
+    data, first_epoch = await take(server), epoch(server)
+    await api.put(server.path("runs/later"), json={"spec": {}})
+    await api.delete(server.path("runs/done"))
+    await api.delete(server.path("flows/f1"))
+    assert list(server.services.blobs(server.org).hashes()) == []
 
-        answer = await put_back(house, data)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["organizationId"] == house.org
-        assert world(house, without=OWN) == before
-        assert (await api.get(house.path("runs/done"))).json() == told
-        assert (await api.get(house.path("runs/later"))).status_code == 404
-        assert (await api.get(house.path("storage"))).json()["agrees"]
-        link = (await api.get(house.path("runs/done/outputs/latest"), params={"contents": "y"})).json()
-        archive = await (await house.client(None)).get(link["status"]["contents"]["downloadUrl"]["url"])
-        assert hashlib.sha256(archive.content).hexdigest() == link["status"]["contents"]["sha256"]
-        assert epoch(house) == answer.json()["epoch"] != first_epoch
-        assert (await api.put(house.path("runs/new"), json={"spec": {}})).status_code == 201
-        assert not list((house.settings.data_dir / backups.FOLDER).iterdir())
-
-    in_house(story)
+    answer = await put_back(server, data)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["organizationId"] == server.org
+    assert world(server, without=OWN) == before
+    assert (await api.get(server.path("runs/done"))).json() == told
+    assert (await api.get(server.path("runs/later"))).status_code == 404
+    assert (await api.get(server.path("storage"))).json()["agrees"]
+    link = (await api.get(server.path("runs/done/outputs/latest"), params={"contents": "y"})).json()
+    archive = await (await server.client(None)).get(link["status"]["contents"]["downloadUrl"]["url"])
+    assert hashlib.sha256(archive.content).hexdigest() == link["status"]["contents"]["sha256"]
+    assert epoch(server) == answer.json()["epoch"] != first_epoch
+    assert (await api.put(server.path("runs/new"), json={"spec": {}})).status_code == 201
+    assert not list((server.settings.data_dir / backups.FOLDER).iterdir())
 
 
-def test_a_restore_brings_datasets_back_and_lets_an_import_go_on(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data, dataset_id, begun = await lived_in_by_datasets(house)
-        whole = await take(house)
-        before = world(house, without=OWN | {"unneeded_blobs"})
-        await data.api.delete(house.path("runs/pinned"))
-        assert (await data.api.delete(data.path(dataset_id))).status_code == 200
-        async with asyncio.timeout(30):
-            await house.services.jobs.wait_until_idle()
-        assert list(house.services.blobs(house.org).hashes()) == []
+async def test_a_restore_brings_datasets_back_and_lets_an_import_go_on(server: TestServer) -> None:
+    data, dataset_id, begun = await lived_in_by_datasets(server)
+    whole = await take(server)
+    before = world(server, without=OWN | {"unneeded_blobs"})
+    await data.api.delete(server.path("runs/pinned"))
+    assert (await data.api.delete(data.path(dataset_id))).status_code == 200
+    async with asyncio.timeout(30):
+        await server.services.jobs.wait_until_idle()
+    assert list(server.services.blobs(server.org).hashes()) == []
 
-        await restored(house, whole)
-        assert world(house, without=OWN | {"unneeded_blobs"}) == before
-        assert (await data.storage())["agrees"]
-        pictures = (await data.get(dataset_id, "assets", contents="y"))["items"]
-        anonymous = await house.client(None)
-        for asset in pictures:
-            content = (await anonymous.get(asset["contents"]["asset"]["url"])).content
-            assert hashlib.sha256(content).hexdigest() == asset["metadata"]["sha256"]
-        assert (await data.finish(begun, build_pack(shelf(2, first=7).items()))).status_code == 200
-        await data.settled(begun)
-        assert (await data.get(dataset_id))["statistic"]["assetTotal"] == len(pictures) + 2
-
-    in_house(story)
+    await restored(server, whole)
+    assert world(server, without=OWN | {"unneeded_blobs"}) == before
+    assert (await data.storage())["agrees"]
+    pictures = (await data.get(dataset_id, "assets", contents="y"))["items"]
+    anonymous = await server.client(None)
+    for asset in pictures:
+        content = (await anonymous.get(asset["contents"]["asset"]["url"])).content
+        assert hashlib.sha256(content).hexdigest() == asset["metadata"]["sha256"]
+    assert (await data.finish(begun, build_pack(shelf(2, first=7).items()))).status_code == 200
+    await data.settled(begun)
+    assert (await data.get(dataset_id))["statistic"]["assetTotal"] == len(pictures) + 2
 
 
-def test_a_world_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, acts: Any, postgresql: Any) -> None:
+def test_a_world_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, postgresql: Any) -> None:
     """Into new instances, whose own key opens the organisation that the backup is of."""
 
     async def story() -> None:
-        async with acts.open_house(tmp_path / "sqlite") as house:
-            await lived_in(house, acts)
-            data, before, org = await take(house), world(house, without=OWN), house.org
+        async with open_server(tmp_path / "sqlite") as server:
+            await lived_in(server)
+            data, before, org = await take(server), world(server, without=OWN), server.org
         for folder, url in (("there", postgresql.new_database()), ("back", "")):
-            async with acts.open_house(tmp_path / folder, database_url=url) as house:
-                assert house.org != org
-                answer = await put_back(house, data)
+            async with open_server(tmp_path / folder, database_url=url) as server:
+                assert server.org != org
+                answer = await put_back(server, data)
                 assert answer.json()["organizationId"] == org, answer.text
-                assert world(house, without=OWN) == before
-                credentials = json.loads(house.settings.credentials_file.read_text())
-                assert (credentials["organization_id"], credentials["secret_key"]) == (org, house.key)
-                api = await house.api()
+                assert world(server, without=OWN) == before
+                credentials = json.loads(server.settings.credentials_file.read_text())
+                assert (credentials["organization_id"], credentials["secret_key"]) == (org, server.key)
+                api = await server.api()
                 listed = (await api.get(f"/workspaces/{org}/runs")).json()["items"]
                 assert {run["runId"] for run in listed} == {"done", "open"}
-                assert (await api.get(house.path("runs"))).status_code == 404
+                assert (await api.get(server.path("runs"))).status_code == 404
                 # The keys of the other instance could not verify here, so they have not come along.
-                assert {key.org for key in house.services.store.read(key_rows.list_all)} == {org, None}
-                assert len(house.services.store.read(key_rows.list_all)) == 2
-                await check_folders_of_nobody(house, org)
-                assert await acts.claim(house, "c-none") is None
+                assert {key.org for key in server.services.store.read(key_rows.list_all)} == {org, None}
+                assert len(server.services.store.read(key_rows.list_all)) == 2
+                await check_folders_of_nobody(server, org)
+                assert await attempts.claim(server, "c-none") is None
                 await api.put(f"/workspaces/{org}/runs/new", json={"spec": {}})
-                assert (await acts.claim(house, "c-new")).assignment["run_id"] == "new"
-                house.org = org
-                await api.delete(house.path("runs/new"))
-                data = await take(house)
-                before = world(house, without=OWN)
+                assert (await attempts.claim(server, "c-new")).assignment["run_id"] == "new"
+                server.org = org
+                await api.delete(server.path("runs/new"))
+                data = await take(server)
+                before = world(server, without=OWN)
                 # As if killed between the rows and the file: the next start makes it good.
                 credentials["organization_id"] = "org-before"
-                house.settings.credentials_file.write_text(json.dumps(credentials))
-            async with acts.open_house(tmp_path / folder, database_url=url) as house:
-                assert house.org == org
+                server.settings.credentials_file.write_text(json.dumps(credentials))
+            async with open_server(tmp_path / folder, database_url=url) as server:
+                assert server.org == org
 
     asyncio.run(story())
 
 
-async def check_folders_of_nobody(house: Any, org: str) -> None:
+async def check_folders_of_nobody(server: TestServer, org: str) -> None:
     """What the organisation that the restore replaced had on the disk is found and removed, and nothing else."""
-    (house.settings.runs_dir / house.org / "r").mkdir(parents=True)
-    (house.settings.blobs_dir / house.org / "ab").mkdir(parents=True)
-    api = await house.api()
+    (server.settings.runs_dir / server.org / "r").mkdir(parents=True)
+    (server.settings.blobs_dir / server.org / "ab").mkdir(parents=True)
+    api = await server.api()
     found = (await api.get(f"/workspaces/{org}/storage")).json()
-    assert (found["agrees"], found["foldersWithoutOrganizations"]) == (False, [house.org])
+    assert (found["agrees"], found["foldersWithoutOrganizations"]) == (False, [server.org])
     await api.post(f"/workspaces/{org}/storage/collections")
     assert (await api.get(f"/workspaces/{org}/storage")).json()["agrees"]
-    assert not (house.settings.runs_dir / house.org).exists()
-    assert not (house.settings.blobs_dir / house.org).exists()
+    assert not (server.settings.runs_dir / server.org).exists()
+    assert not (server.settings.blobs_dir / server.org).exists()
 
 
-def test_the_same_instance_moves_to_another_store_and_every_key_stays_good(
-    tmp_path: Path, acts: Any, postgresql: Any
-) -> None:
+def test_the_same_instance_moves_to_another_store_and_every_key_stays_good(tmp_path: Path, postgresql: Any) -> None:
     async def story() -> None:
-        async with acts.open_house(tmp_path / "data") as house:
-            await lived_in(house, acts)
-            viewer = await make_key(house, "viewer")
-            data, before = await take(house), world(house, without=OWN)
-        async with acts.open_house(tmp_path / "data", database_url=postgresql.new_database()) as house:
-            assert (await (await house.client(viewer)).get(house.path("runs"))).status_code == 401
-            await restored(house, data)
-            assert world(house, without=OWN) == before
-            assert (await (await house.client(viewer)).get(house.path("runs"))).status_code == 200
-            assert (await (await house.api()).get(house.path("storage"))).json()["agrees"]
+        async with open_server(tmp_path / "data") as server:
+            await lived_in(server)
+            viewer = await make_key(server, "viewer")
+            data, before = await take(server), world(server, without=OWN)
+        async with open_server(tmp_path / "data", database_url=postgresql.new_database()) as server:
+            assert (await (await server.client(viewer)).get(server.path("runs"))).status_code == 401
+            await restored(server, data)
+            assert world(server, without=OWN) == before
+            assert (await (await server.client(viewer)).get(server.path("runs"))).status_code == 200
+            assert (await (await server.api()).get(server.path("storage"))).json()["agrees"]
 
     asyncio.run(story())
 
 
-def test_a_revoked_key_stays_revoked_and_a_key_made_later_stays_good(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        old, young = await make_key(house, "viewer"), ""
-        data = await take(house)
-        await house.services.store.write(
-            lambda connection: key_rows.revoke(connection, org=house.org, key_id=parse(old).key_id, time_ms=5)  # type: ignore[union-attr]
-        )
-        young = await make_key(house, "viewer")
-        await restored(house, data)
-        assert (await (await house.client(old)).get(house.path("runs"))).status_code == 401
-        assert (await (await house.client(young)).get(house.path("runs"))).status_code == 200
-        assert await (await house.client(house.controller_key)).get("/internal/v1/machines/m1")
-
-    in_house(story)
+async def test_a_revoked_key_stays_revoked_and_a_key_made_later_stays_good(server: TestServer) -> None:
+    old, young = await make_key(server, "viewer"), ""
+    data = await take(server)
+    await server.services.store.write(
+        lambda connection: key_rows.revoke(connection, org=server.org, key_id=parse(old).key_id, time_ms=5)  # type: ignore[union-attr]
+    )
+    young = await make_key(server, "viewer")
+    await restored(server, data)
+    assert (await (await server.client(old)).get(server.path("runs"))).status_code == 401
+    assert (await (await server.client(young)).get(server.path("runs"))).status_code == 200
+    assert await (await server.client(server.controller_key)).get("/internal/v1/machines/m1")
 
 
-async def make_key(house: Any, role: str, org: str = "") -> str:
+async def make_key(server: TestServer, role: str, org: str = "") -> str:
     key = new_key()
     parts = parse(key)
     assert parts is not None
-    values = {"key_id": parts.key_id, "org": org or house.org, "role": role, "name": "k", "time_ms": 1}
-    mac = secret_mac(house.services.pepper, parts.secret)
-    await house.services.store.write(lambda connection: key_rows.add(connection, secret_mac=mac, **values))
-    backups._refresh(house.services)
+    values = {"key_id": parts.key_id, "org": org or server.org, "role": role, "name": "k", "time_ms": 1}
+    mac = secret_mac(server.services.pepper, parts.secret)
+    await server.services.store.write(lambda connection: key_rows.add(connection, secret_mac=mac, **values))
+    backups._refresh(server.services)
     return key
 
 
-def test_only_admins_of_the_first_organisation_may(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        await house.services.store.write(
-            lambda connection: organizations.add(connection, org="org-second", name="n", time_ms=2 * 10**12)
-        )
-        data = await take(house)
-        before = world(house)
-        for role, org in (("viewer", house.org), ("member", house.org), ("admin", "org-second")):
-            client = await house.client(await make_key(house, role, org))
-            before["keys"] = world(house)["keys"]
-            for method, name in (("GET", "contents"), ("POST", "backups"), ("POST", "restores")):
-                answer = await client.request(method, f"/workspaces/{org}/storage/{name}", content=data)
-                assert (answer.status_code, answer.json()["code"]) == (403, "RoleForbidden"), (role, org, name)
-        assert world(house) == before
-
-    in_house(story)
+async def test_only_admins_of_the_first_organisation_may(server: TestServer) -> None:
+    await server.services.store.write(
+        lambda connection: organizations.add(connection, org="org-second", name="n", time_ms=2 * 10**12)
+    )
+    data = await take(server)
+    before = world(server)
+    for role, org in (("viewer", server.org), ("member", server.org), ("admin", "org-second")):
+        client = await server.client(await make_key(server, role, org))
+        before["keys"] = world(server)["keys"]
+        for method, name in (("GET", "contents"), ("POST", "backups"), ("POST", "restores")):
+            answer = await client.request(method, f"/workspaces/{org}/storage/{name}", content=data)
+            assert (answer.status_code, answer.json()["code"]) == (403, "RoleForbidden"), (role, org, name)
+    assert world(server) == before
 
 
-def test_attempts_of_the_backup_go_on_and_later_ones_are_refused(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await lived_in(house, acts)
-        data = await take(house)
-        await attempt.ship("second line", stream="stdout")
-        later = await acts.running(house, "later")
-        numbers = counted(house)
-        await restored(house, data)
+async def test_attempts_of_the_backup_go_on_and_later_ones_are_refused(server: TestServer) -> None:
+    attempt = await lived_in(server)
+    data = await take(server)
+    await attempt.ship("second line", stream="stdout")
+    later = await attempts.start(server, "later")
+    numbers = counted(server)
+    await restored(server, data)
 
-        for call in (later.start, lambda: later.post("renew"), lambda: later.finish(0), lambda: later.ship("x")):
-            answer = await call()
-            assert (answer.status_code, answer.json()["code"]) == (409, "LeaseLost")
-        wanted = (await attempt.post("renew")).json()
-        assert (wanted["action"], wanted["epoch"]) == ("continue", epoch(house))
-        # The supervisor is told where the server stands, goes on from there, and each line is there once.
-        answer = await attempt.ship("third line", stream="stdout")
-        assert answer.json()["offset"] == len("first line\n")
-        await attempt.ship("second line", stream="stdout")
-        await attempt.ship("third line", stream="stdout")
-        logs = (await (await house.api()).get(house.path("runs/open/logs"))).json()["items"]
-        assert [line["text"] for line in logs] == ["first line", "second line", "third line"]
+    for call in (later.start, lambda: later.post("renew"), lambda: later.finish(0), lambda: later.ship("x")):
+        answer = await call()
+        assert (answer.status_code, answer.json()["code"]) == (409, "LeaseLost")
+    wanted = (await attempt.post("renew")).json()
+    assert (wanted["action"], wanted["epoch"]) == ("continue", epoch(server))
+    # The supervisor is told where the server stands, goes on from there, and each line is there once.
+    answer = await attempt.ship("third line", stream="stdout")
+    assert answer.json()["offset"] == len("first line\n")
+    await attempt.ship("second line", stream="stdout")
+    await attempt.ship("third line", stream="stdout")
+    logs = (await (await server.api()).get(server.path("runs/open/logs"))).json()["items"]
+    assert [line["text"] for line in logs] == ["first line", "second line", "third line"]
 
-        await (await house.api()).put(house.path("runs/later"), json={"spec": {}})
-        again = await acts.claim(house, "claim-again")
-        assert again.assignment["epoch"] == epoch(house) != attempt.assignment["epoch"]
-        assert counted(house)[1] > numbers[1]
-        assert again.assignment["token"] != later.assignment["token"]
-
-    in_house(story)
+    await (await server.api()).put(server.path("runs/later"), json={"spec": {}})
+    again = await attempts.claim(server, "claim-again")
+    assert again.assignment["epoch"] == epoch(server) != attempt.assignment["epoch"]
+    assert counted(server)[1] > numbers[1]
+    assert again.assignment["token"] != later.assignment["token"]
 
 
-def test_a_last_word_that_stands_on_what_was_undone_is_put_off(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        known = (await attempt.post("renew")).json()["epoch"]
-        data = await take(house)
-        await attempt.checkpoint()
-        await restored(house, data)
-        end = {"exit_code": 0, "signal": None, "group_empty": True, "cause": "exit code 0", "time": 5}
-        result = {"outcome": "Succeeded", "reason": "Completed", "message": "done", "checkpoint": "epoch-1"}
-        answer = await attempt.post("finish", **end, result=result, epoch=known)
-        assert (answer.status_code, answer.json()["code"]) == (503, "StoreRestored")
-        await attempt.checkpoint()
-        assert (await attempt.post("finish", **end, result=result, epoch=epoch(house))).status_code == 204
-        assert (await acts.status(house))[0] == "Succeeded"
-        assert (await (await house.api()).get(house.path("storage"))).json()["agrees"]
-
-    in_house(story)
+async def test_a_last_word_that_stands_on_what_was_undone_is_put_off(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    known = (await attempt.post("renew")).json()["epoch"]
+    data = await take(server)
+    await attempt.checkpoint()
+    await restored(server, data)
+    end = {"exit_code": 0, "signal": None, "group_empty": True, "cause": "exit code 0", "time": 5}
+    result = {"outcome": "Succeeded", "reason": "Completed", "message": "done", "checkpoint": "epoch-1"}
+    answer = await attempt.post("finish", **end, result=result, epoch=known)
+    assert (answer.status_code, answer.json()["code"]) == (503, "StoreRestored")
+    await attempt.checkpoint()
+    assert (await attempt.post("finish", **end, result=result, epoch=epoch(server))).status_code == 204
+    assert (await attempts.read_condition(server))[0] == "Succeeded"
+    assert (await (await server.api()).get(server.path("storage"))).json()["agrees"]
 
 
-def test_server_lived_time_never_goes_back_and_an_open_attempt_gets_time_to_speak(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        data = await take(house)
-        await house.services.store.write(lambda connection: lease_clock.advance(connection, 3_600_000))
-        lived_ms, _ = counted(house)
-        await restored(house, data)
-        assert counted(house)[0] == lived_ms
-        for _ in range(22):  # 44 s of 45: its controller may have to be asked first
-            await leases.tick(house.services, 2.0)
-        assert (await acts.status(house))[:2] == ("Running", "Preparing")
-        assert (await attempt.post("renew")).status_code == 200
-        for _ in range(9):
-            await leases.tick(house.services, 2.0)
-        assert (await acts.status(house))[:2] == ("Running", "Stopping")
-
-    in_house(story)
+async def test_server_lived_time_never_goes_back_and_an_open_attempt_gets_time_to_speak(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    data = await take(server)
+    await server.services.store.write(lambda connection: lease_clock.advance(connection, 3_600_000))
+    lived_ms, _ = counted(server)
+    await restored(server, data)
+    assert counted(server)[0] == lived_ms
+    for _ in range(22):  # 44 s of 45: its controller may have to be asked first
+        await leases.tick(server.services, 2.0)
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
+    assert (await attempt.post("renew")).status_code == 200
+    for _ in range(9):
+        await leases.tick(server.services, 2.0)
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
 
 
-def test_epochs_and_numbers_never_repeat_over_many_restores(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        data, tokens, epochs = await take(house), set(), {epoch(house)}
-        for number in range(5):
-            await api.put(house.path("runs/r1"), json={"spec": {}})
-            attempt = await acts.claim(house, f"c{number}")
-            assert attempt.assignment["attempt"] == 1
-            tokens.add(attempt.assignment["token"])
-            await restored(house, data)
-            epochs.add(epoch(house))
-        assert (len(tokens), len(epochs)) == (5, 6)
-        assert counted(house)[1] == 5
-
-    in_house(story)
+async def test_epochs_and_numbers_never_repeat_over_many_restores(server: TestServer) -> None:
+    api = await server.api()
+    data, tokens, epochs = await take(server), set(), {epoch(server)}
+    for number in range(5):
+        await api.put(server.path("runs/r1"), json={"spec": {}})
+        attempt = await attempts.claim(server, f"c{number}")
+        assert attempt.assignment["attempt"] == 1
+        tokens.add(attempt.assignment["token"])
+        await restored(server, data)
+        epochs.add(epoch(server))
+    assert (len(tokens), len(epochs)) == (5, 6)
+    assert counted(server)[1] == 5
 
 
-def test_a_backup_amid_writes_holds_whole_runs_only(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        api, is_over = await house.api(), asyncio.Event()
+async def test_a_backup_amid_writes_holds_whole_runs_only(server: TestServer) -> None:
+    api, is_over = await server.api(), asyncio.Event()
 
-        async def write_on() -> None:
-            number = 0
-            while not is_over.is_set():
-                number += 1
-                await api.put(house.path(f"runs/r{number}"), json={"spec": {}, "metadata": {"attributes": {"n": "1"}}})
-                attempt = await acts.claim(house, f"c{number}")
-                await attempt.start()
-                await attempt.ship("a", "b", stream="stdout")
-                await attempt.checkpoint(content=f"weights {number}".encode())
-                await attempt.finish(64)
-                if number % 3 == 0:
-                    await api.delete(house.path(f"runs/r{number - 1}"))
+    async def write_on() -> None:
+        number = 0
+        while not is_over.is_set():
+            number += 1
+            await api.put(server.path(f"runs/r{number}"), json={"spec": {}, "metadata": {"attributes": {"n": "1"}}})
+            attempt = await attempts.claim(server, f"c{number}")
+            await attempt.start()
+            await attempt.ship("a", "b", stream="stdout")
+            await attempt.checkpoint(content=f"weights {number}".encode())
+            await attempt.finish(64)
+            if number % 3 == 0:
+                await api.delete(server.path(f"runs/r{number - 1}"))
 
-        writing = asyncio.create_task(write_on())
-        files = []
-        for _ in range(5):
-            files.append(await take(house))
-            await asyncio.sleep(0.05)
-        is_over.set()
-        await writing
-        seen = [check_whole(data) for data in files]
-        assert len(set(seen)) > 1, "nothing was written meanwhile"
-        assert (await put_back(house, files[-1])).status_code == 200
-        await deletion.sweep(house.services)
-        assert (await api.get(house.path("storage"))).json()["rowsWithoutBlobs"] == []
-
-    in_house(story)
+    writing = asyncio.create_task(write_on())
+    files = []
+    for _ in range(5):
+        files.append(await take(server))
+        await asyncio.sleep(0.05)
+    is_over.set()
+    await writing
+    seen = [check_whole(data) for data in files]
+    assert len(set(seen)) > 1, "nothing was written meanwhile"
+    assert (await put_back(server, files[-1])).status_code == 200
+    await deletion.sweep(server.services)
+    assert (await api.get(server.path("storage"))).json()["rowsWithoutBlobs"] == []
 
 
 def check_whole(data: bytes) -> int:
@@ -450,49 +420,38 @@ def opened(data: bytes) -> tuple[backup_file.Manifest, dict[str, list[Any]], lis
         return manifest, tables, [name for name in tar.getnames() if name.startswith("blobs/")]
 
 
-def test_bytes_that_a_backup_is_reading_outlive_their_run_until_it_is_done(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        await lived_in(house, acts)
-        api = await house.api()
-        (digest,) = house.services.blobs(house.org).hashes()
-        actor = backups.Actor(org=house.org, name="key", role="admin", address="")
-        outgoing = await backups.prepare(house.services, actor)
-        assert (await api.delete(house.path("runs/done"))).status_code == 204
-        assert (await api.get(house.path("runs/done"))).status_code == 404
-        await api.post(house.path("storage/collections"))
-        assert house.services.blobs(house.org).has(digest)
-        data = b"".join(outgoing.pieces())
-        outgoing.close()
-        await deletion.sweep(house.services)
-        assert not house.services.blobs(house.org).has(digest)
-        assert "done" in {run[1] for run in opened(data)[1]["runs"]}
-
-    in_house(story)
+async def test_bytes_that_a_backup_is_reading_outlive_their_run_until_it_is_done(server: TestServer) -> None:
+    await lived_in(server)
+    api = await server.api()
+    (digest,) = server.services.blobs(server.org).hashes()
+    actor = backups.Actor(org=server.org, name="key", role="admin", address="")
+    outgoing = await backups.prepare(server.services, actor)
+    assert (await api.delete(server.path("runs/done"))).status_code == 204
+    assert (await api.get(server.path("runs/done"))).status_code == 404
+    await api.post(server.path("storage/collections"))
+    assert server.services.blobs(server.org).has(digest)
+    data = b"".join(outgoing.pieces())
+    outgoing.close()
+    await deletion.sweep(server.services)
+    assert not server.services.blobs(server.org).has(digest)
+    assert "done" in {run[1] for run in opened(data)[1]["runs"]}
 
 
-def test_a_backup_says_that_bytes_were_lost_before(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        await lived_in(house, acts)
-        (digest,) = house.services.blobs(house.org).hashes()
-        house.services.blobs(house.org).delete(digest)
-        manifest, _, blobs = opened(await take(house))
-        assert (manifest.missing_blobs, manifest.blob_count, blobs) == (1, 0, [])
-
-    in_house(story)
+async def test_a_backup_says_that_bytes_were_lost_before(server: TestServer) -> None:
+    await lived_in(server)
+    (digest,) = server.services.blobs(server.org).hashes()
+    server.services.blobs(server.org).delete(digest)
+    manifest, _, blobs = opened(await take(server))
+    assert (manifest.missing_blobs, manifest.blob_count, blobs) == (1, 0, [])
 
 
-def test_a_blob_that_is_damaged_here_is_mended_by_a_restore(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        await lived_in(house, acts)
-        data = await take(house)
-        (digest,) = house.services.blobs(house.org).hashes()
-        house.services.blobs(house.org)._path(digest).write_bytes(b"rubbish")
-        await restored(house, data)
-        assert house.services.blobs(house.org).verify(digest)
-
-    in_house(story)
+async def test_a_blob_that_is_damaged_here_is_mended_by_a_restore(server: TestServer) -> None:
+    await lived_in(server)
+    data = await take(server)
+    (digest,) = server.services.blobs(server.org).hashes()
+    server.services.blobs(server.org)._path(digest).write_bytes(b"rubbish")
+    await restored(server, data)
+    assert server.services.blobs(server.org).verify(digest)
 
 
 HEADER = backup_file.BLOCK_BYTES
@@ -629,55 +588,46 @@ def forged_files(data: bytes) -> Iterator[tuple[str, bytes]]:
         yield f"{table}.{column} = {value!r}", rewritten(data, put(table, column, value))
 
 
-def test_a_file_that_is_not_as_it_was_written_changes_nothing(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        await lived_in(house, acts)
-        datasets = Data(house, await house.api())
-        await datasets.begin(await datasets.make())
-        data = await take(house)
-        await (await house.api()).delete(house.path("runs/done"))  # so that blobs of the file are not here
-        before, first_epoch = world(house), epoch(house)
-        assert rewritten(data, lambda *_: None) == data
-        verify(data)
-        # Only rows that are wrong reach the database, so only those are of interest on each.
-        files = [*forged_files(data), *(() if house.settings.database_url else bad_files(data))]
-        for what, bad in files:
-            with pytest.raises(backup_file.BackupFileError):
-                verify(bad)
-            answer = await put_back(house, bad)
-            assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup"), (what, answer.text)
-            assert "nothing was changed" in answer.json()["message"]
-            assert list(house.services.blobs(house.org).hashes()) == [], what
-        assert (world(house), epoch(house)) == (before, first_epoch)
-        assert len(files) > (20 if house.settings.database_url else 100)
-        assert not list((house.settings.data_dir / backups.FOLDER).iterdir())
-        await restored(house, data)
-
-    in_house(story)
+async def test_a_file_that_is_not_as_it_was_written_changes_nothing(server: TestServer) -> None:
+    await lived_in(server)
+    datasets = Data(server, await server.api())
+    await datasets.begin(await datasets.make())
+    data = await take(server)
+    await (await server.api()).delete(server.path("runs/done"))  # so that blobs of the file are not here
+    before, first_epoch = world(server), epoch(server)
+    assert rewritten(data, lambda *_: None) == data
+    verify(data)
+    # Only rows that are wrong reach the database, so only those are of interest on each.
+    files = [*forged_files(data), *(() if server.settings.database_url else bad_files(data))]
+    for what, bad in files:
+        with pytest.raises(backup_file.BackupFileError):
+            verify(bad)
+        answer = await put_back(server, bad)
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup"), (what, answer.text)
+        assert "nothing was changed" in answer.json()["message"]
+        assert list(server.services.blobs(server.org).hashes()) == [], what
+    assert (world(server), epoch(server)) == (before, first_epoch)
+    assert len(files) > (20 if server.settings.database_url else 100)
+    assert not list((server.settings.data_dir / backups.FOLDER).iterdir())
+    await restored(server, data)
 
 
-def test_a_file_that_the_disk_has_no_room_for_is_refused_before_it_comes(
-    in_house: Callable[..., None], acts: Any, monkeypatch: pytest.MonkeyPatch
+async def test_a_file_that_the_disk_has_no_room_for_is_refused_before_it_comes(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def story(house: Any) -> None:
-        await lived_in(house, acts)
-        data, before = await take(house), world(house)
-        monkeypatch.setattr(backups, "free_bytes", lambda _: 100)
-        answer = await put_back(house, data)
-        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup")
-        assert "disk space" in answer.json()["message"]
-        assert world(house) == {**before, "audit": world(house)["audit"]}
-
-    in_house(story)
+    await lived_in(server)
+    data, before = await take(server), world(server)
+    monkeypatch.setattr(backups, "free_bytes", lambda _: 100)
+    answer = await put_back(server, data)
+    assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup")
+    assert "disk space" in answer.json()["message"]
+    assert world(server) == {**before, "audit": world(server)["audit"]}
 
 
-def test_one_restore_at_a_time(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await take(house)
-        actor = backups.Actor(org=house.org, name="key", role="admin", address="")
-        async with backups.receive(house.services, actor):
-            answer = await put_back(house, data)
-            assert (answer.status_code, answer.json()["code"]) == (409, "RestoreUnderWay")
-        await restored(house, data)
-
-    in_house(story)
+async def test_one_restore_at_a_time(server: TestServer) -> None:
+    data = await take(server)
+    actor = backups.Actor(org=server.org, name="key", role="admin", address="")
+    async with backups.receive(server.services, actor):
+        answer = await put_back(server, data)
+        assert (answer.status_code, answer.json()["code"]) == (409, "RestoreUnderWay")
+    await restored(server, data)

@@ -1,168 +1,145 @@
 """Invalid request bodies: each problem is reported with its path and a fix."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
+from support import attempts
+from support.server import TestServer
 
 
 def blocks(*given: tuple[str, dict[str, Any]]) -> dict[str, Any]:
     return {"spec": {"flow": {"blocks": [{"block": name, "settings": settings} for name, settings in given]}}}
 
 
-def test_all_problems_of_a_flow_are_reported_together_with_their_paths(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        body = blocks(
-            ("vi-dataset", {"datasetId": "shelves"}),
-            ("vi-model", {"hyperparameters": {"epochs": "three", "batchSize": 0}}),
-            ("vi-modle", {}),
-        )
-        body["spec"]["trainingProject"] = "p9"
-        answer = await api.put(house.path("runs/r1"), json=body)
-        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidFlow")
-        assert answer.headers["content-type"] == "application/problem+json"
-        problems = {problem["path"]: problem for problem in answer.json()["problems"]}
-        assert set(problems) == {
-            "/blocks/0/settings/datasetId",
-            "/blocks/1/settings/hyperparameters/epochs",
-            "/blocks/1/settings/hyperparameters/batchSize",
-            "/blocks/2/block",
-            "/trainingProject",
-        }
-        assert problems["/blocks/0/settings/datasetId"]["given"] == "shelves"
-        assert "digits" in problems["/blocks/0/settings/datasetId"]["allowed"]
-        assert problems["/blocks/1/settings/hyperparameters/epochs"]["given"] == "three"
-        assert "integer" in problems["/blocks/1/settings/hyperparameters/epochs"]["allowed"]
-        assert problems["/trainingProject"]["given"] == "p9"
-        for problem in problems.values():
-            assert problem["message"] in answer.json()["message"]
-        assert (await api.get(house.path("runs/r1"))).status_code == 404
-
-    in_house(story)
+async def test_all_problems_of_a_flow_are_reported_together_with_their_paths(server: TestServer) -> None:
+    api = await server.api()
+    body = blocks(
+        ("vi-dataset", {"datasetId": "shelves"}),
+        ("vi-model", {"hyperparameters": {"epochs": "three", "batchSize": 0}}),
+        ("vi-modle", {}),
+    )
+    body["spec"]["trainingProject"] = "p9"
+    answer = await api.put(server.path("runs/r1"), json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "InvalidFlow")
+    assert answer.headers["content-type"] == "application/problem+json"
+    problems = {problem["path"]: problem for problem in answer.json()["problems"]}
+    assert set(problems) == {
+        "/blocks/0/settings/datasetId",
+        "/blocks/1/settings/hyperparameters/epochs",
+        "/blocks/1/settings/hyperparameters/batchSize",
+        "/blocks/2/block",
+        "/trainingProject",
+    }
+    assert problems["/blocks/0/settings/datasetId"]["given"] == "shelves"
+    assert "digits" in problems["/blocks/0/settings/datasetId"]["allowed"]
+    assert problems["/blocks/1/settings/hyperparameters/epochs"]["given"] == "three"
+    assert "integer" in problems["/blocks/1/settings/hyperparameters/epochs"]["allowed"]
+    assert problems["/trainingProject"]["given"] == "p9"
+    for problem in problems.values():
+        assert problem["message"] in answer.json()["message"]
+    assert (await api.get(server.path("runs/r1"))).status_code == 404
 
 
-def test_weights_of_a_run_must_exist(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house, "r1")
-        await attempt.checkpoint("epoch-1")
-        api = await house.api()
+async def test_weights_of_a_run_must_exist(server: TestServer) -> None:
+    attempt = await attempts.start(server, "r1")
+    await attempt.checkpoint("epoch-1")
+    api = await server.api()
 
-        async def code(run_id: str, weights: str) -> tuple[int, str]:
-            body = blocks(("vi-model", {"architecture": {"name": "idefics3", "weights": weights}}))
-            answer = await api.put(house.path(f"runs/{run_id}"), json=body)
-            return answer.status_code, answer.text
+    async def code(run_id: str, weights: str) -> tuple[int, str]:
+        body = blocks(("vi-model", {"architecture": {"name": "idefics3", "weights": weights}}))
+        answer = await api.put(server.path(f"runs/{run_id}"), json=body)
+        return answer.status_code, answer.text
 
-        assert (await code("r2", "run:r1/epoch-1"))[0] == 201
-        status, text = await code("r3", "run:r1/epoch-2")
-        assert status == 400
-        assert "run:r1/epoch-2" in text
-        assert "/blocks/0/settings/architecture/weights" in text
-
-    in_house(story)
+    assert (await code("r2", "run:r1/epoch-1"))[0] == 201
+    status, text = await code("r3", "run:r1/epoch-2")
+    assert status == 400
+    assert "run:r1/epoch-2" in text
+    assert "/blocks/0/settings/architecture/weights" in text
 
 
-def test_bodies_that_are_no_json_or_of_another_shape(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        for body in (b"", b"{", b"{flow: 1}", b"\xff\xfe", b'{"a": NaN}', b"{} {}", b'"\\ud800"'):
-            answer = await api.put(house.path("runs/r1"), content=body)
-            assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), body
-            assert "JSON" in answer.json()["message"]
-        for body in (b"[]", b"null", b"3", b'{"spec": []}', b'{"spec": {"flow": 3}}', b'{"spec": {"flowId": 3}}'):
-            for noun in ("runs", "flows", "trainingProjects"):
-                answer = await api.put(house.path(f"{noun}/x"), content=body)
-                assert answer.status_code == 400, (noun, body)
-                assert answer.json()["message"]
-
-    in_house(story)
+async def test_bodies_that_are_no_json_or_of_another_shape(server: TestServer) -> None:
+    api = await server.api()
+    for body in (b"", b"{", b"{flow: 1}", b"\xff\xfe", b'{"a": NaN}', b"{} {}", b'"\\ud800"'):
+        answer = await api.put(server.path("runs/r1"), content=body)
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), body
+        assert "JSON" in answer.json()["message"]
+    for body in (b"[]", b"null", b"3", b'{"spec": []}', b'{"spec": {"flow": 3}}', b'{"spec": {"flowId": 3}}'):
+        for noun in ("runs", "flows", "trainingProjects"):
+            answer = await api.put(server.path(f"{noun}/x"), content=body)
+            assert answer.status_code == 400, (noun, body)
+            assert answer.json()["message"]
 
 
-def test_an_unknown_field_is_named_with_its_place(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        answer = await api.put(house.path("runs/r1"), json={"spec": {"colour": "red"}})
-        assert answer.json()["code"] == "InvalidBody"
-        assert "colour" in answer.json()["message"]
-        assert "/spec" in answer.json()["message"]
-        wrong = await api.put(house.path("runs/r1"), json={"spec": {}, "metadata": {"attributes": {"n": 3}}})
-        assert wrong.json()["problems"][0]["path"] == "/metadata/attributes"
-
-    in_house(story)
+async def test_an_unknown_field_is_named_with_its_place(server: TestServer) -> None:
+    api = await server.api()
+    answer = await api.put(server.path("runs/r1"), json={"spec": {"colour": "red"}})
+    assert answer.json()["code"] == "InvalidBody"
+    assert "colour" in answer.json()["message"]
+    assert "/spec" in answer.json()["message"]
+    wrong = await api.put(server.path("runs/r1"), json={"spec": {}, "metadata": {"attributes": {"n": 3}}})
+    assert wrong.json()["problems"][0]["path"] == "/metadata/attributes"
 
 
-def test_the_limits_of_json_hold_on_either_side(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
+async def test_the_limits_of_json_hold_on_either_side(server: TestServer) -> None:
+    api = await server.api()
 
-        async def message(filter: Any) -> tuple[int, str]:
-            body = {"spec": {"filter": filter}}
-            answer = await api.post(house.path("datasets/none/deleteManyAssetsSessions"), json=body)
-            return answer.status_code, answer.json().get("message", "")
+    async def message(filter: Any) -> tuple[int, str]:
+        body = {"spec": {"filter": filter}}
+        answer = await api.post(server.path("datasets/none/deleteManyAssetsSessions"), json=body)
+        return answer.status_code, answer.json().get("message", "")
 
-        assert "the filter is not understood" in (await message({"a": "x" * 65_536}))[1]
-        assert "longer than 65536" in (await message({"a": "x" * 65_537}))[1]
-        assert "longer than 65536" in (await message({"x" * 65_537: "a"}))[1]
-        assert "the filter is not understood" in (await message({str(number): "" for number in range(9_997)}))[1]
-        assert "more than 10000" in (await message({str(number): "" for number in range(10_001)}))[1]
-        for depth in (33, 900, 100_000):
-            nested = b'{"spec": {"flow": ' + b"[" * depth + b"]" * depth + b"}}"
-            answer = await api.put(house.path("runs/r5"), content=nested)
-            assert (answer.status_code, "32 levels" in answer.json()["message"]) == (400, True), depth
-
-    in_house(story)
+    assert "the filter is not understood" in (await message({"a": "x" * 65_536}))[1]
+    assert "longer than 65536" in (await message({"a": "x" * 65_537}))[1]
+    assert "longer than 65536" in (await message({"x" * 65_537: "a"}))[1]
+    assert "the filter is not understood" in (await message({str(number): "" for number in range(9_997)}))[1]
+    assert "more than 10000" in (await message({str(number): "" for number in range(10_001)}))[1]
+    for depth in (33, 900, 100_000):
+        nested = b'{"spec": {"flow": ' + b"[" * depth + b"]" * depth + b"}}"
+        answer = await api.put(server.path("runs/r5"), content=nested)
+        assert (answer.status_code, "32 levels" in answer.json()["message"]) == (400, True), depth
 
 
-def test_unknown_routes_and_methods_are_problems_too(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        assert (await api.get("/nowhere")).json()["code"] == "NotFound"
-        wrong = await api.post(house.path("runs"), json={})
-        assert (wrong.status_code, wrong.json()["code"]) == (405, "MethodNotAllowed")
-        keys = {"type", "title", "status", "detail", "message", "code", "problems"}
-        assert set(wrong.json()) <= keys
-
-    in_house(story)
+async def test_unknown_routes_and_methods_are_problems_too(server: TestServer) -> None:
+    api = await server.api()
+    assert (await api.get("/nowhere")).json()["code"] == "NotFound"
+    wrong = await api.post(server.path("runs"), json={})
+    assert (wrong.status_code, wrong.json()["code"]) == (405, "MethodNotAllowed")
+    keys = {"type", "title", "status", "detail", "message", "code", "problems"}
+    assert set(wrong.json()) <= keys
 
 
-def test_a_mistake_of_ours_says_nothing_about_our_inside(
-    in_house: Callable[..., None], monkeypatch: Any, caplog: Any
+async def test_a_mistake_of_ours_says_nothing_about_our_inside(
+    server: TestServer, monkeypatch: Any, caplog: Any
 ) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
+    api = await server.api()
 
-        def fail(*_: Any) -> None:
-            raise RuntimeError(f"secret {house.settings.data_dir}")
+    def fail(*_: Any) -> None:
+        raise RuntimeError(f"secret {server.settings.data_dir}")
 
-        monkeypatch.setattr(house.services.store, "read", fail)
-        answer = await api.get(house.path("runs/r1"))
-        assert (answer.status_code, answer.json()["code"]) == (500, "Internal")
-        assert "secret" not in answer.text
-        assert "secret" in caplog.text
-
-    in_house(story)
+    monkeypatch.setattr(server.services.store, "read", fail)
+    answer = await api.get(server.path("runs/r1"))
+    assert (answer.status_code, answer.json()["code"]) == (500, "Internal")
+    assert "secret" not in answer.text
+    assert "secret" in caplog.text
 
 
-def test_a_store_that_cannot_be_used_is_said_so_with_a_time_to_come_back(
-    in_house: Callable[..., None], monkeypatch: Any
+async def test_a_store_that_cannot_be_used_is_said_so_with_a_time_to_come_back(
+    server: TestServer, monkeypatch: Any
 ) -> None:
-    async def story(house: Any) -> None:
-        from runyard.store import StoreUnavailable
+    from runyard.store import StoreUnavailable
 
-        api = await house.api()
+    api = await server.api()
 
-        def fail(*_: Any) -> None:
-            raise StoreUnavailable("disk full")
+    def fail(*_: Any) -> None:
+        raise StoreUnavailable("disk full")
 
-        monkeypatch.setattr(house.services.store, "read", fail)
-        answer = await api.get(house.path("runs/r1"))
-        assert (answer.status_code, answer.json()["code"]) == (503, "StorageUnavailable")
-        assert answer.headers["retry-after"] == "2"
-        assert msgspec.json.decode(answer.content)["status"] == 503
-
-    in_house(story)
+    monkeypatch.setattr(server.services.store, "read", fail)
+    answer = await api.get(server.path("runs/r1"))
+    assert (answer.status_code, answer.json()["code"]) == (503, "StorageUnavailable")
+    assert answer.headers["retry-after"] == "2"
+    assert msgspec.json.decode(answer.content)["status"] == 503
 
 
 # Each is JSON to a lenient reader, and none may be read as something else than it says.
@@ -187,41 +164,32 @@ NOT_EXACT = [
 
 
 @pytest.mark.parametrize("noun", ["runs", "flows"])
-def test_no_number_and_no_key_of_a_body_is_read_as_another(noun: str, in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        url = house.path(f"{noun}/x1")
-        for body, code in NOT_EXACT:
-            sent = body if noun == "runs" else body.replace(b'{"flow": ', b"").replace(b"}}}}", b"}}}")
-            answer = await api.put(url, content=sent, headers={"content-type": "application/json"})
-            assert (answer.status_code, answer.json()["code"]) == (400, code), sent[:200]
-            assert (await api.get(url)).status_code == 404
-        (problem,) = (await api.put(url, content=NOT_EXACT[5][0])).json()["problems"]
-        assert problem["path"] == "/spec/flow/settings/seed"
-        (problem,) = (await api.put(url, content=NOT_EXACT[8][0])).json()["problems"]
-        assert (problem["path"], problem["given"]) == ("/seed", "seed")
-
-    in_house(story)
+async def test_no_number_and_no_key_of_a_body_is_read_as_another(noun: str, server: TestServer) -> None:
+    api = await server.api()
+    url = server.path(f"{noun}/x1")
+    for body, code in NOT_EXACT:
+        sent = body if noun == "runs" else body.replace(b'{"flow": ', b"").replace(b"}}}}", b"}}}")
+        answer = await api.put(url, content=sent, headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.json()["code"]) == (400, code), sent[:200]
+        assert (await api.get(url)).status_code == 404
+    (problem,) = (await api.put(url, content=NOT_EXACT[5][0])).json()["problems"]
+    assert problem["path"] == "/spec/flow/settings/seed"
+    (problem,) = (await api.put(url, content=NOT_EXACT[8][0])).json()["problems"]
+    assert (problem["path"], problem["given"]) == ("/seed", "seed")
 
 
-def test_colons_and_quotes_in_texts_are_no_keys(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        attributes = {'a:"b\\': '::"{}\\"', "\\": "\\\\", "é": "\u2028:"}
-        for number, ascii in enumerate((True, False)):
-            body = json.dumps({"spec": {}, "metadata": {"attributes": attributes}}, ensure_ascii=ascii).encode()
-            answer = await api.put(house.path(f"runs/r{number}"), content=body)
-            assert answer.status_code == 201, answer.text
-            assert answer.json()["metadata"]["attributes"] == attributes
-
-    in_house(story)
+async def test_colons_and_quotes_in_texts_are_no_keys(server: TestServer) -> None:
+    api = await server.api()
+    attributes = {'a:"b\\': '::"{}\\"', "\\": "\\\\", "é": "\u2028:"}
+    for number, ascii in enumerate((True, False)):
+        body = json.dumps({"spec": {}, "metadata": {"attributes": attributes}}, ensure_ascii=ascii).encode()
+        answer = await api.put(server.path(f"runs/r{number}"), content=body)
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["metadata"]["attributes"] == attributes
 
 
-def test_a_field_in_both_spellings_is_refused(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        answer = await api.put(house.path("runs/r1"), json={"spec": {"flow_id": "a", "flowId": "b"}})
-        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody")
-        assert "'flow_id' and 'flowId'" in answer.json()["message"]
-
-    in_house(story)
+async def test_a_field_in_both_spellings_is_refused(server: TestServer) -> None:
+    api = await server.api()
+    answer = await api.put(server.path("runs/r1"), json={"spec": {"flow_id": "a", "flowId": "b"}})
+    assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody")
+    assert "'flow_id' and 'flowId'" in answer.json()["message"]

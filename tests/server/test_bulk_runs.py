@@ -1,28 +1,29 @@
 """Many runs with one request: one outcome each, the same as a request for each alone would have had."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support import attempts
+from support.server import TestServer
 
 from runyard.server.services.runs import bulk_runs
 from runyard.store import runs as run_rows
 from runyard.store import tables
 
 
-async def create(house: Any, *run_ids: str, **spec: Any) -> None:
-    api = await house.api()
+async def create(server: TestServer, *run_ids: str, **spec: Any) -> None:
+    api = await server.api()
     for run_id in run_ids:
-        house.clock.forward(0.001)
+        server.clock.forward(0.001)
         answer = await api.put(
-            house.path(f"runs/{run_id}"), json={"spec": spec, "metadata": {"attributes": {"n": run_id}}}
+            server.path(f"runs/{run_id}"), json={"spec": spec, "metadata": {"attributes": {"n": run_id}}}
         )
         assert answer.status_code == 201, answer.text
 
 
-async def act(house: Any, verb: str, **body: Any) -> dict[str, Any]:
-    answer = await (await house.api()).post(house.path(f"runs:{verb}"), json=body)
+async def act(server: TestServer, verb: str, **body: Any) -> dict[str, Any]:
+    answer = await (await server.api()).post(server.path(f"runs:{verb}"), json=body)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
@@ -31,70 +32,63 @@ def outcomes(answer: dict[str, Any]) -> dict[str, str]:
     return {item["runId"]: item["code"] or item["outcome"] for item in answer["items"]}
 
 
-async def condition(house: Any, run_id: str) -> str:
-    run = (await (await house.api()).get(house.path(f"runs/{run_id}"))).json()
+async def condition(server: TestServer, run_id: str) -> str:
+    run = (await (await server.api()).get(server.path(f"runs/{run_id}"))).json()
     return str(run["status"]["conditions"][-1]["condition"])
 
 
-def test_each_run_has_the_outcome_that_it_would_have_had_alone(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        finished = await acts.running(house, "finished")
-        await finished.finish(0, outcome="Succeeded")
-        await acts.running(house, "training")
-        await create(house, "waiting", "gone")
-        await api.delete(house.path("runs/gone"))
-        named = ["waiting", "finished", "unknown", "training", "gone", "waiting"]
-        dry = await act(house, "kill", ids=named, dryRun=True)
-        assert outcomes(dry) == {
-            "waiting": "WouldKill",
-            "finished": "RunFinished",
-            "unknown": "NotFound",
-            "training": "WouldKill",
-            "gone": "NotFound",
-        }
-        assert await condition(house, "waiting") == "Pending"
-        killed = await act(house, "kill", ids=named, graceSeconds=3)
-        assert [item["runId"] for item in killed["items"]] == ["waiting", "finished", "unknown", "training", "gone"]
-        assert outcomes(killed) == outcomes(dry) | {"waiting": "Killed", "training": "Killed"}
-        assert [item["condition"] for item in killed["items"]] == ["Cancelled", None, None, "Running", None]
-        run = (await api.get(house.path("runs/training"))).json()
-        assert (run["spec"]["graceSeconds"], run["status"]["conditions"][-1]["reason"]) == (3, "Stopping")
-        alone = (await api.patch(house.path("runs/finished"), json={"spec": {"killedAt": 1}})).json()
-        refused = next(item for item in killed["items"] if item["runId"] == "finished")
-        assert (refused["code"], refused["message"]) == (alone["code"], alone["message"])
-        assert outcomes(await act(house, "kill", ids=named)) == outcomes(killed)
-
-    in_house(story)
+async def test_each_run_has_the_outcome_that_it_would_have_had_alone(server: TestServer) -> None:
+    api = await server.api()
+    finished = await attempts.start(server, "finished")
+    await finished.finish(0, outcome="Succeeded")
+    await attempts.start(server, "training")
+    await create(server, "waiting", "gone")
+    await api.delete(server.path("runs/gone"))
+    named = ["waiting", "finished", "unknown", "training", "gone", "waiting"]
+    dry = await act(server, "kill", ids=named, dryRun=True)
+    assert outcomes(dry) == {
+        "waiting": "WouldKill",
+        "finished": "RunFinished",
+        "unknown": "NotFound",
+        "training": "WouldKill",
+        "gone": "NotFound",
+    }
+    assert await condition(server, "waiting") == "Pending"
+    killed = await act(server, "kill", ids=named, graceSeconds=3)
+    assert [item["runId"] for item in killed["items"]] == ["waiting", "finished", "unknown", "training", "gone"]
+    assert outcomes(killed) == outcomes(dry) | {"waiting": "Killed", "training": "Killed"}
+    assert [item["condition"] for item in killed["items"]] == ["Cancelled", None, None, "Running", None]
+    run = (await api.get(server.path("runs/training"))).json()
+    assert (run["spec"]["graceSeconds"], run["status"]["conditions"][-1]["reason"]) == (3, "Stopping")
+    alone = (await api.patch(server.path("runs/finished"), json={"spec": {"killedAt": 1}})).json()
+    refused = next(item for item in killed["items"] if item["runId"] == "finished")
+    assert (refused["code"], refused["message"]) == (alone["code"], alone["message"])
+    assert outcomes(await act(server, "kill", ids=named)) == outcomes(killed)
 
 
-def test_deleted_runs_are_gone_at_once_and_a_repeat_says_so(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        attempt = await acts.running(house, "done")
-        await attempt.checkpoint()
-        await attempt.finish(0, outcome="Succeeded")
-        await create(house, "a", "b", "kept")
-        dry = await act(house, "delete", ids=["a", "b", "done", "unknown"], dryRun=True)
-        assert set(outcomes(dry).values()) == {"WouldDelete", "NotFound"}
-        assert (await api.get(house.path("runs/a"))).status_code == 200
-        deleted = await act(house, "delete", ids=["a", "b", "done", "unknown"])
-        expected = {"a": "Deleted", "b": "Deleted", "done": "Deleted", "unknown": "NotFound"}
-        assert outcomes(deleted) == expected
-        listed = (await api.get(house.path("runs"))).json()["items"]
-        assert [run["runId"] for run in listed] == ["kept"]
-        again = await act(house, "delete", ids=["a", "unknown"])
-        assert outcomes(again) == {"a": "AlreadyDeleted", "unknown": "NotFound"}
-        await house.services.jobs.wait_until_idle()
-        for run_id in ("a", "b", "done"):
-            place = {"org": house.org, "run_id": run_id}
-            assert (
-                house.services.store.read(lambda connection, place=place: run_rows.count_rows(connection, **place))
-                == {}
-            )
-        assert not [path for path in house.settings.blobs_dir.rglob("*") if path.is_file()]
-
-    in_house(story)
+async def test_deleted_runs_are_gone_at_once_and_a_repeat_says_so(server: TestServer) -> None:
+    api = await server.api()
+    attempt = await attempts.start(server, "done")
+    await attempt.checkpoint()
+    await attempt.finish(0, outcome="Succeeded")
+    await create(server, "a", "b", "kept")
+    dry = await act(server, "delete", ids=["a", "b", "done", "unknown"], dryRun=True)
+    assert set(outcomes(dry).values()) == {"WouldDelete", "NotFound"}
+    assert (await api.get(server.path("runs/a"))).status_code == 200
+    deleted = await act(server, "delete", ids=["a", "b", "done", "unknown"])
+    expected = {"a": "Deleted", "b": "Deleted", "done": "Deleted", "unknown": "NotFound"}
+    assert outcomes(deleted) == expected
+    listed = (await api.get(server.path("runs"))).json()["items"]
+    assert [run["runId"] for run in listed] == ["kept"]
+    again = await act(server, "delete", ids=["a", "unknown"])
+    assert outcomes(again) == {"a": "AlreadyDeleted", "unknown": "NotFound"}
+    await server.services.jobs.wait_until_idle()
+    for run_id in ("a", "b", "done"):
+        place = {"org": server.org, "run_id": run_id}
+        assert (
+            server.services.store.read(lambda connection, place=place: run_rows.count_rows(connection, **place)) == {}
+        )
+    assert not [path for path in server.settings.blobs_dir.rglob("*") if path.is_file()]
 
 
 FILTERS: list[tuple[dict[str, Any], set[str]]] = [
@@ -110,111 +104,95 @@ FILTERS: list[tuple[dict[str, Any], set[str]]] = [
 ]
 
 
-async def four_runs(house: Any) -> None:
-    api = await house.api()
-    await api.put(house.path("flows/f1"), json={"spec": {}})
-    await api.put(house.path("trainingProjects/p1"), json={"spec": {}})
-    await create(house, "r1")
-    await create(house, "r2", flowId="f1")
-    await create(house, "r3", trainingProject="p1")
-    await create(house, "ended")
-    await api.patch(house.path("runs/ended"), json={"spec": {"killedAt": 1}})
+async def four_runs(server: TestServer) -> None:
+    api = await server.api()
+    await api.put(server.path("flows/f1"), json={"spec": {}})
+    await api.put(server.path("trainingProjects/p1"), json={"spec": {}})
+    await create(server, "r1")
+    await create(server, "r2", flowId="f1")
+    await create(server, "r3", trainingProject="p1")
+    await create(server, "ended")
+    await api.patch(server.path("runs/ended"), json={"spec": {"killedAt": 1}})
     for run_id, time_ms in (("r1", 1), ("r2", 2), ("r3", 3), ("ended", 0)):
         values = {"time_created": 1_700_000_000_000 + time_ms}
-        await house.services.store.write(
+        await server.services.store.write(
             lambda connection, run_id=run_id, values=values: run_rows.change(
-                connection, org=house.org, run_id=run_id, values=values
+                connection, org=server.org, run_id=run_id, values=values
             )
         )
 
 
-def test_a_filter_finds_what_the_list_finds(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        await four_runs(house)
-        for filter, expected in FILTERS:
-            assert set(outcomes(await act(house, "delete", filter=filter, dryRun=True))) == expected, filter
-            found = set(outcomes(await act(house, "kill", filter=filter, dryRun=True)))
-            assert found == expected - {"ended"}, filter
-        assert outcomes(await act(house, "kill", filter={"flow": "f1"})) == {"r2": "Killed"}
-        assert outcomes(await act(house, "kill", filter={"flow": "f1"})) == {}
-        deleted = await act(house, "delete", filter={"condition": "Cancelled"})
-        assert outcomes(deleted) == {"r2": "Deleted", "ended": "Deleted"}
-
-    in_house(story)
+async def test_a_filter_finds_what_the_list_finds(server: TestServer) -> None:
+    await four_runs(server)
+    for filter, expected in FILTERS:
+        assert set(outcomes(await act(server, "delete", filter=filter, dryRun=True))) == expected, filter
+        found = set(outcomes(await act(server, "kill", filter=filter, dryRun=True)))
+        assert found == expected - {"ended"}, filter
+    assert outcomes(await act(server, "kill", filter={"flow": "f1"})) == {"r2": "Killed"}
+    assert outcomes(await act(server, "kill", filter={"flow": "f1"})) == {}
+    deleted = await act(server, "delete", filter={"condition": "Cancelled"})
+    assert outcomes(deleted) == {"r2": "Deleted", "ended": "Deleted"}
 
 
-def test_a_filter_takes_a_bounded_number_and_says_that_there_are_more(
-    in_house: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+async def test_a_filter_takes_a_bounded_number_and_says_that_there_are_more(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk_runs, "MOST", 3)
     monkeypatch.setattr(bulk_runs, "AT_ONCE", 2)
-
-    async def story(house: Any) -> None:
-        await create(house, *(f"r{number}" for number in range(8)))
-        for verb in ("kill", "delete"):
-            sizes = []
-            while True:
-                answer = await act(house, verb, filter={"all": True})
-                sizes.append(len(answer["items"]))
-                if not answer["more"]:
-                    break
-            assert sizes == [3, 3, 2], verb
-        assert (await (await house.api()).get(house.path("runs"))).json()["items"] == []
-
-    in_house(story)
+    await create(server, *(f"r{number}" for number in range(8)))
+    for verb in ("kill", "delete"):
+        sizes = []
+        while True:
+            answer = await act(server, verb, filter={"all": True})
+            sizes.append(len(answer["items"]))
+            if not answer["more"]:
+                break
+        assert sizes == [3, 3, 2], verb
+    assert (await (await server.api()).get(server.path("runs"))).json()["items"] == []
 
 
-def test_each_run_has_its_own_audit_row(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        await create(house, "a", "b")
-        await act(house, "kill", ids=["a", "b", "unknown"])
-        await act(house, "kill", ids=["a", "b"])
-        await act(house, "delete", ids=["b", "a"])
-        await act(house, "delete", ids=["b", "a"])
-        rows = house.services.store.read(lambda connection: connection.execute(tables.audit.select()).all())
-        told = [(row.action, row.target) for row in rows if not row.action.startswith("create")]
-        assert told == [("kill run", "a"), ("kill run", "b"), ("delete run", "b"), ("delete run", "a")]
-
-    in_house(story)
+async def test_each_run_has_its_own_audit_row(server: TestServer) -> None:
+    await create(server, "a", "b")
+    await act(server, "kill", ids=["a", "b", "unknown"])
+    await act(server, "kill", ids=["a", "b"])
+    await act(server, "delete", ids=["b", "a"])
+    await act(server, "delete", ids=["b", "a"])
+    rows = server.services.store.read(lambda connection: connection.execute(tables.audit.select()).all())
+    told = [(row.action, row.target) for row in rows if not row.action.startswith("create")]
+    assert told == [("kill run", "a"), ("kill run", "b"), ("delete run", "b"), ("delete run", "a")]
 
 
-def test_bodies_that_do_not_say_which_runs_change_none(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        await create(house, "a")
-        api = await house.api()
-        bad: list[tuple[dict[str, Any], str]] = [
-            ({}, "InvalidBody"),
-            ({"ids": []}, "InvalidBody"),
-            ({"filter": {}}, "InvalidBody"),
-            ({"filter": {"attributes": {}}}, "InvalidBody"),
-            ({"filter": {"all": True, "condition": "Failed"}}, "InvalidBody"),
-            ({"filter": {"all": False}}, "InvalidBody"),
-            ({"filter": {"condition": "Fialed"}}, "InvalidBody"),
-            ({"filter": {"flows": "f"}}, "InvalidBody"),
-            ({"ids": ["a"], "filter": {"all": True}}, "InvalidBody"),
-            ({"ids": ["a", "../b"]}, "InvalidId"),
-            ({"ids": ["a", ""]}, "InvalidId"),
-            ({"ids": ["a"] * 1001}, "InvalidBody"),
-            ({"ids": ["a"], "extra": 1}, "InvalidBody"),
-        ]
-        for verb in ("kill", "delete"):
-            for body, code in bad:
-                answer = await api.post(house.path(f"runs:{verb}"), json=body)
-                assert (answer.status_code, answer.json()["code"]) == (400, code), (verb, body)
-        assert (await api.post(house.path("runs:delete"), json={"ids": ["a"], "graceSeconds": 1})).status_code == 400
-        assert (await api.post(house.path("runs:kill"), json={"ids": ["a"], "graceSeconds": -1})).status_code == 400
-        assert await condition(house, "a") == "Pending"
-
-    in_house(story)
+async def test_bodies_that_do_not_say_which_runs_change_none(server: TestServer) -> None:
+    await create(server, "a")
+    api = await server.api()
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({}, "InvalidBody"),
+        ({"ids": []}, "InvalidBody"),
+        ({"filter": {}}, "InvalidBody"),
+        ({"filter": {"attributes": {}}}, "InvalidBody"),
+        ({"filter": {"all": True, "condition": "Failed"}}, "InvalidBody"),
+        ({"filter": {"all": False}}, "InvalidBody"),
+        ({"filter": {"condition": "Fialed"}}, "InvalidBody"),
+        ({"filter": {"flows": "f"}}, "InvalidBody"),
+        ({"ids": ["a"], "filter": {"all": True}}, "InvalidBody"),
+        ({"ids": ["a", "../b"]}, "InvalidId"),
+        ({"ids": ["a", ""]}, "InvalidId"),
+        ({"ids": ["a"] * 1001}, "InvalidBody"),
+        ({"ids": ["a"], "extra": 1}, "InvalidBody"),
+    ]
+    for verb in ("kill", "delete"):
+        for body, code in bad:
+            answer = await api.post(server.path(f"runs:{verb}"), json=body)
+            assert (answer.status_code, answer.json()["code"]) == (400, code), (verb, body)
+    assert (await api.post(server.path("runs:delete"), json={"ids": ["a"], "graceSeconds": 1})).status_code == 400
+    assert (await api.post(server.path("runs:kill"), json={"ids": ["a"], "graceSeconds": -1})).status_code == 400
+    assert await condition(server, "a") == "Pending"
 
 
-def test_many_runs_and_a_create_at_the_same_time_all_succeed(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        names = [f"r{number}" for number in range(120)]
-        await create(house, *names)
-        killed, _ = await asyncio.gather(act(house, "kill", ids=names), create(house, "meanwhile"))
-        assert set(outcomes(killed).values()) == {"Killed"}
-        assert len(killed["items"]) == 120
-        assert await condition(house, "meanwhile") == "Pending"
-
-    in_house(story)
+async def test_many_runs_and_a_create_at_the_same_time_all_succeed(server: TestServer) -> None:
+    names = [f"r{number}" for number in range(120)]
+    await create(server, *names)
+    killed, _ = await asyncio.gather(act(server, "kill", ids=names), create(server, "meanwhile"))
+    assert set(outcomes(killed).values()) == {"Killed"}
+    assert len(killed["items"]) == 120
+    assert await condition(server, "meanwhile") == "Pending"

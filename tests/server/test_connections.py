@@ -3,11 +3,12 @@
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from support.server import TestServer
 
 from runyard.server.connections import ConnectionGuard, Peer, bind_socket, raise_file_limit
 from runyard.server.http.capacity import CHUNK_BYTES, Capacity, Exchange, Pace, Slots, parse_decimal
@@ -301,37 +302,33 @@ def test_whoever_waits_for_a_change_stops_when_its_client_leaves() -> None:
     asyncio.run(story())
 
 
-def test_a_controller_that_has_left_is_given_no_run(in_house: Callable[..., None]) -> None:
+async def test_a_controller_that_has_left_is_given_no_run(server: TestServer) -> None:
     """Otherwise the claim would hold the run until its lease expires, and no machine would train it."""
-
-    async def story(house: Any) -> None:
-        api = await house.api()
-        headers = {"host": "localhost", "authorization": f"Bearer {house.controller_key}", "content-length": "84"}
-        claim = b'{"claim_id": "c1", "machine_id": "m1", "host": "here", "slots": 1, "wait_s": 30.000}'
-        incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        incoming.put_nowait({"type": "http.request", "body": claim, "more_body": False})
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/internal/v1/claims",
-            "query_string": b"",
-            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-            "client": None,
-            "root_path": "",
-            "state": {},
-        }
-        sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        claiming = asyncio.ensure_future(house.door(scope, incoming.get, sent.put))
-        while SERVICES not in scope or incoming.qsize():
-            await asyncio.sleep(0.01)
-        incoming.put_nowait({"type": "http.disconnect"})
-        async with asyncio.timeout(10):
-            await claiming
-        assert (await api.put(house.path("runs/r1"), json={"spec": {}})).status_code == 201
-        status = (await api.get(house.path("runs/r1"))).json()["status"]
-        assert status["conditions"][-1]["condition"] == "Pending"
-
-    in_house(story)
+    api = await server.api()
+    headers = {"host": "localhost", "authorization": f"Bearer {server.controller_key}", "content-length": "84"}
+    claim = b'{"claim_id": "c1", "machine_id": "m1", "host": "here", "slots": 1, "wait_s": 30.000}'
+    incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    incoming.put_nowait({"type": "http.request", "body": claim, "more_body": False})
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/internal/v1/claims",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "client": None,
+        "root_path": "",
+        "state": {},
+    }
+    sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    claiming = asyncio.ensure_future(server.door(scope, incoming.get, sent.put))
+    while SERVICES not in scope or incoming.qsize():
+        await asyncio.sleep(0.01)
+    incoming.put_nowait({"type": "http.disconnect"})
+    async with asyncio.timeout(10):
+        await claiming
+    assert (await api.put(server.path("runs/r1"), json={"spec": {}})).status_code == 201
+    status = (await api.get(server.path("runs/r1"))).json()["status"]
+    assert status["conditions"][-1]["condition"] == "Pending"
 
 
 @pytest.mark.parametrize(

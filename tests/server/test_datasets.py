@@ -5,12 +5,13 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 from PIL import Image
+from support import attempts
+from support.server import TestServer
 
 from runyard.server.services import retention
 from runyard.server.services.imports import sweep
@@ -19,8 +20,8 @@ from runyard.store import datasets as dataset_rows
 from tests.server.datasets import Data, grounding_row, jsonl, picture, shelf, vqa_row
 
 
-async def data_of(house: Any) -> Data:
-    return Data(house, await house.api())
+async def data_of(server: TestServer) -> Data:
+    return Data(server, await server.api())
 
 
 async def named(data: Data, dataset_id: str) -> dict[str, dict[str, Any]]:
@@ -29,206 +30,190 @@ async def named(data: Data, dataset_id: str) -> dict[str, dict[str, Any]]:
     return {asset["filename"].rpartition("/")[2]: asset for asset in listed}
 
 
-def test_a_dataset_is_described_changed_and_listed(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        ids = [await data.make(name=f"shelf {number}") for number in range(3)]
-        assert all(id.isalnum() for id in ids)
-        changed = await data.api.patch(
-            data.path(ids[0]), json={"name": "new", "description": "boxes", "metadata": {"attributes": {"team": "v"}}}
-        )
-        assert changed.json()["name"] == "new"
-        again = (await data.api.get(house.path(f"datasets/{ids[0]}"))).json()
-        assert (again["description"], again["metadata"]["attributes"]) == ("boxes", {"team": "v"})
-        stale = await data.api.patch(data.path(ids[0]), json={"name": "x"}, headers={"if-match": '"old"'})
-        assert stale.json()["code"] == "EtagMismatch"
-        first = (await data.api.get(house.path("datasets"), params={"s": 2})).json()
-        second = (await data.api.get(house.path("simpleDatasets"), params={"s": 2, "p": first["nextPage"]})).json()
-        assert {d["datasetId"] for d in first["items"] + second["items"]} == set(ids)
-        assert second["nextPage"] is None
-        refused = await data.api.post(house.path("datasets"), json={"name": "x", "type": "segmentation"})
-        assert refused.json()["problems"][0]["path"] == "/type"
-
-    in_house(story)
+async def test_a_dataset_is_described_changed_and_listed(server: TestServer) -> None:
+    data = await data_of(server)
+    ids = [await data.make(name=f"shelf {number}") for number in range(3)]
+    assert all(id.isalnum() for id in ids)
+    changed = await data.api.patch(
+        data.path(ids[0]), json={"name": "new", "description": "boxes", "metadata": {"attributes": {"team": "v"}}}
+    )
+    assert changed.json()["name"] == "new"
+    again = (await data.api.get(server.path(f"datasets/{ids[0]}"))).json()
+    assert (again["description"], again["metadata"]["attributes"]) == ("boxes", {"team": "v"})
+    stale = await data.api.patch(data.path(ids[0]), json={"name": "x"}, headers={"if-match": '"old"'})
+    assert stale.json()["code"] == "EtagMismatch"
+    first = (await data.api.get(server.path("datasets"), params={"s": 2})).json()
+    second = (await data.api.get(server.path("simpleDatasets"), params={"s": 2, "p": first["nextPage"]})).json()
+    assert {d["datasetId"] for d in first["items"] + second["items"]} == set(ids)
+    assert second["nextPage"] is None
+    refused = await data.api.post(server.path("datasets"), json={"name": "x", "type": "segmentation"})
+    assert refused.json()["problems"][0]["path"] == "/type"
 
 
-def test_pictures_are_sorted_filtered_paged_renamed_and_fetched(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        await data.bring(dataset_id, shelf(5))
-        names = [f"shelf/{number}.png" for number in range(1, 6)]
-        for sorting in ("filename", "metadata.fileSize", "assetId", "lastModified.contents", "default"):
-            seen, token = [], ""
-            for _ in range(3):
-                params = {"s": 2, "sortBy": sorting, "o": "desc"} | ({"p": token} if token else {})
-                page = await data.get(dataset_id, "assets", **params)
-                seen += [asset["filename"] for asset in page["items"]]
-                token = page["nextPage"]
-            assert (sorted(seen), token) == (names, None), sorting
-            if sorting == "filename":
-                assert seen == names[::-1]
-        filtered = await data.get(dataset_id, "assets", filter="{'filename': '3.p'}", contents="y")
-        assert [asset["filename"] for asset in filtered["items"]] == ["shelf/3.png"]
-        assert (await data.get(dataset_id, "assets:count", filter="shelf/")) == {"count": 5}
-        asset = filtered["items"][0]
-        assert asset["metadata"]["sha256"] == hashlib.sha256(picture(3)).hexdigest()
-        anonymous = await house.client(None)
-        url = asset["contents"]["asset"]["url"]
-        assert url.endswith("/3.png")
-        assert (await anonymous.get(url)).content == picture(3)
-        part = await anonymous.get(url, headers={"range": "bytes=2-5"})
-        assert (part.status_code, part.content) == (206, picture(3)[2:6])
+async def test_pictures_are_sorted_filtered_paged_renamed_and_fetched(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    await data.bring(dataset_id, shelf(5))
+    names = [f"shelf/{number}.png" for number in range(1, 6)]
+    for sorting in ("filename", "metadata.fileSize", "assetId", "lastModified.contents", "default"):
+        seen, token = [], ""
+        for _ in range(3):
+            params = {"s": 2, "sortBy": sorting, "o": "desc"} | ({"p": token} if token else {})
+            page = await data.get(dataset_id, "assets", **params)
+            seen += [asset["filename"] for asset in page["items"]]
+            token = page["nextPage"]
+        assert (sorted(seen), token) == (names, None), sorting
+        if sorting == "filename":
+            assert seen == names[::-1]
+    filtered = await data.get(dataset_id, "assets", filter="{'filename': '3.p'}", contents="y")
+    assert [asset["filename"] for asset in filtered["items"]] == ["shelf/3.png"]
+    assert (await data.get(dataset_id, "assets:count", filter="shelf/")) == {"count": 5}
+    asset = filtered["items"][0]
+    assert asset["metadata"]["sha256"] == hashlib.sha256(picture(3)).hexdigest()
+    anonymous = await server.client(None)
+    url = asset["contents"]["asset"]["url"]
+    assert url.endswith("/3.png")
+    assert (await anonymous.get(url)).content == picture(3)
+    part = await anonymous.get(url, headers={"range": "bytes=2-5"})
+    assert (part.status_code, part.content) == (206, picture(3)[2:6])
 
-        place = data.path(dataset_id, "assets", asset["assetId"])
-        renamed = await data.api.post(place + "/name", json={"filename": "shelf/three.png"})
-        assert renamed.json()["filename"] == "shelf/three.png"
-        taken = await data.api.post(place + "/name", json={"filename": "shelf/1.png"})
-        assert (taken.status_code, taken.json()["code"]) == (409, "NameTaken")
-        for name in ("../x.png", "/x.png", "a//b.png", ""):
-            assert (await data.api.post(place + "/name", json={"filename": name})).status_code == 400, name
-        by_name = await data.api.post(
-            data.path(dataset_id, "assetFiles", "nothing.png", "name"), json={"filename": "x"}
-        )
-        assert by_name.status_code == 404
-        assert (await data.api.delete(place)).status_code == 204
-        assert (await data.api.get(place)).status_code == 404
-        assert (await anonymous.get(url)).status_code == 404
-        assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 4
-
-    in_house(story)
+    place = data.path(dataset_id, "assets", asset["assetId"])
+    renamed = await data.api.post(place + "/name", json={"filename": "shelf/three.png"})
+    assert renamed.json()["filename"] == "shelf/three.png"
+    taken = await data.api.post(place + "/name", json={"filename": "shelf/1.png"})
+    assert (taken.status_code, taken.json()["code"]) == (409, "NameTaken")
+    for name in ("../x.png", "/x.png", "a//b.png", ""):
+        assert (await data.api.post(place + "/name", json={"filename": name})).status_code == 400, name
+    by_name = await data.api.post(data.path(dataset_id, "assetFiles", "nothing.png", "name"), json={"filename": "x"})
+    assert by_name.status_code == 404
+    assert (await data.api.delete(place)).status_code == 204
+    assert (await data.api.get(place)).status_code == 404
+    assert (await anonymous.get(url)).status_code == 404
+    assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 4
 
 
-def test_annotations_are_told_part_by_part_and_edited(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make("phrase-grounding")
-        done = await data.bring(dataset_id, {"a.png": picture(1), "l.jsonl": jsonl(grounding_row(1, "a.png"))})
-        asset = (await named(data, dataset_id))["a.png"]
-        place = ("assets", asset["assetId"], "annotations")
-        caption, box = (await data.get(dataset_id, *place))["items"]
-        assert caption["spec"]["contents"] == {"kind": "Caption", "contents": "a red box on a shelf"}
-        assert box["spec"]["contents"]["target"] == [0, 9]
-        assert box["spec"]["contents"]["bound"] == [[0.1, 0.2], [0.4, 0.2], [0.4, 0.6], [0.1, 0.6]]
-        assert caption["spec"]["aggregation"]["whole"] == box["spec"]["aggregation"]["whole"] == {"id": "1"}
-        first = await data.get(dataset_id, *place, s=1)
-        assert (await data.get(dataset_id, *place, s=1, p=first["nextPage"]))["items"] == [box]
+async def test_annotations_are_told_part_by_part_and_edited(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make("phrase-grounding")
+    done = await data.bring(dataset_id, {"a.png": picture(1), "l.jsonl": jsonl(grounding_row(1, "a.png"))})
+    asset = (await named(data, dataset_id))["a.png"]
+    place = ("assets", asset["assetId"], "annotations")
+    caption, box = (await data.get(dataset_id, *place))["items"]
+    assert caption["spec"]["contents"] == {"kind": "Caption", "contents": "a red box on a shelf"}
+    assert box["spec"]["contents"]["target"] == [0, 9]
+    assert box["spec"]["contents"]["bound"] == [[0.1, 0.2], [0.4, 0.2], [0.4, 0.6], [0.1, 0.6]]
+    assert caption["spec"]["aggregation"]["whole"] == box["spec"]["aggregation"]["whole"] == {"id": "1"}
+    first = await data.get(dataset_id, *place, s=1)
+    assert (await data.get(dataset_id, *place, s=1, p=first["nextPage"]))["items"] == [box]
 
-        async def put(annotation: dict[str, Any], contents: Any) -> Any:
-            path = data.path(dataset_id, *place, annotation["annotationId"])
-            return await data.api.put(path, json={"spec": {"contents": contents}})
+    async def put(annotation: dict[str, Any], contents: Any) -> Any:
+        path = data.path(dataset_id, *place, annotation["annotationId"])
+        return await data.api.put(path, json={"spec": {"contents": contents}})
 
-        moved = await put(box, {"bound": [[0, 0], [1, 0], [1, 0.5], [0, 0.5]], "target": [13, 20]})
-        assert moved.json()["spec"]["contents"]["bound"][2] == [1.0, 0.5]
-        assert moved.json()["spec"]["contents"]["target"] == [13, 20]
-        for contents in (
-            {"bound": [[0, 0], [2, 0], [2, 1], [0, 1]]},
-            {"bound": [[0.5, 0.5], [0.5, 0.5]]},
-            {"bound": "no"},
-            {"target": [90, 95]},
-        ):
-            refused = await put(box, contents)
-            assert (refused.status_code, refused.json()["code"]) == (400, "InvalidBody"), contents
-        assert (await put(caption, {"contents": "no words of it"})).status_code == 400
-        worded = await put(caption, {"contents": "there is a shelf"})
-        assert worded.json()["spec"]["contents"]["contents"] == "there is a shelf"
-        assert (await data.api.delete(data.path(dataset_id, *place, box["annotationId"]))).status_code == 204
-        assert len((await data.get(dataset_id, *place))["items"]) == 1
-        assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 1
-        assert (await data.api.delete(data.path(dataset_id, *place, caption["annotationId"]))).content == b""
-        statistic = (await data.get(dataset_id))["statistic"]
-        assert (statistic["annotationTotal"], statistic["assetAnnotated"], statistic["assetTotal"]) == (0, 0, 1)
-        assert done["status"]["version"]
-
-    in_house(story)
+    moved = await put(box, {"bound": [[0, 0], [1, 0], [1, 0.5], [0, 0.5]], "target": [13, 20]})
+    assert moved.json()["spec"]["contents"]["bound"][2] == [1.0, 0.5]
+    assert moved.json()["spec"]["contents"]["target"] == [13, 20]
+    for contents in (
+        {"bound": [[0, 0], [2, 0], [2, 1], [0, 1]]},
+        {"bound": [[0.5, 0.5], [0.5, 0.5]]},
+        {"bound": "no"},
+        {"target": [90, 95]},
+    ):
+        refused = await put(box, contents)
+        assert (refused.status_code, refused.json()["code"]) == (400, "InvalidBody"), contents
+    assert (await put(caption, {"contents": "no words of it"})).status_code == 400
+    worded = await put(caption, {"contents": "there is a shelf"})
+    assert worded.json()["spec"]["contents"]["contents"] == "there is a shelf"
+    assert (await data.api.delete(data.path(dataset_id, *place, box["annotationId"]))).status_code == 204
+    assert len((await data.get(dataset_id, *place))["items"]) == 1
+    assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 1
+    assert (await data.api.delete(data.path(dataset_id, *place, caption["annotationId"]))).content == b""
+    statistic = (await data.get(dataset_id))["statistic"]
+    assert (statistic["annotationTotal"], statistic["assetAnnotated"], statistic["assetTotal"]) == (0, 0, 1)
+    assert done["status"]["version"]
 
 
-def test_questions_are_told_as_a_caption_of_json(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        await data.bring(dataset_id, shelf(1))
-        asset = (await named(data, dataset_id))["1.png"]
-        place = ("assets", asset["assetId"], "annotations")
-        [told] = (await data.get(dataset_id, *place))["items"]
-        contents = json.loads(told["spec"]["contents"]["contents"])
-        assert contents["interactions"][0]["answer"] == "Two."
-        contents["interactions"][0]["answer"] = "Three."
-        path = data.path(dataset_id, *place, told["annotationId"])
-        changed = await data.api.patch(path, json={"contents": json.dumps(contents)})
-        assert "Three." in changed.json()["spec"]["contents"]["contents"]
-        for bad in ("{}", "no", json.dumps({"type": "Freeform", "text": "x"})):
-            assert (await data.api.patch(path, json={"contents": bad})).json()["code"] == "InvalidBody", bad
-
-    in_house(story)
+async def test_questions_are_told_as_a_caption_of_json(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    await data.bring(dataset_id, shelf(1))
+    asset = (await named(data, dataset_id))["1.png"]
+    place = ("assets", asset["assetId"], "annotations")
+    [told] = (await data.get(dataset_id, *place))["items"]
+    contents = json.loads(told["spec"]["contents"]["contents"])
+    assert contents["interactions"][0]["answer"] == "Two."
+    contents["interactions"][0]["answer"] = "Three."
+    path = data.path(dataset_id, *place, told["annotationId"])
+    changed = await data.api.patch(path, json={"contents": json.dumps(contents)})
+    assert "Three." in changed.json()["spec"]["contents"]["contents"]
+    for bad in ("{}", "no", json.dumps({"type": "Freeform", "text": "x"})):
+        assert (await data.api.patch(path, json={"contents": bad})).json()["code"] == "InvalidBody", bad
 
 
-async def create_run(house: Any, run_id: str, **settings: Any) -> Any:
+async def create_run(server: TestServer, run_id: str, **settings: Any) -> Any:
     flow = {"blocks": [{"block": "vi-dataset", "settings": settings}]}
-    return await (await house.api()).put(house.path(f"runs/{run_id}"), json={"spec": {"flow": flow}})
+    return await (await server.api()).put(server.path(f"runs/{run_id}"), json={"spec": {"flow": flow}})
 
 
-def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        done = await data.bring(dataset_id, shelf(3))
-        created = await create_run(house, "r1", datasetId=dataset_id)
-        settings = created.json()["spec"]["flow"]["blocks"][0]["settings"]
-        assert (settings["datasetVersion"], settings["projectKind"]) == (done["status"]["version"], "vqa")
+async def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    done = await data.bring(dataset_id, shelf(3))
+    created = await create_run(server, "r1", datasetId=dataset_id)
+    settings = created.json()["spec"]["flow"]["blocks"][0]["settings"]
+    assert (settings["datasetVersion"], settings["projectKind"]) == (done["status"]["version"], "vqa")
 
-        [asset] = [asset for name, asset in (await named(data, dataset_id)).items() if name == "2.png"]
-        await data.api.delete(data.path(dataset_id, "assets", asset["assetId"]))
-        attempt = await acts.claim(house)
-        offered = (await attempt.client.get("/internal/v1/attempt/dataset")).json()
-        assert (offered["version"], offered["assets"], offered["records"]) == (settings["datasetVersion"], 3, 3)
-        manifest = await attempt.client.get(f"/internal/v1/attempt/blobs/{offered['manifest']['sha256']}")
-        assert hashlib.sha256(manifest.content).hexdigest()[:16] == offered["version"]
-        lines = [json.loads(line) for line in manifest.content.splitlines()]
-        assert [line["filename"] for line in lines] == [f"shelf/{n}.png" for n in (1, 2, 3)]
-        body = (await attempt.client.get("/internal/v1/attempt/dataset/contents")).content
-        places = {content: rest for content, *rest in map(json.loads, body.splitlines())}
-        packs = {
-            stored["sha256"]: (await attempt.client.get(f"/internal/v1/attempt/blobs/{stored['sha256']}")).content
-            for stored in offered["packs"]
-        }
-        for line in lines:
-            blob, offset, size = places[line["sha256"]]
-            assert hashlib.sha256(packs[blob][offset : offset + size]).hexdigest() == line["sha256"]
-        other = hashlib.sha256(b"other").hexdigest()
-        assert (await attempt.client.get(f"/internal/v1/attempt/blobs/{other}")).status_code == 404
+    [asset] = [asset for name, asset in (await named(data, dataset_id)).items() if name == "2.png"]
+    await data.api.delete(data.path(dataset_id, "assets", asset["assetId"]))
+    attempt = await attempts.claim(server)
+    offered = (await attempt.client.get("/internal/v1/attempt/dataset")).json()
+    assert (offered["version"], offered["assets"], offered["records"]) == (settings["datasetVersion"], 3, 3)
+    manifest = await attempt.client.get(f"/internal/v1/attempt/blobs/{offered['manifest']['sha256']}")
+    assert hashlib.sha256(manifest.content).hexdigest()[:16] == offered["version"]
+    lines = [json.loads(line) for line in manifest.content.splitlines()]
+    assert [line["filename"] for line in lines] == [f"shelf/{n}.png" for n in (1, 2, 3)]
+    body = (await attempt.client.get("/internal/v1/attempt/dataset/contents")).content
+    places = {content: rest for content, *rest in map(json.loads, body.splitlines())}
+    packs = {
+        stored["sha256"]: (await attempt.client.get(f"/internal/v1/attempt/blobs/{stored['sha256']}")).content
+        for stored in offered["packs"]
+    }
+    for line in lines:
+        blob, offset, size = places[line["sha256"]]
+        assert hashlib.sha256(packs[blob][offset : offset + size]).hexdigest() == line["sha256"]
+    other = hashlib.sha256(b"other").hexdigest()
+    assert (await attempt.client.get(f"/internal/v1/attempt/blobs/{other}")).status_code == 404
 
-        # A new run takes what the dataset is now; the old version can still be named.
-        newer = await create_run(house, "r2", datasetId=dataset_id)
-        assert newer.json()["spec"]["flow"]["blocks"][0]["settings"]["datasetVersion"] != offered["version"]
-        again = await create_run(house, "r3", datasetId=dataset_id, datasetVersion=offered["version"])
-        assert again.status_code == 201, again.text
+    # A new run takes what the dataset is now; the old version can still be named.
+    newer = await create_run(server, "r2", datasetId=dataset_id)
+    assert newer.json()["spec"]["flow"]["blocks"][0]["settings"]["datasetVersion"] != offered["version"]
+    again = await create_run(server, "r3", datasetId=dataset_id, datasetVersion=offered["version"])
+    assert again.status_code == 201, again.text
 
-        refused = await data.api.delete(data.path(dataset_id))
-        assert (refused.status_code, refused.json()["code"]) == (409, "DatasetInUse")
-        assert "r1" in refused.json()["message"]
-        # Once no run needs it, the version goes, and the picture with it.
-        await attempt.start()
-        for run_id in ("r1", "r3"):
-            await data.api.delete(house.path(f"runs/{run_id}"))
-        await attempt.finish(75)
-        await deletion.sweep(house.services)
-        versions = (await data.get(dataset_id, "versions"))["items"]
-        assert [version["assets"] for version in versions] == [2]
-        found = await data.storage()
-        assert found["agrees"], found
-        for left in (await data.get(dataset_id, "assets", contents="y"))["items"]:
-            content = (await (await house.client(None)).get(left["contents"]["asset"]["url"])).content
-            assert hashlib.sha256(content).hexdigest() == left["metadata"]["sha256"]
-        held = b"".join(
-            house.services.blobs(house.org).open(h).read() for h in house.services.blobs(house.org).hashes()
-        )
-        assert picture(1) in held
-        assert picture(2) not in held
-
-    in_house(story)
+    refused = await data.api.delete(data.path(dataset_id))
+    assert (refused.status_code, refused.json()["code"]) == (409, "DatasetInUse")
+    assert "r1" in refused.json()["message"]
+    # Once no run needs it, the version goes, and the picture with it.
+    await attempt.start()
+    for run_id in ("r1", "r3"):
+        await data.api.delete(server.path(f"runs/{run_id}"))
+    await attempt.finish(75)
+    await deletion.sweep(server.services)
+    versions = (await data.get(dataset_id, "versions"))["items"]
+    assert [version["assets"] for version in versions] == [2]
+    found = await data.storage()
+    assert found["agrees"], found
+    for left in (await data.get(dataset_id, "assets", contents="y"))["items"]:
+        content = (await (await server.client(None)).get(left["contents"]["asset"]["url"])).content
+        assert hashlib.sha256(content).hexdigest() == left["metadata"]["sha256"]
+    held = b"".join(
+        server.services.blobs(server.org).open(h).read() for h in server.services.blobs(server.org).hashes()
+    )
+    assert picture(1) in held
+    assert picture(2) not in held
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize(
     ("settings", "place"),
     [
@@ -237,239 +222,206 @@ def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(in_house: Ca
         ({"projectKind": "phrase-grounding"}, "/blocks/0/settings/projectKind"),
     ],
 )
-def test_a_flow_that_does_not_fit_its_dataset_is_refused_with_the_place(
-    in_house: Callable[..., None], store_kind: str, settings: dict[str, str], place: str
+async def test_a_flow_that_does_not_fit_its_dataset_is_refused_with_the_place(
+    server: TestServer, settings: dict[str, str], place: str
 ) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        empty = await create_run(house, "r0", datasetId=dataset_id)
-        assert "has no records" in empty.json()["message"]
-        await data.bring(dataset_id, shelf(1))
-        refused = await create_run(house, "r1", **({"datasetId": dataset_id} | settings))
-        assert (refused.status_code, refused.json()["code"]) == (400, "InvalidFlow"), refused.text
-        assert [problem["path"] for problem in refused.json()["problems"]] == [place]
-
-    if store_kind == "sqlite":
-        in_house(story)
+    data = await data_of(server)
+    dataset_id = await data.make()
+    empty = await create_run(server, "r0", datasetId=dataset_id)
+    assert "has no records" in empty.json()["message"]
+    await data.bring(dataset_id, shelf(1))
+    refused = await create_run(server, "r1", **({"datasetId": dataset_id} | settings))
+    assert (refused.status_code, refused.json()["code"]) == (400, "InvalidFlow"), refused.text
+    assert [problem["path"] for problem in refused.json()["problems"]] == [place]
 
 
-def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id, kept = await data.make(), await data.make(name="kept")
-        await data.bring(dataset_id, shelf(4))
-        await data.bring(kept, shelf(2))
-        await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": {"format": "ViJsonl"}})
-        waiting = await data.begin(dataset_id)
-        answer = await data.api.delete(data.path(dataset_id))
-        assert (answer.status_code, answer.json()["kind"]) == (200, "DeletedDataset")
-        assert (await data.api.get(data.path(dataset_id))).status_code == 404
-        assert (await data.api.delete(data.path(dataset_id))).status_code == 404
-        assert (await data.send(waiting["status"]["upload"]["url"], b"x")).status_code in (404, 409)
-        async with asyncio.timeout(30):
-            await house.services.jobs.wait_until_idle()
-        await deletion.sweep(house.services)
-        told = (await data.api.get(data.path(dataset_id, "deleteOperation"))).json()
-        assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
-        place: Any = {"org": house.org, "dataset_id": dataset_id}
-        assert house.services.store.read(partial(dataset_rows.count_rows, **place)) == {}
-        found = await data.storage()
-        assert found["agrees"], found
-        # The other dataset shows two of the same pictures, and has them still.
-        listed = (await data.get(kept, "assets", contents="y"))["items"]
-        anonymous = await house.client(None)
-        for asset in listed:
-            content = (await anonymous.get(asset["contents"]["asset"]["url"])).content
-            assert hashlib.sha256(content).hexdigest() == asset["metadata"]["sha256"]
-        await data.api.delete(data.path(kept))
-        await house.services.jobs.wait_until_idle()
-        found = await data.storage()
-        assert (found["agrees"], found["blobs"]) == (True, 0), found
-
-    in_house(story)
+async def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id, kept = await data.make(), await data.make(name="kept")
+    await data.bring(dataset_id, shelf(4))
+    await data.bring(kept, shelf(2))
+    await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": {"format": "ViJsonl"}})
+    waiting = await data.begin(dataset_id)
+    answer = await data.api.delete(data.path(dataset_id))
+    assert (answer.status_code, answer.json()["kind"]) == (200, "DeletedDataset")
+    assert (await data.api.get(data.path(dataset_id))).status_code == 404
+    assert (await data.api.delete(data.path(dataset_id))).status_code == 404
+    assert (await data.send(waiting["status"]["upload"]["url"], b"x")).status_code in (404, 409)
+    async with asyncio.timeout(30):
+        await server.services.jobs.wait_until_idle()
+    await deletion.sweep(server.services)
+    told = (await data.api.get(data.path(dataset_id, "deleteOperation"))).json()
+    assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
+    place: Any = {"org": server.org, "dataset_id": dataset_id}
+    assert server.services.store.read(partial(dataset_rows.count_rows, **place)) == {}
+    found = await data.storage()
+    assert found["agrees"], found
+    # The other dataset shows two of the same pictures, and has them still.
+    listed = (await data.get(kept, "assets", contents="y"))["items"]
+    anonymous = await server.client(None)
+    for asset in listed:
+        content = (await anonymous.get(asset["contents"]["asset"]["url"])).content
+        assert hashlib.sha256(content).hexdigest() == asset["metadata"]["sha256"]
+    await data.api.delete(data.path(kept))
+    await server.services.jobs.wait_until_idle()
+    found = await data.storage()
+    assert (found["agrees"], found["blobs"]) == (True, 0), found
 
 
-def test_what_trainings_made_of_a_deleted_dataset_goes_unless_another_is_the_same(
-    in_house: Callable[..., None], store_kind: str
-) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        settings = house.services.settings
-        first, second = await data.make(), await data.make(name="the same")
-        await data.bring(first, shelf(2))
-        await data.bring(second, shelf(2))
-        [version] = {
-            (await data.get(dataset_id, "versions"))["items"][0]["datasetVersionId"] for dataset_id in (first, second)
-        }
-        brought = settings.datasets_dir / house.org / version
-        caches = {dataset_id: settings.cache_dir / house.org / dataset_id for dataset_id in (first, second)}
-        for folder in (brought, *caches.values()):
-            folder.mkdir(parents=True)
-            (folder / "pictures").write_bytes(b"x")
-        await data.api.delete(data.path(first))
-        await house.services.jobs.wait_until_idle()
-        assert (brought.exists(), caches[first].exists(), caches[second].exists()) == (True, False, True)
-        await data.api.delete(data.path(second))
-        await house.services.jobs.wait_until_idle()
-        assert (brought.exists(), caches[second].exists()) == (False, False)
-
-    if store_kind == "sqlite":
-        in_house(story)
+@pytest.mark.sqlite_only
+async def test_what_trainings_made_of_a_deleted_dataset_goes_unless_another_is_the_same(server: TestServer) -> None:
+    data = await data_of(server)
+    settings = server.services.settings
+    first, second = await data.make(), await data.make(name="the same")
+    await data.bring(first, shelf(2))
+    await data.bring(second, shelf(2))
+    [version] = {
+        (await data.get(dataset_id, "versions"))["items"][0]["datasetVersionId"] for dataset_id in (first, second)
+    }
+    brought = settings.datasets_dir / server.org / version
+    caches = {dataset_id: settings.cache_dir / server.org / dataset_id for dataset_id in (first, second)}
+    for folder in (brought, *caches.values()):
+        folder.mkdir(parents=True)
+        (folder / "pictures").write_bytes(b"x")
+    await data.api.delete(data.path(first))
+    await server.services.jobs.wait_until_idle()
+    assert (brought.exists(), caches[first].exists(), caches[second].exists()) == (True, False, True)
+    await data.api.delete(data.path(second))
+    await server.services.jobs.wait_until_idle()
+    assert (brought.exists(), caches[second].exists()) == (False, False)
 
 
-def test_a_pack_that_is_mostly_rubbish_is_written_anew(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        await data.bring(dataset_id, shelf(8))
-        blobs = house.services.blobs(house.org)
-        before = sum(blobs.size_bytes(sha256) for sha256 in blobs.hashes())
-        names = [f"shelf/{number}.png" for number in range(1, 8)]
-        spec = {"filter": {"filenames": names}, "metadataQuery": None, "ruleQuery": None, "strictQuery": None}
-        begun = await data.api.post(data.path(dataset_id, "deleteManyAssetsSessions"), json={"spec": spec})
-        await house.services.jobs.wait_until_idle()
-        session = begun.json()["deleteManyAssetsSessionId"]
-        told = await data.get(dataset_id, "deleteManyAssetsSessions", session)
-        assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
-        assert list(await named(data, dataset_id)) == ["8.png"]
-        [asset] = (await data.get(dataset_id, "assets", contents="y"))["items"]
-        assert (await (await house.client(None)).get(asset["contents"]["asset"]["url"])).content == picture(8)
-        assert sum(blobs.size_bytes(sha256) for sha256 in blobs.hashes()) < before / 2
-        found = await data.storage()
-        assert found["agrees"], found
-        await retention.remove_unneeded_images(house.services, org=house.org)
-
-    in_house(story)
+async def test_a_pack_that_is_mostly_rubbish_is_written_anew(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    await data.bring(dataset_id, shelf(8))
+    blobs = server.services.blobs(server.org)
+    before = sum(blobs.size_bytes(sha256) for sha256 in blobs.hashes())
+    names = [f"shelf/{number}.png" for number in range(1, 8)]
+    spec = {"filter": {"filenames": names}, "metadataQuery": None, "ruleQuery": None, "strictQuery": None}
+    begun = await data.api.post(data.path(dataset_id, "deleteManyAssetsSessions"), json={"spec": spec})
+    await server.services.jobs.wait_until_idle()
+    session = begun.json()["deleteManyAssetsSessionId"]
+    told = await data.get(dataset_id, "deleteManyAssetsSessions", session)
+    assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
+    assert list(await named(data, dataset_id)) == ["8.png"]
+    [asset] = (await data.get(dataset_id, "assets", contents="y"))["items"]
+    assert (await (await server.client(None)).get(asset["contents"]["asset"]["url"])).content == picture(8)
+    assert sum(blobs.size_bytes(sha256) for sha256 in blobs.hashes()) < before / 2
+    found = await data.storage()
+    assert found["agrees"], found
+    await retention.remove_unneeded_images(server.services, org=server.org)
 
 
-def test_lost_bytes_of_a_dataset_are_told_and_strays_removed(in_house: Callable[..., None], store_kind: str) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        done = await data.bring(dataset_id, shelf(2))
-        blobs = house.services.blobs(house.org)
-        for sha256 in list(blobs.hashes()):
-            blobs.delete(sha256)
-        stray = house.settings.imports_dir / house.org / "stray"
-        stray.mkdir(parents=True)
-        found = await data.storage()
-        assert found["foldersWithoutImports"] == ["stray"]
-        lost = {(file["datasetId"], file["path"]) for file in found["rowsWithoutBlobs"]}
-        assert lost == {("", "pictures"), (dataset_id, f"version {done['status']['version']}")}
-        await data.api.post(house.path("storage/collections"))
-        assert not stray.exists()
-        answer = await create_run(house, "r1", datasetId=dataset_id)
-        assert answer.status_code == 201
-        # Deleting it all still works: what is lost needs no removal.
-        await data.api.delete(house.path("runs/r1"))
-        await data.api.delete(data.path(dataset_id))
-        async with asyncio.timeout(30):
-            await house.services.jobs.wait_until_idle()
-        found = await data.storage()
-        assert found["agrees"], found
-
-    if store_kind == "sqlite":
-        in_house(story)
+@pytest.mark.sqlite_only
+async def test_lost_bytes_of_a_dataset_are_told_and_strays_removed(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    done = await data.bring(dataset_id, shelf(2))
+    blobs = server.services.blobs(server.org)
+    for sha256 in list(blobs.hashes()):
+        blobs.delete(sha256)
+    stray = server.settings.imports_dir / server.org / "stray"
+    stray.mkdir(parents=True)
+    found = await data.storage()
+    assert found["foldersWithoutImports"] == ["stray"]
+    lost = {(file["datasetId"], file["path"]) for file in found["rowsWithoutBlobs"]}
+    assert lost == {("", "pictures"), (dataset_id, f"version {done['status']['version']}")}
+    await data.api.post(server.path("storage/collections"))
+    assert not stray.exists()
+    answer = await create_run(server, "r1", datasetId=dataset_id)
+    assert answer.status_code == 201
+    # Deleting it all still works: what is lost needs no removal.
+    await data.api.delete(server.path("runs/r1"))
+    await data.api.delete(data.path(dataset_id))
+    async with asyncio.timeout(30):
+        await server.services.jobs.wait_until_idle()
+    found = await data.storage()
+    assert found["agrees"], found
 
 
-def test_a_filter_that_is_not_understood_deletes_nothing(in_house: Callable[..., None], store_kind: str) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        path = data.path(dataset_id, "deleteManyAssetsSessions")
-        for spec in ({}, {"filter": ""}, {"filter": {"colour": "red"}}, {"filter": "a", "metadataQuery": "x"}):
-            answer = await data.api.post(path, json={"spec": spec})
-            assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), spec
-
-    if store_kind == "sqlite":
-        in_house(story)
+@pytest.mark.sqlite_only
+async def test_a_filter_that_is_not_understood_deletes_nothing(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    path = data.path(dataset_id, "deleteManyAssetsSessions")
+    for spec in ({}, {"filter": ""}, {"filter": {"colour": "red"}}, {"filter": "a", "metadataQuery": "x"}):
+        answer = await data.api.post(path, json={"spec": spec})
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), spec
 
 
-def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(in_house: Callable[..., None], store_kind: str) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        await data.bring(dataset_id, shelf(4))
-        names = {}
-        for format, ratio in (("ViFull", 0.5), ("ViJsonl", None), ("Parquet", None)):
-            spec = {"format": format, "options": {"normalized": True, "splitRatio": ratio}}
-            house.clock.forward(1)
-            begun = (await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": spec})).json()
-            assert [c["status"] for c in begun["status"]["conditions"]] == ["Waiting"]
-            await house.services.jobs.wait_until_idle()
-            told = await data.get(dataset_id, "datasetExports", begun["datasetExportId"])
-            assert [c["status"] for c in told["status"]["conditions"]] == ["Reached"], told
-            whole = (await (await house.client(None)).get(told["status"]["downloadUrl"]["url"])).content
-            assert hashlib.sha256(whole).hexdigest() == told["status"]["sha256"]
-            with zipfile.ZipFile(io.BytesIO(whole)) as archive:
-                names[format] = archive.namelist()
-                if format == "ViJsonl":
-                    [name] = [name for name in names[format] if name.endswith(".jsonl")]
-                    rows = [json.loads(line) for line in archive.read(name).splitlines()]
-                    assert {row["id"] for row in rows} == {"1", "2", "3", "4"}
-        assert [name for name in names["Parquet"] if name.endswith(".parquet")]
-        pictures = [name for name in names["ViFull"] if "/images/" in name]
-        assert len(pictures) == 4
-        assert {name.partition("/")[0] for name in names["ViFull"]} <= {"training", "validation"}
-        listed = (await data.get(dataset_id, "datasetExports"))["items"]
-        assert [export["spec"]["format"] for export in listed] == ["Parquet", "ViJsonl", "ViFull"]
-        refused = await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": {"format": "Coco"}})
-        assert refused.status_code == 400, refused.text
-        assert refused.json()["problems"][0]["path"] == "/spec/format"
-        house.clock.forward(8 * 24 * 3600)
-        await sweep.sweep(house.services)
-        assert (await data.get(dataset_id, "datasetExports"))["items"] == []
-        assert (await data.storage())["agrees"]
-
-    if store_kind == "sqlite":
-        in_house(story)
+@pytest.mark.sqlite_only
+async def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    await data.bring(dataset_id, shelf(4))
+    names = {}
+    for format, ratio in (("ViFull", 0.5), ("ViJsonl", None), ("Parquet", None)):
+        spec = {"format": format, "options": {"normalized": True, "splitRatio": ratio}}
+        server.clock.forward(1)
+        begun = (await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": spec})).json()
+        assert [c["status"] for c in begun["status"]["conditions"]] == ["Waiting"]
+        await server.services.jobs.wait_until_idle()
+        told = await data.get(dataset_id, "datasetExports", begun["datasetExportId"])
+        assert [c["status"] for c in told["status"]["conditions"]] == ["Reached"], told
+        whole = (await (await server.client(None)).get(told["status"]["downloadUrl"]["url"])).content
+        assert hashlib.sha256(whole).hexdigest() == told["status"]["sha256"]
+        with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+            names[format] = archive.namelist()
+            if format == "ViJsonl":
+                [name] = [name for name in names[format] if name.endswith(".jsonl")]
+                rows = [json.loads(line) for line in archive.read(name).splitlines()]
+                assert {row["id"] for row in rows} == {"1", "2", "3", "4"}
+    assert [name for name in names["Parquet"] if name.endswith(".parquet")]
+    pictures = [name for name in names["ViFull"] if "/images/" in name]
+    assert len(pictures) == 4
+    assert {name.partition("/")[0] for name in names["ViFull"]} <= {"training", "validation"}
+    listed = (await data.get(dataset_id, "datasetExports"))["items"]
+    assert [export["spec"]["format"] for export in listed] == ["Parquet", "ViJsonl", "ViFull"]
+    refused = await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": {"format": "Coco"}})
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["problems"][0]["path"] == "/spec/format"
+    server.clock.forward(8 * 24 * 3600)
+    await sweep.sweep(server.services)
+    assert (await data.get(dataset_id, "datasetExports"))["items"] == []
+    assert (await data.storage())["agrees"]
 
 
-def test_a_preview_shows_some_pictures(in_house: Callable[..., None], store_kind: str) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        done = await data.bring(dataset_id, shelf(3))
-        for params in ({"count": 2}, {"version": done["status"]["version"]}):
-            answer = await data.api.get(data.path(dataset_id, "preview"), params=params)
-            assert answer.headers["content-type"] == "image/png"
-            with Image.open(io.BytesIO(answer.content)) as shown:
-                assert shown.width > 300
-        assert (await data.api.get(data.path(dataset_id, "preview"), params={"version": "x"})).status_code == 404
-        assert (await data.storage())["agrees"]
-
-    if store_kind == "sqlite":
-        in_house(story)
+@pytest.mark.sqlite_only
+async def test_a_preview_shows_some_pictures(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    done = await data.bring(dataset_id, shelf(3))
+    for params in ({"count": 2}, {"version": done["status"]["version"]}):
+        answer = await data.api.get(data.path(dataset_id, "preview"), params=params)
+        assert answer.headers["content-type"] == "image/png"
+        with Image.open(io.BytesIO(answer.content)) as shown:
+            assert shown.width > 300
+    assert (await data.api.get(data.path(dataset_id, "preview"), params={"version": "x"})).status_code == 404
+    assert (await data.storage())["agrees"]
 
 
-def test_no_organisation_reaches_into_another_ones_datasets(in_house: Callable[..., None], store_kind: str) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        done = await data.bring(dataset_id, shelf(1))
-        for rest in ((), ("assets",), ("imports", done["datasetImportId"]), ("versions",), ("preview",)):
-            path = data.path(dataset_id, *rest).replace(house.org, "org-other")
-            assert (await data.api.get(path)).status_code == 404
-
-    if store_kind == "sqlite":
-        in_house(story)
+@pytest.mark.sqlite_only
+async def test_no_organisation_reaches_into_another_ones_datasets(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    done = await data.bring(dataset_id, shelf(1))
+    for rest in ((), ("assets",), ("imports", done["datasetImportId"]), ("versions",), ("preview",)):
+        path = data.path(dataset_id, *rest).replace(server.org, "org-other")
+        assert (await data.api.get(path)).status_code == 404
 
 
-def test_an_overwritten_picture_is_another_version(in_house: Callable[..., None], store_kind: str) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        one = await data.bring(dataset_id, {"a.png": picture(1), "l.jsonl": jsonl(vqa_row(1, "a.png"))})
-        two = await data.bring(dataset_id, {"a.png": picture(2), "l.jsonl": jsonl(vqa_row(1, "a.png"))})
-        assert one["status"]["version"] != two["status"]["version"]
-        [asset] = (await data.get(dataset_id, "assets", contents="y"))["items"]
-        assert (await (await house.client(None)).get(asset["contents"]["asset"]["url"])).content == picture(2)
-        await deletion.sweep(house.services)
-        assert [v["datasetVersionId"] for v in (await data.get(dataset_id, "versions"))["items"]] == [
-            two["status"]["version"]
-        ]
-        assert (await data.storage())["agrees"]
-
-    if store_kind == "sqlite":
-        in_house(story)
+@pytest.mark.sqlite_only
+async def test_an_overwritten_picture_is_another_version(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    one = await data.bring(dataset_id, {"a.png": picture(1), "l.jsonl": jsonl(vqa_row(1, "a.png"))})
+    two = await data.bring(dataset_id, {"a.png": picture(2), "l.jsonl": jsonl(vqa_row(1, "a.png"))})
+    assert one["status"]["version"] != two["status"]["version"]
+    [asset] = (await data.get(dataset_id, "assets", contents="y"))["items"]
+    assert (await (await server.client(None)).get(asset["contents"]["asset"]["url"])).content == picture(2)
+    await deletion.sweep(server.services)
+    assert [v["datasetVersionId"] for v in (await data.get(dataset_id, "versions"))["items"]] == [
+        two["status"]["version"]
+    ]
+    assert (await data.storage())["agrees"]

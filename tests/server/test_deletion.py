@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection
+from support import attempts
+from support.server import TestServer, open_server
 
 from runyard.blobs import FolderBlobs
 from runyard.server.services.runs import deletion, leases
@@ -15,134 +17,115 @@ from runyard.store import StoreUnavailable, runs, tombstones
 DAY_S = 24 * 3600
 
 
-async def trained(house: Any, acts: Any, run_id: str, content: bytes) -> None:
-    attempt = await acts.running(house, run_id)
+async def trained(server: TestServer, run_id: str, content: bytes) -> None:
+    attempt = await attempts.start(server, run_id)
     await attempt.ship("a line", stream="stdout")
     await attempt.checkpoint(content=content)
     await attempt.finish(0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-1")
-    folder = house.settings.runs_dir / house.org / run_id / "attempts" / "1"
+    folder = server.settings.runs_dir / server.org / run_id / "attempts" / "1"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
 
 
-def left(house: Any, run_id: str) -> dict[str, int]:
+def left(server: TestServer, run_id: str) -> dict[str, int]:
     """How many rows each table still holds of a run, and its folder; those that hold none are left out."""
 
     def count(connection: Connection) -> dict[str, int]:
-        return runs.count_rows(connection, org=house.org, run_id=run_id)
+        return runs.count_rows(connection, org=server.org, run_id=run_id)
 
-    found = house.services.store.read(count)
-    if (house.settings.runs_dir / house.org / run_id).exists():
+    found = server.services.store.read(count)
+    if (server.settings.runs_dir / server.org / run_id).exists():
         found["folder"] = 1
     return dict(found)
 
 
-def test_nothing_of_a_deleted_run_is_left_and_what_it_shared_is(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        await trained(house, acts, "r1", b"shared")
-        await trained(house, acts, "r2", b"shared")
-        await trained(house, acts, "r3", b"alone")
-        assert {"runs", "log_lines", "outputs", "folder"} <= set(left(house, "r3"))
-        blobs = house.services.blobs(house.org)
-        assert len(list(blobs.hashes())) == 2
-        for run_id in ("r1", "r3"):
-            assert (await api.delete(house.path(f"runs/{run_id}"))).status_code == 204
-            assert left(house, run_id) == {}
-        assert len(list(blobs.hashes())) == 1
-        assert (await api.get(house.path("runs/r2/outputs/latest"))).status_code == 200
-
-    in_house(story)
+async def test_nothing_of_a_deleted_run_is_left_and_what_it_shared_is(server: TestServer) -> None:
+    api = await server.api()
+    await trained(server, "r1", b"shared")
+    await trained(server, "r2", b"shared")
+    await trained(server, "r3", b"alone")
+    assert {"runs", "log_lines", "outputs", "folder"} <= set(left(server, "r3"))
+    blobs = server.services.blobs(server.org)
+    assert len(list(blobs.hashes())) == 2
+    for run_id in ("r1", "r3"):
+        assert (await api.delete(server.path(f"runs/{run_id}"))).status_code == 204
+        assert left(server, run_id) == {}
+    assert len(list(blobs.hashes())) == 1
+    assert (await api.get(server.path("runs/r2/outputs/latest"))).status_code == 200
 
 
 @pytest.mark.parametrize("broken", ["blobs", "rows", "folder"])
-def test_a_deletion_that_fails_half_way_is_gone_for_readers_and_finished_by_the_sweep(
-    in_house: Callable[..., None], acts: Any, monkeypatch: pytest.MonkeyPatch, broken: str
+async def test_a_deletion_that_fails_half_way_is_gone_for_readers_and_finished_by_the_sweep(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        await trained(house, acts, "r1", b"alone")
-        with monkeypatch.context() as patch:
-            if broken == "blobs":
-                patch.setattr(FolderBlobs, "delete", fail(OSError("no")))
-            elif broken == "rows":
-                patch.setattr("runyard.server.services.runs.deletion.rows.remove", fail(StoreUnavailable("no")))
-            else:
-                patch.setattr("runyard.server.services.runs.deletion.shutil.rmtree", fail(OSError("no")))
-            assert (await api.delete(house.path("runs/r1"))).status_code == 204
-            assert left(house, "r1")["runs"] == 1
-            assert (await api.get(house.path("runs/r1"))).status_code == 404
-            assert (await api.put(house.path("runs/r1"), json={"spec": {"flow": {}}})).status_code == 409
-        await deletion.sweep(house.services)
-        assert left(house, "r1") == {}
-        assert list(house.services.blobs(house.org).hashes()) == []
-
-    in_house(story)
+    api = await server.api()
+    await trained(server, "r1", b"alone")
+    with monkeypatch.context() as patch:
+        if broken == "blobs":
+            patch.setattr(FolderBlobs, "delete", fail(OSError("no")))
+        elif broken == "rows":
+            patch.setattr("runyard.server.services.runs.deletion.rows.remove", fail(StoreUnavailable("no")))
+        else:
+            patch.setattr("runyard.server.services.runs.deletion.shutil.rmtree", fail(OSError("no")))
+        assert (await api.delete(server.path("runs/r1"))).status_code == 204
+        assert left(server, "r1")["runs"] == 1
+        assert (await api.get(server.path("runs/r1"))).status_code == 404
+        assert (await api.put(server.path("runs/r1"), json={"spec": {"flow": {}}})).status_code == 409
+    await deletion.sweep(server.services)
+    assert left(server, "r1") == {}
+    assert list(server.services.blobs(server.org).hashes()) == []
 
 
-def test_a_running_run_is_killed_first_and_goes_when_its_attempt_is_closed(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        attempt = await acts.running(house, "r1")
-        assert (await api.delete(house.path("runs/r1"))).status_code == 204
-        await deletion.sweep(house.services)
-        assert left(house, "r1")["runs"] == 1
-        assert (await attempt.post("renew", phase="Training")).json()["action"] == "kill"
-        await attempt.finish(75)
-        assert left(house, "r1") == {}
-
-    in_house(story)
+async def test_a_running_run_is_killed_first_and_goes_when_its_attempt_is_closed(server: TestServer) -> None:
+    api = await server.api()
+    attempt = await attempts.start(server, "r1")
+    assert (await api.delete(server.path("runs/r1"))).status_code == 204
+    await deletion.sweep(server.services)
+    assert left(server, "r1")["runs"] == 1
+    assert (await attempt.post("renew", phase="Training")).json()["action"] == "kill"
+    await attempt.finish(75)
+    assert left(server, "r1") == {}
 
 
-def test_a_run_deleted_while_a_silent_attempt_is_unsettled_goes_when_that_is_settled(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        silent = await acts.running(house, "r1")
-        for _ in range(round((15 + 4 + leases.RETRY_AFTER_S) / 2)):
-            await leases.tick(house.services, 2.0)
-        second = await acts.claim(house, "c2", machine_id="m2")
-        await second.start()
-        assert (await api.delete(house.path("runs/r1"))).status_code == 204
-        await second.finish(75)
-        assert left(house, "r1")["runs"] == 1
-        assert (await silent.post("renew", phase="Training")).json()["action"] == "kill"
-        await silent.finish(75)
-        assert left(house, "r1") == {}
-
-    in_house(story)
+async def test_a_run_deleted_while_a_silent_attempt_is_unsettled_goes_when_that_is_settled(server: TestServer) -> None:
+    api = await server.api()
+    silent = await attempts.start(server, "r1")
+    for _ in range(round((15 + 4 + leases.RETRY_AFTER_S) / 2)):
+        await leases.tick(server.services, 2.0)
+    second = await attempts.claim(server, "c2", machine_id="m2")
+    await second.start()
+    assert (await api.delete(server.path("runs/r1"))).status_code == 204
+    await second.finish(75)
+    assert left(server, "r1")["runs"] == 1
+    assert (await silent.post("renew", phase="Training")).json()["action"] == "kill"
+    await silent.finish(75)
+    assert left(server, "r1") == {}
 
 
-def test_a_deleted_id_stays_deleted_for_thirty_days(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        body = {"spec": {"flow": {}}}
-        await api.put(house.path("runs/r1"), json=body)
-        await api.delete(house.path("runs/r1"))
-        house.clock.forward(29 * DAY_S)
-        await deletion.sweep(house.services)
-        assert (await api.put(house.path("runs/r1"), json=body)).status_code == 409
-        house.clock.forward(2 * DAY_S)
-        await deletion.sweep(house.services)
-        is_known = house.services.store.read(
-            lambda connection: tombstones.exists(connection, org=house.org, kind="run", id="r1")
-        )
-        assert not is_known
-        assert (await api.put(house.path("runs/r1"), json=body)).status_code == 201
-
-    in_house(story)
+async def test_a_deleted_id_stays_deleted_for_thirty_days(server: TestServer) -> None:
+    api = await server.api()
+    body = {"spec": {"flow": {}}}
+    await api.put(server.path("runs/r1"), json=body)
+    await api.delete(server.path("runs/r1"))
+    server.clock.forward(29 * DAY_S)
+    await deletion.sweep(server.services)
+    assert (await api.put(server.path("runs/r1"), json=body)).status_code == 409
+    server.clock.forward(2 * DAY_S)
+    await deletion.sweep(server.services)
+    is_known = server.services.store.read(
+        lambda connection: tombstones.exists(connection, org=server.org, kind="run", id="r1")
+    )
+    assert not is_known
+    assert (await api.put(server.path("runs/r1"), json=body)).status_code == 201
 
 
-def test_a_start_removes_what_cut_off_uploads_left(acts: Any, tmp_path: Path) -> None:
+def test_a_start_removes_what_cut_off_uploads_left(tmp_path: Path) -> None:
     async def story() -> None:
-        async with acts.open_house(tmp_path) as house:
-            incoming = house.settings.blobs_dir / house.org / "incoming"
+        async with open_server(tmp_path) as server:
+            incoming = server.settings.blobs_dir / server.org / "incoming"
             incoming.mkdir(parents=True)
             (incoming / "cut-off").write_bytes(b"half")
-        async with acts.open_house(tmp_path):
+        async with open_server(tmp_path):
             assert not (incoming / "cut-off").exists()
 
     asyncio.run(story())

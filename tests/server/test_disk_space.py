@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import pytest
 from alembic.command import upgrade
 from alembic.config import Config
 from sqlalchemy import create_engine
+from support import attempts
+from support.server import TestServer
 
 from runyard.server.clock import SystemClock
 from runyard.server.http.app import open_services
@@ -25,148 +26,125 @@ MIB = 1 << 20
 LINES = ["x" * 9_900] * 100  # a shipment of almost a megabyte
 
 
-def stored_bytes(house: Any) -> int:
-    return sum(path.stat().st_size for path in house.settings.data_dir.glob("server.db*"))
+def stored_bytes(server: TestServer) -> int:
+    return sum(path.stat().st_size for path in server.settings.data_dir.glob("server.db*"))
 
 
-async def log_of(house: Any) -> list[dict[str, Any]]:
+async def log_of(server: TestServer) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    api = await house.api()
+    api = await server.api()
     while True:
         query = {"since": found[-1]["number"] if found else 0}
-        page = (await api.get(house.path("runs/r1/logs"), params=query)).json()
+        page = (await api.get(server.path("runs/r1/logs"), params=query)).json()
         if not page["items"]:
             return found
         found += page["items"]
 
 
-async def status_of(house: Any) -> dict[str, Any]:
-    document = (await (await house.api()).get(house.path("runs/r1"))).json()
+async def status_of(server: TestServer) -> dict[str, Any]:
+    document = (await (await server.api()).get(server.path("runs/r1"))).json()
     return dict(document["status"])
 
 
-def test_what_a_deleted_run_wrote_leaves_the_file(
-    in_house: Callable[..., None], acts: Any, monkeypatch: Any, store_kind: str
-) -> None:
+async def test_what_a_deleted_run_wrote_leaves_the_file(server: TestServer, monkeypatch: Any, store_kind: str) -> None:
     """Removed in several pieces, as a longer log is."""
     if store_kind == "postgresql":
         pytest.skip("PostgreSQL uses its free space again by itself")
     monkeypatch.setattr(deletion, "LINES_AT_ONCE", 300)
-
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        before = stored_bytes(house)
-        for _ in range(22):
-            assert (await attempt.ship(*LINES, stream="stdout")).status_code == 200
-        await housekeeping.sweep(house.services)
-        assert stored_bytes(house) - before > 20 * MIB
-        await attempt.finish(64, outcome="Failed", reason="InvalidData", message="bad")
-        assert (await (await house.api()).delete(house.path("runs/r1"))).status_code == 204
-        await deletion.sweep(house.services)
-        await housekeeping.sweep(house.services)
-        assert stored_bytes(house) - before < 2 * MIB
-
-    in_house(story)
+    attempt = await attempts.start(server)
+    before = stored_bytes(server)
+    for _ in range(22):
+        assert (await attempt.ship(*LINES, stream="stdout")).status_code == 200
+    await housekeeping.sweep(server.services)
+    assert stored_bytes(server) - before > 20 * MIB
+    await attempt.finish(64, outcome="Failed", reason="InvalidData", message="bad")
+    assert (await (await server.api()).delete(server.path("runs/r1"))).status_code == 204
+    await deletion.sweep(server.services)
+    await housekeeping.sweep(server.services)
+    assert stored_bytes(server) - before < 2 * MIB
 
 
+@pytest.mark.settings(log_max_mib=1)
 @pytest.mark.parametrize("line", ["x" * 5_000, "", "\u00e4" * 2_000, "50%|#####     | 1/2\r" * 200])
-def test_a_log_ends_at_its_limit_and_says_so_and_counts_what_it_leaves_out(
-    line: str, in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        each = LINE_BYTES + len(line.encode())
-        shipped = MIB // each + 500
-        for begin in range(0, shipped, 500):
-            await attempt.ship(*[line] * min(500, shipped - begin), stream="stdout")
-        kept = await log_of(house)
-        limit = [entry for entry in kept if "RUNYARD_LOG_MAX_MIB" in entry["text"]]
-        assert [entry["number"] for entry in limit] == [kept[-1]["number"]]
-        assert sum(LINE_BYTES + len(entry["text"].encode()) for entry in kept[:-1]) <= MIB
-        left_out = (await status_of(house))["logLinesLeftOut"]
-        assert left_out + len(kept) - 1 == shipped
-        assert [entry["number"] for entry in kept] == list(range(1, len(kept) + 1))
-
-    in_house(story, log_max_mib=1)
+async def test_a_log_ends_at_its_limit_and_says_so_and_counts_what_it_leaves_out(line: str, server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    each = LINE_BYTES + len(line.encode())
+    shipped = MIB // each + 500
+    for begin in range(0, shipped, 500):
+        await attempt.ship(*[line] * min(500, shipped - begin), stream="stdout")
+    kept = await log_of(server)
+    limit = [entry for entry in kept if "RUNYARD_LOG_MAX_MIB" in entry["text"]]
+    assert [entry["number"] for entry in limit] == [kept[-1]["number"]]
+    assert sum(LINE_BYTES + len(entry["text"].encode()) for entry in kept[:-1]) <= MIB
+    left_out = (await status_of(server))["logLinesLeftOut"]
+    assert left_out + len(kept) - 1 == shipped
+    assert [entry["number"] for entry in kept] == list(range(1, len(kept) + 1))
 
 
-def test_metrics_and_conditions_are_kept_beyond_the_limit_of_the_log(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.ship(*LINES, *LINES, stream="stderr")
-        for number in range(1, 21):
-            await attempt.event("step", n=number, t=number, step=number, epoch=0.1, values={"loss": 1 / number})
-        await attempt.event("phase", phase="Saving", message="the last one")
-        await attempt.event("warning", message="the loss grows")
-        points = (await (await house.api()).get(house.path("runs/r1/metrics"))).json()["items"]
-        assert [point["step"] for point in points] == list(range(1, 21))
-        status = await status_of(house)
-        assert (status["conditions"][-1]["reason"], status["progress"]["step"]) == ("Saving", 20)
-        texts = [entry["text"] for entry in await log_of(house)]
-        assert texts[-2:] == ["Saving: the last one", "warning: the loss grows"]
-        assert not [text for text in texts if text.startswith("step")]
-
-    in_house(story, log_max_mib=1)
+@pytest.mark.settings(log_max_mib=1)
+async def test_metrics_and_conditions_are_kept_beyond_the_limit_of_the_log(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.ship(*LINES, *LINES, stream="stderr")
+    for number in range(1, 21):
+        await attempt.event("step", n=number, t=number, step=number, epoch=0.1, values={"loss": 1 / number})
+    await attempt.event("phase", phase="Saving", message="the last one")
+    await attempt.event("warning", message="the loss grows")
+    points = (await (await server.api()).get(server.path("runs/r1/metrics"))).json()["items"]
+    assert [point["step"] for point in points] == list(range(1, 21))
+    status = await status_of(server)
+    assert (status["conditions"][-1]["reason"], status["progress"]["step"]) == ("Saving", 20)
+    texts = [entry["text"] for entry in await log_of(server)]
+    assert texts[-2:] == ["Saving: the last one", "warning: the loss grows"]
+    assert not [text for text in texts if text.startswith("step")]
 
 
-def test_events_cannot_fill_the_disk_either(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        for _ in range(40):
-            await attempt.ship(*[json.dumps({"ev": "warning", "message": "w" * 9_000})] * 10, stream="events")
-        for _ in range(40):
-            await attempt.ship(*["no event " * 1_000] * 10, stream="events")
-        assert sum(len(entry["text"]) for entry in await log_of(house)) < 2.1 * MIB
-
-    in_house(story, log_max_mib=1)
+@pytest.mark.settings(log_max_mib=1)
+async def test_events_cannot_fill_the_disk_either(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    for _ in range(40):
+        await attempt.ship(*[json.dumps({"ev": "warning", "message": "w" * 9_000})] * 10, stream="events")
+    for _ in range(40):
+        await attempt.ship(*["no event " * 1_000] * 10, stream="events")
+    assert sum(len(entry["text"]) for entry in await log_of(server)) < 2.1 * MIB
 
 
-def test_without_a_limit_everything_is_kept(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.ship(*LINES, *LINES, stream="stdout")
-        assert len(await log_of(house)) == 200
-        assert (await status_of(house)).get("logLinesLeftOut") is None
-
-    in_house(story, log_max_mib=0)
+@pytest.mark.settings(log_max_mib=0)
+async def test_without_a_limit_everything_is_kept(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.ship(*LINES, *LINES, stream="stdout")
+    assert len(await log_of(server)) == 200
+    assert (await status_of(server)).get("logLinesLeftOut") is None
 
 
-def test_logs_are_removed_so_many_days_after_the_end_and_metrics_are_not(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        house.clock.forward(3 * 24 * 3600)  # a long run: what counts is its end
-        await attempt.event("step", n=1, t=1, step=1, epoch=0.1, values={"loss": 1.0})
-        await attempt.ship("a line", stream="stdout")
-        await housekeeping.sweep(house.services)
-        await attempt.finish(64, outcome="Failed", reason="InvalidData", message="bad")
-        house.clock.forward(1.9 * 24 * 3600)
-        await housekeeping.sweep(house.services)
-        before = await log_of(house)
-        assert "a line" in [entry["text"] for entry in before]
-        house.clock.forward(0.2 * 24 * 3600)
-        for _ in range(2):
-            await housekeeping.sweep(house.services)
-        after = await log_of(house)
-        assert [entry["number"] for entry in after] == [before[-1]["number"] + 1]
-        assert "RUNYARD_KEEP_LOGS_DAYS" in after[0]["text"]
-        points = (await (await house.api()).get(house.path("runs/r1/metrics"))).json()["items"]
-        assert len(points) == 1
-
-    in_house(story, keep_logs_days=2.0)
+@pytest.mark.settings(keep_logs_days=2.0)
+async def test_logs_are_removed_so_many_days_after_the_end_and_metrics_are_not(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    server.clock.forward(3 * 24 * 3600)  # a long run: what counts is its end
+    await attempt.event("step", n=1, t=1, step=1, epoch=0.1, values={"loss": 1.0})
+    await attempt.ship("a line", stream="stdout")
+    await housekeeping.sweep(server.services)
+    await attempt.finish(64, outcome="Failed", reason="InvalidData", message="bad")
+    server.clock.forward(1.9 * 24 * 3600)
+    await housekeeping.sweep(server.services)
+    before = await log_of(server)
+    assert "a line" in [entry["text"] for entry in before]
+    server.clock.forward(0.2 * 24 * 3600)
+    for _ in range(2):
+        await housekeeping.sweep(server.services)
+    after = await log_of(server)
+    assert [entry["number"] for entry in after] == [before[-1]["number"] + 1]
+    assert "RUNYARD_KEEP_LOGS_DAYS" in after[0]["text"]
+    points = (await (await server.api()).get(server.path("runs/r1/metrics"))).json()["items"]
+    assert len(points) == 1
 
 
-def test_logs_are_kept_for_good_unless_a_setting_says_otherwise(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.ship("a line", stream="stdout")
-        await attempt.finish(64, outcome="Failed", reason="InvalidData", message="bad")
-        house.clock.forward(10 * 365 * 24 * 3600)
-        await housekeeping.sweep(house.services)
-        assert "a line" in [entry["text"] for entry in await log_of(house)]
-
-    in_house(story)
+async def test_logs_are_kept_for_good_unless_a_setting_says_otherwise(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.ship("a line", stream="stdout")
+    await attempt.finish(64, outcome="Failed", reason="InvalidData", message="bad")
+    server.clock.forward(10 * 365 * 24 * 3600)
+    await housekeeping.sweep(server.services)
+    assert "a line" in [entry["text"] for entry in await log_of(server)]
 
 
 def at_revision(path: Path, revision: str) -> None:

@@ -3,10 +3,11 @@
 import asyncio
 import itertools
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support import attempts
+from support.server import TestServer
 
 from runyard.server.http import gateway
 from runyard.server.http.proxies import list_allowed_hosts
@@ -33,151 +34,129 @@ def requests(org: str) -> list[tuple[str, str]]:
     return [(route.method, url(route.path, org)) for route in ROUTES]
 
 
-async def second_organisation(house: Any, role: str = "admin") -> str:
+async def second_organisation(server: TestServer, role: str = "admin") -> str:
     """A key of ``org-other``."""
-    return add_key(house, "org-other", role)
+    return add_key(server, "org-other", role)
 
 
-def add_key(house: Any, org: str, role: str) -> str:
+def add_key(server: TestServer, org: str, role: str) -> str:
     key = new_key()
     parts = parse(key)
     assert parts is not None
-    mac = secret_mac(house.services.pepper, parts.secret)
-    house.services.keyring.add(Key(id=parts.key_id, org=org, role=role, secret_mac=mac, expires=None, revoked=None))
+    mac = secret_mac(server.services.pepper, parts.secret)
+    server.services.keyring.add(Key(id=parts.key_id, org=org, role=role, secret_mac=mac, expires=None, revoked=None))
     return key
 
 
-def test_no_route_but_the_public_ones_answers_without_a_key(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        anonymous = await house.client(None)
-        assert PUBLIC == ("/health",)
-        for method, path in requests(house.org):
-            answer = await anonymous.request(method, path)
-            expected = 200 if path in PUBLIC else 401
-            assert answer.status_code == expected, (method, path)
-            if expected == 401 and method != "HEAD":
-                assert answer.json()["code"] == "Unauthorized"
-                assert answer.headers["www-authenticate"] == "Bearer"
-        for path in ("/", "/anything", "/internal", "/workspaces", "/schema", "/Health", "/health;x", "/downloads"):
-            assert (await anonymous.get(path)).status_code == 401, path
-
-    in_house(story)
+async def test_no_route_but_the_public_ones_answers_without_a_key(server: TestServer) -> None:
+    anonymous = await server.client(None)
+    assert PUBLIC == ("/health",)
+    for method, path in requests(server.org):
+        answer = await anonymous.request(method, path)
+        expected = 200 if path in PUBLIC else 401
+        assert answer.status_code == expected, (method, path)
+        if expected == 401 and method != "HEAD":
+            assert answer.json()["code"] == "Unauthorized"
+            assert answer.headers["www-authenticate"] == "Bearer"
+    for path in ("/", "/anything", "/internal", "/workspaces", "/schema", "/Health", "/health;x", "/downloads"):
+        assert (await anonymous.get(path)).status_code == 401, path
 
 
-def test_every_wrong_key_gets_the_same_answer(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        answers = set()
-        altered = house.key[:-1] + ("x" if house.key[-1] != "x" else "y")
-        for wrong in (altered, new_key(), "", "dtvi_", "ryat_1.a.b"):
-            client = await house.client(wrong)
-            answer = await client.get(house.path("runs"))
-            answers.add((answer.status_code, answer.text))
-        assert len(answers) == 1
-        assert answers.pop()[0] == 401
-
-    in_house(story)
+async def test_every_wrong_key_gets_the_same_answer(server: TestServer) -> None:
+    answers = set()
+    altered = server.key[:-1] + ("x" if server.key[-1] != "x" else "y")
+    for wrong in (altered, new_key(), "", "dtvi_", "ryat_1.a.b"):
+        client = await server.client(wrong)
+        answer = await client.get(server.path("runs"))
+        answers.add((answer.status_code, answer.text))
+    assert len(answers) == 1
+    assert answers.pop()[0] == 401
 
 
-def test_each_kind_of_credential_opens_its_own_routes_only(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        clients = {
-            "user": await house.api(),
-            "controller": await house.client(house.controller_key),
-            "attempt": attempt.client,
-        }
-        for method, path in requests(house.org):
-            if path in PUBLIC:
-                continue
-            kind = "user"
-            if path.startswith("/internal/"):
-                kind = "attempt" if path.startswith("/internal/v1/attempt/") else "controller"
-            for name, client in clients.items():
-                if name != kind:
-                    answer = await client.request(method, path)
-                    assert answer.status_code == 401, (name, method, path)
-
-    in_house(story)
+async def test_each_kind_of_credential_opens_its_own_routes_only(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    clients = {
+        "user": await server.api(),
+        "controller": await server.client(server.controller_key),
+        "attempt": attempt.client,
+    }
+    for method, path in requests(server.org):
+        if path in PUBLIC:
+            continue
+        kind = "user"
+        if path.startswith("/internal/"):
+            kind = "attempt" if path.startswith("/internal/v1/attempt/") else "controller"
+        for name, client in clients.items():
+            if name != kind:
+                answer = await client.request(method, path)
+                assert answer.status_code == 401, (name, method, path)
 
 
-def test_anothers_organisation_looks_like_one_that_does_not_exist(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.checkpoint()
-        api = await house.api()
-        await api.put(house.path("flows/f1"), json={"spec": {}})
-        await api.put(house.path("trainingProjects/p1"), json={"spec": {}})
-        stranger = await house.client(await second_organisation(house))
-        for method, path in requests(house.org):
-            if not path.startswith("/workspaces/"):
-                continue
-            answer = await stranger.request(method, path, json={})
-            unknown = await stranger.request(method, path.replace(house.org, "org-nowhere"), json={})
-            assert answer.status_code == 404, (method, path)
-            assert answer.text.replace(house.org, "org-nowhere") == unknown.text
-
-    in_house(story)
+async def test_anothers_organisation_looks_like_one_that_does_not_exist(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.checkpoint()
+    api = await server.api()
+    await api.put(server.path("flows/f1"), json={"spec": {}})
+    await api.put(server.path("trainingProjects/p1"), json={"spec": {}})
+    stranger = await server.client(await second_organisation(server))
+    for method, path in requests(server.org):
+        if not path.startswith("/workspaces/"):
+            continue
+        answer = await stranger.request(method, path, json={})
+        unknown = await stranger.request(method, path.replace(server.org, "org-nowhere"), json={})
+        assert answer.status_code == 404, (method, path)
+        assert answer.text.replace(server.org, "org-nowhere") == unknown.text
 
 
-def test_anothers_ids_look_like_ids_that_do_not_exist(in_house: Callable[..., None], acts: Any) -> None:
+async def test_anothers_ids_look_like_ids_that_do_not_exist(server: TestServer) -> None:
     """The stranger asks below its own organisation for ids that exist in ours."""
-
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.checkpoint()
-        api = await house.api()
-        await api.put(house.path("flows/f1"), json={"spec": {}})
-        await api.put(house.path("trainingProjects/p1"), json={"spec": {}})
-        stranger = await house.client(await second_organisation(house))
-        for method, path in requests("org-other"):
-            names_one = any(f"/{id}" in path for id in ("r1", "f1", "p1"))
-            if not names_one or method == "PUT":
-                continue
-            answer = await stranger.request(method, path, json={})
-            nowhere = path.replace("/r1", "/r9").replace("/f1", "/f9").replace("/p1", "/p9")
-            unknown = await stranger.request(method, nowhere, json={})
-            assert answer.status_code == unknown.status_code == 404, (method, path)
-            assert re.sub("r1|f1|p1", "?", answer.text) == re.sub("r9|f9|p9", "?", unknown.text)
-        taken = await stranger.put("/workspaces/org-other/runs/r1", json={"spec": {"flow": {"name": "Mine"}}})
-        assert taken.status_code == 201
-        assert (await api.get(house.path("runs/r1"))).json()["spec"]["flow"]["name"] != "Mine"
-        listed = (await stranger.get("/workspaces/org-other/runs")).json()["items"]
-        assert [run["spec"]["flow"]["name"] for run in listed] == ["Mine"]
-        by_flow = await stranger.put("/workspaces/org-other/runs/r2", json={"spec": {"flowId": "f1"}})
-        assert by_flow.status_code == 404
-        by_project = await stranger.put("/workspaces/org-other/runs/r2", json={"spec": {"trainingProject": "p1"}})
-        assert by_project.status_code == 400
-
-    in_house(story)
+    attempt = await attempts.start(server)
+    await attempt.checkpoint()
+    api = await server.api()
+    await api.put(server.path("flows/f1"), json={"spec": {}})
+    await api.put(server.path("trainingProjects/p1"), json={"spec": {}})
+    stranger = await server.client(await second_organisation(server))
+    for method, path in requests("org-other"):
+        names_one = any(f"/{id}" in path for id in ("r1", "f1", "p1"))
+        if not names_one or method == "PUT":
+            continue
+        answer = await stranger.request(method, path, json={})
+        nowhere = path.replace("/r1", "/r9").replace("/f1", "/f9").replace("/p1", "/p9")
+        unknown = await stranger.request(method, nowhere, json={})
+        assert answer.status_code == unknown.status_code == 404, (method, path)
+        assert re.sub("r1|f1|p1", "?", answer.text) == re.sub("r9|f9|p9", "?", unknown.text)
+    taken = await stranger.put("/workspaces/org-other/runs/r1", json={"spec": {"flow": {"name": "Mine"}}})
+    assert taken.status_code == 201
+    assert (await api.get(server.path("runs/r1"))).json()["spec"]["flow"]["name"] != "Mine"
+    listed = (await stranger.get("/workspaces/org-other/runs")).json()["items"]
+    assert [run["spec"]["flow"]["name"] for run in listed] == ["Mine"]
+    by_flow = await stranger.put("/workspaces/org-other/runs/r2", json={"spec": {"flowId": "f1"}})
+    assert by_flow.status_code == 404
+    by_project = await stranger.put("/workspaces/org-other/runs/r2", json={"spec": {"trainingProject": "p1"}})
+    assert by_project.status_code == 400
 
 
-def test_the_organisation_header_must_agree_with_the_key(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        assert (await (await house.client(house.key)).get(house.path("runs"))).status_code == 200
-        same = await house.client(house.key, **{"organization-id": house.org})
-        assert (await same.get(house.path("runs"))).status_code == 200
-        other = await house.client(house.key, **{"organization-id": "org-other"})
-        answer = await other.get(house.path("runs"))
-        assert answer.status_code == 404
-        assert "org-other" in answer.json()["message"]
-
-    in_house(story)
+async def test_the_organisation_header_must_agree_with_the_key(server: TestServer) -> None:
+    assert (await (await server.client(server.key)).get(server.path("runs"))).status_code == 200
+    same = await server.client(server.key, **{"organization-id": server.org})
+    assert (await same.get(server.path("runs"))).status_code == 200
+    other = await server.client(server.key, **{"organization-id": "org-other"})
+    answer = await other.get(server.path("runs"))
+    assert answer.status_code == 404
+    assert "org-other" in answer.json()["message"]
 
 
 @pytest.mark.parametrize("role", ["viewer", "member", "admin"])
-def test_a_role_opens_exactly_the_routes_of_its_row(in_house: Callable[..., None], role: str) -> None:
-    async def story(house: Any) -> None:
-        client = await house.client(add_key(house, house.org, role))
-        for route in ROUTES:
-            if not route.path.startswith("/workspaces/"):
-                assert route.role is None
-                continue
-            assert route.role is not None
-            path = url(route.path, house.org)
-            answer = await client.request(route.method, path, json={})
-            assert (answer.status_code == 403) is not keys.role_allows(role, route.role), (role, route.method, path)
-
-    in_house(story)
+async def test_a_role_opens_exactly_the_routes_of_its_row(server: TestServer, role: str) -> None:
+    client = await server.client(add_key(server, server.org, role))
+    for route in ROUTES:
+        if not route.path.startswith("/workspaces/"):
+            assert route.role is None
+            continue
+        assert route.role is not None
+        path = url(route.path, server.org)
+        answer = await client.request(route.method, path, json={})
+        assert (answer.status_code == 403) is not keys.role_allows(role, route.role), (role, route.method, path)
 
 
 def test_the_roles_are_these_and_change_nothing_unless_they_may() -> None:
@@ -190,51 +169,42 @@ def test_the_roles_are_these_and_change_nothing_unless_they_may() -> None:
     assert managed == {"keys", "audit", "storage"}
 
 
-def test_only_hosts_of_ours_are_answered(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        for host in ("127.0.0.1:7878", "localhost", "LOCALHOST:1", "[::1]:7878", "train.example"):
-            client = await house.client(None, host=host)
-            assert (await client.get("/health")).status_code == 200, host
-        for host in ("evil.example", "127.0.0.1.evil.example", "localhost.", "", "train.example.evil"):
-            client = await house.client(None, host=host, **{"x-forwarded-host": "localhost"})
-            answer = await client.get("/health")
-            assert (answer.status_code, answer.json()["code"]) == (400, "InvalidHost"), host
-
-    in_house(story, allowed_hosts="train.example")
+@pytest.mark.settings(allowed_hosts="train.example")
+async def test_only_hosts_of_ours_are_answered(server: TestServer) -> None:
+    for host in ("127.0.0.1:7878", "localhost", "LOCALHOST:1", "[::1]:7878", "train.example"):
+        client = await server.client(None, host=host)
+        assert (await client.get("/health")).status_code == 200, host
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.", "", "train.example.evil"):
+        client = await server.client(None, host=host, **{"x-forwarded-host": "localhost"})
+        answer = await client.get("/health")
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidHost"), host
 
 
-def test_pages_of_other_sites_are_refused(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        other_ports_and_schemes = ("http://127.0.0.1:7879", "https://127.0.0.1:7878", "http://127.0.0.1")
-        other_hosts = ("https://evil.example", "http://localhost:7878", "http://127.0.0.1:7878.evil.example")
-        malformed = ("null", "", "127.0.0.1:7878", "http://", "http://127.0.0.1:7878@evil.example", "file://")
-        for origin in (*other_ports_and_schemes, *other_hosts, *malformed):
-            client = await house.client(house.key, origin=origin)
-            answer = await client.get(house.path("runs"))
-            assert (answer.status_code, answer.json()["code"]) == (403, "OriginRefused"), origin
-        for origin in ("http://127.0.0.1:7878", "HTTP://127.0.0.1:7878"):
-            client = await house.client(house.key, origin=origin)
-            assert (await client.get(house.path("runs"))).status_code == 200, origin
-
-    in_house(story)
+async def test_pages_of_other_sites_are_refused(server: TestServer) -> None:
+    other_ports_and_schemes = ("http://127.0.0.1:7879", "https://127.0.0.1:7878", "http://127.0.0.1")
+    other_hosts = ("https://evil.example", "http://localhost:7878", "http://127.0.0.1:7878.evil.example")
+    malformed = ("null", "", "127.0.0.1:7878", "http://", "http://127.0.0.1:7878@evil.example", "file://")
+    for origin in (*other_ports_and_schemes, *other_hosts, *malformed):
+        client = await server.client(server.key, origin=origin)
+        answer = await client.get(server.path("runs"))
+        assert (answer.status_code, answer.json()["code"]) == (403, "OriginRefused"), origin
+    for origin in ("http://127.0.0.1:7878", "HTTP://127.0.0.1:7878"):
+        client = await server.client(server.key, origin=origin)
+        assert (await client.get(server.path("runs"))).status_code == 200, origin
 
 
-def test_headers_that_occur_once_are_rejected_when_they_occur_twice(in_house: Callable[..., None]) -> None:
+async def test_headers_that_occur_once_are_rejected_when_they_occur_twice(server: TestServer) -> None:
     """Whichever of two values a proxy believed, we might have believed the other."""
-
-    async def story(house: Any) -> None:
-        values = {"host": "127.0.0.1:7878", "authorization": f"Bearer {house.key}", "organization-id": house.org}
-        for name in sorted(gateway.SINGLE_HEADERS):
-            text = name.decode()
-            given = values | {text: values.get(text, "0")}
-            for second in (given[text], "other"):
-                client = await house.client(None)
-                request = client.build_request("GET", house.path("runs"), headers=[*given.items(), (text, second)])
-                answer = await client.send(request)
-                assert (answer.status_code, answer.json()["code"]) == (400, "DuplicateHeader"), (text, second)
-                assert repr(text) in answer.json()["message"]
-
-    in_house(story)
+    values = {"host": "127.0.0.1:7878", "authorization": f"Bearer {server.key}", "organization-id": server.org}
+    for name in sorted(gateway.SINGLE_HEADERS):
+        text = name.decode()
+        given = values | {text: values.get(text, "0")}
+        for second in (given[text], "other"):
+            client = await server.client(None)
+            request = client.build_request("GET", server.path("runs"), headers=[*given.items(), (text, second)])
+            answer = await client.send(request)
+            assert (answer.status_code, answer.json()["code"]) == (400, "DuplicateHeader"), (text, second)
+            assert repr(text) in answer.json()["message"]
 
 
 def test_an_address_that_means_every_address_is_nobodys_name() -> None:
@@ -242,101 +212,84 @@ def test_an_address_that_means_every_address_is_nobodys_name() -> None:
     assert list_allowed_hosts("::1", "A.example, b") == {"localhost", "127.0.0.1", "[::1]", "a.example", "b"}
 
 
-def test_ids_that_could_be_paths_reach_nothing(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        encoded = ["a%2Fb", "..%2f..%2fflows", "a%5Cb", "a%00", "%2e%2e", "a%0ab"]
-        bad = ["a.b", "a%20b", "%C3%BC", "a" * 256, "a:finish", "a%3Acancel"]
-        for noun, id in itertools.product(("runs", "flows", "trainingProjects"), [*encoded, *bad]):
-            answer = await api.get(house.path(f"{noun}/{id}"))
-            code = "InvalidPath" if id in encoded else "InvalidId"
-            assert (answer.status_code, answer.json()["code"]) == (400, code), id
-        assert (await api.get(house.path("runs/" + "a" * 255))).json()["code"] == "NotFound"
-
-    in_house(story)
+async def test_ids_that_could_be_paths_reach_nothing(server: TestServer) -> None:
+    api = await server.api()
+    encoded = ["a%2Fb", "..%2f..%2fflows", "a%5Cb", "a%00", "%2e%2e", "a%0ab"]
+    bad = ["a.b", "a%20b", "%C3%BC", "a" * 256, "a:finish", "a%3Acancel"]
+    for noun, id in itertools.product(("runs", "flows", "trainingProjects"), [*encoded, *bad]):
+        answer = await api.get(server.path(f"{noun}/{id}"))
+        code = "InvalidPath" if id in encoded else "InvalidId"
+        assert (answer.status_code, answer.json()["code"]) == (400, code), id
+    assert (await api.get(server.path("runs/" + "a" * 255))).json()["code"] == "NotFound"
 
 
-def test_too_long_urls_and_headers_are_refused(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        assert (await api.get(house.path("runs"), params={"x": "a" * 8192})).json()["code"] == "UrlTooLong"
-        answer = await api.get(house.path("runs"), headers={"x-much": "a" * 16_384})
-        assert answer.json()["code"] == "HeadersTooLarge"
-
-    in_house(story)
+async def test_too_long_urls_and_headers_are_refused(server: TestServer) -> None:
+    api = await server.api()
+    assert (await api.get(server.path("runs"), params={"x": "a" * 8192})).json()["code"] == "UrlTooLong"
+    answer = await api.get(server.path("runs"), headers={"x-much": "a" * 16_384})
+    assert answer.json()["code"] == "HeadersTooLarge"
 
 
-def test_bodies_above_a_mebibyte_are_refused_announced_or_not(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        announced = await api.put(house.path("runs/r1"), content=b"x" * (2**20 + 1))
-        assert (announced.status_code, announced.json()["code"]) == (413, "BodyTooLarge")
-        assert "1024 KiB" in announced.json()["message"]
+async def test_bodies_above_a_mebibyte_are_refused_announced_or_not(server: TestServer) -> None:
+    api = await server.api()
+    announced = await api.put(server.path("runs/r1"), content=b"x" * (2**20 + 1))
+    assert (announced.status_code, announced.json()["code"]) == (413, "BodyTooLarge")
+    assert "1024 KiB" in announced.json()["message"]
 
-        async def trickle() -> Any:
-            for _ in range(33):
-                yield b"x" * 32768
+    async def trickle() -> Any:
+        for _ in range(33):
+            yield b"x" * 32768
 
-        unannounced = await api.put(house.path("runs/r1"), content=trickle())
-        assert unannounced.status_code == 413
-        fits = await api.put(house.path("runs/r1"), content=b"x" * 2**20)
-        assert fits.json()["code"] == "InvalidBody"
-
-    in_house(story)
+    unannounced = await api.put(server.path("runs/r1"), content=trickle())
+    assert unannounced.status_code == 413
+    fits = await api.put(server.path("runs/r1"), content=b"x" * 2**20)
+    assert fits.json()["code"] == "InvalidBody"
 
 
-def test_a_body_that_stalls_is_not_waited_for(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        sent: list[Any] = []
+@pytest.mark.settings(transfer_timeout_s=0.01)
+async def test_a_body_that_stalls_is_not_waited_for(server: TestServer) -> None:
+    sent: list[Any] = []
 
-        async def stall() -> Any:
-            await asyncio.Event().wait()
+    async def stall() -> Any:
+        await asyncio.Event().wait()
 
-        async def send(message: Any) -> None:
-            sent.append(message)
+    async def send(message: Any) -> None:
+        sent.append(message)
 
-        headers = {"host": "localhost", "authorization": f"Bearer {house.key}", "content-length": "10"}
-        scope = {
-            "type": "http",
-            "scheme": "http",
-            "method": "PUT",
-            "path": house.path("runs/r1"),
-            "query_string": b"",
-            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-            "client": None,
-            "root_path": "",
-            "state": {},
-        }
-        await house.door(scope, stall, send)
-        assert sent[0]["status"] == 408
-
-    in_house(story, transfer_timeout_s=0.01)
+    headers = {"host": "localhost", "authorization": f"Bearer {server.key}", "content-length": "10"}
+    scope = {
+        "type": "http",
+        "scheme": "http",
+        "method": "PUT",
+        "path": server.path("runs/r1"),
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "client": None,
+        "root_path": "",
+        "state": {},
+    }
+    await server.door(scope, stall, send)
+    assert sent[0]["status"] == 408
 
 
-def test_every_answer_carries_the_protective_headers(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        for path in ("/health", house.path("runs"), house.path("runs/none"), "/nowhere"):
-            headers = (await api.get(path)).headers
-            assert headers["x-content-type-options"] == "nosniff"
-            assert headers["referrer-policy"] == "no-referrer"
-            assert "frame-ancestors 'none'" in headers["content-security-policy"]
-
-    in_house(story)
+async def test_every_answer_carries_the_protective_headers(server: TestServer) -> None:
+    api = await server.api()
+    for path in ("/health", server.path("runs"), server.path("runs/none"), "/nowhere"):
+        headers = (await api.get(path)).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
 
-def test_the_access_log_names_the_key_and_holds_no_secret(
-    in_house: Callable[..., None], caplog: pytest.LogCaptureFixture
+async def test_the_access_log_names_the_key_and_holds_no_secret(
+    server: TestServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def story(house: Any) -> None:
-        caplog.set_level("INFO", "runyard.access")
-        api = await house.api()
-        await api.get(house.path("runs"), params={"p": "tokentoken"})
-        await api.get("/downloads/linklinklink")
-        assert len(caplog.messages) == 2
-        log = "\n".join(caplog.messages)
-        assert f"key {house.key[7:23]}" in log
-        for secret in (house.key, house.key[23:97], "tokentoken", "linklinklink"):
-            assert secret not in log
-
-    in_house(story)
+    caplog.set_level("INFO", "runyard.access")
+    api = await server.api()
+    await api.get(server.path("runs"), params={"p": "tokentoken"})
+    await api.get("/downloads/linklinklink")
+    assert len(caplog.messages) == 2
+    log = "\n".join(caplog.messages)
+    assert f"key {server.key[7:23]}" in log
+    for secret in (server.key, server.key[23:97], "tokentoken", "linklinklink"):
+        assert secret not in log

@@ -7,6 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from support import attempts
+from support.server import TestServer
 
 from runyard import ids
 from runyard.protocol import CheckpointFile, CheckpointReport, Claim, ProcessReport
@@ -40,31 +42,27 @@ def params(route: Route) -> list[str]:
 NAMING = [(route, name) for route in ROUTES for name in params(route)]
 
 
-def test_a_hostile_id_in_a_path_does_nothing(in_house: Callable[..., None], acts: Any, tmp_path: Path) -> None:
+async def test_a_hostile_id_in_a_path_does_nothing(server: TestServer, tmp_path: Path) -> None:
     """On every route, in place of every id in its path."""
-
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house, "good")
-        house.settings.imports_dir.mkdir(exist_ok=True)
-        guarded = [house.settings.runs_dir / "other" / "run", house.settings.runs_dir / house.org / "good"]
-        guarded += [house.settings.imports_dir / "other", house.settings.blobs_dir / "other", tmp_path / "outside"]
-        for folder in guarded:
-            folder.mkdir(parents=True)
-            (folder / "kept").write_text("kept")
-        before = world(house)
-        assert len(NAMING) > 80
-        for route, name in NAMING:
-            for spelled in SPELLED:
-                path = route.path.replace("{org:str}", house.org).replace(f"{{{name}:str}}", spelled)
-                path = re.sub(r"\{[a-z_0-9]+:str\}", "good", path)
-                key = attempt.assignment["token"] if path.startswith("/internal/v1/attempt") else house.key
-                key = house.controller_key if path.startswith("/internal/v1/machines") else key
-                status, told = await send_raw(house, route.method, path, body(route), key=key)
-                assert 400 <= status < 500, (route.method, route.path, spelled, status, told)
-            assert world(house) == before, (route.method, route.path)
-            assert all((folder / "kept").read_text() == "kept" for folder in guarded), (route.method, route.path)
-
-    in_house(story)
+    attempt = await attempts.start(server, "good")
+    server.settings.imports_dir.mkdir(exist_ok=True)
+    guarded = [server.settings.runs_dir / "other" / "run", server.settings.runs_dir / server.org / "good"]
+    guarded += [server.settings.imports_dir / "other", server.settings.blobs_dir / "other", tmp_path / "outside"]
+    for folder in guarded:
+        folder.mkdir(parents=True)
+        (folder / "kept").write_text("kept")
+    before = world(server)
+    assert len(NAMING) > 80
+    for route, name in NAMING:
+        for spelled in SPELLED:
+            path = route.path.replace("{org:str}", server.org).replace(f"{{{name}:str}}", spelled)
+            path = re.sub(r"\{[a-z_0-9]+:str\}", "good", path)
+            key = attempt.assignment["token"] if path.startswith("/internal/v1/attempt") else server.key
+            key = server.controller_key if path.startswith("/internal/v1/machines") else key
+            status, told = await send_raw(server, route.method, path, body(route), key=key)
+            assert 400 <= status < 500, (route.method, route.path, spelled, status, told)
+        assert world(server) == before, (route.method, route.path)
+        assert all((folder / "kept").read_text() == "kept" for folder in guarded), (route.method, route.path)
 
 
 def body(route: Route) -> Any:
@@ -74,8 +72,8 @@ def body(route: Route) -> Any:
     return {"filename": "new.png"} if route.path.endswith("/name") else {"spec": {}}
 
 
-def world(house: Any) -> dict[str, list[bytes]]:
-    with house.services.store.snapshot() as connection:
+def world(server: TestServer) -> dict[str, list[bytes]]:
+    with server.services.store.snapshot() as connection:
         return {name: list(rows.iter_rows(connection, table)) for name, table in rows.TABLES.items()}
 
 
@@ -112,24 +110,21 @@ CREATING: dict[str, tuple[str, Callable[..., Any]]] = {
 
 
 @pytest.mark.parametrize("what", CREATING)
-def test_a_service_creates_nothing_under_a_hostile_id(what: str, in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        token = house.services.signer.verify_attempt_token(attempt.assignment["token"])
-        actor = Actor(org=house.org, name="key", role="admin", address="")
-        await (await house.api()).put(house.path("runs/waiting"), json={"spec": {}})
-        before, (kind, create) = world(house), CREATING[what]
-        hostile = [id for id in (*HOSTILE, "", "../../x", "a/b", "latest", "best", "\ud800") if not ids.is_id(kind, id)]
-        assert len(hostile) > 10
-        for id in hostile:
-            with pytest.raises((Refusal, ValueError)) as refused:
-                await create(house.services, actor, token, id)
-            if isinstance(refused.value, Refusal):  # else no message can hold it (see ``limits``)
-                assert (refused.value.code, refused.value.status) == ("InvalidId", 400), id
-                assert "try: choose another id" in refused.value.message
-        assert world(house) == before
-
-    in_house(story)
+async def test_a_service_creates_nothing_under_a_hostile_id(what: str, server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    token = server.services.signer.verify_attempt_token(attempt.assignment["token"])
+    actor = Actor(org=server.org, name="key", role="admin", address="")
+    await (await server.api()).put(server.path("runs/waiting"), json={"spec": {}})
+    before, (kind, create) = world(server), CREATING[what]
+    hostile = [id for id in (*HOSTILE, "", "../../x", "a/b", "latest", "best", "\ud800") if not ids.is_id(kind, id)]
+    assert len(hostile) > 10
+    for id in hostile:
+        with pytest.raises((Refusal, ValueError)) as refused:
+            await create(server.services, actor, token, id)
+        if isinstance(refused.value, Refusal):  # else no message can hold it (see ``limits``)
+            assert (refused.value.code, refused.value.status) == ("InvalidId", 400), id
+            assert "try: choose another id" in refused.value.message
+    assert world(server) == before
 
 
 BAD_REPORTS: dict[str, Any] = {
@@ -164,57 +159,49 @@ BAD_REPORTS: dict[str, Any] = {
 }
 
 
-def test_nothing_that_is_wrong_in_a_checkpoint_is_registered(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        digest = await attempt.upload(b"weights")
-        good = {"checkpoint_id": "epoch-1", "step": 1, "epoch": 1, "metrics": {"loss": 0.5}, "is_best": True, "time": 5}
-        before = world(house)
-        for what, change in BAD_REPORTS.items():
-            change = dict(change)
-            paths = change.pop("paths", [change.pop("path", "model_full/a")])
-            file = {"size_bytes": change.pop("size_bytes", 7), "sha256": change.pop("sha256", digest)}
-            answer = await attempt.post(
-                "checkpoints", **{**good, **change, "files": [{"path": p, **file} for p in paths]}
-            )
-            assert answer.status_code == 400, (what, answer.status_code, answer.text)
-            assert answer.json()["code"] in ("InvalidId", "InvalidBody"), what
-        assert world(house) == before
-        files = [{"path": "model_full/a", "size_bytes": 7, "sha256": digest}]
-        assert (await attempt.post("checkpoints", **good, files=files)).status_code == 201
-
-    in_house(story)
+async def test_nothing_that_is_wrong_in_a_checkpoint_is_registered(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    digest = await attempt.upload(b"weights")
+    good = {"checkpoint_id": "epoch-1", "step": 1, "epoch": 1, "metrics": {"loss": 0.5}, "is_best": True, "time": 5}
+    before = world(server)
+    for what, change in BAD_REPORTS.items():
+        change = dict(change)
+        paths = change.pop("paths", [change.pop("path", "model_full/a")])
+        file = {"size_bytes": change.pop("size_bytes", 7), "sha256": change.pop("sha256", digest)}
+        answer = await attempt.post("checkpoints", **{**good, **change, "files": [{"path": p, **file} for p in paths]})
+        assert answer.status_code == 400, (what, answer.status_code, answer.text)
+        assert answer.json()["code"] in ("InvalidId", "InvalidBody"), what
+    assert world(server) == before
+    files = [{"path": "model_full/a", "size_bytes": 7, "sha256": digest}]
+    assert (await attempt.post("checkpoints", **good, files=files)).status_code == 201
 
 
-def test_a_word_after_a_colon_is_taken_where_a_route_defines_it_alone(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = Data(house, await house.api())
-        dataset_id = await data.make()
-        begun = await data.begin(dataset_id)
-        known = {action for route in ROUTES for action in route.actions}
-        assert known == {"finish", "cancel"}
-        values = {"org": house.org, "dataset": dataset_id, "import_id": begun["datasetImportId"]}
-        before = world(house)
-        for route in ROUTES:
-            if not route.path.endswith(":str}") or route.path.startswith("/internal"):
-                continue
-            path = re.sub(r"\{([a-z_0-9]+):str\}", lambda found: values.get(found[1], "good"), route.path)
-            for action in known - set(route.actions) | {"explode", ""}:
-                status, told = await send_raw(house, route.method, f"{path}:{action}", body(route))
-                assert 400 <= status < 500, (route.method, path, action, told)
-        assert world(house) == before
-        status, told = await send_raw(
-            house, "POST", data.path(dataset_id, "imports", f"{begun['datasetImportId']}:cancel")
-        )
-        assert (status, told["status"]["conditions"][0]["status"]) == (200, "FailedReach")
-
-    in_house(story)
+async def test_a_word_after_a_colon_is_taken_where_a_route_defines_it_alone(server: TestServer) -> None:
+    data = Data(server, await server.api())
+    dataset_id = await data.make()
+    begun = await data.begin(dataset_id)
+    known = {action for route in ROUTES for action in route.actions}
+    assert known == {"finish", "cancel"}
+    values = {"org": server.org, "dataset": dataset_id, "import_id": begun["datasetImportId"]}
+    before = world(server)
+    for route in ROUTES:
+        if not route.path.endswith(":str}") or route.path.startswith("/internal"):
+            continue
+        path = re.sub(r"\{([a-z_0-9]+):str\}", lambda found: values.get(found[1], "good"), route.path)
+        for action in known - set(route.actions) | {"explode", ""}:
+            status, told = await send_raw(server, route.method, f"{path}:{action}", body(route))
+            assert 400 <= status < 500, (route.method, path, action, told)
+    assert world(server) == before
+    status, told = await send_raw(
+        server, "POST", data.path(dataset_id, "imports", f"{begun['datasetImportId']}:cancel")
+    )
+    assert (status, told["status"]["conditions"][0]["status"]) == (200, "FailedReach")
 
 
 # Ids from before they were checked ----------------------------------------------------------------------------------
 
 
-async def rename_run(house: Any, old: str, new: str) -> None:
+async def rename_run(server: TestServer, old: str, new: str) -> None:
     """Give a run an id that could be created once."""
 
     def work(connection: Any) -> None:
@@ -223,99 +210,88 @@ async def rename_run(house: Any, old: str, new: str) -> None:
             if "run_id" in table.c:
                 connection.execute(table.update().where(table.c.run_id == old).values(run_id=new))
 
-    await house.services.store.write(work)
+    await server.services.store.write(work)
 
 
-def test_a_backup_that_no_restore_would_accept_is_refused_with_the_row(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        attempt = await acts.running(house)
-        await attempt.checkpoint()
-        path = house.path("storage/backups")
-        is_it = output_files.c.path == "model_full/model.safetensors"
-        await house.services.store.write(lambda c: c.execute(output_files.update().where(is_it).values(path="../../x")))
-        told = (await api.post(path)).json()
-        assert (told["code"], "'../../x'" in told["message"], "delete run 'r1'" in told["message"]) == (
-            "BackupImpossible",
-            True,
-            True,
-        )
-        assert not list((house.settings.data_dir / "backups").iterdir())
-        is_it = output_files.c.path == "../../x"
-        await house.services.store.write(
-            lambda c: c.execute(output_files.update().where(is_it).values(path="model_full/model.safetensors"))
-        )
-        assert (await api.post(path)).status_code == 200
-        await rename_run(house, "r1", "abc:finish")
-        told = (await api.post(path)).json()
-        assert (told["status"], told["code"]) == (409, "BackupImpossible")
-        assert "'abc:finish'" in told["message"]
-        assert "restart the server" in told["message"]
-
-    in_house(story)
+async def test_a_backup_that_no_restore_would_accept_is_refused_with_the_row(server: TestServer) -> None:
+    api = await server.api()
+    attempt = await attempts.start(server)
+    await attempt.checkpoint()
+    path = server.path("storage/backups")
+    is_it = output_files.c.path == "model_full/model.safetensors"
+    await server.services.store.write(lambda c: c.execute(output_files.update().where(is_it).values(path="../../x")))
+    told = (await api.post(path)).json()
+    assert (told["code"], "'../../x'" in told["message"], "delete run 'r1'" in told["message"]) == (
+        "BackupImpossible",
+        True,
+        True,
+    )
+    assert not list((server.settings.data_dir / "backups").iterdir())
+    is_it = output_files.c.path == "../../x"
+    await server.services.store.write(
+        lambda c: c.execute(output_files.update().where(is_it).values(path="model_full/model.safetensors"))
+    )
+    assert (await api.post(path)).status_code == 200
+    await rename_run(server, "r1", "abc:finish")
+    told = (await api.post(path)).json()
+    assert (told["status"], told["code"]) == (409, "BackupImpossible")
+    assert "'abc:finish'" in told["message"]
+    assert "restart the server" in told["message"]
 
 
-def test_an_id_from_before_ids_were_checked_is_renamed_at_start(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        await api.put(house.path("flows/f"), json={"spec": {"name": "mine"}})
-        await api.put(house.path("trainingProjects/p"), json={"spec": {"name": "project"}})
-        attempt = await acts.running(house, "r1")
-        await attempt.checkpoint()
-        for name in ("r1", "other"):
-            (house.settings.runs_dir / house.org / name).mkdir(parents=True)
-        await rename_run(house, "r1", "abc:finish")
-        (house.settings.runs_dir / house.org / "r1").rename(house.settings.runs_dir / house.org / "abc:finish")
-        await api.put(house.path("runs/r2"), json={"spec": {}})
-        await rename_run(house, "r2", "..")
+async def test_an_id_from_before_ids_were_checked_is_renamed_at_start(server: TestServer) -> None:
+    api = await server.api()
+    await api.put(server.path("flows/f"), json={"spec": {"name": "mine"}})
+    await api.put(server.path("trainingProjects/p"), json={"spec": {"name": "project"}})
+    attempt = await attempts.start(server, "r1")
+    await attempt.checkpoint()
+    for name in ("r1", "other"):
+        (server.settings.runs_dir / server.org / name).mkdir(parents=True)
+    await rename_run(server, "r1", "abc:finish")
+    (server.settings.runs_dir / server.org / "r1").rename(server.settings.runs_dir / server.org / "abc:finish")
+    await api.put(server.path("runs/r2"), json={"spec": {}})
+    await rename_run(server, "r2", "..")
 
-        def spoil(connection: Any) -> None:
-            for name, new in (("flows", "f:cancel"), ("training_projects", "..")):
-                connection.execute(rows.TABLES[name].update().values(id=new))
-            connection.execute(outputs.update().values(id="latest"))
-            connection.execute(output_files.update().values(output_id="latest"))
+    def spoil(connection: Any) -> None:
+        for name, new in (("flows", "f:cancel"), ("training_projects", "..")):
+            connection.execute(rows.TABLES[name].update().values(id=new))
+        connection.execute(outputs.update().values(id="latest"))
+        connection.execute(output_files.update().values(output_id="latest"))
 
-        await house.services.store.write(spoil)
-        await legacy_ids.rename_invalid(house.services)
-        old = {"run": "abc:finish", "up": "..", "flow": "f:cancel"}
-        names = {kind: legacy_ids.build_valid_id(id) for kind, id in old.items()}
-        listed = {run["runId"] for run in (await api.get(house.path("runs"))).json()["items"]}
-        assert names["up"] in listed
-        # The attempt of the first is still open: its machine knows it by its old id.
-        assert (house.settings.runs_dir / house.org / "abc:finish").is_dir()
-        assert (await api.post(house.path("storage/backups"))).status_code == 409
-        assert (await attempt.finish(0, outcome="Succeeded", reason="Completed")).status_code == 204
-        assert not house.services.store.read(lambda c: attempt_rows.has_open(c, org=house.org, run_id="abc:finish"))
+    await server.services.store.write(spoil)
+    await legacy_ids.rename_invalid(server.services)
+    old = {"run": "abc:finish", "up": "..", "flow": "f:cancel"}
+    names = {kind: legacy_ids.build_valid_id(id) for kind, id in old.items()}
+    listed = {run["runId"] for run in (await api.get(server.path("runs"))).json()["items"]}
+    assert names["up"] in listed
+    # The attempt of the first is still open: its machine knows it by its old id.
+    assert (server.settings.runs_dir / server.org / "abc:finish").is_dir()
+    assert (await api.post(server.path("storage/backups"))).status_code == 409
+    assert (await attempt.finish(0, outcome="Succeeded", reason="Completed")).status_code == 204
+    assert not server.services.store.read(lambda c: attempt_rows.has_open(c, org=server.org, run_id="abc:finish"))
 
-        await legacy_ids.rename_invalid(house.services)
-        run = (await api.get(house.path(f"runs/{names['run']}"))).json()
-        assert (run["runId"], run["status"]["log"]) == (names["run"], house.path(f"runs/{names['run']}/logs"))
-        assert (house.settings.runs_dir / house.org / names["run"]).is_dir()
-        [model] = (await api.get(house.path(f"runs/{names['run']}/outputs"))).json()["items"]
-        assert model["selfLink"].rpartition("/")[2] == legacy_ids.build_valid_id("latest")
-        for kind, id in (("flows", names["flow"]), ("trainingProjects", names["up"])):
-            assert (await api.get(house.path(f"{kind}/{id}"))).json()["selfLink"] == house.path(f"{kind}/{id}")
-        assert all(ids.is_id("run", id) for id in names.values())
-        assert (await api.post(house.path("storage/backups"))).status_code == 200
-        assert (house.settings.runs_dir / house.org / "other").is_dir()
-
-    in_house(story)
+    await legacy_ids.rename_invalid(server.services)
+    run = (await api.get(server.path(f"runs/{names['run']}"))).json()
+    assert (run["runId"], run["status"]["log"]) == (names["run"], server.path(f"runs/{names['run']}/logs"))
+    assert (server.settings.runs_dir / server.org / names["run"]).is_dir()
+    [model] = (await api.get(server.path(f"runs/{names['run']}/outputs"))).json()["items"]
+    assert model["selfLink"].rpartition("/")[2] == legacy_ids.build_valid_id("latest")
+    for kind, id in (("flows", names["flow"]), ("trainingProjects", names["up"])):
+        assert (await api.get(server.path(f"{kind}/{id}"))).json()["selfLink"] == server.path(f"{kind}/{id}")
+    assert all(ids.is_id("run", id) for id in names.values())
+    assert (await api.post(server.path("storage/backups"))).status_code == 200
+    assert (server.settings.runs_dir / server.org / "other").is_dir()
 
 
-def test_a_picture_with_a_colon_in_its_name_is_in_a_backup_that_can_be_restored(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = Data(house, await house.api())
-        dataset_id = await data.make()
-        await data.bring(dataset_id, shelf(1))
-        [asset] = (await data.get(dataset_id, "assets"))["items"]
-        renamed = await data.api.post(
-            data.path(dataset_id, "assets", asset["assetId"], "name"), json={"filename": "a:b.png"}
-        )
-        assert renamed.status_code == 200
-        backup = (await data.api.post(house.path("storage/backups"))).content
-        assert (await data.api.post(house.path("storage/restores"), content=backup)).status_code == 200
-        assert (await data.get(dataset_id, "assets"))["items"][0]["filename"] == "a:b.png"
-
-    in_house(story)
+async def test_a_picture_with_a_colon_in_its_name_is_in_a_backup_that_can_be_restored(server: TestServer) -> None:
+    data = Data(server, await server.api())
+    dataset_id = await data.make()
+    await data.bring(dataset_id, shelf(1))
+    [asset] = (await data.get(dataset_id, "assets"))["items"]
+    renamed = await data.api.post(
+        data.path(dataset_id, "assets", asset["assetId"], "name"), json={"filename": "a:b.png"}
+    )
+    assert renamed.status_code == 200
+    backup = (await data.api.post(server.path("storage/backups"))).content
+    assert (await data.api.post(server.path("storage/restores"), content=backup)).status_code == 200
+    assert (await data.get(dataset_id, "assets"))["items"][0]["filename"] == "a:b.png"

@@ -2,224 +2,194 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from typing import Any
+
+from support.server import TestServer
 
 from runyard.datasets.packs import build_pack
 from runyard.server.services.imports import import_jobs
 from tests.server.datasets import Data, jsonl, picture, shelf, vqa_row
 
 
-async def data_of(house: Any) -> Data:
-    return Data(house, await house.api())
+async def data_of(server: TestServer) -> Data:
+    return Data(server, await server.api())
 
 
 def statuses(told: dict[str, Any]) -> list[str]:
     return [condition["status"] for condition in told["status"]["conditions"]]
 
 
-def test_a_folder_becomes_a_dataset_with_a_version(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        begun = await data.begin(dataset_id, source="shelves", files=4)
-        assert [c["condition"] for c in begun["status"]["conditions"]] == ["Finished", "Checked", "Received"]
-        assert statuses(begun) == ["Waiting"] * 3
+async def test_a_folder_becomes_a_dataset_with_a_version(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    begun = await data.begin(dataset_id, source="shelves", files=4)
+    assert [c["condition"] for c in begun["status"]["conditions"]] == ["Finished", "Checked", "Received"]
+    assert statuses(begun) == ["Waiting"] * 3
 
-        house.clock.forward(1)
-        done = await data.bring(dataset_id, shelf(3))
-        assert statuses(done) == ["Reached"] * 3, done
-        assert done["status"]["findings"] == {"errors": 0, "warnings": 0, "byCode": {}}
-        assert (done["status"]["progress"]["images"], done["status"]["progress"]["rowsKept"]) == (3, 3)
-        assert done["status"]["upload"] is None
-        told = await data.get(dataset_id)
-        assert (told["statistic"]["assetTotal"], told["statistic"]["annotationTotal"]) == (3, 3)
-        assert told["statistic"]["assetAnnotated"] == 3
-        assert told["version"] == done["status"]["version"] is not None
-        versions = (await data.get(dataset_id, "versions"))["items"]
-        assert [(v["datasetVersionId"], v["number"], v["assets"], v["records"]) for v in versions] == [
-            (told["version"], 1, 3, 3)
-        ]
-        listed = (await data.get(dataset_id, "imports"))["items"]
-        assert [item["datasetImportId"] for item in listed] == [done["datasetImportId"], begun["datasetImportId"]]
-
-    in_house(story)
+    server.clock.forward(1)
+    done = await data.bring(dataset_id, shelf(3))
+    assert statuses(done) == ["Reached"] * 3, done
+    assert done["status"]["findings"] == {"errors": 0, "warnings": 0, "byCode": {}}
+    assert (done["status"]["progress"]["images"], done["status"]["progress"]["rowsKept"]) == (3, 3)
+    assert done["status"]["upload"] is None
+    told = await data.get(dataset_id)
+    assert (told["statistic"]["assetTotal"], told["statistic"]["annotationTotal"]) == (3, 3)
+    assert told["statistic"]["assetAnnotated"] == 3
+    assert told["version"] == done["status"]["version"] is not None
+    versions = (await data.get(dataset_id, "versions"))["items"]
+    assert [(v["datasetVersionId"], v["number"], v["assets"], v["records"]) for v in versions] == [
+        (told["version"], 1, 3, 3)
+    ]
+    listed = (await data.get(dataset_id, "imports"))["items"]
+    assert [item["datasetImportId"] for item in listed] == [done["datasetImportId"], begun["datasetImportId"]]
 
 
-def test_the_same_content_is_the_same_version_and_takes_no_more_room(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        first, second = await data.make(), await data.make(name="copy")
-        one = await data.bring(first, shelf(3))
-        blobs = (await data.storage())["blobs"]
-        other = await data.bring(second, shelf(3))
-        again = await data.bring(first, shelf(3))
-        assert one["status"]["version"] == other["status"]["version"] == again["status"]["version"]
-        assert (await data.get(first))["statistic"]["annotationTotal"] == 3
-        found = await data.storage()
-        assert (found["agrees"], found["blobs"]) == (True, blobs)
-
-    in_house(story)
+async def test_the_same_content_is_the_same_version_and_takes_no_more_room(server: TestServer) -> None:
+    data = await data_of(server)
+    first, second = await data.make(), await data.make(name="copy")
+    one = await data.bring(first, shelf(3))
+    blobs = (await data.storage())["blobs"]
+    other = await data.bring(second, shelf(3))
+    again = await data.bring(first, shelf(3))
+    assert one["status"]["version"] == other["status"]["version"] == again["status"]["version"]
+    assert (await data.get(first))["statistic"]["annotationTotal"] == 3
+    found = await data.storage()
+    assert (found["agrees"], found["blobs"]) == (True, blobs)
 
 
-def test_rows_that_count_from_one_again_lose_nothing(in_house: Callable[..., None]) -> None:
+async def test_rows_that_count_from_one_again_lose_nothing(server: TestServer) -> None:
     """Ids say which row is meant only together with the picture."""
-
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        await data.bring(dataset_id, shelf(2))
-        files = {"other/9.png": picture(9), "more.jsonl": jsonl(vqa_row(1, "other/9.png"))}
-        await data.bring(dataset_id, files)
-        mended = {"other/9.png": picture(9), "more.jsonl": jsonl(vqa_row(1, "other/9.png", answer="Three."))}
-        await data.bring(dataset_id, mended)
-        statistic = (await data.get(dataset_id))["statistic"]
-        assert (statistic["assetTotal"], statistic["annotationTotal"], statistic["assetAnnotated"]) == (3, 4, 3)
-
-    in_house(story)
+    data = await data_of(server)
+    dataset_id = await data.make()
+    await data.bring(dataset_id, shelf(2))
+    files = {"other/9.png": picture(9), "more.jsonl": jsonl(vqa_row(1, "other/9.png"))}
+    await data.bring(dataset_id, files)
+    mended = {"other/9.png": picture(9), "more.jsonl": jsonl(vqa_row(1, "other/9.png", answer="Three."))}
+    await data.bring(dataset_id, mended)
+    statistic = (await data.get(dataset_id))["statistic"]
+    assert (statistic["assetTotal"], statistic["annotationTotal"], statistic["assetAnnotated"]) == (3, 4, 3)
 
 
-def test_every_defect_is_told_in_pages_and_stays_when_the_import_is_over(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        files = shelf(2) | {"shelf/broken.png": picture(7)[:40]}
-        files["labels.jsonl"] += jsonl(vqa_row(8, "shelf/nowhere.png"), vqa_row(9, "<b>.png"))
-        done = await data.bring(dataset_id, files)
-        assert statuses(done) == ["Reached"] * 3
-        assert done["status"]["findings"]["errors"] == 3
-        place = ("imports", done["datasetImportId"])
-        first = await data.get(dataset_id, *place, "findings", s=2, severity="error")
-        second = await data.get(dataset_id, *place, "findings", s=2, severity="error", p=first["nextPage"])
-        assert (len(first["items"]), len(second["items"]), second["nextPage"]) == (2, 1, None)
-        missing = await data.get(dataset_id, *place, "findings", code="ImageMissing")
-        assert [(item["file"], item["line"]) for item in missing["items"]] == [("labels.jsonl", 3), ("labels.jsonl", 4)]
-        report = await data.get(dataset_id, *place, "report")
-        assert {group["code"]: group["count"] for group in report["groups"]} == done["status"]["findings"]["byCode"]
-        path = data.path(dataset_id, *place, "report")
-        page = await data.api.get(path, headers={"accept": "text/html"})
-        assert page.headers["content-type"].startswith("text/html")
-        assert "&lt;b&gt;.png" in page.text
-        assert "<b>" not in page.text
-        refused = await data.api.get(data.path(dataset_id, *place, "findings"), params={"severity": "bad"})
-        assert refused.json()["code"] == "InvalidQuery"
-
-    in_house(story)
+async def test_every_defect_is_told_in_pages_and_stays_when_the_import_is_over(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    files = shelf(2) | {"shelf/broken.png": picture(7)[:40]}
+    files["labels.jsonl"] += jsonl(vqa_row(8, "shelf/nowhere.png"), vqa_row(9, "<b>.png"))
+    done = await data.bring(dataset_id, files)
+    assert statuses(done) == ["Reached"] * 3
+    assert done["status"]["findings"]["errors"] == 3
+    place = ("imports", done["datasetImportId"])
+    first = await data.get(dataset_id, *place, "findings", s=2, severity="error")
+    second = await data.get(dataset_id, *place, "findings", s=2, severity="error", p=first["nextPage"])
+    assert (len(first["items"]), len(second["items"]), second["nextPage"]) == (2, 1, None)
+    missing = await data.get(dataset_id, *place, "findings", code="ImageMissing")
+    assert [(item["file"], item["line"]) for item in missing["items"]] == [("labels.jsonl", 3), ("labels.jsonl", 4)]
+    report = await data.get(dataset_id, *place, "report")
+    assert {group["code"]: group["count"] for group in report["groups"]} == done["status"]["findings"]["byCode"]
+    path = data.path(dataset_id, *place, "report")
+    page = await data.api.get(path, headers={"accept": "text/html"})
+    assert page.headers["content-type"].startswith("text/html")
+    assert "&lt;b&gt;.png" in page.text
+    assert "<b>" not in page.text
+    refused = await data.api.get(data.path(dataset_id, *place, "findings"), params={"severity": "bad"})
+    assert refused.json()["code"] == "InvalidQuery"
 
 
-def test_with_reject_all_one_defect_leaves_the_dataset_as_it_was(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        files = shelf(2)
-        files["labels.jsonl"] += b"{]\n"
-        done = await data.bring(dataset_id, files, onError="RejectAll")
-        assert statuses(done) == ["FailedReach", "FailedReach", "Reached"]
-        assert "RejectAll" in done["status"]["why"]
-        assert (await data.get(dataset_id))["statistic"]["assetTotal"] == 0
-        found = await data.storage()
-        assert found["agrees"], found
-        assert found["blobs"] == 1  # the report
-
-    in_house(story)
+async def test_with_reject_all_one_defect_leaves_the_dataset_as_it_was(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    files = shelf(2)
+    files["labels.jsonl"] += b"{]\n"
+    done = await data.bring(dataset_id, files, onError="RejectAll")
+    assert statuses(done) == ["FailedReach", "FailedReach", "Reached"]
+    assert "RejectAll" in done["status"]["why"]
+    assert (await data.get(dataset_id))["statistic"]["assetTotal"] == 0
+    found = await data.storage()
+    assert found["agrees"], found
+    assert found["blobs"] == 1  # the report
 
 
-def test_a_pack_that_is_not_what_it_was_announced_as_is_refused(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        begun = await data.begin(dataset_id)
-        url, whole = begun["status"]["upload"]["url"], build_pack(shelf(1).items())
-        anonymous = await house.client(None)
-        wrong = await anonymous.put(f"{url}/{'0' * 64}", content=whole)
-        assert (wrong.status_code, wrong.json()["code"]) == (400, "InvalidBody")
-        assert (await anonymous.put(f"{url}/x", content=whole)).json()["code"] == "InvalidId"
-        assert (await anonymous.get(url)).json()["code"] == "MethodNotAllowed"
-        altered = url[:-2] + ("aa" if url[-2:] != "aa" else "bb")
-        assert (await data.send(altered, whole)).json()["code"] == "NotFound"
-        digest = hashlib.sha256(whole).hexdigest()
-        early = await data.finish(begun, whole)
-        assert (early.status_code, early.json()["code"]) == (409, "BlobMissing")
-        assert digest in early.json()["message"]
-        for _ in range(2):
-            assert (await data.send(url, whole)).status_code == 204
-        for _ in range(2):
-            assert (await data.finish(begun, whole)).status_code == 200
-        assert statuses(await data.settled(begun)) == ["Reached"] * 3
-        late = await data.send(url, whole)
-        assert (late.status_code, late.json()["code"]) == (409, "ImportOver")
-
-    in_house(story)
+async def test_a_pack_that_is_not_what_it_was_announced_as_is_refused(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    begun = await data.begin(dataset_id)
+    url, whole = begun["status"]["upload"]["url"], build_pack(shelf(1).items())
+    anonymous = await server.client(None)
+    wrong = await anonymous.put(f"{url}/{'0' * 64}", content=whole)
+    assert (wrong.status_code, wrong.json()["code"]) == (400, "InvalidBody")
+    assert (await anonymous.put(f"{url}/x", content=whole)).json()["code"] == "InvalidId"
+    assert (await anonymous.get(url)).json()["code"] == "MethodNotAllowed"
+    altered = url[:-2] + ("aa" if url[-2:] != "aa" else "bb")
+    assert (await data.send(altered, whole)).json()["code"] == "NotFound"
+    digest = hashlib.sha256(whole).hexdigest()
+    early = await data.finish(begun, whole)
+    assert (early.status_code, early.json()["code"]) == (409, "BlobMissing")
+    assert digest in early.json()["message"]
+    for _ in range(2):
+        assert (await data.send(url, whole)).status_code == 204
+    for _ in range(2):
+        assert (await data.finish(begun, whole)).status_code == 200
+    assert statuses(await data.settled(begun)) == ["Reached"] * 3
+    late = await data.send(url, whole)
+    assert (late.status_code, late.json()["code"]) == (409, "ImportOver")
 
 
-def test_a_cancelled_and_an_abandoned_import_leave_nothing(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        cancelled, abandoned = await data.begin(dataset_id), await data.begin(dataset_id)
-        for begun, files in ((cancelled, shelf(1)), (abandoned, shelf(1, first=5))):
-            assert (await data.send(begun["status"]["upload"]["url"], build_pack(files.items()))).status_code == 204
-        place = data.path(dataset_id, "imports", cancelled["datasetImportId"])
-        told = (await data.api.post(place + ":cancel")).json()
-        assert {c["reason"] for c in told["status"]["conditions"]} == {"CancelledByUser"}
-        assert set(statuses(told)) == {"FailedReach"}
-        assert statuses((await data.api.post(place + ":cancel")).json()) == statuses(told)
-        house.clock.forward(25 * 3600)
-        await import_jobs.sweep(house.services)
-        told = await data.settled(abandoned)
-        assert set(statuses(told)) == {"FailedReach"}
-        assert "in time" in told["status"]["why"]
-        found = await data.storage()
-        assert (found["agrees"], found["blobs"]) == (True, 0), found
-        assert (await data.api.post(place + ":explode")).json()["code"] == "InvalidId"  # no route defines that action
-
-    in_house(story)
+async def test_a_cancelled_and_an_abandoned_import_leave_nothing(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    cancelled, abandoned = await data.begin(dataset_id), await data.begin(dataset_id)
+    for begun, files in ((cancelled, shelf(1)), (abandoned, shelf(1, first=5))):
+        assert (await data.send(begun["status"]["upload"]["url"], build_pack(files.items()))).status_code == 204
+    place = data.path(dataset_id, "imports", cancelled["datasetImportId"])
+    told = (await data.api.post(place + ":cancel")).json()
+    assert {c["reason"] for c in told["status"]["conditions"]} == {"CancelledByUser"}
+    assert set(statuses(told)) == {"FailedReach"}
+    assert statuses((await data.api.post(place + ":cancel")).json()) == statuses(told)
+    server.clock.forward(25 * 3600)
+    await import_jobs.sweep(server.services)
+    told = await data.settled(abandoned)
+    assert set(statuses(told)) == {"FailedReach"}
+    assert "in time" in told["status"]["why"]
+    found = await data.storage()
+    assert (found["agrees"], found["blobs"]) == (True, 0), found
+    assert (await data.api.post(place + ":explode")).json()["code"] == "InvalidId"  # no route defines that action
 
 
-def test_bytes_that_arrive_are_no_rubbish_to_a_collection(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        begun, whole = await data.begin(dataset_id), build_pack(shelf(2).items())
-        await data.send(begun["status"]["upload"]["url"], whole)
-        await data.api.post(house.path("storage/collections"))
-        await data.finish(begun, whole)
-        assert statuses(await data.settled(begun)) == ["Reached"] * 3
-
-    in_house(story)
+async def test_bytes_that_arrive_are_no_rubbish_to_a_collection(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    begun, whole = await data.begin(dataset_id), build_pack(shelf(2).items())
+    await data.send(begun["status"]["upload"]["url"], whole)
+    await data.api.post(server.path("storage/collections"))
+    await data.finish(begun, whole)
+    assert statuses(await data.settled(begun)) == ["Reached"] * 3
 
 
-def test_pictures_that_a_container_carries_become_assets(in_house: Callable[..., None]) -> None:
+async def test_pictures_that_a_container_carries_become_assets(server: TestServer) -> None:
     """The worker packs them itself; an archive is not there any more when the import is over."""
     import io
     import zipfile
 
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        target = io.BytesIO()
-        with zipfile.ZipFile(target, "w") as archive:
-            for name, content in shelf(2).items():
-                archive.writestr(name, content)
-        done = await data.bring(dataset_id, {"all.zip": target.getvalue()})
-        assert statuses(done) == ["Reached"] * 3, done
-        assert (await data.get(dataset_id))["statistic"]["assetTotal"] == 2
-        assert (await data.storage())["agrees"]
-
-    in_house(story)
+    data = await data_of(server)
+    dataset_id = await data.make()
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, content in shelf(2).items():
+            archive.writestr(name, content)
+    done = await data.bring(dataset_id, {"all.zip": target.getvalue()})
+    assert statuses(done) == ["Reached"] * 3, done
+    assert (await data.get(dataset_id))["statistic"]["assetTotal"] == 2
+    assert (await data.storage())["agrees"]
 
 
-def test_a_strange_body_is_refused_with_the_place(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = await data_of(house)
-        dataset_id = await data.make()
-        path = data.path(dataset_id, "imports")
-        for spec, place in (({"onError": "Ignore"}, "/spec/onError"), ({"formats": "coco"}, "/spec")):
-            answer = await data.api.post(path, json={"spec": spec})
-            assert answer.json()["code"] == "InvalidBody"
-            assert answer.json()["problems"][0]["path"] == place
-        nowhere = await data.api.post(data.path("nowhere", "imports"), json={"spec": {}})
-        assert nowhere.status_code == 404
-        assert json.loads(nowhere.content)["code"] == "NotFound"
-
-    in_house(story)
+async def test_a_strange_body_is_refused_with_the_place(server: TestServer) -> None:
+    data = await data_of(server)
+    dataset_id = await data.make()
+    path = data.path(dataset_id, "imports")
+    for spec, place in (({"onError": "Ignore"}, "/spec/onError"), ({"formats": "coco"}, "/spec")):
+        answer = await data.api.post(path, json={"spec": spec})
+        assert answer.json()["code"] == "InvalidBody"
+        assert answer.json()["problems"][0]["path"] == place
+    nowhere = await data.api.post(data.path("nowhere", "imports"), json={"spec": {}})
+    assert nowhere.status_code == 404
+    assert json.loads(nowhere.content)["code"] == "NotFound"

@@ -1,11 +1,11 @@
 """Sessions of single files, as the published client sends them: checked, in parts, with deadlines, and cancelled."""
 
 import base64
-from collections.abc import Callable
 from typing import Any
 
 import google_crc32c
 import pytest
+from support.server import TestServer
 
 from runyard.server.services.imports import import_jobs, multipart
 from tests.server.datasets import Data, jsonl, picture, shelf, vqa_row
@@ -36,11 +36,11 @@ class Session:
         return {asset["metadata"]["filename"]: asset["upload"] for asset in self.told["status"]["assets"]}
 
     async def put(self, name: str, content: bytes) -> Any:
-        anonymous = await self.data.house.client(None)
+        anonymous = await self.data.server.client(None)
         return await anonymous.put(self.uploads[name]["url"], content=content, headers=self.uploads[name]["headers"])
 
     async def settled(self) -> dict[str, Any]:
-        await self.data.house.services.jobs.wait_until_idle()
+        await self.data.server.services.jobs.wait_until_idle()
         return dict(
             await self.data.get(
                 self.dataset_id, *SOURCE, "assetIngestionSessions", self.told["assetIngestionSessionId"]
@@ -52,177 +52,155 @@ def signed(content: bytes) -> int:
     return int.from_bytes(google_crc32c.Checksum(content).digest(), "big", signed=True)  # type: ignore[no-untyped-call]
 
 
-async def session_of(house: Any) -> Session:
-    data = Data(house, await house.api())
+async def session_of(server: TestServer) -> Session:
+    data = Data(server, await server.api())
     return Session(data, await data.make())
 
 
-def test_files_become_pictures_when_the_last_one_has_come(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        session = await session_of(house)
-        files = {f"{number}.png": picture(number) for number in range(3)}
-        await session.begin(files, onAssetOverwritten="KeepLinkedResource")
-        assert session.told["spec"]["onAssetOverwritten"] == "KeepLinkedResources"
-        for name, content in files.items():
-            wrong = await session.put(name, content[:-1] + b"x")
-            assert (wrong.status_code, wrong.json()["code"]) == (400, "InvalidBody")
-            assert (await session.put(name, content)).status_code == 204
-        told = await session.settled()
-        assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
-        assert told["status"]["progressCount"] == {"total": 3, "succeeded": 3, "errored": 0}
-        [asset] = (await session.data.get(session.dataset_id, "assets", filter="0.png"))["items"]
-        expected = google_crc32c.Checksum(files["0.png"]).digest()  # type: ignore[no-untyped-call]
-        assert base64.b64decode(asset["metadata"]["hash"]["contents"]) == expected
-        assert (await session.data.storage())["agrees"]
-
-    in_house(story)
+async def test_files_become_pictures_when_the_last_one_has_come(server: TestServer) -> None:
+    session = await session_of(server)
+    files = {f"{number}.png": picture(number) for number in range(3)}
+    await session.begin(files, onAssetOverwritten="KeepLinkedResource")
+    assert session.told["spec"]["onAssetOverwritten"] == "KeepLinkedResources"
+    for name, content in files.items():
+        wrong = await session.put(name, content[:-1] + b"x")
+        assert (wrong.status_code, wrong.json()["code"]) == (400, "InvalidBody")
+        assert (await session.put(name, content)).status_code == 204
+    told = await session.settled()
+    assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
+    assert told["status"]["progressCount"] == {"total": 3, "succeeded": 3, "errored": 0}
+    [asset] = (await session.data.get(session.dataset_id, "assets", filter="0.png"))["items"]
+    expected = google_crc32c.Checksum(files["0.png"]).digest()  # type: ignore[no-untyped-call]
+    assert base64.b64decode(asset["metadata"]["hash"]["contents"]) == expected
+    assert (await session.data.storage())["agrees"]
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("FailAfterOne", "FailedReach"), ("FailAfterAll", "Reached")])
-def test_good_pictures_are_kept_beside_broken_ones(in_house: Callable[..., None], mode: str, expected: str) -> None:
-    async def story(house: Any) -> None:
-        session = await session_of(house)
-        files = {"good.png": picture(1), "broken.png": picture(2)[:50]}
-        await session.begin(files, failureMode=mode)
-        for name, content in files.items():
-            await session.put(name, content)
-        told = await session.settled()
-        assert [condition["status"] for condition in told["status"]["conditions"]] == [expected]
-        [event] = told["status"]["events"]
-        assert (event["kind"], event["files"]) == ("Error", {"broken.png": "ECORRUPT"})
-        assert (await session.data.get(session.dataset_id, "assets:count")) == {"count": 1}
-
-    in_house(story)
+async def test_good_pictures_are_kept_beside_broken_ones(server: TestServer, mode: str, expected: str) -> None:
+    session = await session_of(server)
+    files = {"good.png": picture(1), "broken.png": picture(2)[:50]}
+    await session.begin(files, failureMode=mode)
+    for name, content in files.items():
+        await session.put(name, content)
+    told = await session.settled()
+    assert [condition["status"] for condition in told["status"]["conditions"]] == [expected]
+    [event] = told["status"]["events"]
+    assert (event["kind"], event["files"]) == ("Error", {"broken.png": "ECORRUPT"})
+    assert (await session.data.get(session.dataset_id, "assets:count")) == {"count": 1}
 
 
-def test_a_session_ends_an_hour_after_its_last_byte(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        session = await session_of(house)
-        files = {"a.png": picture(1), "b.png": picture(2)}
-        await session.begin(files)
-        house.clock.forward(3000)
-        await session.put("a.png", files["a.png"])
-        house.clock.forward(3000)
-        await import_jobs.sweep(house.services)
-        assert (await session.put("a.png", files["a.png"])).status_code == 204
-        house.clock.forward(3700)
-        await import_jobs.sweep(house.services)
-        told = await session.settled()
-        assert [condition["status"] for condition in told["status"]["conditions"]] == ["FailedReach"]
-        assert told["status"]["events"][0]["files"]["b.png"] == "ETIMEOUT"
-        found = await session.data.storage()
-        assert (found["agrees"], found["blobs"]) == (True, 0)
-
-    in_house(story)
+async def test_a_session_ends_an_hour_after_its_last_byte(server: TestServer) -> None:
+    session = await session_of(server)
+    files = {"a.png": picture(1), "b.png": picture(2)}
+    await session.begin(files)
+    server.clock.forward(3000)
+    await session.put("a.png", files["a.png"])
+    server.clock.forward(3000)
+    await import_jobs.sweep(server.services)
+    assert (await session.put("a.png", files["a.png"])).status_code == 204
+    server.clock.forward(3700)
+    await import_jobs.sweep(server.services)
+    told = await session.settled()
+    assert [condition["status"] for condition in told["status"]["conditions"]] == ["FailedReach"]
+    assert told["status"]["events"][0]["files"]["b.png"] == "ETIMEOUT"
+    found = await session.data.storage()
+    assert (found["agrees"], found["blobs"]) == (True, 0)
 
 
-def test_a_session_is_cancelled(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        session = await session_of(house)
-        await session.begin({"a.png": picture(1)})
-        place = session.data.path(
-            session.dataset_id, *SOURCE, "assetIngestionSessions", session.told["assetIngestionSessionId"]
-        )
-        told = (await session.data.api.post(place + ":cancel")).json()
-        assert told["status"]["conditions"][0]["reason"] == "CancelledByUser"
-        late = await session.put("a.png", picture(1))
-        assert (late.status_code, late.json()["code"]) == (409, "ImportOver")
-
-    in_house(story)
+async def test_a_session_is_cancelled(server: TestServer) -> None:
+    session = await session_of(server)
+    await session.begin({"a.png": picture(1)})
+    place = session.data.path(
+        session.dataset_id, *SOURCE, "assetIngestionSessions", session.told["assetIngestionSessionId"]
+    )
+    told = (await session.data.api.post(place + ":cancel")).json()
+    assert told["status"]["conditions"][0]["reason"] == "CancelledByUser"
+    late = await session.put("a.png", picture(1))
+    assert (late.status_code, late.json()["code"]) == (409, "ImportOver")
 
 
-def test_what_cannot_be_announced_is_refused(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        session = await session_of(house)
-        for files in ({}, {"../a.png": b"x"}, {"/a.png": b"x"}):
-            answer = await session.begin(files)
-            assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), files
-
-    in_house(story)
+async def test_what_cannot_be_announced_is_refused(server: TestServer) -> None:
+    session = await session_of(server)
+    for files in ({}, {"../a.png": b"x"}, {"/a.png": b"x"}):
+        answer = await session.begin(files)
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), files
 
 
-def test_a_large_file_comes_in_parts(in_house: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_file_comes_in_parts(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multipart, "PART_BYTES", 40)
+    session = await session_of(server)
+    content = picture(1)
+    await session.begin({"large.png": content})
+    data, api = session.data, session.data.api
+    root = data.path(session.dataset_id, *SOURCE, "multipartUploads")
+    spec = {"ingestionId": session.told["ingestionId"], "filename": "large.png", "sizeBytes": len(content)}
+    begun = (await api.post(root, json={"spec": {**spec, "contentType": "image/png"}})).json()
+    place, count = f"{root}/{begun['multipartUploadId']}", begun["status"]["partCount"]
+    assert count == -(-len(content) // 40)
+    each = len(content) // count
+    early = await api.post(f"{place}/completion")
+    assert (early.status_code, early.json()["code"]) == (409, "BlobMissing")
+    anonymous = await server.client(None)
+    for part in range(1, count + 1):
+        end = part * each if part < count else len(content)
+        told = (await api.post(f"{place}/parts/{part}", json={})).json()
+        assert (await api.post(f"{place}/parts/{part}/completion", json={})).status_code == 409
+        short = await anonymous.put(told["url"], content=content[(part - 1) * each : end - 1])
+        assert short.json()["code"] == "InvalidBody"
+        sent = await anonymous.put(told["url"], content=content[(part - 1) * each : end])
+        assert sent.status_code == 204
+        headers = {name: sent.headers[name] for name in told["responseHeaders"]}
+        done = await api.post(f"{place}/parts/{part}/completion", json={"responseHeaders": headers})
+        assert done.status_code == 200
+    assert (await api.post(f"{place}/parts/{count + 1}", json={})).status_code == 404
+    assert (await api.post(f"{place}/completion")).status_code == 200
+    told = await session.settled()
+    assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
+    [asset] = (await data.get(session.dataset_id, "assets", contents="y"))["items"]
+    assert (await anonymous.get(asset["contents"]["asset"]["url"])).content == content
 
-    async def story(house: Any) -> None:
-        session = await session_of(house)
-        content = picture(1)
-        await session.begin({"large.png": content})
-        data, api = session.data, session.data.api
-        root = data.path(session.dataset_id, *SOURCE, "multipartUploads")
-        spec = {"ingestionId": session.told["ingestionId"], "filename": "large.png", "sizeBytes": len(content)}
-        begun = (await api.post(root, json={"spec": {**spec, "contentType": "image/png"}})).json()
-        place, count = f"{root}/{begun['multipartUploadId']}", begun["status"]["partCount"]
-        assert count == -(-len(content) // 40)
-        each = len(content) // count
-        early = await api.post(f"{place}/completion")
+
+async def test_annotations_come_as_files_and_are_read_against_the_pictures_there_are(server: TestServer) -> None:
+    data = Data(server, await server.api())
+    dataset_id = await data.make()
+    await data.bring(dataset_id, {name: content for name, content in shelf(2).items() if name.endswith("png")})
+    assert (await data.get(dataset_id))["version"] is None
+    root = data.path(dataset_id, "annotationImportSessions")
+    late = {"spec": {"uploadBefore": 5}}
+    assert (await data.api.post(root, json=late)).json()["code"] == "InvalidBody"
+
+    async def bring(content: bytes, **policies: str) -> dict[str, Any]:
+        spec = {"uploadBefore": server.clock.now_ms() + 60_000, "failurePolicies": policies}
+        begun = (await data.api.post(root, json={"spec": spec})).json()
+        assert [c["condition"] for c in begun["status"]["conditions"]] == ["Complete", "FilesInserted"]
+        place = f"{root}/{begun['annotationImportSessionId']}"
+        crc = base64.b64encode(google_crc32c.Checksum(content).digest()).decode()  # type: ignore[no-untyped-call]
+        files = {"l.jsonl": {"sizeBytes": len(content), "crc32c": crc, "kind": "Unknown"}}
+        where = (await data.api.post(f"{place}/files", json={"files": files})).json()["files"]["l.jsonl"]
+        reached = {"condition": "FilesInserted", "status": "Reached", "lastTransitionTime": 1}
+        said = {"status": {"conditions": [reached]}}
+        early = await data.api.patch(f"{place}/status", json=said)
         assert (early.status_code, early.json()["code"]) == (409, "BlobMissing")
-        anonymous = await house.client(None)
-        for part in range(1, count + 1):
-            end = part * each if part < count else len(content)
-            told = (await api.post(f"{place}/parts/{part}", json={})).json()
-            assert (await api.post(f"{place}/parts/{part}/completion", json={})).status_code == 409
-            short = await anonymous.put(told["url"], content=content[(part - 1) * each : end - 1])
-            assert short.json()["code"] == "InvalidBody"
-            sent = await anonymous.put(told["url"], content=content[(part - 1) * each : end])
-            assert sent.status_code == 204
-            headers = {name: sent.headers[name] for name in told["responseHeaders"]}
-            done = await api.post(f"{place}/parts/{part}/completion", json={"responseHeaders": headers})
-            assert done.status_code == 200
-        assert (await api.post(f"{place}/parts/{count + 1}", json={})).status_code == 404
-        assert (await api.post(f"{place}/completion")).status_code == 200
-        told = await session.settled()
-        assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
-        [asset] = (await data.get(session.dataset_id, "assets", contents="y"))["items"]
-        assert (await anonymous.get(asset["contents"]["asset"]["url"])).content == content
+        assert (await (await server.client(None)).put(where["url"], content=content)).status_code == 204
+        assert (await data.api.patch(f"{place}/status", json=said)).status_code == 200
+        await server.services.jobs.wait_until_idle()
+        return dict((await data.api.get(place)).json())
 
-    in_house(story)
-
-
-def test_annotations_come_as_files_and_are_read_against_the_pictures_there_are(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        data = Data(house, await house.api())
-        dataset_id = await data.make()
-        await data.bring(dataset_id, {name: content for name, content in shelf(2).items() if name.endswith("png")})
-        assert (await data.get(dataset_id))["version"] is None
-        root = data.path(dataset_id, "annotationImportSessions")
-        late = {"spec": {"uploadBefore": 5}}
-        assert (await data.api.post(root, json=late)).json()["code"] == "InvalidBody"
-
-        async def bring(content: bytes, **policies: str) -> dict[str, Any]:
-            spec = {"uploadBefore": house.clock.now_ms() + 60_000, "failurePolicies": policies}
-            begun = (await data.api.post(root, json={"spec": spec})).json()
-            assert [c["condition"] for c in begun["status"]["conditions"]] == ["Complete", "FilesInserted"]
-            place = f"{root}/{begun['annotationImportSessionId']}"
-            crc = base64.b64encode(google_crc32c.Checksum(content).digest()).decode()  # type: ignore[no-untyped-call]
-            files = {"l.jsonl": {"sizeBytes": len(content), "crc32c": crc, "kind": "Unknown"}}
-            where = (await data.api.post(f"{place}/files", json={"files": files})).json()["files"]["l.jsonl"]
-            reached = {"condition": "FilesInserted", "status": "Reached", "lastTransitionTime": 1}
-            said = {"status": {"conditions": [reached]}}
-            early = await data.api.patch(f"{place}/status", json=said)
-            assert (early.status_code, early.json()["code"]) == (409, "BlobMissing")
-            assert (await (await house.client(None)).put(where["url"], content=content)).status_code == 204
-            assert (await data.api.patch(f"{place}/status", json=said)).status_code == 200
-            await house.services.jobs.wait_until_idle()
-            return dict((await data.api.get(place)).json())
-
-        rows = jsonl(vqa_row(1, "shelf/1.png"), vqa_row(2, "2.png"), vqa_row(3, "nowhere.png"))
-        refused = await bring(rows)
-        assert {condition["status"] for condition in refused["status"]["conditions"]} == {"Reached", "FailedReach"}
-        assert refused["status"]["reason"]
-        taken = await bring(rows, onBadAnnotation="Warn", onBadFile="Warn")
-        assert {condition["status"] for condition in taken["status"]["conditions"]} == {"Reached"}, taken
-        assert taken["status"]["annotations"]["statusCount"] == {"Inserted": 2, "Rejected": 1}
-        logged = (await data.api.get(f"{root}/{taken['annotationImportSessionId']}/logs")).json()["items"]
-        assert [line["code"] for line in logged if line["severity"] == "error"] == ["ImageMissing"]
-        again = await bring(jsonl(vqa_row(1, "shelf/1.png")))
-        assert "already exists" in again["status"]["reason"] or "there already" in again["status"]["reason"]
-        over = await bring(jsonl(vqa_row(1, "shelf/1.png", answer="Nine.")), onOverwritten="Warn")
-        assert {condition["status"] for condition in over["status"]["conditions"]} == {"Reached"}
-        assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 2
-        begun = await data.api.post(root, json={"spec": {"uploadBefore": house.clock.now_ms() + 60_000}})
-        place = f"{root}/{begun.json()['annotationImportSessionId']}"
-        cancelled = await data.api.patch(f"{place}/status", json={"spec": {"status": "Cancelled"}})
-        assert {c["reason"] for c in cancelled.json()["status"]["conditions"]} == {"CancelledByUser"}
-
-    in_house(story)
+    rows = jsonl(vqa_row(1, "shelf/1.png"), vqa_row(2, "2.png"), vqa_row(3, "nowhere.png"))
+    refused = await bring(rows)
+    assert {condition["status"] for condition in refused["status"]["conditions"]} == {"Reached", "FailedReach"}
+    assert refused["status"]["reason"]
+    taken = await bring(rows, onBadAnnotation="Warn", onBadFile="Warn")
+    assert {condition["status"] for condition in taken["status"]["conditions"]} == {"Reached"}, taken
+    assert taken["status"]["annotations"]["statusCount"] == {"Inserted": 2, "Rejected": 1}
+    logged = (await data.api.get(f"{root}/{taken['annotationImportSessionId']}/logs")).json()["items"]
+    assert [line["code"] for line in logged if line["severity"] == "error"] == ["ImageMissing"]
+    again = await bring(jsonl(vqa_row(1, "shelf/1.png")))
+    assert "already exists" in again["status"]["reason"] or "there already" in again["status"]["reason"]
+    over = await bring(jsonl(vqa_row(1, "shelf/1.png", answer="Nine.")), onOverwritten="Warn")
+    assert {condition["status"] for condition in over["status"]["conditions"]} == {"Reached"}
+    assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 2
+    begun = await data.api.post(root, json={"spec": {"uploadBefore": server.clock.now_ms() + 60_000}})
+    place = f"{root}/{begun.json()['annotationImportSessionId']}"
+    cancelled = await data.api.patch(f"{place}/status", json={"spec": {"status": "Cancelled"}})
+    assert {c["reason"] for c in cancelled.json()["status"]["conditions"]} == {"CancelledByUser"}

@@ -1,9 +1,11 @@
 """Leases over HTTP: claimed, started, renewed, lost, closed; time is the server's own."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from support import attempts
+from support.server import TestServer, open_server
 
 from runyard import processes
 from runyard.server.services import notifications
@@ -14,561 +16,450 @@ from runyard.store import attempts as attempt_rows
 from runyard.store import outputs, tables
 
 
-async def tick(house: Any, seconds: float) -> None:
+async def tick(server: TestServer, seconds: float) -> None:
     """Let the server live for a while, two seconds at a time."""
     while seconds > 0:
-        house.clock.forward(min(2.0, seconds))
-        await leases.tick(house.services, min(2.0, seconds))
+        server.clock.forward(min(2.0, seconds))
+        await leases.tick(server.services, min(2.0, seconds))
         seconds -= 2.0
 
 
-async def run_of(house: Any, run_id: str = "r1") -> dict[str, Any]:
-    run: dict[str, Any] = (await (await house.api()).get(house.path(f"runs/{run_id}"))).json()
+async def run_of(server: TestServer, run_id: str = "r1") -> dict[str, Any]:
+    run: dict[str, Any] = (await (await server.api()).get(server.path(f"runs/{run_id}"))).json()
     return run
 
 
-def test_a_run_from_claim_to_success(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        await api.put(house.path("runs/r1"), json={"spec": {"flow": {"settings": {"gracePeriodSeconds": 4}}}})
-        attempt = await acts.claim(house)
-        assert await acts.status(house) == ("Pending", "WaitingForWorker", "placed on here")
-        assignment = attempt.assignment
-        assert (assignment["run_id"], assignment["attempt"], assignment["grace_s"]) == ("r1", 1, 4.0)
-        assert assignment["run"]["spec"]["flow"]["settings"] == {"gracePeriodSeconds": 4}
-        assert assignment["resume_checkpoint"] is None
-        wanted = (await attempt.start()).json()
-        assert (wanted["action"], wanted["lease_s"], wanted["grace_s"]) == ("continue", 15.0, 4.0)
-        assert (await acts.status(house))[:2] == ("Running", "Preparing")
-        await attempt.checkpoint("epoch-1")
-        assert (await attempt.finish(0, outcome="Succeeded", reason="Completed", message="done")).status_code == 204
-        assert await acts.status(house) == ("Succeeded", "Completed", "done")
-        run = await run_of(house)
-        assert [entry["condition"] for entry in run["status"]["conditions"]] == ["Pending", "Running", "Succeeded"]
-        assert run["status"]["observedGeneration"] == 1
-        assert [(told["attempt"], told["exitCode"], told["cause"]) for told in run["status"]["attempts"]] == [
-            (1, 0, "exit code 0")
-        ]
-        kill = await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 1}})
-        assert (kill.status_code, kill.json()["code"]) == (409, "RunFinished")
-
-    in_house(story)
+async def test_a_run_from_claim_to_success(server: TestServer) -> None:
+    api = await server.api()
+    await api.put(server.path("runs/r1"), json={"spec": {"flow": {"settings": {"gracePeriodSeconds": 4}}}})
+    attempt = await attempts.claim(server)
+    assert await attempts.read_condition(server) == ("Pending", "WaitingForWorker", "placed on here")
+    assignment = attempt.assignment
+    assert (assignment["run_id"], assignment["attempt"], assignment["grace_s"]) == ("r1", 1, 4.0)
+    assert assignment["run"]["spec"]["flow"]["settings"] == {"gracePeriodSeconds": 4}
+    assert assignment["resume_checkpoint"] is None
+    wanted = (await attempt.start()).json()
+    assert (wanted["action"], wanted["lease_s"], wanted["grace_s"]) == ("continue", 15.0, 4.0)
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
+    await attempt.checkpoint("epoch-1")
+    assert (await attempt.finish(0, outcome="Succeeded", reason="Completed", message="done")).status_code == 204
+    assert await attempts.read_condition(server) == ("Succeeded", "Completed", "done")
+    run = await run_of(server)
+    assert [entry["condition"] for entry in run["status"]["conditions"]] == ["Pending", "Running", "Succeeded"]
+    assert run["status"]["observedGeneration"] == 1
+    assert [(told["attempt"], told["exitCode"], told["cause"]) for told in run["status"]["attempts"]] == [
+        (1, 0, "exit code 0")
+    ]
+    kill = await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 1}})
+    assert (kill.status_code, kill.json()["code"]) == (409, "RunFinished")
 
 
-def test_repeats_of_claim_start_and_finish_change_nothing(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        for run_id in ("r1", "r2"):
-            await api.put(house.path(f"runs/{run_id}"), json={"spec": {}})
-        first, again = await acts.claim(house, "c1"), await acts.claim(house, "c1")
-        assert first.assignment["token"] == again.assignment["token"]
-        other = await acts.claim(house, "c2")
-        assert {first.assignment["run_id"], other.assignment["run_id"]} == {"r1", "r2"}
-        await first.start()
-        await first.start()
-        assert len((await run_of(house, first.assignment["run_id"]))["status"]["attempts"]) == 1
-        assert [(await first.finish(75)).status_code for _ in range(2)] == [204, 204]
-        assert await acts.claim(house, "c1") is None  # that claim is used up
-
-    in_house(story)
+async def test_repeats_of_claim_start_and_finish_change_nothing(server: TestServer) -> None:
+    api = await server.api()
+    for run_id in ("r1", "r2"):
+        await api.put(server.path(f"runs/{run_id}"), json={"spec": {}})
+    first, again = await attempts.claim(server, "c1"), await attempts.claim(server, "c1")
+    assert first.assignment["token"] == again.assignment["token"]
+    other = await attempts.claim(server, "c2")
+    assert {first.assignment["run_id"], other.assignment["run_id"]} == {"r1", "r2"}
+    await first.start()
+    await first.start()
+    assert len((await run_of(server, first.assignment["run_id"]))["status"]["attempts"]) == 1
+    assert [(await first.finish(75)).status_code for _ in range(2)] == [204, 204]
+    assert await attempts.claim(server, "c1") is None  # that claim is used up
 
 
-def test_runs_are_taken_by_priority_then_age_and_only_where_they_fit(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        flows = {
-            "old": {},
-            "new": {},
-            "urgent": {"settings": {"priority": 5}},
-            "gpu": {"settings": {"priority": 9}, "tolerations": {"accelerator": ["h100", "a100"]}},
-        }
-        for run_id, flow in flows.items():
-            await api.put(house.path(f"runs/{run_id}"), json={"spec": {"flow": flow}})
-            house.clock.forward(1)
-        assert await acts.claim(house, "c0", slots=0) is None
-        taken = [(await acts.claim(house, f"c{number}")).assignment["run_id"] for number in range(1, 4)]
-        assert taken == ["urgent", "old", "new"]
-        assert await acts.claim(house, "c4") is None
-        assert (await acts.claim(house, "c5", labels={"accelerator": ["a100"]})).assignment["run_id"] == "gpu"
-
-    in_house(story)
+async def test_runs_are_taken_by_priority_then_age_and_only_where_they_fit(server: TestServer) -> None:
+    api = await server.api()
+    flows = {
+        "old": {},
+        "new": {},
+        "urgent": {"settings": {"priority": 5}},
+        "gpu": {"settings": {"priority": 9}, "tolerations": {"accelerator": ["h100", "a100"]}},
+    }
+    for run_id, flow in flows.items():
+        await api.put(server.path(f"runs/{run_id}"), json={"spec": {"flow": flow}})
+        server.clock.forward(1)
+    assert await attempts.claim(server, "c0", slots=0) is None
+    taken = [(await attempts.claim(server, f"c{number}")).assignment["run_id"] for number in range(1, 4)]
+    assert taken == ["urgent", "old", "new"]
+    assert await attempts.claim(server, "c4") is None
+    assert (await attempts.claim(server, "c5", labels={"accelerator": ["a100"]})).assignment["run_id"] == "gpu"
 
 
-def test_runs_that_no_machine_can_take_block_nobody_and_are_not_read(
-    in_house: Callable[..., None], acts: Any, monkeypatch: Any
+async def test_runs_that_no_machine_can_take_block_nobody_and_are_not_read(
+    server: TestServer, monkeypatch: Any
 ) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        unfit = {"settings": {"priority": 9}, "tolerations": {"accelerator": ["h100"]}}
-        long = {"tolerations": {"accelerator": [f"{number:0250}" for number in range(9)]}, "settings": {"priority": 9}}
-        for number in range(250):
-            await api.put(house.path(f"runs/unfit-{number}"), json={"spec": {"flow": unfit}})
-        await api.put(house.path("runs/long"), json={"spec": {"flow": long}})
-        for run_id in ("r1", "r2"):
-            await api.put(house.path(f"runs/{run_id}"), json={"spec": {}})
-        read: list[bytes] = []
-        decode_run = leases.decode_run
-        monkeypatch.setattr(leases, "decode_run", lambda document: read.append(document) or decode_run(document))
-        assert (await acts.claim(house, "c1", labels={"accelerator": ["cpu"]})).assignment["run_id"] == "r1"
-        assert len(read) < 10
-        assert (await acts.claim(house, "c2")).assignment["run_id"] == "r2"
-        assert await acts.claim(house, "c3") is None
-        assert (await acts.claim(house, "c4", labels={"accelerator": [f"{3:0250}"]})).assignment["run_id"] == "long"
-        assert (await acts.claim(house, "c5", labels={"accelerator": ["h100"]})).assignment["run_id"] == "unfit-0"
-
-    in_house(story)
+    api = await server.api()
+    unfit = {"settings": {"priority": 9}, "tolerations": {"accelerator": ["h100"]}}
+    long = {"tolerations": {"accelerator": [f"{number:0250}" for number in range(9)]}, "settings": {"priority": 9}}
+    for number in range(250):
+        await api.put(server.path(f"runs/unfit-{number}"), json={"spec": {"flow": unfit}})
+    await api.put(server.path("runs/long"), json={"spec": {"flow": long}})
+    for run_id in ("r1", "r2"):
+        await api.put(server.path(f"runs/{run_id}"), json={"spec": {}})
+    read: list[bytes] = []
+    decode_run = leases.decode_run
+    monkeypatch.setattr(leases, "decode_run", lambda document: read.append(document) or decode_run(document))
+    assert (await attempts.claim(server, "c1", labels={"accelerator": ["cpu"]})).assignment["run_id"] == "r1"
+    assert len(read) < 10
+    assert (await attempts.claim(server, "c2")).assignment["run_id"] == "r2"
+    assert await attempts.claim(server, "c3") is None
+    assert (await attempts.claim(server, "c4", labels={"accelerator": [f"{3:0250}"]})).assignment["run_id"] == "long"
+    assert (await attempts.claim(server, "c5", labels={"accelerator": ["h100"]})).assignment["run_id"] == "unfit-0"
 
 
-def test_a_waiting_claim_is_woken_by_a_new_run(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        waiting = asyncio.create_task(acts.claim(house, "c1", wait_s=30))
-        while not house.services.notifier._events:
-            await asyncio.sleep(0)
-        api = await house.api()
-        await api.put(house.path("runs/r1"), json={"spec": {}})
-        async with asyncio.timeout(5):
-            attempt = await waiting
-        assert attempt.assignment["run_id"] == "r1"
-
-    in_house(story)
+async def test_a_waiting_claim_is_woken_by_a_new_run(server: TestServer) -> None:
+    waiting = asyncio.create_task(attempts.claim(server, "c1", wait_s=30))
+    while not server.services.notifier._events:
+        await asyncio.sleep(0)
+    api = await server.api()
+    await api.put(server.path("runs/r1"), json={"spec": {}})
+    async with asyncio.timeout(5):
+        attempt = await waiting
+    assert attempt.assignment["run_id"] == "r1"
 
 
-def test_a_killed_run_is_cancelled_only_when_nothing_of_it_lives(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        api = await house.api()
-        killed = (await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 5}})).json()
-        assert killed["spec"]["killedAt"] == house.clock.epoch_ms
-        assert (await acts.status(house))[:2] == ("Running", "Stopping")
-        assert killed["status"]["observedGeneration"] == 1
-        again = await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 6}})
-        assert (again.status_code, again.json()) == (200, killed)
-        assert (await attempt.post("renew")).json()["action"] == "kill"
-        assert (await run_of(house))["status"]["observedGeneration"] == 2
-        await attempt.event("phase", phase="Saving", message="")
-        assert (await acts.status(house))[:2] == ("Running", "Stopping")
-        assert (await attempt.finish(75, empty=False)).status_code == 204
-        assert (await acts.status(house))[:2] == ("Running", "Stopping")
-        assert "still alive on here" in ((await acts.status(house))[2] or "")
-        await attempt.finish(75)
-        assert (await acts.status(house))[:2] == ("Cancelled", "KilledByUser")
-        assert await acts.claim(house, "c2") is None
-
-    in_house(story)
+async def test_a_killed_run_is_cancelled_only_when_nothing_of_it_lives(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    api = await server.api()
+    killed = (await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 5}})).json()
+    assert killed["spec"]["killedAt"] == server.clock.epoch_ms
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
+    assert killed["status"]["observedGeneration"] == 1
+    again = await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 6}})
+    assert (again.status_code, again.json()) == (200, killed)
+    assert (await attempt.post("renew")).json()["action"] == "kill"
+    assert (await run_of(server))["status"]["observedGeneration"] == 2
+    await attempt.event("phase", phase="Saving", message="")
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
+    assert (await attempt.finish(75, empty=False)).status_code == 204
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
+    assert "still alive on here" in ((await attempts.read_condition(server))[2] or "")
+    await attempt.finish(75)
+    assert (await attempts.read_condition(server))[:2] == ("Cancelled", "KilledByUser")
+    assert await attempts.claim(server, "c2") is None
 
 
-def test_a_run_killed_between_claim_and_start_never_trains(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        await api.put(house.path("runs/r1"), json={"spec": {}})
-        attempt = await acts.claim(house)
-        await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 5}})
-        assert (await acts.status(house))[:2] == ("Pending", "Stopping")
-        assert (await attempt.start()).json()["action"] == "kill"
-        await attempt.finish(75)
-        assert (await acts.status(house))[:2] == ("Cancelled", "KilledByUser")
-
-    in_house(story)
+async def test_a_run_killed_between_claim_and_start_never_trains(server: TestServer) -> None:
+    api = await server.api()
+    await api.put(server.path("runs/r1"), json={"spec": {}})
+    attempt = await attempts.claim(server)
+    await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 5}})
+    assert (await attempts.read_condition(server))[:2] == ("Pending", "Stopping")
+    assert (await attempt.start()).json()["action"] == "kill"
+    await attempt.finish(75)
+    assert (await attempts.read_condition(server))[:2] == ("Cancelled", "KilledByUser")
 
 
-def test_a_claim_that_never_started_is_not_charged(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        await api.put(house.path("runs/r1"), json={"spec": {"flow": {"settings": {"attempts": 1}}}})
-        for number in range(3):
-            attempt = await acts.claim(house, f"c{number}")
-            assert attempt.assignment["attempt"] == number + 1
-            await tick(house, 16)
-            assert (await acts.status(house))[:2] == ("Pending", "Retrying")
-            late = await attempt.start()
-            assert (late.status_code, late.json()["code"]) == (409, "LeaseLost")
-        assert (await run_of(house))["status"]["attempts"] == []
-
-    in_house(story)
+async def test_a_claim_that_never_started_is_not_charged(server: TestServer) -> None:
+    api = await server.api()
+    await api.put(server.path("runs/r1"), json={"spec": {"flow": {"settings": {"attempts": 1}}}})
+    for number in range(3):
+        attempt = await attempts.claim(server, f"c{number}")
+        assert attempt.assignment["attempt"] == number + 1
+        await tick(server, 16)
+        assert (await attempts.read_condition(server))[:2] == ("Pending", "Retrying")
+        late = await attempt.start()
+        assert (late.status_code, late.json()["code"]) == (409, "LeaseLost")
+    assert (await run_of(server))["status"]["attempts"] == []
 
 
-def test_tries_are_used_up_by_crashes_and_then_the_platform_is_at_fault(
-    in_house: Callable[..., None], acts: Any
+async def test_tries_are_used_up_by_crashes_and_then_the_platform_is_at_fault(server: TestServer) -> None:
+    api = await server.api()
+    await api.put(server.path("runs/r1"), json={"spec": {"flow": {"settings": {"attempts": 2}}}})
+    for number, expected in ((1, ("Pending", "Retrying")), (2, ("Error", "WorkerLost"))):
+        attempt = await attempts.claim(server, f"c{number}")
+        await attempt.start()
+        await attempt.finish(139)
+        assert (await attempts.read_condition(server))[:2] == expected
+    assert "exit code 139" in ((await attempts.read_condition(server))[2] or "")
+    assert [told["exitCode"] for told in (await run_of(server))["status"]["attempts"]] == [139, 139]
+
+
+async def test_a_silent_attempt_is_said_to_be_so_and_may_come_back(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await tick(server, 14)
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
+    await attempt.post("renew")
+    await tick(server, 14)
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
+    await tick(server, 2)
+    condition, reason, message = await attempts.read_condition(server)
+    assert (condition, reason) == ("Running", "Stopping")
+    assert "no report from here" in (message or "")
+    assert await attempts.claim(server, "c9") is None  # not a second trainer while the first may live
+    back = await attempt.post("renew", phase="Training")
+    assert back.json()["action"] == "continue"
+    assert await attempts.read_condition(server) == ("Running", "Training", "reported again")
+    await tick(server, 10)
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Training")
+
+
+async def test_the_controllers_report_closes_a_silent_attempt_and_its_result_counts(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.checkpoint()
+    await tick(server, 30)
+    controller = await server.client(server.controller_key)
+    placed = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
+    assert [told["token"] for told in placed] == [attempt.assignment["token"]]
+    assert placed[0]["resume_checkpoint"] == "epoch-1"
+    assert (await controller.get("/internal/v1/machines/m2")).json() == {"attempts": []}
+    await attempt.finish(None, outcome="Succeeded", reason="Completed", message="found on disk")
+    assert await attempts.read_condition(server) == ("Succeeded", "Completed", "found on disk")
+    assert (await controller.get("/internal/v1/machines/m1")).json() == {"attempts": []}
+
+
+async def test_long_silence_lets_the_run_be_tried_again_and_the_old_attempt_is_refused(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.checkpoint("epoch-2")
+    await tick(server, 15 + 1 + leases.RETRY_AFTER_S)
+    assert (await attempts.read_condition(server))[:2] == ("Pending", "Retrying")
+    second = await attempts.claim(server, "c2", machine_id="m2")
+    assert (second.assignment["attempt"], second.assignment["resume_checkpoint"]) == (2, "epoch-2")
+    for refused in (await attempt.post("renew"), await attempt.start()):
+        assert (refused.status_code, refused.json()["code"]) == (409, "LeaseLost")
+    assert (await attempt.ship("late")).json()["code"] == "LeaseLost"
+    assert second.assignment["token"] != attempt.assignment["token"]
+
+
+async def test_another_machine_takes_a_lost_run_at_once_and_the_same_one_waits(server: TestServer) -> None:
+    api = await server.api()
+    attempt = await attempts.start(server)
+    await attempt.checkpoint("epoch-2")
+    await tick(server, 14)
+    assert await attempts.claim(server, "c2", machine_id="m2") is None  # it may only be slow
+    await tick(server, 2)
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
+    assert await attempts.claim(server, "c3") is None  # the same machine
+    await api.put(server.path("runs/younger"), json={"spec": {}})
+    second = await attempts.claim(server, "c4", machine_id="m2")
+    assert (second.assignment["run_id"], second.assignment["attempt"]) == ("r1", 2)
+    assert second.assignment["resume_checkpoint"] == "epoch-2"
+    again = await attempts.claim(server, "c4", machine_id="m2")
+    assert again.assignment["token"] == second.assignment["token"]
+    for refused in (await attempt.post("renew"), await attempt.finish(0, outcome="Succeeded", reason="Completed")):
+        assert (refused.status_code, refused.json()["code"]) == (409, "LeaseLost")
+    assert (await attempts.claim(server, "c5", machine_id="m2")).assignment["run_id"] == "younger"
+    first = (await run_of(server))["status"]["attempts"][0]
+    assert "no report from here" in first["cause"] and first["timeEnded"]
+
+
+async def test_a_lost_run_is_taken_elsewhere_only_where_it_fits_wanted_and_not_at_its_last_try(
+    server: TestServer,
 ) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        await api.put(house.path("runs/r1"), json={"spec": {"flow": {"settings": {"attempts": 2}}}})
-        for number, expected in ((1, ("Pending", "Retrying")), (2, ("Error", "WorkerLost"))):
-            attempt = await acts.claim(house, f"c{number}")
-            await attempt.start()
-            await attempt.finish(139)
-            assert (await acts.status(house))[:2] == expected
-        assert "exit code 139" in ((await acts.status(house))[2] or "")
-        assert [told["exitCode"] for told in (await run_of(house))["status"]["attempts"]] == [139, 139]
-
-    in_house(story)
-
-
-def test_a_silent_attempt_is_said_to_be_so_and_may_come_back(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await tick(house, 14)
-        assert (await acts.status(house))[:2] == ("Running", "Preparing")
-        await attempt.post("renew")
-        await tick(house, 14)
-        assert (await acts.status(house))[:2] == ("Running", "Preparing")
-        await tick(house, 2)
-        condition, reason, message = await acts.status(house)
-        assert (condition, reason) == ("Running", "Stopping")
-        assert "no report from here" in (message or "")
-        assert await acts.claim(house, "c9") is None  # not a second trainer while the first may live
-        back = await attempt.post("renew", phase="Training")
-        assert back.json()["action"] == "continue"
-        assert await acts.status(house) == ("Running", "Training", "reported again")
-        await tick(house, 10)
-        assert (await acts.status(house))[:2] == ("Running", "Training")
-
-    in_house(story)
+    api = await server.api()
+    flows = {
+        "picky": {"tolerations": {"accelerator": ["a10"]}},
+        "last": {"settings": {"attempts": 1}},
+        "killed": {},
+        "deleted": {},
+    }
+    for run_id, flow in flows.items():
+        await api.put(server.path(f"runs/{run_id}"), json={"spec": {"flow": flow}})
+        attempt = await attempts.claim(server, f"claim-{run_id}", labels={"accelerator": ["a10"]})
+        await attempt.start()
+    await tick(server, 16)
+    await api.patch(server.path("runs/killed"), json={"spec": {"killedAt": 1}})
+    await api.delete(server.path("runs/deleted"))
+    assert await attempts.claim(server, "c1", machine_id="m2", labels={"accelerator": ["cpu"]}) is None
+    taken = await attempts.claim(server, "c2", machine_id="m2", labels={"accelerator": ["a10"]})
+    assert taken.assignment["run_id"] == "picky"
+    assert await attempts.claim(server, "c3", machine_id="m2", labels={"accelerator": ["a10"]}) is None
 
 
-def test_the_controllers_report_closes_a_silent_attempt_and_its_result_counts(
-    in_house: Callable[..., None], acts: Any
+async def test_a_claim_that_waits_is_woken_when_a_run_is_lost_elsewhere(server: TestServer) -> None:
+    await attempts.start(server)
+    waiting = asyncio.create_task(attempts.claim(server, "c2", machine_id="m2", wait_s=30))
+    while notifications.QUEUE not in server.services.notifier._events:
+        await asyncio.sleep(0)
+    await tick(server, 16)
+    async with asyncio.timeout(20):
+        assert (await waiting).assignment["attempt"] == 2
+
+
+async def test_an_assignment_names_the_boot_of_the_servers_machine(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    assert attempt.assignment["server_boot_id"] == processes.boot_id()
+    controller = await server.client(server.controller_key)
+    [placed] = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
+    assert placed["server_boot_id"] == processes.boot_id()
+
+
+async def test_the_machine_that_went_silent_settles_its_attempt_before_it_may_try_again(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await tick(server, 15 + 2 + leases.RETRY_AFTER_S)
+    assert await attempts.claim(server, "c2") is None
+    controller = await server.client(server.controller_key)
+    placed = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
+    assert [told["token"] for told in placed] == [attempt.assignment["token"]]
+    assert (await attempt.ship("still here")).status_code == 200
+    assert (await attempt.post("renew")).json()["action"] == "continue"
+    assert (await attempts.read_condition(server))[0] == "Running"
+    assert (await attempt.finish(1)).status_code == 204
+    assert (await attempts.claim(server, "c3")).assignment["attempt"] == 2
+
+
+async def test_a_machine_that_settled_a_lost_attempt_may_try_again(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await tick(server, 30)
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
+    assert (await attempt.finish(None)).status_code == 204
+    assert (await attempts.claim(server, "c2")).assignment["attempt"] == 2
+
+
+async def test_a_run_killed_while_a_silent_attempt_is_unsettled_is_not_cancelled_before_it_is(
+    server: TestServer,
 ) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
+    attempt = await attempts.start(server)
+    await tick(server, 15 + 2 + leases.RETRY_AFTER_S)
+    api = await server.api()
+    await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 1}})
+    assert (await attempts.read_condition(server))[:2] == ("Pending", "Stopping")
+    assert (await attempt.post("renew")).json()["action"] == "kill"
+    assert (await attempt.finish(75)).status_code == 204
+    assert (await attempts.read_condition(server))[0] == "Cancelled"
+
+
+async def test_whoever_renews_counts_as_started_although_a_restore_has_undone_its_report(server: TestServer) -> None:
+    await (await server.api()).put(server.path("runs/r1"), json={"spec": {}})
+    attempt = await attempts.claim(server, "c1")
+    assert (await attempt.post("renew")).json()["action"] == "continue"
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
+    await tick(server, 15 + 2)
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
+
+
+async def test_a_result_reported_after_long_silence_still_counts_unless_the_run_went_on(server: TestServer) -> None:
+    for run_id in ("r1", "r2"):
+        attempt = await attempts.start(server, run_id)
         await attempt.checkpoint()
-        await tick(house, 30)
-        controller = await house.client(house.controller_key)
-        placed = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
-        assert [told["token"] for told in placed] == [attempt.assignment["token"]]
-        assert placed[0]["resume_checkpoint"] == "epoch-1"
-        assert (await controller.get("/internal/v1/machines/m2")).json() == {"attempts": []}
-        await attempt.finish(None, outcome="Succeeded", reason="Completed", message="found on disk")
-        assert await acts.status(house) == ("Succeeded", "Completed", "found on disk")
-        assert (await controller.get("/internal/v1/machines/m1")).json() == {"attempts": []}
-
-    in_house(story)
-
-
-def test_long_silence_lets_the_run_be_tried_again_and_the_old_attempt_is_refused(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.checkpoint("epoch-2")
-        await tick(house, 15 + 1 + leases.RETRY_AFTER_S)
-        assert (await acts.status(house))[:2] == ("Pending", "Retrying")
-        second = await acts.claim(house, "c2", machine_id="m2")
-        assert (second.assignment["attempt"], second.assignment["resume_checkpoint"]) == (2, "epoch-2")
-        for refused in (await attempt.post("renew"), await attempt.start()):
-            assert (refused.status_code, refused.json()["code"]) == (409, "LeaseLost")
-        assert (await attempt.ship("late")).json()["code"] == "LeaseLost"
-        assert second.assignment["token"] != attempt.assignment["token"]
-
-    in_house(story)
+        await tick(server, 15 + 2 + leases.RETRY_AFTER_S)
+        assert (await attempts.read_condition(server, run_id))[:2] == ("Pending", "Retrying")
+        done = {"outcome": "Succeeded", "reason": "Completed", "message": "found on disk"}
+        if run_id == "r1":
+            assert [(await attempt.finish(0, **done)).status_code for _ in range(2)] == [204, 204]
+            assert await attempts.read_condition(server, run_id) == ("Succeeded", "Completed", "found on disk")
+        else:
+            second = await attempts.claim(server, "c2", machine_id="m2")
+            await second.start()
+            assert (await attempt.finish(0, **done)).json()["code"] == "LeaseLost"
+            assert (await attempts.read_condition(server, run_id))[:2] == ("Running", "Preparing")
 
 
-def test_another_machine_takes_a_lost_run_at_once_and_the_same_one_waits(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        attempt = await acts.running(house)
-        await attempt.checkpoint("epoch-2")
-        await tick(house, 14)
-        assert await acts.claim(house, "c2", machine_id="m2") is None  # it may only be slow
-        await tick(house, 2)
-        assert (await acts.status(house))[:2] == ("Running", "Stopping")
-        assert await acts.claim(house, "c3") is None  # the same machine
-        await api.put(house.path("runs/younger"), json={"spec": {}})
-        second = await acts.claim(house, "c4", machine_id="m2")
-        assert (second.assignment["run_id"], second.assignment["attempt"]) == ("r1", 2)
-        assert second.assignment["resume_checkpoint"] == "epoch-2"
-        again = await acts.claim(house, "c4", machine_id="m2")
-        assert again.assignment["token"] == second.assignment["token"]
-        for refused in (await attempt.post("renew"), await attempt.finish(0, outcome="Succeeded", reason="Completed")):
-            assert (refused.status_code, refused.json()["code"]) == (409, "LeaseLost")
-        assert (await acts.claim(house, "c5", machine_id="m2")).assignment["run_id"] == "younger"
-        first = (await run_of(house))["status"]["attempts"][0]
-        assert "no report from here" in first["cause"] and first["timeEnded"]
-
-    in_house(story)
-
-
-def test_a_lost_run_is_taken_elsewhere_only_where_it_fits_wanted_and_not_at_its_last_try(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        flows = {
-            "picky": {"tolerations": {"accelerator": ["a10"]}},
-            "last": {"settings": {"attempts": 1}},
-            "killed": {},
-            "deleted": {},
-        }
-        for run_id, flow in flows.items():
-            await api.put(house.path(f"runs/{run_id}"), json={"spec": {"flow": flow}})
-            attempt = await acts.claim(house, f"claim-{run_id}", labels={"accelerator": ["a10"]})
-            await attempt.start()
-        await tick(house, 16)
-        await api.patch(house.path("runs/killed"), json={"spec": {"killedAt": 1}})
-        await api.delete(house.path("runs/deleted"))
-        assert await acts.claim(house, "c1", machine_id="m2", labels={"accelerator": ["cpu"]}) is None
-        taken = await acts.claim(house, "c2", machine_id="m2", labels={"accelerator": ["a10"]})
-        assert taken.assignment["run_id"] == "picky"
-        assert await acts.claim(house, "c3", machine_id="m2", labels={"accelerator": ["a10"]}) is None
-
-    in_house(story)
-
-
-def test_a_claim_that_waits_is_woken_when_a_run_is_lost_elsewhere(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        await acts.running(house)
-        waiting = asyncio.create_task(acts.claim(house, "c2", machine_id="m2", wait_s=30))
-        while notifications.QUEUE not in house.services.notifier._events:
-            await asyncio.sleep(0)
-        await tick(house, 16)
-        async with asyncio.timeout(20):
-            assert (await waiting).assignment["attempt"] == 2
-
-    in_house(story)
-
-
-def test_an_assignment_names_the_boot_of_the_servers_machine(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        assert attempt.assignment["server_boot_id"] == processes.boot_id()
-        controller = await house.client(house.controller_key)
-        [placed] = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
-        assert placed["server_boot_id"] == processes.boot_id()
-
-    in_house(story)
-
-
-def test_the_machine_that_went_silent_settles_its_attempt_before_it_may_try_again(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await tick(house, 15 + 2 + leases.RETRY_AFTER_S)
-        assert await acts.claim(house, "c2") is None
-        controller = await house.client(house.controller_key)
-        placed = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
-        assert [told["token"] for told in placed] == [attempt.assignment["token"]]
-        assert (await attempt.ship("still here")).status_code == 200
-        assert (await attempt.post("renew")).json()["action"] == "continue"
-        assert (await acts.status(house))[0] == "Running"
-        assert (await attempt.finish(1)).status_code == 204
-        assert (await acts.claim(house, "c3")).assignment["attempt"] == 2
-
-    in_house(story)
-
-
-def test_a_machine_that_settled_a_lost_attempt_may_try_again(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await tick(house, 30)
-        assert (await acts.status(house))[:2] == ("Running", "Stopping")
-        assert (await attempt.finish(None)).status_code == 204
-        assert (await acts.claim(house, "c2")).assignment["attempt"] == 2
-
-    in_house(story)
-
-
-def test_a_run_killed_while_a_silent_attempt_is_unsettled_is_not_cancelled_before_it_is(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await tick(house, 15 + 2 + leases.RETRY_AFTER_S)
-        api = await house.api()
-        await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 1}})
-        assert (await acts.status(house))[:2] == ("Pending", "Stopping")
-        assert (await attempt.post("renew")).json()["action"] == "kill"
-        assert (await attempt.finish(75)).status_code == 204
-        assert (await acts.status(house))[0] == "Cancelled"
-
-    in_house(story)
-
-
-def test_whoever_renews_counts_as_started_although_a_restore_has_undone_its_report(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        await (await house.api()).put(house.path("runs/r1"), json={"spec": {}})
-        attempt = await acts.claim(house, "c1")
-        assert (await attempt.post("renew")).json()["action"] == "continue"
-        assert (await acts.status(house))[:2] == ("Running", "Preparing")
-        await tick(house, 15 + 2)
-        assert (await acts.status(house))[:2] == ("Running", "Stopping")
-
-    in_house(story)
-
-
-def test_a_result_reported_after_long_silence_still_counts_unless_the_run_went_on(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        for run_id in ("r1", "r2"):
-            attempt = await acts.running(house, run_id)
-            await attempt.checkpoint()
-            await tick(house, 15 + 2 + leases.RETRY_AFTER_S)
-            assert (await acts.status(house, run_id))[:2] == ("Pending", "Retrying")
-            done = {"outcome": "Succeeded", "reason": "Completed", "message": "found on disk"}
-            if run_id == "r1":
-                assert [(await attempt.finish(0, **done)).status_code for _ in range(2)] == [204, 204]
-                assert await acts.status(house, run_id) == ("Succeeded", "Completed", "found on disk")
-            else:
-                second = await acts.claim(house, "c2", machine_id="m2")
-                await second.start()
-                assert (await attempt.finish(0, **done)).json()["code"] == "LeaseLost"
-                assert (await acts.status(house, run_id))[:2] == ("Running", "Preparing")
-
-    in_house(story)
-
-
-def test_the_servers_own_pulse_notices_a_lost_lease(tmp_path: Path, acts: Any) -> None:
+def test_the_servers_own_pulse_notices_a_lost_lease(tmp_path: Path) -> None:
     async def story() -> None:
-        async with acts.open_house(tmp_path / "data", run_ticker=True, lease_s=0.5) as house:
-            await acts.running(house)
-            event = house.services.notifier.watch(run_topic(house.org, "r1"))
-            house.clock.is_racing = True
-            assert await house.services.notifier.wait(event, timeout_s=20)
-            assert (await acts.status(house))[:2] == ("Running", "Stopping")
+        async with open_server(tmp_path / "data", run_ticker=True, lease_s=0.5) as server:
+            await attempts.start(server)
+            event = server.services.notifier.watch(run_topic(server.org, "r1"))
+            server.clock.is_racing = True
+            assert await server.services.notifier.wait(event, timeout_s=20)
+            assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
 
     asyncio.run(story())
 
 
-def test_no_final_word_is_spoken_on_silence_alone_for_a_long_time(
-    in_house: Callable[..., None], acts: Any, monkeypatch: Any
-) -> None:
+async def test_no_final_word_is_spoken_on_silence_alone_for_a_long_time(server: TestServer, monkeypatch: Any) -> None:
     assert leases.GIVE_UP_AFTER_S >= 30 * 60
     monkeypatch.setattr(leases, "GIVE_UP_AFTER_S", 30.0)
     monkeypatch.setattr(leases, "RETRY_AFTER_S", 10.0)
-
-    async def story(house: Any) -> None:
-        await acts.running(house, flow={"settings": {"attempts": 1}})
-        await tick(house, 15 + 1 + leases.RETRY_AFTER_S + 5)
-        assert (await acts.status(house))[:2] == ("Running", "Stopping")
-        await tick(house, leases.GIVE_UP_AFTER_S - leases.RETRY_AFTER_S)
-        assert (await acts.status(house))[:2] == ("Error", "WorkerLost")
-
-    in_house(story)
+    await attempts.start(server, flow={"settings": {"attempts": 1}})
+    await tick(server, 15 + 1 + leases.RETRY_AFTER_S + 5)
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
+    await tick(server, leases.GIVE_UP_AFTER_S - leases.RETRY_AFTER_S)
+    assert (await attempts.read_condition(server))[:2] == ("Error", "WorkerLost")
 
 
-def test_leases_do_not_age_while_the_server_is_away(in_house: Callable[..., None], acts: Any) -> None:
+async def test_leases_do_not_age_while_the_server_is_away(server: TestServer) -> None:
     """A stopped or suspended server beats late by hours; that beat counts two seconds."""
-
-    async def story(house: Any) -> None:
-        await acts.running(house)
-        for _ in range(3):
-            house.clock.forward(3600)
-            await leases.tick(house.services, 3600.0)
-        assert (await acts.status(house))[:2] == ("Running", "Preparing")
-
-    in_house(story)
+    await attempts.start(server)
+    for _ in range(3):
+        server.clock.forward(3600)
+        await leases.tick(server.services, 3600.0)
+    assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
 
 
-def test_fencing_numbers_grow_and_a_token_of_another_epoch_is_refused(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        first = await acts.running(house, "r1")
-        second = await acts.running(house, "r2")
-        rows = house.services.store.read(
-            lambda connection: [
-                attempt_rows.find_by_claim(connection, claim_id=claim_id) for claim_id in ("claim-r1", "claim-r2")
-            ]
-        )
-        assert rows[0].token_number < rows[1].token_number
-        assert (await first.post("renew")).status_code == (await second.post("renew")).status_code == 200
-        forged = AttemptToken(house.org, "another", rows[0].token_number)
-        other = await house.client(house.services.signer.sign_attempt_token(forged))
-        answer = await other.post("/internal/v1/attempt/renew", json={})
-        assert (answer.status_code, answer.json()["code"]) == (409, "LeaseLost")
-
-    in_house(story)
+async def test_fencing_numbers_grow_and_a_token_of_another_epoch_is_refused(server: TestServer) -> None:
+    first = await attempts.start(server, "r1")
+    second = await attempts.start(server, "r2")
+    rows = server.services.store.read(
+        lambda connection: [
+            attempt_rows.find_by_claim(connection, claim_id=claim_id) for claim_id in ("claim-r1", "claim-r2")
+        ]
+    )
+    assert rows[0].token_number < rows[1].token_number
+    assert (await first.post("renew")).status_code == (await second.post("renew")).status_code == 200
+    forged = AttemptToken(server.org, "another", rows[0].token_number)
+    other = await server.client(server.services.signer.sign_attempt_token(forged))
+    answer = await other.post("/internal/v1/attempt/renew", json={})
+    assert (answer.status_code, answer.json()["code"]) == (409, "LeaseLost")
 
 
-def test_deleting_a_running_run_hides_it_at_once_and_removes_it_when_it_has_ended(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.ship("hello", stream="stdout")
-        await attempt.checkpoint()
-        folder = house.settings.runs_dir / house.org / "r1" / "attempts" / "1"
-        folder.mkdir(parents=True)
-        (folder / "run.json").write_text("{}")
-        api = await house.api()
-        assert (await api.delete(house.path("runs/r1"))).status_code == 204
-        assert (await api.get(house.path("runs/r1"))).status_code == 404
-        assert (await api.get(house.path("runs"))).json()["items"] == []
-        assert folder.exists()
-        assert (await attempt.post("renew")).json()["action"] == "kill"
-        await attempt.finish(75)
-        assert not folder.parent.parent.exists()
-        for table in (tables.runs, tables.attempts, tables.log_lines, tables.outputs, tables.output_files):
-            left = house.services.store.read(lambda connection, table=table: connection.execute(table.select()).all())
-            assert left == [], table.name
-        assert list(house.services.blobs(house.org).hashes()) == []
-
-    in_house(story)
+async def test_deleting_a_running_run_hides_it_at_once_and_removes_it_when_it_has_ended(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.ship("hello", stream="stdout")
+    await attempt.checkpoint()
+    folder = server.settings.runs_dir / server.org / "r1" / "attempts" / "1"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    api = await server.api()
+    assert (await api.delete(server.path("runs/r1"))).status_code == 204
+    assert (await api.get(server.path("runs/r1"))).status_code == 404
+    assert (await api.get(server.path("runs"))).json()["items"] == []
+    assert folder.exists()
+    assert (await attempt.post("renew")).json()["action"] == "kill"
+    await attempt.finish(75)
+    assert not folder.parent.parent.exists()
+    for table in (tables.runs, tables.attempts, tables.log_lines, tables.outputs, tables.output_files):
+        left = server.services.store.read(lambda connection, table=table: connection.execute(table.select()).all())
+        assert left == [], table.name
+    assert list(server.services.blobs(server.org).hashes()) == []
 
 
-def test_a_deletion_that_was_cut_short_is_finished_by_the_sweep(
-    in_house: Callable[..., None], acts: Any, monkeypatch: Any
-) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.checkpoint()
-        await attempt.finish(64)
-        api = await house.api()
+async def test_a_deletion_that_was_cut_short_is_finished_by_the_sweep(server: TestServer, monkeypatch: Any) -> None:
+    attempt = await attempts.start(server)
+    await attempt.checkpoint()
+    await attempt.finish(64)
+    api = await server.api()
 
-        def cut(*_: Any) -> None:
-            raise OSError("cut here")
+    def cut(*_: Any) -> None:
+        raise OSError("cut here")
 
-        monkeypatch.setattr(deletion, "_remove_bytes", cut)
-        assert (await api.delete(house.path("runs/r1"))).status_code == 204
-        assert (await api.get(house.path("runs/r1"))).status_code == 404
-        monkeypatch.undo()
-        await deletion.sweep(house.services)
-        assert list(house.services.blobs(house.org).hashes()) == []
-        assert (
-            house.services.store.read(lambda connection: outputs.list_by_run(connection, org=house.org, run_id="r1"))
-            == []
-        )
-
-    in_house(story)
+    monkeypatch.setattr(deletion, "_remove_bytes", cut)
+    assert (await api.delete(server.path("runs/r1"))).status_code == 204
+    assert (await api.get(server.path("runs/r1"))).status_code == 404
+    monkeypatch.undo()
+    await deletion.sweep(server.services)
+    assert list(server.services.blobs(server.org).hashes()) == []
+    assert (
+        server.services.store.read(lambda connection: outputs.list_by_run(connection, org=server.org, run_id="r1"))
+        == []
+    )
 
 
-def test_a_kill_may_say_how_long_the_run_has_to_save(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        api = await house.api()
-        bad = await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 1, "graceSeconds": -1}})
-        assert bad.status_code == 400
-        killed = (await api.patch(house.path("runs/r1"), json={"spec": {"killedAt": 1, "graceSeconds": 2.5}})).json()
-        assert killed["spec"]["graceSeconds"] == 2.5
-        wanted = (await attempt.post("renew")).json()
-        assert (wanted["action"], wanted["grace_s"]) == ("kill", 2.5)
-
-    in_house(story)
+async def test_a_kill_may_say_how_long_the_run_has_to_save(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    api = await server.api()
+    bad = await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 1, "graceSeconds": -1}})
+    assert bad.status_code == 400
+    killed = (await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 1, "graceSeconds": 2.5}})).json()
+    assert killed["spec"]["graceSeconds"] == 2.5
+    wanted = (await attempt.post("renew")).json()
+    assert (wanted["action"], wanted["grace_s"]) == ("kill", 2.5)
 
 
-def test_runs_say_that_they_wait_for_disk_and_go_on_when_there_is_some(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        await (await house.api()).put(house.path("runs/r1"), json={"spec": {}})
-        assert await acts.claim(house, "c1", lacks_disk=True) is None
-        assert (await acts.status(house))[:2] == ("Pending", "WaitingForDisk")
-        assert (await acts.claim(house, "c1")).assignment["run_id"] == "r1"
-        assert (await acts.status(house))[:2] == ("Pending", "WaitingForWorker")
-
-    in_house(story)
+async def test_runs_say_that_they_wait_for_disk_and_go_on_when_there_is_some(server: TestServer) -> None:
+    await (await server.api()).put(server.path("runs/r1"), json={"spec": {}})
+    assert await attempts.claim(server, "c1", lacks_disk=True) is None
+    assert (await attempts.read_condition(server))[:2] == ("Pending", "WaitingForDisk")
+    assert (await attempts.claim(server, "c1")).assignment["run_id"] == "r1"
+    assert (await attempts.read_condition(server))[:2] == ("Pending", "WaitingForWorker")
 
 
-def test_a_supervisors_note_is_the_conditions_message(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.post("renew", phase="Training", note="the trainer has said nothing for 600 s")
-        assert (await acts.status(house))[2] == "the trainer has said nothing for 600 s"
-
-    in_house(story)
+async def test_a_supervisors_note_is_the_conditions_message(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.post("renew", phase="Training", note="the trainer has said nothing for 600 s")
+    assert (await attempts.read_condition(server))[2] == "the trainer has said nothing for 600 s"
 
 
 SHRINK = [{"block": "vi-model", "settings": {"onOutOfMemory": "shrink"}, "style": {}}]
@@ -578,85 +469,65 @@ def plan_with(size: int) -> dict[str, Any]:
     return {"microBatchSize": {"value": size, "reason": "recipe"}, "batchSize": {"value": 32, "reason": "recipe"}}
 
 
-def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_after_each_kill_for_want_of_memory(
-    in_house: Callable[..., None], acts: Any
+async def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_after_each_kill_for_want_of_memory(
+    server: TestServer,
 ) -> None:
     """More kills than there are tries, each reported twice; the next assignment carries the limit to the trainer."""
-
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house, flow={"blocks": SHRINK, "settings": {"attempts": 2}})
-        size = 8
-        for number in (1, 2, 3):
-            assert (await attempt.event("plan", plan=plan_with(size))).status_code == 200
-            assert (await run_of(house))["status"]["attempts"][-1]["microBatchSize"] == size
-            assert [(await attempt.out_of_memory()).status_code for _ in range(2)] == [204, 204]
-            told = f"out of memory with microBatchSize {size} (the kernel ended the trainer); resuming with {size // 2}"
-            assert await acts.status(house) == ("Pending", "Retrying", f"{told} at the same batch size")
-            size //= 2
-            attempt = await acts.claim(house, f"c{number}")
-            assert attempt.assignment["run"]["status"]["microBatchLimit"] == size
-            await attempt.start()
-        await attempt.event("plan", plan=plan_with(1))
-        await attempt.out_of_memory()
-        kind, reason, message = await acts.status(house)
-        assert (kind, reason) == ("Failed", "OutOfMemory")
-        assert "with microBatchSize 1, the smallest" in message
-        status = (await run_of(house))["status"]
-        assert [told["microBatchSize"] for told in status["attempts"]] == [8, 4, 2, 1]
-        assert all(told["cause"].startswith("out of memory") for told in status["attempts"])
-
-    in_house(story)
-
-
-def test_without_a_plan_the_micro_batch_is_taken_to_be_the_largest_it_can_be(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house, flow={"blocks": SHRINK})
-        await attempt.out_of_memory("out of memory: the kernel ended the trainer while it was Preparing")
-        assert "with microBatchSize 32 (the kernel" in (await acts.status(house))[2]
-        assert (await run_of(house))["status"]["microBatchLimit"] == 16
-
-    in_house(story)
-
-
-def test_without_shrink_a_kill_for_want_of_memory_is_the_end(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.event("plan", plan=plan_with(8))
-        await attempt.out_of_memory()
-        assert (await acts.status(house))[:2] == ("Failed", "OutOfMemory")
-        assert (await run_of(house))["status"]["microBatchLimit"] is None
-
-    in_house(story)
-
-
-def test_a_lost_supervisor_on_a_machine_out_of_memory_shrinks_within_the_tries(
-    in_house: Callable[..., None], acts: Any
-) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house, flow={"blocks": SHRINK, "settings": {"attempts": 2}})
-        await attempt.event("plan", plan=plan_with(8))
-        lost = "the supervisor was lost, and the kernel has run out of memory since it began"
-        await attempt.out_of_memory(lost)
-        assert (await acts.status(house))[2] == (
-            f"try 1 of 2 was lost: {lost}; resuming with microBatchSize 4 instead of 8"
-        )
-        attempt = await acts.claim(house, "c1")
-        assert attempt.assignment["run"]["status"]["microBatchLimit"] == 4
+    attempt = await attempts.start(server, flow={"blocks": SHRINK, "settings": {"attempts": 2}})
+    size = 8
+    for number in (1, 2, 3):
+        assert (await attempt.event("plan", plan=plan_with(size))).status_code == 200
+        assert (await run_of(server))["status"]["attempts"][-1]["microBatchSize"] == size
+        assert [(await attempt.out_of_memory()).status_code for _ in range(2)] == [204, 204]
+        told = f"out of memory with microBatchSize {size} (the kernel ended the trainer); resuming with {size // 2}"
+        assert await attempts.read_condition(server) == ("Pending", "Retrying", f"{told} at the same batch size")
+        size //= 2
+        attempt = await attempts.claim(server, f"c{number}")
+        assert attempt.assignment["run"]["status"]["microBatchLimit"] == size
         await attempt.start()
-        await attempt.out_of_memory(lost)
-        assert (await acts.status(house))[:2] == ("Error", "WorkerLost")
+    await attempt.event("plan", plan=plan_with(1))
+    await attempt.out_of_memory()
+    kind, reason, message = await attempts.read_condition(server)
+    assert (kind, reason) == ("Failed", "OutOfMemory")
+    assert "with microBatchSize 1, the smallest" in message
+    status = (await run_of(server))["status"]
+    assert [told["microBatchSize"] for told in status["attempts"]] == [8, 4, 2, 1]
+    assert all(told["cause"].startswith("out of memory") for told in status["attempts"])
 
-    in_house(story)
+
+async def test_without_a_plan_the_micro_batch_is_taken_to_be_the_largest_it_can_be(server: TestServer) -> None:
+    attempt = await attempts.start(server, flow={"blocks": SHRINK})
+    await attempt.out_of_memory("out of memory: the kernel ended the trainer while it was Preparing")
+    assert "with microBatchSize 32 (the kernel" in (await attempts.read_condition(server))[2]
+    assert (await run_of(server))["status"]["microBatchLimit"] == 16
 
 
-def test_a_trainer_that_waits_for_disk_space_is_running_and_says_so(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.event("phase", phase="WaitingForDisk", message="epoch-1 needs 100 bytes, 7 are free")
-        assert await acts.status(house) == ("Running", "WaitingForDisk", "epoch-1 needs 100 bytes, 7 are free")
-        await attempt.event("phase", phase="Saving", message="epoch-1")
-        assert await acts.status(house) == ("Running", "Saving", "epoch-1")
+async def test_without_shrink_a_kill_for_want_of_memory_is_the_end(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.event("plan", plan=plan_with(8))
+    await attempt.out_of_memory()
+    assert (await attempts.read_condition(server))[:2] == ("Failed", "OutOfMemory")
+    assert (await run_of(server))["status"]["microBatchLimit"] is None
 
-    in_house(story)
+
+async def test_a_lost_supervisor_on_a_machine_out_of_memory_shrinks_within_the_tries(server: TestServer) -> None:
+    attempt = await attempts.start(server, flow={"blocks": SHRINK, "settings": {"attempts": 2}})
+    await attempt.event("plan", plan=plan_with(8))
+    lost = "the supervisor was lost, and the kernel has run out of memory since it began"
+    await attempt.out_of_memory(lost)
+    assert (await attempts.read_condition(server))[2] == (
+        f"try 1 of 2 was lost: {lost}; resuming with microBatchSize 4 instead of 8"
+    )
+    attempt = await attempts.claim(server, "c1")
+    assert attempt.assignment["run"]["status"]["microBatchLimit"] == 4
+    await attempt.start()
+    await attempt.out_of_memory(lost)
+    assert (await attempts.read_condition(server))[:2] == ("Error", "WorkerLost")
+
+
+async def test_a_trainer_that_waits_for_disk_space_is_running_and_says_so(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.event("phase", phase="WaitingForDisk", message="epoch-1 needs 100 bytes, 7 are free")
+    assert await attempts.read_condition(server) == ("Running", "WaitingForDisk", "epoch-1 needs 100 bytes, 7 are free")
+    await attempt.event("phase", phase="Saving", message="epoch-1")
+    assert await attempts.read_condition(server) == ("Running", "Saving", "epoch-1")

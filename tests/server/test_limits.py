@@ -13,6 +13,8 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
+from support import attempts
+from support.server import MakeServer, TestServer
 
 from runyard import limits, protocol
 from runyard.limits import Limit
@@ -93,8 +95,8 @@ def with_text(base: Any, path: tuple[str, ...], text: str) -> Any:
     return {**(base if isinstance(base, dict) else {}), name: with_text(inner or {}, tuple(rest), text)}
 
 
-def url_of(route: Route, house: Any, dataset: str, number: int) -> str:
-    ids = {"org": house.org, "dataset": dataset, "import_id": "none:finish", "flow_id": "f1", "project_id": "p1"}
+def url_of(route: Route, server: TestServer, dataset: str, number: int) -> str:
+    ids = {"org": server.org, "dataset": dataset, "import_id": "none:finish", "flow_id": "f1", "project_id": "p1"}
     ids |= {"run_id": f"n{number}" if route.method == "PUT" else "r1"}
     return re.sub(r"\{(\w+):str\}", lambda found: ids.get(found[1], "none"), route.path)
 
@@ -107,17 +109,17 @@ BODIES = [
 ]
 
 
-async def answers_of(house: Any) -> list[tuple[str, int, str]]:
+async def answers_of(server: TestServer) -> list[tuple[str, int, str]]:
     """What each request is answered with: its name, the status, and the code of the problem."""
-    api, found, number = await house.api(), [], 0
+    api, found, number = await server.api(), [], 0
     for path in ("runs/r1", "flows/f1", "trainingProjects/p1"):
-        assert (await api.put(house.path(path), json={"spec": {}})).status_code == 201
-    made = await api.post(house.path("datasets"), json={"name": "d"})
+        assert (await api.put(server.path(path), json={"spec": {}})).status_code == 201
+    made = await api.post(server.path("datasets"), json={"name": "d"})
     for route, path, limit in BODIES:
         for name, text in texts(limit).items():
             number += 1
             body = json.dumps(with_text(BASES.get(route.body.__name__, {}), path, text))
-            url = url_of(route, house, made.json()["datasetId"], number)
+            url = url_of(route, server, made.json()["datasetId"], number)
             answer = await api.request(route.method, url, content=body)
             code = answer.json().get("code", "") if answer.content else ""
             label = f"{route.method} {route.path} {'/'.join(path)}: {name}"
@@ -130,17 +132,14 @@ async def answers_of(house: Any) -> list[tuple[str, int, str]]:
     return found
 
 
-def test_every_limited_text_of_a_body_is_answered_alike_on_both_stores(
-    in_house: Callable[..., None], empty_postgresql: Callable[[], str], tmp_path: Path
+async def test_every_limited_text_of_a_body_is_answered_alike_on_both_stores(
+    make_server: MakeServer, empty_postgresql: Callable[[], str], tmp_path: Path
 ) -> None:
     found: dict[str, list[tuple[str, int, str]]] = {}
-
-    async def story(house: Any) -> None:
-        found["postgresql" if house.settings.database_url else "sqlite"] = await answers_of(house)
-
-    in_house(story)
-    shutil.rmtree(tmp_path / "data")
-    in_house(story, database_url=empty_postgresql())
+    for store, settings in (("sqlite", {}), ("postgresql", {"database_url": empty_postgresql()})):
+        async with make_server(**settings) as server:
+            found[store] = await answers_of(server)
+        shutil.rmtree(tmp_path / "data")
     assert found["sqlite"] == found["postgresql"]
     stored = [label for label, status, _ in found["postgresql"] if "good" in label and status in (200, 201)]
     assert len(BODIES) > 40
@@ -149,141 +148,124 @@ def test_every_limited_text_of_a_body_is_answered_alike_on_both_stores(
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
-def test_texts_of_queries_are_checked_before_they_are_looked_up(in_house: Callable[..., None], store_kind: str) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        dataset = (await api.post(house.path("datasets"), json={"name": "d"})).json()["datasetId"]
-        for route in ROUTES:
-            if route.method != "GET" or "/internal/" in route.path:
-                continue
-            for name in route.query:
-                url = url_of(route, house, dataset, 0)
-                escaped = ("%7B%22filename%22%3A%22%5Cu0000%22%7D",) if name == "filter" else ()
-                for given in ("%00", "k:%00", "k:" + "x" * 5000, *escaped):
-                    answer = await api.get(f"{url}?{name}={given}")
-                    assert answer.status_code in (400, 404), (url, name, given, answer.text)
-                    if route.path.endswith(("/runs", "/assets", "/flows")):
-                        assert answer.json()["code"] == "InvalidQuery", (url, name, given, answer.text)
-
-    in_house(story)
+async def test_texts_of_queries_are_checked_before_they_are_looked_up(server: TestServer, store_kind: str) -> None:
+    api = await server.api()
+    dataset = (await api.post(server.path("datasets"), json={"name": "d"})).json()["datasetId"]
+    for route in ROUTES:
+        if route.method != "GET" or "/internal/" in route.path:
+            continue
+        for name in route.query:
+            url = url_of(route, server, dataset, 0)
+            escaped = ("%7B%22filename%22%3A%22%5Cu0000%22%7D",) if name == "filter" else ()
+            for given in ("%00", "k:%00", "k:" + "x" * 5000, *escaped):
+                answer = await api.get(f"{url}?{name}={given}")
+                assert answer.status_code in (400, 404), (url, name, given, answer.text)
+                if route.path.endswith(("/runs", "/assets", "/flows")):
+                    assert answer.json()["code"] == "InvalidQuery", (url, name, given, answer.text)
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
-def test_attributes_are_limited_in_number_and_together(in_house: Callable[..., None], store_kind: str) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
+async def test_attributes_are_limited_in_number_and_together(server: TestServer, store_kind: str) -> None:
+    api = await server.api()
 
-        async def put(number: int, attributes: dict[str, str | None], path: str = "flows/f") -> tuple[int, str]:
-            body = {"spec": {}, "metadata": {"attributes": attributes}}
-            answer = await api.put(house.path(f"{path}{number}"), json=body)
-            return answer.status_code, answer.json().get("code", "")
+    async def put(number: int, attributes: dict[str, str | None], path: str = "flows/f") -> tuple[int, str]:
+        body = {"spec": {}, "metadata": {"attributes": attributes}}
+        answer = await api.put(server.path(f"{path}{number}"), json=body)
+        return answer.status_code, answer.json().get("code", "")
 
-        most, value = limits.ATTRIBUTES.value, "x" * limits.ATTRIBUTE_VALUE.value
-        assert await put(1, {f"k{number}": "v" for number in range(most)}) == (201, "")
-        assert await put(2, {f"k{number}": "v" for number in range(most + 1)}) == (400, "InvalidBody")
-        assert await put(3, {f"k{number}": value for number in range(15)}) == (201, "")
-        assert await put(4, {f"k{number}": value for number in range(17)}) == (400, "InvalidBody")
-        assert await put(5, {"": "v"}) == (400, "InvalidBody")
-        assert await put(6, {"k" * 256: "v"}) == (400, "InvalidBody")
-        assert await put(7, {WIDE * 64: "v"}, "runs/r") == (400, "InvalidBody")
-        assert await put(8, {WIDE * 63 + "k": value}, "runs/r") == (201, "")
-        # A change adds to what is there.
-        for flow, attributes in (("f1", {"more": "v"}), ("f3", {"a": value, "b": value})):
-            body = {"metadata": {"attributes": attributes}}
-            answer = await api.patch(house.path(f"flows/{flow}"), json=body)
-            assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody")
-            assert answer.json()["problems"][0]["path"] == "/metadata/attributes"
-        swapped = await api.patch(house.path("flows/f1"), json={"metadata": {"attributes": {"k0": None, "more": "v"}}})
-        assert swapped.status_code == 200
-        found = await api.get(house.path("runs"), params={"attribute": f"{WIDE * 63}k:{value}"})
-        assert [run["runId"] for run in found.json()["items"]] == ["r8"]
-        longer = await api.get(house.path("runs"), params={"attribute": f"k:{'x' * 4000}"})
-        assert (longer.status_code, longer.json()["items"]) == (200, [])
-
-    in_house(story)
+    most, value = limits.ATTRIBUTES.value, "x" * limits.ATTRIBUTE_VALUE.value
+    assert await put(1, {f"k{number}": "v" for number in range(most)}) == (201, "")
+    assert await put(2, {f"k{number}": "v" for number in range(most + 1)}) == (400, "InvalidBody")
+    assert await put(3, {f"k{number}": value for number in range(15)}) == (201, "")
+    assert await put(4, {f"k{number}": value for number in range(17)}) == (400, "InvalidBody")
+    assert await put(5, {"": "v"}) == (400, "InvalidBody")
+    assert await put(6, {"k" * 256: "v"}) == (400, "InvalidBody")
+    assert await put(7, {WIDE * 64: "v"}, "runs/r") == (400, "InvalidBody")
+    assert await put(8, {WIDE * 63 + "k": value}, "runs/r") == (201, "")
+    # A change adds to what is there.
+    for flow, attributes in (("f1", {"more": "v"}), ("f3", {"a": value, "b": value})):
+        body = {"metadata": {"attributes": attributes}}
+        answer = await api.patch(server.path(f"flows/{flow}"), json=body)
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody")
+        assert answer.json()["problems"][0]["path"] == "/metadata/attributes"
+    swapped = await api.patch(server.path("flows/f1"), json={"metadata": {"attributes": {"k0": None, "more": "v"}}})
+    assert swapped.status_code == 200
+    found = await api.get(server.path("runs"), params={"attribute": f"{WIDE * 63}k:{value}"})
+    assert [run["runId"] for run in found.json()["items"]] == ["r8"]
+    longer = await api.get(server.path("runs"), params={"attribute": f"k:{'x' * 4000}"})
+    assert (longer.status_code, longer.json()["items"]) == (200, [])
 
 
-def test_a_style_and_a_flow_are_limited_and_named(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
+async def test_a_style_and_a_flow_are_limited_and_named(server: TestServer) -> None:
+    api = await server.api()
 
-        async def put(number: int, flow: dict[str, Any]) -> Any:
-            return await api.put(house.path(f"runs/r{number}"), json={"spec": {"flow": flow}})
+    async def put(number: int, flow: dict[str, Any]) -> Any:
+        return await api.put(server.path(f"runs/r{number}"), json={"spec": {"flow": flow}})
 
-        def styled(size: int) -> dict[str, Any]:
-            return {"blocks": [{"block": "vi-dataset"}, {"block": "vi-model", "style": {"x": "y" * (size - 8)}}]}
+    def styled(size: int) -> dict[str, Any]:
+        return {"blocks": [{"block": "vi-dataset"}, {"block": "vi-model", "style": {"x": "y" * (size - 8)}}]}
 
-        most = limits.FLOW_STYLE.value
-        assert (await put(1, styled(most))).status_code == 201
-        answer = await put(2, styled(most + 1))
-        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidFlow")
-        assert answer.json()["problems"][0]["path"] == "/blocks/1/style"
-        wide = {"tolerations": {f"label{number}": ["x" * 256] * 100 for number in range(12)}}
-        answer = await put(3, wide)
-        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidFlow")
-        assert f"{limits.FLOW.value:,}" in answer.json()["message"]
-        saved = await api.put(house.path("flows/f1"), json={"spec": styled(most + 1)})
-        assert saved.json()["problems"][0]["path"] == "/blocks/1/style"
-
-    in_house(story)
+    most = limits.FLOW_STYLE.value
+    assert (await put(1, styled(most))).status_code == 201
+    answer = await put(2, styled(most + 1))
+    assert (answer.status_code, answer.json()["code"]) == (400, "InvalidFlow")
+    assert answer.json()["problems"][0]["path"] == "/blocks/1/style"
+    wide = {"tolerations": {f"label{number}": ["x" * 256] * 100 for number in range(12)}}
+    answer = await put(3, wide)
+    assert (answer.status_code, answer.json()["code"]) == (400, "InvalidFlow")
+    assert f"{limits.FLOW.value:,}" in answer.json()["message"]
+    saved = await api.put(server.path("flows/f1"), json={"spec": styled(most + 1)})
+    assert saved.json()["problems"][0]["path"] == "/blocks/1/style"
 
 
-def test_sixteen_attribute_filters_are_answered_and_seventeen_rejected(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        attributes = {f"k{number}": "v" for number in range(16)}
-        for name, more in (("r1", {}), ("r2", {"k7": "w"}), ("r3", {"rare": "v"})):
-            body = {"spec": {}, "metadata": {"attributes": attributes | more}}
-            assert (await api.put(house.path(f"runs/{name}"), json=body)).status_code == 201
+async def test_sixteen_attribute_filters_are_answered_and_seventeen_rejected(server: TestServer) -> None:
+    api = await server.api()
+    attributes = {f"k{number}": "v" for number in range(16)}
+    for name, more in (("r1", {}), ("r2", {"k7": "w"}), ("r3", {"rare": "v"})):
+        body = {"spec": {}, "metadata": {"attributes": attributes | more}}
+        assert (await api.put(server.path(f"runs/{name}"), json=body)).status_code == 201
 
-        async def found(*filters: str) -> Any:
-            return await api.get(house.path("runs"), params=[("attribute", one) for one in filters])
+    async def found(*filters: str) -> Any:
+        return await api.get(server.path("runs"), params=[("attribute", one) for one in filters])
 
-        every = [f"k{number}:v" for number in range(16)]
-        listed = await found(*every)
-        assert sorted(run["runId"] for run in listed.json()["items"]) == ["r1", "r3"]
-        listed = await found(*every[:15], "rare:v")
-        assert [run["runId"] for run in listed.json()["items"]] == ["r3"]
-        assert (await found(*every[:15], "k7:w")).json()["items"] == []
-        answer = await found(*every, "k1:w")
-        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidQuery")
-        assert "at most 16" in answer.json()["message"]
-
-    in_house(story)
+    every = [f"k{number}:v" for number in range(16)]
+    listed = await found(*every)
+    assert sorted(run["runId"] for run in listed.json()["items"]) == ["r1", "r3"]
+    listed = await found(*every[:15], "rare:v")
+    assert [run["runId"] for run in listed.json()["items"]] == ["r3"]
+    assert (await found(*every[:15], "k7:w")).json()["items"] == []
+    answer = await found(*every, "k1:w")
+    assert (answer.status_code, answer.json()["code"]) == (400, "InvalidQuery")
+    assert "at most 16" in answer.json()["message"]
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
-def test_texts_of_a_supervisor_are_cut_and_cleaned_not_refused(
-    in_house: Callable[..., None], acts: Any, store_kind: str
-) -> None:
-    async def story(house: Any) -> None:
-        attempt, api = await acts.running(house), await house.api()
-        long = WIDE * 20_000
-        names = {f"m{number}": 1.0 for number in range(1000)}
-        event = {"ev": "step", "n": 1, "t": 1, "step": 1, "values": {"a\0b": 0.5, long: 0.25, **names}}
-        raw = f'{{"stream":"stdout","offset":0,"next_offset":9,"lines":["a\\u0000b","c\\ud800d","{long}"]}}'
-        assert (await attempt.client.post("/internal/v1/attempt/lines", content=raw.encode())).status_code == 200
-        assert (await attempt.ship(json.dumps(event))).status_code == 200
-        assert (await attempt.event("plan", plan={"x": "y" * limits.PLAN.value})).status_code == 200
-        assert (await attempt.event("phase", phase="Saving", message=f"\0{long}")).status_code == 200
-        lines = (await api.get(house.path("runs/r1/logs"))).json()["items"]
-        assert [line["text"] for line in lines[:2]] == ["a\ufffdb", "c\ufffdd"]
-        assert all(len(line["text"].encode()) <= limits.LOG_LINE.value for line in lines)
-        assert lines[2]["text"] == WIDE * (limits.LOG_LINE.value // 4)
-        point = (await api.get(house.path("runs/r1/metrics"))).json()["items"][0]
-        assert len(point["values"]) == limits.METRICS.value
-        assert point["values"]["a\ufffdb"] == 0.5
-        assert max(len(name.encode()) for name in point["values"]) <= limits.METRIC_NAME.value
-        run = (await api.get(house.path("runs/r1"))).json()
-        assert run["status"]["plan"] is None
-        assert len(run["status"]["conditions"][-1]["message"].encode()) <= limits.MESSAGE.value
-        end = {"exit_code": 1, "signal": f"\0{long}", "group_empty": True, "cause": f"x\0{long}", "time": 5}
-        assert (await attempt.post("finish", **end, result={"message": f"\0{long}"})).status_code == 204
-        told = (await api.get(house.path("runs/r1"))).json()["status"]["attempts"][0]
-        assert told["cause"].startswith("x\ufffd")
-        assert len(told["cause"].encode()) <= limits.MESSAGE.value
-
-    in_house(story)
+async def test_texts_of_a_supervisor_are_cut_and_cleaned_not_refused(server: TestServer, store_kind: str) -> None:
+    attempt, api = await attempts.start(server), await server.api()
+    long = WIDE * 20_000
+    names = {f"m{number}": 1.0 for number in range(1000)}
+    event = {"ev": "step", "n": 1, "t": 1, "step": 1, "values": {"a\0b": 0.5, long: 0.25, **names}}
+    raw = f'{{"stream":"stdout","offset":0,"next_offset":9,"lines":["a\\u0000b","c\\ud800d","{long}"]}}'
+    assert (await attempt.client.post("/internal/v1/attempt/lines", content=raw.encode())).status_code == 200
+    assert (await attempt.ship(json.dumps(event))).status_code == 200
+    assert (await attempt.event("plan", plan={"x": "y" * limits.PLAN.value})).status_code == 200
+    assert (await attempt.event("phase", phase="Saving", message=f"\0{long}")).status_code == 200
+    lines = (await api.get(server.path("runs/r1/logs"))).json()["items"]
+    assert [line["text"] for line in lines[:2]] == ["a\ufffdb", "c\ufffdd"]
+    assert all(len(line["text"].encode()) <= limits.LOG_LINE.value for line in lines)
+    assert lines[2]["text"] == WIDE * (limits.LOG_LINE.value // 4)
+    point = (await api.get(server.path("runs/r1/metrics"))).json()["items"][0]
+    assert len(point["values"]) == limits.METRICS.value
+    assert point["values"]["a\ufffdb"] == 0.5
+    assert max(len(name.encode()) for name in point["values"]) <= limits.METRIC_NAME.value
+    run = (await api.get(server.path("runs/r1"))).json()
+    assert run["status"]["plan"] is None
+    assert len(run["status"]["conditions"][-1]["message"].encode()) <= limits.MESSAGE.value
+    end = {"exit_code": 1, "signal": f"\0{long}", "group_empty": True, "cause": f"x\0{long}", "time": 5}
+    assert (await attempt.post("finish", **end, result={"message": f"\0{long}"})).status_code == 204
+    told = (await api.get(server.path("runs/r1"))).json()["status"]["attempts"][0]
+    assert told["cause"].startswith("x\ufffd")
+    assert len(told["cause"].encode()) <= limits.MESSAGE.value
 
 
 MESSAGES = {
@@ -296,39 +278,34 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
-def test_ids_and_numbers_of_messages_are_limited_alike(
-    in_house: Callable[..., None], acts: Any, store_kind: str
-) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        digest = await attempt.upload(b"x")
-        MESSAGES["checkpoints"][0]["files"] = [{"path": "model.safetensors", "size_bytes": 1, "sha256": digest}]
-        for name, (base, kind) in MESSAGES.items():
-            for path, limit in limited_fields(kind):
-                if path[0] == "files" or path[-1].endswith("_id"):
-                    continue  # ids and paths have forms of their own, see test_ids
-                for label, text in texts(limit).items():
-                    if "half" in label or "NUL" in label:  # replaced, see above
-                        continue
-                    answer = await attempt.post(name, **with_text(base, path, text))
-                    is_good = answer.status_code < 300 if label.startswith("good") else answer.status_code == 400
-                    assert is_good, (name, path, label, answer.text)
-            for field, value in base.items():
-                if isinstance(value, int) and not isinstance(value, bool):
-                    for number in (-1, 2**63, 2**70, 1e30):
-                        answer = await attempt.post(name, **{**base, field: number})
-                        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), (
-                            name,
-                            field,
-                            number,
-                        )
-        claimed = await (await house.client(house.controller_key)).post(
-            "/internal/v1/claims",
-            json={"claim_id": "c" * 256, "machine_id": "m", "host": "h", "slots": 1, "wait_s": 0},
-        )
-        assert (claimed.status_code, claimed.json()["code"]) == (400, "InvalidBody")
-
-    in_house(story)
+async def test_ids_and_numbers_of_messages_are_limited_alike(server: TestServer, store_kind: str) -> None:
+    attempt = await attempts.start(server)
+    digest = await attempt.upload(b"x")
+    MESSAGES["checkpoints"][0]["files"] = [{"path": "model.safetensors", "size_bytes": 1, "sha256": digest}]
+    for name, (base, kind) in MESSAGES.items():
+        for path, limit in limited_fields(kind):
+            if path[0] == "files" or path[-1].endswith("_id"):
+                continue  # ids and paths have forms of their own, see test_ids
+            for label, text in texts(limit).items():
+                if "half" in label or "NUL" in label:  # replaced, see above
+                    continue
+                answer = await attempt.post(name, **with_text(base, path, text))
+                is_good = answer.status_code < 300 if label.startswith("good") else answer.status_code == 400
+                assert is_good, (name, path, label, answer.text)
+        for field, value in base.items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                for number in (-1, 2**63, 2**70, 1e30):
+                    answer = await attempt.post(name, **{**base, field: number})
+                    assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), (
+                        name,
+                        field,
+                        number,
+                    )
+    claimed = await (await server.client(server.controller_key)).post(
+        "/internal/v1/claims",
+        json={"claim_id": "c" * 256, "machine_id": "m", "host": "h", "slots": 1, "wait_s": 0},
+    )
+    assert (claimed.status_code, claimed.json()["code"]) == (400, "InvalidBody")
 
 
 def test_ids_of_records_can_be_stored_and_stay_different() -> None:

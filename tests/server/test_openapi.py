@@ -1,8 +1,8 @@
 """The OpenAPI document says what the server does; ``make fuzz-api`` compares the two with thousands of requests."""
 
 import re
-from collections.abc import Callable
-from typing import Any
+
+from support.server import TestServer
 
 from runyard import limits
 from runyard.server.http.openapi import build_document, encode_document
@@ -17,30 +17,27 @@ OPERATIONS = [
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
-def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_takes(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        clients = {
-            "/workspaces/": await house.api(),
-            "/openapi.json": await house.api(),
-            "/health": await house.api(),
-            "/internal/v1/": await house.client(house.controller_key),
-        }
-        for path, methods in build_document()["paths"].items():
-            if path.startswith("/internal/v1/attempt/"):
-                continue  # opened by an attempt's token alone
-            client = next(client for prefix, client in clients.items() if path.startswith(prefix))
-            url = path.replace("{org}", house.org).replace("{sha256}", "0" * 64)
-            url = re.sub(r"\{\w+\}", "x", url)
-            allowed = {*(method.upper() for method in methods), "OPTIONS"}
-            options = await client.options(url)
-            assert (options.status_code, set(options.headers["allow"].split(", "))) == (204, allowed), path
-            for method in set(METHODS) - allowed:
-                answer = await client.request(method, url)
-                assert (answer.status_code, set(answer.headers["allow"].split(", "))) == (405, allowed), (method, path)
-        link = await clients["/health"].post("/downloads/none")
-        assert (link.status_code, link.headers["allow"]) == (405, "GET, HEAD")
-
-    in_house(story)
+async def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_takes(server: TestServer) -> None:
+    clients = {
+        "/workspaces/": await server.api(),
+        "/openapi.json": await server.api(),
+        "/health": await server.api(),
+        "/internal/v1/": await server.client(server.controller_key),
+    }
+    for path, methods in build_document()["paths"].items():
+        if path.startswith("/internal/v1/attempt/"):
+            continue  # opened by an attempt's token alone
+        client = next(client for prefix, client in clients.items() if path.startswith(prefix))
+        url = path.replace("{org}", server.org).replace("{sha256}", "0" * 64)
+        url = re.sub(r"\{\w+\}", "x", url)
+        allowed = {*(method.upper() for method in methods), "OPTIONS"}
+        options = await client.options(url)
+        assert (options.status_code, set(options.headers["allow"].split(", "))) == (204, allowed), path
+        for method in set(METHODS) - allowed:
+            answer = await client.request(method, url)
+            assert (answer.status_code, set(answer.headers["allow"].split(", "))) == (405, allowed), (method, path)
+    link = await clients["/health"].post("/downloads/none")
+    assert (link.status_code, link.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_each_operation_lists_its_statuses() -> None:

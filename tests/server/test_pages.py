@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Connection
+from support import attempts
+from support.server import TestServer
 
 from runyard import limits
 from runyard.server.http.request import Query
@@ -32,18 +33,18 @@ def row_of(table: Any, **values: Any) -> dict[str, Any]:
     return {column.name: kinds[column.type.python_type] for column in table.columns} | values
 
 
-async def fill(house: Any, acts: Any) -> dict[str, str]:
+async def fill(server: TestServer) -> dict[str, str]:
     """Three of everything that is listed; returns the ids that paths need."""
-    api = await house.api()
-    attempt = await acts.running(house, "r0")
+    api = await server.api()
+    attempt = await attempts.start(server, "r0")
     for number in range(COUNT):
         await attempt.checkpoint(f"epoch-{number + 1}")
         for path in (f"runs/r{number + 1}", f"flows/f{number}", f"trainingProjects/p{number}"):
-            assert (await api.put(house.path(path), json={"spec": {}})).status_code == 201
-        made = await api.post(house.path("datasets"), json={"name": f"d{number}"})
+            assert (await api.put(server.path(path), json={"spec": {}})).status_code == 201
+        made = await api.post(server.path("datasets"), json={"name": f"d{number}"})
     dataset = made.json()["datasetId"]
-    base = house.path(f"datasets/{dataset}")
-    later = house.clock.now_ms() + 3_600_000
+    base = server.path(f"datasets/{dataset}")
+    later = server.clock.now_ms() + 3_600_000
     for number in range(COUNT):
         for path, spec in {
             "imports": {},
@@ -56,17 +57,17 @@ async def fill(house: Any, acts: Any) -> dict[str, str]:
         }.items():
             made = await api.post(f"{base}/{path}", json={"spec": spec})
             assert made.status_code == 201, made.text
-    ids = {"org": house.org, "dataset": dataset, "run_id": "r0", "asset_id": "a0"}
+    ids = {"org": server.org, "dataset": dataset, "run_id": "r0", "asset_id": "a0"}
     for name, path in (("import_id", "imports"), ("session_id", "annotationImportSessions")):
         ids[name] = (await api.get(f"{base}/{path}")).json()["items"][0]["selfLink"].rpartition("/")[2]
-        folder = import_jobs.get_folder(house.services, house.org, ids[name])
+        folder = import_jobs.get_folder(server.services, server.org, ids[name])
         folder.mkdir(parents=True)
         found = {"severity": "error", "code": "RowUnreadable", "action": "Rejected", "cause": "x", "cure": "y"}
         lines = [json.dumps({**found, "file": f"{number}.jsonl"}) + "\n" for number in range(COUNT)]
         (folder / import_jobs.FINDINGS).write_text("".join(lines))
-    await house.services.store.write(partial(_fill_dataset, org=house.org, dataset=dataset))
+    await server.services.store.write(partial(_fill_dataset, org=server.org, dataset=dataset))
     for number in range(COUNT):
-        await api.post(house.path("keys"), json={"spec": {"name": str(number)}})
+        await api.post(server.path("keys"), json={"spec": {"name": str(number)}})
     return ids
 
 
@@ -101,8 +102,8 @@ async def walked(api: Any, url: str, **query: Any) -> tuple[list[Any], list[int]
     return items, sizes
 
 
-def test_every_list_is_cut_by_bytes_and_continues_at_the_cut(
-    in_house: Callable[..., None], acts: Any, monkeypatch: pytest.MonkeyPatch
+async def test_every_list_is_cut_by_bytes_and_continues_at_the_cut(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, threads = Query.page, set[str]()
     join = pages.join
@@ -113,100 +114,84 @@ def test_every_list_is_cut_by_bytes_and_continues_at_the_cut(
 
     monkeypatch.setattr(exports, "start", lambda *_: None)  # no process shall make a file
     monkeypatch.setattr(pages, "join", watched)
-
-    async def story(house: Any) -> None:
-        ids, api = await fill(house, acts), await house.api()
-        for route in LISTS:
-            url = re.sub(r"\{(\w+):str\}", lambda found: ids[found[1]], route.path)
-            monkeypatch.setattr(Query, "page", plain)
-            whole, sizes = await walked(api, url, s=1000)
-            assert len(whole) >= COUNT, url
-            assert sizes == [len(whole)], url
-            assert (await walked(api, url, s=2))[0] == whole, url
-            monkeypatch.setattr(Query, "page", lambda self, question: replace(plain(self, question), most_bytes=1))
-            assert await walked(api, url, s=1000) == (whole, [1] * len(whole)), url
-        # Everything was encoded beside the event loop.
-        assert threading.current_thread().name not in threads
-        assert threads
-
-    in_house(story)
+    ids, api = await fill(server), await server.api()
+    for route in LISTS:
+        url = re.sub(r"\{(\w+):str\}", lambda found: ids[found[1]], route.path)
+        monkeypatch.setattr(Query, "page", plain)
+        whole, sizes = await walked(api, url, s=1000)
+        assert len(whole) >= COUNT, url
+        assert sizes == [len(whole)], url
+        assert (await walked(api, url, s=2))[0] == whole, url
+        monkeypatch.setattr(Query, "page", lambda self, question: replace(plain(self, question), most_bytes=1))
+        assert await walked(api, url, s=1000) == (whole, [1] * len(whole)), url
+    # Everything was encoded beside the event loop.
+    assert threading.current_thread().name not in threads
+    assert threads
 
 
-def test_a_bulk_deletion_takes_more_names_than_one_question_may_have(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        dataset = (await api.post(house.path("datasets"), json={"name": "d"})).json()["datasetId"]
-        names = [f"{number:04}.png" for number in range(2 * assets.BATCH_SIZE + 10)]
-        rows = [row_of(assets_table, org=house.org, dataset_id=dataset, id=f"a{name}", filename=name) for name in names]
-        await house.services.store.write(lambda connection: assets.add(connection, rows))
-        url = house.path(f"datasets/{dataset}/deleteManyAssetsSessions")
-        for wanted, left in (([], len(names)), (names[1:], 1)):
-            begun = (await api.post(url, json={"spec": {"filter": {"filenames": wanted}}})).json()
-            condition = begun["status"]["conditions"][0]
-            while condition["status"] != "Reached":
-                await asyncio.sleep(0.01)
-                condition = (await api.get(begun["selfLink"].replace(f"{house.org}_", ""))).json()["status"][
-                    "conditions"
-                ][0]
-            listed = (await api.get(house.path(f"datasets/{dataset}/assets"), params={"s": 1000})).json()
-            assert len(listed["items"]) == min(left, 1000)
-        many = {"filenames": ["x"] * (limits.FILES.value + 1)}
-        assert (await api.post(url, json={"spec": {"filter": many}})).json()["code"] == "InvalidBody"
-
-    in_house(story)
+async def test_a_bulk_deletion_takes_more_names_than_one_question_may_have(server: TestServer) -> None:
+    api = await server.api()
+    dataset = (await api.post(server.path("datasets"), json={"name": "d"})).json()["datasetId"]
+    names = [f"{number:04}.png" for number in range(2 * assets.BATCH_SIZE + 10)]
+    rows = [row_of(assets_table, org=server.org, dataset_id=dataset, id=f"a{name}", filename=name) for name in names]
+    await server.services.store.write(lambda connection: assets.add(connection, rows))
+    url = server.path(f"datasets/{dataset}/deleteManyAssetsSessions")
+    for wanted, left in (([], len(names)), (names[1:], 1)):
+        begun = (await api.post(url, json={"spec": {"filter": {"filenames": wanted}}})).json()
+        condition = begun["status"]["conditions"][0]
+        while condition["status"] != "Reached":
+            await asyncio.sleep(0.01)
+            condition = (await api.get(begun["selfLink"].replace(f"{server.org}_", ""))).json()["status"]["conditions"][
+                0
+            ]
+        listed = (await api.get(server.path(f"datasets/{dataset}/assets"), params={"s": 1000})).json()
+        assert len(listed["items"]) == min(left, 1000)
+    many = {"filenames": ["x"] * (limits.FILES.value + 1)}
+    assert (await api.post(url, json={"spec": {"filter": many}})).json()["code"] == "InvalidBody"
 
 
-def test_a_page_of_large_runs_ends_before_the_limit(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        api = await house.api()
-        attributes = {f"k{number}": "x" * limits.ATTRIBUTE_VALUE.value for number in range(15)}
-        style = {"style": {"x": "y" * 16_000}}
-        blocks = [{"block": name, **style} for name in ("vi-dataset", "vi-model", "vi-system-prompt")]
-        body = {"spec": {"flow": {"blocks": blocks}}, "metadata": {"attributes": attributes}}
-        for number in range(60):
-            assert (await api.put(house.path(f"runs/r{number:02}"), json=body)).status_code == 201
-        answer = await api.get(house.path("runs"), params={"s": 1000})
-        assert limits.PAGE.value / 2 < len(answer.content) < limits.PAGE.value + 1000
-        items, sizes = await walked(api, house.path("runs"), s=1000)
-        assert [run["runId"] for run in items] == [f"r{number:02}" for number in reversed(range(60))]
-        assert len(sizes) == 2
-
-    in_house(story)
+async def test_a_page_of_large_runs_ends_before_the_limit(server: TestServer) -> None:
+    api = await server.api()
+    attributes = {f"k{number}": "x" * limits.ATTRIBUTE_VALUE.value for number in range(15)}
+    style = {"style": {"x": "y" * 16_000}}
+    blocks = [{"block": name, **style} for name in ("vi-dataset", "vi-model", "vi-system-prompt")]
+    body = {"spec": {"flow": {"blocks": blocks}}, "metadata": {"attributes": attributes}}
+    for number in range(60):
+        assert (await api.put(server.path(f"runs/r{number:02}"), json=body)).status_code == 201
+    answer = await api.get(server.path("runs"), params={"s": 1000})
+    assert limits.PAGE.value / 2 < len(answer.content) < limits.PAGE.value + 1000
+    items, sizes = await walked(api, server.path("runs"), s=1000)
+    assert [run["runId"] for run in items] == [f"r{number:02}" for number in reversed(range(60))]
+    assert len(sizes) == 2
 
 
-def test_pages_of_logs_and_metrics_end_before_the_limit(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt, api = await acts.running(house), await house.api()
-        for _ in range(2):
-            shipped = await attempt.ship(*["x" * limits.LOG_LINE.value] * 200, stream="stdout")
-            assert shipped.status_code == 200
-        await attempt.finish(64)
-        since, numbers, ended = 0, list[int](), False
-        while not ended:
-            answer = await api.get(house.path("runs/r1/logs"), params={"since": since})
-            assert len(answer.content) < limits.PAGE.value + 1000
-            page = answer.json()
-            numbers += [line["number"] for line in page["items"]]
-            since, ended = page["next"], page["ended"]
-        assert numbers == list(range(1, 401))
-
-    in_house(story)
+async def test_pages_of_logs_and_metrics_end_before_the_limit(server: TestServer) -> None:
+    attempt, api = await attempts.start(server), await server.api()
+    for _ in range(2):
+        shipped = await attempt.ship(*["x" * limits.LOG_LINE.value] * 200, stream="stdout")
+        assert shipped.status_code == 200
+    await attempt.finish(64)
+    since, numbers, ended = 0, list[int](), False
+    while not ended:
+        answer = await api.get(server.path("runs/r1/logs"), params={"since": since})
+        assert len(answer.content) < limits.PAGE.value + 1000
+        page = answer.json()
+        numbers += [line["number"] for line in page["items"]]
+        since, ended = page["next"], page["ended"]
+    assert numbers == list(range(1, 401))
 
 
-def test_a_list_of_models_that_is_too_long_for_one_response_holds_the_newest(
-    in_house: Callable[..., None], acts: Any, monkeypatch: pytest.MonkeyPatch
+async def test_a_list_of_models_that_is_too_long_for_one_response_holds_the_newest(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def story(house: Any) -> None:
-        attempt, api = await acts.running(house), await house.api()
-        for number in (1, 2, 3):
-            await attempt.checkpoint(f"epoch-{number}")
-        url = house.path("runs/r1/outputs")
-        whole = (await api.get(url)).json()["items"]
-        assert [model["spec"]["epoch"] for model in whole] == [1, 2, 3]
-        monkeypatch.setitem(pages.gather.__kwdefaults__, "most_bytes", 2 * len(json.dumps(whole[0])))
-        assert (await api.get(url)).json() == {"items": whole[1:], "nextPage": None, "prevPage": None}
-
-    in_house(story)
+    attempt, api = await attempts.start(server), await server.api()
+    for number in (1, 2, 3):
+        await attempt.checkpoint(f"epoch-{number}")
+    url = server.path("runs/r1/outputs")
+    whole = (await api.get(url)).json()["items"]
+    assert [model["spec"]["epoch"] for model in whole] == [1, 2, 3]
+    monkeypatch.setitem(pages.gather.__kwdefaults__, "most_bytes", 2 * len(json.dumps(whole[0])))
+    assert (await api.get(url)).json() == {"items": whole[1:], "nextPage": None, "prevPage": None}
 
 
 @pytest.mark.parametrize("size", [1, 5, 31, 32, 33, 100])

@@ -1,9 +1,8 @@
 """Which address, scheme and host of a request count, behind a proxy and without one."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
+from support import attempts
+from support.server import TestServer
 
 from runyard.server.http.proxies import Proxies, normalize_origin
 from runyard.server.services.errors import Refusal
@@ -107,13 +106,11 @@ def test_trusted_proxies_that_are_no_addresses_are_rejected(text: str) -> None:
         read_settings({"RUNYARD_TRUSTED_PROXIES": text})
 
 
-def test_signed_links_begin_with_the_public_url(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        await (await acts.running(house)).checkpoint()
-        client = await house.client(house.key, host="train.example")
-        model = (await client.get(house.path("runs/r1/outputs/latest?contents=y"))).json()
-        link = model["status"]["contents"]["downloadUrl"]["url"]
-        assert link.startswith(f"{PUBLIC_URL}/downloads/")
-        assert (await client.get(link.removeprefix(PUBLIC_URL))).status_code == 200
-
-    in_house(story, public_url=PUBLIC_URL)
+@pytest.mark.settings(public_url=PUBLIC_URL)
+async def test_signed_links_begin_with_the_public_url(server: TestServer) -> None:
+    await (await attempts.start(server)).checkpoint()
+    client = await server.client(server.key, host="train.example")
+    model = (await client.get(server.path("runs/r1/outputs/latest?contents=y"))).json()
+    link = model["status"]["contents"]["downloadUrl"]["url"]
+    assert link.startswith(f"{PUBLIC_URL}/downloads/")
+    assert (await client.get(link.removeprefix(PUBLIC_URL))).status_code == 200

@@ -13,6 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from support import attempts
+from support.server import open_server
 
 from runyard.store import Store
 from runyard.store import backup as rows
@@ -37,22 +39,22 @@ def world(data_dir: Path) -> dict[str, list[bytes]]:
 
 
 @pytest.fixture
-def worlds(tmp_path: Path, acts: Any) -> tuple[Path, bytes, dict[str, list[bytes]], dict[str, list[bytes]]]:
+def worlds(tmp_path: Path) -> tuple[Path, bytes, dict[str, list[bytes]], dict[str, list[bytes]]]:
     """A data folder, a backup of what was in it before, and both worlds: as it is, as it was."""
     data_dir = tmp_path / "made"
 
     async def story() -> bytes:
-        async with acts.open_house(data_dir) as house:
-            attempt = await acts.running(house, "old")
+        async with open_server(data_dir) as server:
+            attempt = await attempts.start(server, "old")
             for number in range(30):
                 await attempt.ship(*(f"line {number} {line}" for line in range(500)), stream="stdout")
             for step in range(1, 6):
                 await attempt.checkpoint(f"epoch-{step}", content=os.urandom(1 << 20))
             await attempt.finish(64)
-            api = await house.api()
-            data = (await api.post(house.path("storage/backups"))).content
-            await api.put(house.path("runs/young"), json={"spec": {}})
-            await api.delete(house.path("runs/old"))
+            api = await server.api()
+            data = (await api.post(server.path("storage/backups"))).content
+            await api.put(server.path("runs/young"), json={"spec": {}})
+            await api.delete(server.path("runs/old"))
             return bytes(data)
 
     data = asyncio.run(story())
@@ -60,8 +62,8 @@ def worlds(tmp_path: Path, acts: Any) -> tuple[Path, bytes, dict[str, list[bytes
     shutil.copytree(data_dir, tmp_path / "before")
 
     async def restore() -> None:
-        async with acts.open_house(tmp_path / "before") as house:
-            answer = await (await house.api()).post(house.path("storage/restores"), content=data)
+        async with open_server(tmp_path / "before") as server:
+            answer = await (await server.api()).post(server.path("storage/restores"), content=data)
             assert answer.status_code == 200, answer.text
 
     asyncio.run(restore())
@@ -106,7 +108,7 @@ class Restoring:
         self._connection.close()
 
 
-def test_the_old_world_or_the_new_one_whenever_the_server_is_killed(worlds: Any, tmp_path: Path, acts: Any) -> None:
+def test_the_old_world_or_the_new_one_whenever_the_server_is_killed(worlds: Any, tmp_path: Path) -> None:
     made, data, old, new = worlds
     assert old != new
 
@@ -131,15 +133,15 @@ def test_the_old_world_or_the_new_one_whenever_the_server_is_killed(worlds: Any,
 
     async def check(data_dir: Path) -> None:
         """The next start removes what was left half done, and a collection what no row needs."""
-        async with acts.open_house(data_dir) as house:
-            api = await house.api()
+        async with open_server(data_dir) as server:
+            api = await server.api()
             assert list((data_dir / "backups").glob("*")) == []
-            found = (await api.get(house.path("storage"))).json()
+            found = (await api.get(server.path("storage"))).json()
             assert found["rowsWithoutBlobs"] == []
-            await api.post(house.path("storage/collections"))
-            assert (await api.get(house.path("storage"))).json()["agrees"]
-            assert (await api.put(house.path("runs/after"), json={"spec": {}})).status_code == 201
-            attempts = [await acts.claim(house, f"after-{number}") for number in range(2)]
+            await api.post(server.path("storage/collections"))
+            assert (await api.get(server.path("storage"))).json()["agrees"]
+            assert (await api.put(server.path("runs/after"), json={"spec": {}})).status_code == 201
+            attempts = [await attempts.claim(server, f"after-{number}") for number in range(2)]
             assert "after" in {attempt.assignment["run_id"] for attempt in attempts if attempt}
 
     took_s: list[float] = []

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import attempts
+from support.server import TestServer, open_server
 
 from runyard.blobs import FolderBlobs
 from runyard.server.services.runs import deletion
@@ -22,18 +24,18 @@ async def save(attempt: Any, number: int, *, best: bool = False, content: bytes 
     await attempt.checkpoint(f"epoch-{number}", content=content or b"%d" % number, best=best)
 
 
-async def listed(house: Any, run_id: str = "r1") -> list[str]:
-    found = (await (await house.api()).get(house.path(f"runs/{run_id}/outputs"))).json()["items"]
+async def listed(server: TestServer, run_id: str = "r1") -> list[str]:
+    found = (await (await server.api()).get(server.path(f"runs/{run_id}/outputs"))).json()["items"]
     return [model["runOutputId"] for model in found]
 
 
-async def agrees(house: Any) -> bool:
-    found = (await (await house.api()).get(house.path("storage"))).json()
+async def agrees(server: TestServer) -> bool:
+    found = (await (await server.api()).get(server.path("storage"))).json()
     return bool(found["agrees"])
 
 
-def contents(house: Any) -> set[bytes]:
-    blobs = house.services.blobs(house.org)
+def contents(server: TestServer) -> set[bytes]:
+    blobs = server.services.blobs(server.org)
     found = set()
     for sha256 in blobs.hashes():
         with blobs.open(sha256) as file:
@@ -51,196 +53,166 @@ def contents(house: Any) -> set[bytes]:
         ({}, [2, 3, 4, 5]),
     ],
 )
-def test_the_newest_and_the_best_are_kept_with_their_bytes_and_no_others(
-    in_house: InHouse, acts: Any, flow: dict[str, Any], kept: list[int]
+async def test_the_newest_and_the_best_are_kept_with_their_bytes_and_no_others(
+    server: TestServer, flow: dict[str, Any], kept: list[int]
 ) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house, flow=flow)
-        for number in range(1, 6):
-            await save(attempt, number, best=number == 2)
-        assert await listed(house) == [f"epoch-{number}" for number in kept]
-        assert contents(house) == {b"%d" % number for number in kept}
-        await attempt.finish(75)
-        assert await agrees(house)
-
-    in_house(story)
+    attempt = await attempts.start(server, flow=flow)
+    for number in range(1, 6):
+        await save(attempt, number, best=number == 2)
+    assert await listed(server) == [f"epoch-{number}" for number in kept]
+    assert contents(server) == {b"%d" % number for number in kept}
+    await attempt.finish(75)
+    assert await agrees(server)
 
 
-def test_it_holds_for_the_run_and_not_for_each_attempt(in_house: InHouse, acts: Any) -> None:
-    async def story(house: Any) -> None:
-        first = await acts.running(house, flow=keeping(2))
-        await save(first, 1, best=True)
-        await save(first, 2)
-        await first.finish(75)
-        second = await acts.claim(house, "again")
-        await second.start()
-        await save(second, 3)
-        assert await listed(house) == ["epoch-1", "epoch-2", "epoch-3"]
-        await save(second, 4, best=True)
-        assert await listed(house) == ["epoch-3", "epoch-4"]
-
-    in_house(story)
+async def test_it_holds_for_the_run_and_not_for_each_attempt(server: TestServer) -> None:
+    first = await attempts.start(server, flow=keeping(2))
+    await save(first, 1, best=True)
+    await save(first, 2)
+    await first.finish(75)
+    second = await attempts.claim(server, "again")
+    await second.start()
+    await save(second, 3)
+    assert await listed(server) == ["epoch-1", "epoch-2", "epoch-3"]
+    await save(second, 4, best=True)
+    assert await listed(server) == ["epoch-3", "epoch-4"]
 
 
-def test_the_supervisor_is_told_what_is_listed(in_house: InHouse, acts: Any) -> None:
-    async def story(house: Any) -> None:
-        first = await acts.running(house, flow=keeping(1))
-        await save(first, 1, best=True)
-        await first.finish(75)
-        second = await acts.claim(house, "again")
-        await second.start()
-        digest = await second.upload(b"2")
-        report = {
-            "checkpoint_id": "epoch-2",
-            "step": 2,
-            "epoch": 2,
-            "metrics": {},
-            "is_best": False,
-            "time": 1,
-            "files": [{"path": "model_full/model.safetensors", "size_bytes": 1, "sha256": digest}],
-        }
-        answer = await second.post("checkpoints", **report)
-        kept = [{"attempt": 1, "checkpoint_id": "epoch-1"}, {"attempt": 2, "checkpoint_id": "epoch-2"}]
-        assert (answer.status_code, answer.json()) == (201, {"kept": kept})
-
-    in_house(story)
+async def test_the_supervisor_is_told_what_is_listed(server: TestServer) -> None:
+    first = await attempts.start(server, flow=keeping(1))
+    await save(first, 1, best=True)
+    await first.finish(75)
+    second = await attempts.claim(server, "again")
+    await second.start()
+    digest = await second.upload(b"2")
+    report = {
+        "checkpoint_id": "epoch-2",
+        "step": 2,
+        "epoch": 2,
+        "metrics": {},
+        "is_best": False,
+        "time": 1,
+        "files": [{"path": "model_full/model.safetensors", "size_bytes": 1, "sha256": digest}],
+    }
+    answer = await second.post("checkpoints", **report)
+    kept = [{"attempt": 1, "checkpoint_id": "epoch-1"}, {"attempt": 2, "checkpoint_id": "epoch-2"}]
+    assert (answer.status_code, answer.json()) == (201, {"kept": kept})
 
 
-def test_bytes_that_others_need_stay(in_house: InHouse, acts: Any) -> None:
+async def test_bytes_that_others_need_stay(server: TestServer) -> None:
     """Another run's checkpoint of the same content, and a run that goes on from the one that is removed."""
-
-    async def story(house: Any) -> None:
-        api = await house.api()
-        other = await acts.running(house, "other")
-        await save(other, 1, content=b"shared")
-        await other.finish(0, outcome="Succeeded", reason="Completed", message="")
-        attempt = await acts.running(house, flow=keeping(1, best=False))
-        await save(attempt, 1, content=b"shared")
-        await save(attempt, 2, content=b"continued")
-        body = {"spec": {"flow": {}, "resumeFrom": {"runId": "r1", "checkpoint": "epoch-2"}}}
-        assert (await api.put(house.path("runs/new"), json=body)).status_code == 201
-        await save(attempt, 3)
-        assert await listed(house) == ["epoch-3"]
-        assert contents(house) == {b"shared", b"continued", b"3"}
-        await attempt.finish(75)
-        assert await agrees(house)
-
-    in_house(story)
+    api = await server.api()
+    other = await attempts.start(server, "other")
+    await save(other, 1, content=b"shared")
+    await other.finish(0, outcome="Succeeded", reason="Completed", message="")
+    attempt = await attempts.start(server, flow=keeping(1, best=False))
+    await save(attempt, 1, content=b"shared")
+    await save(attempt, 2, content=b"continued")
+    body = {"spec": {"flow": {}, "resumeFrom": {"runId": "r1", "checkpoint": "epoch-2"}}}
+    assert (await api.put(server.path("runs/new"), json=body)).status_code == 201
+    await save(attempt, 3)
+    assert await listed(server) == ["epoch-3"]
+    assert contents(server) == {b"shared", b"continued", b"3"}
+    await attempt.finish(75)
+    assert await agrees(server)
 
 
-def test_a_checkpoint_that_was_listed_and_removed_does_not_come_back(in_house: InHouse, acts: Any) -> None:
+async def test_a_checkpoint_that_was_listed_and_removed_does_not_come_back(server: TestServer) -> None:
     """A supervisor that came after a crash sends everything it finds in the folder again."""
-
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house, flow=keeping(1))
-        await save(attempt, 1, best=True)
-        await save(attempt, 2, best=True)
-        await save(attempt, 3)
-        assert await listed(house) == ["epoch-2", "epoch-3"]
-        for number, best in ((1, True), (2, True), (3, False)):
-            await save(attempt, number, best=best)
-        assert await listed(house) == ["epoch-2", "epoch-3"]
-        best = (await (await house.api()).get(house.path("runs/r1/outputs/best"))).json()
-        assert best["runOutputId"] == "epoch-2"
-        assert contents(house) == {b"2", b"3"}
-
-    in_house(story)
+    attempt = await attempts.start(server, flow=keeping(1))
+    await save(attempt, 1, best=True)
+    await save(attempt, 2, best=True)
+    await save(attempt, 3)
+    assert await listed(server) == ["epoch-2", "epoch-3"]
+    for number, best in ((1, True), (2, True), (3, False)):
+        await save(attempt, number, best=best)
+    assert await listed(server) == ["epoch-2", "epoch-3"]
+    best = (await (await server.api()).get(server.path("runs/r1/outputs/best"))).json()
+    assert best["runOutputId"] == "epoch-2"
+    assert contents(server) == {b"2", b"3"}
 
 
-def test_a_download_under_way_of_a_checkpoint_that_goes_breaks_off(in_house: InHouse, acts: Any) -> None:
+async def test_a_download_under_way_of_a_checkpoint_that_goes_breaks_off(server: TestServer) -> None:
     """Fewer bytes than were promised, never others."""
+    attempt = await attempts.start(server, flow=keeping(1, best=False))
+    await save(attempt, 1, content=b"1" * 3_000_000)
+    document = (await (await server.api()).get(server.path("runs/r1/outputs/epoch-1?contents=y"))).json()
+    path = document["status"]["contents"]["downloadUrl"]["url"].removeprefix("http://127.0.0.1:7878")
+    promised, sent, is_ended = 0, 0, False
 
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house, flow=keeping(1, best=False))
-        await save(attempt, 1, content=b"1" * 3_000_000)
-        document = (await (await house.api()).get(house.path("runs/r1/outputs/epoch-1?contents=y"))).json()
-        path = document["status"]["contents"]["downloadUrl"]["url"].removeprefix("http://127.0.0.1:7878")
-        promised, sent, is_ended = 0, 0, False
+    async def send(message: Any) -> None:
+        nonlocal promised, sent, is_ended
+        if message["type"] == "http.response.start":
+            promised = int(dict(message["headers"])[b"content-length"])
+            await save(attempt, 2)  # the client is slow, and a newer checkpoint comes
+        else:
+            sent += len(message["body"])
+            is_ended = not message.get("more_body")
 
-        async def send(message: Any) -> None:
-            nonlocal promised, sent, is_ended
-            if message["type"] == "http.response.start":
-                promised = int(dict(message["headers"])[b"content-length"])
-                await save(attempt, 2)  # the client is slow, and a newer checkpoint comes
-            else:
-                sent += len(message["body"])
-                is_ended = not message.get("more_body")
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
 
-        async def receive() -> Any:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        headers = [(b"host", b"127.0.0.1:7878")]
-        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers, "client": None}
-        await house.door(scope, receive, send)
-        assert await listed(house) == ["epoch-2"]
-        assert sent < promised and not is_ended
-
-    in_house(story)
+    headers = [(b"host", b"127.0.0.1:7878")]
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers, "client": None}
+    await server.door(scope, receive, send)
+    assert await listed(server) == ["epoch-2"]
+    assert sent < promised and not is_ended
 
 
-def test_a_replaced_checkpoint_leaves_no_bytes(in_house: InHouse, acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await save(attempt, 1, content=b"before")
-        await save(attempt, 1, content=b"after")
-        assert contents(house) == {b"after"}
-
-    in_house(story)
+async def test_a_replaced_checkpoint_leaves_no_bytes(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await save(attempt, 1, content=b"before")
+    await save(attempt, 1, content=b"after")
+    assert contents(server) == {b"after"}
 
 
 @pytest.mark.parametrize("broken", ["bytes", "rows"])
-def test_what_fails_between_rows_and_bytes_is_finished_by_the_sweep(
-    in_house: InHouse, acts: Any, monkeypatch: pytest.MonkeyPatch, broken: str
+async def test_what_fails_between_rows_and_bytes_is_finished_by_the_sweep(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house, flow=keeping(1, best=False))
-        await save(attempt, 1)
-        with monkeypatch.context() as patch:
-            if broken == "bytes":
-                patch.setattr(FolderBlobs, "delete", fail(OSError("no")))
-            else:
-                patch.setattr("runyard.server.services.retention.blobs.clear_unneeded", fail(StoreUnavailable("no")))
-            await save(attempt, 2)  # stored all the same
-        assert await listed(house) == ["epoch-2"]
-        await attempt.finish(75)
-        assert await agrees(house) is (broken == "rows")
-        await deletion.sweep(house.services)
-        assert contents(house) == {b"2"}
-        assert await agrees(house)
-
-    in_house(story)
-
-
-def test_bytes_that_come_back_before_the_sweep_are_not_removed(
-    in_house: InHouse, acts: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house, flow=keeping(1, best=False))
-        await save(attempt, 1, content=b"again")
-        with monkeypatch.context() as patch:
+    attempt = await attempts.start(server, flow=keeping(1, best=False))
+    await save(attempt, 1)
+    with monkeypatch.context() as patch:
+        if broken == "bytes":
             patch.setattr(FolderBlobs, "delete", fail(OSError("no")))
-            await save(attempt, 2)
-            await save(attempt, 3, content=b"again")
-        await deletion.sweep(house.services)
-        assert contents(house) == {b"again"}
-        assert await agrees(house)
+        else:
+            patch.setattr("runyard.server.services.retention.blobs.clear_unneeded", fail(StoreUnavailable("no")))
+        await save(attempt, 2)  # stored all the same
+    assert await listed(server) == ["epoch-2"]
+    await attempt.finish(75)
+    assert await agrees(server) is (broken == "rows")
+    await deletion.sweep(server.services)
+    assert contents(server) == {b"2"}
+    assert await agrees(server)
 
-    in_house(story)
+
+async def test_bytes_that_come_back_before_the_sweep_are_not_removed(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = await attempts.start(server, flow=keeping(1, best=False))
+    await save(attempt, 1, content=b"again")
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderBlobs, "delete", fail(OSError("no")))
+        await save(attempt, 2)
+        await save(attempt, 3, content=b"again")
+    await deletion.sweep(server.services)
+    assert contents(server) == {b"again"}
+    assert await agrees(server)
 
 
 def test_a_server_that_died_in_between_removes_the_bytes_when_it_starts(
-    acts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story() -> None:
-        async with acts.open_house(tmp_path) as house:
-            attempt = await acts.running(house, flow=keeping(1, best=False))
+        async with open_server(tmp_path) as server:
+            attempt = await attempts.start(server, flow=keeping(1, best=False))
             await save(attempt, 1)
             with monkeypatch.context() as patch:
                 patch.setattr(FolderBlobs, "delete", fail(OSError("killed")))
                 await save(attempt, 2)
-            assert contents(house) == {b"1", b"2"}
-        async with acts.open_house(tmp_path) as house:
-            assert contents(house) == {b"2"}
+            assert contents(server) == {b"1", b"2"}
+        async with open_server(tmp_path) as server:
+            assert contents(server) == {b"2"}
 
     asyncio.run(story())
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from typing import Any
+
+from support import attempts
+from support.server import TestServer
 
 
 def step(number: int, **values: float) -> str:
@@ -11,156 +13,135 @@ def step(number: int, **values: float) -> str:
     return json.dumps(event | {"totalSteps": 400, "secondsLeft": 9.5, "values": {"loss": 1 / number} | values})
 
 
-async def get(house: Any, rest: str, **query: Any) -> Any:
-    return (await (await house.api()).get(house.path(f"runs/r1{rest}"), params=query)).json()
+async def get(server: TestServer, rest: str, **query: Any) -> Any:
+    return (await (await server.api()).get(server.path(f"runs/r1{rest}"), params=query)).json()
 
 
-def test_lines_count_once_however_often_they_are_sent(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        first = [step(1), step(2)]
-        assert (await attempt.ship(*first, offset=0)).json()["offset"] == sum(len(line) + 1 for line in first)
-        stands = attempt.offsets["events"]
-        for offset in (0, 5, stands + 10):  # a repeat, a half repeat, a gap
-            assert (await attempt.ship(*first, offset=offset)).json() == {"offset": stands}
-        assert (await attempt.ship(step(3), offset=stands)).status_code == 200
-        points = await get(house, "/metrics")
-        assert [point["step"] for point in points["items"]] == [1, 2, 3]
-        assert [line["number"] for line in (await get(house, "/logs"))["items"]] == [1, 2, 3]
-
-    in_house(story)
+async def test_lines_count_once_however_often_they_are_sent(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    first = [step(1), step(2)]
+    assert (await attempt.ship(*first, offset=0)).json()["offset"] == sum(len(line) + 1 for line in first)
+    stands = attempt.offsets["events"]
+    for offset in (0, 5, stands + 10):  # a repeat, a half repeat, a gap
+        assert (await attempt.ship(*first, offset=offset)).json() == {"offset": stands}
+    assert (await attempt.ship(step(3), offset=stands)).status_code == 200
+    points = await get(server, "/metrics")
+    assert [point["step"] for point in points["items"]] == [1, 2, 3]
+    assert [line["number"] for line in (await get(server, "/logs"))["items"]] == [1, 2, 3]
 
 
-def test_each_stream_has_its_own_offset(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.ship("out", stream="stdout")
-        await attempt.ship("err", stream="stderr")
-        await attempt.event("phase", phase="Training", message="one thread")
-        lines = (await get(house, "/logs"))["items"]
-        assert [(line["stream"], line["text"]) for line in lines] == [
-            ("stdout", "out"),
-            ("stderr", "err"),
-            ("events", "Training: one thread"),
-        ]
-        assert [line["text"] for line in (await get(house, "/logs", block="stderr"))["items"]] == ["err"]
-        assert (await get(house, "/logs", block="vi-model"))["code"] == "InvalidQuery"
-
-    in_house(story)
+async def test_each_stream_has_its_own_offset(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.ship("out", stream="stdout")
+    await attempt.ship("err", stream="stderr")
+    await attempt.event("phase", phase="Training", message="one thread")
+    lines = (await get(server, "/logs"))["items"]
+    assert [(line["stream"], line["text"]) for line in lines] == [
+        ("stdout", "out"),
+        ("stderr", "err"),
+        ("events", "Training: one thread"),
+    ]
+    assert [line["text"] for line in (await get(server, "/logs", block="stderr"))["items"]] == ["err"]
+    assert (await get(server, "/logs", block="vi-model"))["code"] == "InvalidQuery"
 
 
-def test_events_drive_progress_reason_message_and_plan(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.event("plan", plan={"steps": 400, "microBatch": 8})
-        await attempt.event("phase", phase="Training", message="")
-        await attempt.ship(step(12))
-        assert await acts.status(house) == ("Running", "Training", "step 12 of 400")
-        run = await get(house, "")
-        assert run["status"]["plan"] == {"steps": 400, "microBatch": 8}
-        assert run["status"]["progress"] == {
-            "step": 12,
-            "totalSteps": 400,
-            "epoch": 1.2,
-            "loss": 1 / 12,
-            "metricName": None,
-            "metric": None,
-            "secondsLeft": 9.5,
-        }
-        await attempt.event("phase", phase="Evaluating", message="")
-        assert await acts.status(house) == ("Running", "Evaluating", "step 12 of 400")
-        values = {"validation/loss": 0.4, "validation/exactMatch": 0.9}
-        await attempt.event("evaluation", step=12, epoch=1, metricName="exactMatch", values=values, previews=[])
-        progress = (await get(house, ""))["status"]["progress"]
-        assert (progress["metricName"], progress["metric"], progress["loss"]) == ("exactMatch", 0.9, 1 / 12)
-        points = (await get(house, "/metrics"))["items"]
-        assert [point["values"] for point in points] == [{"loss": 1 / 12}, values]
-        assert len((await get(house, ""))["status"]["conditions"]) == 2  # reasons change in place
-
-    in_house(story)
+async def test_events_drive_progress_reason_message_and_plan(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.event("plan", plan={"steps": 400, "microBatch": 8})
+    await attempt.event("phase", phase="Training", message="")
+    await attempt.ship(step(12))
+    assert await attempts.read_condition(server) == ("Running", "Training", "step 12 of 400")
+    run = await get(server, "")
+    assert run["status"]["plan"] == {"steps": 400, "microBatch": 8}
+    assert run["status"]["progress"] == {
+        "step": 12,
+        "totalSteps": 400,
+        "epoch": 1.2,
+        "loss": 1 / 12,
+        "metricName": None,
+        "metric": None,
+        "secondsLeft": 9.5,
+    }
+    await attempt.event("phase", phase="Evaluating", message="")
+    assert await attempts.read_condition(server) == ("Running", "Evaluating", "step 12 of 400")
+    values = {"validation/loss": 0.4, "validation/exactMatch": 0.9}
+    await attempt.event("evaluation", step=12, epoch=1, metricName="exactMatch", values=values, previews=[])
+    progress = (await get(server, ""))["status"]["progress"]
+    assert (progress["metricName"], progress["metric"], progress["loss"]) == ("exactMatch", 0.9, 1 / 12)
+    points = (await get(server, "/metrics"))["items"]
+    assert [point["values"] for point in points] == [{"loss": 1 / 12}, values]
+    assert len((await get(server, ""))["status"]["conditions"]) == 2  # reasons change in place
 
 
-def test_nonsense_in_the_event_stream_is_only_text(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        nonsense = [
-            "not json",
-            "[]",
-            '{"no": "event"}',
-            '{"ev": "dance"}',
-            '{"ev": "step", "step": "three", "values": {"loss": NaN, "x": "y", "b": true}}',
-            '{"ev": "step", "step": 1e999, "t": 99999999999999999999, "values": {"loss": Infinity}}',
-            '{"ev": "plan", "plan": {"n": 123456789012345678901234567890}}',
-            '{"ev": "phase", "phase": "Dancing"}',
-            '{"ev": "warning", "message": "\\ud800"}',
-            "\x00" + "x" * 100_000,
-            "[" * 50_000,
-        ]
-        assert (await attempt.ship(*nonsense)).status_code == 200
-        lines = (await get(house, "/logs"))["items"]
-        assert len(lines) == len(nonsense)
-        assert max(len(line["text"]) for line in lines) <= 16 * 1024
-        assert (await get(house, "/metrics"))["items"] == []
-        assert (await acts.status(house))[0] == "Running"
-
-    in_house(story)
+async def test_nonsense_in_the_event_stream_is_only_text(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    nonsense = [
+        "not json",
+        "[]",
+        '{"no": "event"}',
+        '{"ev": "dance"}',
+        '{"ev": "step", "step": "three", "values": {"loss": NaN, "x": "y", "b": true}}',
+        '{"ev": "step", "step": 1e999, "t": 99999999999999999999, "values": {"loss": Infinity}}',
+        '{"ev": "plan", "plan": {"n": 123456789012345678901234567890}}',
+        '{"ev": "phase", "phase": "Dancing"}',
+        '{"ev": "warning", "message": "\\ud800"}',
+        "\x00" + "x" * 100_000,
+        "[" * 50_000,
+    ]
+    assert (await attempt.ship(*nonsense)).status_code == 200
+    lines = (await get(server, "/logs"))["items"]
+    assert len(lines) == len(nonsense)
+    assert max(len(line["text"]) for line in lines) <= 16 * 1024
+    assert (await get(server, "/metrics"))["items"] == []
+    assert (await attempts.read_condition(server))[0] == "Running"
 
 
-def test_keys_that_a_trainer_prints_go_no_further(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        secrets = [house.key, attempt.assignment["token"], "hf_" + "a" * 34, "AKIA" + "B" * 16, "ghp_" + "c" * 36]
-        await attempt.ship(*(f"login with {secret} ok" for secret in secrets), stream="stderr")
-        texts = [line["text"] for line in (await get(house, "/logs"))["items"]]
-        assert texts == ["login with [secret] ok"] * len(secrets)
-
-    in_house(story)
+async def test_keys_that_a_trainer_prints_go_no_further(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    secrets = [server.key, attempt.assignment["token"], "hf_" + "a" * 34, "AKIA" + "B" * 16, "ghp_" + "c" * 36]
+    await attempt.ship(*(f"login with {secret} ok" for secret in secrets), stream="stderr")
+    texts = [line["text"] for line in (await get(server, "/logs"))["items"]]
+    assert texts == ["login with [secret] ok"] * len(secrets)
 
 
-def test_logs_and_metrics_are_read_in_slices(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
-        await attempt.ship(*(step(number) for number in range(1, 8)))
-        seen: list[int] = []
-        since = 0
-        while (page := await get(house, "/logs", since=since, limit=3))["items"]:
-            seen += [line["number"] for line in page["items"]]
-            since = page["next"]
-            assert not page["ended"]
-        assert seen == [1, 2, 3, 4, 5, 6, 7]
-        assert page["next"] == 7
-        until = (await get(house, "/logs", since=2, until=4))["items"]
-        assert [line["number"] for line in until] == [3, 4]
-        points = await get(house, "/metrics", since=5, limit=1)
-        assert ([point["step"] for point in points["items"]], points["next"]) == ([6], 6)
-        await attempt.finish(64)
-        assert not (await get(house, "/logs", limit=6))["ended"]
-        assert (await get(house, "/logs", limit=7))["ended"]  # a full page knows whether there is another
-        for name, value in (("since", "x"), ("since", "-1"), ("limit", "0"), ("limit", "99999"), ("wait", "long")):
-            assert (await get(house, "/logs", **{name: value}))["code"] == "InvalidQuery", (name, value)
-
-    in_house(story)
+async def test_logs_and_metrics_are_read_in_slices(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    await attempt.ship(*(step(number) for number in range(1, 8)))
+    seen: list[int] = []
+    since = 0
+    while (page := await get(server, "/logs", since=since, limit=3))["items"]:
+        seen += [line["number"] for line in page["items"]]
+        since = page["next"]
+        assert not page["ended"]
+    assert seen == [1, 2, 3, 4, 5, 6, 7]
+    assert page["next"] == 7
+    until = (await get(server, "/logs", since=2, until=4))["items"]
+    assert [line["number"] for line in until] == [3, 4]
+    points = await get(server, "/metrics", since=5, limit=1)
+    assert ([point["step"] for point in points["items"]], points["next"]) == ([6], 6)
+    await attempt.finish(64)
+    assert not (await get(server, "/logs", limit=6))["ended"]
+    assert (await get(server, "/logs", limit=7))["ended"]  # a full page knows whether there is another
+    for name, value in (("since", "x"), ("since", "-1"), ("limit", "0"), ("limit", "99999"), ("wait", "long")):
+        assert (await get(server, "/logs", **{name: value}))["code"] == "InvalidQuery", (name, value)
 
 
-def test_a_follower_is_woken_by_the_next_line_and_by_the_end(in_house: Callable[..., None], acts: Any) -> None:
-    async def story(house: Any) -> None:
-        attempt = await acts.running(house)
+async def test_a_follower_is_woken_by_the_next_line_and_by_the_end(server: TestServer) -> None:
+    attempt = await attempts.start(server)
 
-        async def follow(since: int) -> asyncio.Task[Any]:
-            task = asyncio.create_task(get(house, "/logs", since=since, wait=30))
-            while not house.services.notifier._events:
-                await asyncio.sleep(0)
-            return task
+    async def follow(since: int) -> asyncio.Task[Any]:
+        task = asyncio.create_task(get(server, "/logs", since=since, wait=30))
+        while not server.services.notifier._events:
+            await asyncio.sleep(0)
+        return task
 
-        following = await follow(0)
-        await attempt.ship("first words", stream="stdout")
-        async with asyncio.timeout(5):
-            page = await following
-        assert ([line["text"] for line in page["items"]], page["ended"]) == (["first words"], False)
-        following = await follow(page["next"])
-        await attempt.finish(64)
-        async with asyncio.timeout(5):
-            page = await following
-        assert (page["items"], page["next"], page["ended"]) == ([], 1, True)
-
-    in_house(story)
+    following = await follow(0)
+    await attempt.ship("first words", stream="stdout")
+    async with asyncio.timeout(5):
+        page = await following
+    assert ([line["text"] for line in page["items"]], page["ended"]) == (["first words"], False)
+    following = await follow(page["next"])
+    await attempt.finish(64)
+    async with asyncio.timeout(5):
+        page = await following
+    assert (page["items"], page["next"], page["ended"]) == ([], 1, True)

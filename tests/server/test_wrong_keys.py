@@ -1,11 +1,11 @@
 """Requests without a valid key: counted, limited by address, and never a reason to refuse a valid one."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.server import TestServer, open_server
 
 from runyard.server.services.access import keys, wrong_keys
 from runyard.server.services.access.key_lifecycle import write_usage
@@ -15,8 +15,8 @@ from runyard.server.services.access.wrong_keys import BURST, MOST_ADDRESSES, MOS
 NOBODY = Rejection(org=None, key_id=None, reason="no key")
 
 
-async def rejected(house: Any) -> list[dict[str, Any]]:
-    answer = await (await house.api()).get(house.path("audit"), params={"action": "reject key", "s": 1000})
+async def rejected(server: TestServer) -> list[dict[str, Any]]:
+    answer = await (await server.api()).get(server.path("audit"), params={"action": "reject key", "s": 1000})
     assert answer.status_code == 200, answer.text
     return list(answer.json()["items"])
 
@@ -25,119 +25,101 @@ def attempt(limiter: WrongKeys, address: str, *, at_s: float = 0.0, rejection: R
     return limiter.reject(address, rejection, now_ms=round(at_s * 1000), now_s=at_s).code
 
 
-def test_four_hundred_wrong_keys_in_a_row_end_in_429_and_valid_keys_go_on(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        wrong, valid, nobody = await house.client(new_key()), await house.api(), await house.client(None)
-        statuses = []
-        for _ in range(400):
-            house.clock.forward(0.1)
-            answer = await wrong.get(house.path("runs"))
-            statuses.append(answer.status_code)
-        assert statuses[0] == 401
-        assert set(statuses) == {401, 429}
-        assert (answer.status_code, answer.json()["code"]) == (429, "TooManyRequests")
-        assert 1 <= int(answer.headers["retry-after"]) <= 10
-        for path in (house.path("runs"), "/internal/v1/claims", "/internal/v1/attempt/renew", "/nowhere"):
-            assert (await nobody.get(path)).status_code == 429, "from this address also without any key"
-        assert (await valid.get(house.path("runs"))).status_code == 200
-        assert (await nobody.get("/health")).status_code == 200
-        house.clock.forward(int(answer.headers["retry-after"]))
-        assert (await wrong.get(house.path("runs"))).status_code == 401
-        [entry, *others] = await rejected(house)
-        assert sum(each["count"] for each in (entry, *others)) == 405
-
-    in_house(story)
+async def test_four_hundred_wrong_keys_in_a_row_end_in_429_and_valid_keys_go_on(server: TestServer) -> None:
+    wrong, valid, nobody = await server.client(new_key()), await server.api(), await server.client(None)
+    statuses = []
+    for _ in range(400):
+        server.clock.forward(0.1)
+        answer = await wrong.get(server.path("runs"))
+        statuses.append(answer.status_code)
+    assert statuses[0] == 401
+    assert set(statuses) == {401, 429}
+    assert (answer.status_code, answer.json()["code"]) == (429, "TooManyRequests")
+    assert 1 <= int(answer.headers["retry-after"]) <= 10
+    for path in (server.path("runs"), "/internal/v1/claims", "/internal/v1/attempt/renew", "/nowhere"):
+        assert (await nobody.get(path)).status_code == 429, "from this address also without any key"
+    assert (await valid.get(server.path("runs"))).status_code == 200
+    assert (await nobody.get("/health")).status_code == 200
+    server.clock.forward(int(answer.headers["retry-after"]))
+    assert (await wrong.get(server.path("runs"))).status_code == 401
+    [entry, *others] = await rejected(server)
+    assert sum(each["count"] for each in (entry, *others)) == 405
 
 
-def test_a_valid_key_on_another_kind_of_route_is_no_rejected_key(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        controller = await house.client(house.controller_key)
-        assert (await controller.get(house.path("runs"))).status_code == 401
-        assert await rejected(house) == []
-
-    in_house(story)
+async def test_a_valid_key_on_another_kind_of_route_is_no_rejected_key(server: TestServer) -> None:
+    controller = await server.client(server.controller_key)
+    assert (await controller.get(server.path("runs"))).status_code == 401
+    assert await rejected(server) == []
 
 
-def test_rejected_keys_are_told_apart_in_the_audit_log_alone(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        now_ms = house.clock.now_ms()
-        secrets = {name: new_key() for name in ("revoked", "expired", "wrong secret", "unknown")}
-        for name, changes in (
-            ("revoked", {"revoked": 1}),
-            ("expired", {"expires": now_ms}),
-            ("wrong secret", {"secret_mac": b"another"}),
-        ):
-            parts = keys.parse(secrets[name])
-            assert parts is not None
-            mac = keys.secret_mac(house.services.pepper, parts.secret)
-            key = Key(id=parts.key_id, org=house.org, role="admin", secret_mac=mac, expires=None, revoked=None)
-            house.services.keyring.add(replace(key, **changes))  # type: ignore[arg-type]
-        texts = [*secrets.values(), None]
-        answers = [await (await house.client(text)).get(house.path("runs")) for text in texts]
-        assert {(answer.status_code, answer.text) for answer in answers} == {(401, answers[0].text)}
-        targets = {entry["target"] for entry in await rejected(house)}
-        named = {f"key {secrets[name][7:23]}: {name}" for name in secrets}
-        assert targets == named
-        entries = await rejected(house)
-        assert {entry["address"] for entry in entries} == {"127.0.0.1"}
-        assert {entry["actor"] for entry in entries} == {"nobody"}
-        assert sum(entry["count"] for entry in entries) == 5  # no key at all shares the row of ids that are in no store
-        for text in secrets.values():
-            assert text[23:97] not in str(entries)
-
-    in_house(story)
+async def test_rejected_keys_are_told_apart_in_the_audit_log_alone(server: TestServer) -> None:
+    now_ms = server.clock.now_ms()
+    secrets = {name: new_key() for name in ("revoked", "expired", "wrong secret", "unknown")}
+    for name, changes in (
+        ("revoked", {"revoked": 1}),
+        ("expired", {"expires": now_ms}),
+        ("wrong secret", {"secret_mac": b"another"}),
+    ):
+        parts = keys.parse(secrets[name])
+        assert parts is not None
+        mac = keys.secret_mac(server.services.pepper, parts.secret)
+        key = Key(id=parts.key_id, org=server.org, role="admin", secret_mac=mac, expires=None, revoked=None)
+        server.services.keyring.add(replace(key, **changes))  # type: ignore[arg-type]
+    texts = [*secrets.values(), None]
+    answers = [await (await server.client(text)).get(server.path("runs")) for text in texts]
+    assert {(answer.status_code, answer.text) for answer in answers} == {(401, answers[0].text)}
+    targets = {entry["target"] for entry in await rejected(server)}
+    named = {f"key {secrets[name][7:23]}: {name}" for name in secrets}
+    assert targets == named
+    entries = await rejected(server)
+    assert {entry["address"] for entry in entries} == {"127.0.0.1"}
+    assert {entry["actor"] for entry in entries} == {"nobody"}
+    assert sum(entry["count"] for entry in entries) == 5  # no key at all shares the row of ids that are in no store
+    for text in secrets.values():
+        assert text[23:97] not in str(entries)
 
 
-def test_a_row_is_counted_up_within_a_minute_and_a_new_one_begun_in_the_next(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        nobody = await house.client(None)
-        house.clock.epoch_ms = 60_000 * 28_000_000
-        for _ in range(3):
-            await nobody.get("/")
-            assert len(await rejected(house)) == 1
-        house.clock.forward(59.9)
+async def test_a_row_is_counted_up_within_a_minute_and_a_new_one_begun_in_the_next(server: TestServer) -> None:
+    nobody = await server.client(None)
+    server.clock.epoch_ms = 60_000 * 28_000_000
+    for _ in range(3):
         await nobody.get("/")
-        assert [entry["count"] for entry in await rejected(house)] == [4]
-        house.clock.forward(0.1)
-        await nobody.get("/")
-        assert [entry["count"] for entry in await rejected(house)] == [1, 4]
+        assert len(await rejected(server)) == 1
+    server.clock.forward(59.9)
+    await nobody.get("/")
+    assert [entry["count"] for entry in await rejected(server)] == [4]
+    server.clock.forward(0.1)
+    await nobody.get("/")
+    assert [entry["count"] for entry in await rejected(server)] == [1, 4]
 
-    in_house(story)
 
-
-def test_rejections_are_written_when_the_server_stops(tmp_path: Any, acts: Any) -> None:
+def test_rejections_are_written_when_the_server_stops(tmp_path: Any) -> None:
     async def story() -> None:
-        async with acts.open_house(tmp_path / "data") as house:
-            await (await house.client(None)).get("/")
-        async with acts.open_house(tmp_path / "data") as house:
-            assert [entry["count"] for entry in await rejected(house)] == [1]
+        async with open_server(tmp_path / "data") as server:
+            await (await server.client(None)).get("/")
+        async with open_server(tmp_path / "data") as server:
+            assert [entry["count"] for entry in await rejected(server)] == [1]
 
     asyncio.run(story())
 
 
-def test_two_writers_at_once_write_a_row_once(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        await (await house.client(None)).get("/")
-        await asyncio.gather(*(write_usage(house.services) for _ in range(5)))
-        assert [entry["count"] for entry in await rejected(house)] == [1]
-
-    in_house(story)
+async def test_two_writers_at_once_write_a_row_once(server: TestServer) -> None:
+    await (await server.client(None)).get("/")
+    await asyncio.gather(*(write_usage(server.services) for _ in range(5)))
+    assert [entry["count"] for entry in await rejected(server)] == [1]
 
 
-def test_many_addresses_fill_neither_memory_nor_disk(in_house: Callable[..., None]) -> None:
-    async def story(house: Any) -> None:
-        limiter = house.services.wrong_keys
-        for number in range(3 * MOST_ADDRESSES):
-            now_ms, now_s = house.clock.now_ms(), house.clock.monotonic_s()
-            unknown = Rejection(org=None, key_id=f"{number:016}", reason="unknown")
-            limiter.reject(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", unknown, now_ms=now_ms, now_s=now_s)
-        assert len(limiter._buckets) == MOST_ADDRESSES
-        entries = await rejected(house)
-        assert len(entries) == MOST_ROWS + 1
-        assert sum(entry["count"] for entry in entries) == 3 * MOST_ADDRESSES
-        assert entries[0]["address"] == wrong_keys.ELSEWHERE
-
-    in_house(story)
+async def test_many_addresses_fill_neither_memory_nor_disk(server: TestServer) -> None:
+    limiter = server.services.wrong_keys
+    for number in range(3 * MOST_ADDRESSES):
+        now_ms, now_s = server.clock.now_ms(), server.clock.monotonic_s()
+        unknown = Rejection(org=None, key_id=f"{number:016}", reason="unknown")
+        limiter.reject(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", unknown, now_ms=now_ms, now_s=now_s)
+    assert len(limiter._buckets) == MOST_ADDRESSES
+    entries = await rejected(server)
+    assert len(entries) == MOST_ROWS + 1
+    assert sum(entry["count"] for entry in entries) == 3 * MOST_ADDRESSES
+    assert entries[0]["address"] == wrong_keys.ELSEWHERE
 
 
 def test_what_cannot_be_written_is_bounded_too() -> None:

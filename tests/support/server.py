@@ -1,0 +1,123 @@
+"""A real application over a real SQLite file, reached in-process; only the clock is ours."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from runyard.server.http.app import create_app
+from runyard.server.http.gateway import Gateway
+from runyard.server.services.context import Services
+from runyard.settings import Settings
+
+BASE_URL = "http://127.0.0.1:7878"
+
+
+class HandClock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.epoch_ms = 1_700_000_000_000
+        self.lived_s = 1000.0
+        self.is_racing = False
+
+    def now_ms(self) -> int:
+        return self.epoch_ms
+
+    def monotonic_s(self) -> float:
+        return self.lived_s
+
+    async def sleep(self, seconds: float) -> None:
+        """Take no real time; while racing, take the time that was asked for."""
+        await asyncio.sleep(0.001)
+        if self.is_racing:
+            self.forward(seconds)
+
+    def forward(self, seconds: float) -> None:
+        self.epoch_ms += round(seconds * 1000)
+        self.lived_s += seconds
+
+
+class TestServer:
+    """A running application and clients of it. ``api`` is the organisation's admin, ``controller`` the controller."""
+
+    __test__ = False  # for pytest, since the name begins with Test
+
+    def __init__(self, door: Gateway, settings: Settings, clock: HandClock, stack: contextlib.AsyncExitStack) -> None:
+        self.door, self.settings, self.clock, self._stack = door, settings, clock, stack
+        told = json.loads(settings.credentials_file.read_text())
+        self.org: str = told["organization_id"]
+        self.key: str = told["secret_key"]
+        self.controller_key: str = json.loads((settings.secrets_dir / "controller.json").read_text())["key"]
+
+    @property
+    def services(self) -> Services:
+        assert self.door.services is not None
+        return self.door.services
+
+    async def client(self, credential: str | None, **headers: str) -> httpx2.AsyncClient:
+        if credential is not None:
+            headers["authorization"] = f"Bearer {credential}"
+        transport = httpx2.ASGITransport(app=self.door)
+        return await self._stack.enter_async_context(
+            httpx2.AsyncClient(transport=transport, base_url=BASE_URL, headers=headers)
+        )
+
+    async def api(self) -> httpx2.AsyncClient:
+        return await self.client(self.key)
+
+    def path(self, rest: str) -> str:
+        return f"/workspaces/{self.org}/{rest}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An application that is put together and not open yet; it holds no file, thread or loop, so it may be forked."""
+
+    settings: Settings
+    clock: HandClock
+    door: Gateway
+
+
+def plan(data_dir: Path, *, run_ticker: bool = False, **settings: Any) -> Plan:
+    clock, chosen = HandClock(), Settings(data_dir=data_dir, **settings)
+    return Plan(chosen, clock, create_app(chosen, clock=clock, run_ticker=run_ticker))
+
+
+@contextlib.asynccontextmanager
+async def enter(planned: Plan) -> AsyncIterator[TestServer]:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(_lifespan(planned.door))
+        yield TestServer(planned.door, planned.settings, planned.clock, stack)
+
+
+@contextlib.asynccontextmanager
+async def open_server(data_dir: Path, *, run_ticker: bool = False, **settings: Any) -> AsyncIterator[TestServer]:
+    async with enter(plan(data_dir, run_ticker=run_ticker, **settings)) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(door: Gateway) -> AsyncIterator[None]:
+    """Start and stop an application as a web server does."""
+    incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+    task = asyncio.create_task(door(scope, incoming.get, outgoing.put))
+    await incoming.put({"type": "lifespan.startup"})
+    assert (started := await outgoing.get())["type"] == "lifespan.startup.complete", started
+    try:
+        yield
+    finally:
+        await incoming.put({"type": "lifespan.shutdown"})
+        assert (await outgoing.get())["type"] == "lifespan.shutdown.complete"
+        await task
+
+
+MakeServer = Callable[..., AbstractAsyncContextManager[TestServer]]
