@@ -24,9 +24,9 @@ from typing import Any
 import msgspec
 
 from runyard import limits
-from runyard.server.http import problems
 from runyard.server.http.access import authenticate, check_path, has_key_ended, key_ended
 from runyard.server.http.capacity import Capacity, Exchange, drain_body
+from runyard.server.http.problems import problem_response
 from runyard.server.http.proxies import FORWARDED_FOR, Proxies
 from runyard.server.http.request import ACTOR, ADDRESS, HEADERS, ORIGIN, SERVICES, TOKEN
 from runyard.server.http.route import PUBLIC
@@ -109,34 +109,32 @@ class Gateway:
                 raise key_ended()
             return message
 
-        if client:
-            self._busy[client] += 1
+        self._busy[client] += 1
         try:
             self._admit(services, scope, exchange)
             await self._app(scope, receive_checked, send_marked)
-        except Refusal as refusal:
+        except (Refusal, StoreUnavailable) as error:
             if status:
                 raise
-            await problems.problem_response(refusal)(scope, receive, send_marked)
-        except StoreUnavailable as error:
-            log.error("the store is unavailable: %s", error)
-            if status:
-                raise
-            await problems.problem_response(problems.STORE_UNAVAILABLE)(scope, receive, send_marked)
+            await problem_response(error)(scope, receive, send_marked)
         except Exception:
             if exchange.abandoned is None:
                 raise
             log.info("a response was abandoned: %s", exchange.abandoned)
         finally:
             exchange.close()
-            if status in UNREAD_STATUSES and (drop := self._bind_drop(client, keep_unsent=True)) is not None:
-                asyncio.get_running_loop().call_later(HANG_UP_AFTER_S, drop)
-            if client:
-                self._busy[client] -= 1
-                if not self._busy[client]:
-                    del self._busy[client]
+            self._release(client, status)
             if access_log.isEnabledFor(logging.INFO):
                 _log_access(services, scope, status, begun_s)
+
+    def _release(self, client: Any, status: int) -> None:
+        """Count a request as finished; close its connection soon if its body was not read."""
+        self._busy[client] -= 1
+        if not self._busy[client]:
+            del self._busy[client]
+        drop = self._bind_drop(client, keep_unsent=True)
+        if status in UNREAD_STATUSES and drop is not None:
+            asyncio.get_running_loop().call_later(HANG_UP_AFTER_S, drop)
 
     def _bind_drop(self, client: Any, *, keep_unsent: bool = False) -> Callable[[], None] | None:
         if self.drop_connection is None or not client:

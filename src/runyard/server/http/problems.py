@@ -37,8 +37,11 @@ class ProblemDocument(msgspec.Struct, omit_defaults=True):
     problems: list[Problem] = []
 
 
-def problem_response(refusal: Refusal) -> Response:
-    """Return the response for a refused request."""
+def problem_response(error: Refusal | StoreUnavailable) -> Response:
+    """Return the response for a refused request, or for one that the store cannot serve."""
+    if isinstance(error, StoreUnavailable):
+        log.error("the store is unavailable: %s", error)
+    refusal = STORE_UNAVAILABLE if isinstance(error, StoreUnavailable) else error
     document = ProblemDocument(
         type=f"urn:runyard:error:{refusal.code}",
         title=refusal.title,
@@ -68,13 +71,8 @@ def _build_headers(refusal: Refusal) -> Headers:
         yield b"connection", b"close"
 
 
-def handle_refusal(request: Request, error: Refusal) -> Response:
+def handle_refusal(request: Request, error: Refusal | StoreUnavailable) -> Response:
     return problem_response(error)
-
-
-def handle_store_unavailable(request: Request, error: StoreUnavailable) -> Response:
-    log.error("the store is unavailable: %s", error)
-    return problem_response(STORE_UNAVAILABLE)
 
 
 def handle_http_error(request: Request, error: HTTPException, *, list_methods: Callable[[str], list[str]]) -> Response:
@@ -103,7 +101,7 @@ def build_exception_handlers(list_methods: Callable[[str], list[str]]) -> dict[A
     """Return the exception handlers of the application, by exception class."""
     return {
         Refusal: handle_refusal,
-        StoreUnavailable: handle_store_unavailable,
+        StoreUnavailable: handle_refusal,
         HTTPException: partial(handle_http_error, list_methods=list_methods),
         Exception: handle_unexpected_error,
     }

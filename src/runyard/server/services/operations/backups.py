@@ -207,7 +207,7 @@ async def prepare(services: Services, actor: Actor) -> OutgoingBackup:
     except InvalidRows as error:
         outgoing.close()
         raise Refusal(
-            "BackupImpossible", f"the backup was not written: {error}; try: {_suggest_remedy(error)}"
+            "BackupImpossible", f"the backup was not written: {error}; try: {_suggest_fix(error)}"
         ) from error
     except BaseException:
         outgoing.close()
@@ -238,7 +238,7 @@ def _write_backup_rows(
     )
 
 
-def _suggest_remedy(error: InvalidRows) -> str:
+def _suggest_fix(error: InvalidRows) -> str:
     """Return what an operator can do about a row that no restore would accept."""
     run_id = error.row.get("run_id") or (error.row.get("id") if error.table == "runs" else None)
     dataset_id = error.row.get("dataset_id")

@@ -230,9 +230,9 @@ async def tick(services: Services, elapsed_s: float) -> None:
 
 
 def _expire_leases(services: Services, tx: Connection, elapsed_s: float) -> list[Any]:
-    lived_ms = lease_clock.advance(tx, round(min(elapsed_s, LONGEST_TICK_S) * 1000))
-    expired = [row for row in rows.list_open(tx) if row.expires_pulse < lived_ms]
-    return [attempt for attempt in expired if _expire_lease(services, tx, attempt, lived_ms)]
+    uptime_ms = lease_clock.advance(tx, round(min(elapsed_s, LONGEST_TICK_S) * 1000))
+    expired = [row for row in rows.list_open(tx) if row.expires_pulse < uptime_ms]
+    return [attempt for attempt in expired if _expire_lease(services, tx, attempt, uptime_ms)]
 
 
 def get_restore_lease_ms(services: Services) -> int:
@@ -384,7 +384,7 @@ def _lock_candidate(services: Services, tx: Connection, offer: Claim, candidate:
         return None  # it has reported again, or has ended
     run = decode_run(row.document)
     for attempt in _list_open_attempts(tx, row):
-        _close_silent_attempt(services, tx, attempt, row, run, lived_ms=lease_clock.read_uptime_ms(tx))
+        _close_silent_attempt(services, tx, attempt, row, run, uptime_ms=lease_clock.read_uptime_ms(tx))
     save(tx, run)
     return run_rows.get(tx, org=org, run_id=run_id)
 
@@ -482,7 +482,7 @@ def _answer_supervisor(services: Services, tx: Connection, row: Any, run: Run) -
     )
 
 
-def _expire_lease(services: Services, tx: Connection, attempt: Any, lived_ms: int) -> bool:
+def _expire_lease(services: Services, tx: Connection, attempt: Any, uptime_ms: int) -> bool:
     """Act on one lease that ran out; return whether anything changed."""
     row = run_rows.get(tx, org=attempt.org, run_id=attempt.run_id)
     if row is None:
@@ -496,28 +496,28 @@ def _expire_lease(services: Services, tx: Connection, attempt: Any, lived_ms: in
         save(tx, run)
         return True
     if attempt.lost_pulse is None:
-        _change_attempt(tx, attempt, lost_pulse=lived_ms)
+        _change_attempt(tx, attempt, lost_pulse=uptime_ms)
         kind = run.condition or conditions.RUNNING
-        cause = _describe_silence(services, attempt, lived_ms)
+        cause = _describe_silence(services, attempt, uptime_ms)
         message = f"{cause}; waiting for proof that no process of attempt {attempt.number} is left there"
         transition(run, Transition(kind, "Stopping", message), now_ms=now_ms)
         save(tx, run)
         return True
     is_final = _is_last_try(services, tx, row)
-    if lived_ms - attempt.lost_pulse < 1000 * (GIVE_UP_AFTER_S if is_final else RETRY_AFTER_S):
+    if uptime_ms - attempt.lost_pulse < 1000 * (GIVE_UP_AFTER_S if is_final else RETRY_AFTER_S):
         return False
-    _close_silent_attempt(services, tx, attempt, row, run, lived_ms=lived_ms)
+    _close_silent_attempt(services, tx, attempt, row, run, uptime_ms=uptime_ms)
     save(tx, run)
     return True
 
 
-def _describe_silence(services: Services, attempt: Any, lived_ms: int) -> str:
-    silence_s = (lived_ms - attempt.expires_pulse) // 1000 + round(services.settings.lease_s)
+def _describe_silence(services: Services, attempt: Any, uptime_ms: int) -> str:
+    silence_s = (uptime_ms - attempt.expires_pulse) // 1000 + round(services.settings.lease_s)
     return f"no report from {attempt.host} for {silence_s} s"
 
 
 def _close_silent_attempt(
-    services: Services, tx: Connection, attempt: Any, row: Any, run: Run, *, lived_ms: int
+    services: Services, tx: Connection, attempt: Any, row: Any, run: Run, *, uptime_ms: int
 ) -> None:
     """Close an attempt only because it was silent, and retry its run.
 
@@ -525,7 +525,7 @@ def _close_silent_attempt(
     its machine reports before it claims the run again, and whoever speaks for it is refused once
     another attempt has begun.
     """
-    now_ms, cause = services.clock.now_ms(), _describe_silence(services, attempt, lived_ms)
+    now_ms, cause = services.clock.now_ms(), _describe_silence(services, attempt, uptime_ms)
     report = ExitReport(exit_code=None, signal=None, group_empty=True, cause=cause, time=now_ms)
     end = _load_attempt_end(services, tx, row, run)
     _write_attempt_end(services, tx, attempt, run, report, charged=True)
