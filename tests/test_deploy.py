@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runyard.cli import failures
-from runyard.cli.instance import SHUTDOWN_TIMEOUT_S, max_shutdown_s
+from runyard.cli.instance.instance import SHUTDOWN_TIMEOUT_S, max_shutdown_s
 from runyard.settings import Settings
 
 UNIT = Path(__file__).parents[1] / "deploy" / "runyard.service"

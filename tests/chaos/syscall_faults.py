@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import json
 import os
 import random
@@ -101,79 +100,79 @@ class ServerOperation(Operation):
         self._plans[folder] = _server.plan(folder / "data")
 
     def prepare(self, folder: Path) -> None:
-        async def story(house: Any) -> None:
-            api = await house.api()
+        async def story(server: Any) -> None:
+            api = await server.api()
             if self.name == "claim":
-                assert (await api.put(house.path(f"runs/{RUN}"), json=_BODY)).status_code == 201
+                assert (await api.put(server.path(f"runs/{RUN}"), json=_BODY)).status_code == 201
             if self.name in ("finish", "delete"):
-                attempt = await _server.running(house, RUN)
+                attempt = await _attempts.start(server, RUN)
                 await attempt.ship("a line", stream="stdout")
                 await attempt.checkpoint()
                 (folder / "token").write_text(attempt.assignment["token"])
-                write_attempt(house.settings.runs_dir / house.org / RUN, 1, save_every_steps=1)
+                write_attempt(server.settings.runs_dir / server.org / RUN, 1, save_every_steps=1)
                 if self.name == "delete":
                     await _finish(attempt.client)
 
-        self._in_house(folder, story)
+        self._run_on_server(folder, story)
 
     def perform(self, folder: Path, begin: Callable[[], None], end: Callable[[bool], None]) -> None:
-        async def story(house: Any) -> None:
-            clients = await self._clients(house, folder)
+        async def story(server: Any) -> None:
+            clients = await self._clients(server, folder)
             begin()
-            end(await self._ask(house, clients))
+            end(await self._ask(server, clients))
             for _ in range(TIMES_TO_REPEAT):
-                if await self._ask(house, clients):
+                if await self._ask(server, clients):
                     return
             raise AssertionError("the server does not go on")
 
-        self._in_house(folder, story)
+        self._run_on_server(folder, story)
 
     def check(self, folder: Path, *, was_acknowledged: bool) -> list[str]:
         found: list[str] = []
 
-        async def story(house: Any) -> None:
-            before = await self._state(house)
+        async def story(server: Any) -> None:
+            before = await self._state(server)
             if was_acknowledged and before != _AFTER[self.name]:
                 found.append(f"was acknowledged, and afterwards the run is {before}")
             if before not in (_BEFORE[self.name], _AFTER[self.name]):
                 found.append(f"the run is {before}")
-            if not await self._ask(house, await self._clients(house, folder)):
+            if not await self._ask(server, await self._clients(server, folder)):
                 found.append("the request does not go through when it is repeated")
-            if (after := await self._state(house)) != _AFTER[self.name]:
+            if (after := await self._state(server)) != _AFTER[self.name]:
                 found.append(f"after the repeat the run is {after}")
-            if (count := await self._attempts(house)) != _ATTEMPTS[self.name]:
+            if (count := await self._attempts(server)) != _ATTEMPTS[self.name]:
                 found.append(f"there are {count} attempts")
-            await _sweep(house)
-            report = await _check(house)
+            await _sweep(server)
+            report = await _check(server)
             if not report.agrees:
                 found.append(f"store and disk do not agree: {report}")
 
-        self._in_house(folder, story)
+        self._run_on_server(folder, story)
         with closing(sqlite3.connect(folder / "data" / "server.db")) as database:
             verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
         return found if verdict == "ok" else [*found, f"the database says {verdict}"]
 
-    def _in_house(self, folder: Path, story: Callable[[Any], Any]) -> None:
+    def _run_on_server(self, folder: Path, story: Callable[[Any], Any]) -> None:
         async def all_of_it() -> None:
             (folder / "data").mkdir(exist_ok=True)
             if folder not in self._plans:
                 self.preload_for(folder)
-            async with _server.enter(self._plans[folder]) as house:
-                await story(house)
+            async with _server.enter(self._plans[folder]) as server:
+                await story(server)
 
         asyncio.run(all_of_it())
 
-    async def _clients(self, house: Any, folder: Path) -> dict[str, Any]:
+    async def _clients(self, server: Any, folder: Path) -> dict[str, Any]:
         token = (folder / "token").read_text() if (folder / "token").exists() else None
         return {
-            "api": await house.api(),
-            "controller": await house.client(house.controller_key),
-            "attempt": await house.client(token),
+            "api": await server.api(),
+            "controller": await server.client(server.controller_key),
+            "attempt": await server.client(token),
         }
 
-    async def _ask(self, house: Any, clients: dict[str, Any]) -> bool:
+    async def _ask(self, server: Any, clients: dict[str, Any]) -> bool:
         """Send the request once. A repeat may be answered as done already, which counts as success."""
-        path = house.path(f"runs/{RUN}")
+        path = server.path(f"runs/{RUN}")
         if self.name == "create":
             return (await clients["api"].put(path, json=_BODY)).status_code in (200, 201)
         if self.name == "claim":
@@ -183,17 +182,19 @@ class ServerOperation(Operation):
             return await _finish(clients["attempt"]) in (200, 204, 409)
         return (await clients["api"].delete(path)).status_code in (204, 404)
 
-    async def _state(self, house: Any) -> str:
-        answer = await (await house.api()).get(house.path(f"runs/{RUN}"))
+    async def _state(self, server: Any) -> str:
+        answer = await (await server.api()).get(server.path(f"runs/{RUN}"))
         if answer.status_code == 404:
             return "absent"
         newest = answer.json()["status"]["conditions"][-1]
         return f"{newest['condition']} {newest['reason']}"
 
-    async def _attempts(self, house: Any) -> int:
+    async def _attempts(self, server: Any) -> int:
         from runyard.store import attempts
 
-        rows = house.services.store.read(lambda connection: attempts.list_by_run(connection, org=house.org, run_id=RUN))
+        rows = server.services.store.read(
+            lambda connection: attempts.list_by_run(connection, org=server.org, run_id=RUN)
+        )
         return len(rows)
 
 
@@ -220,16 +221,16 @@ async def _finish(client: Any) -> int:
     return int((await client.post("/internal/v1/attempt/finish", json=body)).status_code)
 
 
-async def _sweep(house: Any) -> None:
+async def _sweep(server: Any) -> None:
     from runyard.server.services.runs import deletion
 
-    await deletion.sweep(house.services)
+    await deletion.sweep(server.services)
 
 
-async def _check(house: Any) -> Any:
+async def _check(server: Any) -> Any:
     from runyard.server.services.operations import storage
 
-    return await storage.check(house.services, org=house.org)
+    return await storage.check(server.services, org=server.org)
 
 
 class SaveOperation(Operation):
@@ -383,15 +384,14 @@ def _make_folder(folder: Path) -> Path:
 
 def _load_server_tests() -> None:
     """Load the helpers of the server's tests, which open the application without a socket."""
-    global _server
-    path = Path(__file__).parents[1] / "server" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("server_conftest", path)
-    assert spec is not None and spec.loader is not None
-    _server = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(_server)
+    global _server, _attempts
+    from support import attempts, server
+
+    _server, _attempts = server, attempts
 
 
 _server: Any = None
+_attempts: Any = None
 
 
 def _list_injections(name: str, calls: dict[str, int]) -> Iterator[Injection]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runyard.cli import base_models
+from runyard.cli.resources import base_models
 
 # The header and the bytes of one tensor of four numbers.
 HEADER = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()

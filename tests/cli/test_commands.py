@@ -157,7 +157,7 @@ def test_a_second_up_over_the_same_folder_is_refused(runyard, instance) -> None:
 
 
 def test_the_doctor_sees_the_instance(runyard, instance, monkeypatch) -> None:
-    from runyard.cli import doctor
+    from runyard.cli.instance import doctor
 
     monkeypatch.setattr(doctor, "query_torch", lambda: {"version": "2", "cuda": [], "mps": False, "threads": 1})
     findings = document(runyard("doctor", "--json", "--data-dir", str(instance.data_dir)))["findings"]
@@ -202,7 +202,7 @@ def test_logs_metrics_and_models_of_a_finished_run(runyard, data_dir: str, finis
 
 
 def test_a_downloaded_model_answers_on_the_command_line(runyard, data_dir: str, finished_run) -> None:
-    from runyard.cli.demo import load_held_out
+    from runyard.cli.instance.demo import load_held_out
 
     sample = load_held_out(finished_run.spec.flow)[0]
     sample.image.save("digit.png")
@@ -240,7 +240,7 @@ def test_an_export_is_proven_and_one_that_answers_otherwise_fails(runyard, data_
 
 def asked(runyard, model: str, run, *data_dir: str) -> str:
     """Answer of a model about a held-out image."""
-    from runyard.cli.demo import load_held_out
+    from runyard.cli.instance.demo import load_held_out
 
     sample = load_held_out(run.spec.flow)[0]
     sample.image.save("digit.png")
@@ -345,7 +345,7 @@ def test_on_a_terminal_a_yes_is_asked_for(
     long_runs.running()
     here = ("--data-dir", data_dir)
     made = [runyard("runs", "create", *here).stdout.strip() for _ in range(2)]
-    monkeypatch.setattr("runyard.cli.selection.has_terminal", lambda: True)
+    monkeypatch.setattr("runyard.cli.resources.selection.has_terminal", lambda: True)
     result = runyard("runs", "delete", *made, *here, stdin=answer)
     assert "Delete 2 runs with all logs, metrics and checkpoints?" in result.stderr
     assert result.exit_code == code

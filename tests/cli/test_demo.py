@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from runyard.cli import demo as module
-from runyard.cli.demo import (
+from runyard.cli.drawing import AnsweredQuestion
+from runyard.cli.failures import CommandFailed
+from runyard.cli.instance import demo as module
+from runyard.cli.instance.demo import (
     Trained,
     draw_answer_sheet,
     format_report,
@@ -17,9 +19,7 @@ from runyard.cli.demo import (
     measure_training_s,
     running_instance,
 )
-from runyard.cli.drawing import AnsweredQuestion
-from runyard.cli.failures import CommandFailed
-from runyard.cli.instance import parse_port
+from runyard.cli.instance.instance import parse_port
 from runyard.settings import read_settings
 from vi.api.resources.flows.responses import FlowSpec
 from vi.api.resources.runs.responses import Run, RunStatus

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from runyard.cli.doctor import (
+from runyard.cli.instance.doctor import (
     accelerator_findings,
     package_findings,
     parse_version,
@@ -69,7 +69,7 @@ def test_versions_are_read_up_to_the_first_word() -> None:
 
 
 def test_the_report_is_machine_readable_and_ends_by_what_is_missing(runyard, monkeypatch) -> None:
-    from runyard.cli import doctor
+    from runyard.cli.instance import doctor
 
     monkeypatch.setattr(doctor, "query_torch", lambda: "No module named 'torch'")
     result = runyard("doctor", "--json")

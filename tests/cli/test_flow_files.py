@@ -9,7 +9,7 @@ import click
 import pytest
 
 from runyard.cli.failures import CommandFailed
-from runyard.cli.flow_files import DEFAULT_FLOW, apply_assignments, is_file_name, read_flow_file
+from runyard.cli.resources.flow_files import DEFAULT_FLOW, apply_assignments, is_file_name, read_flow_file
 from runyard.flows import FlowProblems, validate
 
 

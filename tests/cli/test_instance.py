@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from runyard.cli import failures
-from runyard.cli import instance as module
 from runyard.cli.failures import CommandFailed
-from runyard.cli.instance import (
+from runyard.cli.instance import instance as module
+from runyard.cli.instance.instance import (
     Instance,
     check_port_free,
     compute_restart_pause,

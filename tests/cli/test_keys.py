@@ -17,7 +17,8 @@ import httpx2
 import pytest
 
 import vi
-from runyard.cli import keys, time_arguments
+from runyard.cli import time_arguments
+from runyard.cli.resources import keys
 from runyard.cli.time_arguments import parse_duration_s
 
 pytestmark = pytest.mark.e2e

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from runyard.cli.reproduce import (
+from runyard.cli.resources.reproduce import (
     Comparison,
     Evidence,
     Weights,

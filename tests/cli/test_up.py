@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from runyard.cli.connection import connect
-from runyard.cli.instance import live_endpoint, read_processes, wait_for_exit
-from runyard.cli.up import _catch_stop_requests, check_bind, format_introduction
+from runyard.cli.instance.instance import live_endpoint, read_processes, wait_for_exit
+from runyard.cli.instance.up import _catch_stop_requests, check_bind, format_introduction
 from runyard.processes import boot_id, identify
 from runyard.settings import read_settings
 

@@ -50,15 +50,15 @@ HELD_AS: dict[type[msgspec.Struct], set[str]] = {
 }
 # Read in another way; what the text says must be in the named file.
 ELSEWHERE = {
-    "LearningRates.vision": ("trainer/steps/optim.py", "getattr(rates, part_of(name, parts))"),
-    "LearningRates.projector": ("trainer/steps/optim.py", "getattr(rates, part_of(name, parts))"),
-    "LearningRates.language": ("trainer/steps/optim.py", "getattr(rates, part_of(name, parts))"),
+    "LearningRates.vision": ("trainer/steps/optim.py", "getattr(rates, find_part(name, parts))"),
+    "LearningRates.projector": ("trainer/steps/optim.py", "getattr(rates, find_part(name, parts))"),
+    "LearningRates.language": ("trainer/steps/optim.py", "getattr(rates, find_part(name, parts))"),
     "DatasetSettings.projectKind": ("trainer/prepare.py", "recipe.task"),
     "Architecture.name": ("trainer/checkpoints/warm_start.py", '"family"'),
     "Architecture.family": ("flows/resolved_flow.py", 'given.get("family")'),  # decides the name
     "FlowReference.id": ("server/services/runs/runs.py", 'origin["id"]'),
     "FlowReference.generation": ("server/services/runs/accelerators.py", '"generation": flow.metadata.generation'),
-    "FlowShape.name": ("../vi/api/resources/runs/_info.py", "flow.name"),  # people read it
+    "FlowShape.name": ("../vi/api/resources/runs/responses.py", "flow.name"),  # people read it
     "FlowShape.schema": ("flows/blocks.py", 'Literal["v1"]'),  # one value is allowed
     "FlowShape.blocks": ("flows/validation.py", '_check_blocks(checked["blocks"]'),
     "FlowShape.trainingProject": ("server/services/runs/runs.py", "spec.training_project"),

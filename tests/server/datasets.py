@@ -59,14 +59,14 @@ def shelf(count: int = 3, *, first: int = 1, side: int = 24) -> dict[str, bytes]
 class Data:
     """An organisation's datasets, as a client of ours works at them."""
 
-    def __init__(self, house: Any, api: Any) -> None:
-        self.house, self.api = house, api
+    def __init__(self, server: Any, api: Any) -> None:
+        self.server, self.api = server, api
 
     def path(self, dataset_id: str, *rest: str) -> str:
-        return "/".join((self.house.path(f"datasets/{self.house.org}_{dataset_id}"), *rest))
+        return "/".join((self.server.path(f"datasets/{self.server.org}_{dataset_id}"), *rest))
 
     async def make(self, type: str = "vqa", name: str = "shelves") -> str:
-        answer = await self.api.post(self.house.path("datasets"), json={"name": name, "type": type})
+        answer = await self.api.post(self.server.path("datasets"), json={"name": name, "type": type})
         assert answer.status_code == 201, answer.text
         return str(answer.json()["datasetId"])
 
@@ -76,7 +76,7 @@ class Data:
         return dict(answer.json())
 
     async def send(self, url: str, data: bytes) -> Any:
-        anonymous = await self.house.client(None)
+        anonymous = await self.server.client(None)
         return await anonymous.put(f"{url}/{hashlib.sha256(data).hexdigest()}", content=data)
 
     async def finish(self, begun: dict[str, Any], *packs: bytes) -> Any:
@@ -91,9 +91,9 @@ class Data:
             while True:
                 told = (await self.api.get(path)).json()
                 statuses = {condition["status"] for condition in told["status"]["conditions"]}
-                key = ("import", self.house.org, begun["datasetImportId"])
+                key = ("import", self.server.org, begun["datasetImportId"])
                 is_over = "FailedReach" in statuses or "Waiting" not in statuses
-                if is_over and not self.house.services.jobs.is_running(key):  # its folder is gone then as well
+                if is_over and not self.server.services.jobs.is_running(key):  # its folder is gone then as well
                     return dict(told)
                 await asyncio.sleep(0.02)
 
@@ -111,4 +111,4 @@ class Data:
         return answer.json()
 
     async def storage(self) -> dict[str, Any]:
-        return dict((await self.api.get(self.house.path("storage"))).json())
+        return dict((await self.api.get(self.server.path("storage"))).json())

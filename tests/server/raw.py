@@ -4,8 +4,12 @@ import json
 from typing import Any
 from urllib.parse import quote, unquote
 
+from support.server import TestServer
 
-async def send_raw(house: Any, method: str, path: str, body: Any = None, *, key: str | None = None) -> tuple[int, Any]:
+
+async def send_raw(
+    server: TestServer, method: str, path: str, body: Any = None, *, key: str | None = None
+) -> tuple[int, Any]:
     """Send a request to the application; returns the status, and the body as JSON (None for an empty or other one).
 
     ``path`` may have percent-encoded parts; what else cannot stand in a path is encoded.
@@ -33,14 +37,14 @@ async def send_raw(house: Any, method: str, path: str, body: Any = None, *, key:
         "root_path": "",
         "headers": [
             (b"host", b"127.0.0.1:7878"),
-            (b"authorization", b"Bearer " + (key or house.key).encode()),
+            (b"authorization", b"Bearer " + (key or server.key).encode()),
             (b"content-length", str(len(content)).encode()),
         ],
         "client": ("127.0.0.1", 5),
         "server": ("127.0.0.1", 7878),
         "state": {},
     }
-    await house.door(scope, receive, send)
+    await server.door(scope, receive, send)
     text = b"".join(message.get("body", b"") for message in answered[1:])
     try:
         return answered[0]["status"], json.loads(text)

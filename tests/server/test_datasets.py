@@ -16,7 +16,7 @@ from support.server import TestServer
 from runyard.server.services import retention
 from runyard.server.services.imports import sweep
 from runyard.server.services.runs import deletion
-from runyard.store import datasets as dataset_rows
+from runyard.store.datasets import datasets as dataset_rows
 from tests.server.datasets import Data, grounding_row, jsonl, picture, shelf, vqa_row
 
 

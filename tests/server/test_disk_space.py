@@ -19,7 +19,8 @@ from runyard.server.services.context import Actor
 from runyard.server.services.operations import housekeeping, storage
 from runyard.server.services.runs import deletion
 from runyard.settings import Settings
-from runyard.store import Store, StoreUnavailable, migrate, sqlite
+from runyard.store import Store, StoreUnavailable, migrate
+from runyard.store.engines import sqlite
 from runyard.store.telemetry import LINE_BYTES, count_log_bytes
 
 MIB = 1 << 20

@@ -8,7 +8,7 @@ from typing import Any
 from support import attempts
 from support.server import TestServer
 
-from runyard.server.http import bodies
+from runyard.server.http.endpoints import bodies
 from runyard.server.services.runs import leases
 from tests.server.datasets import Data, shelf
 

@@ -19,7 +19,7 @@ from runyard.server.http.request import Query
 from runyard.server.http.routes import ROUTES
 from runyard.server.services import pages
 from runyard.server.services.imports import exports, import_jobs
-from runyard.store import assets, versions
+from runyard.store.datasets import assets, versions
 from runyard.store.tables import assets as assets_table
 from runyard.store.tables import dataset_versions, records
 

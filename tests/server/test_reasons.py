@@ -162,21 +162,23 @@ async def test_a_run_can_come_to_each_reason(server: TestServer, condition: str,
 
 
 @pytest.mark.parametrize(("condition", "reason"), PAIRS, ids=[f"{kind}-{reason}" for kind, reason in PAIRS])
-async def test_only_a_running_run_has_time_left(server: TestServer, condition: str, reason: str) -> None:
+async def test_only_a_running_run_has_time_left(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, condition: str, reason: str
+) -> None:
     """Time left is reported before the end of each story that has a trainer, and is gone after it."""
-    start, told = attempts.start, []
+    start, started = attempts.start, []
 
-    async def running(*given: Any, **named: Any) -> Any:
+    async def start_with_time_left(*given: Any, **named: Any) -> Any:
         attempt = await start(*given, **named)
         await attempt.event("step", step=1, epoch=0.1, totalSteps=9, secondsLeft=42.0, values={"loss": 1.0})
-        told.append(attempt)
+        started.append(attempt)
         return attempt
 
-    attempts.start = running
+    monkeypatch.setattr(attempts, "start", start_with_time_left)
     await STORIES[condition, reason](server)
     run = (await (await server.api()).get(server.path("runs/r1"))).json()
     left = (run["status"].get("progress") or {}).get("secondsLeft")
-    assert left == (42.0 if told and condition == "Running" else None)
+    assert left == (42.0 if started and condition == "Running" else None)
 
 
 async def status_after_a_second(server: TestServer, run_id: str = "r1") -> Any:

@@ -14,7 +14,7 @@ from runyard.vi_package import describe_conflict
 
 
 class Entry(NamedTuple):
-    """Module and attribute of a command, and its line in the overview."""
+    """Module (below ``runyard.cli``) and attribute of a command, and its line in the overview."""
 
     module: str
     attribute: str
@@ -22,22 +22,22 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "up": Entry("runyard.cli.up", "up", "Start and supervise server and controller on this machine."),
-    "down": Entry("runyard.cli.down", "down", "Stop the instance of a data folder and report which runs were saved."),
-    "status": Entry("runyard.cli.status", "status", "Show the state of an instance, its processes and runs."),
-    "demo": Entry("runyard.cli.demo", "demo", "Train a small model on this machine and show its answers."),
-    "runs": Entry("runyard.cli.runs", "runs", "Create, follow, compare, kill and delete training runs."),
-    "flows": Entry("runyard.cli.flows", "flows", "Save, validate and inspect flows (training configurations)."),
-    "datasets": Entry("runyard.cli.datasets", "datasets", "Import, check, preview and export datasets."),
-    "models": Entry("runyard.cli.models", "models", "List, download, export and query checkpoints; add base models."),
-    "backup": Entry("runyard.cli.backup", "backup", "Back up all data of the server to one file."),
-    "restore": Entry("runyard.cli.backup", "restore", "Replace all data of the server with a backup."),
-    "keys": Entry("runyard.cli.keys", "keys", "Create, list, revoke and rotate API keys."),
-    "audit": Entry("runyard.cli.audit", "audit", "Show the audit log of actions and rejected keys, newest first."),
-    "gc": Entry("runyard.cli.gc", "gc", "Compare database and disk, and delete unreferenced data."),
-    "config": Entry("runyard.cli.config", "config", "Show every setting, its value and its source."),
-    "doctor": Entry("runyard.cli.doctor", "doctor", "Check the installation and suggest fixes."),
-    "completion": Entry("runyard.cli.completion", "completion", "Print the completion script for a shell."),
+    "up": Entry("instance.up", "up", "Start and supervise server and controller on this machine."),
+    "down": Entry("instance.down", "down", "Stop the instance of a data folder and report which runs were saved."),
+    "status": Entry("instance.status", "status", "Show the state of an instance, its processes and runs."),
+    "demo": Entry("instance.demo", "demo", "Train a small model on this machine and show its answers."),
+    "runs": Entry("resources.runs", "runs", "Create, follow, compare, kill and delete training runs."),
+    "flows": Entry("resources.flows", "flows", "Save, validate and inspect flows (training configurations)."),
+    "datasets": Entry("resources.datasets", "datasets", "Import, check, preview and export datasets."),
+    "models": Entry("resources.models", "models", "List, download, export and query checkpoints; add base models."),
+    "backup": Entry("resources.backup", "backup", "Back up all data of the server to one file."),
+    "restore": Entry("resources.backup", "restore", "Replace all data of the server with a backup."),
+    "keys": Entry("resources.keys", "keys", "Create, list, revoke and rotate API keys."),
+    "audit": Entry("resources.audit", "audit", "Show the audit log of actions and rejected keys, newest first."),
+    "gc": Entry("resources.gc", "gc", "Compare database and disk, and delete unreferenced data."),
+    "config": Entry("config", "config", "Show every setting, its value and its source."),
+    "doctor": Entry("instance.doctor", "doctor", "Check the installation and suggest fixes."),
+    "completion": Entry("completion", "completion", "Print the completion script for a shell."),
 }
 
 
@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
         # Every command but doctor uses vi; doctor reports conflicts in detail.
         if cmd_name != "doctor" and (conflict := describe_conflict()) is not None:
             raise CommandFailed(conflict)
-        command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
+        command: click.Command = getattr(importlib.import_module(f"runyard.cli.{entry.module}"), entry.attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -17,8 +17,8 @@ from sqlalchemy.exc import OperationalError, StatementError
 from runyard import backup_rows
 from runyard.backup_rows import InvalidRows
 from runyard.store import organizations, requirements
+from runyard.store.engines.postgresql import is_value_too_large
 from runyard.store.migrate import HEAD
-from runyard.store.postgresql import is_value_too_large
 from runyard.store.tables import AnyRow, attempts, keys, lease_clock, meta, metadata, runs, unneeded_blobs
 from runyard.store.tables import organizations as organization_rows
 from runyard.store.telemetry import count_log_bytes

@@ -4,7 +4,7 @@ SQLite allows one writer at a time, so writers queue here instead of failing wit
 locked``. Transactions that queued up during an fsync are committed together (group commit): each in
 its own savepoint, one fsync for all, and only then the callers get their results. PostgreSQL is
 written to in the same way, since one commit for many is faster there as well.
-``runyard.store.sqlite`` and ``runyard.store.postgresql`` hold all differences between the two.
+``runyard.store.engines.sqlite`` and ``runyard.store.engines.postgresql`` hold all differences between the two.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
+from runyard.store.engines.postgresql import PostgreSql, is_value_too_large
+from runyard.store.engines.sqlite import Sqlite
 from runyard.store.migrate import CannotUpgrade, migrate
-from runyard.store.postgresql import PostgreSql, is_value_too_large
-from runyard.store.sqlite import Sqlite
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, literal, select, union_all
 
-from runyard.store.imports import ACTIVE_STATES
+from runyard.store.datasets.imports import ACTIVE_STATES
 from runyard.store.tables import (
     AnyRow,
     attempts,

@@ -580,7 +580,7 @@ def limit_micro_batch(plan: Plan, progress: Progress, run_limit: int | None) -> 
     if not limits or min(limits) >= plan.micro_batch_size:
         return plan
     progress.micro_batch_limit = min(limits)
-    # ``runyard.cli.reproduce`` recognizes these words in the plan.
+    # ``runyard.cli.resources.reproduce`` recognizes these words in the plan.
     reason = f"{plan.micro_batch_size} was too much for the memory before"
     return with_micro_batch(plan, min(limits), reason)
 

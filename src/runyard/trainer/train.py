@@ -558,7 +558,7 @@ def shrink_micro_batch(state: TrainState, size: int, events: EventWriter) -> Non
     before, step = state.plan.micro_batch_size, state.progress.step + 1
     if state.device.type == "cuda":
         torch.cuda.empty_cache()
-    # ``runyard.cli.reproduce`` recognizes these words in the plan.
+    # ``runyard.cli.resources.reproduce`` recognizes these words in the plan.
     reason = f"{before} was too much for the memory at step {step}"
     state.plan = with_micro_batch(state.plan, size, reason)
     state.progress.micro_batch_limit = size

@@ -24,8 +24,8 @@ from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import deletion, leases, models, waiting_reasons
 from runyard.settings import Settings
 from runyard.store import StoreUnavailable, backup, lease_clock, organizations
+from runyard.store.engines.postgresql import PostgreSql
 from runyard.store.migrate import migrate
-from runyard.store.postgresql import PostgreSql
 from runyard.store.tables import metadata
 
 from .world import Host, Process
@@ -86,7 +86,7 @@ class DirectStore:
         """Replace every row and give the store a new id, in one transaction."""
         self._raw.execute(self.begin)
         kept = {"operator": ORGS[0], "with_keys": True, "lease_ms": lease_ms}
-        backup.replace_all(self._connection, rows, epoch=store_id, **kept)
+        backup.replace_all(self._connection, rows, store_id=store_id, **kept)
         self._raw.execute("COMMIT")
 
     async def write(self, work: Callable[[Connection], Any]) -> Any:

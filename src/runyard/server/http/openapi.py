@@ -14,7 +14,7 @@ import msgspec
 
 from runyard import limits
 from runyard.limits import Limit
-from runyard.server.http import assets, imports, runs
+from runyard.server.http.endpoints import assets, imports, runs
 from runyard.server.http.problems import ProblemDocument
 from runyard.server.http.route import Route
 from runyard.server.http.routes import IF_MATCH, ROUTES
@@ -23,7 +23,7 @@ from runyard.server.services.imports import exports
 from runyard.server.services.runs import telemetry
 from runyard.server.services.runs.conditions import REASONS
 from runyard.server.version import VERSION
-from runyard.store.assets import SORTINGS
+from runyard.store.datasets.assets import SORTINGS
 
 REF = "#/components/schemas/{name}"
 ID_PATTERN = "[A-Za-z0-9_-]{1,255}"

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from runyard import protocol
-from runyard.server.http import (
+from runyard.server.http.endpoints import (
     annotations,
     assets,
     attempts,

@@ -8,8 +8,8 @@ from functools import partial
 
 from runyard.server.services.access.signing import FileLink
 from runyard.server.services.context import Services
-from runyard.store import assets as asset_rows
-from runyard.store import versions as job_rows
+from runyard.store.datasets import assets as asset_rows
+from runyard.store.datasets import versions as job_rows
 from runyard.store.tables import dataset_exports
 
 CHUNK_BYTES = 256 * 1024

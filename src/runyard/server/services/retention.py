@@ -30,8 +30,8 @@ from runyard.flows.blocks import Checkpoint
 from runyard.server.services.context import Services
 from runyard.server.services.jobs import run_in_thread
 from runyard.store import StoreUnavailable, blobs, outputs
-from runyard.store import assets as asset_rows
-from runyard.store import versions as version_rows
+from runyard.store.datasets import assets as asset_rows
+from runyard.store.datasets import versions as version_rows
 from vi.api.resources.flows.responses import FlowSpec
 
 log = logging.getLogger(__name__)

@@ -29,8 +29,8 @@ from runyard.server.services.context import Actor, Services
 from runyard.server.services.datasets import assets, datasets
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.pages import PageRequest
-from runyard.store import assets as rows
-from runyard.store import datasets as dataset_rows
+from runyard.store.datasets import assets as rows
+from runyard.store.datasets import datasets as dataset_rows
 from runyard.store.tables import AnyRow
 from vi.api.resources.annotations.responses import (
     Aggregation,

@@ -23,9 +23,9 @@ from runyard.server.services.datasets import datasets
 from runyard.server.services.datasets.dict_params import parse_dict_param
 from runyard.server.services.errors import Problem, Refusal, not_found
 from runyard.server.services.pages import PageRequest
-from runyard.store import assets as rows
-from runyard.store import datasets as dataset_rows
-from runyard.store import versions as job_rows
+from runyard.store.datasets import assets as rows
+from runyard.store.datasets import datasets as dataset_rows
+from runyard.store.datasets import versions as job_rows
 from runyard.store.tables import AnyRow, bulk_deletions
 from vi.api.resources.assets.responses import (
     Asset,

@@ -24,8 +24,8 @@ from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.jobs import run_in_thread
 from runyard.server.services.pages import PageRequest
 from runyard.store import blobs as blob_rows
-from runyard.store import datasets as rows
-from runyard.store import imports as import_rows
+from runyard.store.datasets import datasets as rows
+from runyard.store.datasets import imports as import_rows
 from runyard.store.tables import AnyRow
 from vi.api.resources.datasets.responses import (
     Dataset,

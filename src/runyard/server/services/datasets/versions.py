@@ -28,9 +28,9 @@ from runyard.server.services.datasets import datasets
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.jobs import run_in_thread
 from runyard.server.services.pages import PageRequest
-from runyard.store import assets as asset_rows
-from runyard.store import datasets as dataset_rows
-from runyard.store import versions as rows
+from runyard.store.datasets import assets as asset_rows
+from runyard.store.datasets import datasets as dataset_rows
+from runyard.store.datasets import versions as rows
 from runyard.store.tables import AnyRow
 from vi.api.resources.datasets.responses import DatasetVersion
 from vi.api.responses import ResourceMetadata

@@ -17,7 +17,7 @@ from runyard.server.services.datasets import assets, datasets
 from runyard.server.services.errors import Refusal
 from runyard.server.services.imports import imports, sessions
 from runyard.server.services.imports.imports import AnnouncedFile
-from runyard.store import imports as rows
+from runyard.store.datasets import imports as rows
 from runyard.store.tables import AnyRow
 from vi.api.resources.annotations.responses import (
     AnnotationCounts,

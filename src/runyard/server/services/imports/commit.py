@@ -19,9 +19,9 @@ from sqlalchemy import Connection
 
 from runyard import limits
 from runyard.limits import Limit
-from runyard.store import assets as rows
-from runyard.store import datasets as dataset_rows
-from runyard.store import imports as import_rows
+from runyard.store.datasets import assets as rows
+from runyard.store.datasets import datasets as dataset_rows
+from runyard.store.datasets import imports as import_rows
 from runyard.store.tables import AnyRow
 
 NOTHING = b"{}"

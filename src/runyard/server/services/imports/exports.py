@@ -34,9 +34,9 @@ from runyard.server.services.imports import imports
 from runyard.server.services.imports.subprocesses import read_output_tail, run_worker
 from runyard.server.services.jobs import run_in_thread
 from runyard.server.services.pages import PageRequest
-from runyard.store import assets as asset_rows
 from runyard.store import blobs as blob_rows
-from runyard.store import versions as rows
+from runyard.store.datasets import assets as asset_rows
+from runyard.store.datasets import versions as rows
 from runyard.store.tables import AnyRow, dataset_exports
 from vi.api.resources.datasets.responses import DatasetExport, ExportSpec, ExportStatus, SessionCondition
 from vi.api.resources.models.responses import DownloadUrl

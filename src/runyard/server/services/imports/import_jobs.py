@@ -33,10 +33,10 @@ from runyard.server.services.datasets import datasets, versions
 from runyard.server.services.imports.commit import IMAGE_ROWS, RECORD_ROWS, RowApplier
 from runyard.server.services.imports.subprocesses import read_output_tail, run_worker
 from runyard.server.services.jobs import run_in_thread
-from runyard.store import assets as asset_rows
 from runyard.store import blobs as blob_rows
-from runyard.store import datasets as dataset_rows
-from runyard.store import imports as rows
+from runyard.store.datasets import assets as asset_rows
+from runyard.store.datasets import datasets as dataset_rows
+from runyard.store.datasets import imports as rows
 from runyard.store.tables import AnyRow
 
 log = logging.getLogger(__name__)

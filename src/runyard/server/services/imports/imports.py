@@ -38,7 +38,7 @@ from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.imports import import_jobs
 from runyard.server.services.pages import PageRequest
 from runyard.store import blobs as blob_rows
-from runyard.store import imports as rows
+from runyard.store.datasets import imports as rows
 from runyard.store.tables import AnyRow
 
 Kind = Literal["Import", "Ingestion", "Annotations"]

@@ -19,7 +19,7 @@ from runyard.server.services.access.signing import UploadLink
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.imports import import_jobs, imports
-from runyard.store import imports as rows
+from runyard.store.datasets import imports as rows
 from runyard.store.tables import AnyRow
 
 FOLDER, ABOUT, PART_BYTES, MOST_PARTS = "multipart", "upload.json", 64 << 20, 10_000

@@ -17,7 +17,7 @@ from runyard.server.services.datasets import datasets
 from runyard.server.services.errors import Refusal
 from runyard.server.services.imports import import_jobs, imports
 from runyard.server.services.pages import PageRequest
-from runyard.store import imports as rows
+from runyard.store.datasets import imports as rows
 from runyard.store.tables import AnyRow
 from vi.api.resources.datasets.responses import (
     DatasetImport,

@@ -10,10 +10,10 @@ from runyard.server.services.context import Services
 from runyard.server.services.datasets import assets, datasets
 from runyard.server.services.imports import exports, import_jobs
 from runyard.server.services.jobs import run_in_thread
-from runyard.store import datasets as rows
-from runyard.store import imports as import_rows
 from runyard.store import organizations
-from runyard.store import versions as job_rows
+from runyard.store.datasets import datasets as rows
+from runyard.store.datasets import imports as import_rows
+from runyard.store.datasets import versions as job_rows
 from runyard.store.tables import bulk_deletions, dataset_exports
 
 

@@ -206,9 +206,7 @@ async def prepare(services: Services, actor: Actor) -> OutgoingBackup:
         raise StoreUnavailable(f"the rows of a backup cannot be written: {error}") from error
     except InvalidRows as error:
         outgoing.close()
-        raise Refusal(
-            "BackupImpossible", f"the backup was not written: {error}; try: {_suggest_fix(error)}"
-        ) from error
+        raise Refusal("BackupImpossible", f"the backup was not written: {error}; try: {_suggest_fix(error)}") from error
     except BaseException:
         outgoing.close()
         raise

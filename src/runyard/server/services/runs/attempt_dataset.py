@@ -18,9 +18,9 @@ from runyard.server.services.context import Services
 from runyard.server.services.datasets import versions
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import leases
-from runyard.store import assets as asset_rows
-from runyard.store import datasets as dataset_rows
-from runyard.store import versions as rows
+from runyard.store.datasets import assets as asset_rows
+from runyard.store.datasets import datasets as dataset_rows
+from runyard.store.datasets import versions as rows
 from runyard.store.tables import AnyRow
 
 

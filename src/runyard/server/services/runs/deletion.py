@@ -25,9 +25,10 @@ from runyard.server.services import etags, notifications, retention
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import not_found
 from runyard.server.services.notifications import run_topic
-from runyard.store import StoreUnavailable, attempts, datasets, organizations, telemetry, tombstones, versions
+from runyard.store import StoreUnavailable, attempts, organizations, telemetry, tombstones
 from runyard.store import blobs as blob_rows
 from runyard.store import runs as rows
+from runyard.store.datasets import datasets, versions
 from runyard.store.tables import AnyRow
 
 log = logging.getLogger(__name__)

@@ -25,8 +25,9 @@ from runyard.server.services.context import Services
 from runyard.server.services.datasets import versions
 from runyard.server.services.errors import Problem, Refusal
 from runyard.store import blobs as blob_rows
-from runyard.store import datasets, documents, outputs, runs
-from runyard.store import versions as version_rows
+from runyard.store import documents, outputs, runs
+from runyard.store.datasets import datasets
+from runyard.store.datasets import versions as version_rows
 from runyard.store.tables import AnyRow, training_projects
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
 from vi.api.resources.runs.responses import ResumeFrom

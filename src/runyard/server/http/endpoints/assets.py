@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from runyard.server.http import bodies, compat
+from runyard.server.http import compat
+from runyard.server.http.endpoints import bodies
 from runyard.server.http.request import (
     MAX_LIST_ITEMS,
     Id,
@@ -24,7 +25,7 @@ from runyard.server.http.responses import Response, empty_response, encode_respo
 from runyard.server.services.datasets import assets
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.imports import imports, ingestion, multipart
-from runyard.store.assets import SORTINGS
+from runyard.store.datasets.assets import SORTINGS
 from vi.api.resources.assets.responses import (
     AnnouncedAsset,
     AssetCount,

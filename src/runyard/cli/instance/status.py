@@ -9,9 +9,9 @@ import click
 from runyard import processes
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_DOWN, EXIT_ERROR, CommandFailed
-from runyard.cli.instance import live_endpoint, read_processes
+from runyard.cli.instance.instance import live_endpoint, read_processes
+from runyard.cli.instance.shutdown_report import ANSWER_TIMEOUT_S, format_report, read_report
 from runyard.cli.output import format_duration, format_size, json_option, print_fields, print_json
-from runyard.cli.shutdown_report import ANSWER_TIMEOUT_S, format_report, read_report
 
 if TYPE_CHECKING:
     from runyard.settings import Settings

@@ -173,7 +173,7 @@ def recover_key(data_dir: Path | None) -> None:
 
     Example: `runyard keys recover --data-dir /srv/runyard`
     """
-    from runyard.cli.instance import live_endpoint
+    from runyard.cli.instance.instance import live_endpoint
     from runyard.settings import read_settings
 
     settings = read_settings(data_dir=data_dir)

@@ -2,7 +2,8 @@
 
 import msgspec
 
-from runyard.server.http import bodies, compat
+from runyard.server.http import compat
+from runyard.server.http.endpoints import bodies
 from runyard.server.http.request import (
     Id,
     Query,

@@ -6,8 +6,9 @@ from typing import Any
 from msgspec import UNSET
 
 from runyard import limits
-from runyard.server.http import bodies, compat
+from runyard.server.http import compat
 from runyard.server.http.capacity import hold_wait_slot
+from runyard.server.http.endpoints import bodies
 from runyard.server.http.request import (
     Id,
     Query,

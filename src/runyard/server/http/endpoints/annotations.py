@@ -4,8 +4,9 @@ from typing import Any
 
 import msgspec
 
-from runyard.server.http import bodies, compat
-from runyard.server.http.assets import parse_crc32c
+from runyard.server.http import compat
+from runyard.server.http.endpoints import bodies
+from runyard.server.http.endpoints.assets import parse_crc32c
 from runyard.server.http.request import (
     MAX_LIST_ITEMS,
     Id,

@@ -49,7 +49,7 @@ def add_model(folder: Path, name: str, link: bool, data_dir: Path | None, as_jso
     validated, then copied to the first folder of RUNYARD_MODEL_FOLDERS. Run the command on each
     machine that trains.
     """
-    from runyard.cli import base_models
+    from runyard.cli.resources import base_models
     from runyard.settings import read_settings
 
     settings = read_settings(data_dir=data_dir)
@@ -74,7 +74,7 @@ def add_model(folder: Path, name: str, link: bool, data_dir: Path | None, as_jso
 @data_dir_option
 def remove_model(name: str, yes: bool, data_dir: Path | None) -> None:
     """Delete a base model from this machine permanently."""
-    from runyard.cli import base_models
+    from runyard.cli.resources import base_models
     from runyard.settings import read_settings
 
     if not yes:
@@ -237,7 +237,7 @@ def export(
 
 
 def _list_base_models(data_dir: Path | None, *, as_json: bool) -> None:
-    from runyard.cli import base_models
+    from runyard.cli.resources import base_models
     from runyard.settings import read_settings
 
     found = base_models.list_base_models(read_settings(data_dir=data_dir).models)

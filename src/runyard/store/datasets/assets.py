@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, join, or_, select, update
 
-from runyard.store.bulk_insert import insert_many
+from runyard.store.engines.bulk_insert import insert_many
 from runyard.store.tables import AnyRow, assets, contents, records
 
 BATCH_SIZE = 500  # values in one query: databases limit their number

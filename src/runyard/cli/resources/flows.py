@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from runyard.cli.connection import connect, data_dir_option
-from runyard.cli.flow_files import apply_assignments, is_file_name, load_flow, read_flow_file, set_option
 from runyard.cli.output import format_age, format_time, json_option, print_fields, print_json, print_table
+from runyard.cli.resources.flow_files import apply_assignments, is_file_name, load_flow, read_flow_file, set_option
 
 
 @click.group()
@@ -166,7 +166,7 @@ def _load_flow(given: str | None, assignments: Sequence[str], data_dir: Path | N
     if given is not None and is_file_name(given):
         return apply_assignments(read_flow_file(given), assignments)
     if given is None:
-        from runyard.cli.flow_files import DEFAULT_FLOW
+        from runyard.cli.resources.flow_files import DEFAULT_FLOW
 
         return apply_assignments(DEFAULT_FLOW, assignments)
     with connect(data_dir) as client:

@@ -9,9 +9,9 @@ import click
 from runyard import processes
 from runyard.cli.connection import data_dir_option
 from runyard.cli.failures import EXIT_TIME_UP, CommandFailed
-from runyard.cli.instance import SHUTDOWN_TIMEOUT_S, max_shutdown_s, read_processes, wait_for_exit
+from runyard.cli.instance.instance import SHUTDOWN_TIMEOUT_S, max_shutdown_s, read_processes, wait_for_exit
+from runyard.cli.instance.shutdown_report import format_report, read_report
 from runyard.cli.output import json_option, print_json
-from runyard.cli.shutdown_report import format_report, read_report
 
 
 @click.command()

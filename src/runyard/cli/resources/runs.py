@@ -10,7 +10,6 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_INTERRUPTED, EXIT_RUN_FAILED, CommandFailed, to_command_failure
-from runyard.cli.flow_files import resolve_flow_argument, set_option
 from runyard.cli.output import (
     colorize,
     format_age,
@@ -24,7 +23,8 @@ from runyard.cli.output import (
     to_single_line,
 )
 from runyard.cli.progress import ProgressLine
-from runyard.cli.selection import (
+from runyard.cli.resources.flow_files import resolve_flow_argument, set_option
+from runyard.cli.resources.selection import (
     CONDITIONS,
     Selection,
     apply_to_many,
@@ -37,7 +37,7 @@ from runyard.cli.selection import (
 
 if TYPE_CHECKING:
     import vi
-    from runyard.cli.reproduce import Comparison, Evidence, Weights
+    from runyard.cli.resources.reproduce import Comparison, Evidence, Weights
     from vi.api.resources.runs.responses import Run
 
 STREAMS = ("events", "stdout", "stderr")
@@ -188,7 +188,7 @@ def reproduce_run(run_id: str, wait: bool, tolerance: float | None, data_dir: Pa
     and the same starting point. Differences in versions, source code or hardware are printed before
     training.
     """
-    from runyard.cli.reproduce import list_notes
+    from runyard.cli.resources.reproduce import list_notes
 
     with connect(data_dir, is_patient=True) as client:
         original = client.runs.get(run_id)
@@ -370,7 +370,7 @@ def _create_reproduction(client: "vi.Client", original: "Run") -> "tuple[Run, di
     Raises:
         CommandFailed: The original has not ended or has no plan, or its starting point was deleted.
     """
-    from runyard.cli.reproduce import ATTRIBUTE, pin_flow
+    from runyard.cli.resources.reproduce import ATTRIBUTE, pin_flow
 
     run_id, origin = original.run_id, original.spec.resume_from
     if original.condition is None or not original.condition.is_final:
@@ -419,7 +419,7 @@ def _follow_and_warn(client: "vi.Client", original: "Run", run_id: str) -> None:
 
 
 def _warn_of_differences(original: "Run", run: "Run") -> None:
-    from runyard.cli.reproduce import differences, format_value
+    from runyard.cli.resources.reproduce import differences, format_value
 
     found = differences(original.status.plan or {}, run.status.plan or {})
     if not found:
@@ -431,13 +431,13 @@ def _warn_of_differences(original: "Run", run: "Run") -> None:
 
 
 def _compare_runs(client: "vi.Client", run_id: str, other_run_id: str, tolerance: float | None) -> "Comparison":
-    from runyard.cli.reproduce import compare
+    from runyard.cli.resources.reproduce import compare
 
     return compare(_load_evidence(client, run_id), _load_evidence(client, other_run_id), tolerance=tolerance)
 
 
 def _load_evidence(client: "vi.Client", run_id: str) -> "Evidence":
-    from runyard.cli.reproduce import Evidence
+    from runyard.cli.resources.reproduce import Evidence
 
     run = client.runs.get(run_id)
     return Evidence(run=run, points=client.runs.metrics(run_id), weights=_hash_last_weights(client, run_id))
@@ -447,7 +447,7 @@ def _hash_last_weights(client: "vi.Client", run_id: str) -> "Weights | None":
     """Return the hashes of the weights of the last checkpoint, which is downloaded temporarily."""
     from tempfile import TemporaryDirectory
 
-    from runyard.cli.reproduce import Weights
+    from runyard.cli.resources.reproduce import Weights
     from runyard.rundir import sha256_of
     from vi import ViNotFoundError
 
@@ -464,7 +464,7 @@ def _hash_last_weights(client: "vi.Client", run_id: str) -> "Weights | None":
 
 def _print_comparison(found: "Comparison", as_json: bool) -> None:
     """Print a comparison; exit with 3 if the runs differ."""
-    from runyard.cli.reproduce import build_rows, format_value
+    from runyard.cli.resources.reproduce import build_rows, format_value
 
     if as_json:
         print_json(found)

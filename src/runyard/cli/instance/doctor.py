@@ -204,7 +204,7 @@ def parse_version(text: str) -> Version:
 
 
 def _data_dir_findings(data_dir: Path | None) -> list[Finding]:
-    from runyard.cli.instance import live_endpoint
+    from runyard.cli.instance.instance import live_endpoint
     from runyard.settings import read_settings
 
     settings = read_settings(data_dir=data_dir)

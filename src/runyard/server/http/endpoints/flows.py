@@ -1,7 +1,8 @@
 """Routes of flows and of their JSON Schema."""
 
 from runyard.flows import schema
-from runyard.server.http import bodies, compat
+from runyard.server.http import compat
+from runyard.server.http.endpoints import bodies
 from runyard.server.http.request import (
     Id,
     Query,

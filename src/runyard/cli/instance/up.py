@@ -22,7 +22,7 @@ import click
 
 from runyard.cli.connection import data_dir_option
 from runyard.cli.failures import EXIT_USAGE, CommandFailed
-from runyard.cli.instance import (
+from runyard.cli.instance.instance import (
     Instance,
     live_endpoint,
     lock_data_dir,
@@ -31,7 +31,7 @@ from runyard.cli.instance import (
     read_processes,
     rotate_log,
 )
-from runyard.cli.shutdown_report import ShutdownReport
+from runyard.cli.instance.shutdown_report import ShutdownReport
 from runyard.rundir import read_json
 from runyard.settings import Settings, build_environment, read_settings
 

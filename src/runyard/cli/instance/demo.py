@@ -21,9 +21,9 @@ import click
 from runyard.cli.connection import connect
 from runyard.cli.drawing import AnsweredQuestion, draw_answers, select_evenly
 from runyard.cli.failures import EXIT_TIME_UP, CommandFailed
-from runyard.cli.flow_files import DEFAULT_FLOW
-from runyard.cli.instance import SHUTDOWN_TIMEOUT_S, live_endpoint, max_shutdown_s, read_log_tail
+from runyard.cli.instance.instance import SHUTDOWN_TIMEOUT_S, live_endpoint, max_shutdown_s, read_log_tail
 from runyard.cli.output import format_duration, json_option, print_json
+from runyard.cli.resources.flow_files import DEFAULT_FLOW
 from runyard.rundir import read_json
 from runyard.settings import Settings, get_source, read_settings
 
@@ -140,7 +140,7 @@ def train(client: "vi.Client", *, say: Callable[[str], None]) -> Trained:
     Raises:
         vi.ViRunFailedError: the run wait_for_end, and not in Succeeded.
     """
-    from runyard.cli.runs import follow_run
+    from runyard.cli.resources.runs import follow_run
 
     started_s = time.monotonic()
     run = client.runs.create(flow=DEFAULT_FLOW, metadata={"made-by": "runyard demo"})
@@ -272,7 +272,7 @@ def _stop_instance(process: "subprocess.Popen[bytes]", *, timeout_s: float) -> N
 
 
 def _kill(client: "vi.Client", run_id: str) -> None:
-    from runyard.cli.runs import wait_for_end
+    from runyard.cli.resources.runs import wait_for_end
     from vi import ViError
 
     click.echo("Interrupted: killing the run", err=True)

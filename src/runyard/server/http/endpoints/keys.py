@@ -5,7 +5,7 @@ lost could not return it again. A client that loses a response creates another k
 first.
 """
 
-from runyard.server.http import bodies
+from runyard.server.http.endpoints import bodies
 from runyard.server.http.request import Id, Query, Request, convert_body, get_actor, get_services, parse_json_body
 from runyard.server.http.responses import Response, encode_response, json_response
 from runyard.server.services.access import key_lifecycle

@@ -3,7 +3,8 @@
 import asyncio
 
 from runyard.datasets.report import render_page
-from runyard.server.http import bodies, compat
+from runyard.server.http import compat
+from runyard.server.http.endpoints import bodies
 from runyard.server.http.request import (
     MAX_LIST_ITEMS,
     Id,
