@@ -23,6 +23,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, cast
@@ -201,7 +202,7 @@ def _iter_zip_members(file: BinaryIO, _path: str, limits: ArchiveLimits) -> Iter
     entries, ends = _read_zip_entries(file, limits)
     for entry, end in zip(entries, ends, strict=True):
         if not entry.is_folder:
-            yield Member(entry.name, entry.size, lambda entry=entry, end=end: _read_zip_entry_bytes(file, entry, end))  # type: ignore[misc]
+            yield Member(entry.name, entry.size, partial(_read_zip_entry_bytes, file, entry, end))
 
 
 def _read_zip_entries(file: BinaryIO, limits: ArchiveLimits) -> tuple[list[_ZipEntry], list[int]]:
