@@ -63,7 +63,7 @@ faults-nth: setup ## Fail every n-th fsync, rename, open and write; SHARE=0.1 ta
 	@scripts/chaos --nth $(SHARE) --seed $(SEED)
 
 availability: setup ## Keep the server available against silent sockets, long polls and slow bodies
-	@RUNYARD_AVAILABILITY=1 scripts/test tests/server/test_availability.py -n 0 -s -k keep_nobody_out
+	@RUNYARD_AVAILABILITY=1 scripts/test tests/server/test_availability.py -n 0 -s -k block_no_other_client
 
 # Generated inputs.
 

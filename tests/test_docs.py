@@ -144,3 +144,14 @@ def test_each_word_has_one_sentence_and_a_page_that_uses_it(row: list[str]) -> N
     [target] = LINK.findall(link)
     page = ROOT / "docs" / target.partition("#")[0]
     assert word.lower() in page.read_text().lower()
+
+
+def test_each_target_of_the_makefile_selects_tests_that_exist() -> None:
+    lines = re.findall(r"scripts/test (.+)", (ROOT / "Makefile").read_text().replace("\\\n", " "))
+    assert lines
+    for line in lines:
+        modules = [ROOT / word for word in line.split() if word.startswith("tests/")]
+        assert all(module.exists() for module in modules), line
+        if selected := re.search(r"-k (\w+)", line):
+            names = re.findall(r"def (test_\w+)", "".join(module.read_text() for module in modules))
+            assert any(selected[1] in name for name in names), line
