@@ -55,6 +55,13 @@ def test_a_history_begins_with_pending() -> None:
         apply_transition([], Transition(K.RUNNING, "Training"), now_ms=1)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in ConditionKind if kind.is_final])
+def test_an_ended_history_takes_no_reason_whichever_it_is(kind: ConditionKind) -> None:
+    history = [ResourceCondition(condition=kind, last_transition_time=1, reason=REASONS[kind][0], message="")]
+    for transition in (Transition(kind, "Stopping"), Transition(conditions.RUNNING, "Stopping")):
+        assert apply_transition(history, transition, now_ms=2) == history
+
+
 def test_a_reason_that_no_page_lists_is_a_mistake() -> None:
     with pytest.raises(IllegalTransition, match="Thinking"):
         apply_transition(history(K.PENDING), Transition(K.RUNNING, "Thinking"), now_ms=1)

@@ -245,6 +245,26 @@ async def test_another_machine_takes_a_lost_run_at_once_and_the_same_one_waits(s
     assert "no report from here" in first["cause"] and first["timeEnded"]
 
 
+async def test_a_lost_attempt_of_a_finished_and_deleted_run_does_not_stop_the_server(server: TestServer) -> None:
+    """Its processes may still run, so the delete reopens it; all leases still expire in time."""
+    api = await server.api()
+    first = await attempts.start(server)
+    await tick(server, 16)
+    second = await attempts.claim(server, "c2", machine_id="m2")
+    await second.start()
+    await second.checkpoint()
+    assert (await second.finish(0, outcome="Succeeded", reason="Completed")).status_code < 300
+    assert (await attempts.read_condition(server))[0] == "Succeeded"
+    assert (await api.delete(server.path("runs/r1"))).status_code == 204
+    assert server.services.store.read(attempt_rows.count_open) == 1
+    assert (await first.post("renew")).status_code == 200  # it was alive, and is silent from now on
+    await tick(server, 16)
+    await tick(server, 16)
+    assert server.services.store.read(attempt_rows.count_open) == 1  # nothing has proven it ended
+    await api.put(server.path("runs/other"), json={"spec": {}})
+    assert (await attempts.claim(server, "c3", machine_id="m2")).assignment["run_id"] == "other"
+
+
 async def test_a_lost_run_is_taken_elsewhere_only_where_it_fits_wanted_and_not_at_its_last_try(
     server: TestServer,
 ) -> None:

@@ -95,11 +95,12 @@ def apply_transition(
     Raises:
         IllegalTransition: the table has no such transition, or no such reason.
     """
-    if transition.reason not in REASONS[transition.kind]:
-        raise IllegalTransition(f"{transition.kind.value} has no reason {transition.reason!r}")
     latest = history[-1] if history else None
+    # First: an attempt of a deleted run is reopened, and may be lost, after its run has ended.
     if latest is not None and latest.condition.is_final:
         return list(history)
+    if transition.reason not in REASONS[transition.kind]:
+        raise IllegalTransition(f"{transition.kind.value} has no reason {transition.reason!r}")
     message = None if transition.message is None else clean_text(transition.message)
     if latest is not None and latest.condition is transition.kind:
         return [*history[:-1], msgspec.structs.replace(latest, reason=transition.reason, message=message)]
